@@ -1,0 +1,1 @@
+"""Hardware and its doubles. Knows nothing of tiles, verdicts or records."""

@@ -1,0 +1,106 @@
+"""Settings of each camera driver, chosen by `type`. Imports no numpy: every process reads these."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from drivers.settings import Settings
+
+
+class LineScanSettings(Settings):
+    """What every line-scan camera has."""
+
+    width: int = Field(4096, ge=16, le=32768, description="Pixels in a scan line.")
+    frame_height: int = Field(256, ge=1, le=8192, description="Scan lines in a frame.")
+    line_rate_hz: float = Field(3000.0, gt=0, le=1e6, description="Scan lines per second.")
+    pixel_pitch_mm: float = Field(
+        0.1, gt=0, le=10, description="Size of a pixel on the plate, crossweb and downweb."
+    )
+
+
+class SpecimenSettings(Settings):
+    """The light guide plates that the simulated belt carries."""
+
+    width_mm: float = Field(360.0, gt=0, description="Plate, crossweb.")
+    length_mm: float = Field(150.0, gt=0, description="Plate, downweb.")
+    gap_mm: float = Field(150.0, gt=0, description="Belt between two plates.")
+    lateral_offset_mm: float = Field(5.0, ge=0, description="Plates lie up to this far off centre.")
+    skew_deg: float = Field(1.0, ge=0, le=45, description="Plates lie up to this far askew.")
+    defective_share: float = Field(0.5, ge=0, le=1, description="Share of plates with defects.")
+    contrast_scale: float = Field(
+        1.0, gt=0, description="Scales every defect's contrast; 1 is the default difficulty."
+    )
+
+
+class FaultSettings(Settings):
+    """Faults of the simulated camera. Each happens at the frames named by its list of frame numbers
+    (counted from 0 since the belt's start, so that a restart does not repeat them)."""
+
+    drop_frames: tuple[int, ...] = Field((), description="Frames never delivered (id gap).")
+    drop_scan_lines: tuple[int, ...] = Field(
+        (), description="Frames that lack scan lines in their middle and do not say so."
+    )
+    truncate: tuple[int, ...] = Field((), description="Frames cut short, marked incomplete.")
+    duplicate: tuple[int, ...] = Field((), description="Frames delivered twice.")
+    stall: tuple[int, ...] = Field((), description="Frames before which the camera halts.")
+    stall_s: float = Field(1.5, gt=0, description="How long a stall takes; its frames are lost.")
+    disconnect: tuple[int, ...] = Field((), description="Frames at which the camera is gone.")
+    black: tuple[int, ...] = Field((), description="Frames of zeros.")
+    saturated: tuple[int, ...] = Field((), description="Frames of 255.")
+    stuck: tuple[int, ...] = Field((), description="Frames that repeat the pixels before them.")
+    wrong_width: tuple[int, ...] = Field((), description="Frames half as wide.")
+    wrong_pixel_format: tuple[int, ...] = Field((), description="Frames in Mono12.")
+
+
+class SimulatedCameraSettings(LineScanSettings):
+    """A belt with rendered plates under a paced line-scan camera."""
+
+    type: Literal["simulated"]
+    seed: int = Field(1, ge=0, description="Same seed, same belt.")
+    bank_plates: int = Field(16, ge=1, le=4096, description="Different plates rendered ahead.")
+    specimen: SpecimenSettings = SpecimenSettings()
+    is_paced: bool = Field(True, description="False delivers frames as fast as they are taken.")
+    belt_file: Path | None = Field(
+        None,
+        description="JSON with epoch_monotonic_ns: a belt that runs since then, watched or not. "
+        "Without it the belt starts with the camera.",
+    )
+    faults: FaultSettings = FaultSettings()
+
+
+class ReplayCameraSettings(Settings):
+    """Images or a recorded strip played as a line-scan camera would deliver them."""
+
+    type: Literal["replay"]
+    path: Path = Field(description="An image, a folder of images (by name), or a recorded strip.")
+    frame_height: int = Field(256, ge=1, le=8192, description="Scan lines in a frame.")
+    line_rate_hz: float | None = Field(
+        None, gt=0, description="Paced at this rate; None plays as fast as frames are taken."
+    )
+    pixel_pitch_mm: float = Field(0.1, gt=0, le=10, description="Size of a pixel on the plate.")
+    is_loop: bool = Field(False, description="Start again at the end.")
+    gap_scan_lines: int = Field(
+        200, ge=0, description="Black scan lines before, between and after images of a folder."
+    )
+
+
+class GenicamCameraSettings(Settings):
+    """A camera behind a GenTL producer."""
+
+    type: Literal["genicam"]
+    producer: Path = Field(description="The vendor's .cti file; `viky` names the one in the wheel.")
+    serial: str = Field(min_length=1, description="DeviceSerialNumber; another serial is refused.")
+    pixel_pitch_mm: float = Field(0.1, gt=0, le=10, description="Size of a pixel on the plate.")
+    buffers: int = Field(64, ge=4, le=1024, description="Buffers announced to the producer.")
+    features: dict[str, bool | int | float | str] = Field(
+        default_factory=dict, description="SFNC features in the order to apply them."
+    )
+
+
+CameraSettings = Annotated[
+    SimulatedCameraSettings | ReplayCameraSettings | GenicamCameraSettings,
+    Field(discriminator="type"),
+]

@@ -1,0 +1,1 @@
+"""Numbers in, numbers out. Knows nothing of cameras or records."""

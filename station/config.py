@@ -1,0 +1,285 @@
+"""Configuration (what makes this machine equal to its siblings) and recipe (what defines a
+product's inspection), as in OPC 40100-1. Both are TOML; unknown keys are errors."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from drivers.camera.settings import CameraSettings
+from drivers.settings import Settings
+from drivers.stacklight import LightState
+from drivers.stacklight.settings import (
+    DEFAULT_PATTERNS,
+    Element,
+    GpioStackLightSettings,
+    LightPattern,
+    SerialTowerSettings,
+    StackLightSettings,
+)
+
+SHIPPED_PREFIX = "shipped:"
+EX_CONFIG = 78
+"""Exit status of a bad configuration (sysexits.h); the service manager does not restart on it."""
+
+
+T = TypeVar("T")
+
+
+class ConfigError(Exception):
+    """A file is wrong: names file, key, what is wrong, and what would be right."""
+
+
+class PlateRecipe(Settings):
+    """How a plate of this product lies on the belt and where it ends."""
+
+    width_mm: float = Field(gt=0, description="Crossweb size.")
+    length_mm: float = Field(gt=0, description="Downweb size.")
+    tolerance_mm: float = Field(3.0, gt=0, description="A plate off by more is UNDECIDED.")
+    max_length_mm: float | None = Field(
+        None, gt=0, description="A longer plate is cut here; default 1.25 x length_mm."
+    )
+    outline: Literal["level", "whole"] = Field(
+        "level",
+        description="level: the plate is brighter than the belt; whole: the picture is the plate.",
+    )
+    belt_level: int = Field(
+        32, ge=1, le=254, description="8-bit level between the belt (darker) and the plate."
+    )
+    edge_margin_mm: float = Field(2.0, ge=0, description="Border of the plate that is not scored.")
+    min_gap_mm: float = Field(5.0, gt=0, description="Plates closer than this are not separated.")
+    max_skew_deg: float = Field(2.0, gt=0, le=45)
+    is_narrow_allowed: bool = Field(
+        False, description="Score a plate narrower than a tile by padding instead of UNDECIDED."
+    )
+    max_unlit_share: float = Field(
+        0.02, gt=0, le=1, description="Share of pixels at level 0 or 255 that a plate may have."
+    )
+    belt_stop_timeout_s: float = Field(
+        3.0, gt=0, description="No scan line for this long inside a plate: UNDECIDED."
+    )
+
+
+class LaneRecipe(Settings):
+    """The crossweb part of the scan line in which plates lie. The tile grid starts at its left."""
+
+    start_mm: float = Field(0.0, ge=0)
+    end_mm: float | None = Field(None, gt=0, description="Default: the end of the scan line.")
+
+
+class GridRecipe(Settings):
+    """Where tiles of 224 x 224 px lie."""
+
+    step_px: int = Field(192, ge=32, le=224, multiple_of=32)
+
+
+class ModelRecipe(Settings):
+    """Which classifier judges the tiles."""
+
+    id: str = Field(min_length=1, description="Folder of the model registry.")
+    sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="Of its ONNX file.")
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="Tile score above which a plate fails; default: the card's."
+    )
+
+
+class KeepRecipe(Settings):
+    """Which pictures are kept of a passed plate; FAIL and UNDECIDED are always kept whole."""
+
+    pass_whole_share: float = Field(
+        0.02, ge=0, le=1, description="Passed plates kept whole, drawn before the verdict."
+    )
+    is_pass_preview: bool = Field(True, description="Keep a small JPEG of every passed plate.")
+
+
+class Recipe(Settings):
+    """What defines a product's inspection."""
+
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    version: int = Field(ge=1)
+    product: str = ""
+    plate: PlateRecipe
+    lane: LaneRecipe = LaneRecipe()
+    grid: GridRecipe = GridRecipe()
+    model: ModelRecipe
+    keep: KeepRecipe = KeepRecipe()
+    deadline_s: float = Field(
+        2.0, gt=0, description="A verdict not durable this long after the last scan line is late."
+    )
+
+
+class StationSettings(Settings):
+    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$", description="Unique in the plant.")
+    recipe: str = Field(
+        min_length=1, description="Path of a recipe, or shipped:<id> for one that comes with vqi."
+    )
+    runtime_dir: Path = Field(description="Sockets and locks of the running station.")
+    inspect_threads: int = Field(2, ge=1, le=64, description="One-thread classifier sessions.")
+    plate_buffers: int = Field(6, ge=2, le=64, description="Plates in work at once, at most.")
+    ring_s: float = Field(0.75, ge=0.5, le=10, description="Frames the ring holds, in seconds.")
+
+
+class JournalSettings(Settings):
+    directory: Path = Field(description="Database, published snapshot and pictures.")
+    snapshot_interval_s: float = Field(
+        60.0, gt=0, description="How often the copy for other tools is renewed."
+    )
+    min_free_mb: int = Field(
+        200, ge=0, description="Below this much free disk the journal refuses, READY drops."
+    )
+
+
+class LightSettings(Settings):
+    """The stack light and what it means at this site."""
+
+    device: StackLightSettings
+    patterns: dict[LightState, LightPattern] = Field(
+        default_factory=dict, description="Replaces the default pattern of the states it names."
+    )
+    lease_s: float = Field(1.2, ge=0.5, le=1.5, description="A pass not renewed goes out.")
+    fail_hold_s: float | None = Field(
+        None, gt=0, description="FAIL and UNDECIDED stay this long; default: until acknowledged."
+    )
+    pass_hold_s: float = Field(10.0, gt=0, description="PASS stays this long at most.")
+
+    @property
+    def pattern_table(self) -> dict[LightState, LightPattern]:
+        """A pattern for every state."""
+        return {**DEFAULT_PATTERNS, **self.patterns}
+
+    @model_validator(mode="after")
+    def _patterns_can_be_shown_and_told_apart(self) -> LightSettings:
+        table = self.pattern_table
+        for state in (LightState.PASS, LightState.PASS_NOT_PRODUCTION, LightState.LAMP_TEST):
+            twins = [other for other in table if other != state and table[other] == table[state]]
+            if twins:
+                raise ValueError(f"patterns.{state} is the same as patterns.{twins[0]}")
+        elements, blinking = _abilities(self.device)
+        if elements is None:
+            return self
+        for state, pattern in table.items():
+            for element, mode in pattern.items():
+                if element not in elements or (mode == "blink" and element not in blinking):
+                    lack = "" if element not in elements else " that blinks by itself"
+                    raise ValueError(
+                        f"patterns.{state} wants {element} {mode}, but the device has no "
+                        f"{element}{lack}; give the state another pattern"
+                    )
+        return self
+
+
+def _abilities(device: StackLightSettings) -> tuple[set[Element] | None, set[Element]]:
+    """Elements that the device has, and those that can blink; None where it can draw anything."""
+    if isinstance(device, SerialTowerSettings):
+        return set(device.elements), {k for k, v in device.elements.items() if v.blink}
+    if isinstance(device, GpioStackLightSettings):
+        return set(device.lines), set(device.lines)
+    return None, set()
+
+
+class Configuration(Settings):
+    """One station. Relative paths are relative to the current directory."""
+
+    station: StationSettings
+    camera: CameraSettings
+    journal: JournalSettings
+    light: LightSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[T]):
+    """A validated file: its content, where it came from, and the sha256 of its bytes."""
+
+    value: T
+    source: str
+    sha256: str
+
+
+def load_configuration(source: str) -> Loaded[Configuration]:
+    """Read a configuration. Raises `ConfigError`."""
+    return _load(source, Configuration, "configuration")
+
+
+def load_recipe(source: str) -> Loaded[Recipe]:
+    """Read a recipe. Raises `ConfigError`."""
+    return _load(source, Recipe, "recipe")
+
+
+def shipped_path(name: str) -> Path:
+    """A file that comes with the package: `simulated.toml` or `recipes/<id>.toml`."""
+    return Path(str(resources.files("station"))) / "shipped" / name
+
+
+def _load(source: str, model: type[T], what: str) -> Loaded[T]:
+    path = _resolve(source, what)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{source}: this {what} cannot be read: {error.strerror}") from error
+    try:
+        table: dict[str, Any] = tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source}: not valid TOML: {error}") from error
+    try:
+        value = TypeAdapter(model).validate_python(table)
+    except ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(error, model)}") from error
+    return Loaded(value, source, hashlib.sha256(data).hexdigest())
+
+
+def _resolve(source: str, what: str) -> Path:
+    if not source.startswith(SHIPPED_PREFIX):
+        return Path(source)
+    name = source.removeprefix(SHIPPED_PREFIX)
+    folder = "recipes/" if what == "recipe" else ""
+    path = shipped_path(f"{folder}{name}.toml")
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.toml"))
+        raise ConfigError(f"{source}: no such shipped {what}; there are: {', '.join(known)}")
+    return path
+
+
+def _explain(error: ValidationError, model: type[Any]) -> str:
+    """Every mistake of the file in one line: key, what is wrong, what would be right."""
+    return "; ".join(_explain_one(dict(item), model) for item in error.errors())
+
+
+def _explain_one(item: dict[str, Any], model: type[Any]) -> str:
+    location = [part for part in item["loc"] if part != "device" or item["loc"][0] == "light"]
+    key = ".".join(str(part) for part in location) or "the file"
+    kind, given = item["type"], item.get("input")
+    if kind == "extra_forbidden":
+        known = sorted(_fields_at(model, item["loc"][:-1]))
+        return f"{key}: unknown key; known here: {', '.join(known)}"
+    if kind == "missing":
+        return f"{key}: this key is missing"
+    message = item["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(given, dict) else f" (found {given!r})"
+    return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _fields_at(model: Any, location: tuple[Any, ...]) -> set[str]:
+    """Field names of the settings that `location` leads to."""
+    schema = TypeAdapter(model).json_schema()
+    definitions = schema.get("$defs", {})
+
+    def follow(node: dict[str, Any]) -> dict[str, Any]:
+        while "$ref" in node:
+            node = definitions[node["$ref"].rsplit("/", 1)[1]]
+        return node
+
+    node = follow(schema)
+    for part in location:
+        if "discriminator" in node:
+            mapping = node["discriminator"]["mapping"]
+            node = follow({"$ref": mapping[part]} if part in mapping else {})
+            continue
+        inner = node.get("properties", {}).get(part, node.get("additionalProperties", {}))
+        node = follow(inner if isinstance(inner, dict) else {})
+    return set(node.get("properties", {}))

@@ -1,0 +1,246 @@
+"""What is written down: the bodies of the journal's rows, as they travel and as they are hashed.
+
+Times: `*_at` is UTC as RFC 3339 text (a label); `*_ns` is CLOCK_MONOTONIC of the boot named by
+`boot_id` (orders events). Lengths end in `_mm` or `_px`; x is crossweb, y is downweb.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Verdict(StrEnum):
+    """The judgement of one plate; exports say OK, NotOK, NotDecidable (OPC 40001-101)."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    UNDECIDED = "UNDECIDED"
+
+
+class Provenance(StrEnum):
+    """Where the pixels came from. Only `production` may drive the production PASS pattern."""
+
+    PRODUCTION = "production"
+    SIMULATED = "simulated"
+    REPLAYED = "replayed"
+
+
+class Reason(StrEnum):
+    """Why a plate is UNDECIDED."""
+
+    INCOMPLETE = "incomplete"
+    """Pixels inside the plate are missing."""
+    GAP = "gap"
+    """Frames were lost where no plate was seen; plates may have passed unseen."""
+    OVERRUN = "overrun"
+    """The station was too slow and gave up the plate's pixels."""
+    NON_FINITE = "non-finite"
+    """A score is NaN or infinite."""
+    MODEL = "model"
+    """The classifier failed."""
+    DEADLINE = "deadline"
+    """The verdict or its commit came too late."""
+    SKEWED = "skewed"
+    OUT_OF_LANE = "out of lane"
+    OVERLONG = "overlong"
+    SHORT = "short"
+    """Shorter than the recipe's plate less its tolerance."""
+    NOT_SEPARATED = "not separated"
+    NARROW = "narrow"
+    """Narrower than a tile, or than the recipe's plate less its tolerance."""
+    OUTLINE = "outline"
+    """The plate's edge is not straight: part of it may be missing or unlit."""
+    BELT_STOPPED = "belt stopped"
+    INTERRUPTED = "interrupted"
+    """The station died with the plate on the belt."""
+    UNLIT = "unlit"
+    """Too dark or saturated to be judged."""
+    STUCK = "stuck"
+    """The camera repeated the same pixels."""
+    UNCOVERED = "uncovered"
+    """Not every tile of the region has a score."""
+    HALTED = "halted"
+    """The station was not OPERATIONAL while the plate passed."""
+
+
+class Body(BaseModel):
+    """A row's body. Canonical text: JSON, sorted keys, no spaces, UTF-8."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    station_id: str
+    written_at: str = Field(default_factory=lambda: utc_now())
+    boot_id: str = Field(default_factory=lambda: boot_id())
+
+
+class DefectBody(BaseModel):
+    """One place on the plate that the network calls defective; box from the plate's leading edge
+    and the left end of the scan line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    x_px: int
+    y_px: int
+    w_px: int
+    h_px: int
+    x_mm: float
+    """From the plate's left edge."""
+    y_mm: float
+    score: float
+
+
+class ImageBody(BaseModel):
+    """A stored picture, named by its content; filled in by the journal process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    role: Literal["evidence", "preview"]
+    path: str
+    """Relative to the journal's image folder."""
+    sha256: str
+    bytes: int
+    width_px: int
+    height_px: int
+
+
+class OpenedBody(Body):
+    """A plate's leading edge was seen: from this row's commit the plate counts."""
+
+    kind: Literal["opened"] = "opened"
+    result_id: str
+    sequence: int
+    frame_id: int
+    encoder_value: int | None
+    plate_ordinal: int | None
+    """The trigger counter with this plate; None without a counter."""
+    opened_ns: int
+
+
+class ResultBody(Body):
+    """One plate's verdict (OPC 40100-1 ResultType)."""
+
+    kind: Literal["result"] = "result"
+    result_id: str
+    sequence: int
+    triggers: int = 1
+    """Plates this row answers for: 1, or the plates that passed unseen in a gap, 0 if none did."""
+    plate_ordinal: int | None = None
+    part_id: str | None = None
+    provenance: Provenance
+    is_simulated: bool
+    verdict: Verdict
+    reason: Reason | None
+    detail: str = ""
+    """For people: figures behind the reason."""
+    score: float | None
+    """Highest tile score; None if no tile was scored."""
+    threshold: float
+    recipe_id: str
+    recipe_version: int
+    recipe_sha256: str
+    configuration_sha256: str
+    model_id: str
+    model_sha256: str
+    runtime: str
+    """Classifier runtime, version, precision and processor."""
+    camera_serial: str
+    opened_ns: int
+    last_scan_line_ns: int | None
+    """When the plate's last scan line was in memory."""
+    decided_ns: int
+    encoder_value: int | None = None
+    frame_ids: tuple[int, int] | None = None
+    """First and last frame of the plate."""
+    lost_frames: int = 0
+    incomplete_frames: int = 0
+    left_px: int | None = None
+    """The picture's left edge of the plate, at the leading edge."""
+    width_px: int | None = None
+    length_px: int | None = None
+    skew_deg: float | None = None
+    tiles: int = 0
+    tile_grid: str = ""
+    """base64 of little-endian uint16 pairs (x_px, y_px), in grid order."""
+    tile_scores: str = ""
+    """base64 of little-endian float32, in grid order."""
+    defects: tuple[DefectBody, ...] = ()
+    defects_omitted: int = 0
+    is_audit_sample: bool = False
+    pixels_sha256: str | None = None
+    """Of the plate's pixels, scan line by scan line; filled in by the journal process."""
+    images: tuple[ImageBody, ...] = ()
+    truth_is_defective: bool | None = None
+    """Simulation only: what the source knows."""
+    truth: tuple[dict[str, float | str], ...] = ()
+
+
+class ActuationBody(Body):
+    """What the lamp was told for a result, after the result's commit."""
+
+    kind: Literal["actuation"] = "actuation"
+    result_id: str
+    command: str
+    """The light state commanded, or `withheld_late`, `withheld`."""
+    is_confirmed: bool | None
+    """True read back, False sent without read-back, None not sent or not answered."""
+    commanded_ns: int
+    shown_ns: int | None
+    detail: str = ""
+
+
+class DowntimeBody(Body):
+    """The time in which the station could not count plates, and what the trigger counted in it."""
+
+    kind: Literal["downtime"] = "downtime"
+    since_at: str | None
+    """Last durable tick before; None at the first start."""
+    until_at: str
+    reason: str
+    triggers: int | None
+    """Plates that passed in this time by the trigger counter; None if unknown."""
+    from_ordinal: int | None = None
+    to_ordinal: int | None = None
+    """Plates with from_ordinal < ordinal <= to_ordinal passed unseen."""
+
+
+class ReviewBody(Body):
+    """A person's later judgement of a result; a new row, never an edit."""
+
+    kind: Literal["review"] = "review"
+    result_id: str
+    verdict: Verdict
+    reviewer: str
+    reason: str
+
+
+class ChangeBody(Body):
+    """A command or a change of recipe, model or configuration, with who asked for it."""
+
+    kind: Literal["change"] = "change"
+    what: str
+    who: str
+    detail: dict[str, str] = Field(default_factory=dict)
+
+
+AnyBody = Annotated[
+    OpenedBody | ResultBody | ActuationBody | DowntimeBody | ReviewBody | ChangeBody,
+    Field(discriminator="kind"),
+]
+
+
+def result_id(station_id: str, sequence: int) -> str:
+    return f"{station_id}-{sequence:08d}"
+
+
+def utc_now() -> str:
+    """UTC with microseconds as RFC 3339 text."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+@cache
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -164,7 +164,7 @@ def channel_pair() -> tuple[Channel, socket.socket]:
     return Channel(ours), theirs
 
 
-class _short_name:  # noqa: N801  reads as a function
+class _short_name:
     """A name for `path` that fits the 107 bytes of a Unix socket address, however deep it lies."""
 
     def __init__(self, path: Path) -> None:

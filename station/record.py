@@ -76,7 +76,7 @@ class Body(BaseModel):
 
     station_id: str
     written_at: str = Field(default_factory=lambda: utc_now())
-    boot_id: str = Field(default_factory=lambda: boot_id())
+    boot_id: str = Field(default_factory=lambda: current_boot_id())
 
 
 class DefectBody(BaseModel):
@@ -242,5 +242,5 @@ def utc_now() -> str:
 
 
 @cache
-def boot_id() -> str:
+def current_boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -65,7 +65,7 @@ class Frame:
     width: int
     """Pixels in a scan line as the camera says it."""
     frame_id: int
-    """Counts delivered and lost frames; a step other than 1 is a loss (GenTL BUFFER_INFO_FRAMEID)."""
+    """Counts delivered and lost frames; a step other than 1 is a loss (BUFFER_INFO_FRAMEID)."""
     timestamp_ns: int
     """CLOCK_MONOTONIC of this host when the last scan line was in memory."""
     pixel_format: str = MONO8
@@ -74,7 +74,7 @@ class Frame:
     encoder_value: int | None = None
     """Encoder count at the first scan line, one count a scan line; None without an encoder."""
     plate_counter: int | None = None
-    """Plates whose leading edge passed the trigger input before the first scan line; None without."""
+    """Plates whose leading edge passed the trigger input before the first scan line, if known."""
     truth: tuple[PlateTruth, ...] = ()
 
     @property

@@ -69,14 +69,24 @@ class Reason(StrEnum):
     """The station was not OPERATIONAL while the plate passed."""
 
 
+def utc_now() -> str:
+    """UTC with microseconds as RFC 3339 text."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+@cache
+def _current_boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 class Body(BaseModel):
     """A row's body. Canonical text: JSON, sorted keys, no spaces, UTF-8."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     station_id: str
-    written_at: str = Field(default_factory=lambda: utc_now())
-    boot_id: str = Field(default_factory=lambda: current_boot_id())
+    written_at: str = Field(default_factory=utc_now)
+    boot_id: str = Field(default_factory=_current_boot_id)
 
 
 class DefectBody(BaseModel):
@@ -126,8 +136,8 @@ class ResultBody(Body):
     kind: Literal["result"] = "result"
     result_id: str
     sequence: int
-    triggers: int = 1
-    """Plates this row answers for: 1, or the plates that passed unseen in a gap, 0 if none did."""
+    triggers: int | None = 1
+    """Plates this row answers for: 1; for a gap those that passed unseen, None if unknown."""
     plate_ordinal: int | None = None
     part_id: str | None = None
     provenance: Provenance
@@ -234,13 +244,3 @@ AnyBody = Annotated[
 
 def result_id(station_id: str, sequence: int) -> str:
     return f"{station_id}-{sequence:08d}"
-
-
-def utc_now() -> str:
-    """UTC with microseconds as RFC 3339 text."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
-
-
-@cache
-def current_boot_id() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -1,0 +1,228 @@
+"""Where tiles lie on a plate and what is in them: the same arithmetic live, offline and replayed.
+
+The grid starts at the lane's left edge crossweb and at the plate's leading edge downweb. The scored
+region is the plate's outline less the edge margin. Pixels outside the region are replaced by the
+nearest region pixel of the same scan line, scan lines outside it by the nearest one inside, so that
+none of them ever enters a score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from station.config import Recipe
+
+TILE_PX = 224
+CHUNK_TILES = 4
+"""Tiles scored at once, in grid order and never across tile rows: results do not depend on load."""
+OUTSIDE = -1
+
+Rows = NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """A recipe in pixels for one camera; x is crossweb, y is downweb."""
+
+    scan_line_px: int
+    pixel_pitch_mm: float
+    lane_left_px: int
+    lane_right_px: int
+    width_px: float
+    length_px: float
+    tolerance_px: float
+    max_rows: int
+    margin_px: int
+    min_gap_px: int
+    max_skew_deg: float
+    step_px: int
+    belt_level: int
+    is_whole: bool
+    is_narrow_allowed: bool
+
+    @classmethod
+    def of(cls, recipe: Recipe, pixel_pitch_mm: float, scan_line_px: int) -> Geometry:
+        """Raises ValueError if the lane does not fit in the scan line."""
+        plate, lane = recipe.plate, recipe.lane
+
+        def px(length_mm: float) -> float:
+            return length_mm / pixel_pitch_mm
+
+        lane_left = round(px(lane.start_mm))
+        lane_right = scan_line_px if lane.end_mm is None else round(px(lane.end_mm))
+        if not lane_left < lane_right <= scan_line_px:
+            raise ValueError(
+                f"lane {lane.start_mm} to {lane.end_mm} mm does not fit in a scan line of "
+                f"{scan_line_px} px x {pixel_pitch_mm} mm = {scan_line_px * pixel_pitch_mm:g} mm"
+            )
+        max_length_mm = plate.max_length_mm or 1.25 * plate.length_mm
+        slant_px = px(plate.width_mm) * math.sin(math.radians(plate.max_skew_deg))
+        return cls(
+            scan_line_px=scan_line_px,
+            pixel_pitch_mm=pixel_pitch_mm,
+            lane_left_px=lane_left,
+            lane_right_px=lane_right,
+            width_px=px(plate.width_mm),
+            length_px=px(plate.length_mm),
+            tolerance_px=px(plate.tolerance_mm),
+            max_rows=math.ceil(px(max_length_mm) + slant_px),
+            margin_px=math.ceil(px(plate.edge_margin_mm)),
+            min_gap_px=max(1, math.ceil(px(plate.min_gap_mm))),
+            max_skew_deg=plate.max_skew_deg,
+            step_px=recipe.grid.step_px,
+            belt_level=plate.belt_level,
+            is_whole=plate.outline == "whole",
+            is_narrow_allowed=plate.is_narrow_allowed,
+        )
+
+    @property
+    def block_px(self) -> int:
+        """Widest span of a chunk of tiles."""
+        return (CHUNK_TILES - 1) * self.step_px + TILE_PX
+
+
+def scored_region(left: Rows, right: Rows, margin_px: int) -> tuple[Rows, Rows]:
+    """Erode an outline by the edge margin, crossweb and downweb.
+
+    `left` and `right` are int32 (rows,): the first plate pixel and the one after the last,
+    OUTSIDE where a scan line has none; scan lines before the first and after the last count as
+    outside. Returns the same for the region.
+    """
+    is_plate = left != OUTSIDE
+    inner_left = _widest(np.where(is_plate, left, np.iinfo(np.int32).max), margin_px, np.maximum)
+    inner_right = _widest(np.where(is_plate, right, 0), margin_px, np.minimum)
+    is_region = (inner_left < inner_right) & (inner_left != np.iinfo(np.int32).max)
+    is_region &= inner_right - inner_left > 2 * margin_px
+    region_left = np.where(is_region, inner_left + np.int32(margin_px), OUTSIDE)
+    region_right = np.where(is_region, inner_right - np.int32(margin_px), OUTSIDE)
+    return region_left.astype(np.int32), region_right.astype(np.int32)
+
+
+def _widest(values: Rows, reach: int, pick: np.ufunc) -> Rows:
+    """Max (or min) over the window of `reach` scan lines before and after each one."""
+    if reach == 0:
+        return values
+    end = np.iinfo(np.int32).max if pick is np.maximum else 0
+    padded = np.full(len(values) + 2 * reach, end, np.int32)
+    padded[reach : reach + len(values)] = values
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+    result: Rows = pick.reduce(windows, axis=1)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class TileRow:
+    """The tiles of one grid row that are needed to cover the region."""
+
+    index: int
+    y_px: int
+    """First scan line of the tiles, from the plate's leading edge."""
+    columns: tuple[int, ...]
+    x_px: tuple[int, ...]
+    """First pixel of each tile in the scan line."""
+    left: Rows
+    right: Rows
+    """Region of the 224 scan lines, int32, OUTSIDE where there is none."""
+
+    def chunks(self) -> list[slice]:
+        return [slice(i, i + CHUNK_TILES) for i in range(0, len(self.columns), CHUNK_TILES)]
+
+
+def tile_row(geometry: Geometry, index: int, left: Rows, right: Rows) -> TileRow | None:
+    """The tiles of grid row `index` over a region; None if the rows before cover all of it.
+
+    `left` and `right` are the region of the plate up to at least this row's last scan line, or of
+    the whole plate.
+    """
+    y = index * geometry.step_px
+    lines = slice(y, y + TILE_PX)
+    # What a tile shares with the one before it is covered already, unless there is none before.
+    is_first = not (left[:y] != OUTSIDE).any()
+    own = slice(y if is_first else y + TILE_PX - geometry.step_px, y + TILE_PX)
+    if not (left[own] != OUTSIDE).any():
+        return None
+    is_region = left[lines] != OUTSIDE
+    columns = _columns_of(geometry, left[lines][is_region], right[lines][is_region])
+    if not columns:
+        return None
+    padding = (0, TILE_PX - len(is_region))
+    return TileRow(
+        index=index,
+        y_px=y,
+        columns=columns,
+        x_px=tuple(geometry.lane_left_px + column * geometry.step_px for column in columns),
+        left=np.pad(left[lines], padding, constant_values=OUTSIDE),
+        right=np.pad(right[lines], padding, constant_values=OUTSIDE),
+    )
+
+
+def _columns_of(geometry: Geometry, left: Rows, right: Rows) -> tuple[int, ...]:
+    """The fewest columns of the grid that cover the region, within the lane."""
+    start = max(0, int(left.min()) - geometry.lane_left_px)
+    end = min(int(right.max()), geometry.lane_right_px) - geometry.lane_left_px
+    first = start // geometry.step_px
+    last = max(first, math.ceil((end - TILE_PX) / geometry.step_px))
+    return tuple(range(first, last + 1)) if end > start else ()
+
+
+def cut_tiles(
+    geometry: Geometry,
+    pixels: NDArray[np.uint8],
+    row: TileRow,
+    tiles: slice,
+    block: NDArray[np.uint8],
+    batch: NDArray[np.uint8],
+) -> int:
+    """Fill `batch` with the tiles `row.columns[tiles]` and return how many they are.
+
+    `pixels` is the plate so far, uint8 (scan lines, scan_line_px); `block` is scratch, uint8
+    (224, at least the span of the tiles); `batch` is uint8 (tiles, 1, 224, 224).
+    """
+    columns = row.columns[tiles]
+    start = geometry.lane_left_px + columns[0] * geometry.step_px
+    width = (columns[-1] - columns[0]) * geometry.step_px + TILE_PX
+    _pad_block(pixels, row, start, block[:, :width])
+    for place, column in enumerate(columns):
+        x = (column - columns[0]) * geometry.step_px
+        batch[place, 0] = block[:, x : x + TILE_PX]
+    return len(columns)
+
+
+def _pad_block(
+    pixels: NDArray[np.uint8], row: TileRow, start: int, block: NDArray[np.uint8]
+) -> None:
+    """Copy the region's pixels of 224 scan lines from column `start` on and complete the rest."""
+    width = block.shape[1]
+    available = min(width, pixels.shape[1] - start)
+    lines = min(TILE_PX, pixels.shape[0] - row.y_px)
+    block[:lines, :available] = pixels[row.y_px : row.y_px + lines, start : start + available]
+    for y, (left, right) in enumerate(
+        zip((row.left - start).tolist(), (row.right - start).tolist(), strict=True)
+    ):
+        if right + start == OUTSIDE:
+            continue
+        line = block[y]
+        # A region that lies wholly beside this block still gives its nearest pixel.
+        if left >= available or right <= 0:
+            nearest = left if left >= available else right - 1
+            line[:] = pixels[row.y_px + y, start + nearest]
+            continue
+        if left > 0:
+            line[:left] = line[left]
+        if right < width:
+            line[right:] = line[right - 1]
+    for y, source in _lines_to_complete(row.left):
+        block[y] = block[source]
+
+
+def _lines_to_complete(left: Rows) -> Iterator[tuple[int, int]]:
+    """Scan lines without region, each with the nearest one before it that has, else the first."""
+    inside = np.flatnonzero(left != OUTSIDE)
+    for y in np.flatnonzero(left == OUTSIDE):
+        before = inside[inside < y]
+        yield int(y), int(before[-1] if len(before) else inside[0])

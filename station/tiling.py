@@ -143,7 +143,9 @@ def tile_row(geometry: Geometry, index: int, left: Rows, right: Rows) -> TileRow
     lines = slice(y, y + TILE_PX)
     # What a tile shares with the one before it is covered already, unless there is none before.
     is_first = not (left[:y] != OUTSIDE).any()
-    own = slice(y if is_first else y + TILE_PX - geometry.step_px, y + TILE_PX)
+    own = slice(y, y + geometry.step_px)
+    if not is_first:
+        own = slice(y + TILE_PX - geometry.step_px, y + TILE_PX)
     if not (left[own] != OUTSIDE).any():
         return None
     is_region = left[lines] != OUTSIDE

@@ -1,0 +1,284 @@
+"""The camera process and the ring that its frames travel in.
+
+The camera lives in a process of its own, started by exec: a vendor's library that crashes, leaks or
+holds the interpreter takes only that process with it. Frames lie in the slots of a memfd; slot
+numbers, headers and slot returns travel over a SOCK_SEQPACKET pair. The kernel frees the memory and
+reports a death as end-of-file, so no lock or name can be left behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import TypeAdapter
+
+from drivers.camera import Camera, CameraInfo, EndOfSource, Frame, PlateTruth, open_camera
+from drivers.camera.settings import CameraSettings
+from drivers.errors import DeviceError, DeviceLost
+from station.ipc import Channel, Json, PeerGone, channel_pair
+
+TICK_S = 0.25
+"""Liveness travels through the whole station this often, also when no plate comes."""
+_START_TIMEOUT_S = 120.0
+_SLOTS_WITHOUT_RATE = 32
+_SLOTS_MIN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The camera process is alive; `grabbed` and `overrun` count its frames since its start."""
+
+    number: int
+    grabbed: int
+    overrun: int
+    """Frames that found no free slot: seen as lost by their missing ids."""
+
+
+class CameraGone(ConnectionError):
+    """The camera process died or lost its camera; the message says which."""
+
+
+class CameraProcess:
+    """The station's side: starts the camera process and reads its frames, one thread."""
+
+    def __init__(self, settings: CameraSettings, ring_s: float) -> None:
+        """Open the camera in a new process. Raises `DeviceError` with what the driver said."""
+        self._channel, theirs = channel_pair()
+        self._process = _spawn(theirs)
+        try:
+            dump: Json = settings.model_dump(mode="json")
+            self._channel.send({"settings": dump})
+            self.info = self._read_info()
+            self._slots = _slot_count(self.info, ring_s)
+            memory = np.frombuffer(self._make_ring(), np.uint8)
+        except BaseException:
+            self.close()
+            raise
+        self._memory = memory.reshape(self._slots, self.info.max_frame_bytes)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def start(self) -> None:
+        """Begin acquisition."""
+        self._channel.send({"op": "start"})
+
+    def receive(self, timeout_s: float) -> tuple[Frame, int] | Tick | None:
+        """The next frame with its slot, or a tick; None after `timeout_s`.
+
+        The frame's pixels lie in the ring: call `release` with the slot when done. Raises
+        `CameraGone` if the process died, `EndOfSource` at the end of a finite source.
+        """
+        try:
+            body = self._channel.receive(timeout_s).body
+        except TimeoutError:
+            return None
+        except PeerGone as error:
+            raise CameraGone(f"the camera process died ({self._exit_text()})") from error
+        if body["op"] == "tick":
+            return Tick(body["number"], body["grabbed"], body["overrun"])
+        if body["op"] == "end":
+            raise EndOfSource
+        if body["op"] == "error":
+            raise CameraGone(body["message"])
+        return self._frame(body), body["slot"]
+
+    def release(self, slot: int) -> None:
+        """Give a slot back. A dead process is noticed by the next `receive`."""
+        with contextlib.suppress(PeerGone, TimeoutError):
+            self._channel.send({"op": "release", "slot": slot})
+
+    def close(self) -> None:
+        """End the process: it sees end-of-file; a stuck one is killed. Frees the ring."""
+        self._channel.close()
+        try:
+            self._process.wait(timeout=2.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        # Frames may still be in use by the caller; the last one frees the ring.
+        self._memory = np.empty((0, 0), np.uint8)
+
+    def _read_info(self) -> CameraInfo:
+        try:
+            body = self._channel.receive(_START_TIMEOUT_S).body
+        except PeerGone as error:
+            raise DeviceLost(
+                f"the camera process died while opening the camera ({self._exit_text()})"
+            ) from error
+        except TimeoutError as error:
+            raise DeviceLost(f"the camera did not open within {_START_TIMEOUT_S:g} s") from error
+        if body["op"] == "error":
+            raise DeviceError(body["message"])
+        return CameraInfo(**body["info"])
+
+    def _make_ring(self) -> mmap.mmap:
+        size = self._slots * self.info.max_frame_bytes
+        descriptor = os.memfd_create("vqi-ring", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(descriptor, size)
+            self._channel.send({"op": "ring", "slots": self._slots}, (descriptor,))
+            return mmap.mmap(descriptor, size)
+        finally:
+            os.close(descriptor)
+
+    def _frame(self, body: Json) -> Frame:
+        row_bytes, height = body.pop("row_bytes"), body.pop("height")
+        pixels = self._memory[body["slot"]][: row_bytes * height].reshape(height, row_bytes)
+        truth = tuple(_truth(item) for item in body["truth"])
+        header = {k: v for k, v in body.items() if k not in ("op", "slot", "truth")}
+        return Frame(pixels=pixels, truth=truth, **header)
+
+    def _exit_text(self) -> str:
+        try:
+            code = self._process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            return "it closed its connection"
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+
+
+def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "station.acquisition", str(theirs.fileno())],
+            pass_fds=(theirs.fileno(),),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            # Ctrl-C at a terminal is the starter's to handle.
+            start_new_session=True,
+        )
+    finally:
+        theirs.close()
+
+
+def _slot_count(info: CameraInfo, ring_s: float) -> int:
+    if info.line_rate_hz is None:
+        return _SLOTS_WITHOUT_RATE
+    return max(_SLOTS_MIN, int(ring_s * info.line_rate_hz / info.frame_height) + 2)
+
+
+def _truth(item: dict[str, Any]) -> PlateTruth:
+    return TypeAdapter(PlateTruth).validate_python(item)
+
+
+# --- in the camera process ---------------------------------------------------------------------
+
+
+class _Ring:
+    """The camera process's side: free slots, and one scratch slot for frames that find none."""
+
+    def __init__(self, channel: Channel, slot_bytes: int) -> None:
+        packet = channel.receive()
+        self._channel = channel
+        slots = int(packet.body["slots"])
+        memory = np.frombuffer(mmap.mmap(packet.descriptors[0], slots * slot_bytes), np.uint8)
+        packet.close()
+        self._memory = memory.reshape(slots, slot_bytes)
+        self._scratch = np.empty(slot_bytes, np.uint8)
+        self._free = deque(range(slots))
+        self.overrun = 0
+
+    def next_slot(self) -> tuple[int | None, NDArray[np.uint8]]:
+        self.take_returns()
+        if not self._free:
+            return None, self._scratch
+        return self._free[0], self._memory[self._free[0]]
+
+    def take_returns(self) -> None:
+        """Raises `PeerGone` if the station is gone."""
+        while True:
+            try:
+                self._free.append(self._channel.receive(timeout_s=0).body["slot"])
+            except BlockingIOError:
+                return
+
+    def send(self, slot: int | None, frame: Frame) -> None:
+        if slot is None:
+            self.overrun += 1
+            return
+        self._free.popleft()
+        self._channel.send(_header(slot, frame), timeout_s=None)
+
+
+def _header(slot: int, frame: Frame) -> Json:
+    return {
+        "op": "frame",
+        "slot": slot,
+        "height": frame.height,
+        "row_bytes": frame.pixels.shape[1],
+        "width": frame.width,
+        "frame_id": frame.frame_id,
+        "timestamp_ns": frame.timestamp_ns,
+        "pixel_format": frame.pixel_format,
+        "is_incomplete": frame.is_incomplete,
+        "encoder_value": frame.encoder_value,
+        "plate_counter": frame.plate_counter,
+        "truth": [asdict(truth) for truth in frame.truth],
+    }
+
+
+def _serve(channel: Channel) -> None:
+    settings: CameraSettings = TypeAdapter[CameraSettings](CameraSettings).validate_python(
+        channel.receive().body["settings"]
+    )
+    try:
+        with open_camera(settings) as camera:
+            channel.send({"op": "info", "info": asdict(camera.info)})
+            ring = _Ring(channel, camera.info.max_frame_bytes)
+            channel.receive()  # start
+            camera.start()
+            _deliver(camera, channel, ring)
+    except EndOfSource:
+        channel.send({"op": "end"})
+        _wait_for_end_of_file(channel)
+    except DeviceError as error:
+        channel.send({"op": "error", "message": str(error)})
+
+
+def _deliver(camera: Camera, channel: Channel, ring: _Ring) -> None:
+    grabbed, number, next_tick = 0, 0, 0.0
+    while True:
+        slot, into = ring.next_slot()
+        frame = camera.grab(into, timeout_s=TICK_S / 4)
+        if frame is not None:
+            grabbed += 1
+            ring.send(slot, frame)
+        if time.monotonic() >= next_tick:
+            number, next_tick = number + 1, time.monotonic() + TICK_S
+            tick = {"op": "tick", "number": number, "grabbed": grabbed, "overrun": ring.overrun}
+            # A station that does not read gets no ticks, and so no green.
+            with contextlib.suppress(BlockingIOError):
+                channel.send(tick, timeout_s=0)
+
+
+def _wait_for_end_of_file(channel: Channel) -> None:
+    """Keep the frames in flight readable until the station has taken them."""
+    while True:
+        channel.receive()
+
+
+def main() -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Channel(socket.socket(fileno=int(sys.argv[1]))) as channel:
+        try:
+            _serve(channel)
+        except PeerGone:
+            return 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""From a plate's work to the body of its record."""
+
+from __future__ import annotations
+
+import base64
+import math
+import time
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from drivers.camera import CameraInfo
+from models.classifier import Classifier
+from station.config import Configuration, Loaded, Recipe
+from station.inspection import PlateWork
+from station.record import OpenedBody, Provenance, Reason, ResultBody, Verdict, result_id
+from station.strip import Gap, measure
+from station.tiling import OUTSIDE, Geometry
+from station.verdict import MAX_DEFECTS, Evidence, TileScore, decide, find_defects
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What stays the same from plate to plate."""
+
+    configuration: Loaded[Configuration]
+    recipe: Loaded[Recipe]
+    geometry: Geometry
+    classifier: Classifier
+    threshold: float
+    camera: CameraInfo
+    provenance: Provenance
+
+    @property
+    def station_id(self) -> str:
+        return self.configuration.value.station.id
+
+    def result_id(self, sequence: int) -> str:
+        return result_id(self.station_id, sequence)
+
+
+def opened_body(context: Context, work: PlateWork) -> OpenedBody:
+    return OpenedBody(
+        station_id=context.station_id,
+        result_id=work.result_id,
+        sequence=work.sequence,
+        frame_id=work.plate.first_frame_id,
+        encoder_value=work.plate.encoder_value,
+        plate_ordinal=work.plate.ordinal,
+        opened_ns=work.plate.opened_ns,
+    )
+
+
+def scored_body(context: Context, work: PlateWork) -> ResultBody:
+    """Judge a plate whose tiles all have their scores."""
+    scores = sorted(work.scores, key=lambda tile: (tile.row, tile.column))
+    verdict, reason = decide(
+        Evidence(
+            problem=work.problem,
+            tiles_expected=work.tiles_expected,
+            scores=scores,
+            threshold=context.threshold,
+            unlit_share=work.unlit_share,
+            max_unlit_share=context.recipe.value.plate.max_unlit_share,
+            is_self_tested=context.classifier.is_self_tested,
+        )
+    )
+    plate = work.plate
+    left = _left_px(work)
+    defects = find_defects(scores, context.threshold, left, context.geometry.pixel_pitch_mm)
+    shape = measure(plate) if plate.length_px > 2 and not context.geometry.is_whole else None
+    return _body(
+        context,
+        sequence=work.sequence,
+        plate_ordinal=plate.ordinal,
+        verdict=verdict,
+        reason=reason,
+        detail=work.detail,
+        score=_highest(scores),
+        opened_ns=plate.opened_ns,
+        last_scan_line_ns=plate.last_scan_line_ns,
+        encoder_value=plate.encoder_value,
+        frame_ids=(plate.first_frame_id, plate.last_frame_id),
+        left_px=left,
+        width_px=round(shape.width_px) if shape else int(plate.right[: plate.length_px].max()),
+        length_px=plate.length_px,
+        skew_deg=round(shape.skew_deg, 3) if shape else None,
+        tiles=len(scores),
+        tile_grid=_pack([(t.x_px, t.y_px) for t in scores], np.dtype("<u2")),
+        tile_scores=_pack([t.score for t in scores], np.dtype("<f4")),
+        defects=tuple(defects[:MAX_DEFECTS]),
+        defects_omitted=max(0, len(defects) - MAX_DEFECTS),
+        is_audit_sample=work.is_audit_sample,
+        truth_is_defective=plate.truth.is_defective if plate.truth else None,
+        truth=tuple(asdict(defect) for defect in plate.truth.defects) if plate.truth else (),
+    )
+
+
+def gap_body(context: Context, sequence: int, gap: Gap) -> ResultBody:
+    """The record of scan lines that nobody saw."""
+    now = time.monotonic_ns()
+    return _body(
+        context,
+        sequence=sequence,
+        triggers=gap.triggers,
+        plate_ordinal=gap.to_ordinal,
+        verdict=Verdict.UNDECIDED,
+        reason=gap.reason,
+        detail=gap.detail,
+        score=None,
+        opened_ns=now,
+        last_scan_line_ns=None,
+        frame_ids=gap.frame_ids,
+        lost_frames=gap.lost_frames,
+    )
+
+
+def interrupted_body(context: Context, opened: OpenedBody) -> ResultBody:
+    """The record of a plate that was on the belt when the station died."""
+    return _body(
+        context,
+        sequence=opened.sequence,
+        plate_ordinal=opened.plate_ordinal,
+        verdict=Verdict.UNDECIDED,
+        reason=Reason.INTERRUPTED,
+        detail="the station stopped while the plate was on the belt",
+        score=None,
+        opened_ns=opened.opened_ns,
+        last_scan_line_ns=None,
+        encoder_value=opened.encoder_value,
+    )
+
+
+def _body(context: Context, *, sequence: int, **fields: object) -> ResultBody:
+    recipe, classifier = context.recipe, context.classifier
+    values: dict[str, object] = {
+        "station_id": context.station_id,
+        "result_id": context.result_id(sequence),
+        "sequence": sequence,
+        "provenance": context.provenance,
+        "is_simulated": context.provenance is not Provenance.PRODUCTION,
+        "threshold": context.threshold,
+        "recipe_id": recipe.value.id,
+        "recipe_version": recipe.value.version,
+        "recipe_sha256": recipe.sha256,
+        "configuration_sha256": context.configuration.sha256,
+        "model_id": classifier.model_id,
+        "model_sha256": classifier.model_sha256,
+        "runtime": classifier.runtime,
+        "camera_serial": context.camera.serial,
+        "decided_ns": time.monotonic_ns(),
+    }
+    return ResultBody.model_validate({**values, **fields})
+
+
+def _left_px(work: PlateWork) -> int:
+    """Where the plate's left edge meets its leading edge."""
+    left = work.plate.left[: work.plate.length_px]
+    inside = left[left != OUTSIDE]
+    return int(inside[: max(1, len(inside) // 4)].min()) if len(inside) else 0
+
+
+def _highest(scores: list[TileScore]) -> float | None:
+    if not scores:
+        return None
+    return max((tile.score for tile in scores), key=lambda s: math.inf if math.isnan(s) else s)
+
+
+def _pack(values: list[float] | list[tuple[int, int]], dtype: np.dtype[np.generic]) -> str:
+    return base64.b64encode(np.asarray(values, dtype).tobytes()).decode()

@@ -1,0 +1,108 @@
+"""A look into an ONNX file before any runtime sees it: is it one self-contained, flat graph?
+
+ONNX Runtime would read external data from wherever the file points, also when the model is given
+as bytes. This scan of the protobuf wire format needs no onnx package; field numbers are those of
+onnx.proto (IR version 13 and before).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_OWN_DOMAINS = (b"", b"ai.onnx")
+
+
+class GraphRefused(ValueError):
+    """The file is not a self-contained, flat ONNX graph: says what was found."""
+
+
+def check_self_contained(model: bytes) -> None:
+    """Raises `GraphRefused` for external data, subgraphs, functions, sparse tensors, operators of
+    other domains, and for bytes that are not an ONNX model with a graph."""
+    graphs = 0
+    for field, value in _fields(memoryview(model)):
+        if field == 25:
+            raise GraphRefused("it contains functions")
+        if field == 7:
+            graphs += 1
+            _check_graph(_message(value))
+    if graphs != 1:
+        raise GraphRefused("it is not an ONNX model")
+
+
+def _check_graph(graph: memoryview) -> None:
+    for field, value in _fields(graph):
+        if field == 1:
+            _check_node(_message(value))
+        elif field == 5:
+            _check_tensor(_message(value))
+        elif field == 15:
+            raise GraphRefused("it contains sparse tensors")
+
+
+def _check_node(node: memoryview) -> None:
+    for field, value in _fields(node):
+        if field == 5:
+            _check_attribute(_message(value))
+        elif field == 7 and bytes(_message(value)) not in _OWN_DOMAINS:
+            name = bytes(_message(value)).decode(errors="replace")
+            raise GraphRefused(f"it uses operators of the domain {name!r}")
+
+
+def _check_attribute(attribute: memoryview) -> None:
+    for field, value in _fields(attribute):
+        if field in (5, 10):
+            _check_tensor(_message(value))
+        elif field in (6, 11):
+            raise GraphRefused("it contains subgraphs")
+        elif field in (22, 23):
+            raise GraphRefused("it contains sparse tensors")
+
+
+def _check_tensor(tensor: memoryview) -> None:
+    for field, value in _fields(tensor):
+        if field == 13 or (field == 14 and value != 0):
+            raise GraphRefused("it keeps weights in another file (external data)")
+
+
+def _message(value: int | memoryview) -> memoryview:
+    if isinstance(value, int):
+        raise GraphRefused("it is not an ONNX model")
+    return value
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Field number and value of each field of a message, in order."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        kind = key & 7
+        if kind == _VARINT:
+            value, at = _varint(message, at)
+            yield key >> 3, value
+            continue
+        if kind == _BYTES:
+            size, at = _varint(message, at)
+        elif kind in (_FIXED64, _FIXED32):
+            size = 8 if kind == _FIXED64 else 4
+        else:
+            raise GraphRefused("it is not an ONNX model")
+        if size > len(message) - at:
+            raise GraphRefused("it is cut short or not an ONNX model")
+        yield key >> 3, message[at : at + size]
+        at += size
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """A base-128 number of at most 10 bytes, and the place after it."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(message):
+            break
+        byte = message[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, at
+    raise GraphRefused("it is cut short or not an ONNX model")

@@ -1,0 +1,152 @@
+"""From a training run to a folder that the station can load, checked against PyTorch."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+
+from models.card import (
+    GOLDEN_FILE,
+    MODEL_FILE,
+    GoldenCard,
+    InputCard,
+    MeasuredCard,
+    ModelCard,
+    ThresholdCard,
+    TrainingCard,
+    sha256_of,
+    write_card,
+)
+from models.graph import check_self_contained
+from models.training.count import count_mflops, count_parameters
+from models.training.lightdefectnet import (
+    CONTRAST_GAIN,
+    DARK_LEVEL,
+    LOCAL_PX,
+    TILE_PX,
+    LightDefectNet,
+    prepare_for_export,
+)
+from models.training.train import defect_probability, predict
+
+OPSET = 18
+TOLERANCE = 1e-4
+GOLDEN_TILES = 8
+
+
+class ExportError(Exception):
+    """The exported graph does not compute what the network computes."""
+
+
+def to_onnx(network: LightDefectNet) -> bytes:
+    """One self-contained graph: tiles uint8 (n, 1, 224, 224) -> probabilities float32 (n, 2)."""
+    example = torch.zeros((2, 1, TILE_PX, TILE_PX), dtype=torch.uint8)
+    with warnings.catch_warnings():
+        # The exporter deep-copies with calls that torch itself has marked as deprecated.
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            prepare_for_export(network.cpu()),
+            (example,),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=({0: torch.export.Dim("n", min=1, max=4096)},),
+            input_names=["tiles"],
+            output_names=["probabilities"],
+            verbose=False,
+        )
+    assert program is not None
+    model: bytes = program.model_proto.SerializeToString()
+    check_self_contained(model)
+    return model
+
+
+def check_against_torch(
+    network: LightDefectNet, model: bytes, tiles: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """Score tiles in ONNX Runtime. Raises `ExportError` if PyTorch differs by more than 1e-4."""
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    one_by_one = [session.run(None, {"tiles": tile[None]})[0] for tile in tiles]
+    scores: NDArray[np.float32] = np.concatenate(one_by_one)[:, 1]
+    expected = defect_probability(predict(network, tiles))
+    difference = float(np.abs(scores - expected).max())
+    if not difference <= TOLERANCE:
+        raise ExportError(f"ONNX Runtime differs from PyTorch by {difference:.2g}")
+    return scores
+
+
+def export(
+    network: LightDefectNet,
+    summary: dict[str, Any],
+    tiles: NDArray[np.uint8],
+    folder: Path,
+    measured: tuple[MeasuredCard, ...] = (),
+) -> ModelCard:
+    """Write `model.onnx`, `golden.npz` and `card.json` into `folder`, whose name is the id.
+
+    `tiles` are tiles the network was not trained on; the golden tiles are taken from them, from the
+    lowest score to the highest. Raises `ExportError`.
+    """
+    model = to_onnx(network)
+    scores = check_against_torch(network, model, tiles)
+    chosen = _spread(scores, GOLDEN_TILES)
+    golden = _archive(tiles[chosen])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MODEL_FILE).write_bytes(model)
+    (folder / GOLDEN_FILE).write_bytes(golden)
+    card = ModelCard(
+        id=folder.name,
+        name="LightDefectNet",
+        created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        sha256=sha256_of(model),
+        parameters=count_parameters(model),
+        mflops=round(count_mflops(model), 2),
+        input=_input_card(),
+        threshold=ThresholdCard(
+            value=summary["threshold"],
+            chosen_by="least mean of escape and false-reject rate on "
+            f"{summary['validation_samples']} validation tiles; choose one per plate before use",
+        ),
+        golden=GoldenCard(
+            sha256=sha256_of(golden), scores=tuple(map(float, scores[chosen])), tolerance=TOLERANCE
+        ),
+        training=_training_card(summary),
+        measured=measured,
+    )
+    write_card(folder, card)
+    return card
+
+
+def _input_card() -> InputCard:
+    return InputCard(
+        front_end="grey levels relative to the local brightness: (x - local) / (local + dark_level)"
+        " * contrast_gain, local = bilinear interpolation of the means of local_px cells",
+        constants={
+            "local_px": LOCAL_PX,
+            "dark_level": DARK_LEVEL,
+            "contrast_gain": CONTRAST_GAIN,
+        },
+    )
+
+
+def _training_card(summary: dict[str, Any]) -> TrainingCard:
+    return TrainingCard(**{name: summary[name] for name in TrainingCard.model_fields})
+
+
+def _spread(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Indices of `count` scores at even ranks from the lowest to the highest."""
+    ranks = np.linspace(0, len(scores) - 1, min(count, len(scores))).round().astype(np.int64)
+    return np.argsort(scores, kind="stable")[ranks]
+
+
+def _archive(tiles: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, tiles=tiles)
+    return buffer.getvalue()

@@ -1,0 +1,214 @@
+"""LightDefectNet: two-column attention-condensing network for 224 x 224 grey tiles.
+
+After Xu et al., "LightDefectNet" (2022): visual attention condensers (Wong et al., 2020) early, two
+columns that are independent early and exchange late, anti-aliased downsampling (Zhang, 2019)
+everywhere after the input layer, and two heads. The layer sizes are our own: no implementation is
+public. Channel counts are multiples of 16, so that ONNX Runtime keeps its blocked layout.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+TILE_PX = 224
+
+LOCAL_PX = 8
+"""Side of the cells whose mean is the local brightness."""
+DARK_LEVEL = 16.0
+"""Added to the local brightness, in 8-bit levels, so that a dark tile's noise is not blown up."""
+CONTRAST_GAIN = 4.0
+"""Brings the relative contrast of dot lattices to about unit spread."""
+
+
+# Parts
+
+
+class LocalContrast(nn.Module):
+    """Grey levels relative to the local brightness: unmoved by gain and slow illumination.
+
+    (n, 1, 224, 224) uint8 -> (n, 1, 224, 224) float32. Fixed constants, nothing is learned, nothing
+    depends on the tile's own extremes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("expand", _bilinear_matrix(TILE_PX // LOCAL_PX, LOCAL_PX))
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        levels = tiles.float()
+        cells = F.avg_pool2d(levels, LOCAL_PX)
+        local = self.expand @ cells @ self.expand.T
+        return (levels - local) / (local + DARK_LEVEL) * CONTRAST_GAIN
+
+
+def _bilinear_matrix(cells: int, factor: int) -> Tensor:
+    """Interpolation from `cells` cell centres to cells * factor pixels, shape (pixels, cells)."""
+    eye = torch.eye(cells)[None, None]
+    size = (cells * factor, cells)
+    return F.interpolate(eye, size=size, mode="bilinear", align_corners=False)[0, 0]
+
+
+class ConvNorm(nn.Sequential):
+    """Convolution that keeps the size (or halves it), batch norm, and mostly ReLU."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int = 1,
+        groups: int = 1,
+        stride: int = 1,
+        is_active: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(
+            inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False
+        )
+        self.norm = nn.BatchNorm2d(outputs)
+        self.act = nn.ReLU() if is_active else nn.Identity()
+
+
+class BlurPool(nn.Module):
+    """Anti-aliased downsampling by two: a fixed [1 2 1] binomial filter, then every other pixel."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        row = torch.tensor([0.25, 0.5, 0.25])
+        self.register_buffer("kernel", torch.outer(row, row).repeat(channels, 1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.kernel, stride=2, padding=1, groups=x.shape[1])
+
+
+class AttentionCondenser(nn.Module):
+    """Visual attention condenser: V' = S * V * A, with A computed at half resolution.
+
+    Condense (strongest activation, anti-aliased), embed (grouped 3 x 3 and 1 x 1), squash, expand.
+    S scales each channel.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.condense = nn.Sequential(nn.MaxPool2d(3, 1, 1), BlurPool(channels))
+        self.embed = nn.Sequential(
+            ConvNorm(channels, channels, 3, groups=channels // 16),
+            ConvNorm(channels, channels, is_active=False),
+        )
+        self.scale = nn.Parameter(torch.full((channels, 1, 1), 2.0))
+
+    def forward(self, values: Tensor) -> Tensor:
+        attention = torch.sigmoid(self.embed(self.condense(values)))
+        attention = F.interpolate(attention, scale_factor=2, mode="nearest")
+        return self.scale * (values * attention)
+
+
+class FoldedCondenser(AttentionCondenser):
+    """The same with S moved into the next linear operation; made by `prepare_for_export`."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        attention = torch.sigmoid(self.embed(self.condense(values)))
+        return values * F.interpolate(attention, scale_factor=2, mode="nearest")
+
+
+# Blocks
+
+
+class EarlyColumns(nn.Module):
+    """Two columns that look at the same input differently and do not talk to each other.
+
+    Column A attends before it filters, column B filters before it attends; then both are halved.
+    """
+
+    def __init__(self, inputs: int, column_b: nn.Module) -> None:
+        super().__init__()
+        self.attend_a = AttentionCondenser(inputs)
+        self.filter_a = ConvNorm(inputs, inputs, 3, groups=inputs // 16)
+        self.filter_b = column_b
+        self.attend_b = AttentionCondenser(inputs)
+        self.down = BlurPool(2 * inputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.filter_a(self.attend_a(x))
+        b = self.attend_b(self.filter_b(x))
+        return self.down(torch.cat([a, b], dim=1))
+
+
+class ExchangeBlock(nn.Module):
+    """Columns filter apart (grouped 3 x 3), then exchange (1 x 1), around a shortcut."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.filter = ConvNorm(channels, channels, 3, groups=groups)
+        self.exchange = ConvNorm(channels, channels, is_active=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.exchange(self.filter(x)))
+
+
+# Network
+
+
+class LightDefectNet(nn.Module):
+    """Tiles (n, 1, 224, 224) uint8 -> logits (n, 2 heads, 2): good, defective."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.contrast = LocalContrast()
+        self.stem = nn.Sequential(ConvNorm(1, 16, 3, stride=2), BlurPool(16))
+        self.stage1 = EarlyColumns(
+            16, nn.Sequential(ConvNorm(16, 16, 3, groups=16), ConvNorm(16, 16))
+        )
+        self.stage2 = EarlyColumns(
+            32, nn.Sequential(ConvNorm(32, 32), ConvNorm(32, 32, 3, groups=2))
+        )
+        self.stage3 = nn.Sequential(ExchangeBlock(64, 2), ConvNorm(64, 96), BlurPool(96))
+        self.stage4 = nn.Sequential(ConvNorm(96, 160), ExchangeBlock(160, 2), ExchangeBlock(160, 5))
+        self.heads = nn.Linear(2 * 160, 4)
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        x = self.stem(self.contrast(tiles))
+        x = self.stage4(self.stage3(self.stage2(self.stage1(x))))
+        side = TILE_PX // 32
+        pooled = torch.cat([F.avg_pool2d(x, side), F.max_pool2d(x, side)], dim=1)
+        return self.heads(pooled.flatten(1)).view(-1, 2, 2)
+
+
+class Probabilities(nn.Module):
+    """What is exported: the mean of both heads' softmax, (n, 2): good, defective."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        return F.softmax(self.network(tiles), dim=2).mean(dim=1)
+
+
+def prepare_for_export(network: LightDefectNet) -> Probabilities:
+    """A copy in eval mode that computes the same in fewer operations: norms, scales folded."""
+    network = copy.deepcopy(network).eval()
+    for stage in (network.stage1, network.stage2):
+        _fold_scales(stage)
+    for module in network.modules():
+        if isinstance(module, ConvNorm):
+            module.conv = fuse_conv_bn_eval(module.conv, module.norm)
+            module.norm = nn.Identity()
+    return Probabilities(network).eval()
+
+
+def _fold_scales(stage: EarlyColumns) -> None:
+    """Column A's scale goes into its filter, column B's into its half of the blur kernels."""
+    conv = stage.filter_a.conv
+    scale_a = stage.attend_a.scale.data.view(conv.groups, 1, -1, 1, 1)
+    weight = conv.weight.data
+    grouped = weight.view(conv.groups, -1, *weight.shape[1:])
+    conv.weight.data = (grouped * scale_a).view_as(weight)
+    scale_b = stage.attend_b.scale.data[:, None]
+    stage.down.kernel[len(scale_b) :] *= scale_b
+    for condenser in (stage.attend_a, stage.attend_b):
+        condenser.__class__ = FoldedCondenser

@@ -1,0 +1,27 @@
+"""The loss of two heads that should both be right and yet look at different evidence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+DISCREPANCY_WEIGHT = 0.1
+DISCREPANCY_LIMIT = 0.2
+"""The heads earn nothing by differing more than this: without a bound one head would learn to be
+wrong."""
+_LEAST_PROBABILITY = 1e-6
+
+
+def two_head_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """NLL of the mean probability, half of each head's cross-entropy, less their L1 discrepancy.
+
+    `logits` float (n, 2 heads, 2 classes), `labels` int64 (n,). Returns a scalar.
+    """
+    probabilities = F.softmax(logits, dim=2)
+    mean = probabilities.mean(dim=1).clamp_min(_LEAST_PROBABILITY)
+    joint = F.nll_loss(mean.log(), labels)
+    single = F.cross_entropy(logits[:, 0], labels) + F.cross_entropy(logits[:, 1], labels)
+    discrepancy = (probabilities[:, 0] - probabilities[:, 1]).abs().sum(dim=1)
+    earned = torch.clamp(discrepancy, max=DISCREPANCY_LIMIT).mean()
+    return joint + single / 2 - DISCREPANCY_WEIGHT * earned

@@ -30,6 +30,8 @@ class Context:
     threshold: float
     camera: CameraInfo
     provenance: Provenance
+    is_self_tested: bool
+    """The classifier reproduced its golden scores in this process."""
 
     @property
     def station_id(self) -> str:
@@ -62,7 +64,7 @@ def scored_body(context: Context, work: PlateWork) -> ResultBody:
             threshold=context.threshold,
             unlit_share=work.unlit_share,
             max_unlit_share=context.recipe.value.plate.max_unlit_share,
-            is_self_tested=context.classifier.is_self_tested,
+            is_self_tested=context.is_self_tested,
         )
     )
     plate = work.plate

@@ -1,0 +1,193 @@
+"""An endless belt of rendered plates under a paced line-scan camera.
+
+The belt is a sequence of slots of one length: a gap, then a plate. Scan lines are counted from the
+belt's start; plate k (from 1) begins at a scan line that needs no rendering to be known. The
+pictures are rendered when the camera is opened: a frame then costs only a copy of its scan lines.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drivers.camera import MONO8, Camera, CameraInfo, Frame, PlateTruth
+from drivers.camera.settings import SimulatedCameraSettings
+from drivers.camera.specimen import RenderedPlate, Specimen, plate_rows, render, render_belt
+from drivers.errors import DeviceLost, DeviceRefused
+
+Pixels = NDArray[np.uint8]
+
+MONO12 = "Mono12"
+_LATEST_S = 0.5
+"""A camera's own buffers hold this long; what is not taken by then is lost."""
+_BELT_ROWS = 1021
+"""Scan lines of empty belt kept; prime, so that no frame height repeats them in step."""
+_BELT_STEP = 389
+_RENDER_THREADS = 2
+
+
+class Slots:
+    """Where plates lie on the belt, in scan lines from its start."""
+
+    def __init__(self, settings: SimulatedCameraSettings) -> None:
+        plate, pitch_mm = settings.specimen, settings.pixel_pitch_mm
+        self.gap = math.ceil(plate.gap_mm / pitch_mm)
+        size_mm = (plate.width_mm, plate.length_mm)
+        angles = np.linspace(0, plate.skew_deg, 10)
+        self.period = self.gap + max(plate_rows(size_mm, float(a), pitch_mm) for a in angles)
+
+    def start(self, ordinal: int) -> int:
+        """First scan line of a plate, counted from 1."""
+        return self.gap + (ordinal - 1) * self.period
+
+    def plates_before(self, scan_line: int) -> int:
+        """How many plates begin before this scan line."""
+        return max(0, -(-(scan_line - self.gap) // self.period))
+
+
+def belt_plates_before(settings: SimulatedCameraSettings, scan_line: int) -> int:
+    """How many plates' first scan line lies before `scan_line` of the belt; renders nothing."""
+    return Slots(settings).plates_before(scan_line)
+
+
+class SimulatedCamera(Camera):
+    """The belt's camera. Raises `DeviceRefused` if the belt's file cannot be read."""
+
+    def __init__(self, settings: SimulatedCameraSettings) -> None:
+        self._settings = settings
+        self._slots = Slots(settings)
+        self._frame_s = settings.frame_height / settings.line_rate_hz
+        self._epoch_s = None if settings.belt_file is None else _read_epoch_s(settings)
+        self._bank = render_bank(settings)
+        self._belt = render_belt(
+            _BELT_ROWS, settings.width, np.random.default_rng([settings.seed, 1])
+        )
+        self._order = lru_cache(maxsize=4)(self._shuffle)
+        self.lost_frames = 0
+        self._is_lost = False
+        self._is_running = False
+        self._first = 0
+        self._next = 0
+        self._resume_s = 0.0
+        self._again: deque[int] = deque()
+        self._stalled: set[int] = set()
+        self.info = CameraInfo(
+            driver="simulated",
+            vendor="VQI",
+            model="Simulated belt",
+            serial=f"SIM-{settings.seed}",
+            width=settings.width,
+            frame_height=settings.frame_height,
+            pixel_format=MONO8,
+            line_rate_hz=settings.line_rate_hz,
+        )
+
+    def start(self) -> None:
+        if self._is_lost:
+            raise DeviceLost(f"{self.info.serial}: the camera is disconnected; open it again")
+        now_s = time.monotonic()
+        if self._settings.belt_file is None:
+            self._epoch_s = now_s
+        assert self._epoch_s is not None
+        self._first = self._next = max(0, int((now_s - self._epoch_s) / self._frame_s))
+        if not self._settings.is_paced and self._settings.belt_file is None:
+            self._first = self._next = 0
+        self._again.clear()
+        self._stalled.clear()
+        self._is_running = True
+
+    def grab(self, into: Pixels, timeout_s: float) -> Frame | None:
+        if self._is_lost:
+            raise DeviceLost(f"{self.info.serial}: the camera is disconnected; open it again")
+        if not self._is_running:
+            raise RuntimeError("grab() before start()")
+        if into.size < self.info.max_frame_bytes:
+            raise ValueError(
+                f"`into` holds {into.size} bytes, a frame may have {self.info.max_frame_bytes}"
+            )
+        if self._again:
+            return self._deliver(self._again.popleft(), into)
+        number = self._wait(timeout_s)
+        return None if number is None else self._deliver(number, into)
+
+    def stop(self) -> None:
+        self._is_running = False
+
+    def close(self) -> None:
+        self.stop()
+        self._bank = []
+
+    def _due_s(self, number: int) -> float:
+        """When the last scan line of a belt frame is in memory."""
+        assert self._epoch_s is not None
+        return self._epoch_s + (number + 1) * self._frame_s
+
+    def _wait(self, timeout_s: float) -> int | None:
+        """The next frame's number once it is complete; None if it is not within the time."""
+        faults, deadline_s = self._settings.faults, time.monotonic() + timeout_s
+        self._skip_unfetched()
+        self._skip_faulty()
+        ready_s = self._due_s(self._next) if self._settings.is_paced else self._resume_s
+        _sleep_until(min(ready_s, deadline_s))
+        if time.monotonic() < ready_s:
+            return None
+        if self._next in faults.disconnect:
+            self._is_lost = True
+            raise DeviceLost(f"{self.info.serial}: disconnected at belt frame {self._next}")
+        number, self._next = self._next, self._next + 1
+        if number in faults.duplicate:
+            self._again.append(number)
+        return number
+
+    def _skip_unfetched(self) -> None:
+        """Frames that were not taken in time are gone, as from a camera's own buffers."""
+        if not self._settings.is_paced:
+            return
+        late_s = time.monotonic() - _LATEST_S - self._due_s(self._next)
+        if late_s > 0:
+            self._lose(math.ceil(late_s / self._frame_s))
+
+    def _skip_faulty(self) -> None:
+        """Frames that the faults swallow: dropped ones and those of a stall."""
+        faults = self._settings.faults
+        while True:
+            if self._next in faults.stall and self._next not in self._stalled:
+                self._stalled.add(self._next)
+                self._resume_s = time.monotonic() + faults.stall_s
+                self._lose(math.ceil(faults.stall_s / self._frame_s))
+            elif self._next in faults.drop_frames:
+                self._lose(1)
+            else:
+                return
+
+    def _lose(self, frames: int) -> None:
+        self._next += frames
+        self.lost_frames += frames
+
+    def _deliver(self, number: int, into: Pixels) -> Frame:
+        """Compose a belt frame, with the faults that change its content."""
+        faults, height = self._settings.faults, self._settings.frame_height
+        is_stuck = number in faults.stuck and number > 0
+        kept = self._kept_rows(number)
+        pixels = into[: height * self._settings.width].reshape(height, self._settings.width)
+        self._compose(number - 1 if is_stuck else number, pixels)
+        if number in faults.black:
+            pixels[:] = 0
+        if number in faults.saturated:
+            pixels[:] = 255
+        pixels[kept.start : kept.start + height - kept.stop] = pixels[kept.stop :]
+        pixels = pixels[: height - (kept.stop - kept.start)]
+        pixel_format, width = MONO8, self._settings.width
+        if number in faults.wrong_width:
+            pixels, width = _repack(into, pixels[:, : width // 2]), width // 2
+        if number in faults.wrong_pixel_format:
+            wide = (pixels.astype("<u2") << 4).view(np.uint8)
+            pixels, pixel_format = _repack(into, wide), MONO12
+        return self._header(number, pixels, width, pixel_format)

@@ -1,0 +1,265 @@
+"""The acquire thread: frames in, plates and tile rows out.
+
+Nothing here waits for the inspection, the journal or the lamp. A camera process that dies is
+replaced; what passed meanwhile is a gap.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from drivers.camera.recording import StripWriter
+
+from drivers.camera import EndOfSource, Frame
+from drivers.camera.settings import CameraSettings
+from drivers.errors import DeviceError
+from station.acquisition import CameraGone, CameraProcess, Tick
+from station.inspection import BufferPool, Inspector, PlateWork
+from station.record import Reason
+from station.results import Context
+from station.strip import (
+    Event,
+    Gap,
+    Joined,
+    PlateClosed,
+    PlateOpened,
+    StripCutter,
+    TileRowReady,
+)
+
+_REOPEN_PAUSE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class PlateStarted:
+    work: PlateWork
+
+
+@dataclass(frozen=True, slots=True)
+class GapSeen:
+    sequence: int
+    gap: Gap
+
+
+@dataclass(frozen=True, slots=True)
+class CameraState:
+    """The camera came or went; `problem` is empty while it delivers."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class FeedEnded:
+    """No more plates will come: as many as asked, the end of the source, or a stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeedFailed:
+    """The acquire thread hit something it does not know; the station must restart."""
+
+    error: BaseException
+
+
+Post = Callable[[PlateStarted | GapSeen | Joined | CameraState | FeedEnded | FeedFailed], None]
+
+
+@dataclass(slots=True)
+class FeedCounts:
+    """Written by the acquire thread, read by others."""
+
+    frames: int = 0
+    lost_frames: int = 0
+    incomplete_frames: int = 0
+    bytes: int = 0
+    plates: int = 0
+    camera_restarts: int = 0
+
+
+class Feed:
+    """Owns the camera process, the strip and the numbering of plates; one thread."""
+
+    def __init__(
+        self,
+        camera: CameraProcess,
+        settings: CameraSettings,
+        context: Context,
+        cutter: StripCutter,
+        pool: BufferPool,
+        inspector: Inspector,
+        post: Post,
+        next_sequence: int,
+        plates: int | None,
+        recorder: StripWriter | None,
+    ) -> None:
+        self.counts = FeedCounts()
+        self._camera: CameraProcess | None = camera
+        self._settings = settings
+        self._context = context
+        self._cutter = cutter
+        self._pool = pool
+        self._inspector = inspector
+        self._post = post
+        self._next_sequence = next_sequence
+        self._plates = plates
+        self._recorder = recorder
+        self._work: PlateWork | None = None
+        self._last_frame_id: int | None = None
+        self._last_frame_at = time.monotonic()
+        self._is_stopping = threading.Event()
+        self._draw = random.Random()
+        self._thread = threading.Thread(target=self._run, name="acquire", daemon=True)
+
+    @property
+    def camera_pid(self) -> int | None:
+        return self._camera.pid if self._camera else None
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the acquisition; a plate on the belt becomes UNDECIDED(interrupted)."""
+        self._is_stopping.set()
+        self._thread.join(timeout=10.0)
+
+    # --- the thread -----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            assert self._camera is not None
+            self._camera.start()
+            self._loop()
+            self._end()
+        except BaseException as error:  # noqa: BLE001  the station decides what to do
+            self._post(FeedFailed(error))
+        finally:
+            if self._camera is not None:
+                self._camera.close()
+            if self._recorder is not None:
+                self._recorder.close()
+
+    def _loop(self) -> None:
+        while not self._is_stopping.is_set():
+            if self._camera is None:
+                self._reopen()
+                continue
+            try:
+                item = self._camera.receive(timeout_s=0.1)
+            except CameraGone as error:
+                self._lose_camera(str(error))
+                continue
+            except EndOfSource:
+                self._handle(self._cutter.finish())
+                return
+            if isinstance(item, Tick):
+                self._inspector.tick(item)
+                self._check_silence()
+            elif item is not None:
+                self._take(*item)
+
+    def _take(self, frame: Frame, slot: int) -> None:
+        assert self._camera is not None
+        self._count(frame)
+        if self._recorder is not None:
+            self._recorder.append(frame)
+        events = self._cutter.feed(frame)
+        self._camera.release(slot)
+        self._handle(events)
+
+    def _count(self, frame: Frame) -> None:
+        counts = self.counts
+        if self._last_frame_id is not None and frame.frame_id > self._last_frame_id + 1:
+            counts.lost_frames += frame.frame_id - self._last_frame_id - 1
+        counts.frames += 1
+        counts.incomplete_frames += frame.is_incomplete
+        counts.bytes += frame.pixels.size
+        self._last_frame_id, self._last_frame_at = frame.frame_id, time.monotonic()
+
+    def _end(self) -> None:
+        self._handle(self._cutter.stop_plate(Reason.INTERRUPTED, "the station was stopped"))
+        self._post(FeedEnded())
+
+    # --- what the strip says --------------------------------------------------------------------
+
+    def _handle(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, PlateOpened):
+                if self._plates is not None and self.counts.plates >= self._plates:
+                    return
+                self._open(event)
+            elif isinstance(event, TileRowReady):
+                if self._work is not None:
+                    self._inspector.score(self._work, event.row)
+            elif isinstance(event, PlateClosed):
+                self._close(event)
+            elif isinstance(event, Gap):
+                self._post(GapSeen(self._take_sequence(), event))
+            else:
+                self._post(event)
+
+    def _open(self, event: PlateOpened) -> None:
+        sequence = self._take_sequence()
+        self.counts.plates += 1
+        share = self._context.recipe.value.keep.pass_whole_share
+        self._work = PlateWork(
+            plate=event.plate,
+            result_id=self._context.result_id(sequence),
+            sequence=sequence,
+            buffer=self._pool.holding(event.plate.pixels),
+            is_audit_sample=self._draw.random() < share,
+        )
+        self._post(PlateStarted(self._work))
+
+    def _close(self, event: PlateClosed) -> None:
+        if self._work is None:
+            return
+        work, self._work = self._work, None
+        if event.reason is not None:
+            work.problem, work.detail = event.reason, event.detail
+        self._inspector.close(work)
+        if self._plates is not None and self.counts.plates >= self._plates:
+            self._is_stopping.set()
+
+    def _take_sequence(self) -> int:
+        self._next_sequence += 1
+        return self._next_sequence - 1
+
+    # --- a camera that is gone or silent --------------------------------------------------------
+
+    def _check_silence(self) -> None:
+        timeout_s = self._context.recipe.value.plate.belt_stop_timeout_s
+        silent_s = time.monotonic() - self._last_frame_at
+        if self._work is not None and silent_s > timeout_s:
+            detail = f"no scan line for {timeout_s:g} s"
+            self._handle(self._cutter.stop_plate(Reason.BELT_STOPPED, detail))
+
+    def _lose_camera(self, problem: str) -> None:
+        assert self._camera is not None
+        self._camera.close()
+        self._camera = None
+        self._last_frame_id = None
+        self._post(CameraState(problem))
+        self._handle(self._cutter.lose(problem))
+
+    def _reopen(self) -> None:
+        """Open the same camera again in a fresh process; another one is refused."""
+        try:
+            camera = CameraProcess(self._settings, self._context.configuration.value.station.ring_s)
+        except DeviceError as error:
+            self._post(CameraState(str(error)))
+            self._is_stopping.wait(_REOPEN_PAUSE_S)
+            return
+        known = self._context.camera
+        if (camera.info.serial, camera.info.width) != (known.serial, known.width):
+            camera.close()
+            self._post(CameraState(f"camera {camera.info.serial} came back for {known.serial}"))
+            self._is_stopping.wait(_REOPEN_PAUSE_S)
+            return
+        self._camera = camera
+        self.counts.camera_restarts += 1
+        self._last_frame_at = time.monotonic()
+        camera.start()
+        self._post(CameraState(""))

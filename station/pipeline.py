@@ -1,0 +1,767 @@
+"""The station process: what its threads report becomes records, and records become light.
+
+Threads: `acquire` (station/feed.py) cuts frames into plates; `inspect-N` (station/inspection.py)
+score tile rows; the main thread, here, judges plates, submits rows to the journal process, and only
+after a row's commit tells the lamp process what to show. The main thread never waits for another
+process: every answer arrives through one selector.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import resource
+import selectors
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from drivers.camera.recording import StripWriter
+
+from drivers.stacklight import LightState
+from models.classifier import Classifier
+from models.registry import find_model
+from station.acquisition import CameraProcess, Tick
+from station.config import Configuration, Loaded, Recipe
+from station.control import ControlServer
+from station.feed import (
+    CameraState,
+    Feed,
+    FeedEnded,
+    FeedFailed,
+    GapSeen,
+    PlateStarted,
+)
+from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
+from station.ipc import Json, PeerGone
+from station.journal import JournalClient
+from station.lamp import LampAnswer, LampClient
+from station.light_policy import LightPolicy
+from station.record import (
+    ActuationBody,
+    Body,
+    ChangeBody,
+    DowntimeBody,
+    OpenedBody,
+    Provenance,
+    Reason,
+    ResultBody,
+    Verdict,
+    utc_now,
+)
+from station.results import (
+    Context,
+    gap_body,
+    interrupted_body,
+    opened_body,
+    scored_body,
+)
+from station.state import StationState, provenance
+from station.strip import Joined, StripCutter, buffer_lines
+from station.systemd import lifeline, notify
+from station.tiling import Geometry
+
+_CONNECT_TIMEOUT_S = 15.0
+_JOURNAL_GONE_LIMIT_S = 10.0
+_BUSY_LIMIT_S = 2.0
+"""An inspect thread that is at one tile row for longer hangs; no tick passes it."""
+_LAMP_ANSWER_S = 0.5
+_MAX_UNANSWERED = 1000
+
+
+class StationError(Exception):
+    """The station cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How this run differs from an endless one."""
+
+    plates: int | None = None
+    seconds: float | None = None
+    record: Path | None = None
+    is_restart: bool = False
+    """Started again after a failure: the confirmed FAULT write stands for the lamp test."""
+
+
+@dataclass(slots=True)
+class _Submission:
+    """Rows that the journal has not acknowledged; sent again after a reconnect."""
+
+    rows: list[Body]
+    pixels: Json | None
+    descriptor: int | None
+    done: Callable[[Json], None] | None
+
+
+@dataclass(slots=True)
+class _Actuation:
+    """A lamp command for a result that waits for the lamp's answer."""
+
+    result_id: str
+    command: str
+    commanded_ns: int
+
+
+@dataclass(slots=True)
+class _Statistics:
+    verdicts: dict[Verdict, int] = field(default_factory=lambda: dict.fromkeys(Verdict, 0))
+    gaps: int = 0
+    escapes: int = 0
+    false_rejects: int = 0
+    truly_defective: int = 0
+    truly_good: int = 0
+    tiles: int = 0
+    latencies_ms: list[float] = field(default_factory=list)
+
+    def add(self, body: ResultBody) -> None:
+        self.verdicts[body.verdict] += 1
+        self.gaps += body.reason is Reason.GAP
+        self.tiles += body.tiles
+        if body.truth_is_defective is None or body.verdict is Verdict.UNDECIDED:
+            return
+        self.truly_defective += body.truth_is_defective
+        self.truly_good += not body.truth_is_defective
+        self.escapes += body.truth_is_defective and body.verdict is Verdict.PASS
+        self.false_rejects += not body.truth_is_defective and body.verdict is Verdict.FAIL
+
+
+class Station:
+    """One running station. `emit` receives events for whoever watches; it must not wait."""
+
+    def __init__(
+        self,
+        configuration: Loaded[Configuration],
+        recipe: Loaded[Recipe],
+        options: Options,
+        emit: Callable[[Json], None],
+    ) -> None:
+        self._configuration = configuration
+        self._recipe = recipe
+        self._options = options
+        self._emit = emit
+        self._settings = configuration.value
+        self._state = StationState.PREOPERATIONAL
+        self._problems: dict[str, str] = {}
+        self._selector = selectors.DefaultSelector()
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._selector.register(self._wake, selectors.EVENT_READ, self._drain_inbox)
+        light = self._settings.light
+        self._policy = LightPolicy(light.fail_hold_s, light.pass_hold_s)
+        self._journal: JournalClient | None = None
+        self._journal_gone_at = 0.0
+        self._unanswered: dict[int, _Submission] = {}
+        self._unsent: list[_Submission] = []
+        self._lamp: LampClient | None = None
+        self._shown: tuple[LightState, str] | None = None
+        self._actuations: dict[int, _Actuation] = {}
+        self._statistics = _Statistics()
+        self._is_ending = False
+        self._failure: BaseException | None = None
+        self._joined_since: str | None = None
+        self._started_at = time.monotonic()
+        self._last_verdict_at: str | None = None
+        self._last_tick_ns = 0
+
+    # --- a life ---------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Start, inspect until told to stop, end cleanly. Exit status 0 or 1."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        self._watch_lifeline()
+        try:
+            self._start()
+            notify("READY=1")
+            self._loop()
+        finally:
+            self._stop()
+        if self._failure is not None:
+            raise StationError(f"stopped by an error: {self._failure!r}") from self._failure
+        return 0
+
+    def _start(self) -> None:
+        settings = self._settings
+        classifier = self._load_classifier()
+        hello = self._open_journal(_CONNECT_TIMEOUT_S)
+        self._control = ControlServer(
+            settings.station.runtime_dir, self._selector, self._control_command
+        )
+        self._open_lamp(_CONNECT_TIMEOUT_S)
+        self._test_lamp(is_restart=self._options.is_restart or bool(hello["open_plates"]))
+        camera = CameraProcess(settings.camera, settings.station.ring_s)
+        self._context = self._make_context(camera, classifier)
+        self._say_start(hello)
+        self._feed = self._make_feed(camera, hello)
+        self._set_state(StationState.OPERATIONAL)
+        self._feed.start()
+
+    def _load_classifier(self) -> Classifier:
+        """Load from the hashed bytes and reproduce the golden scores (I12)."""
+        wanted = self._recipe.value.model
+        classifier = Classifier.load(
+            find_model(wanted.id),
+            sessions=self._settings.station.inspect_threads,
+            expected_sha256=wanted.sha256,
+        )
+        classifier.self_test()
+        return classifier
+
+    def _make_context(self, camera: CameraProcess, classifier: Classifier) -> Context:
+        threshold = self._recipe.value.model.threshold
+        pitch_mm = self._settings.camera.pixel_pitch_mm
+        return Context(
+            configuration=self._configuration,
+            recipe=self._recipe,
+            geometry=Geometry.of(self._recipe.value, pitch_mm, camera.info.width),
+            classifier=classifier,
+            threshold=classifier.threshold if threshold is None else threshold,
+            camera=camera.info,
+            provenance=provenance(camera.info, None),
+            is_self_tested=True,
+        )
+
+    def _make_feed(self, camera: CameraProcess, hello: Json) -> Feed:
+        context, settings = self._context, self._settings.station
+        geometry = context.geometry
+        self._pool = BufferPool(
+            settings.plate_buffers, buffer_lines(geometry), geometry.scan_line_px
+        )
+        self._inspector = Inspector(
+            context.classifier, geometry, context.threshold, settings.inspect_threads, self._post
+        )
+        cutter = StripCutter(
+            geometry,
+            camera.info.frame_height,
+            self._pool.take,
+            accounted_ordinal=hello["last_plate_ordinal"],
+        )
+        record = self._options.record
+        return Feed(
+            camera,
+            self._settings.camera,
+            context,
+            cutter,
+            self._pool,
+            self._inspector,
+            self._post,
+            next_sequence=hello["last_sequence"] + 1,
+            plates=self._options.plates,
+            recorder=StripWriter(record, camera.info) if record else None,
+        )
+
+    def _say_start(self, hello: Json) -> None:
+        """Write what the last life left open, and that a new one begins."""
+        self._joined_since = hello["last_tick_at"]
+        rows: list[Body] = [
+            interrupted_body(self._context, OpenedBody.model_validate(body))
+            for body in hello["open_plates"]
+        ]
+        detail = {
+            "recipe_sha256": self._recipe.sha256,
+            "configuration_sha256": self._configuration.sha256,
+            "model_sha256": self._context.classifier.model_sha256,
+            "camera_serial": self._context.camera.serial,
+        }
+        rows.append(self._change("start", "station", detail))
+        for row in rows:
+            self._submit([row])
+
+    def _loop(self) -> None:
+        deadline = None
+        if self._options.seconds is not None:
+            deadline = time.monotonic() + self._options.seconds
+        while not (self._is_ending and self._is_idle()):
+            for key, _ in self._selector.select(timeout=0.05):
+                key.data()
+            self._keep_connections()
+            self._update_light()
+            if deadline is not None and time.monotonic() >= deadline:
+                deadline = None
+                self._end("time is up")
+
+    def _is_idle(self) -> bool:
+        return not (self._unanswered or self._unsent or self._actuations) or (
+            self._failure is not None
+        )
+
+    def _end(self, why: str) -> None:
+        """Stop taking plates; rows in flight are still written."""
+        if not self._is_ending and hasattr(self, "_feed"):
+            self._is_ending = True
+            self._feed.stop()
+            self._drain_inbox()
+            self._submit([self._change("stop", "station", {"why": why})])
+
+    def _stop(self) -> None:
+        if hasattr(self, "_feed"):
+            self._feed.stop()
+            self._inspector.stop()
+            self._emit({"summary": self.summary()})
+        if hasattr(self, "_control"):
+            self._control.close()
+        if self._lamp is not None:
+            # The lamp process sees end-of-file and leaves any pass at once.
+            self._lamp.close()
+        if self._journal is not None:
+            self._journal.close()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._post(signal.Signals(number))
+
+    def _watch_lifeline(self) -> None:
+        descriptor = lifeline()
+        if descriptor is not None:
+            self._selector.register(descriptor, selectors.EVENT_READ, self._starter_gone)
+
+    def _starter_gone(self) -> None:
+        """Whoever started this process is dead: nobody would replace its parts."""
+        os._exit(1)
+
+    # --- what the threads say -------------------------------------------------------------------
+
+    def _post(self, message: object) -> None:
+        """Hand a message to the main thread; called from any thread."""
+        self._inbox.put(message)
+        os.eventfd_write(self._wake, 1)
+
+    def _drain_inbox(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        while True:
+            try:
+                message = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            self._dispatch(message)
+
+    def _dispatch(self, message: object) -> None:
+        match message:
+            case PlateStarted(work):
+                self._on_opened(work)
+            case FailingTile(work):
+                self._policy.failing_tile(work.result_id)
+                self._update_light()
+            case PlateScored(work):
+                self._on_scored(work)
+            case GapSeen(sequence, gap):
+                self._write_result(gap_body(self._context, sequence, gap), None)
+            case Joined():
+                self._on_joined(message)
+            case Tick():
+                self._on_tick(message)
+            case CameraState(problem):
+                self._set_problem("camera", problem)
+            case FeedEnded():
+                self._end("the source has ended")
+            case FeedFailed(error):
+                self._failure = error
+                self._end("an error")
+            case signal.Signals():
+                self._end(message.name)
+
+    def _on_opened(self, work: PlateWork) -> None:
+        self._policy.plate_opened()
+        self._update_light()
+        self._submit([opened_body(self._context, work)])
+
+    def _on_scored(self, work: PlateWork) -> None:
+        if self._state is not StationState.OPERATIONAL and work.problem is None:
+            work.problem, work.detail = Reason.HALTED, f"the station was {self._state}"
+        self._write_result(scored_body(self._context, work), work)
+
+    def _write_result(self, body: ResultBody, work: PlateWork | None) -> None:
+        buffer = work.buffer if work else None
+        self._submit(
+            [body],
+            pixels=self._pixels(work, body) if work else None,
+            descriptor=buffer.descriptor if buffer else None,
+            done=lambda answer: self._on_committed(body, work, answer),
+        )
+
+    def _pixels(self, work: PlateWork, body: ResultBody) -> Json | None:
+        """What the journal process reads from the plate's buffer, and what it keeps of it."""
+        plate, keep = work.plate, self._recipe.value.keep
+        if work.buffer is None or plate.length_px == 0:
+            return None
+        step = self._context.geometry.step_px
+        whole, rest = divmod(plate.length_px, step)
+        kept = []
+        if body.verdict is not Verdict.PASS or work.is_audit_sample:
+            kept.append("evidence")
+        if body.verdict is not Verdict.PASS or keep.is_pass_preview:
+            kept.append("preview")
+        return {
+            "offset": 0,
+            "stride": self._context.geometry.scan_line_px,
+            "width": self._context.geometry.scan_line_px,
+            "rows": plate.length_px,
+            "band_rows": [step] * whole + ([rest] if rest else []),
+            "keep": kept,
+        }
+
+    def _on_committed(self, body: ResultBody, work: PlateWork | None, answer: Json) -> None:
+        """The record is durable: only from here on may the lamp show a pass."""
+        if work is not None:
+            self._pool.give_back(work.buffer)
+        now_ns = time.monotonic_ns()
+        deadline_ns = int(self._recipe.value.deadline_s * 1e9)
+        is_late = body.last_scan_line_ns is not None and (
+            now_ns - body.last_scan_line_ns > deadline_ns
+        )
+        is_production = body.provenance is Provenance.PRODUCTION
+        self._policy.decided(body.verdict, body.result_id, is_production, is_late=is_late)
+        self._actuate(body, is_late)
+        self._statistics.add(body)
+        self._last_verdict_at = utc_now()
+        self._emit({"record": body.model_dump(mode="json", exclude={"tile_grid", "tile_scores"})})
+
+    def _actuate(self, body: ResultBody, is_late: bool) -> None:
+        """Command the light for this result and write down what was commanded."""
+        number = self._update_light(force=True)
+        commanded_ns = time.monotonic_ns()
+        if body.last_scan_line_ns is not None and number is not None:
+            self._statistics.latencies_ms.append((commanded_ns - body.last_scan_line_ns) / 1e6)
+        state, shown_id = self._shown or (LightState.FAULT, "")
+        if number is None:
+            self._write_actuation(body.result_id, "withheld", None, 0, None, "no lamp process")
+        elif shown_id == body.result_id:
+            self._actuations[number] = _Actuation(body.result_id, str(state), commanded_ns)
+        elif body.verdict is Verdict.PASS and is_late:
+            self._write_actuation(body.result_id, "withheld_late", None, commanded_ns, None, "")
+        else:
+            detail = f"the light shows {state} of {shown_id or 'no plate'}"
+            self._write_actuation(body.result_id, "withheld", None, commanded_ns, None, detail)
+
+    def _on_joined(self, joined: Joined) -> None:
+        until = utc_now()
+        body = DowntimeBody(
+            station_id=self._settings.station.id,
+            since_at=self._joined_since,
+            until_at=until,
+            reason="restart" if self._options.is_restart else "start",
+            triggers=joined.triggers,
+            from_ordinal=joined.from_ordinal,
+            to_ordinal=joined.to_ordinal,
+        )
+        self._submit([body])
+
+    def _on_tick(self, tick: Tick) -> None:
+        """A tick came through camera, ring and inspection: on to the journal."""
+        if self._inspector.busiest_s() > _BUSY_LIMIT_S:
+            self._set_problem("inspection", "an inspect thread hangs")
+            return
+        self._set_problem("inspection", "")
+        if self._journal is not None:
+            self._journal_do(lambda journal: journal.send_tick(tick.number))
+
+    # --- journal --------------------------------------------------------------------------------
+
+    def _open_journal(self, timeout_s: float) -> Json:
+        journal = JournalClient(self._settings.station.runtime_dir)
+        journal.connect(timeout_s)
+        hello: Json = journal.hello()
+        self._journal = journal
+        self._selector.register(journal, selectors.EVENT_READ, self._read_journal)
+        self._set_problem("journal", "")
+        return hello
+
+    def _submit(
+        self,
+        rows: list[Body],
+        pixels: Json | None = None,
+        descriptor: int | None = None,
+        done: Callable[[Json], None] | None = None,
+    ) -> None:
+        self._unsent.append(_Submission(rows, pixels, descriptor, done))
+        if len(self._unsent) + len(self._unanswered) > _MAX_UNANSWERED:
+            raise StationError(f"the journal has not answered {_MAX_UNANSWERED} rows")
+        self._send_unsent()
+
+    def _send_unsent(self) -> None:
+        while self._unsent and self._journal is not None:
+            submission = self._unsent[0]
+            number = self._journal_do(
+                lambda journal, item=submission: journal.send_submit(  # type: ignore[misc]
+                    item.rows, item.pixels, item.descriptor
+                )
+            )
+            if number is None:
+                return
+            self._unanswered[number] = self._unsent.pop(0)
+
+    def _journal_do(self, action: Callable[[JournalClient], int | None]) -> int | None:
+        """Send something; if the journal is gone, everything unanswered will be sent again."""
+        assert self._journal is not None
+        try:
+            return action(self._journal)
+        except BlockingIOError:
+            # Its queue is full: it is behind, not gone. The next turn of the loop tries again.
+            return None
+        except (PeerGone, TimeoutError):
+            self._lose_journal()
+            return None
+
+    def _read_journal(self) -> None:
+        assert self._journal is not None
+        try:
+            answers = self._journal.receive_ready()
+        except PeerGone:
+            self._lose_journal()
+            return
+        for answer in answers:
+            self._on_answer(answer)
+
+    def _on_answer(self, answer: Json) -> None:
+        if "n" in answer:
+            self._on_durable_tick()
+            return
+        submission = self._unanswered.pop(answer["id"], None)
+        if submission is None:
+            return
+        if not answer["ok"]:
+            raise StationError(f"the journal refused a row: {answer['error']}")
+        if submission.done is not None:
+            submission.done(answer)
+
+    def _on_durable_tick(self) -> None:
+        """The tick has been everywhere: the lease is renewed and the watchdog fed."""
+        self._last_tick_ns = time.monotonic_ns()
+        self._update_light(force=True)
+        if self._lamp is not None:
+            notify("WATCHDOG=1")
+
+    def _lose_journal(self) -> None:
+        if self._journal is None:
+            return
+        self._selector.unregister(self._journal)
+        self._journal.close()
+        self._journal = None
+        self._journal_gone_at = time.monotonic()
+        self._unsent = [*self._unanswered.values(), *self._unsent]
+        self._unanswered.clear()
+        self._set_problem("journal", "the journal process is gone")
+
+    # --- lamp -----------------------------------------------------------------------------------
+
+    def _open_lamp(self, timeout_s: float) -> None:
+        lamp = LampClient(self._settings.station.runtime_dir)
+        lamp.connect(timeout_s)
+        self._lamp = lamp
+        self._selector.register(lamp, selectors.EVENT_READ, self._read_lamp)
+        self._set_problem("lamp", "")
+
+    def _test_lamp(self, is_restart: bool) -> None:
+        """Light every element once; after a failure the confirmed FAULT write stands for it."""
+        assert self._lamp is not None
+        if not is_restart:
+            self._lamp.test()
+            return
+        if self._lamp.status()["state"] != LightState.FAULT:
+            raise StationError("the lamp did not confirm FAULT; check the lamp's device")
+
+    def _update_light(self, force: bool = False) -> int | None:
+        """Command what the light should mean now; the command's number if one was sent."""
+        wanted = self._policy.wanted(time.monotonic_ns())
+        if self._state is StationState.PREOPERATIONAL or (wanted == self._shown and not force):
+            return None
+        if self._lamp is None:
+            return None
+        try:
+            number: int = self._lamp.send_show(
+                wanted[0], wanted[1], self._context.provenance, self._settings.light.lease_s
+            )
+        except PeerGone:
+            self._lose_lamp()
+            return None
+        except BlockingIOError:
+            return None
+        if wanted != self._shown:
+            self._emit({"light": {"state": str(wanted[0]), "result_id": wanted[1]}})
+        self._shown = wanted
+        return number
+
+    def _read_lamp(self) -> None:
+        assert self._lamp is not None
+        try:
+            answers = self._lamp.receive_ready()
+        except PeerGone:
+            self._lose_lamp()
+            return
+        for answer in answers:
+            self._on_lamp_answer(answer)
+
+    def _on_lamp_answer(self, answer: LampAnswer) -> None:
+        self._set_problem("lamp", "" if answer.is_shown else f"not shown: {answer.reason}")
+        actuation = self._actuations.pop(answer.number, None)
+        if actuation is not None:
+            self._write_actuation(
+                actuation.result_id,
+                actuation.command,
+                answer.is_confirmed if answer.is_shown else None,
+                actuation.commanded_ns,
+                answer.shown_ns if answer.is_shown else None,
+                answer.reason,
+            )
+
+    def _write_actuation(
+        self,
+        result_id: str,
+        command: str,
+        is_confirmed: bool | None,
+        commanded_ns: int,
+        shown_ns: int | None,
+        detail: str,
+    ) -> None:
+        body = ActuationBody(
+            station_id=self._settings.station.id,
+            result_id=result_id,
+            command=command,
+            is_confirmed=is_confirmed,
+            commanded_ns=commanded_ns,
+            shown_ns=shown_ns,
+            detail=detail,
+        )
+        self._submit([body])
+
+    def _lose_lamp(self) -> None:
+        if self._lamp is None:
+            return
+        self._selector.unregister(self._lamp)
+        self._lamp.close()
+        self._lamp = None
+        self._set_problem("lamp", "the lamp process is gone")
+        self._give_up_actuations(older_than_s=0.0, detail="the lamp process died")
+
+    def _give_up_actuations(self, older_than_s: float, detail: str) -> None:
+        limit_ns = time.monotonic_ns() - int(older_than_s * 1e9)
+        for number, actuation in list(self._actuations.items()):
+            if actuation.commanded_ns <= limit_ns:
+                del self._actuations[number]
+                self._write_actuation(
+                    actuation.result_id,
+                    actuation.command,
+                    None,
+                    actuation.commanded_ns,
+                    None,
+                    detail,
+                )
+
+    def _keep_connections(self) -> None:
+        """Look for a journal or lamp process that has been replaced."""
+        self._give_up_actuations(_LAMP_ANSWER_S, "the lamp process did not answer")
+        self._send_unsent()
+        if self._journal is None:
+            with contextlib.suppress(PeerGone, TimeoutError):
+                self._open_journal(timeout_s=0.0)
+                self._send_unsent()
+            if self._journal is None and (
+                time.monotonic() - self._journal_gone_at > _JOURNAL_GONE_LIMIT_S
+            ):
+                raise StationError("the journal process did not come back")
+        if self._lamp is None:
+            with contextlib.suppress(PeerGone, TimeoutError):
+                self._open_lamp(timeout_s=0.0)
+                self._update_light(force=True)
+
+    # --- state and commands ---------------------------------------------------------------------
+
+    def _set_state(self, state: StationState) -> None:
+        if state is not self._state:
+            self._state = state
+            self._emit({"state": str(state), "problems": dict(self._problems)})
+
+    def _set_problem(self, part: str, problem: str) -> None:
+        """A part of the station has a problem (or none, with an empty text)."""
+        if self._problems.get(part, "") == problem:
+            return
+        if problem:
+            self._problems[part] = problem
+            self._emit({"problem": {"part": part, "text": problem}})
+        else:
+            self._problems.pop(part, None)
+        blocking = {part: text for part, text in self._problems.items() if part != "lamp"}
+        if blocking:
+            self._policy.set_fault("; ".join(blocking.values()))
+        else:
+            self._policy.clear_fault()
+        if self._state in (StationState.OPERATIONAL, StationState.ERROR):
+            self._set_state(StationState.ERROR if blocking else StationState.OPERATIONAL)
+
+    def _control_command(self, op: str, who: str) -> Json:
+        if op == "status":
+            return {"ok": True, "status": self.status()}
+        if op == "halt":
+            self._set_state(StationState.HALTED)
+            self._policy.set_fault("halted")
+        elif op == "resume" and self._state is StationState.HALTED:
+            self._policy.clear_fault()
+            self._set_state(StationState.OPERATIONAL)
+        elif op == "ack":
+            self._policy.acknowledge()
+        self._update_light()
+        self._submit([self._change(op, who, {})])
+        return {"ok": True, "state": str(self._state)}
+
+    def _change(self, what: str, who: str, detail: dict[str, str]) -> ChangeBody:
+        return ChangeBody(station_id=self._settings.station.id, what=what, who=who, detail=detail)
+
+    def status(self) -> Json:
+        """What the station is doing now."""
+        state, shown_id = self._shown or (LightState.FAULT, "")
+        tick_age = (time.monotonic_ns() - self._last_tick_ns) / 1e9 if self._last_tick_ns else None
+        return {
+            "station_id": self._settings.station.id,
+            "state": str(self._state),
+            "problems": self._problems,
+            "light": str(state),
+            "light_result_id": shown_id,
+            "last_verdict_at": self._last_verdict_at,
+            "tick_age_s": tick_age,
+            "pid": os.getpid(),
+            "camera_pid": self._feed.camera_pid if hasattr(self, "_feed") else None,
+            **(self.summary() if hasattr(self, "_feed") else {}),
+        }
+
+    def summary(self) -> Json:
+        """Figures of this run."""
+        statistics, counts = self._statistics, self._feed.counts
+        verdicts = statistics.verdicts
+        seconds = time.monotonic() - self._started_at
+        figures: Json = {
+            "plates": sum(verdicts.values()) - statistics.gaps,
+            "pass": verdicts[Verdict.PASS],
+            "fail": verdicts[Verdict.FAIL],
+            "undecided": verdicts[Verdict.UNDECIDED],
+            "gaps": statistics.gaps,
+            "frames": counts.frames,
+            "lost_frames": counts.lost_frames,
+            "incomplete_frames": counts.incomplete_frames,
+            "camera_restarts": counts.camera_restarts,
+            "tiles": statistics.tiles,
+            "seconds": round(seconds, 3),
+            "mb_per_s": round(counts.bytes / 1e6 / seconds, 3),
+            "latency_ms": _percentiles(statistics.latencies_ms),
+            "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+        }
+        if statistics.truly_good + statistics.truly_defective:
+            figures["truly_defective"] = statistics.truly_defective
+            figures["truly_good"] = statistics.truly_good
+            figures["escapes"] = statistics.escapes
+            figures["false_rejects"] = statistics.false_rejects
+        return figures
+
+
+def _percentiles(latencies_ms: list[float]) -> Json:
+    """p50, p99 and max of the time from the last scan line in memory to the lamp command."""
+    if not latencies_ms:
+        return {"p50": None, "p99": None, "max": None}
+    p50, p99 = np.percentile(latencies_ms, [50, 99]).tolist()
+    return {"p50": round(p50, 2), "p99": round(p99, 2), "max": round(max(latencies_ms), 2)}

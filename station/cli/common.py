@@ -1,0 +1,53 @@
+"""What every command shares: its configuration option and how it fails.
+
+Imports no numpy: the lamp process starts through here and must be back at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from station.config import EX_CONFIG, ConfigError, Configuration, Loaded, load_configuration
+
+ConfigOption = Annotated[
+    str,
+    typer.Option(
+        "--config",
+        envvar="VQI_CONFIG",
+        metavar="FILE",
+        help="Configuration file, or shipped:simulated.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a row on stdout.")]
+
+
+def load_or_exit(source: str) -> Loaded[Configuration]:
+    """The configuration, or its mistake on stderr and exit status 78."""
+    with exit_on_config_error():
+        return load_configuration(source)
+
+
+@contextlib.contextmanager
+def exit_on_config_error() -> Iterator[None]:
+    """Turns a `ConfigError` into its message and exit status 78."""
+    try:
+        yield
+    except ConfigError as error:
+        fail(str(error), EX_CONFIG)
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """One line on stderr, then exit."""
+    print(f"vqi: {message}", file=sys.stderr)  # noqa: T201
+    raise typer.Exit(status)
+
+
+def print_json(row: dict[str, Any]) -> None:
+    print(json.dumps(row, allow_nan=False), flush=True)  # noqa: T201

@@ -1,0 +1,59 @@
+"""`vqi control`: commands to a running station."""
+
+from __future__ import annotations
+
+import typer
+
+from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json
+from station.control import send_command
+from station.ipc import Json, PeerGone
+
+app = typer.Typer(no_args_is_help=True)
+
+
+def _send(config: str, op: str) -> Json:
+    runtime_dir = load_or_exit(config).value.station.runtime_dir
+    try:
+        answer = send_command(runtime_dir, op)
+    except (PeerGone, TimeoutError) as error:
+        fail(f"no station answers in {runtime_dir} ({error}); start it with `vqi run`")
+    if not answer["ok"]:
+        fail(str(answer["error"]))
+    return answer
+
+
+def _command(config: str, op: str, is_json: bool) -> None:
+    answer = _send(config, op)
+    if is_json:
+        print_json({"state": answer["state"]})
+    else:
+        typer.echo(answer["state"])
+
+
+@app.command()
+def status(config: ConfigOption, is_json: JsonOption = False) -> None:
+    """What the station is doing now."""
+    answer = _send(config, "status")["status"]
+    if is_json:
+        print_json(answer)
+        return
+    for key, value in answer.items():
+        typer.echo(f"{key:18} {value}")
+
+
+@app.command()
+def halt(config: ConfigOption, is_json: JsonOption = False) -> None:
+    """Stop judging: plates are recorded UNDECIDED, the light shows FAULT."""
+    _command(config, "halt", is_json)
+
+
+@app.command()
+def resume(config: ConfigOption, is_json: JsonOption = False) -> None:
+    """Judge plates again."""
+    _command(config, "resume", is_json)
+
+
+@app.command()
+def ack(config: ConfigOption, is_json: JsonOption = False) -> None:
+    """Acknowledge a FAIL or UNDECIDED that the light holds."""
+    _command(config, "ack", is_json)

@@ -26,7 +26,6 @@ from drivers.camera.recording import StripWriter
 
 from drivers.stacklight import LightState
 from models.classifier import Classifier
-from models.registry import find_model
 from station.acquisition import CameraProcess, Tick
 from station.config import Configuration, Loaded, Recipe
 from station.control import ControlServer
@@ -43,6 +42,8 @@ from station.ipc import Json, PeerGone
 from station.journal import JournalClient
 from station.lamp import LampAnswer, LampClient
 from station.light_policy import LightPolicy
+from station.machine import test_on_this_machine
+from station.product import geometry_of, model_folder
 from station.record import (
     ActuationBody,
     Body,
@@ -65,7 +66,6 @@ from station.results import (
 from station.state import StationState, provenance
 from station.strip import Joined, StripCutter, buffer_lines
 from station.systemd import lifeline, notify
-from station.tiling import Geometry
 
 _CONNECT_TIMEOUT_S = 15.0
 _JOURNAL_GONE_LIMIT_S = 10.0
@@ -169,6 +169,7 @@ class Station:
         self._started_at = time.monotonic()
         self._last_verdict_at: str | None = None
         self._last_tick_ns = 0
+        self._last_figures_ns = 0
 
     # --- a life ---------------------------------------------------------------------------------
 
@@ -207,11 +208,11 @@ class Station:
         """Load from the hashed bytes and reproduce the golden scores (I12)."""
         wanted = self._recipe.value.model
         classifier = Classifier.load(
-            find_model(wanted.id),
+            model_folder(self._recipe),
             sessions=self._settings.station.inspect_threads,
             expected_sha256=wanted.sha256,
         )
-        classifier.self_test()
+        self._machine_scores = test_on_this_machine(classifier, self._settings.journal.directory)
         return classifier
 
     def _make_context(self, camera: CameraProcess, classifier: Classifier) -> Context:
@@ -220,7 +221,7 @@ class Station:
         return Context(
             configuration=self._configuration,
             recipe=self._recipe,
-            geometry=Geometry.of(self._recipe.value, pitch_mm, camera.info.width),
+            geometry=geometry_of(self._recipe, pitch_mm, camera.info.width),
             classifier=classifier,
             threshold=classifier.threshold if threshold is None else threshold,
             camera=camera.info,
@@ -269,6 +270,7 @@ class Station:
             "configuration_sha256": self._configuration.sha256,
             "model_sha256": self._context.classifier.model_sha256,
             "camera_serial": self._context.camera.serial,
+            **{f"machine_{key}": value for key, value in self._machine_scores.items()},
         }
         rows.append(self._change("start", "station", detail))
         for row in rows:
@@ -418,17 +420,21 @@ class Station:
         )
         is_production = body.provenance is Provenance.PRODUCTION
         self._policy.decided(body.verdict, body.result_id, is_production, is_late=is_late)
-        self._actuate(body, is_late)
+        latency_ms = self._actuate(body, is_late)
         self._statistics.add(body)
         self._last_verdict_at = utc_now()
-        self._emit({"record": body.model_dump(mode="json", exclude={"tile_grid", "tile_scores"})})
+        record = body.model_dump(mode="json", exclude={"tile_grid", "tile_scores"})
+        self._emit({"record": record, "latency_ms": latency_ms})
 
-    def _actuate(self, body: ResultBody, is_late: bool) -> None:
-        """Command the light for this result and write down what was commanded."""
+    def _actuate(self, body: ResultBody, is_late: bool) -> float | None:
+        """Command the light for this result and write down what was commanded; the time from the
+        last scan line in memory to the command, in ms."""
         number = self._update_light(force=True)
         commanded_ns = time.monotonic_ns()
+        latency_ms = None
         if body.last_scan_line_ns is not None and number is not None:
-            self._statistics.latencies_ms.append((commanded_ns - body.last_scan_line_ns) / 1e6)
+            latency_ms = (commanded_ns - body.last_scan_line_ns) / 1e6
+            self._statistics.latencies_ms.append(latency_ms)
         state, shown_id = self._shown or (LightState.FAULT, "")
         if number is None:
             self._write_actuation(body.result_id, "withheld", None, 0, None, "no lamp process")
@@ -439,6 +445,7 @@ class Station:
         else:
             detail = f"the light shows {state} of {shown_id or 'no plate'}"
             self._write_actuation(body.result_id, "withheld", None, commanded_ns, None, detail)
+        return latency_ms
 
     def _on_joined(self, joined: Joined) -> None:
         until = utc_now()
@@ -537,6 +544,9 @@ class Station:
         self._update_light(force=True)
         if self._lamp is not None:
             notify("WATCHDOG=1")
+        if self._last_tick_ns - self._last_figures_ns > 1e9:
+            self._last_figures_ns = self._last_tick_ns
+            self._emit({"figures": self.summary()})
 
     def _lose_journal(self) -> None:
         if self._journal is None:
@@ -670,6 +680,10 @@ class Station:
             with contextlib.suppress(PeerGone, TimeoutError):
                 self._open_lamp(timeout_s=0.0)
                 self._update_light(force=True)
+        if "camera" in self._problems:
+            # No tick comes while a camera opens; the light shows FAULT, and a restart would only
+            # open it anew. The acquire thread's own limit ends a camera that never opens.
+            notify("WATCHDOG=1")
 
     # --- state and commands ---------------------------------------------------------------------
 

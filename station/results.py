@@ -11,9 +11,17 @@ import numpy as np
 
 from drivers.camera import CameraInfo
 from models.classifier import Classifier
-from station.config import Configuration, Loaded, Recipe
+from station.config import Configuration, Loaded, PlateRecipe, Recipe
 from station.inspection import PlateWork
-from station.record import OpenedBody, Provenance, Reason, ResultBody, Verdict, result_id
+from station.record import (
+    DefectBody,
+    OpenedBody,
+    Provenance,
+    Reason,
+    ResultBody,
+    Verdict,
+    result_id,
+)
 from station.strip import Gap, measure
 from station.tiling import OUTSIDE, Geometry
 from station.verdict import MAX_DEFECTS, Evidence, TileScore, decide, find_defects
@@ -53,7 +61,27 @@ def opened_body(context: Context, work: PlateWork) -> OpenedBody:
     )
 
 
-def scored_body(context: Context, work: PlateWork) -> ResultBody:
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What the scores of one plate say, live and offline."""
+
+    verdict: Verdict
+    reason: Reason | None
+    score: float | None
+    """Highest tile score; NaN counts as highest."""
+    scores: list[TileScore]
+    """In grid order."""
+    defects: list[DefectBody]
+    left_px: int
+
+
+def judge(
+    work: PlateWork,
+    geometry: Geometry,
+    plate_recipe: PlateRecipe,
+    threshold: float,
+    is_self_tested: bool,
+) -> Judgement:
     """Judge a plate whose tiles all have their scores."""
     scores = sorted(work.scores, key=lambda tile: (tile.row, tile.column))
     verdict, reason = decide(
@@ -61,29 +89,41 @@ def scored_body(context: Context, work: PlateWork) -> ResultBody:
             problem=work.problem,
             tiles_expected=work.tiles_expected,
             scores=scores,
-            threshold=context.threshold,
+            threshold=threshold,
             unlit_share=work.unlit_share,
-            max_unlit_share=context.recipe.value.plate.max_unlit_share,
-            is_self_tested=context.is_self_tested,
+            max_unlit_share=plate_recipe.max_unlit_share,
+            is_self_tested=is_self_tested,
         )
     )
-    plate = work.plate
     left = _left_px(work)
-    defects = find_defects(scores, context.threshold, left, context.geometry.pixel_pitch_mm)
+    defects = find_defects(scores, threshold, left, geometry.pixel_pitch_mm)
+    return Judgement(verdict, reason, _highest(scores), scores, defects, left)
+
+
+def scored_body(context: Context, work: PlateWork) -> ResultBody:
+    """The record of a plate whose tiles all have their scores."""
+    judged = judge(
+        work,
+        context.geometry,
+        context.recipe.value.plate,
+        context.threshold,
+        context.is_self_tested,
+    )
+    plate, scores, defects = work.plate, judged.scores, judged.defects
     shape = measure(plate) if plate.length_px > 2 and not context.geometry.is_whole else None
     return _body(
         context,
         sequence=work.sequence,
         plate_ordinal=plate.ordinal,
-        verdict=verdict,
-        reason=reason,
+        verdict=judged.verdict,
+        reason=judged.reason,
         detail=work.detail,
-        score=_highest(scores),
+        score=judged.score,
         opened_ns=plate.opened_ns,
         last_scan_line_ns=plate.last_scan_line_ns,
         encoder_value=plate.encoder_value,
         frame_ids=(plate.first_frame_id, plate.last_frame_id),
-        left_px=left,
+        left_px=judged.left_px,
         width_px=round(shape.width_px) if shape else int(plate.right[: plate.length_px].max()),
         length_px=plate.length_px,
         skew_deg=round(shape.skew_deg, 3) if shape else None,

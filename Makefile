@@ -1,0 +1,55 @@
+# make run            the station on the simulated camera, journal under ./var
+# make test           every check and test
+# ARGS="--plates 20"  passed on to `vqi run`
+
+VENV ?= .venv
+CONFIG ?= config/simulated.toml
+PYTHON ?= python3
+APT = python3-venv libgl1 libglib2.0-0 libpython3.11
+RUN_STAMP = $(VENV)/.run-stamp
+TEST_STAMP = $(VENV)/.test-stamp
+
+.PHONY: run test peers clean system
+
+run: $(RUN_STAMP)
+	$(VENV)/bin/vqi run --config $(CONFIG) $(ARGS)
+
+test: $(TEST_STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+# Every optional peer; a skip for a missing package then counts as a failure.
+peers: $(TEST_STAMP)
+	$(VENV)/bin/pip install -q -e .[plant]
+
+$(VENV)/bin/pip: | system
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN_STAMP): $(VENV)/bin/pip pyproject.toml
+	$(VENV)/bin/pip install -q -e .
+	touch $@
+
+# The exact pin first, so that nothing else chooses another build of torch.
+$(TEST_STAMP): $(RUN_STAMP)
+	$(VENV)/bin/pip install -q torch==2.13.0
+	$(VENV)/bin/pip install -q -e .[train,dev]
+	touch $@
+
+# OpenCV's and GenICam's shared libraries, and Python's venv module.
+system:
+	@missing=""; \
+	for package in $(APT); do \
+	  dpkg-query -W -f '$${Status}' $$package 2>/dev/null | grep -q 'ok installed' || missing="$$missing $$package"; \
+	done; \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ]; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	else \
+	  echo "missing system packages:$$missing   (run: sudo apt-get install$$missing)" >&2; exit 1; \
+	fi
+
+clean:
+	rm -rf $(VENV) var build *.egg-info

@@ -1,0 +1,141 @@
+"""`vqi check`: what would keep the station from running, before it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from drivers.errors import DeviceError
+from drivers.stacklight import open_stack_light
+from models.card import ModelError
+from models.classifier import Classifier
+from station.acquisition import CameraProcess
+from station.cli.common import (
+    ConfigOption,
+    JsonOption,
+    exit_on_config_error,
+    load_or_exit,
+    print_json,
+)
+from station.config import Configuration, Loaded, Recipe
+from station.control import send_command
+from station.ipc import PeerGone
+from station.machine import accept_scores, test_on_this_machine
+from station.product import geometry_of, load_product, model_folder
+from station.qms import DATABASE, Reader, StoreError, verify
+
+_SQLITE_FIXED = (3, 51, 3)
+
+
+class Problem(Exception):
+    """What was found, and what to do."""
+
+
+def check(
+    config: ConfigOption,
+    accept: Annotated[
+        bool,
+        typer.Option(
+            "--accept-scores",
+            help="Record this machine's golden scores anew, after a change of processor or runtime.",
+        ),
+    ] = False,
+    is_json: JsonOption = False,
+) -> None:
+    """Validate the configuration, open each device, verify the model. Exit status 1 on a problem."""
+    loaded = load_or_exit(config)
+    with exit_on_config_error():
+        recipe = load_product(loaded)
+        is_running = _is_running(loaded.value)
+        steps: list[tuple[str, Callable[[], str]]] = [
+            ("configuration", lambda: f"{loaded.source} sha256 {loaded.sha256[:12]}"),
+            ("recipe", lambda: f"{recipe.value.id} version {recipe.value.version}"),
+            ("model", lambda: _check_model(loaded.value, recipe, accept)),
+            ("camera", lambda: _check_camera(loaded.value, recipe, is_running)),
+            ("light", lambda: _check_light(loaded.value, is_running)),
+            ("journal", lambda: _check_journal(loaded.value)),
+        ]
+        results = [_attempt(name, step, is_json) for name, step in steps]
+    raise typer.Exit(0 if all(results) else 1)
+
+
+def _attempt(name: str, step: Callable[[], str], is_json: bool) -> bool:
+    try:
+        text, is_ok = step(), True
+    except (Problem, DeviceError, ModelError, StoreError, OSError) as error:
+        text, is_ok = str(error), False
+    if is_json:
+        print_json({"part": name, "ok": is_ok, "found": text})
+    else:
+        typer.echo(f"{'ok  ' if is_ok else 'FAIL'}  {name:14} {text}")
+    return is_ok
+
+
+def _is_running(settings: Configuration) -> bool:
+    with contextlib.suppress(PeerGone, TimeoutError):
+        send_command(settings.station.runtime_dir, "status")
+        return True
+    return False
+
+
+def _check_model(settings: Configuration, recipe: Loaded[Recipe], accept: bool) -> str:
+    classifier = Classifier.load(
+        model_folder(recipe), sessions=1, expected_sha256=recipe.value.model.sha256
+    )
+    if accept:
+        accept_scores(classifier, settings.journal.directory)
+    test_on_this_machine(classifier, settings.journal.directory)
+    return (
+        f"{classifier.model_id} sha256 {classifier.model_sha256[:12]}, golden scores reproduced, "
+        f"{classifier.runtime}"
+    )
+
+
+def _check_camera(settings: Configuration, recipe: Loaded[Recipe], is_running: bool) -> str:
+    if is_running:
+        return "in use by the running station"
+    camera = CameraProcess(settings.camera, settings.station.ring_s)
+    try:
+        info = camera.info
+        geometry_of(recipe, settings.camera.pixel_pitch_mm, info.width)
+        rate = "" if info.line_rate_hz is None else f", {info.line_rate_hz:g} scan lines/s"
+        return (
+            f"{info.vendor} {info.model} {info.serial}, {info.width} px {info.pixel_format}{rate}"
+        )
+    finally:
+        camera.close()
+
+
+def _check_light(settings: Configuration, is_running: bool) -> str:
+    if is_running:
+        return "in use by the running station"
+    with open_stack_light(settings.light.device, settings.light.pattern_table) as light:
+        return light.description
+
+
+def _check_journal(settings: Configuration) -> str:
+    directory = settings.journal.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    if not os.access(directory, os.W_OK):
+        raise Problem(f"{directory}: not writable by this user")
+    status = os.statvfs(directory)
+    free_mb = status.f_bavail * status.f_frsize // 1_000_000
+    if free_mb < settings.journal.min_free_mb:
+        raise Problem(
+            f"{directory}: {free_mb} MB free, {settings.journal.min_free_mb} needed; free some"
+        )
+    version = f"SQLite {sqlite3.sqlite_version}"
+    if sqlite3.sqlite_version_info < _SQLITE_FIXED:
+        version += " (WAL-reset bug: one writer only)"
+    if not (directory / DATABASE).exists():
+        return f"{directory}: empty, {free_mb} MB free, {version}"
+    with Reader(directory) as reader:
+        report = verify(reader)
+    if report.findings:
+        raise Problem(f"{directory}: {report.findings[0]}; see `vqi log verify`")
+    return f"{directory}: {report.rows} rows verified, {free_mb} MB free, {version}"

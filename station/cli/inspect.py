@@ -1,0 +1,99 @@
+"""`vqi inspect`: pictures as plates."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from drivers.camera.picture import PictureError, read_grey_picture
+
+from models.card import ModelError
+from models.classifier import Classifier
+from models.registry import find_model
+from station.cli.common import JsonOption, exit_on_config_error, fail, print_json
+from station.config import EX_CONFIG, ConfigError, load_recipe
+from station.offline import Inspection, PictureInspector
+from station.product import model_folder
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".webp"}
+
+
+def inspect(
+    paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+    recipe: Annotated[
+        str, typer.Option(help="Recipe file, or shipped:<id>.")
+    ] = "shipped:whole-image",
+    model: Annotated[str | None, typer.Option(help="Another model than the recipe's.")] = None,
+    pixel_pitch_mm: Annotated[float, typer.Option(min=1e-6, help="Size of a pixel.")] = 0.1,
+    is_json: JsonOption = False,
+) -> None:
+    """Judge each picture as one plate. Exit status 1 if any could not be read."""
+    inspector = _open_inspector(recipe, model, pixel_pitch_mm)
+    failed = False
+    for path in _pictures(paths):
+        try:
+            found = inspector.inspect(read_grey_picture(path))
+        except (PictureError, ValueError, ConfigError) as error:
+            failed = True
+            text = str(error).removeprefix(f"{path}: ")
+            print(f"vqi: {path}: {text}", file=sys.stderr)  # noqa: T201
+            if is_json:
+                print_json({"file": str(path), "verdict": None, "error": text})
+            continue
+        if is_json:
+            print_json(_row(path, found))
+        else:
+            typer.echo(_line(path, found))
+    raise typer.Exit(1 if failed else 0)
+
+
+def _open_inspector(source: str, model: str | None, pixel_pitch_mm: float) -> PictureInspector:
+    with exit_on_config_error():
+        recipe = load_recipe(source)
+        threads = len(os.sched_getaffinity(0))
+        try:
+            folder = model_folder(recipe) if model is None else find_model(model)
+            sha256 = recipe.value.model.sha256 if model is None else None
+            classifier = Classifier.load(folder, sessions=threads, expected_sha256=sha256)
+            return PictureInspector(recipe, classifier, pixel_pitch_mm, threads)
+        except ModelError as error:
+            fail(str(error), EX_CONFIG)
+
+
+def _pictures(paths: list[Path]) -> Iterator[Path]:
+    """Files as given; folders' pictures by name, with those in their sub-folders."""
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(
+                file
+                for file in path.rglob("*")
+                if file.suffix.lower() in _SUFFIXES and not file.is_dir()
+            )
+        else:
+            yield path
+
+
+def _row(path: Path, found: Inspection) -> dict[str, Any]:
+    return {
+        "file": str(path),
+        "verdict": str(found.verdict),
+        "reason": found.reason and str(found.reason),
+        "detail": found.detail,
+        "score": found.score,
+        "tiles": [{"x": t.x_px, "y": t.y_px, "score": t.score} for t in found.tiles],
+        "defects": [defect.model_dump() for defect in found.defects],
+    }
+
+
+def _line(path: Path, found: Inspection) -> str:
+    score = "" if found.score is None else f"  score {found.score:.3f}"
+    places = "".join(
+        f"\n    {d.w_px} x {d.h_px} px at ({d.x_px}, {d.y_px})  score {d.score:.3f}"
+        for d in found.defects
+    )
+    reason = f"  {found.reason}: {found.detail}" if found.reason else ""
+    return f"{path}  {found.verdict}{score}{reason}{places}"

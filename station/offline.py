@@ -1,0 +1,145 @@
+"""Pictures through the same strip, tiles, threads and verdict as live plates."""
+
+from __future__ import annotations
+
+import queue
+from dataclasses import dataclass
+
+import numpy as np
+
+from drivers.camera import Frame
+from models.classifier import Classifier
+from station.acquisition import Tick
+from station.config import Loaded, Recipe
+from station.inspection import FailingTile, Inspector, PlateScored, PlateWork
+from station.product import geometry_of
+from station.record import DefectBody, Reason, Verdict
+from station.results import judge
+from station.strip import (
+    Event,
+    Gap,
+    Pixels,
+    PlateClosed,
+    PlateOpened,
+    StripCutter,
+    TileRowReady,
+    buffer_lines,
+)
+from station.tiling import Geometry
+from station.verdict import TileScore
+
+_BELT_SEED = 8
+_BELT_LEVELS = (6, 11)
+MIN_SIDE_PX = 32
+"""A smaller picture shows no tile's worth of anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What one picture came to."""
+
+    verdict: Verdict
+    reason: Reason | None
+    detail: str
+    score: float | None
+    tiles: tuple[TileScore, ...]
+    defects: tuple[DefectBody, ...]
+
+
+class PictureInspector:
+    """Inspects pictures as plates, one after another; for one thread."""
+
+    def __init__(
+        self,
+        recipe: Loaded[Recipe],
+        classifier: Classifier,
+        pixel_pitch_mm: float,
+        threads: int,
+    ) -> None:
+        """`classifier` has at least `threads` sessions. Its self-test runs here."""
+        classifier.self_test()
+        self._recipe = recipe
+        self._classifier = classifier
+        self._pixel_pitch_mm = pixel_pitch_mm
+        self._threads = threads
+        threshold = recipe.value.model.threshold
+        self._threshold = classifier.threshold if threshold is None else threshold
+
+    def inspect(self, picture: Pixels) -> Inspection:
+        """Judge a picture, uint8 (rows, columns). Raises `ConfigError` if the recipe's lane does
+        not fit in it, ValueError if it is too small."""
+        if min(picture.shape) < MIN_SIDE_PX:
+            rows, columns = picture.shape
+            raise ValueError(
+                f"{columns} x {rows} px is too small to be judged; "
+                f"at least {MIN_SIDE_PX} x {MIN_SIDE_PX} px"
+            )
+        geometry = geometry_of(self._recipe, self._pixel_pitch_mm, picture.shape[1])
+        events = self._cut(picture, geometry)
+        plates = [event.plate for event in events if isinstance(event, PlateOpened)]
+        gaps = [event for event in events if isinstance(event, Gap)]
+        if gaps:
+            return _undecided(gaps[0].reason, gaps[0].detail)
+        if len(plates) != 1:
+            return _undecided(Reason.OUTLINE, f"the picture shows {len(plates)} plates, not one")
+        return self._judge(self._score(events, geometry), geometry)
+
+    def _cut(self, picture: Pixels, geometry: Geometry) -> list[Event]:
+        strip = picture if geometry.is_whole else _on_belt(picture, geometry)
+        buffers = [np.empty((_lines(strip, geometry), strip.shape[1]), np.uint8)]
+        cutter = StripCutter(
+            geometry, len(strip), lambda: buffers.pop() if buffers else None, is_height_fixed=False
+        )
+        frame = Frame(np.ascontiguousarray(strip), strip.shape[1], frame_id=0, timestamp_ns=0)
+        return cutter.feed(frame) + cutter.finish()
+
+    def _score(self, events: list[Event], geometry: Geometry) -> PlateWork:
+        done: queue.SimpleQueue[PlateWork] = queue.SimpleQueue()
+
+        def report(message: FailingTile | PlateScored | Tick) -> None:
+            if isinstance(message, PlateScored):
+                done.put(message.work)
+
+        inspector = Inspector(self._classifier, geometry, self._threshold, self._threads, report)
+        try:
+            work: PlateWork | None = None
+            for event in events:
+                if isinstance(event, PlateOpened):
+                    work = PlateWork(event.plate, "", 0, None, is_audit_sample=False)
+                elif isinstance(event, TileRowReady) and work is not None:
+                    inspector.score(work, event.row)
+                elif isinstance(event, PlateClosed) and work is not None:
+                    if event.reason is not None:
+                        work.problem, work.detail = event.reason, event.detail
+                    inspector.close(work)
+            return done.get()
+        finally:
+            inspector.stop()
+
+    def _judge(self, work: PlateWork, geometry: Geometry) -> Inspection:
+        plate = self._recipe.value.plate
+        judged = judge(work, geometry, plate, self._threshold, is_self_tested=True)
+        return Inspection(
+            judged.verdict,
+            judged.reason,
+            work.detail,
+            judged.score,
+            tuple(judged.scores),
+            tuple(judged.defects),
+        )
+
+
+def _on_belt(picture: Pixels, geometry: Geometry) -> Pixels:
+    """A stored plate begins and ends with plate: put the belt back before and after it."""
+    lines = geometry.min_gap_px + geometry.margin_px + 1
+    rng = np.random.default_rng(_BELT_SEED)
+    belt = rng.integers(*_BELT_LEVELS, (2, lines, picture.shape[1]), np.uint8)
+    return np.concatenate([belt[0], picture, belt[1]])
+
+
+def _lines(strip: Pixels, geometry: Geometry) -> int:
+    return len(strip) if geometry.is_whole else buffer_lines(geometry)
+
+
+def _undecided(reason: Reason, detail: str) -> Inspection:
+    return Inspection(Verdict.UNDECIDED, reason, detail, None, (), ())

@@ -1,0 +1,36 @@
+"""What is inspected here: the configured recipe, checked against this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from models.card import ModelError
+from models.registry import find_model
+from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe
+from station.tiling import Geometry
+
+
+def load_product(configuration: Loaded[Configuration]) -> Loaded[Recipe]:
+    """The recipe that the configuration names. Raises `ConfigError` if it cannot be used here."""
+    recipe = load_recipe(configuration.value.station.recipe)
+    model_folder(recipe)
+    camera = configuration.value.camera
+    if camera.type == "simulated":
+        geometry_of(recipe, camera.pixel_pitch_mm, camera.width)
+    return recipe
+
+
+def model_folder(recipe: Loaded[Recipe]) -> Path:
+    """Where the recipe's model lies. Raises `ConfigError`."""
+    try:
+        return find_model(recipe.value.model.id)
+    except ModelError as error:
+        raise ConfigError(f"{recipe.source}: model.id: {error}") from error
+
+
+def geometry_of(recipe: Loaded[Recipe], pixel_pitch_mm: float, scan_line_px: int) -> Geometry:
+    """The recipe in pixels. Raises `ConfigError` if its lane does not fit in the scan line."""
+    try:
+        return Geometry.of(recipe.value, pixel_pitch_mm, scan_line_px)
+    except ValueError as error:
+        raise ConfigError(f"{recipe.source}: lane: {error}") from error

@@ -1,0 +1,284 @@
+"""`vqi run`: starts the station's processes and replaces those that die or hang.
+
+What the service manager does for the units: sd_notify heartbeats, a watchdog for each process, a
+restart at once for the lamp and with growing pauses for the others. Its own death closes the
+lifeline, a pipe that every child watches: nobody outlives it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import FrameType
+
+from station.config import EX_CONFIG
+from station.ipc import Json
+
+_LIFELINE_VARIABLE = "VQI_LIFELINE_FD"
+_START_LIMIT_S = 120.0
+_STOP_LIMIT_S = 15.0
+_LONGEST_PAUSE_S = 5.0
+_STEADY_S = 30.0
+"""A process that lived so long starts again without a pause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """A kind of process. Order of starting: lamp first, so that FAULT shows before anything."""
+
+    name: str
+    watchdog_s: float
+    is_replaced_at_once: bool = False
+
+
+LAMP = Role("lamp", watchdog_s=1.0, is_replaced_at_once=True)
+JOURNAL = Role("journal", watchdog_s=10.0)
+STATION = Role("station", watchdog_s=10.0)
+
+
+@dataclass(slots=True, eq=False)
+class _Child:
+    role: Role
+    process: subprocess.Popen[bytes]
+    descriptor: int
+    """pidfd: readable once the process has ended."""
+    notifications: socket.socket
+    started_at: float
+    heard_at: float
+    is_ready: bool = False
+    tail: bytes = b""
+
+
+@dataclass(slots=True)
+class Report:
+    """What a run came to."""
+
+    summary: Json | None = None
+    plates: int = 0
+    restarts: dict[str, int] = field(default_factory=dict)
+
+
+class Supervisor:
+    """Runs lamp, journal and station until the station ends. `show` gets the station's events."""
+
+    def __init__(
+        self,
+        config: str,
+        plates: int | None,
+        station_options: list[str],
+        show: Callable[[Json], None],
+        log: Callable[[str], None],
+    ) -> None:
+        self._config = config
+        self._plates = plates
+        self._station_options = station_options
+        self._show = show
+        self._log = log
+        self.report = Report()
+        self._selector = selectors.DefaultSelector()
+        self._children: dict[str, _Child] = {}
+        self._pauses: dict[str, float] = {}
+        self._due: dict[str, float] = {}
+        self._lifeline, self._lifeline_held = os.pipe2(os.O_CLOEXEC)
+        self._status: int | None = None
+        self._was_operational = False
+        self._is_stopping = False
+        self._is_station_told = False
+
+    def run(self) -> int:
+        """Exit status: the station's, 78 for a bad configuration, 1 if a process cannot start."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+        try:
+            for role in (LAMP, JOURNAL, STATION):
+                self._start(role)
+            while self._status is None:
+                for key, _ in self._selector.select(timeout=0.05):
+                    key.data()
+                self._watch()
+        finally:
+            self._stop_all()
+        return self._status
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._is_stopping = True
+
+    # --- one process ----------------------------------------------------------------------------
+
+    def _start(self, role: Role) -> None:
+        name = f"vqi/{os.getpid()}/{role.name}/{secrets.token_hex(4)}"
+        notifications = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        notifications.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+        notifications.bind("\0" + name)
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "station.cli", *self._arguments(role)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if role is STATION else subprocess.DEVNULL,
+            pass_fds=(self._lifeline,),
+            env={
+                **os.environ,
+                "NOTIFY_SOCKET": "@" + name,
+                _LIFELINE_VARIABLE: str(self._lifeline),
+            },
+            # Ctrl-C at the terminal reaches this process only, which ends the others in order.
+            start_new_session=True,
+        )
+        now = time.monotonic()
+        child = _Child(role, process, os.pidfd_open(process.pid), notifications, now, now)
+        self._children[role.name] = child
+        self._selector.register(child.descriptor, selectors.EVENT_READ, lambda: self._on_end(child))
+        self._selector.register(notifications, selectors.EVENT_READ, lambda: _hear(child))
+        if process.stdout is not None:
+            os.set_blocking(process.stdout.fileno(), False)
+            self._selector.register(
+                process.stdout, selectors.EVENT_READ, lambda: self._read_events(child)
+            )
+
+    def _arguments(self, role: Role) -> list[str]:
+        arguments = ["serve", role.name, "--config", self._config]
+        if role is not STATION:
+            return arguments
+        arguments += self._station_options
+        if self._plates is not None:
+            arguments += ["--plates", str(max(1, self._plates - self.report.plates))]
+        return arguments + (["--restart"] if self.report.restarts.get(role.name) else [])
+
+    def _read_events(self, child: _Child) -> None:
+        assert child.process.stdout is not None
+        data = child.process.stdout.read()
+        if not data:
+            if data is not None:
+                self._selector.unregister(child.process.stdout)
+                child.process.stdout.close()
+                child.process.stdout = None
+            return
+        *lines, child.tail = (child.tail + data).split(b"\n")
+        for line in lines:
+            self._on_event(json.loads(line))
+
+    def _on_event(self, event: Json) -> None:
+        if event.get("state") == "OPERATIONAL":
+            self._was_operational = True
+        if "summary" in event:
+            event["summary"]["process_restarts"] = dict(self.report.restarts)
+            self.report.summary = event["summary"]
+        if "record" in event:
+            self.report.plates += event["record"]["reason"] != "gap"
+        self._show(event)
+
+    def _on_end(self, child: _Child) -> None:
+        status = child.process.wait()
+        if child.process.stdout is not None:
+            self._read_events(child)
+        self._release(child)
+        name = child.role.name
+        if self._status is not None:
+            return
+        if child.role is STATION and (status == 0 or self._is_stopping):
+            self._status = 0 if status == -signal.SIGTERM else status
+        elif status == EX_CONFIG or (child.role is STATION and not self._was_operational):
+            self._status = status if status > 0 else 1
+        elif not child.is_ready and not self._was_operational:
+            self._log(f"the {name} process could not start ({_how(status)})")
+            self._status = 1
+        else:
+            self._plan_restart(child, status)
+
+    def _plan_restart(self, child: _Child, status: int) -> None:
+        role, now = child.role, time.monotonic()
+        self.report.restarts[role.name] = self.report.restarts.get(role.name, 0) + 1
+        pause_s = 0.0
+        if not role.is_replaced_at_once and now - child.started_at < _STEADY_S:
+            pause_s = self._pauses.get(role.name, 0.0)
+        self._pauses[role.name] = min(max(2 * pause_s, 0.25), _LONGEST_PAUSE_S)
+        self._due[role.name] = now + pause_s
+        self._log(f"the {role.name} process ended ({_how(status)}); starting it again")
+        self._start_due()
+
+    def _start_due(self) -> None:
+        for role in (LAMP, JOURNAL, STATION):
+            if role.name in self._due and self._due[role.name] <= time.monotonic():
+                del self._due[role.name]
+                self._start(role)
+
+    def _release(self, child: _Child) -> None:
+        self._children.pop(child.role.name, None)
+        for item in (child.descriptor, child.notifications, child.process.stdout):
+            if item is not None:
+                with contextlib.suppress(KeyError):
+                    self._selector.unregister(item)
+        os.close(child.descriptor)
+        child.notifications.close()
+        if child.process.stdout is not None:
+            child.process.stdout.close()
+
+    # --- all of them ----------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        now = time.monotonic()
+        for child in list(self._children.values()):
+            limit_s = child.role.watchdog_s if child.is_ready else _START_LIMIT_S
+            if now - child.heard_at > limit_s:
+                self._log(f"the {child.role.name} process hangs; killing it")
+                child.process.kill()
+                child.heard_at = now
+        self._start_due()
+        if self._is_stopping:
+            self._stop_station()
+
+    def _stop_station(self) -> None:
+        """Let the station write what is in flight; its end ends the run."""
+        station = self._children.get(STATION.name)
+        if station is None:
+            self._status = 0
+        elif not self._is_station_told:
+            self._is_station_told = True
+            station.process.terminate()
+
+    def _stop_all(self) -> None:
+        """Station, journal, lamp: each ends before what it reports to."""
+        self._status = 1 if self._status is None else self._status
+        for role in (STATION, JOURNAL, LAMP):
+            child = self._children.get(role.name)
+            if child is None:
+                continue
+            child.process.terminate()
+            try:
+                child.process.wait(_STOP_LIMIT_S)
+            except subprocess.TimeoutExpired:
+                self._log(f"the {role.name} process does not end; killing it")
+                child.process.kill()
+                child.process.wait()
+            self._release(child)
+        os.close(self._lifeline)
+        os.close(self._lifeline_held)
+        self._selector.close()
+
+
+def _hear(child: _Child) -> None:
+    """Take sd_notify messages that the child itself, or a process of its user, sent."""
+    while True:
+        try:
+            data, ancillary, _, _ = child.notifications.recvmsg(4096, socket.CMSG_SPACE(12))
+        except BlockingIOError:
+            return
+        uid = int.from_bytes(ancillary[0][2][4:8], "little") if ancillary else -1
+        if uid != os.getuid():
+            continue
+        child.heard_at = time.monotonic()
+        if b"READY=1" in data:
+            child.is_ready = True
+
+
+def _how(status: int) -> str:
+    return f"signal {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"

@@ -1,0 +1,44 @@
+"""Rules for all tests: what may be skipped, and where the real pictures lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+
+REQUIRES_PEERS = os.environ.get("VQI_REQUIRE_PEERS") == "1"
+REAL_DATA = Path(os.environ.get("VQI_REAL_DATA", "../shared/data"))
+_MISSING_PACKAGE = ("could not import", "No module named", "needs package")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("long") and not REQUIRES_PEERS:
+            item.add_marker(pytest.mark.skip(reason="long; set VQI_REQUIRE_PEERS=1"))
+        if item.get_closest_marker("hardware") and "VQI_HARDWARE" not in os.environ:
+            item.add_marker(pytest.mark.skip(reason="needs a real device; set VQI_HARDWARE=1"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Where every peer is installed, a skip for a missing package is a failure."""
+    report = yield
+    if (
+        REQUIRES_PEERS
+        and report.skipped
+        and any(text in str(report.longrepr) for text in _MISSING_PACKAGE)
+    ):
+        report.outcome = "failed"
+    return report
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Real pictures, or a skip that says where they are looked for."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"no real images in {REAL_DATA}; set VQI_REAL_DATA")
+    return REAL_DATA

@@ -42,12 +42,12 @@ def check(
         bool,
         typer.Option(
             "--accept-scores",
-            help="Record this machine's golden scores anew, after a change of processor or runtime.",
+            help="Record the golden scores anew, after a change of processor or runtime.",
         ),
     ] = False,
     is_json: JsonOption = False,
 ) -> None:
-    """Validate the configuration, open each device, verify the model. Exit status 1 on a problem."""
+    """Validate the configuration, open each device, verify the model. Exit 1 on a problem."""
     loaded = load_or_exit(config)
     with exit_on_config_error():
         recipe = load_product(loaded)

@@ -1,0 +1,216 @@
+"""The highest line rate that this machine inspects without loss, beside the network alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from drivers.camera import Frame
+from drivers.camera.settings import SimulatedCameraSettings, SpecimenSettings
+from drivers.camera.simulated import SimulatedCamera
+from models.classifier import Classifier
+from station.config import Configuration, Loaded, Recipe
+from station.ipc import Json
+from station.product import geometry_of, model_folder
+from station.strip import PlateOpened, StripCutter, TileRowReady, buffer_lines
+from station.tiling import CHUNK_TILES, TILE_PX, Geometry, TileRow, cut_tiles
+
+_GAP_MM = 10.0
+"""A dense belt: twice the gap that separates plates, so that nearly every scan line is scored."""
+_FIRST_SHARE = 0.92
+"""Of the network's own rate, tried first."""
+_STEP = 0.93
+_TRIES = 10
+_ALONE_S = 5.0
+
+
+class BenchError(Exception):
+    """No line rate was sustained, or the station did not start; says which."""
+
+
+def run_bench(
+    loaded: Loaded[Configuration],
+    recipe: Loaded[Recipe],
+    seconds: float,
+    say: Callable[[str], None],
+) -> Json:
+    """Find the highest lossless rate by stepping down from the network's own, `seconds` a try."""
+    dense = _dense(loaded.value)
+    alone = NetworkAlone(dense, recipe, loaded.value.station.inspect_threads)
+    before = alone.tiles_per_s(_ALONE_S)
+    lines_per_s = before / alone.tiles_per_line
+    for attempt in range(_TRIES):
+        rate_hz = lines_per_s * _FIRST_SHARE * _STEP**attempt
+        summary = _try(loaded, rate_hz, seconds)
+        if _is_lossless(summary):
+            break
+        say(f"{rate_hz:.0f} scan lines/s: {_loss(summary)}")
+    else:
+        raise BenchError(f"no rate down to {rate_hz:.0f} scan lines/s was without loss")
+    network_alone = (before + alone.tiles_per_s(_ALONE_S)) / 2
+    tiles_per_s = alone.tiles_per_line * rate_hz
+    return summary | {
+        "line_rate_hz": round(rate_hz, 1),
+        "tiles_per_s": round(tiles_per_s, 1),
+        "network_alone_tiles_per_s": round(network_alone, 1),
+        "share_of_network_alone": round(tiles_per_s / network_alone, 3),
+        "runtime": alone.classifier.runtime,
+        "precision": alone.classifier.card.precision,
+        "processor": alone.classifier.runtime.rsplit(", ", 1)[-1],
+    }
+
+
+class NetworkAlone:
+    """Tile rows of a rendered plate through front end and network on all cores, nothing else."""
+
+    def __init__(
+        self, camera: SimulatedCameraSettings, recipe: Loaded[Recipe], threads: int
+    ) -> None:
+        self.classifier = Classifier.load(model_folder(recipe), sessions=threads)
+        geometry = geometry_of(recipe, camera.pixel_pitch_mm, camera.width)
+        self._geometry, self._threads = geometry, threads
+        self._rows, self._pixels, period_lines = _one_plate(camera, geometry)
+        tiles = sum(len(row.columns) for row in self._rows)
+        self.tiles_per_line = tiles / period_lines
+        self._chunks = [(row, chunk) for row in self._rows for chunk in row.chunks()]
+
+    def tiles_per_s(self, seconds: float) -> float:
+        counts = [0] * self._threads
+        end = time.monotonic() + seconds
+
+        def score(session: int) -> None:
+            block = np.empty((TILE_PX, self._geometry.block_px), np.uint8)
+            batch = np.empty((CHUNK_TILES, 1, TILE_PX, TILE_PX), np.uint8)
+            number = session
+            while time.monotonic() < end:
+                row, chunk = self._chunks[number % len(self._chunks)]
+                count = cut_tiles(self._geometry, self._pixels, row, chunk, block, batch)
+                self.classifier.scores(batch[:count], session)
+                counts[session] += count
+                number += self._threads
+
+        threads = [threading.Thread(target=score, args=(i,)) for i in range(self._threads)]
+        started = time.monotonic()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return sum(counts) / (time.monotonic() - started)
+
+
+def _one_plate(
+    camera: SimulatedCameraSettings, geometry: Geometry
+) -> tuple[list[TileRow], np.ndarray[Any, np.dtype[np.uint8]], int]:
+    """Tile rows of the belt's first plate, its pixels, and scan lines from plate to plate."""
+    settings = camera.model_copy(update={"bank_plates": 1, "is_paced": False})
+    buffers = [np.empty((buffer_lines(geometry), geometry.scan_line_px), np.uint8) for _ in "12"]
+    cutter = StripCutter(geometry, camera.frame_height, lambda: buffers.pop())
+    opened: list[PlateOpened] = []
+    rows: list[TileRow] = []
+    with SimulatedCamera(settings) as source:
+        source.start()
+        into = np.empty(source.info.max_frame_bytes, np.uint8)
+        while len(opened) < 2:
+            frame: Frame | None = source.grab(into, 1.0)
+            assert frame is not None
+            for event in cutter.feed(frame):
+                if isinstance(event, PlateOpened):
+                    opened.append(event)
+                elif isinstance(event, TileRowReady) and len(opened) == 1:
+                    rows.append(event.row)
+    first, second = (event.plate for event in opened)
+    assert first.pixels is not None
+    assert first.encoder_value is not None
+    assert second.encoder_value is not None
+    return rows, first.pixels, second.encoder_value - first.encoder_value
+
+
+def _dense(settings: Configuration) -> SimulatedCameraSettings:
+    """The configured camera, simulated, 4096 px wide, with plates close together."""
+    camera = settings.camera
+    specimen = SpecimenSettings()
+    if isinstance(camera, SimulatedCameraSettings):
+        specimen = camera.specimen
+    return SimulatedCameraSettings(
+        type="simulated",
+        pixel_pitch_mm=camera.pixel_pitch_mm,
+        bank_plates=4,
+        specimen=specimen.model_copy(update={"gap_mm": _GAP_MM, "skew_deg": 0.3}),
+    )
+
+
+def _try(loaded: Loaded[Configuration], rate_hz: float, seconds: float) -> Json:
+    """Run the whole station for a while on a journal of its own; its summary."""
+    folder = loaded.value.journal.directory
+    folder.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="bench-", dir=folder.parent))
+    try:
+        config = work / "bench.toml"
+        config.write_text(_bench_toml(loaded.value, rate_hz, work))
+        done = subprocess.run(
+            [
+                *(sys.executable, "-P", "-m", "station.cli", "run"),
+                *("--config", str(config), "--json", "--seconds", str(seconds)),
+            ],
+            stdout=subprocess.PIPE,
+            timeout=seconds + 120,
+            check=False,
+        )
+        lines = done.stdout.decode().splitlines()
+        if done.returncode != 0 or not lines or "summary" not in json.loads(lines[-1]):
+            raise BenchError(f"the station ended with exit status {done.returncode}")
+        summary: Json = json.loads(lines[-1])["summary"]
+        written = sum(
+            file.stat().st_size for file in (work / "journal").rglob("*") if file.is_file()
+        )
+        summary["mb_written_per_s"] = round(written / 1e6 / summary["seconds"], 2)
+        return summary
+    finally:
+        shutil.rmtree(work)
+
+
+def _bench_toml(settings: Configuration, rate_hz: float, work: Path) -> str:
+    camera, recipe = _dense(settings), settings.station.recipe
+    if not recipe.startswith("shipped:"):
+        recipe = str(Path(recipe).resolve())
+    specimen = camera.specimen.model_dump()
+    return "\n".join(
+        [
+            "[station]",
+            'id = "bench"',
+            f"recipe = {json.dumps(recipe)}",
+            f"runtime_dir = {json.dumps(str(work / 'run'))}",
+            f"inspect_threads = {settings.station.inspect_threads}",
+            "[camera]",
+            'type = "simulated"',
+            f"line_rate_hz = {rate_hz:.1f}",
+            f"pixel_pitch_mm = {camera.pixel_pitch_mm}",
+            f"bank_plates = {camera.bank_plates}",
+            "[camera.specimen]",
+            *(f"{key} = {value}" for key, value in specimen.items()),
+            "[journal]",
+            f"directory = {json.dumps(str(work / 'journal'))}",
+            "[light]",
+            'device = { type = "simulated" }',
+            "fail_hold_s = 0.1",
+        ]
+    )
+
+
+def _is_lossless(summary: Json) -> bool:
+    """Every scan line was seen and every plate judged, but for the one that the end cut off."""
+    return summary["lost_frames"] == 0 and summary["gaps"] == 0 and summary["undecided"] <= 1
+
+
+def _loss(summary: Json) -> str:
+    return f"{summary['lost_frames']} frames lost, {summary['undecided']} plates undecided"

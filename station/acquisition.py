@@ -11,10 +11,12 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
@@ -270,9 +272,18 @@ def _wait_for_end_of_file(channel: Channel) -> None:
         channel.receive()
 
 
+def _exit_with_station(descriptor: int) -> None:
+    """End at once when the station is gone, also while a driver opens a camera or waits."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLRDHUP)
+    poll.poll()
+    os._exit(0)
+
+
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with Channel(socket.socket(fileno=int(sys.argv[1]))) as channel:
+        threading.Thread(target=_exit_with_station, args=(channel.fileno(),), daemon=True).start()
         try:
             _serve(channel)
         except PeerGone:

@@ -1,0 +1,215 @@
+"""A small, fast station for tests: real processes, a belt of 60 x 40 mm plates."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Json = dict[str, Any]
+LINE_RATE_HZ = 4000.0
+FRAME_HEIGHT = 64
+FRAME_S = FRAME_HEIGHT / LINE_RATE_HZ
+
+_RECIPE = """
+id = "small"
+version = 1
+[plate]
+width_mm = 60.0
+length_mm = 40.0
+tolerance_mm = 3.0
+edge_margin_mm = 2.0
+min_gap_mm = 5.0
+max_skew_deg = 2.0
+belt_stop_timeout_s = 1.0
+[model]
+id = "lightdefectnet-v1"
+"""
+
+
+@dataclass
+class Rig:
+    """Files of one station under a folder, and how to run it."""
+
+    folder: Path
+    camera: Json = field(default_factory=dict)
+    """Overrides of the camera's keys."""
+    specimen: Json = field(default_factory=dict)
+    faults: Json = field(default_factory=dict)
+    light: Json = field(default_factory=lambda: {"device": {"type": "simulated"}})
+    fail_hold_s: float | None = 0.05
+    threshold: float | None = None
+    recipe_lines: str = ""
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / "journal"
+
+    @property
+    def runtime(self) -> Path:
+        return self.folder / "run"
+
+    def write(self) -> Path:
+        """Write recipe and configuration; the configuration's path."""
+        threshold = "" if self.threshold is None else f"threshold = {self.threshold}\n"
+        recipe = self.folder / "recipe.toml"
+        recipe.write_text(_RECIPE + threshold + self.recipe_lines)
+        camera = {
+            "type": "simulated",
+            "seed": 3,
+            "width": 768,
+            "frame_height": FRAME_HEIGHT,
+            "line_rate_hz": LINE_RATE_HZ,
+            "pixel_pitch_mm": 0.1,
+            "bank_plates": 4,
+            **self.camera,
+        }
+        specimen = {
+            "width_mm": 60.0,
+            "length_mm": 40.0,
+            "gap_mm": 20.0,
+            "lateral_offset_mm": 3.0,
+            "skew_deg": 0.8,
+            **self.specimen,
+        }
+        if camera["type"] != "simulated":
+            camera = {"type": camera["type"], **self.camera}
+        light = {**self.light}
+        if self.fail_hold_s is not None:
+            light["fail_hold_s"] = self.fail_hold_s
+        text = _table(
+            "station",
+            {
+                "id": "test-1",
+                "recipe": str(recipe),
+                "runtime_dir": str(self.runtime),
+            },
+        ) + _table("camera", camera)
+        if camera["type"] == "simulated":
+            text += _table("camera.specimen", specimen) + _table("camera.faults", self.faults)
+        text += _table("journal", {"directory": str(self.journal), "min_free_mb": 0})
+        text += _table("light", light)
+        path = self.folder / "station.toml"
+        path.write_text(text)
+        return path
+
+    def run(self, *options: str, timeout_s: float = 90.0) -> RunResult:
+        """`vqi run --json` to its end."""
+        config = self.write()
+        done = vqi("run", "--config", str(config), "--json", *options, timeout_s=timeout_s)
+        rows = [json.loads(line) for line in done.stdout.splitlines()]
+        summary = rows.pop()["summary"] if rows and "summary" in rows[-1] else {}
+        return RunResult(done.returncode, rows, summary, done.stderr)
+
+    @contextmanager
+    def running(self, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+        """`vqi run` in the background, ready; told to stop at the end."""
+        config = self.write()
+        process = start_vqi("run", "--config", str(config), *options)
+        try:
+            wait_until(lambda: self.status().get("state") == "OPERATIONAL", 30.0, "OPERATIONAL")
+            yield process
+        finally:
+            process.terminate()
+            process.wait(30.0)
+
+    def status(self) -> Json:
+        """The running station's status; empty if none answers."""
+        from station.control import send_command
+        from station.ipc import PeerGone
+
+        try:
+            status: Json = send_command(self.runtime, "status")["status"]
+        except (PeerGone, TimeoutError):
+            return {}
+        return status
+
+    def rows(self, kind: str) -> list[Json]:
+        """All bodies of a kind, in the journal's order, read as any reader reads them."""
+        from station.qms import Reader
+
+        with Reader(self.journal) as reader:
+            return list(reader.bodies(kind))
+
+
+@dataclass
+class RunResult:
+    status: int
+    records: list[Json]
+    summary: Json
+    stderr: str
+
+
+def vqi(*arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "station.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+def start_vqi(*arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "station.cli", *arguments],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
+        time.sleep(0.01)
+
+
+def children(pid: int) -> dict[str, int]:
+    """Process ids of a run's processes by name: lamp, journal, station, camera."""
+    found: dict[str, int] = {}
+    for child in _child_pids(pid):
+        words = _command(child)
+        if "serve" in words:
+            found[words[words.index("serve") + 1]] = child
+            for grandchild in _child_pids(child):
+                if "station.acquisition" in _command(grandchild):
+                    found["camera"] = grandchild
+    return found
+
+
+def _child_pids(pid: int) -> list[int]:
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return [int(c) for task in tasks for c in (task / "children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _command(pid: int) -> list[str]:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    except OSError:
+        return []
+
+
+def shared_memory() -> set[str]:
+    return {entry.name for entry in Path("/dev/shm").iterdir()}
+
+
+def _table(name: str, values: Json) -> str:
+    return f"[{name}]\n" + "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
+
+
+def _toml(value: object) -> str:
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value)

@@ -1,0 +1,299 @@
+"""The whole station: real processes, a simulated belt, the journal as QA reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from station_rig import Rig, children, shared_memory, vqi, wait_until
+
+from station.record import Reason
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path, specimen={"contrast_scale": 3.0})
+
+
+def verify_log(rig: Rig) -> None:
+    done = vqi("log", "verify", "--journal", str(rig.journal))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_plates_become_records_pictures_and_light(rig: Rig) -> None:
+    before = shared_memory()
+    result = rig.run("--plates", "20")
+    assert result.status == 0, result.stderr
+    assert len(result.records) == 20
+    assert result.summary["plates"] == 20
+    assert result.summary["lost_frames"] == 0
+    assert result.summary["undecided"] == 0, [r["detail"] for r in result.records]
+    assert result.summary["pass"] > 0
+    assert result.summary["fail"] > 0
+    assert result.summary["latency_ms"]["p50"] > 0
+    assert [r["sequence"] for r in result.records] == list(range(1, 21))
+    assert all(r["provenance"] == "simulated" and r["is_simulated"] for r in result.records)
+    opened, results, acted = (rig.rows(kind) for kind in ("opened", "result", "actuation"))
+    ids = [row["result_id"] for row in results]
+    assert [row["result_id"] for row in opened] == ids
+    assert sorted(row["result_id"] for row in acted) == ids
+    assert not any(row["command"] == "pass" for row in acted), "not production"
+    assert any(row["command"] == "pass_not_production" for row in acted)
+    verify_log(rig)
+    assert shared_memory() == before
+
+
+def test_truth_of_the_belt_is_in_the_record(rig: Rig) -> None:
+    rig.run("--plates", "12")
+    rows = rig.rows("result")
+    assert {row["truth_is_defective"] for row in rows} == {True, False}
+    errors = [r for r in rows if r["truth_is_defective"] != (r["verdict"] == "FAIL")]
+    assert len(errors) <= 3, [(r["verdict"], r["score"], r["truth"]) for r in errors]
+
+
+def test_numbers_go_on_after_a_restart(rig: Rig) -> None:
+    rig.run("--plates", "3")
+    second = rig.run("--plates", "3")
+    assert [r["sequence"] for r in second.records] == [4, 5, 6]
+    verify_log(rig)
+
+
+def test_fail_is_held_until_acknowledged(rig: Rig) -> None:
+    rig.fail_hold_s = None
+    with rig.running():
+        wait_until(lambda: rig.status().get("light") == "fail", 20.0, "FAIL")
+        held_id = rig.status()["light_result_id"]
+        plates = rig.status()["plates"]
+        wait_until(lambda: rig.status()["plates"] > plates + 6, 20.0, "six more plates")
+        assert rig.status()["light"] == "fail"
+        assert vqi("control", "ack", "--config", str(rig.folder / "station.toml")).returncode == 0
+        wait_until(
+            lambda: rig.status()["light_result_id"] != held_id, 5.0, "light after acknowledgement"
+        )
+    assert [row["what"] for row in rig.rows("change")] == ["start", "ack", "stop"]
+
+
+def test_a_halted_station_decides_nothing(rig: Rig) -> None:
+    config = str(rig.folder / "station.toml")
+    with rig.running():
+        assert vqi("control", "halt", "--config", config).stdout.strip() == "HALTED"
+        wait_until(lambda: rig.status()["light"] == "fault", 5.0, "FAULT")
+        undecided = rig.status()["undecided"]
+        wait_until(lambda: rig.status()["undecided"] > undecided + 2, 10.0, "halted plates")
+        assert vqi("control", "resume", "--config", config).stdout.strip() == "OPERATIONAL"
+        passed = rig.status()["pass"]
+        wait_until(lambda: rig.status()["pass"] > passed, 10.0, "a pass after resume")
+    reasons = Counter(row["reason"] for row in rig.rows("result"))
+    assert set(reasons) <= {None, Reason.HALTED, Reason.INTERRUPTED}
+
+
+def test_one_journal_has_one_station(rig: Rig) -> None:
+    with rig.running():
+        other = Rig(rig.folder / "other")
+        other.folder.mkdir()
+        config = other.write()
+        text = config.read_text().replace(str(other.journal), str(rig.journal))
+        config.write_text(text)
+        done = vqi("run", "--config", str(config), "--plates", "1")
+        assert done.returncode == 78, done.stderr
+        assert str(rig.journal) in done.stderr
+
+
+def test_a_killed_camera_process_is_replaced_and_leaves_a_gap(rig: Rig) -> None:
+    rig.camera["belt_file"] = str(rig.folder / "belt.json")
+    write_belt(rig)
+    before = shared_memory()
+    with rig.running() as run:
+        wait_until(lambda: rig.status()["plates"] > 2, 20.0, "plates")
+        victim = children(run.pid)["camera"]
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: rig.status()["camera_restarts"] == 1, 20.0, "a new camera process")
+        assert children(run.pid)["camera"] != victim
+        plates = rig.status()["plates"]
+        wait_until(lambda: rig.status()["plates"] > plates + 2, 20.0, "plates afterwards")
+    results = rig.rows("result")
+    ordinals = [row["plate_ordinal"] for row in results if row["reason"] != "gap"]
+    unseen = sum(row["triggers"] for row in results if row["reason"] == "gap")
+    joined = sum(row["triggers"] for row in rig.rows("downtime"))
+    assert len(set(ordinals)) == len(ordinals)
+    assert len(ordinals) + unseen + joined == max(ordinals) - first_ordinal(rig) + 1
+    assert shared_memory() == before
+    verify_log(rig)
+
+
+def write_belt(rig: Rig) -> None:
+    import time
+
+    path = Path(rig.camera["belt_file"])
+    path.write_text(json.dumps({"epoch_monotonic_ns": time.monotonic_ns()}))
+
+
+def first_ordinal(rig: Rig) -> int:
+    return min(row["plate_ordinal"] for row in rig.rows("opened"))
+
+
+# --- one picture, one score -------------------------------------------------------------------
+
+
+def test_live_inspect_and_replay_scores_are_the_same_bits(rig: Rig, tmp_path: Path) -> None:
+    recorded = tmp_path / "strip"
+    rig.run("--plates", "6", "--record", str(recorded))
+    live = rig.rows("result")
+    again = Rig(tmp_path / "replay", camera={"type": "replay", "path": str(recorded)})
+    again.folder.mkdir()
+    replayed = again.run()
+    assert replayed.status == 0, replayed.stderr
+    assert [r["provenance"] for r in replayed.records] == ["replayed"] * len(replayed.records)
+    for old, new in zip(live, again.rows("result"), strict=False):
+        assert (old["tile_grid"], old["tile_scores"]) == (new["tile_grid"], new["tile_scores"])
+        assert old["pixels_sha256"] == new["pixels_sha256"]
+    whole = [row for row in live if any(i["role"] == "evidence" for i in row["images"])]
+    assert whole
+    for row in whole:
+        image = next(i for i in row["images"] if i["role"] == "evidence")
+        path = rig.journal / "images" / image["path"]
+        done = vqi("inspect", str(path), "--recipe", str(rig.folder / "recipe.toml"), "--json")
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        scores = np.array([tile["score"] for tile in found["tiles"]], np.float32)
+        import base64
+
+        assert scores.tobytes() == base64.b64decode(row["tile_scores"])
+        assert found["verdict"] == row["verdict"]
+
+
+# --- bad pictures -----------------------------------------------------------------------------
+
+
+def bad_pictures(folder: Path) -> dict[str, Path]:
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 255, (64, 64), np.uint8)
+    whole = cv2.imencode(".png", grey)[1].tobytes()
+    contents = {
+        "empty.png": b"",
+        "truncated.png": whole[: len(whole) // 2],
+        "text.png": b"this is not a picture\n",
+        "deep.png": cv2.imencode(".png", grey.astype(np.uint16) * 200)[1].tobytes(),
+        "colour.png": cv2.imencode(".png", rng.integers(0, 255, (64, 64, 3), np.uint8))[
+            1
+        ].tobytes(),
+        "tiny.png": cv2.imencode(".png", grey[:1, :1])[1].tobytes(),
+        "huge.png": huge_png(30_000),
+    }
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+    return {name: folder / name for name in contents} | {"missing.png": folder / "missing.png"}
+
+
+def huge_png(side: int) -> bytes:
+    """A PNG that says it is side x side; its pixels would take side^2 bytes."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        crc = struct.pack(">I", zlib.crc32(kind + data))
+        return struct.pack(">I", len(data)) + kind + data + crc
+
+    header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    rows = zlib.compress(b"\0" * (side + 1) * 100)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    )
+
+
+def test_bad_pictures_get_one_line_each_and_the_others_are_inspected(tmp_path: Path) -> None:
+    bad = bad_pictures(tmp_path)
+    good = tmp_path / "zz_good.png"
+    cv2.imwrite(str(good), np.random.default_rng(1).integers(90, 110, (300, 300), np.uint8))
+    done = vqi("inspect", *map(str, bad.values()), str(good), "--json")
+    assert done.returncode == 1
+    rows = {Path(row["file"]).name: row for row in map(json.loads, done.stdout.splitlines())}
+    assert set(rows) == {*bad, good.name}
+    assert all(rows[name]["verdict"] is None for name in bad), rows
+    assert rows[good.name]["verdict"] in ("PASS", "FAIL")
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == len(bad), done.stderr
+    assert all(any(name in line for line in lines) for name in bad)
+    assert "Traceback" not in done.stderr
+
+
+def test_real_plates_are_inspected(real_data: Path) -> None:
+    done = vqi("inspect", str(real_data / "goggle_plates"), "--json")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 16
+    assert {row["verdict"] for row in rows} <= {"PASS", "FAIL"}
+
+
+# --- every fault of the camera ------------------------------------------------------------------
+
+_FAULTS: dict[str, set[str]] = {
+    "drop_frames": {"incomplete", "gap"},
+    "drop_scan_lines": {"incomplete", "gap"},
+    "truncate": {"incomplete", "gap"},
+    "duplicate": {"incomplete", "gap"},
+    "stall": {"incomplete", "gap"},
+    "disconnect": {"incomplete", "gap"},
+    "black": {"unlit", "gap"},
+    "saturated": {"unlit", "gap"},
+    "stuck": {"stuck", "gap"},
+    "wrong_width": {"incomplete", "gap"},
+    "wrong_pixel_format": {"incomplete", "gap"},
+}
+
+
+def plate_frames(first: int, last: int) -> list[int]:
+    """Belt frames in the middle of the plates first..last of the rig's belt."""
+    from drivers.camera.settings import SimulatedCameraSettings
+    from drivers.camera.simulated import Slots
+
+    settings = SimulatedCameraSettings.model_validate(
+        {
+            "type": "simulated",
+            "width": 768,
+            "frame_height": 64,
+            "specimen": {"width_mm": 60.0, "length_mm": 40.0, "gap_mm": 20.0, "skew_deg": 0.8},
+        }
+    )
+    slots = Slots(settings)
+    return [(slots.start(k) + 200) // 64 for k in range(first, last + 1)]
+
+
+def test_every_fault_makes_its_plate_undecided_and_the_station_recovers(rig: Rig) -> None:
+    frames = plate_frames(1, 90)
+    touched: dict[int, str] = {}
+    plate = 6
+    for fault in _FAULTS:
+        rig.faults[fault] = [frames[plate - 1]]
+        touched[plate] = fault
+        plate += 6
+    rig.faults["stall_s"] = 0.4
+    rig.camera["belt_file"] = str(rig.folder / "belt.json")
+    rig.camera["bank_plates"] = 2
+    # The camera comes back onto the same belt: the frames of a fault lie behind it then.
+    import time
+
+    epoch_ns = time.monotonic_ns() + 3_000_000_000
+    Path(rig.camera["belt_file"]).write_text(json.dumps({"epoch_monotonic_ns": epoch_ns}))
+    seconds = 3 + 10 + plate * (400 + 12 + 200) / 4000 + 6
+    result = rig.run("--seconds", f"{seconds:.0f}", timeout_s=120)
+    assert result.status == 0, result.stderr
+    by_ordinal = {r["plate_ordinal"]: r for r in rig.rows("result") if r["reason"] != "gap"}
+    for ordinal, fault in touched.items():
+        if ordinal not in by_ordinal:
+            raise AssertionError(f"{fault}: plate {ordinal} has no record")
+        record = by_ordinal[ordinal]
+        assert record["verdict"] == "UNDECIDED", (fault, record["verdict"])
+        assert record["reason"] in _FAULTS[fault], (fault, record["reason"], record["detail"])
+    last = max(by_ordinal)
+    assert by_ordinal[last - 1]["verdict"] in ("PASS", "FAIL"), "the station did not recover"
+    gaps = sum(r["triggers"] or 0 for r in rig.rows("result") if r["reason"] == "gap")
+    joined = sum(r["triggers"] or 0 for r in rig.rows("downtime"))
+    assert len(by_ordinal) + gaps + joined == last
+    verify_log(rig)

@@ -34,6 +34,8 @@ from station.ipc import Channel, Json, PeerGone, channel_pair
 TICK_S = 0.25
 """Liveness travels through the whole station this often, also when no plate comes."""
 _START_TIMEOUT_S = 120.0
+_END_S = 1.0
+"""A camera process whose station is gone has so long to stop its camera."""
 _SLOTS_WITHOUT_RATE = 32
 _SLOTS_MIN = 8
 
@@ -277,6 +279,7 @@ def _exit_with_station(descriptor: int) -> None:
     poll = select.poll()
     poll.register(descriptor, select.POLLRDHUP)
     poll.poll()
+    time.sleep(_END_S)
     os._exit(0)
 
 

@@ -1,0 +1,207 @@
+"""kill -9 at random moments: nothing green stays, nothing is lost, everything comes back.
+
+A belt and a pty recorder that survive every kill bear witness: the plates that the belt carried
+must all be answered for, and every pass pattern must be off within 2 s of a kill.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from pty_recorder import read_log
+from station_rig import Rig, children, shared_memory, start_vqi, vqi, wait_until
+
+TARGETS = ("parent", "lamp", "journal", "station", "camera", "all")
+PASS_OFF_LIMIT_S = 2.0
+REPLACED_LIMIT_S = 3.0
+_GREEN_ON, _GREEN_OFF = (0x14, 0x44), 0x24
+
+
+@dataclass
+class KillLoop:
+    """One rig under fire."""
+
+    rig: Rig
+    seed: int
+    tower_log: Path
+    run: subprocess.Popen[bytes] | None = None
+    kills_with_pass: int = 0
+    kills: Counter[str] = field(default_factory=Counter)
+    slowest_off_s: float = 0.0
+    slowest_replaced_s: float = 0.0
+
+    def go(self, kills: int, with_pass: int) -> None:
+        draw = random.Random(self.seed)
+        config = str(self.rig.write())
+        self.start(config)
+        while sum(self.kills.values()) < kills or self.kills_with_pass < with_pass:
+            assert sum(self.kills.values()) < 3 * kills, "too few kills met a pass pattern"
+            target = TARGETS[sum(self.kills.values()) % len(TARGETS)]
+            self.wait_for_plates()
+            if draw.random() < 0.75:
+                self.wait_for_pass(8.0)
+            else:
+                time.sleep(draw.uniform(0, 1.0))
+            self.strike(target, config)
+        self.wait_for_plates()
+        assert self.run is not None
+        self.run.terminate()
+        assert self.run.wait(30.0) == 0
+
+    def start(self, config: str) -> None:
+        self.run = start_vqi("run", "--config", config)
+
+    def wait_for_plates(self) -> None:
+        wait_until(lambda: self.rig.status().get("state") == "OPERATIONAL", 40.0, "OPERATIONAL")
+        plates = self.rig.status().get("plates", 0)
+        wait_until(lambda: self.rig.status().get("plates", 0) > plates, 20.0, "a plate")
+
+    def wait_for_pass(self, timeout_s: float) -> None:
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline and not self.is_green():
+            time.sleep(0.005)
+
+    def is_green(self) -> bool:
+        return _is_green(b"".join(data for _, data in read_log(self.tower_log)[-60:]))
+
+    def strike(self, target: str, config: str) -> None:
+        assert self.run is not None
+        family = children(self.run.pid) | {"parent": self.run.pid}
+        victims = list(family.values()) if target == "all" else [family[target]]
+        was_green = self.is_green()
+        struck_ns = time.monotonic_ns()
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if target in ("parent", "all"):
+            self.run.wait(5.0)
+            if target == "parent":
+                self.wait_ends(set(family.values()) - {self.run.pid}, struck_ns)
+            self.start(config)
+        else:
+            self.wait_replaced(target, family[target], struck_ns)
+        self.kills[target] += 1
+        if was_green:
+            self.kills_with_pass += 1
+            self.check_pass_went_off(struck_ns, target)
+
+    def wait_ends(self, pids: set[int], struck_ns: int) -> None:
+        wait_until(
+            lambda: not any(_is_alive(pid) for pid in pids), REPLACED_LIMIT_S + 1, "end of children"
+        )
+        self.note_replaced(struck_ns)
+
+    def wait_replaced(self, target: str, old_pid: int, struck_ns: int) -> None:
+        assert self.run is not None
+        pid = self.run.pid
+
+        def is_new() -> bool:
+            return children(pid).get(target, old_pid) != old_pid
+
+        wait_until(is_new, REPLACED_LIMIT_S + 1, f"a new {target} process")
+        self.note_replaced(struck_ns)
+
+    def note_replaced(self, struck_ns: int) -> None:
+        took_s = (time.monotonic_ns() - struck_ns) / 1e9
+        self.slowest_replaced_s = max(self.slowest_replaced_s, took_s)
+        assert took_s <= REPLACED_LIMIT_S
+
+    def check_pass_went_off(self, struck_ns: int, target: str) -> None:
+        """The first byte after the kill that switches green off came in time."""
+        limit_ns = struck_ns + int(PASS_OFF_LIMIT_S * 1e9)
+
+        def off_ns() -> int | None:
+            for ns, data in read_log(self.tower_log):
+                if ns >= struck_ns and _GREEN_OFF in data:
+                    return ns
+            return None
+
+        while (found := off_ns()) is None and time.monotonic_ns() < limit_ns + 1_000_000_000:
+            time.sleep(0.01)
+        assert found is not None, f"green stayed after killing {target}"
+        self.slowest_off_s = max(self.slowest_off_s, (found - struck_ns) / 1e9)
+        assert found <= limit_ns, f"green off after {(found - struck_ns) / 1e9:.2f} s ({target})"
+
+
+def _is_green(data: bytes) -> bool:
+    lit = [byte for byte in data if byte in _GREEN_ON or byte == _GREEN_OFF]
+    return bool(lit) and lit[-1] != _GREEN_OFF
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def kill_loop(folder: Path, kills: int, with_pass: int) -> KillLoop:
+    log, link = folder / "tower.log", folder / "tower"
+    recorder = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("pty_recorder.py")), str(link), str(log)],
+        start_new_session=True,
+    )
+    shared = shared_memory()
+    rig = Rig(
+        folder,
+        camera={"belt_file": str(folder / "belt.json"), "bank_plates": 2},
+        specimen={"gap_mm": 100.0, "contrast_scale": 3.0, "defective_share": 0.2},
+        light={"device": {"type": "serial_tower", "port": str(link)}},
+    )
+    (folder / "belt.json").write_text(json.dumps({"epoch_monotonic_ns": time.monotonic_ns()}))
+    loop = KillLoop(rig, seed=kills, tower_log=log)
+    try:
+        wait_until(link.is_symlink, 5.0, "the tower")
+        loop.go(kills, with_pass)
+        check_conservation(rig)
+    finally:
+        if loop.run is not None and loop.run.poll() is None:
+            loop.run.terminate()
+            loop.run.wait(30.0)
+        recorder.terminate()
+        recorder.wait()
+    assert shared_memory() == shared
+    return loop
+
+
+def check_conservation(rig: Rig) -> None:
+    """Plates that the belt carried = records + plates inside downtime rows; no number twice."""
+    done = vqi("log", "verify", "--journal", str(rig.journal))
+    assert done.returncode == 0, done.stdout + done.stderr
+    results, opened = rig.rows("result"), rig.rows("opened")
+    assert len({row["sequence"] for row in results}) == len(results)
+    assert len({row["result_id"] for row in results}) == len(results)
+    assert {row["result_id"] for row in opened} <= {row["result_id"] for row in results}
+    plates = [row["plate_ordinal"] for row in results if row["reason"] != "gap"]
+    assert len(set(plates)) == len(plates), Counter(plates).most_common(3)
+    unseen = sum(row["triggers"] for row in results if row["reason"] == "gap")
+    unseen += sum(row["triggers"] for row in rig.rows("downtime"))
+    carried = max(plates) - min(plates) + 1
+    assert len(plates) + unseen == carried, (len(plates), unseen, carried)
+
+
+def test_kills_lose_nothing_and_leave_no_green(tmp_path: Path) -> None:
+    loop = kill_loop(tmp_path, kills=len(TARGETS), with_pass=3)
+    assert set(loop.kills) == set(TARGETS)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3000)
+def test_two_hundred_kills(tmp_path: Path) -> None:
+    loop = kill_loop(tmp_path, kills=200, with_pass=100)
+    print(
+        f"{sum(loop.kills.values())} kills {dict(loop.kills)}, {loop.kills_with_pass} with a pass "
+        f"shown; off after at most {loop.slowest_off_s:.2f} s, replaced after at most "
+        f"{loop.slowest_replaced_s:.2f} s"
+    )

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivers.camera import MONO8, Camera, CameraInfo, Frame, PlateTruth
-from drivers.camera.settings import SimulatedCameraSettings
+from drivers.camera.settings import FaultSettings, SimulatedCameraSettings
 from drivers.camera.specimen import RenderedPlate, Specimen, plate_rows, render, render_belt
 from drivers.errors import DeviceLost, DeviceRefused
 
@@ -29,7 +29,6 @@ _LATEST_S = 0.5
 """A camera's own buffers hold this long; what is not taken by then is lost."""
 _BELT_ROWS = 1021
 """Scan lines of empty belt kept; prime, so that no frame height repeats them in step."""
-_BELT_STEP = 389
 _RENDER_THREADS = 2
 
 
@@ -175,19 +174,122 @@ class SimulatedCamera(Camera):
         """Compose a belt frame, with the faults that change its content."""
         faults, height = self._settings.faults, self._settings.frame_height
         is_stuck = number in faults.stuck and number > 0
-        kept = self._kept_rows(number)
+        removed = _removed_rows(number, faults, height)
         pixels = into[: height * self._settings.width].reshape(height, self._settings.width)
         self._compose(number - 1 if is_stuck else number, pixels)
         if number in faults.black:
             pixels[:] = 0
         if number in faults.saturated:
             pixels[:] = 255
-        pixels[kept.start : kept.start + height - kept.stop] = pixels[kept.stop :]
-        pixels = pixels[: height - (kept.stop - kept.start)]
+        pixels[removed.start : removed.start + height - removed.stop] = pixels[removed.stop :]
+        pixels = pixels[: height - len(removed)]
         pixel_format, width = MONO8, self._settings.width
         if number in faults.wrong_width:
             pixels, width = _repack(into, pixels[:, : width // 2]), width // 2
         if number in faults.wrong_pixel_format:
             wide = (pixels.astype("<u2") << 4).view(np.uint8)
             pixels, pixel_format = _repack(into, wide), MONO12
-        return self._header(number, pixels, width, pixel_format)
+        return Frame(
+            pixels=pixels,
+            width=width,
+            frame_id=number - self._first,
+            timestamp_ns=time.monotonic_ns(),
+            pixel_format=pixel_format,
+            is_incomplete=number in faults.truncate,
+            encoder_value=number * height,
+            plate_counter=self._slots.plates_before(number * height),
+            truth=self._truth(number),
+        )
+
+    def _compose(self, number: int, pixels: Pixels) -> None:
+        """Copy the scan lines of a belt frame: empty belt, then the plates that lie in it."""
+        height = len(pixels)
+        first = number * height
+        _copy_cyclic(self._belt, first, pixels)
+        last_plate = self._slots.plates_before(first + height)
+        for ordinal in range(max(1, self._slots.plates_before(first)), last_plate + 1):
+            picture, start = self._plate(ordinal).pixels, self._slots.start(ordinal) - first
+            top, bottom = max(start, 0), min(start + len(picture), height)
+            if top < bottom:
+                pixels[top:bottom] = picture[top - start : bottom - start]
+
+    def _truth(self, number: int) -> tuple[PlateTruth, ...]:
+        """The plates whose leading edge lies in a belt frame."""
+        first = number * self._settings.frame_height
+        before = self._slots.plates_before(first)
+        until = self._slots.plates_before(first + self._settings.frame_height)
+        return tuple(
+            PlateTruth(ordinal, self._slots.start(ordinal) - first, self._plate(ordinal).defects)
+            for ordinal in range(before + 1, until + 1)
+        )
+
+    def _plate(self, ordinal: int) -> RenderedPlate:
+        lap, place = divmod(ordinal - 1, len(self._bank))
+        return self._bank[self._order(lap)[place]]
+
+    def _shuffle(self, lap: int) -> tuple[int, ...]:
+        """Every plate of the bank once a lap, in an order of its own."""
+        rng = np.random.default_rng([self._settings.seed, 2, lap])
+        return tuple(rng.permutation(len(self._bank)).tolist())
+
+
+def render_bank(settings: SimulatedCameraSettings) -> list[RenderedPlate]:
+    """The belt's different plates, `defective_share` of them with defects."""
+    specimen, count = settings.specimen, settings.bank_plates
+    defective = round(specimen.defective_share * count)
+
+    def make(number: int) -> RenderedPlate:
+        rng = np.random.default_rng([settings.seed, 0, number])
+        return render(
+            Specimen.random(specimen, rng, is_defective=number < defective),
+            settings.pixel_pitch_mm,
+            settings.width,
+            float(rng.uniform(-1, 1)) * specimen.lateral_offset_mm,
+            float(rng.uniform(-1, 1)) * specimen.skew_deg,
+            rng,
+        )
+
+    with ThreadPoolExecutor(_RENDER_THREADS) as pool:
+        return list(pool.map(make, range(count)))
+
+
+def _removed_rows(number: int, faults: FaultSettings, height: int) -> range:
+    """Scan lines that a fault takes out of a frame."""
+    middle = height // 2
+    if number in faults.truncate:
+        return range(middle, height)
+    if number in faults.drop_scan_lines:
+        return range(middle, min(height, middle + max(1, height // 8)))
+    return range(0)
+
+
+def _copy_cyclic(source: Pixels, first: int, into: Pixels) -> None:
+    """Fill `into` with consecutive scan lines of `source`, which repeats without end."""
+    done = 0
+    while done < len(into):
+        at = (first + done) % len(source)
+        count = min(len(source) - at, len(into) - done)
+        into[done : done + count] = source[at : at + count]
+        done += count
+
+
+def _repack(into: Pixels, pixels: Pixels) -> Pixels:
+    """Lay `pixels` out anew at the start of the buffer, C-contiguous."""
+    packed = pixels.copy()
+    into[: packed.size] = packed.reshape(-1)
+    return into[: packed.size].reshape(packed.shape)
+
+
+def _read_epoch_s(settings: SimulatedCameraSettings) -> float:
+    path = settings.belt_file
+    assert path is not None
+    try:
+        return float(json.loads(path.read_text())["epoch_monotonic_ns"]) / 1e9
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DeviceRefused(
+            f'{path}: no belt here ({error}); it holds {{"epoch_monotonic_ns": NUMBER}}'
+        ) from error
+
+
+def _sleep_until(when_s: float) -> None:
+    time.sleep(max(0.0, when_s - time.monotonic()))

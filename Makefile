@@ -9,7 +9,7 @@ APT = python3-venv libgl1 libglib2.0-0 libpython3.11
 RUN_STAMP = $(VENV)/.run-stamp
 TEST_STAMP = $(VENV)/.test-stamp
 
-.PHONY: run test peers clean system
+.PHONY: run test peers pictures clean system
 
 run: $(RUN_STAMP)
 	$(VENV)/bin/vqi run --config $(CONFIG) $(ARGS)
@@ -24,6 +24,10 @@ test: $(TEST_STAMP)
 # Every optional peer; a skip for a missing package then counts as a failure.
 peers: $(TEST_STAMP)
 	$(VENV)/bin/pip install -q -e .[plant]
+
+# The README's pictures, from a run of the simulated station.
+pictures: $(RUN_STAMP)
+	$(VENV)/bin/python docs/make_pictures.py
 
 $(VENV)/bin/pip: | system
 	$(PYTHON) -m venv $(VENV)

@@ -226,6 +226,13 @@ def test_opening_writes_nothing(tower: PtyRecorder) -> None:
     assert tower.bytes_sent() == b""
 
 
+def test_closing_at_once_loses_nothing(tower: PtyRecorder) -> None:
+    for _ in range(50):
+        with SerialTower(serial_settings(tower.device), PATTERNS) as light:
+            light.show(LightState.FAULT)
+    assert len(written(tower, 250)) == 250
+
+
 def test_a_second_opener_is_refused(tower: PtyRecorder) -> None:
     with (
         SerialTower(serial_settings(tower.device), PATTERNS),

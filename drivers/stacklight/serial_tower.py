@@ -83,9 +83,6 @@ class SerialTower(StackLight):
         return False
 
     def close(self) -> None:
-        # Closing waits for the kernel's buffer, up to 30 s; what is left in it is out of date.
-        with contextlib.suppress(OSError, termios.error, TypeError):
-            self._port.reset_output_buffer()
         with contextlib.suppress(OSError, termios.error, TypeError):
             self._port.close()
 
@@ -107,7 +104,8 @@ class SerialTower(StackLight):
         return bytes.fromhex(" ".join(off + on))
 
     def _fail(self) -> None:
-        """Drop what the device did not take: it must not arrive later, out of date."""
+        """Drop what the device did not take: it must not arrive later, out of date, and closing
+        the port would wait for it, up to 30 s."""
         self._lit = {}
         with contextlib.suppress(OSError, termios.error, TypeError):
             self._port.reset_output_buffer()

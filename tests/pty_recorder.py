@@ -59,8 +59,7 @@ class PtyRecorder:
             temporary.unlink(missing_ok=True)
             temporary.symlink_to(self.device)
             temporary.replace(link)
-        self._reader = threading.Thread(target=self._read, name="pty", daemon=True)
-        self._reader.start()
+        self.start_reading()
 
     def bytes_sent(self) -> bytes:
         return b"".join(data for _, data in list(self.records))
@@ -77,12 +76,22 @@ class PtyRecorder:
                 raise AssertionError(f"not seen within {timeout_s} s; {self.elements()} is lit")
             time.sleep(0.005)
 
+    def start_reading(self) -> None:
+        self._reader = threading.Thread(target=self._read, name="pty", daemon=True)
+        self._reader.start()
+
+    def stop_reading(self) -> None:
+        """Choke: the writer's bytes pile up until its writes block."""
+        if self._reader.is_alive():
+            os.write(self._stop_write, b".")
+            self._reader.join()
+            os.read(self._stop_read, 1)
+
     def unplug(self) -> None:
         """Take the device away as a pulled plug does: both ends and its name are gone."""
         if self._stop_write < 0:
             return
-        os.write(self._stop_write, b".")
-        self._reader.join()
+        self.stop_reading()
         for descriptor in (self._master, self._slave, self._stop_read, self._stop_write):
             os.close(descriptor)
         self._stop_write = -1

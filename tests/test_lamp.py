@@ -393,6 +393,39 @@ def test_an_unplugged_tower_is_told_and_shows_fault_first_when_it_is_back(
     assert lamp.poll() is None
 
 
+def test_a_device_that_chokes_blocks_nobody_and_gets_fault_when_it_takes_bytes_again(
+    site: Site,
+) -> None:
+    # One command of this tower is more than a pty holds unread, about 18 kB.
+    elements = ", ".join(
+        f'{name} = {{ on = "{on * 6000}", off = "{off * 6000}", blink = "{blink * 6000}" }}'
+        for name, on, off, blink in [
+            ("red", "11", "21", "41"),
+            ("yellow", "12", "22", "42"),
+            ("green", "14", "24", "44"),
+        ]
+    )
+    lamp = site.start(
+        device=f'{{ type = "serial_tower", port = "{site.link}", elements = {{ {elements} }} }}'
+    )
+    with site.client() as client:
+        assert show(client, LightState.FAIL).is_shown
+        site.wait_for_elements(FAIL)
+        site.tower.stop_reading()
+        for _ in range(3):
+            answer = show(client, LightState.PASS)
+            assert not answer.is_shown
+            assert "did not take" in answer.reason
+            assert client.status()["state"] == "unknown"
+        choked = len(site.tower.bytes_sent())
+        site.tower.start_reading()
+        site.wait_for_elements(FAULT)
+        assert GREEN_ON not in site.tower.bytes_sent()[choked:]
+        eventually(lambda: show(client, LightState.PASS).is_shown)
+        site.wait_for_elements(PASS)
+    assert lamp.poll() is None
+
+
 def test_an_idle_lamp_notices_the_loss_by_itself(site: Site, lamp: object) -> None:
     with site.client() as client:
         site.tower.unplug()

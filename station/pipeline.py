@@ -72,6 +72,7 @@ _JOURNAL_GONE_LIMIT_S = 10.0
 _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
 _LAMP_ANSWER_S = 0.5
+_RETRY_S = 1.0
 _MAX_UNANSWERED = 1000
 
 
@@ -159,6 +160,7 @@ class Station:
         self._journal_gone_at = 0.0
         self._unanswered: dict[int, _Submission] = {}
         self._unsent: list[_Submission] = []
+        self._retry_at = 0.0
         self._lamp: LampClient | None = None
         self._shown: tuple[LightState, str] | None = None
         self._actuations: dict[int, _Actuation] = {}
@@ -493,7 +495,7 @@ class Station:
         self._send_unsent()
 
     def _send_unsent(self) -> None:
-        while self._unsent and self._journal is not None:
+        while self._unsent and self._journal is not None and time.monotonic() >= self._retry_at:
             submission = self._unsent[0]
             number = self._journal_do(
                 lambda journal, item=submission: journal.send_submit(  # type: ignore[misc]
@@ -528,10 +530,18 @@ class Station:
 
     def _on_answer(self, answer: Json) -> None:
         if "n" in answer:
-            self._on_durable_tick()
+            self._set_problem("journal", "" if answer["ok"] else answer["error"])
+            if answer["ok"]:
+                self._on_durable_tick()
             return
         submission = self._unanswered.pop(answer["id"], None)
         if submission is None:
+            return
+        if answer.get("is_full"):
+            # Kept until there is room; the plates' buffers are bounded, so more become overruns.
+            self._unsent.append(submission)
+            self._retry_at = time.monotonic() + _RETRY_S
+            self._set_problem("journal", answer["error"])
             return
         if not answer["ok"]:
             raise StationError(f"the journal refused a row: {answer['error']}")

@@ -156,9 +156,7 @@ def render(
     size_mm = (specimen.width_mm, specimen.length_mm)
     rows = plate_rows(size_mm, skew_deg, pixel_pitch_mm)
     centre_x = (width_px - 1) / 2 + centre_offset_mm / pixel_pitch_mm
-    pose = Pose(
-        size_mm[0] / 2, size_mm[1] / 2, centre_x, (rows - 1) / 2, skew_deg, pixel_pitch_mm
-    )
+    pose = Pose(size_mm[0] / 2, size_mm[1] / 2, centre_x, (rows - 1) / 2, skew_deg, pixel_pitch_mm)
     coverage = _coverage(pose, (rows, width_px))
     touched = np.flatnonzero(coverage.max(axis=1) >= 128)
     first, last = (int(touched[0]), int(touched[-1])) if touched.size else (0, rows - 1)

@@ -1,0 +1,477 @@
+"""The journal process: the only writer of the log. Rows and pictures in, one chain out.
+
+Everything that waits is committed at once, immediately when idle. Pictures are encoded on threads
+and durable before the row that names them. A failed sync or commit ends the process: what it has
+not acknowledged is sent again to its successor.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import mmap
+import os
+import selectors
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from station.config import EX_CONFIG, Configuration
+from station.images import ImageFolder, Pixels, Written
+from station.ipc import Channel, Json, Listener, PacketTooLarge, PeerGone, connect
+from station.qms import IMAGES, ContradictionError, Reader, Store, StoreError, publish_snapshot
+from station.record import AnyBody, Body, ResultBody, utc_now
+from station.systemd import lifeline, notify
+
+_LOG = logging.getLogger("journal")
+_BODIES: TypeAdapter[AnyBody] = TypeAdapter(AnyBody)
+_LOCK = "lock"
+_LAST_TICK = "last-tick"
+_LOCK_WAIT_S = 5.0
+_ENCODERS = 2
+_MAX_WAITING = 64
+"""Submissions in work; a client with more finds its socket full."""
+_STUCK_S = 2.0
+_TICK_FILE_EVERY_S = 0.5
+_ORPHANS_SINCE_S = 3600.0
+
+
+def journal_path(runtime_dir: Path) -> Path:
+    return runtime_dir / "journal.sock"
+
+
+# --- the client ---------------------------------------------------------------------------------
+
+
+class JournalClient:
+    """A process's connection to the journal process. For one thread."""
+
+    def __init__(self, runtime_dir: Path) -> None:
+        self._path = journal_path(runtime_dir)
+        self._channel: Channel | None = None
+        self._number = 0
+
+    def connect(self, timeout_s: float) -> None:
+        """Raises `PeerGone` if no journal process listens within `timeout_s`."""
+        self._channel = connect(self._path, timeout_s)
+
+    def hello(self) -> Json:
+        """last_sequence, open_plates, last_plate_ordinal, last_tick_at, head (seq, chain)."""
+        return self._connected.request({"op": "hello"}, timeout_s=30.0)
+
+    def submit(
+        self, rows: Sequence[Body], pixels: Json | None = None, descriptor: int | None = None
+    ) -> Json:
+        """Submit and wait for the answer: {"ok": true, "seq": [...]} or {"ok": false, "error"}."""
+        self._send(rows, pixels, descriptor, timeout_s=5.0)
+        packet = self._connected.receive(30.0)
+        packet.close()
+        return packet.body
+
+    def send_submit(
+        self, rows: Sequence[Body], pixels: Json | None = None, descriptor: int | None = None
+    ) -> int:
+        """Submit without waiting; the number that the answer's `id` will have. Raises
+        BlockingIOError if the journal is behind."""
+        return self._send(rows, pixels, descriptor, timeout_s=0)
+
+    def send_tick(self, number: int) -> None:
+        """Ask whether a row would be written now; a journal that is behind gets no ticks."""
+        with contextlib.suppress(BlockingIOError):
+            self._connected.send({"op": "tick", "n": number}, timeout_s=0)
+
+    def fileno(self) -> int:
+        return self._connected.fileno()
+
+    def receive_ready(self) -> list[Json]:
+        """All answers that are there: each has `id` or `n`, `ok`, and `error` if not ok."""
+        answers = []
+        while True:
+            try:
+                packet = self._connected.receive(timeout_s=0)
+            except BlockingIOError:
+                return answers
+            packet.close()
+            answers.append(packet.body)
+
+    def close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+
+    @property
+    def _connected(self) -> Channel:
+        if self._channel is None:
+            raise PeerGone(f"not connected to {self._path}")
+        return self._channel
+
+    def _send(
+        self,
+        rows: Sequence[Body],
+        pixels: Json | None,
+        descriptor: int | None,
+        timeout_s: float,
+    ) -> int:
+        message = {
+            "op": "submit",
+            "id": self._number + 1,
+            "rows": [row.model_dump(mode="json") for row in rows],
+            "pixels": pixels if descriptor is not None else None,
+        }
+        has_pixels = descriptor is not None and pixels is not None
+        descriptors = (descriptor,) if has_pixels and descriptor is not None else ()
+        self._connected.send(message, descriptors, timeout_s)
+        self._number += 1
+        return self._number
+
+
+# --- the process --------------------------------------------------------------------------------
+
+
+def serve(configuration: Configuration) -> int:
+    """Run until told to stop. Exit status 0, 1 after a failed write, 78 if another one runs."""
+    directory = configuration.journal.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = _take_lock(directory)
+    if lock is None:
+        _LOG.error(
+            "%s: another station's journal process writes this log; give each station a "
+            "journal.directory of its own",
+            directory,
+        )
+        return EX_CONFIG
+    try:
+        journal = _Journal(configuration)
+        return journal.run()
+    except (StoreError, OSError) as error:
+        _LOG.error("%s: cannot write: %s", directory, error)
+        return 1
+    finally:
+        os.close(lock)
+
+
+def _take_lock(directory: Path) -> int | None:
+    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                return None
+            time.sleep(0.05)
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A submission whose pictures are being encoded, or that waits for its commit."""
+
+    client: Channel
+    number: int
+    rows: list[Body]
+    encoded: Future[tuple[str, list[Written]]] | None
+    since: float
+
+
+class _Journal:
+    def __init__(self, configuration: Configuration) -> None:
+        self._settings = configuration.journal
+        self._directory = configuration.journal.directory
+        self._store = Store(self._directory)
+        self._images = ImageFolder(self._directory / IMAGES)
+        self._last_tick_at = self._read_last_tick()
+        self._tick_written = 0.0
+        self._clean_images()
+        self._selector = selectors.DefaultSelector()
+        self._listener = Listener(journal_path(configuration.station.runtime_dir))
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._selector.register(self._wake, selectors.EVENT_READ, self._on_wake)
+        starter = lifeline()
+        if starter is not None:
+            self._selector.register(starter, selectors.EVENT_READ, self._starter_gone)
+        self._encoders = ThreadPoolExecutor(_ENCODERS, "encode")
+        self._waiting: deque[_Waiting] = deque()
+        self._clients: set[Channel] = set()
+        self._is_stopping = False
+        self._snapshot_due = time.monotonic()
+        self._snapshot: threading.Thread | None = None
+
+    def run(self) -> int:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        notify("READY=1")
+        heartbeat = 0.0
+        while not (self._is_stopping and not self._waiting):
+            for key, _ in self._selector.select(timeout=0.25):
+                key.data()
+            self._commit()
+            self._renew_snapshot()
+            if time.monotonic() - heartbeat > 0.25 and not self._is_stuck():
+                heartbeat = time.monotonic()
+                notify("WATCHDOG=1")
+        self._close()
+        return 0
+
+    def _close(self) -> None:
+        if self._snapshot is not None:
+            self._snapshot.join()
+        for client in list(self._clients):
+            self._drop(client)
+        self._encoders.shutdown()
+        self._write_last_tick()
+        self._store.publish_snapshot()
+        self._store.close()
+        self._listener.close()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._is_stopping = True
+        os.eventfd_write(self._wake, 1)
+
+    def _on_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+
+    def _starter_gone(self) -> None:
+        """Nobody would replace this process; what is unacknowledged is sent again."""
+        os._exit(1)
+
+    # --- clients --------------------------------------------------------------------------------
+
+    def _accept(self) -> None:
+        client = self._listener.accept()
+        if client.peer_uid() not in (0, os.getuid()):
+            client.close()
+            return
+        self._clients.add(client)
+        self._selector.register(client, selectors.EVENT_READ, lambda: self._serve(client))
+
+    def _drop(self, client: Channel) -> None:
+        if client in self._clients:
+            self._clients.discard(client)
+            self._selector.unregister(client)
+            client.close()
+
+    def _serve(self, client: Channel) -> None:
+        """Take what this client has sent, but no more than is bounded."""
+        while len(self._waiting) < _MAX_WAITING:
+            try:
+                packet = client.receive(timeout_s=0)
+            except BlockingIOError:
+                return
+            except PeerGone:
+                self._drop(client)
+                return
+            except ValueError:
+                self._answer(client, {"ok": False, "error": "not a message"})
+                continue
+            try:
+                self._handle(client, packet.body, packet.descriptors)
+            finally:
+                packet.close()
+
+    def _handle(self, client: Channel, body: Json, descriptors: tuple[int, ...]) -> None:
+        match body.get("op"):
+            case "hello":
+                self._answer(client, self._hello())
+            case "tick":
+                self._tick(client, body)
+            case "submit":
+                self._submit(client, body, descriptors)
+            case other:
+                self._answer(client, {"ok": False, "error": f"unknown operation {other!r}"})
+
+    def _answer(self, client: Channel, answer: Json) -> None:
+        try:
+            client.send(answer, timeout_s=1.0)
+        except (PeerGone, TimeoutError, OSError):
+            self._drop(client)
+        except PacketTooLarge:
+            self._answer(client, {"ok": False, "error": "the answer is too large"})
+
+    def _hello(self) -> Json:
+        self._commit_all()
+        seq, chain = self._store.head()
+        return {
+            "ok": True,
+            "last_sequence": self._store.last_sequence(),
+            "open_plates": self._store.open_plates(),
+            "last_plate_ordinal": self._store.last_plate_ordinal(),
+            "last_tick_at": self._last_tick_at,
+            "head": {"seq": seq, "chain_sha256": chain},
+        }
+
+    def _tick(self, client: Channel, body: Json) -> None:
+        error = self._refusal()
+        if error is None and self._is_stuck():
+            error = "pictures have been waiting too long"
+        if error is None:
+            self._last_tick_at = utc_now()
+            if time.monotonic() - self._tick_written > _TICK_FILE_EVERY_S:
+                self._write_last_tick()
+            self._answer(client, {"ok": True, "n": body["n"]})
+        else:
+            self._answer(client, {"ok": False, "n": body["n"], "error": error})
+
+    def _refusal(self) -> str | None:
+        """Why nothing may be written now; None if it may."""
+        status = os.statvfs(self._directory)
+        free_mb = status.f_bavail * status.f_frsize / 1e6
+        if free_mb < self._settings.min_free_mb:
+            return (
+                f"{self._directory}: {free_mb:.0f} MB free, {self._settings.min_free_mb} MB "
+                "needed; free some"
+            )
+        return None
+
+    def _is_stuck(self) -> bool:
+        return bool(self._waiting) and time.monotonic() - self._waiting[0].since > _STUCK_S
+
+    # --- rows -----------------------------------------------------------------------------------
+
+    def _submit(self, client: Channel, body: Json, descriptors: tuple[int, ...]) -> None:
+        refusal = self._refusal()
+        if refusal is not None:
+            self._answer(
+                client, {"ok": False, "id": body.get("id"), "error": refusal, "is_full": True}
+            )
+            return
+        try:
+            rows: list[Body] = [_BODIES.validate_python(row) for row in body["rows"]]
+            pixels = body.get("pixels")
+            view = _map_pixels(descriptors[0], pixels) if pixels and descriptors else None
+        except (ValidationError, KeyError, ValueError, TypeError) as error:
+            reason = str(error).replace("\n", " ")
+            self._answer(client, {"ok": False, "id": body.get("id"), "error": reason})
+            return
+        encoded = None
+        if view is not None and pixels is not None:
+            encoded = self._encoders.submit(self._encode, view, pixels)
+            encoded.add_done_callback(lambda _: os.eventfd_write(self._wake, 1))
+        self._waiting.append(_Waiting(client, body["id"], rows, encoded, time.monotonic()))
+
+    def _encode(self, pixels: Pixels, wanted: Json) -> tuple[str, list[Written]]:
+        sha256 = hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
+        return sha256, self._images.write(pixels, wanted["band_rows"], wanted["keep"])
+
+    def _commit_all(self) -> None:
+        """Commit everything that waits, pictures too."""
+        for item in self._waiting:
+            if item.encoded is not None:
+                item.encoded.exception()
+        self._commit()
+
+    def _commit(self) -> None:
+        """Commit, in order, what waits up to the first whose pictures are not encoded yet."""
+        ready: list[_Waiting] = []
+        while self._waiting and (
+            self._waiting[0].encoded is None or self._waiting[0].encoded.done()
+        ):
+            ready.append(self._waiting.popleft())
+        if not ready:
+            return
+        rows, written = [], list[Written]()
+        for item in ready:
+            if item.encoded is not None:
+                sha256, pictures = item.encoded.result()
+                written += pictures
+                item.rows = [_with_pictures(row, sha256, pictures) for row in item.rows]
+            rows.append(item.rows)
+        try:
+            self._images.make_durable(written)
+        except OSError as error:
+            raise StoreError(f"{self._images.directory}: {error.strerror}") from error
+        self._append(ready, rows)
+
+    def _append(self, ready: list[_Waiting], rows: list[list[Body]]) -> None:
+        """One transaction for all; one by one if a row contradicts the log."""
+        try:
+            numbers = iter(self._store.append([row for group in rows for row in group]))
+            for item, group in zip(ready, rows, strict=True):
+                seqs = [next(numbers) for _ in group]
+                self._answer(item.client, {"ok": True, "id": item.number, "seq": seqs})
+        except ContradictionError:
+            for item, group in zip(ready, rows, strict=True):
+                try:
+                    answer: Json = {"ok": True, "seq": self._store.append(group)}
+                except ContradictionError as error:
+                    answer = {"ok": False, "error": str(error)}
+                self._answer(item.client, {"id": item.number, **answer})
+
+    # --- what is left behind --------------------------------------------------------------------
+
+    def _renew_snapshot(self) -> None:
+        """Copy the log for other readers, on a thread of its own and through a reader."""
+        is_busy = self._snapshot is not None and self._snapshot.is_alive()
+        if is_busy or time.monotonic() < self._snapshot_due or self._is_stopping:
+            return
+        self._snapshot_due = time.monotonic() + self._settings.snapshot_interval_s
+        self._snapshot = threading.Thread(target=self._publish, name="snapshot", daemon=True)
+        self._snapshot.start()
+
+    def _publish(self) -> None:
+        try:
+            publish_snapshot(self._directory)
+        except Exception as error:  # noqa: BLE001  the log itself is not affected
+            _LOG.warning("the snapshot could not be renewed: %s", error)
+
+    def _write_last_tick(self) -> None:
+        if self._last_tick_at is None:
+            return
+        self._tick_written = time.monotonic()
+        temporary = self._directory / f"{_LAST_TICK}.new"
+        temporary.write_text(self._last_tick_at)
+        temporary.rename(self._directory / _LAST_TICK)
+
+    def _read_last_tick(self) -> str | None:
+        """The last moment that is known to have been watched: the file's, or the last row's."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self._directory / _LAST_TICK).read_text().strip() or None
+        return None
+
+    def _clean_images(self) -> None:
+        """Quarantine pictures that a death left without a row."""
+        since = 0.0
+        if self._last_tick_at is not None:
+            last = datetime.fromisoformat(self._last_tick_at.replace("Z", "+00:00"))
+            since = last.timestamp() - _ORPHANS_SINCE_S
+        with Reader(self._directory) as reader:
+            referenced = {
+                image["path"] for body in reader.bodies("result") for image in body["images"]
+            }
+        moved = self._images.clean(referenced, since)
+        if moved:
+            _LOG.warning("%d pictures without a row moved to quarantine", moved)
+
+
+def _map_pixels(descriptor: int, wanted: Json) -> Pixels:
+    """The plate's pixels in the station's memory, uint8 (rows, width). Raises ValueError."""
+    rows, width, stride = int(wanted["rows"]), int(wanted["width"]), int(wanted["stride"])
+    offset = int(wanted["offset"])
+    size = os.fstat(descriptor).st_size
+    if min(rows, width) < 1 or stride < width or offset + rows * stride > size:
+        raise ValueError(f"pixels {json.dumps(wanted)[:200]} do not lie in {size} bytes")
+    memory = np.frombuffer(mmap.mmap(descriptor, size, prot=mmap.PROT_READ), np.uint8)
+    view: Pixels = memory[offset : offset + rows * stride].reshape(rows, stride)[:, :width]
+    return view
+
+
+def _with_pictures(row: Body, sha256: str, pictures: list[Written]) -> Body:
+    if not isinstance(row, ResultBody):
+        return row
+    images = tuple(item.body for item in pictures)
+    return row.model_copy(update={"pixels_sha256": sha256, "images": images})

@@ -1,0 +1,518 @@
+"""The QMS record: one table, one hash chain, one writing connection; readers that cannot write.
+
+A row's body is stored as the text that was hashed; the columns that queries use are generated from
+it by SQLite, so an index cannot disagree with the hash. Each row's chain value covers the value
+before it: a changed, removed or swapped row breaks every later one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from station.record import Body
+
+DATABASE = "journal.db"
+SNAPSHOT = "journal-snapshot.db"
+IMAGES = "images"
+EMPTY_CHAIN = "0" * 64
+_ONCE_A_RESULT = ("opened", "result", "actuation")
+
+Json = dict[str, Any]
+
+_MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """
+        CREATE TABLE row (
+            seq INTEGER PRIMARY KEY,
+            kind TEXT NOT NULL,
+            body TEXT NOT NULL,
+            body_sha256 TEXT NOT NULL,
+            chain_sha256 TEXT NOT NULL,
+            result_id TEXT GENERATED ALWAYS AS (body ->> '$.result_id') VIRTUAL,
+            sequence INTEGER GENERATED ALWAYS AS (body ->> '$.sequence') VIRTUAL,
+            verdict TEXT GENERATED ALWAYS AS (body ->> '$.verdict') VIRTUAL,
+            reason TEXT GENERATED ALWAYS AS (body ->> '$.reason') VIRTUAL,
+            part_id TEXT GENERATED ALWAYS AS (body ->> '$.part_id') VIRTUAL,
+            plate_ordinal INTEGER GENERATED ALWAYS AS (
+                coalesce(body ->> '$.plate_ordinal', body ->> '$.to_ordinal')) VIRTUAL,
+            written_at TEXT GENERATED ALWAYS AS (body ->> '$.written_at') VIRTUAL
+        ) STRICT
+        """,
+        """CREATE UNIQUE INDEX row_once ON row (kind, result_id)
+           WHERE kind IN ('opened', 'result', 'actuation')""",
+        "CREATE INDEX row_result ON row (result_id)",
+        "CREATE INDEX row_sequence ON row (kind, sequence)",
+        "CREATE INDEX row_part ON row (part_id) WHERE part_id IS NOT NULL",
+        "CREATE INDEX row_time ON row (kind, written_at)",
+        "CREATE INDEX row_verdict ON row (verdict, written_at) WHERE verdict IS NOT NULL",
+        "CREATE INDEX row_ordinal ON row (plate_ordinal) WHERE plate_ordinal IS NOT NULL",
+        """CREATE TRIGGER row_no_update BEFORE UPDATE ON row
+           BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END""",
+        """CREATE TRIGGER row_no_delete BEFORE DELETE ON row
+           BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END""",
+        """CREATE TRIGGER row_no_replace BEFORE INSERT ON row
+           WHEN EXISTS (SELECT 1 FROM row WHERE seq = NEW.seq)
+             OR NEW.seq <> coalesce((SELECT max(seq) FROM row), 0) + 1
+             OR (NEW.kind IN ('opened', 'result', 'actuation') AND EXISTS (
+                 SELECT 1 FROM row WHERE kind = NEW.kind
+                 AND result_id = json_extract(NEW.body, '$.result_id')))
+           BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END""",
+    ),
+)
+"""Numbered from 1; a migration only adds, so that an older program still reads."""
+
+
+class StoreError(Exception):
+    """The log cannot be used; the message says which file, why, and what to do."""
+
+
+class ContradictionError(StoreError):
+    """A row of this kind and result is there already and says something else."""
+
+
+def canonical(body: Body) -> str:
+    """The text that is hashed: JSON, sorted keys, no spaces, UTF-8."""
+    fields = body.model_dump(mode="json")
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def sha256_text(data: str) -> str:
+    return hashlib.sha256(data.encode()).hexdigest()
+
+
+def chain(before: str, seq: int, kind: str, body_sha256: str) -> str:
+    """The chain value of a row after the one whose value is `before`."""
+    return sha256_text(f"{before} {seq} {kind} {body_sha256}")
+
+
+class Store:
+    """The only connection that writes or checkpoints. For one thread at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open or create the log in `directory` and bring its schema up. Raises `StoreError`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.path = directory / DATABASE
+        self._engine = _writing_engine(self.path)
+        try:
+            self._connection = self._engine.connect()
+            self._migrate()
+            self._seq, self._chain = self._read_head()
+        except SQLAlchemyError as error:
+            raise StoreError(f"{self.path}: {error.__cause__ or error}") from error
+        self.path.chmod(0o644)
+
+    def append(self, bodies: Sequence[Body]) -> list[int]:
+        """Write rows in one transaction, durable on return; the sequence number of each.
+
+        An opened, result or actuation row that is there already is not written again. Raises
+        `ContradictionError` if it says something else, `StoreError` if the file cannot be written;
+        either way nothing of `bodies` is.
+        """
+        seq, link = self._seq, self._chain
+        numbers = []
+        try:
+            with self._transaction() as connection:
+                for body in bodies:
+                    known = self._find(connection, body)
+                    if known is not None:
+                        numbers.append(known)
+                        continue
+                    seq, link = seq + 1, self._insert(connection, seq + 1, link, body)
+                    numbers.append(seq)
+        except SQLAlchemyError as error:
+            raise StoreError(f"{self.path}: {error.__cause__ or error}") from error
+        self._seq, self._chain = seq, link
+        return numbers
+
+    def head(self) -> tuple[int, str]:
+        """Last sequence number and chain value."""
+        return self._seq, self._chain
+
+    def open_plates(self) -> list[Json]:
+        """Bodies of opened rows without a result, oldest first."""
+        found = self._connection.execute(
+            text(
+                "SELECT body FROM row AS opened WHERE kind = 'opened' AND NOT EXISTS ("
+                "SELECT 1 FROM row WHERE kind = 'result' AND result_id = opened.result_id) "
+                "ORDER BY seq"
+            )
+        )
+        bodies = [json.loads(row[0]) for row in found]
+        self._connection.rollback()
+        return bodies
+
+    def last_sequence(self) -> int:
+        """Highest plate sequence number ever given; 0 if none."""
+        return self._scalar("SELECT max(sequence) FROM row") or 0
+
+    def last_plate_ordinal(self) -> int | None:
+        """Highest trigger ordinal that a row answers for."""
+        return self._scalar("SELECT max(plate_ordinal) FROM row")
+
+    def publish_snapshot(self) -> None:
+        """Copy the log to a file that any tool may read; the copy is whole or not there."""
+        publish_snapshot(self.directory)
+
+    def close(self) -> None:
+        self._connection.close()
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        connection = self._connection
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        try:
+            yield connection
+            connection.exec_driver_sql("COMMIT")
+        except BaseException:
+            with contextlib.suppress(SQLAlchemyError):
+                connection.exec_driver_sql("ROLLBACK")
+            raise
+        finally:
+            connection.rollback()
+
+    def _insert(self, connection: Connection, seq: int, link: str, body: Body) -> str:
+        content = canonical(body)
+        kind = str(getattr(body, "kind"))  # noqa: B009  every row kind has one
+        body_sha256 = sha256_text(content)
+        link = chain(link, seq, kind, body_sha256)
+        connection.execute(
+            text(
+                "INSERT INTO row (seq, kind, body, body_sha256, chain_sha256) "
+                "VALUES (:seq, :kind, :body, :body_sha256, :chain)"
+            ),
+            {"seq": seq, "kind": kind, "body": content, "body_sha256": body_sha256, "chain": link},
+        )
+        return link
+
+    def _find(self, connection: Connection, body: Body) -> int | None:
+        """The row that says this already. Raises `StoreError` if one says something else."""
+        kind = getattr(body, "kind")  # noqa: B009
+        if kind not in _ONCE_A_RESULT:
+            same = connection.execute(
+                text(
+                    "SELECT seq FROM row WHERE kind = :kind AND written_at = :at AND body = :body"
+                ),
+                {
+                    "kind": kind,
+                    "at": body.written_at,
+                    "body": canonical(body),
+                },
+            ).scalar()
+            return same if same is None else int(same)
+        found = connection.execute(
+            text("SELECT seq, body FROM row WHERE kind = :kind AND result_id = :id"),
+            {"kind": kind, "id": getattr(body, "result_id")},  # noqa: B009
+        ).first()
+        if found is None:
+            return None
+        if _content(found.body) != _content(canonical(body)):
+            raise ContradictionError(
+                f"{kind} row of {json.loads(found.body)['result_id']} says otherwise"
+            )
+        return int(found.seq)
+
+    def _migrate(self) -> None:
+        version = int(self._scalar("PRAGMA user_version") or 0)
+        if version > len(_MIGRATIONS):
+            raise StoreError(
+                f"{self.path}: schema {version}, this program knows {len(_MIGRATIONS)}; "
+                "use the newer program"
+            )
+        for number, statements in enumerate(_MIGRATIONS[version:], start=version + 1):
+            with self._transaction() as connection:
+                for statement in statements:
+                    connection.exec_driver_sql(statement)
+                connection.exec_driver_sql(f"PRAGMA user_version = {number}")
+
+    def _read_head(self) -> tuple[int, str]:
+        row = self._connection.execute(
+            text("SELECT seq, chain_sha256 FROM row ORDER BY seq DESC LIMIT 1")
+        ).first()
+        self._connection.rollback()
+        return (0, EMPTY_CHAIN) if row is None else (int(row.seq), str(row.chain_sha256))
+
+    def _scalar(self, query: str) -> int | None:
+        value = self._connection.execute(text(query)).scalar()
+        self._connection.rollback()
+        return None if value is None else int(value)
+
+
+def _writing_engine(path: Path) -> Engine:
+    # The driver's own transaction handling is off: each transaction says BEGIN IMMEDIATE itself.
+    engine = create_engine(
+        f"sqlite:///{path}",
+        poolclass=StaticPool,
+        connect_args={"isolation_level": None, "check_same_thread": False, "timeout": 5.0},
+    )
+
+    @event.listens_for(engine, "connect")
+    def _prepare(connection: sqlite3.Connection, record: object) -> None:
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "recursive_triggers = ON"):
+            connection.execute(f"PRAGMA {pragma}")
+
+    return engine
+
+
+def _content(body: str) -> Json:
+    """What a row says, without when it was written and what the journal filled in."""
+    filled = ("written_at", "images", "pixels_sha256")
+    return {key: value for key, value in json.loads(body).items() if key not in filled}
+
+
+def publish_snapshot(directory: Path) -> None:
+    """Copy the log through a reading connection; write, sync, rename, sync the folder."""
+    temporary, final = directory / f"{SNAPSHOT}.new", directory / SNAPSHOT
+    temporary.unlink(missing_ok=True)
+    source = sqlite3.connect(f"file:{directory / DATABASE}?mode=ro", uri=True)
+    copy = sqlite3.connect(temporary)
+    try:
+        source.backup(copy, pages=500)
+        copy.execute("PRAGMA journal_mode = DELETE")
+    finally:
+        copy.close()
+        source.close()
+    temporary.chmod(0o644)
+    _sync(temporary)
+    temporary.rename(final)
+    _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which results; times are UTC text as in `written_at`, compared as text."""
+
+    since: str | None = None
+    until: str | None = None
+    serial: str | None = None
+    verdict: str | None = None
+
+    def sql(self) -> tuple[str, Json]:
+        parts = {
+            "since": "written_at >= :since",
+            "until": "written_at < :until",
+            "serial": "part_id = :serial",
+            "verdict": "verdict = :verdict",
+        }
+        given = {name: getattr(self, name) for name in parts if getattr(self, name) is not None}
+        return "".join(f" AND {parts[name]}" for name in given), given
+
+
+class Reader:
+    """Reads the log and can do nothing else to it; also for a user who may only read.
+
+    Reads the live file where it can. After a clean stop or a reboot an unprivileged user cannot;
+    then it reads the snapshot. `source` is `live` or `snapshot`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Raises `StoreError` if there is no log or it cannot be read."""
+        self.directory = directory
+        problems = []
+        for source, name in (("live", DATABASE), ("snapshot", SNAPSHOT)):
+            path = directory / name
+            try:
+                self._engine, self._connection = _open_reading(path)
+            except SQLAlchemyError as error:
+                problems.append(f"{path}: {error.__cause__ or error}")
+                continue
+            self.source, self.path = source, path
+            return
+        raise StoreError(f"no log can be read here: {'; '.join(problems)}")
+
+    @property
+    def source_note(self) -> str:
+        """For people: which file was read, and as of when."""
+        if self.source == "live":
+            return f"read the live file {self.path}"
+        at = datetime.fromtimestamp(self.path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+        return f"read the published snapshot {self.path} of {at}; the live file cannot be read"
+
+    def results(
+        self, wanted: Filter, newest_first: bool = False, limit: int | None = None
+    ) -> Iterator[Json]:
+        """Result bodies with their `seq` and last review, in order."""
+        where, values = wanted.sql()
+        order = "DESC" if newest_first else "ASC"
+        query = f"SELECT seq, body FROM row WHERE kind = 'result'{where} ORDER BY seq {order}"
+        if limit is not None:
+            query, values = query + " LIMIT :limit", {**values, "limit": limit}
+        reviews = self._last_reviews()
+        for row in self._connection.execute(text(query), values):
+            body = json.loads(row.body)
+            yield {"seq": row.seq, **body, "review": reviews.get(body["result_id"])}
+
+    def of_result(self, result_id: str) -> list[Json]:
+        """Every row about a result: the result first, then the others in order."""
+        found = self._connection.execute(
+            text("SELECT seq, body FROM row WHERE result_id = :id ORDER BY kind <> 'result', seq"),
+            {"id": result_id},
+        )
+        return [{"seq": row.seq, **json.loads(row.body)} for row in found]
+
+    def bodies(self, kind: str) -> Iterator[Json]:
+        """All bodies of a kind, in order."""
+        for row in self._connection.execute(
+            text("SELECT body FROM row WHERE kind = :kind ORDER BY seq"), {"kind": kind}
+        ):
+            yield json.loads(row[0])
+
+    def stats(self, wanted: Filter) -> Json:
+        """Counts by verdict and by reason."""
+        where, values = wanted.sql()
+        verdicts: dict[str, int] = {}
+        reasons: dict[str, int] = {}
+        found = self._connection.execute(
+            text(
+                f"SELECT verdict, reason, count(*) FROM row WHERE kind = 'result'{where} "
+                "GROUP BY verdict, reason"
+            ),
+            values,
+        )
+        for verdict, reason, count in found:
+            verdicts[verdict] = verdicts.get(verdict, 0) + count
+            if reason is not None:
+                reasons[reason] = count
+        return {"results": sum(verdicts.values()), "verdicts": verdicts, "reasons": reasons}
+
+    def rows(self) -> Iterator[Any]:
+        """Every row with its generated columns, in order."""
+        yield from self._connection.execute(text("SELECT * FROM row ORDER BY seq"))
+
+    def _last_reviews(self) -> dict[str, Json]:
+        return {body["result_id"]: body for body in self.bodies("review")}
+
+    def close(self) -> None:
+        self._connection.close()
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _open_reading(path: Path) -> tuple[Engine, Connection]:
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"file:{path}?mode=ro", uri=True, timeout=5.0, check_same_thread=False
+        )
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=StaticPool)
+    connection = engine.connect()
+    connection.execute(text("SELECT count(*) FROM row WHERE seq = 1"))
+    return engine, connection
+
+
+@dataclass(slots=True)
+class Verification:
+    """What `verify` found; no findings means that the log says what was written."""
+
+    rows: int = 0
+    results: int = 0
+    open_plates: int = 0
+    images: int = 0
+    head: str = EMPTY_CHAIN
+    findings: list[str] = field(default_factory=list)
+
+
+def verify(reader: Reader, with_images: bool = True) -> Verification:
+    """Recompute every hash, the chain and the pictures' sha256."""
+    found = Verification()
+    before, opened, decided = EMPTY_CHAIN, set[str](), set[str]()
+    for row in reader.rows():
+        found.rows += 1
+        if row.seq != found.rows:
+            found.findings.append(f"row {found.rows} is missing; row {row.seq} comes next")
+            found.rows = row.seq
+        body_sha256 = sha256_text(row.body)
+        if body_sha256 != row.body_sha256:
+            found.findings.append(f"row {row.seq}: its body is not the one that was hashed")
+        before = chain(before, row.seq, row.kind, body_sha256)
+        if before != row.chain_sha256:
+            found.findings.append(f"row {row.seq}: the chain breaks here")
+            before = row.chain_sha256
+        body = _parsed(row.body)
+        if body.get("kind") != row.kind:
+            found.findings.append(f"row {row.seq}: is kept as {row.kind}, says {body.get('kind')}")
+        _collect(row.seq, body, opened, decided, found)
+        if with_images:
+            _verify_images(reader.directory, row.seq, body, found)
+    found.results, found.head = len(decided), before
+    found.open_plates = len(opened - decided)
+    return found
+
+
+def _parsed(body: str) -> Json:
+    try:
+        parsed = json.loads(body)
+    except ValueError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _collect(
+    seq: int, body: Json, opened: set[str], decided: set[str], found: Verification
+) -> None:
+    result_id = str(body.get("result_id"))
+    if body.get("kind") == "opened":
+        opened.add(result_id)
+    elif body.get("kind") == "result":
+        if result_id in decided:
+            found.findings.append(f"row {seq}: a second result of {result_id}")
+        decided.add(result_id)
+
+
+def _verify_images(directory: Path, seq: int, body: Json, found: Verification) -> None:
+    for image in body.get("images") or ():
+        found.images += 1
+        path = directory / IMAGES / image["path"]
+        try:
+            sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            found.findings.append(f"row {seq}: {path}: {error.strerror}")
+            continue
+        if sha256 != image["sha256"]:
+            found.findings.append(f"row {seq}: {path} is not the picture that was recorded")

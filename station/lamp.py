@@ -34,7 +34,7 @@ MAX_PASS_LEASE_S = 1.2
 LAMP_TEST_S = 0.8
 
 _TURN_S = 0.25
-"""Longest turn of the loop; the watchdog is fed once a turn."""
+"""The loop waits this long at most; the watchdog is fed in every turn."""
 _REOPEN_S = 0.5
 _REWRITE_S = 1.0
 """FAULT is written again this often: a light that was off meanwhile shows it when it is back."""
@@ -303,6 +303,8 @@ class _Lamp:
     def _turn(self) -> None:
         for key, _ in self._selector.select(self._until_next_s()):
             key.data()
+        # Fed here too: this turn may hold two writes that each take their whole time limit.
+        notify("WATCHDOG=1")
         self._lapse()
         self._keep_device()
         notify("WATCHDOG=1")

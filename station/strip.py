@@ -26,6 +26,8 @@ _EDGE_STEP_PX = 8
 """Edges are found on means of so many pixels: noise and dots do not move them."""
 _LEADING_EDGE_PX = 40
 """So much of a scan line must be plate: a speck on the belt opens no plate."""
+_FULL_WIDTH = 0.97
+"""A scan line with this share of the plate's width lies between its slanted ends."""
 _TRUTH_REACH_PX = 32
 """A plate is the one the source announced this close to its leading edge."""
 
@@ -579,25 +581,32 @@ class Shape:
 
 
 def measure(plate: Plate) -> Shape:
-    """Fit straight lines to both sides between the slanted ends."""
+    """Measure a plate from its outline.
+
+    Sides are known to 8 px only, which says little about a small angle over a short side. The
+    slanted ends say more: a plate askew grows from a corner to its full width over
+    width x sin(angle) scan lines, and shrinks likewise.
+    """
     left, right = (side.astype(np.float64) for side in plate.outline)
     lines = np.arange(len(left), dtype=np.float64)
     inside = left != OUTSIDE
     middle = inside & (lines >= 0.3 * len(left)) & (lines <= 0.7 * len(left))
     if middle.sum() < 2:
         middle = inside
-    slope_left, at_left = np.polyfit(lines[middle], left[middle], 1) if len(left) > 2 else (0, 0)
-    slope_right, at_right = np.polyfit(lines[middle], right[middle], 1) if len(left) > 2 else (0, 0)
-    slope = (slope_left + slope_right) / 2
-    angle = math.atan(slope)
-    span = float(np.median(right[middle] - left[middle])) * math.cos(angle)
-    slant = abs(span * math.sin(angle))
-    whole = inside & (lines >= slant + 2) & (lines < len(left) - slant - 2)
-    uneven = np.maximum(
-        np.abs(left - slope_left * lines - at_left), np.abs(right - slope_right * lines - at_right)
-    )
+    width = float(np.median((right - left)[middle]))
+    full = np.flatnonzero(inside & (right - left >= _FULL_WIDTH * width))
+    ends = (full[0], len(left) - 1 - full[-1]) if len(full) else (0, 0)
+    slant = sum(ends) / 2 / _FULL_WIDTH
+    starts_left = (left + right)[inside][0] < np.median((left + right)[middle])
+    angle = math.asin(min(1.0, slant / width)) * (-1 if starts_left else 1)
+    slope = math.tan(angle)
+    straight = lines * slope
+    at_left, at_right = np.median((left - straight)[middle]), np.median((right - straight)[middle])
+    uneven = np.maximum(np.abs(left - straight - at_left), np.abs(right - straight - at_right))
+    first, last = (math.ceil(end / _FULL_WIDTH) + _EDGE_STEP_PX for end in ends)
+    whole = inside & (lines >= first) & (lines < len(left) - last)
     return Shape(
-        width_px=span,
+        width_px=width * math.cos(angle),
         length_px=(len(left) - slant) / math.cos(angle),
         skew_deg=math.degrees(angle),
         unevenness_px=float(uneven[whole].max(initial=0.0)),

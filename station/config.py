@@ -142,7 +142,7 @@ class LightSettings(Settings):
     patterns: dict[LightState, LightPattern] = Field(
         default_factory=dict, description="Replaces the default pattern of the states it names."
     )
-    lease_s: float = Field(1.2, ge=0.5, le=1.5, description="A pass not renewed goes out.")
+    lease_s: float = Field(1.2, ge=0.5, le=1.2, description="A pass not renewed goes out.")
     fail_hold_s: float | None = Field(
         None, gt=0, description="FAIL and UNDECIDED stay this long; default: until acknowledged."
     )

@@ -40,7 +40,7 @@ from station.feed import (
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Json, PeerGone
 from station.journal import JournalClient
-from station.lamp import LampAnswer, LampClient
+from station.lamp import LampAnswer, LampClient, LampError
 from station.light_policy import LightPolicy
 from station.machine import test_on_this_machine
 from station.product import geometry_of, model_folder
@@ -581,10 +581,14 @@ class Station:
     def _test_lamp(self, is_restart: bool) -> None:
         """Light every element once; after a failure the confirmed FAULT write stands for it."""
         assert self._lamp is not None
-        if not is_restart:
-            self._lamp.test()
-            return
-        if self._lamp.status()["state"] != LightState.FAULT:
+        try:
+            if not is_restart:
+                self._lamp.test()
+                return
+            state = self._lamp.status()["state"]
+        except (LampError, PeerGone, TimeoutError) as error:
+            raise StationError(f"the lamp test failed: {error}") from error
+        if state != LightState.FAULT:
             raise StationError("the lamp did not confirm FAULT; check the lamp's device")
 
     def _update_light(self, force: bool = False) -> int | None:
@@ -711,25 +715,33 @@ class Station:
             self._emit({"problem": {"part": part, "text": problem}})
         else:
             self._problems.pop(part, None)
-        blocking = {part: text for part, text in self._problems.items() if part != "lamp"}
-        if blocking:
-            self._policy.set_fault("; ".join(blocking.values()))
+        if self._state in (StationState.OPERATIONAL, StationState.ERROR):
+            self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
+        self._set_fault()
+
+    @property
+    def _blocking(self) -> list[str]:
+        """Problems that keep plates from being judged or recorded."""
+        return [text for part, text in self._problems.items() if part != "lamp"]
+
+    def _set_fault(self) -> None:
+        """The light shows FAULT while anything blocks or a person has halted the station."""
+        reasons = [*self._blocking, *(["halted"] if self._state is StationState.HALTED else [])]
+        if reasons:
+            self._policy.set_fault("; ".join(reasons))
         else:
             self._policy.clear_fault()
-        if self._state in (StationState.OPERATIONAL, StationState.ERROR):
-            self._set_state(StationState.ERROR if blocking else StationState.OPERATIONAL)
 
     def _control_command(self, op: str, who: str) -> Json:
         if op == "status":
             return {"ok": True, "status": self.status()}
         if op == "halt":
             self._set_state(StationState.HALTED)
-            self._policy.set_fault("halted")
         elif op == "resume" and self._state is StationState.HALTED:
-            self._policy.clear_fault()
-            self._set_state(StationState.OPERATIONAL)
+            self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
         elif op == "ack":
             self._policy.acknowledge()
+        self._set_fault()
         self._update_light()
         self._submit([self._change(op, who, {})])
         return {"ok": True, "state": str(self._state)}

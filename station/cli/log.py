@@ -1,0 +1,213 @@
+"""`vqi log`: what QA asks of the record."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from station.cli.common import JsonOption, fail, load_or_exit, print_json
+from station.qms import Filter, Json, Reader, StoreError, verify
+from station.record import Verdict
+
+app = typer.Typer(no_args_is_help=True)
+
+EXPORT_VERDICTS = {"PASS": "OK", "FAIL": "NotOK", "UNDECIDED": "NotDecidable"}
+"""Verdicts in exports (OPC 40001-101)."""
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_COLUMNS = (
+    "seq",
+    "result_id",
+    "written_at",
+    "verdict",
+    "reason",
+    "detail",
+    "part_id",
+    "provenance",
+    "score",
+    "threshold",
+    "defects",
+    "tiles",
+    "recipe_id",
+    "recipe_version",
+    "model_id",
+    "model_sha256",
+    "camera_serial",
+    "images",
+    "pixels_sha256",
+    "review_verdict",
+    "reviewer",
+)
+
+Config = Annotated[
+    str | None, typer.Option("--config", envvar="VQI_CONFIG", help="Configuration file.")
+]
+Journal = Annotated[Path | None, typer.Option("--journal", help="Journal folder instead.")]
+Since = Annotated[str | None, typer.Option(help="UTC, as 2026-11-24 or 2026-11-24T06:00.")]
+Until = Annotated[str | None, typer.Option(help="UTC, exclusive.")]
+Serial = Annotated[str | None, typer.Option(help="Part serial.")]
+Wanted = Annotated[Verdict | None, typer.Option("--verdict", case_sensitive=False)]
+
+
+@contextlib.contextmanager
+def _reader(config: str | None, journal: Path | None) -> Iterator[Reader]:
+    """The log, and a line on stderr that says which file was read."""
+    if journal is None:
+        if config is None:
+            fail("name the log: --config FILE or --journal FOLDER", 2)
+        journal = load_or_exit(config).value.journal.directory
+    try:
+        with Reader(journal) as reader:
+            print(f"vqi: {reader.source_note}", file=sys.stderr)  # noqa: T201
+            yield reader
+    except StoreError as error:
+        fail(str(error))
+
+
+@app.command("list")
+def list_(
+    config: Config = None,
+    journal: Journal = None,
+    since: Since = None,
+    until: Until = None,
+    serial: Serial = None,
+    verdict: Wanted = None,
+    limit: Annotated[int, typer.Option(min=1, max=100_000)] = 50,
+    is_json: JsonOption = False,
+) -> None:
+    """The newest results first."""
+    with _reader(config, journal) as reader:
+        for row in reader.results(Filter(since, until, serial, verdict), True, limit):
+            if is_json:
+                print_json(_without_arrays(row))
+            else:
+                typer.echo(_line(row))
+
+
+@app.command()
+def show(
+    result_id: str, config: Config = None, journal: Journal = None, is_json: JsonOption = False
+) -> None:
+    """Every row about one result, the result itself first."""
+    with _reader(config, journal) as reader:
+        rows = reader.of_result(result_id)
+        if not rows:
+            fail(f"{result_id}: no such result in {reader.path}")
+        for row in rows:
+            if is_json:
+                print_json(row)
+            else:
+                typer.echo(json.dumps(_without_arrays(row), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def stats(
+    config: Config = None,
+    journal: Journal = None,
+    since: Since = None,
+    until: Until = None,
+    is_json: JsonOption = False,
+) -> None:
+    """Counts by verdict and reason."""
+    with _reader(config, journal) as reader:
+        found = reader.stats(Filter(since, until))
+    if is_json:
+        print_json(found)
+        return
+    typer.echo(f"results {found['results']}")
+    for group in ("verdicts", "reasons"):
+        for name, count in sorted(found[group].items()):
+            typer.echo(f"{name:14} {count}")
+
+
+@app.command()
+def export(
+    config: Config = None,
+    journal: Journal = None,
+    format_: Annotated[str, typer.Option("--format", help="csv or jsonl.")] = "csv",
+    since: Since = None,
+    until: Until = None,
+    serial: Serial = None,
+    verdict: Wanted = None,
+) -> None:
+    """Results on stdout, oldest first."""
+    if format_ not in ("csv", "jsonl"):
+        fail(f"--format {format_}: csv or jsonl", 2)
+    with _reader(config, journal) as reader:
+        rows = reader.results(Filter(since, until, serial, verdict))
+        if format_ == "jsonl":
+            for row in rows:
+                print_json({**row, "verdict": EXPORT_VERDICTS[row["verdict"]]})
+            return
+        table = csv.DictWriter(sys.stdout, _COLUMNS)
+        table.writeheader()
+        for row in rows:
+            table.writerow({name: _cell(value) for name, value in _export_row(row).items()})
+
+
+@app.command("verify")
+def verify_(config: Config = None, journal: Journal = None, is_json: JsonOption = False) -> None:
+    """Recompute every hash, the chain and the pictures. Exit status 1 if anything differs."""
+    with _reader(config, journal) as reader:
+        found = verify(reader)
+        source = reader.source
+    if is_json:
+        print_json(
+            {
+                "ok": not found.findings,
+                "source": source,
+                "rows": found.rows,
+                "results": found.results,
+                "open_plates": found.open_plates,
+                "images": found.images,
+                "head": found.head,
+                "findings": found.findings,
+            }
+        )
+    else:
+        for finding in found.findings:
+            typer.echo(finding)
+        typer.echo(
+            f"{'ok' if not found.findings else 'NOT OK'}: {found.rows} rows, {found.results} "
+            f"results, {found.images} pictures, head {found.head[:16]}"
+        )
+    raise typer.Exit(1 if found.findings else 0)
+
+
+def _without_arrays(row: Json) -> Json:
+    return {key: value for key, value in row.items() if key not in ("tile_grid", "tile_scores")}
+
+
+def _line(row: Json) -> str:
+    score = "" if row["score"] is None else f"score {row['score']:.3f}"
+    reason = f"{row['reason']}: {row['detail']}" if row["reason"] else ""
+    places = " ".join(f"({d['x_mm']:.0f}, {d['y_mm']:.0f}) mm" for d in row["defects"][:3])
+    review = f"reviewed {row['review']['verdict']}" if row["review"] else ""
+    parts = (row["written_at"], row["result_id"], f"{row['verdict']:9}", score, reason, places)
+    return "  ".join(part for part in (*parts, review) if part)
+
+
+def _export_row(row: Json) -> Json:
+    review = row["review"] or {}
+    places = (f"{d['x_mm']} {d['y_mm']} {d['score']:.4f}" for d in row["defects"])
+    return {
+        **{name: row.get(name) for name in _COLUMNS},
+        "verdict": EXPORT_VERDICTS[row["verdict"]],
+        "defects": "; ".join(places),
+        "images": "; ".join(image["path"] for image in row["images"]),
+        "review_verdict": EXPORT_VERDICTS.get(review.get("verdict", ""), ""),
+        "reviewer": review.get("reviewer", ""),
+    }
+
+
+def _cell(value: Any) -> Any:
+    """Text that a spreadsheet would run as a formula gets a quote before it."""
+    if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
+        return f"'{value}"
+    return value

@@ -1,0 +1,248 @@
+"""`vqi model`: training data, training, evaluation and export."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from models.card import MeasuredCard, ModelError, read_card, write_card
+from models.classifier import Classifier
+from models.registry import find_model, list_models
+from station.cli.common import JsonOption, exit_on_config_error, fail, print_json
+from station.config import load_recipe
+from station.synthesize import PlateScore, PlateSource, SynthesisError, score_plates, synthesize
+
+app = typer.Typer(no_args_is_help=True)
+
+DataOption = Annotated[Path, typer.Option(help="Folder with labels.csv, or good/ and defective/.")]
+RecipeOption = Annotated[str, typer.Option(help="Recipe file, or shipped:<id>.")]
+
+
+@contextlib.contextmanager
+def _needs_train_extra() -> Iterator[None]:
+    """Training's own packages and errors, as one line."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        fail(f"needs package {error.name}: pip install torch==2.13.0 && pip install vqi[train]")
+
+
+def _command() -> str:
+    return " ".join(["vqi", *sys.argv[1:]])
+
+
+def _source(recipe: str, pixel_pitch_mm: float, width: int) -> PlateSource:
+    with exit_on_config_error():
+        loaded = load_recipe(recipe)
+        try:
+            return PlateSource(loaded.value, pixel_pitch_mm, width)
+        except ValueError as error:
+            fail(f"{recipe}: {error}", 78)
+
+
+@app.command("synthesize")
+def synthesize_(
+    out: Annotated[Path, typer.Option(help="Folder to write: tiles/ and labels.csv.")],
+    plates: Annotated[int, typer.Option(min=10, help="Rendered plates, half of them bad.")] = 700,
+    seed: Annotated[int, typer.Option(min=0)] = 1,
+    variety: Annotated[
+        float, typer.Option(min=0, max=1, help="How far half of the plates differ in product.")
+    ] = 0.5,
+    recipe: RecipeOption = "shipped:demo-lgp",
+    pixel_pitch_mm: Annotated[float, typer.Option(min=1e-3)] = 0.1,
+    width: Annotated[int, typer.Option(min=224, help="Pixels in a scan line.")] = 4096,
+) -> None:
+    """Labelled tiles from rendered plates, cut as the station cuts them."""
+    source = _source(recipe, pixel_pitch_mm, width)
+    progress = iter(track(range(plates), "rendering", console=Console(stderr=True)))
+    try:
+        count = synthesize(source, out, plates, seed, variety, on_plate=lambda: next(progress))
+    except (SynthesisError, OSError) as error:
+        fail(str(error))
+    typer.echo(f"{out}: {count} tiles of {plates} plates")
+
+
+@app.command("train")
+def train_(
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="Folder of the run; a killed run continues there.")],
+    epochs: Annotated[int, typer.Option(min=1)] = 30,
+    seed: Annotated[int, typer.Option(min=0)] = 1,
+    init: Annotated[Path | None, typer.Option(help="Run whose weights to begin with.")] = None,
+) -> None:
+    """Train LightDefectNet on a folder."""
+    with _needs_train_extra():
+        from models.training.data import DataError
+        from models.training.train import TrainSettings, train
+
+        settings = TrainSettings(epochs=epochs, seed=seed)
+        try:
+            summary = train(data, out, settings, _command(), init, on_epoch=_say_epoch)
+        except DataError as error:
+            fail(str(error))
+    typer.echo(
+        f"{out}: epoch {summary['best_epoch']} of {epochs}, "
+        f"validation AUROC {summary['validation_auroc']:.4f}"
+    )
+
+
+def _say_epoch(report: Any) -> None:
+    typer.echo(
+        f"epoch {report.epoch}: loss {report.loss:.4f}, validation loss "
+        f"{report.validation_loss:.4f}, AUROC {report.validation_auroc:.4f}",
+        err=True,
+    )
+
+
+@app.command("evaluate")
+def evaluate_(
+    data: DataOption,
+    model: Annotated[str, typer.Option(help="Id of a model.")] = "lightdefectnet-v1",
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    is_json: JsonOption = False,
+) -> None:
+    """Score a folder's tiles and compare with their labels."""
+    with _needs_train_extra():
+        from models.training.data import DataError, labels_of, load_tiles, read_folder, select
+        from models.training.evaluate import evaluate
+
+        try:
+            samples = select(read_folder(data), split)
+            if not samples:
+                fail(f"{data}: no pictures of split {split}")
+            classifier = Classifier.load(find_model(model))
+            figures = evaluate(
+                labels_of(samples),
+                classifier.scores(load_tiles(samples)),
+                classifier.threshold,
+                [sample.group for sample in samples],
+                [sample.defect_type for sample in samples],
+            )
+        except (DataError, ModelError, ValueError) as error:
+            fail(str(error))
+    row = {"model": model, "data": str(data), "split": split, **asdict(figures)}
+    if is_json:
+        print_json(row)
+        return
+    for key, value in row.items():
+        typer.echo(f"{key:22} {_figure(value)}")
+
+
+def _figure(value: Any) -> str:
+    if isinstance(value, dict) and "low" in value:
+        return f"{value['value']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]"
+    if isinstance(value, dict):
+        return "  ".join(f"{key} {_figure(item)}" for key, item in value.items())
+    return str(value)
+
+
+@app.command("export")
+def export_(
+    run: Annotated[Path, typer.Option(help="Folder of a training run.")],
+    data: DataOption,
+    out: Annotated[Path, typer.Option(help="Folder to write; its name is the model's id.")],
+    plates: Annotated[
+        int, typer.Option(min=0, help="Fresh plates that choose the threshold; 0: the tiles' own.")
+    ] = 400,
+    seed: Annotated[int, typer.Option(min=0, help="Of the fresh plates.")] = 1000,
+) -> None:
+    """Write model, card and golden tiles; choose and measure the threshold on whole plates.
+
+    Half of the fresh plates choose the threshold, the other half measure it.
+    """
+    with _needs_train_extra():
+        from models.training.data import DataError, load_tiles, read_folder, select
+        from models.training.export import ExportError, export
+        from models.training.train import SUMMARY_FILE, load_network
+
+        try:
+            summary = json.loads((run / SUMMARY_FILE).read_text())
+            tiles = load_tiles(select(read_folder(data), "test"))
+            export(load_network(run), summary, tiles, out)
+            if plates:
+                _measure_plates(out, plates, seed)
+        except (DataError, ExportError, OSError) as error:
+            fail(str(error))
+    typer.echo(f"{out}: exported")
+
+
+def _measure_plates(folder: Path, plates: int, seed: int) -> None:
+    """Choose the card's threshold on half of the plates, measure it on the others."""
+    import numpy as np
+
+    from models.training.evaluate import best_threshold, rate
+
+    source = _source("shipped:demo-lgp", 0.1, 4096)
+    classifier = Classifier.load(folder)
+    scores: list[PlateScore] = list(
+        track(
+            score_plates(source, classifier, plates, seed),
+            "scoring plates",
+            total=plates,
+            console=Console(stderr=True),
+        )
+    )
+    choosing, measuring = scores[: plates // 2], scores[plates // 2 :]
+    threshold = best_threshold(
+        np.array([int(plate.is_defective) for plate in choosing]),
+        np.array([plate.score for plate in choosing], np.float32),
+    )
+    bad = [plate for plate in measuring if plate.is_defective]
+    good = [plate for plate in measuring if not plate.is_defective]
+    figures = {
+        "plate escape rate": rate(sum(p.score <= threshold for p in bad), len(bad)),
+        "plate false-reject rate": rate(sum(p.score > threshold for p in good), len(good)),
+    }
+    card = read_card(folder)
+    chosen = card.threshold.model_copy(
+        update={
+            "value": threshold,
+            "chosen_by": "least mean of escape and false-reject rate on "
+            f"{len(choosing)} fresh rendered plates, highest tile score of each",
+        }
+    )
+    measured = tuple(
+        MeasuredCard(
+            name=name,
+            value=round(figure.value, 4),
+            low=round(figure.low, 4),
+            high=round(figure.high, 4),
+            samples=figure.samples,
+            command=_command(),
+        )
+        for name, figure in figures.items()
+    )
+    write_card(folder, card.model_copy(update={"threshold": chosen, "measured": measured}))
+    for item in measured:
+        typer.echo(f"{item.name}: {item.value} [{item.low}, {item.high}] of {item.samples}")
+
+
+@app.command("list")
+def list_(is_json: JsonOption = False) -> None:
+    """Models that a recipe can name."""
+    for name, folder in list_models().items():
+        try:
+            card = read_card(folder)
+        except ModelError as error:
+            fail(str(error))
+        row = {
+            "id": name,
+            "sha256": card.sha256,
+            "parameters": card.parameters,
+            "mflops": card.mflops,
+            "threshold": card.threshold.value,
+            "folder": str(folder),
+        }
+        if is_json:
+            print_json(row)
+        else:
+            typer.echo("  ".join(f"{key} {value}" for key, value in row.items()))

@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from drivers.camera.recording import StripWriter
-
 from drivers.camera import EndOfSource, Frame
+from drivers.camera.recording import StripWriter
 from drivers.camera.settings import CameraSettings
 from drivers.errors import DeviceError
 from station.acquisition import CameraGone, CameraProcess, Tick

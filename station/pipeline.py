@@ -22,8 +22,8 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-from drivers.camera.recording import StripWriter
 
+from drivers.camera.recording import StripWriter
 from drivers.stacklight import LightState
 from models.classifier import Classifier
 from station.acquisition import CameraProcess, Tick

@@ -93,16 +93,16 @@ class PlateSource:
                     label, kind = _label(shown, kinds, row, x_px)
                     yield LabelledTile(tile[0].copy(), x_px, row.y_px, label, kind)
 
-    def _strip(self, picture: Pixels, rng: np.random.Generator) -> tuple[int, Pixels, list[TileRow]]:
+    def _strip(
+        self, picture: Pixels, rng: np.random.Generator
+    ) -> tuple[int, Pixels, list[TileRow]]:
         """The plate as the station's strip finds it: its first scan line in the picture, its
         pixels, its tile rows."""
         width = self.geometry.scan_line_px
         lines = max(_BELT_LINES, 2 * self.geometry.min_gap_px)
         before, after = render_belt(lines, width, rng), render_belt(lines, width, rng)
         strip = np.concatenate([before, picture, after])
-        cutter = StripCutter(
-            self.geometry, len(strip), lambda: self._buffer, is_height_fixed=False
-        )
+        cutter = StripCutter(self.geometry, len(strip), lambda: self._buffer, is_height_fixed=False)
         events = cutter.feed(Frame(strip, width, 0, 0, encoder_value=0))
         rows = [event.row for event in events if isinstance(event, TileRowReady)]
         closed = [event for event in events if isinstance(event, PlateClosed)]

@@ -1,7 +1,7 @@
 """A recorded strip: the bytes of every frame in `strip.raw`, their headers in `frames.jsonl`.
 
 The first line of `frames.jsonl` is the camera's `CameraInfo`; each further one a frame's header
-with the place of its bytes. A recording that was cut off by a crash plays up to its last whole frame.
+with the place of its bytes. A recording that a crash cut off plays up to its last whole frame.
 """
 
 from __future__ import annotations

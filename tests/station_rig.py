@@ -199,6 +199,21 @@ def _command(pid: int) -> list[str]:
         return []
 
 
+def check_conservation(rig: Rig) -> None:
+    """Plates that the belt carried while watched = records + plates inside downtime rows."""
+    results, opened = rig.rows("result"), rig.rows("opened")
+    assert len({row["sequence"] for row in results}) == len(results)
+    assert len({row["result_id"] for row in results}) == len(results)
+    assert {row["result_id"] for row in opened} <= {row["result_id"] for row in results}
+    plates = [row["plate_ordinal"] for row in results if row["reason"] != "gap"]
+    assert len(set(plates)) == len(plates), "a plate has two records"
+    unseen = sum(row["triggers"] for row in results if row["reason"] == "gap")
+    unseen += sum(row["triggers"] for row in rig.rows("downtime"))
+    before = min(row["plate_ordinal"] - row["triggers"] for row in results)
+    last = max(row["plate_ordinal"] for row in results)
+    assert len(plates) + unseen == last - before, (len(plates), unseen, before, last)
+
+
 def shared_memory() -> set[str]:
     return {entry.name for entry in Path("/dev/shm").iterdir()}
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 from pty_recorder import read_log
-from station_rig import Rig, children, shared_memory, start_vqi, vqi, wait_until
+from station_rig import Rig, check_conservation, children, shared_memory, start_vqi, vqi, wait_until
 
 TARGETS = ("parent", "lamp", "journal", "station", "camera", "all")
 PASS_OFF_LIMIT_S = 2.0
@@ -164,6 +164,8 @@ def kill_loop(folder: Path, kills: int, with_pass: int) -> KillLoop:
     try:
         wait_until(link.is_symlink, 5.0, "the tower")
         loop.go(kills, with_pass)
+        done = vqi("log", "verify", "--journal", str(rig.journal))
+        assert done.returncode == 0, done.stdout + done.stderr
         check_conservation(rig)
     finally:
         if loop.run is not None and loop.run.poll() is None:
@@ -173,22 +175,6 @@ def kill_loop(folder: Path, kills: int, with_pass: int) -> KillLoop:
         recorder.wait()
     assert shared_memory() == shared
     return loop
-
-
-def check_conservation(rig: Rig) -> None:
-    """Plates that the belt carried = records + plates inside downtime rows; no number twice."""
-    done = vqi("log", "verify", "--journal", str(rig.journal))
-    assert done.returncode == 0, done.stdout + done.stderr
-    results, opened = rig.rows("result"), rig.rows("opened")
-    assert len({row["sequence"] for row in results}) == len(results)
-    assert len({row["result_id"] for row in results}) == len(results)
-    assert {row["result_id"] for row in opened} <= {row["result_id"] for row in results}
-    plates = [row["plate_ordinal"] for row in results if row["reason"] != "gap"]
-    assert len(set(plates)) == len(plates), Counter(plates).most_common(3)
-    unseen = sum(row["triggers"] for row in results if row["reason"] == "gap")
-    unseen += sum(row["triggers"] for row in rig.rows("downtime"))
-    carried = max(plates) - min(plates) + 1
-    assert len(plates) + unseen == carried, (len(plates), unseen, carried)
 
 
 def test_kills_lose_nothing_and_leave_no_green(tmp_path: Path) -> None:

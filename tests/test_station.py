@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
+import struct
+import time
+import zlib
 from collections import Counter
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from station_rig import Rig, children, shared_memory, vqi, wait_until
+from station_rig import Rig, check_conservation, children, shared_memory, vqi, wait_until
 
 from station.record import Reason
 
@@ -117,25 +121,14 @@ def test_a_killed_camera_process_is_replaced_and_leaves_a_gap(rig: Rig) -> None:
         assert children(run.pid)["camera"] != victim
         plates = rig.status()["plates"]
         wait_until(lambda: rig.status()["plates"] > plates + 2, 20.0, "plates afterwards")
-    results = rig.rows("result")
-    ordinals = [row["plate_ordinal"] for row in results if row["reason"] != "gap"]
-    unseen = sum(row["triggers"] for row in results if row["reason"] == "gap")
-    joined = sum(row["triggers"] for row in rig.rows("downtime"))
-    assert len(set(ordinals)) == len(ordinals)
-    assert len(ordinals) + unseen + joined == max(ordinals) - first_ordinal(rig) + 1
+    check_conservation(rig)
     assert shared_memory() == before
     verify_log(rig)
 
 
 def write_belt(rig: Rig) -> None:
-    import time
-
     path = Path(rig.camera["belt_file"])
     path.write_text(json.dumps({"epoch_monotonic_ns": time.monotonic_ns()}))
-
-
-def first_ordinal(rig: Rig) -> int:
-    return min(row["plate_ordinal"] for row in rig.rows("opened"))
 
 
 # --- one picture, one score -------------------------------------------------------------------
@@ -162,8 +155,6 @@ def test_live_inspect_and_replay_scores_are_the_same_bits(rig: Rig, tmp_path: Pa
         assert done.returncode == 0, done.stderr
         found = json.loads(done.stdout)
         scores = np.array([tile["score"] for tile in found["tiles"]], np.float32)
-        import base64
-
         assert scores.tobytes() == base64.b64decode(row["tile_scores"])
         assert found["verdict"] == row["verdict"]
 
@@ -193,8 +184,6 @@ def bad_pictures(folder: Path) -> dict[str, Path]:
 
 def huge_png(side: int) -> bytes:
     """A PNG that says it is side x side; its pixels would take side^2 bytes."""
-    import struct
-    import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         crc = struct.pack(">I", zlib.crc32(kind + data))
@@ -277,8 +266,6 @@ def test_every_fault_makes_its_plate_undecided_and_the_station_recovers(rig: Rig
     rig.camera["belt_file"] = str(rig.folder / "belt.json")
     rig.camera["bank_plates"] = 2
     # The camera comes back onto the same belt: the frames of a fault lie behind it then.
-    import time
-
     epoch_ns = time.monotonic_ns() + 3_000_000_000
     Path(rig.camera["belt_file"]).write_text(json.dumps({"epoch_monotonic_ns": epoch_ns}))
     seconds = 3 + 10 + plate * (400 + 12 + 200) / 4000 + 6
@@ -293,7 +280,5 @@ def test_every_fault_makes_its_plate_undecided_and_the_station_recovers(rig: Rig
         assert record["reason"] in _FAULTS[fault], (fault, record["reason"], record["detail"])
     last = max(by_ordinal)
     assert by_ordinal[last - 1]["verdict"] in ("PASS", "FAIL"), "the station did not recover"
-    gaps = sum(r["triggers"] or 0 for r in rig.rows("result") if r["reason"] == "gap")
-    joined = sum(r["triggers"] or 0 for r in rig.rows("downtime"))
-    assert len(by_ordinal) + gaps + joined == last
+    check_conservation(rig)
     verify_log(rig)

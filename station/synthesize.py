@@ -155,6 +155,7 @@ def synthesize(
     plates: int,
     seed: int,
     variety: float,
+    contrast_scales: tuple[float, float] = CONTRAST_SCALES,
     on_plate: Callable[[], object] = lambda: None,
 ) -> int:
     """Write `tiles/*.png` and `labels.csv` of `plates` plates; how many tiles they are.
@@ -169,7 +170,7 @@ def synthesize(
         table.writerow(["file", "label", "split", "group", "defect_type"])
         for number in range(plates):
             rng = np.random.default_rng((seed, number))
-            tiles = _training_plate(source, rng, number, variety)
+            tiles = _training_plate(source, rng, number, variety, contrast_scales)
             for tile in _balanced(tiles, rng):
                 name = f"tiles/{number:05d}_{tile.x_px:05d}_{tile.y_px:05d}.png"
                 if not cv2.imwrite(str(out / name), tile.pixels):
@@ -182,10 +183,14 @@ def synthesize(
 
 
 def _training_plate(
-    source: PlateSource, rng: np.random.Generator, number: int, variety: float
+    source: PlateSource,
+    rng: np.random.Generator,
+    number: int,
+    variety: float,
+    contrast_scales: tuple[float, float],
 ) -> list[LabelledTile]:
     own_variety = variety if number % 4 >= 2 else 0.0
-    contrast_scale = float(rng.uniform(*CONTRAST_SCALES))
+    contrast_scale = float(rng.uniform(*contrast_scales))
     return source.plate(rng, number % 2 == 1, own_variety, contrast_scale)
 
 

@@ -8,9 +8,9 @@ from torch.nn import functional as F
 
 GAIN = (0.6, 1.4)
 OFFSET_LEVELS = 12.0
-BLUR_SHARE = 0.25
+BLUR_SHARE = 0.15
 NOISE_SHARE = 0.5
-NOISE_LEVELS = 5.0
+NOISE_LEVELS = 2.0
 
 
 def augment(tiles: Tensor, generator: torch.Generator) -> Tensor:

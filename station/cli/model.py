@@ -19,7 +19,14 @@ from models.classifier import Classifier
 from models.registry import find_model, list_models
 from station.cli.common import JsonOption, exit_on_config_error, fail, print_json
 from station.config import load_recipe
-from station.synthesize import PlateScore, PlateSource, SynthesisError, score_plates, synthesize
+from station.synthesize import (
+    CONTRAST_SCALES,
+    PlateScore,
+    PlateSource,
+    SynthesisError,
+    score_plates,
+    synthesize,
+)
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -57,6 +64,10 @@ def synthesize_(
     variety: Annotated[
         float, typer.Option(min=0, max=1, help="How far half of the plates differ in product.")
     ] = 0.5,
+    contrast: Annotated[
+        tuple[float, float],
+        typer.Option(help="Scales of the defects' contrast; plain ones teach a network to begin."),
+    ] = CONTRAST_SCALES,
     recipe: RecipeOption = "shipped:demo-lgp",
     pixel_pitch_mm: Annotated[float, typer.Option(min=1e-3)] = 0.1,
     width: Annotated[int, typer.Option(min=224, help="Pixels in a scan line.")] = 4096,
@@ -65,7 +76,9 @@ def synthesize_(
     source = _source(recipe, pixel_pitch_mm, width)
     progress = iter(track(range(plates), "rendering", console=Console(stderr=True)))
     try:
-        count = synthesize(source, out, plates, seed, variety, on_plate=lambda: next(progress))
+        count = synthesize(
+            source, out, plates, seed, variety, contrast, on_plate=lambda: next(progress)
+        )
     except (SynthesisError, OSError) as error:
         fail(str(error))
     typer.echo(f"{out}: {count} tiles of {plates} plates")

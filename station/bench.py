@@ -209,7 +209,7 @@ def _bench_toml(settings: Configuration, rate_hz: float, work: Path) -> str:
 
 def _is_lossless(summary: Json) -> bool:
     """Every scan line was seen and every plate judged, but for the one that the end cut off."""
-    return summary["lost_frames"] == 0 and summary["gaps"] == 0 and summary["undecided"] <= 1
+    return bool(summary["lost_frames"] == 0 and summary["gaps"] == 0 and summary["undecided"] <= 1)
 
 
 def _loss(summary: Json) -> str:

@@ -98,7 +98,7 @@ class JournalClient:
 
     def receive_ready(self) -> list[Json]:
         """All answers that are there: each has `id` or `n`, `ok`, and `error` if not ok."""
-        answers = []
+        answers: list[Json] = []
         while True:
             try:
                 packet = self._connected.receive(timeout_s=0)
@@ -365,7 +365,7 @@ class _Journal:
         self._waiting.append(_Waiting(client, body["id"], rows, encoded, time.monotonic()))
 
     def _encode(self, pixels: Pixels, wanted: Json) -> tuple[str, list[Written]]:
-        sha256 = hashlib.sha256(np.ascontiguousarray(pixels)).hexdigest()
+        sha256 = hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
         return sha256, self._images.write(pixels, wanted["band_rows"], wanted["keep"])
 
     def _commit_all(self) -> None:

@@ -49,7 +49,7 @@ class StripWriter:
             "plate_counter": frame.plate_counter,
             "truth": [asdict(truth) for truth in frame.truth],
         }
-        self._pixels.write(np.ascontiguousarray(frame.pixels))
+        self._pixels.write(np.ascontiguousarray(frame.pixels).data)
         self._headers.write(json.dumps(header) + "\n")
 
     def close(self) -> None:

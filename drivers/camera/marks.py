@@ -54,10 +54,10 @@ class Mark:
         left, top = np.floor(points.min(axis=0)).astype(int) - reach
         right, bottom = np.ceil(points.max(axis=0)).astype(int) + reach + 1
         shape = _shape(self, points - (left, top), (bottom - top, right - left), pixel_pitch_mm)
-        shape = cv2.GaussianBlur(shape, (0, 0), max(blur_mm / pixel_pitch_mm, 0.3))
+        blurred = cv2.GaussianBlur(shape, (0, 0), max(blur_mm / pixel_pitch_mm, 0.3))
         inside = level[max(top, 0) : bottom, max(left, 0) : right]
-        crop = shape[max(-top, 0) :, max(-left, 0) :][: inside.shape[0], : inside.shape[1]]
-        inside *= 1 + np.float32(self.contrast / max(float(shape.max()), 1e-6)) * crop
+        crop = blurred[max(-top, 0) :, max(-left, 0) :][: inside.shape[0], : inside.shape[1]]
+        inside *= 1 + np.float32(self.contrast / max(float(blurred.max()), 1e-6)) * crop
 
 
 def random_marks(
@@ -147,4 +147,5 @@ def _shape(
     else:
         cv2.fillPoly(fine, [path], 255, cv2.LINE_AA, bits)
     coarse = cv2.resize(fine, (size[1], size[0]), interpolation=cv2.INTER_AREA)
-    return coarse.astype(np.float32) / 255
+    share: NDArray[np.float32] = np.asarray(coarse, np.float32) / np.float32(255)
+    return share

@@ -171,7 +171,8 @@ def render(
 def render_belt(rows: int, width_px: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Scan lines of empty belt, uint8, shape (rows, width_px)."""
     noise = rng.standard_normal((rows, width_px), dtype=np.float32)
-    return np.clip(noise * 2.0 + BELT_LEVEL, *BELT_RANGE).astype(np.uint8)
+    belt: NDArray[np.uint8] = np.clip(noise * 2.0 + BELT_LEVEL, *BELT_RANGE).astype(np.uint8)
+    return belt
 
 
 def _develop(
@@ -194,7 +195,8 @@ def _develop(
     level -= belt
     level *= share
     level += belt
-    return cv2.convertScaleAbs(level)  # rounds to the nearest level
+    # Rounds to the nearest level.
+    return np.asarray(cv2.convertScaleAbs(level), np.uint8)
 
 
 def _coverage(pose: Pose, shape: tuple[int, int]) -> NDArray[np.uint8]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivers.camera import Frame
-from drivers.camera.marks import Mark
+from drivers.camera.marks import Mark, random_marks
 from drivers.camera.settings import SpecimenSettings
 from drivers.camera.specimen import RenderedPlate, Specimen, render, render_belt
 from models.classifier import Classifier
@@ -24,7 +24,10 @@ Pixels = NDArray[np.uint8]
 
 CONTRAST_SCALES = (0.9, 2.0)
 """Defects from a little fainter than the belt's to plain ones: the plain ones are learned first."""
-GOOD_PER_DEFECTIVE = 1.5
+CROWDING = 5
+"""Training plates carry so many times the belt's defects: rendering is what costs."""
+_GOOD_OF_GOOD = 12
+"""Tiles taken of a plate without defects; of others half as many good ones as defective."""
 VISIBLE_PX = 30
 """A tile is defective if it shows so many pixels of a defect, or half of a smaller one."""
 _CORE_SHARE = 0.5
@@ -62,14 +65,24 @@ class PlateSource:
         self._block = np.empty((TILE_PX, self.geometry.block_px), np.uint8)
 
     def plate(
-        self, rng: np.random.Generator, is_defective: bool, variety: float, contrast_scale: float
+        self,
+        rng: np.random.Generator,
+        is_defective: bool,
+        variety: float,
+        contrast_scale: float,
+        crowding: int = 1,
     ) -> list[LabelledTile]:
-        """All tiles of one random plate, in grid order. Raises `SynthesisError`."""
+        """All tiles of one random plate, in grid order; a defective one has `crowding` times the
+        belt's defects. Raises `SynthesisError`."""
         size = self._recipe.plate
         settings = SpecimenSettings(
             width_mm=size.width_mm, length_mm=size.length_mm, contrast_scale=contrast_scale
         )
         specimen = Specimen.random(settings, rng, is_defective, variety)
+        if is_defective:
+            size_mm = (size.width_mm, size.length_mm)
+            more = [random_marks(size_mm, contrast_scale, rng) for _ in range(crowding - 1)]
+            specimen = replace(specimen, marks=sum(more, specimen.marks))
         picture = render(
             specimen,
             self.geometry.pixel_pitch_mm,
@@ -161,7 +174,7 @@ def synthesize(
     """Write `tiles/*.png` and `labels.csv` of `plates` plates; how many tiles they are.
 
     Half of the plates are defective. Half are the nominal product, the others differ from it by
-    `variety`. Each gives its defective tiles and about as many good ones.
+    `variety`. Each gives its defective tiles and some good ones.
     """
     (out / "tiles").mkdir(parents=True, exist_ok=True)
     count = 0
@@ -191,14 +204,14 @@ def _training_plate(
 ) -> list[LabelledTile]:
     own_variety = variety if number % 4 >= 2 else 0.0
     contrast_scale = float(rng.uniform(*contrast_scales))
-    return source.plate(rng, number % 2 == 1, own_variety, contrast_scale)
+    return source.plate(rng, number % 2 == 1, own_variety, contrast_scale, CROWDING)
 
 
 def _balanced(tiles: list[LabelledTile], rng: np.random.Generator) -> list[LabelledTile]:
-    """All defective tiles of a plate, and good ones in proportion (three where there are none)."""
+    """All defective tiles of a plate and some good ones."""
     bad = [tile for tile in tiles if tile.label == 1]
     good = [tile for tile in tiles if tile.label == 0]
-    wanted = min(len(good), max(3, round(GOOD_PER_DEFECTIVE * len(bad) / 2)))
+    wanted = min(len(good), max(_GOOD_OF_GOOD, round(len(bad) / 2)))
     chosen = rng.choice(len(good), wanted, replace=False)
     return bad + [good[i] for i in sorted(chosen)]
 

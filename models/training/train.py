@@ -42,9 +42,9 @@ _WARM_UP_SHARE = 0.05
 class TrainSettings:
     """What decides the weights, beside the data."""
 
-    epochs: int = 30
+    epochs: int = 14
     batch: int = 16
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     weight_decay: float = 0.02
     seed: int = 1
 

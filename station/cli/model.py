@@ -88,7 +88,7 @@ def synthesize_(
 def train_(
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Folder of the run; a killed run continues there.")],
-    epochs: Annotated[int, typer.Option(min=1)] = 30,
+    epochs: Annotated[int, typer.Option(min=1)] = 14,
     seed: Annotated[int, typer.Option(min=0)] = 1,
     init: Annotated[Path | None, typer.Option(help="Run whose weights to begin with.")] = None,
 ) -> None:

@@ -1,0 +1,375 @@
+"""One contract for every camera driver, then what each has of its own."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from pydantic import TypeAdapter
+
+from drivers.camera import Camera, EndOfSource, Frame, open_camera
+from drivers.camera.recording import RecordedStrip, StripWriter
+from drivers.camera.settings import CameraSettings
+from drivers.errors import DeviceLost, DeviceNotFound, DeviceRefused
+
+SETTINGS: TypeAdapter[Any] = TypeAdapter(CameraSettings)
+SIMULATED: dict[str, Any] = {
+    "type": "simulated",
+    "width": 384,
+    "frame_height": 32,
+    "line_rate_hz": 20_000.0,
+    "bank_plates": 2,
+    "specimen": {
+        "width_mm": 28.0,
+        "length_mm": 26.0,
+        "gap_mm": 10.0,
+        "lateral_offset_mm": 1.0,
+    },
+}
+
+
+def simulated(**changes: Any) -> Camera:
+    return open_camera(SETTINGS.validate_python({**SIMULATED, **changes}))
+
+
+def pictures(folder: Path) -> Path:
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(2):
+        picture = rng.integers(80, 160, (100, 200 + 20 * number), np.uint8)
+        cv2.imwrite(str(folder / f"{number}.png"), picture)
+    return folder
+
+
+def record(folder: Path, frames: int = 30) -> list[Frame]:
+    """Record frames of the simulated belt; copies of what was recorded."""
+    taken = []
+    with simulated(is_paced=False) as camera:
+        camera.start()
+        writer = StripWriter(folder, camera.info)
+        into = np.empty(camera.info.max_frame_bytes, np.uint8)
+        for _ in range(frames):
+            frame = camera.grab(into, 1.0)
+            assert frame is not None
+            writer.append(frame)
+            taken.append(frame)
+            into = np.empty_like(into)
+        writer.close()
+    return taken
+
+
+def make_simulated(folder: Path) -> Camera:
+    return simulated()
+
+
+def make_pictures(folder: Path) -> Camera:
+    settings = {"type": "replay", "path": str(pictures(folder / "p")), "frame_height": 32}
+    return open_camera(SETTINGS.validate_python({**settings, "is_loop": True}))
+
+
+def make_strip(folder: Path) -> Camera:
+    record(folder / "strip")
+    settings = {"type": "replay", "path": str(folder / "strip"), "is_loop": True}
+    return open_camera(SETTINGS.validate_python(settings))
+
+
+_MONO = {"Width": 320, "PixelFormat": "Mono8"}
+
+
+def make_genicam(folder: Path) -> Camera:
+    settings = {"type": "genicam", "producer": "viky", "serial": "1"}
+    return open_camera(SETTINGS.validate_python({**settings, "features": _MONO}))
+
+
+Make = Callable[[Path], Camera]
+
+
+@pytest.fixture(params=[make_simulated, make_pictures, make_strip, make_genicam])
+def make(request: pytest.FixtureRequest) -> Make:
+    chosen: Make = request.param
+    return chosen
+
+
+def grab(camera: Camera, count: int) -> list[Frame]:
+    """The next frames, each in memory of its own."""
+    frames = []
+    while len(frames) < count:
+        frame = camera.grab(np.empty(camera.info.max_frame_bytes, np.uint8), 2.0)
+        assert frame is not None, "no frame within 2 s"
+        frames.append(frame)
+    return frames
+
+
+# --- the contract -------------------------------------------------------------------------------
+
+
+def test_frames_are_what_the_info_says(make: Make, tmp_path: Path) -> None:
+    with make(tmp_path) as camera:
+        camera.start()
+        for frame in grab(camera, 5):
+            assert frame.pixels.dtype == np.uint8
+            assert frame.pixels.flags.c_contiguous
+            assert frame.pixels.shape == (camera.info.frame_height, camera.info.width)
+            assert frame.width == camera.info.width
+            assert frame.pixel_format == camera.info.pixel_format == "Mono8"
+            assert not frame.is_incomplete
+
+
+def test_a_frame_lies_in_the_callers_buffer(make: Make, tmp_path: Path) -> None:
+    with make(tmp_path) as camera:
+        camera.start()
+        into = np.empty(camera.info.max_frame_bytes, np.uint8)
+        frame = camera.grab(into, 2.0)
+        assert frame is not None
+        assert np.shares_memory(frame.pixels, into)
+        before = frame.pixels.copy()
+        other = np.empty_like(into)
+        for _ in range(4):
+            camera.grab(other, 2.0)
+        assert np.array_equal(frame.pixels, before), "the camera wrote into a buffer given back"
+
+
+def test_ids_and_times_go_up(make: Make, tmp_path: Path) -> None:
+    with make(tmp_path) as camera:
+        camera.start()
+        before_ns = time.monotonic_ns()
+        frames = grab(camera, 6)
+        ids = [frame.frame_id for frame in frames]
+        times = [frame.timestamp_ns for frame in frames]
+        assert ids == sorted(set(ids))
+        assert times == sorted(times)
+        assert times[-1] <= time.monotonic_ns()
+        assert times[-1] > before_ns
+
+
+def test_acquisition_can_be_started_again(make: Make, tmp_path: Path) -> None:
+    with make(tmp_path) as camera:
+        camera.start()
+        first = grab(camera, 2)[0].frame_id
+        camera.stop()
+        camera.start()
+        assert grab(camera, 1)[0].frame_id <= first + 1
+
+
+def test_misuse_is_an_error(make: Make, tmp_path: Path) -> None:
+    with make(tmp_path) as camera:
+        with pytest.raises(RuntimeError, match="start"):
+            camera.grab(np.empty(camera.info.max_frame_bytes, np.uint8), 0.1)
+        camera.start()
+        with pytest.raises(ValueError, match="may have"):
+            camera.grab(np.empty(10, np.uint8), 0.1)
+        camera.stop()
+        camera.stop()
+        camera.close()
+        camera.close()
+
+
+# --- simulated ----------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_belt() -> None:
+    def belt(seed: int) -> np.ndarray[Any, Any]:
+        with simulated(is_paced=False, seed=seed) as camera:
+            camera.start()
+            return np.concatenate([frame.pixels for frame in grab(camera, 20)])
+
+    assert np.array_equal(belt(4), belt(4))
+    assert not np.array_equal(belt(4), belt(5))
+
+
+def test_truth_is_where_the_plate_begins() -> None:
+    with simulated(is_paced=False) as camera:
+        camera.start()
+        frames = grab(camera, 60)
+    strip = np.concatenate([frame.pixels for frame in frames])
+    bright = (strip > 32).sum(axis=1) > 0
+    starts = np.flatnonzero(bright[1:] & ~bright[:-1]) + 1
+    told = [
+        frame.encoder_value + truth.row
+        for frame in frames
+        if frame.encoder_value is not None
+        for truth in frame.truth
+    ]
+    assert told == starts.tolist()
+    assert [t.ordinal for f in frames for t in f.truth] == list(range(1, len(told) + 1))
+    for frame in frames:
+        assert frame.plate_counter == sum(start < frame.encoder_value for start in told)
+    assert {t.is_defective for f in frames for t in f.truth} == {True, False}
+
+
+def test_frames_not_taken_in_time_are_lost_and_counted() -> None:
+    with simulated(line_rate_hz=3200.0) as camera:
+        camera.start()
+        first = grab(camera, 1)[0]
+        time.sleep(1.0)
+        later = grab(camera, 2)[-1]
+    assert later.frame_id - first.frame_id > 20
+
+
+def test_a_belt_file_outlives_its_cameras(tmp_path: Path) -> None:
+    path = tmp_path / "belt.json"
+    path.write_text(json.dumps({"epoch_monotonic_ns": time.monotonic_ns()}))
+    encoders = []
+    for _ in range(2):
+        with simulated(belt_file=str(path)) as camera:
+            camera.start()
+            encoders.append(grab(camera, 1)[0].encoder_value)
+        time.sleep(0.1)
+    assert encoders[1] - encoders[0] >= 0.1 * 20_000 - 64
+    path.write_text("{}")
+    with pytest.raises(DeviceRefused, match=r"belt\.json"):
+        simulated(belt_file=str(path))
+
+
+def faulty(fault: str, count: int = 8, **more: Any) -> list[Frame]:
+    with simulated(is_paced=False, faults={fault: [4], **more}) as camera:
+        camera.start()
+        return grab(camera, count)
+
+
+@pytest.mark.parametrize(
+    ("fault", "check"),
+    [
+        ("drop_frames", lambda f: [x.frame_id for x in f] == [0, 1, 2, 3, 5, 6, 7, 8]),
+        ("drop_scan_lines", lambda f: f[4].height == 28 and not f[4].is_incomplete),
+        ("truncate", lambda f: f[4].height == 16 and f[4].is_incomplete),
+        ("duplicate", lambda f: [x.frame_id for x in f] == [0, 1, 2, 3, 4, 4, 5, 6]),
+        ("black", lambda f: not f[4].pixels.any() and f[5].pixels.any()),
+        ("saturated", lambda f: f[4].pixels.min() == 255 and f[5].pixels.min() < 255),
+        ("stuck", lambda f: np.array_equal(f[3].pixels, f[4].pixels) and f[4].frame_id == 4),
+        ("wrong_width", lambda f: f[4].width == 192 and f[4].pixels.shape == (32, 192)),
+        ("wrong_pixel_format", lambda f: f[4].pixel_format == "Mono12"),
+    ],
+)
+def test_each_fault_touches_its_frame_only(
+    fault: str, check: Callable[[list[Frame]], bool]
+) -> None:
+    frames = faulty(fault)
+    assert check(frames)
+    clean = faulty("drop_frames", count=3)
+    for frame, other in zip(frames[:3], clean, strict=True):
+        assert np.array_equal(frame.pixels, other.pixels)
+
+
+def test_a_stall_loses_what_passes_meanwhile() -> None:
+    with simulated(faults={"stall": [4], "stall_s": 0.3}) as camera:
+        camera.start()
+        frames = grab(camera, 6)
+    gap = frames[4].frame_id - frames[3].frame_id
+    assert gap >= 0.3 * 20_000 / 32
+
+
+def test_a_disconnect_is_seen_and_stays() -> None:
+    with simulated(is_paced=False, faults={"disconnect": [4]}) as camera:
+        camera.start()
+        grab(camera, 4)
+        for _ in range(2):
+            with pytest.raises(DeviceLost, match="SIM-1"):
+                camera.grab(np.empty(camera.info.max_frame_bytes, np.uint8), 1.0)
+
+
+# --- replay -------------------------------------------------------------------------------------
+
+
+def test_a_recorded_strip_plays_back_bit_by_bit(tmp_path: Path) -> None:
+    recorded = record(tmp_path / "strip")
+    settings = {"type": "replay", "path": str(tmp_path / "strip")}
+    with open_camera(SETTINGS.validate_python(settings)) as camera:
+        camera.start()
+        played = grab(camera, len(recorded))
+        with pytest.raises(EndOfSource):
+            camera.grab(np.empty(camera.info.max_frame_bytes, np.uint8), 0.1)
+    for old, new in zip(recorded, played, strict=True):
+        assert np.array_equal(old.pixels, new.pixels)
+        assert (old.frame_id, old.encoder_value, old.plate_counter, old.truth) == (
+            new.frame_id,
+            new.encoder_value,
+            new.plate_counter,
+            new.truth,
+        )
+
+
+def test_a_cut_recording_plays_its_whole_frames(tmp_path: Path) -> None:
+    record(tmp_path)
+    raw = tmp_path / "strip.raw"
+    raw.write_bytes(raw.read_bytes()[:-100])
+    assert len(RecordedStrip.open(tmp_path).headers) == 29
+
+
+def test_pictures_are_played_whole_between_stretches_of_belt(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "p")
+    settings = {"type": "replay", "path": str(folder), "frame_height": 32, "gap_scan_lines": 50}
+    with open_camera(SETTINGS.validate_python(settings)) as camera:
+        camera.start()
+        frames = []
+        while True:
+            try:
+                frames += grab(camera, 1)
+            except EndOfSource:
+                break
+    strip = np.concatenate([frame.pixels for frame in frames])
+    first = cv2.imread(str(folder / "0.png"), cv2.IMREAD_UNCHANGED)
+    assert np.array_equal(strip[50:150, :200], first)
+    assert 0 < strip[:50].min() <= strip[:50].max() < 32
+
+
+@pytest.mark.parametrize("content", [None, b"no picture"])
+def test_what_cannot_be_replayed_is_refused_by_name(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "bad.png").write_bytes(content)
+    with pytest.raises(DeviceRefused, match=str(tmp_path)):
+        open_camera(SETTINGS.validate_python({"type": "replay", "path": str(tmp_path)}))
+    with pytest.raises(DeviceNotFound, match="nowhere"):
+        open_camera(SETTINGS.validate_python({"type": "replay", "path": "/nowhere"}))
+
+
+# --- genicam ------------------------------------------------------------------------------------
+
+
+def genicam(**changes: Any) -> Camera:
+    settings = {"type": "genicam", "producer": "viky", "serial": "1", **changes}
+    return open_camera(SETTINGS.validate_python(settings))
+
+
+def test_a_missing_camera_names_what_was_looked_for_and_found() -> None:
+    with pytest.raises(DeviceNotFound, match=r"'77'.*found: 0, 1, 2"):
+        genicam(serial="77")
+    with pytest.raises(DeviceNotFound, match=r"/no/such\.cti"):
+        genicam(producer="/no/such.cti")
+
+
+def test_a_library_that_is_no_producer_is_refused(tmp_path: Path) -> None:
+    library = Path(cv2.__file__).parent
+    victim = next(library.glob("*.so"))
+    (tmp_path / "bad.cti").write_bytes(victim.read_bytes())
+    with pytest.raises((DeviceRefused, DeviceNotFound), match=r"bad\.cti"):
+        genicam(producer=str(tmp_path / "bad.cti"))
+
+
+def test_features_are_applied_and_read_back() -> None:
+    with genicam(features={"Width": 240, "Height": 120}) as camera:
+        assert (camera.info.width, camera.info.frame_height) == (240, 120)
+        assert camera.info.features == {"Width": "240", "Height": "120"}
+        assert len(camera.info.producer_sha256 or "") == 64
+        assert camera.info.line_rate_hz is None
+
+
+@pytest.mark.parametrize(("name", "value"), [("Width", 99_999), ("NoSuchFeature", 1)])
+def test_a_refused_feature_is_named(name: str, value: int) -> None:
+    with pytest.raises(DeviceRefused, match=name):
+        genicam(features={name: value})
+
+
+def test_a_slow_reader_sees_the_loss_in_the_ids() -> None:
+    with genicam(buffers=4, features={"Width": 240, "Height": 120}) as camera:
+        camera.start()
+        grab(camera, 1)
+        time.sleep(1.0)
+        ids = [frame.frame_id for frame in grab(camera, 8)]
+    assert ids == sorted(ids)

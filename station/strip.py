@@ -201,6 +201,8 @@ class _Continuity:
             return Reason.INCOMPLETE, f"frame {frame.frame_id} is {frame.width} px wide"
         if frame.is_incomplete:
             return Reason.INCOMPLETE, f"frame {frame.frame_id} is incomplete"
+        if frame.height == 0:
+            return Reason.INCOMPLETE, f"frame {frame.frame_id} is empty"
         if self.is_height_fixed and frame.height != self.frame_height:
             return Reason.INCOMPLETE, f"frame {frame.frame_id} has {frame.height} scan lines"
         return self._dead_picture(frame)

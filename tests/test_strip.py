@@ -1,0 +1,340 @@
+"""Frames in, plates and tiles out: the same for any division of the same pixels into frames."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from drivers.camera import Frame
+from station.config import Recipe
+from station.record import Reason
+from station.strip import (
+    Event,
+    Gap,
+    PlateClosed,
+    PlateOpened,
+    StripCutter,
+    TileRowReady,
+    buffer_lines,
+)
+from station.tiling import CHUNK_TILES, OUTSIDE, TILE_PX, Geometry, cut_tiles
+
+Pixels = NDArray[np.uint8]
+WIDTH = 800
+BELT = 60
+PLATE_MM = (60.0, 40.0)
+
+
+def recipe(**plate: Any) -> Recipe:
+    values = {"width_mm": PLATE_MM[0], "length_mm": PLATE_MM[1], "min_gap_mm": 4.0, **plate}
+    return Recipe.model_validate(
+        {
+            "id": "small",
+            "version": 1,
+            "plate": values,
+            "lane": {"start_mm": 2.0, "end_mm": 78.0},
+            "model": {"id": "m"},
+        }
+    )
+
+
+def geometry(**plate: Any) -> Geometry:
+    return Geometry.of(recipe(**plate), 0.1, WIDTH)
+
+
+def belt(lines: int, seed: int = 1) -> Pixels:
+    return np.random.default_rng(seed).integers(4, 14, (lines, WIDTH), np.uint8)
+
+
+def plate(
+    length: int = 400, width: int = 600, left: int = 100, skew_deg: float = 0.0, seed: int = 0
+) -> Pixels:
+    """A textured plate on belt; its first and last scan lines are plate."""
+    slope = np.tan(np.radians(skew_deg))
+    rows = length + int(abs(slope) * width) + 1 if skew_deg else length
+    y, x = np.mgrid[0:rows, 0:WIDTH].astype(np.float64)
+    along = y - slope * (x - left) - (0 if slope > 0 else -slope * width)
+    across = x - left + slope * (y - rows / 2)
+    inside = (along >= 0) & (along < length) & (across >= 0) & (across < width)
+    texture = np.random.default_rng(seed).integers(80, 160, (rows, WIDTH), np.uint8)
+    picture = np.where(inside, texture, belt(rows, seed + 9)).astype(np.uint8)
+    shown = inside.sum(axis=1) > 48
+    return picture[shown]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that must not depend on how scan lines were framed."""
+
+    plates: list[tuple[int, Reason | None]]
+    tiles: list[tuple[int, int, bytes]]
+
+
+def frames_of(strip: Pixels, cuts: Sequence[int]) -> list[Frame]:
+    edges = [0, *sorted({at for at in cuts if 0 < at < len(strip)}), len(strip)]
+    return [
+        Frame(strip[a:b], WIDTH, frame_id=i, timestamp_ns=i, encoder_value=a)
+        for i, (a, b) in enumerate(itertools.pairwise(edges))
+    ]
+
+
+def cut(frames: Sequence[Frame], lay: Geometry | None = None, **options: Any) -> list[Event]:
+    lay = lay or geometry()
+    cutter = StripCutter(
+        lay,
+        64,
+        lambda: np.empty((buffer_lines(lay), WIDTH), np.uint8),
+        is_height_fixed=options.pop("is_height_fixed", False),
+        **options,
+    )
+    events: list[Event] = []
+    for frame in frames:
+        events += cutter.feed(frame)
+    return events
+
+
+def outcome(events: Sequence[Event], lay: Geometry) -> Outcome:
+    tiles = []
+    block = np.empty((TILE_PX, lay.block_px), np.uint8)
+    batch = np.empty((CHUNK_TILES, 1, TILE_PX, TILE_PX), np.uint8)
+    for event in events:
+        if isinstance(event, TileRowReady):
+            assert event.plate.pixels is not None
+            for chunk in event.row.chunks():
+                count = cut_tiles(lay, event.plate.pixels, event.row, chunk, block, batch)
+                for x, tile in zip(event.row.x_px[chunk], batch[:count], strict=True):
+                    tiles.append((x, event.row.y_px, tile.tobytes()))
+    closed = [e for e in events if isinstance(e, PlateClosed)]
+    return Outcome([(e.plate.length_px, e.reason) for e in closed], tiles)
+
+
+def strip_of(*parts: Pixels) -> Pixels:
+    pieces = [belt(BELT, 100)]
+    for number, part in enumerate(parts):
+        pieces += [part, belt(BELT, 101 + number)]
+    return np.concatenate(pieces)
+
+
+def closing(*parts: Pixels, **plate_keys: Any) -> list[tuple[Reason | None, str]]:
+    lay = geometry(**plate_keys)
+    events = cut(frames_of(strip_of(*parts), range(0, 10_000, 64)), lay)
+    return [(e.reason, e.detail) for e in events if isinstance(e, PlateClosed)]
+
+
+# --- any division into frames -------------------------------------------------------------------
+
+STRIP = strip_of(plate(), plate(skew_deg=1.0, seed=3), plate(length=300, seed=5))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, len(STRIP) - 1), max_size=40))
+def test_any_division_into_frames_gives_the_same_plates_and_tiles(cuts: list[int]) -> None:
+    lay = geometry()
+    whole = outcome(cut(frames_of(STRIP, []), lay), lay)
+    assert [reason for _, reason in whole.plates] == [None, None, Reason.SHORT]
+    assert len(whole.tiles) > 20
+    assert outcome(cut(frames_of(STRIP, cuts), lay), lay) == whole
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    skew_deg=st.floats(-1.9, 1.9),
+    left=st.integers(40, 140),
+    length=st.integers(375, 425),
+    margin_mm=st.sampled_from([0.0, 1.0, 2.0, 3.3]),
+)
+def test_every_scored_pixel_lies_in_a_tile_and_no_other_enters_one(
+    skew_deg: float, left: int, length: int, margin_mm: float
+) -> None:
+    lay = geometry(edge_margin_mm=margin_mm)
+    strip = strip_of(plate(length=length, left=left, skew_deg=skew_deg))
+    events = cut(frames_of(strip, []), lay)
+    shown = next(e.plate for e in events if isinstance(e, PlateClosed))
+    region_left, region_right = shown.region
+    covered = np.zeros((shown.lines + TILE_PX, WIDTH + TILE_PX), bool)
+    rows = [e.row for e in events if isinstance(e, TileRowReady)]
+    for row in rows:
+        for x in row.x_px:
+            assert (x - lay.lane_left_px) % lay.step_px == 0
+            covered[row.y_px : row.y_px + TILE_PX, x : x + TILE_PX] = True
+    in_region = np.zeros_like(covered)
+    for y, (a, b) in enumerate(zip(region_left, region_right, strict=True)):
+        if a != OUTSIDE:
+            in_region[y, a:b] = True
+    assert in_region.any()
+    assert not (in_region & ~covered).any()
+    # Every scan line of the plate is in a tile row, or in the border that the recipe leaves out.
+    for y in range(shown.length_px):
+        is_margin = region_left[y] == OUTSIDE
+        assert is_margin or any(row.y_px <= y < row.y_px + TILE_PX for row in rows)
+    before = outcome(events, lay)
+    assert shown.pixels is not None
+    noise = np.random.default_rng(1).integers(0, 256, shown.pixels.shape, np.uint8)
+    outside = ~in_region[: len(shown.pixels), :WIDTH]
+    outside = np.pad(outside, ((0, len(shown.pixels) - len(outside)), (0, 0)), constant_values=True)
+    shown.pixels[outside] = noise[outside]
+    assert outcome(events, lay) == before
+
+
+# --- outcomes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("picture", "reason"),
+    [
+        (plate(), None),
+        (plate(skew_deg=1.5), None),
+        (plate(skew_deg=3.0), Reason.SKEWED),
+        (plate(left=5), Reason.OUT_OF_LANE),
+        (plate(left=194), Reason.OUT_OF_LANE),
+        (plate(length=330), Reason.SHORT),
+        (plate(length=460), Reason.OVERLONG),
+        (plate(length=900), Reason.OVERLONG),
+        (plate(width=500), Reason.NARROW),
+        (np.concatenate([plate(), belt(20), plate()]), Reason.OVERLONG),
+        (np.concatenate([plate(200), belt(20), plate(180, seed=2)]), Reason.NOT_SEPARATED),
+    ],
+)
+def test_each_outline_has_its_outcome(picture: Pixels, reason: Reason | None) -> None:
+    found = closing(picture)
+    assert found[0][0] is reason, found
+    assert (found[0][1] == "") == (reason is None)
+
+
+def test_a_side_that_is_not_straight_is_seen() -> None:
+    broken = plate()
+    broken[60:110, 100:260] = belt(50)[:, 100:260]
+    assert closing(broken)[0][0] is Reason.OUTLINE
+
+
+def test_a_plate_narrower_than_a_tile_is_padded_only_where_allowed() -> None:
+    narrow = plate(width=200)
+    keys = {"width_mm": 20.0, "edge_margin_mm": 1.0}
+    assert closing(narrow, **keys)[0][0] is Reason.NARROW
+    assert closing(narrow, **keys, is_narrow_allowed=True)[0][0] is None
+
+
+def test_an_overlong_plate_is_cut_at_the_limit() -> None:
+    lay = geometry()
+    events = cut(frames_of(strip_of(plate(length=900)), range(0, 2000, 64)), lay)
+    closed = next(e for e in events if isinstance(e, PlateClosed))
+    assert closed.plate.length_px <= lay.max_rows
+
+
+def test_a_belt_that_stops_closes_its_plate() -> None:
+    lay = geometry()
+    cutter = StripCutter(lay, 64, lambda: np.empty((buffer_lines(lay), WIDTH), np.uint8))
+    for frame in frames_of(strip_of(plate())[:192], range(0, 192, 64)):
+        cutter.feed(frame)
+    events = cutter.stop_plate(Reason.BELT_STOPPED, "no scan line for 3 s")
+    assert [e.reason for e in events if isinstance(e, PlateClosed)] == [Reason.BELT_STOPPED]
+
+
+def test_no_free_buffer_is_an_overrun_not_a_pass() -> None:
+    lay = geometry()
+    cutter = StripCutter(lay, 64, lambda: None, is_height_fixed=False)
+    events = [e for f in frames_of(strip_of(plate()), [200]) for e in cutter.feed(f)]
+    assert [e.reason for e in events if isinstance(e, PlateClosed)] == [Reason.OVERRUN]
+
+
+# --- frames that cannot be trusted --------------------------------------------------------------
+
+
+def spoil(frame: Frame, fault: str) -> Frame | None:
+    height = frame.height
+    match fault:
+        case "lost":
+            return None
+        case "incomplete":
+            return replace(frame, is_incomplete=True)
+        case "empty":
+            return replace(frame, pixels=frame.pixels[:0])
+        case "short":
+            return replace(frame, pixels=frame.pixels[: height // 2])
+        case "black":
+            return replace(frame, pixels=np.zeros_like(frame.pixels))
+        case "saturated":
+            return replace(frame, pixels=np.full_like(frame.pixels, 255))
+        case "width":
+            return replace(frame, width=400, pixels=frame.pixels[:, :400].copy())
+        case "format":
+            return replace(frame, pixel_format="Mono12")
+        case "id":
+            return replace(frame, frame_id=frame.frame_id - 1)
+        case "time":
+            return replace(frame, timestamp_ns=-5)
+        case "encoder":
+            return replace(frame, encoder_value=(frame.encoder_value or 0) + 7)
+    raise ValueError(fault)
+
+
+FAULTS = {
+    "lost": Reason.INCOMPLETE,
+    "incomplete": Reason.INCOMPLETE,
+    "short": Reason.INCOMPLETE,
+    "empty": Reason.INCOMPLETE,
+    "black": Reason.UNLIT,
+    "saturated": Reason.UNLIT,
+    "stuck": Reason.STUCK,
+    "width": Reason.INCOMPLETE,
+    "format": Reason.INCOMPLETE,
+    "id": Reason.INCOMPLETE,
+    "time": Reason.INCOMPLETE,
+    "encoder": Reason.INCOMPLETE,
+}
+
+
+def spoilt(strip: Pixels, at: int, fault: str) -> list[Frame]:
+    """Frames of 64 scan lines, one of them spoilt."""
+    frames = frames_of(strip[: len(strip) // 64 * 64], range(0, len(strip), 64))
+    if fault == "stuck":
+        frames[at] = replace(frames[at], pixels=frames[at - 1].pixels)
+        return frames
+    bad = spoil(frames[at], fault)
+    return frames[:at] + ([bad] if bad else []) + frames[at + 1 :]
+
+
+@pytest.mark.parametrize(("fault", "reason"), FAULTS.items())
+def test_a_spoilt_frame_inside_a_plate_makes_it_undecided(fault: str, reason: Reason) -> None:
+    strip = np.concatenate([strip_of(plate(), plate(seed=2), plate(seed=3)), belt(64)])
+    events = cut(spoilt(strip, 4, fault), is_height_fixed=True)
+    closed = [e for e in events if isinstance(e, PlateClosed)]
+    assert closed[0].reason is reason, closed[0].detail
+    assert closed[-1].reason is None, "the plates after it are judged again"
+    opened = [e for e in events if isinstance(e, PlateOpened)]
+    assert len(opened) == len(closed)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_spoilt_frame_between_plates_is_a_gap(fault: str) -> None:
+    strip = np.concatenate([belt(256), strip_of(plate()), belt(300), strip_of(plate(seed=2))])
+    strip = np.concatenate([strip, belt(64)])
+    events = cut(spoilt(strip, 2, fault), is_height_fixed=True)
+    gaps = [e for e in events if isinstance(e, Gap)]
+    # A wrong id or encoder value breaks the run before the frame and again after it.
+    assert len(gaps) == (2 if fault in ("id", "encoder") else 1)
+    assert gaps[0].reason is Reason.GAP
+    assert gaps[0].detail
+    assert [e.reason for e in events if isinstance(e, PlateClosed)] == [None, None]
+
+
+def test_a_gap_says_how_many_plates_the_trigger_counted_in_it() -> None:
+    strip = np.concatenate([belt(256), strip_of(plate()), belt(320), strip_of(plate(seed=2))])
+    edges = [256 + BELT, 256 + 2 * BELT + 400 + 320 + BELT]
+    frames = [
+        replace(f, plate_counter=sum(edge < (f.encoder_value or 0) for edge in edges))
+        for f in frames_of(strip[: len(strip) // 64 * 64], range(0, len(strip), 64))
+    ]
+    events = cut(frames[:2] + frames[14:], is_height_fixed=True)
+    gap = next(e for e in events if isinstance(e, Gap))
+    assert gap.triggers == 1
+    assert gap.lost_frames == 12
+    assert [e.plate.ordinal for e in events if isinstance(e, PlateOpened)] == [2]

@@ -93,7 +93,10 @@ class Rig:
         ) + _table("camera", camera)
         if camera["type"] == "simulated":
             text += _table("camera.specimen", specimen) + _table("camera.faults", self.faults)
-        text += _table("journal", {"directory": str(self.journal), "min_free_mb": 0})
+        text += _table(
+            "journal",
+            {"directory": str(self.journal), "min_free_mb": 0, "snapshot_interval_s": 1.0},
+        )
         text += _table("light", light)
         path = self.folder / "station.toml"
         path.write_text(text)

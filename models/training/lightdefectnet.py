@@ -18,8 +18,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 TILE_PX = 224
 
 LOCAL_PX = 32
-"""Side of the cells whose mean is the local brightness: several dots of a lattice, and larger than a
-defect, which would else take part in what it is compared with."""
+"""Side of the cells whose mean is the local brightness: several dots of a lattice, and larger than
+a defect, which would else take part in what it is compared with."""
 DARK_LEVEL = 16.0
 """Added to the local brightness, in 8-bit levels, so that a dark tile's noise is not blown up."""
 CONTRAST_GAIN = 4.0

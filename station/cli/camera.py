@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import cv2
 import numpy as np
 import typer
-from drivers.camera.genicam import list_cameras, producers_on_path
 
 from drivers.camera import Frame, open_camera
+from drivers.camera.genicam import list_cameras, producers_on_path
 from drivers.errors import DeviceError
 from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json
 

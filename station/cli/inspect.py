@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from drivers.camera.picture import PictureError, read_grey_picture
 
+from drivers.camera.picture import PictureError, read_grey_picture
 from models.card import ModelError
 from models.classifier import Classifier
 from models.registry import find_model

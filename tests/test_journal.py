@@ -1,0 +1,186 @@
+"""The journal process: what it acknowledges is there, whatever kills it."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from station_rig import Rig, start_vqi, vqi, wait_until
+from test_qms import change, opened, result
+
+from station.ipc import Json, PeerGone
+from station.journal import JournalClient, journal_path
+from station.qms import Filter, Reader, verify
+from station.record import Verdict
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    rig = Rig(tmp_path)
+    rig.write()
+    return rig
+
+
+@pytest.fixture
+def process(rig: Rig) -> Iterator[subprocess.Popen[bytes]]:
+    process = start(rig)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def start(rig: Rig) -> subprocess.Popen[bytes]:
+    return start_vqi("serve", "journal", "--config", str(rig.folder / "station.toml"))
+
+
+def connect(rig: Rig) -> JournalClient:
+    client = JournalClient(rig.runtime)
+    client.connect(15.0)
+    return client
+
+
+def plate_memory(rows: int = 120, width: int = 200) -> tuple[int, np.ndarray, Json]:
+    """A plate in shared memory, as the station hands it over."""
+    descriptor = os.memfd_create("plate")
+    os.ftruncate(descriptor, rows * width)
+    pixels = np.frombuffer(mmap.mmap(descriptor, rows * width), np.uint8).reshape(rows, width)
+    pixels[:] = np.random.default_rng(0).integers(0, 256, (rows, width), np.uint8)
+    wanted = {
+        "offset": 0,
+        "stride": width,
+        "width": width,
+        "rows": rows,
+        "band_rows": [100, 20],
+        "keep": ["evidence", "preview"],
+    }
+    return descriptor, pixels, wanted
+
+
+def test_a_plate_becomes_a_row_and_pictures_that_match(
+    rig: Rig, process: subprocess.Popen[bytes]
+) -> None:
+    client = connect(rig)
+    descriptor, pixels, wanted = plate_memory()
+    client.submit([opened(1)])
+    answer = client.submit([result(1, Verdict.FAIL)], wanted, descriptor)
+    assert answer["ok"], answer
+    assert answer["seq"] == [2]
+    with Reader(rig.journal) as reader:
+        row = next(reader.results(Filter()))
+        assert verify(reader).findings == []
+    assert row["pixels_sha256"] == hashlib.sha256(pixels.tobytes()).hexdigest()
+    assert [image["role"] for image in row["images"]] == ["evidence", "preview"]
+    for image in row["images"]:
+        data = (rig.journal / "images" / image["path"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == image["sha256"]
+    (rig.journal / "images" / row["images"][0]["path"]).write_bytes(b"swapped")
+    with Reader(rig.journal) as reader:
+        assert len(verify(reader).findings) == 1
+
+
+def test_what_was_acknowledged_survives_kills_and_nothing_is_there_twice(rig: Rig) -> None:
+    """A client that sends again whatever was not acknowledged, through three kill -9."""
+    descriptor, _, wanted = plate_memory()
+    acknowledged: set[int] = set()
+    waiting = list(range(1, 121))
+    for life in range(4):
+        process = start(rig)
+        try:
+            client = connect(rig)
+            sent: dict[int, int] = {}
+            kill_after = len(acknowledged) + 25 if life < 3 else 10_000
+            while waiting and len(acknowledged) < kill_after:
+                for number in [n for n in waiting if n not in sent.values()][:8]:
+                    try:
+                        key = client.send_submit([result(number)], wanted, descriptor)
+                    except BlockingIOError:
+                        break
+                    sent[key] = number
+                for answer in client.receive_ready():
+                    assert answer["ok"], answer
+                    acknowledged.add(sent[answer["id"]])
+                waiting = [n for n in waiting if n not in acknowledged]
+                time.sleep(0.001)
+        finally:
+            process.send_signal(signal.SIGKILL if waiting else signal.SIGTERM)
+            process.wait(20.0)
+        client.close()
+    with Reader(rig.journal) as reader:
+        numbers = [row["sequence"] for row in reader.results(Filter())]
+        assert verify(reader).findings == []
+    assert sorted(numbers) == list(range(1, 121))
+
+
+def test_two_journals_on_one_folder_end_the_second_with_78(
+    rig: Rig, process: subprocess.Popen[bytes]
+) -> None:
+    connect(rig).close()
+    done = vqi("serve", "journal", "--config", str(rig.folder / "station.toml"))
+    assert done.returncode == 78
+    assert str(rig.journal) in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_full_disk_refuses_rows_and_ticks_and_says_so(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    config = rig.write()
+    config.write_text(config.read_text().replace("min_free_mb = 0", "min_free_mb = 1000000000"))
+    process = start(rig)
+    try:
+        client = connect(rig)
+        answer = client.submit([opened(1)])
+        assert not answer["ok"]
+        assert answer["is_full"]
+        assert "free some" in answer["error"]
+        client.send_tick(7)
+        wait_until(lambda: bool(answers := client.receive_ready()) and not answers[0]["ok"], 5, "")
+        assert client.hello()["last_sequence"] == 0
+    finally:
+        process.terminate()
+        assert process.wait(20.0) == 0
+
+
+def test_bad_rows_and_garbage_harm_nobody_else(rig: Rig, process: subprocess.Popen[bytes]) -> None:
+    client = connect(rig)
+    raw = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    raw.connect(str(journal_path(rig.runtime)))
+    raw.send(b"\xff\xfe not json")
+    raw.send(b'{"op": "submit", "id": 1, "rows": [{"kind": "result"}]}')
+    raw.send(b'{"op": "drop table"}')
+    answers = [raw.recv(400_000) for _ in range(3)]
+    assert all(b'"ok":false' in answer for answer in answers), answers
+    raw.close()
+    assert client.submit([change("still there")])["ok"]
+    contradiction = [result(1)], [result(1, Verdict.FAIL)]
+    assert client.submit(contradiction[0])["ok"]
+    refused = client.submit(contradiction[1])
+    assert not refused["ok"]
+    assert "says otherwise" in refused["error"]
+
+
+def test_a_stop_writes_what_waits_and_publishes(rig: Rig, process: subprocess.Popen[bytes]) -> None:
+    client = connect(rig)
+    descriptor, _, wanted = plate_memory(600, 800)
+    wanted["band_rows"] = [600]
+    for number in range(1, 9):
+        client.send_submit([result(number)], wanted, descriptor)
+    time.sleep(0.05)
+    process.terminate()
+    assert process.wait(20.0) == 0
+    with pytest.raises(PeerGone):
+        client.hello()
+    (rig.journal / "journal.db").rename(rig.journal / "away.db")
+    with Reader(rig.journal) as reader:
+        assert reader.source == "snapshot"
+        rows = len(list(reader.results(Filter())))
+        assert verify(reader).findings == []
+    assert rows > 0

@@ -164,6 +164,8 @@ class Station:
         self._lamp: LampClient | None = None
         self._shown: tuple[LightState, str] | None = None
         self._actuations: dict[int, _Actuation] = {}
+        self._in_work: set[str] = set()
+        """Results of plates that were opened and whose scores are not all in."""
         self._statistics = _Statistics()
         self._is_ending = False
         self._failure: BaseException | None = None
@@ -292,9 +294,8 @@ class Station:
                 self._end("time is up")
 
     def _is_idle(self) -> bool:
-        return not (self._unanswered or self._unsent or self._actuations) or (
-            self._failure is not None
-        )
+        in_flight = self._in_work or self._unanswered or self._unsent or self._actuations
+        return not in_flight or self._failure is not None
 
     def _end(self, why: str) -> None:
         """Stop taking plates; rows in flight are still written."""
@@ -372,11 +373,13 @@ class Station:
                 self._end(message.name)
 
     def _on_opened(self, work: PlateWork) -> None:
+        self._in_work.add(work.result_id)
         self._policy.plate_opened()
         self._update_light()
         self._submit([opened_body(self._context, work)])
 
     def _on_scored(self, work: PlateWork) -> None:
+        self._in_work.discard(work.result_id)
         if self._state is not StationState.OPERATIONAL and work.problem is None:
             work.problem, work.detail = Reason.HALTED, f"the station was {self._state}"
         self._write_result(scored_body(self._context, work), work)

@@ -37,7 +37,7 @@ def test_card_names_the_constants_of_its_graph() -> None:
     onnx = pytest.importorskip("onnx", reason="needs onnx (the `train` extra)")
     graph = onnx.load(str(SHIPPED / "model.onnx")).graph
     arrays = [onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer]
-    scalars = {float(array) for array in arrays if array.size == 1}
+    scalars = {array.item() for array in arrays if array.size == 1}
     constants = read_card(SHIPPED).input.constants
     assert {constants["dark_level"], constants["contrast_gain"]} <= scalars
 

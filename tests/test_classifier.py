@@ -209,16 +209,9 @@ def external_model(directory: Path) -> onnx.ModelProto:
     return model
 
 
-def test_external_data_is_refused_although_the_runtime_would_read_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import onnxruntime as ort
-
+def test_external_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = external_model(tmp_path).SerializeToString()
-    monkeypatch.chdir(tmp_path)
-    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    scores = session.run(None, {"tiles": golden_tiles()})[0][:, 1]
-    assert scores == pytest.approx([0, 60 / 255, 200 / 255])  # unhashed bytes would judge
+    monkeypatch.chdir(tmp_path)  # where a runtime that reads it would find it
     with pytest.raises(ModelError, match="external data"):
         Classifier.load(put(tmp_path / "external", model))
 

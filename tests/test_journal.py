@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import mmap
 import os
@@ -48,6 +49,12 @@ def connect(rig: Rig) -> JournalClient:
     return client
 
 
+@pytest.fixture
+def client(rig: Rig, process: subprocess.Popen[bytes]) -> Iterator[JournalClient]:
+    with contextlib.closing(connect(rig)) as client:
+        yield client
+
+
 def plate_memory(rows: int = 120, width: int = 200) -> tuple[int, np.ndarray, Json]:
     """A plate in shared memory, as the station hands it over."""
     descriptor = os.memfd_create("plate")
@@ -65,10 +72,7 @@ def plate_memory(rows: int = 120, width: int = 200) -> tuple[int, np.ndarray, Js
     return descriptor, pixels, wanted
 
 
-def test_a_plate_becomes_a_row_and_pictures_that_match(
-    rig: Rig, process: subprocess.Popen[bytes]
-) -> None:
-    client = connect(rig)
+def test_a_plate_becomes_a_row_and_pictures_that_match(rig: Rig, client: JournalClient) -> None:
     descriptor, pixels, wanted = plate_memory()
     client.submit([opened(1)])
     answer = client.submit([result(1, Verdict.FAIL)], wanted, descriptor)
@@ -136,21 +140,20 @@ def test_a_full_disk_refuses_rows_and_ticks_and_says_so(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace("min_free_mb = 0", "min_free_mb = 1000000000"))
     process = start(rig)
     try:
-        client = connect(rig)
-        answer = client.submit([opened(1)])
-        assert not answer["ok"]
-        assert answer["is_full"]
-        assert "free some" in answer["error"]
-        client.send_tick(7)
-        wait_until(lambda: bool(answers := client.receive_ready()) and not answers[0]["ok"], 5, "")
-        assert client.hello()["last_sequence"] == 0
+        with contextlib.closing(connect(rig)) as client:
+            answer = client.submit([opened(1)])
+            assert not answer["ok"]
+            assert answer["is_full"]
+            assert "free some" in answer["error"]
+            client.send_tick(7)
+            wait_until(lambda: any(not answer["ok"] for answer in client.receive_ready()), 5, "no")
+            assert client.hello()["last_sequence"] == 0
     finally:
         process.terminate()
         assert process.wait(20.0) == 0
 
 
-def test_bad_rows_and_garbage_harm_nobody_else(rig: Rig, process: subprocess.Popen[bytes]) -> None:
-    client = connect(rig)
+def test_bad_rows_and_garbage_harm_nobody_else(rig: Rig, client: JournalClient) -> None:
     raw = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     raw.connect(str(journal_path(rig.runtime)))
     raw.send(b"\xff\xfe not json")
@@ -167,8 +170,9 @@ def test_bad_rows_and_garbage_harm_nobody_else(rig: Rig, process: subprocess.Pop
     assert "says otherwise" in refused["error"]
 
 
-def test_a_stop_writes_what_waits_and_publishes(rig: Rig, process: subprocess.Popen[bytes]) -> None:
-    client = connect(rig)
+def test_a_stop_writes_what_waits_and_publishes(
+    rig: Rig, process: subprocess.Popen[bytes], client: JournalClient
+) -> None:
     descriptor, _, wanted = plate_memory(600, 800)
     wanted["band_rows"] = [600]
     for number in range(1, 9):

@@ -1,0 +1,204 @@
+"""Configuration and recipes: every shipped file loads; a mistake is one line that helps."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+from station_rig import Rig, vqi
+
+from drivers.camera.settings import GenicamCameraSettings
+from drivers.stacklight import LightState
+from drivers.stacklight.settings import (
+    ADAFRUIT_5125,
+    DEFAULT_PATTERNS,
+    GpioStackLightSettings,
+    SerialTowerSettings,
+)
+from station.config import (
+    ConfigError,
+    JournalSettings,
+    LightSettings,
+    Recipe,
+    StationSettings,
+    load_configuration,
+    load_recipe,
+    shipped_path,
+)
+
+CONFIG = Path(__file__).parents[1] / "config"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG.glob("*.toml")), ids=lambda path: path.name)
+def test_every_configuration_loads(path: Path) -> None:
+    loaded = load_configuration(str(path))
+    load_recipe(loaded.value.station.recipe)
+    assert load_configuration(f"shipped:{path.stem}").sha256 == loaded.sha256
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG.glob("recipes/*.toml")), ids=lambda path: path.name)
+def test_every_recipe_loads_under_its_own_name(path: Path) -> None:
+    assert load_recipe(str(path)).value.id == path.stem
+    assert shipped_path(f"recipes/{path.name}").read_bytes() == path.read_bytes()
+
+
+def _keys(model: type[BaseModel]) -> set[str]:
+    """Names of a settings class and of the settings inside it."""
+    found: set[str] = set()
+    for name, field in model.model_fields.items():
+        found.add(name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            found |= _keys(field.annotation)
+    return found
+
+
+def test_the_references_name_every_key() -> None:
+    station = (CONFIG / "station.toml").read_text()
+    for model in (
+        StationSettings,
+        JournalSettings,
+        LightSettings,
+        GenicamCameraSettings,
+        SerialTowerSettings,
+        GpioStackLightSettings,
+    ):
+        missing = {key for key in _keys(model) if not re.search(rf"\b{key}\b", station)}
+        assert not missing, model.__name__
+    recipe = (CONFIG / "recipes" / "demo-lgp.toml").read_text()
+    assert not {key for key in _keys(Recipe) if not re.search(rf"\b{key}\b", recipe)}
+
+
+def test_the_reference_shows_the_defaults() -> None:
+    """What the reference gives is what a station has that leaves it out."""
+    given = load_configuration(str(CONFIG / "station.toml")).value
+    bare = StationSettings(**given.station.model_dump(include={"id", "recipe", "runtime_dir"}))
+    assert given.station == bare
+    assert given.journal == JournalSettings(directory=given.journal.directory)
+    assert isinstance(given.light.device, SerialTowerSettings)
+    assert given.light.device.elements == ADAFRUIT_5125
+    assert given.light.pattern_table == DEFAULT_PATTERNS
+    assert set(DEFAULT_PATTERNS) == set(LightState)
+    recipe = load_recipe("shipped:demo-lgp").value
+    required = {"id", "version", "product", "lane", "model"}
+    size = recipe.plate.model_dump(include={"width_mm", "length_mm"})
+    plain = Recipe.model_validate({**recipe.model_dump(include=required), "plate": size})
+    assert recipe == plain
+
+
+# --- mistakes -----------------------------------------------------------------------------------
+
+MISTAKES: dict[str, tuple[tuple[str, str], tuple[str, ...]]] = {
+    "unknown key": (
+        ('id = "test-1"', 'id = "test-1"\ncolour = 3'),
+        ("station.colour: unknown key; known here:", "inspect_threads", "ring_s"),
+    ),
+    "unknown key of a device": (
+        ("width = 768", "width = 768\nexposure_ms = 3"),
+        ("camera.simulated.exposure_ms: unknown key; known here:", "line_rate_hz"),
+    ),
+    "out of bounds": (
+        ("line_rate_hz = 4000.0", "line_rate_hz = -5"),
+        ("camera.simulated.line_rate_hz: input should be greater than 0 (found -5)",),
+    ),
+    "a number with its unit": (
+        ("line_rate_hz = 4000.0", 'line_rate_hz = "4 kHz"'),
+        ("camera.simulated.line_rate_hz: input should be a valid number", "(found '4 kHz')"),
+    ),
+    "a missing key": (('id = "test-1"', ""), ("station.id: this key is missing",)),
+    "an unknown device": (
+        ('type = "simulated"\nseed', 'type = "webcam"\nseed'),
+        ("camera: ", "'webcam'", "'genicam'", "'replay'"),
+    ),
+    "no TOML": (("[station]", "[station"), ("not valid TOML", "line 1")),
+    "a pass that looks like a fail": (
+        ("[light]", '[light]\npatterns = { pass = { red = "on" } }'),
+        ("light: patterns.pass is the same as patterns.fail",),
+    ),
+    "a lamp element that is not there": (
+        (
+            '{ type = "simulated" }',
+            '{ type = "gpio", chip = "x", lines = { red = { offset = 1 } } }',
+        ),
+        ("light: patterns.", "the device has no ", "give the state another pattern"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_with_file_key_and_what_is_right(tmp_path: Path, name: str) -> None:
+    (old, new), expected = MISTAKES[name]
+    path = Rig(tmp_path).write()
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    with pytest.raises(ConfigError) as caught:
+        load_configuration(str(path))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert message.startswith(f"{path}: ")
+    for part in expected:
+        assert part in message, message
+
+
+def test_several_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    path = Rig(tmp_path, camera={"width": 1, "seed": -1}).write()
+    with pytest.raises(ConfigError, match=r"width: .*; .*seed: |seed: .*; .*width: "):
+        load_configuration(str(path))
+
+
+RECIPE_MISTAKES: dict[str, tuple[tuple[str, str], str]] = {
+    "a model that is not there": (
+        ('id = "lightdefectnet-v1"', 'id = "lightdefectnet-v9"'),
+        "model.id: lightdefectnet-v9: no such model; there are: lightdefectnet-v1",
+    ),
+    "a step that is no multiple": (
+        ("[model]", "[grid]\nstep_px = 100\n[model]"),
+        "grid.step_px: input should be a multiple of 32 (found 100)",
+    ),
+    "a lane wider than the scan line": (
+        ("[model]", "[lane]\nend_mm = 900.0\n[model]"),
+        "lane: lane 0.0 to 900.0 mm does not fit in a scan line of 768 px x 0.1 mm = 76.8 mm",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECIPE_MISTAKES)
+@pytest.mark.parametrize("command", ["run", "check", "bench"])
+def test_a_wrong_recipe_ends_each_command_with_78(tmp_path: Path, name: str, command: str) -> None:
+    (old, new), expected = RECIPE_MISTAKES[name]
+    config = Rig(tmp_path).write()
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace(old, new, 1))
+    done = vqi(command, "--config", str(config))
+    assert done.returncode == 78, done.stderr
+    assert done.stderr.strip() == f"vqi: {recipe}: {expected}"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run",),
+        ("check",),
+        ("bench",),
+        ("camera", "snap"),
+        ("light", "test"),
+        ("control", "status"),
+        ("log", "list"),
+        *(("serve", each) for each in ("lamp", "journal", "station")),
+    ],
+    ids=" ".join,
+)
+def test_a_missing_configuration_is_one_line_and_78(arguments: tuple[str, ...]) -> None:
+    done = vqi(*arguments, "--config", "nowhere.toml")
+    assert done.returncode == 78
+    assert done.stderr.strip() == (
+        "vqi: nowhere.toml: this configuration cannot be read: No such file or directory"
+    )
+
+
+def test_a_command_without_a_configuration_says_so() -> None:
+    done = vqi("run")
+    assert done.returncode == 2
+    assert "--config" in done.stderr

@@ -1,8 +1,8 @@
 """A look into an ONNX file before any runtime sees it: is it one self-contained, flat graph?
 
 Some versions of ONNX Runtime read external data from wherever the file points, also when the model
-is given as bytes: unhashed bytes would then judge. This scan of the protobuf wire format needs no onnx package; field numbers are those of
-onnx.proto (IR version 13 and before).
+is given as bytes: unhashed bytes would then judge. This scan of the protobuf wire format needs no
+onnx package; field numbers are those of onnx.proto (IR version 13 and before).
 """
 
 from __future__ import annotations

@@ -46,8 +46,12 @@ def camera() -> Iterator[CameraProcess]:
     process.close()
 
 
-def frames(camera: CameraProcess, count: int) -> list[tuple[Frame, int]]:
-    taken: list[tuple[Frame, int]] = []
+Taken = list[tuple[Frame, int]]
+
+
+def frames(camera: CameraProcess, count: int, taken: Taken | None = None) -> Taken:
+    """The next frames with their slots, which stay taken."""
+    taken = [] if taken is None else taken
     while len(taken) < count:
         item = camera.receive(2.0)
         assert item is not None
@@ -116,8 +120,7 @@ def test_a_killed_process_is_seen_at_once_and_says_how_it_ended(camera: CameraPr
     os.kill(camera.pid, signal.SIGKILL)
     killed_at = time.monotonic()
     with pytest.raises(CameraGone, match="SIGKILL"):
-        while True:
-            camera.receive(2.0)
+        frames(camera, 1_000_000)
     assert time.monotonic() - killed_at < 1.0
 
 
@@ -143,14 +146,10 @@ def test_the_end_of_a_source_comes_after_its_last_frame(tmp_path: Path) -> None:
     camera = CameraProcess(settings, ring_s=0.5)
     try:
         camera.start()
-        lines = 0
+        taken: Taken = []
         with pytest.raises(EndOfSource):
-            while True:
-                item = camera.receive(2.0)
-                if item is not None and not isinstance(item, Tick):
-                    lines += item[0].height
-                    camera.release(item[1])
-        assert lines >= 100
+            frames(camera, 1_000_000, taken)
+        assert sum(frame.height for frame, _ in taken) >= 100
     finally:
         camera.close()
 

@@ -127,7 +127,7 @@ class JournalClient:
         message = {
             "op": "submit",
             "id": self._number + 1,
-            "rows": [row.model_dump(mode="json") for row in rows],
+            "rows": [row.as_json() for row in rows],
             "pixels": pixels if descriptor is not None else None,
         }
         has_pixels = descriptor is not None and pixels is not None

@@ -428,7 +428,8 @@ class Station:
         latency_ms = self._actuate(body, is_late)
         self._statistics.add(body)
         self._last_verdict_at = utc_now()
-        record = body.model_dump(mode="json", exclude={"tile_grid", "tile_scores"})
+        arrays = ("tile_grid", "tile_scores")
+        record = {key: value for key, value in body.as_json().items() if key not in arrays}
         self._emit({"record": record, "latency_ms": latency_ms})
 
     def _actuate(self, body: ResultBody, is_late: bool) -> float | None:

@@ -86,8 +86,7 @@ class ContradictionError(StoreError):
 
 def canonical(body: Body) -> str:
     """The text that is hashed: JSON, sorted keys, no spaces, UTF-8."""
-    fields = body.model_dump(mode="json")
-    return json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps(body.as_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def sha256_text(data: str) -> str:

@@ -6,11 +6,12 @@ Times: `*_at` is UTC as RFC 3339 text (a label); `*_ns` is CLOCK_MONOTONIC of th
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -71,7 +72,17 @@ class Reason(StrEnum):
 
 def utc_now() -> str:
     """UTC with microseconds as RFC 3339 text."""
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return rfc3339(datetime.now(UTC))
+
+
+def rfc3339(at: datetime) -> str:
+    """A time with its zone as RFC 3339 text in UTC, always of the same length."""
+    return at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def score_text(score: float | str) -> str:
+    """A score for people; in JSON a score that is no number is text (`NaN`)."""
+    return f"{float(score):.3f}"
 
 
 @cache
@@ -88,12 +99,18 @@ class Body(BaseModel):
     written_at: str = Field(default_factory=utc_now)
     boot_id: str = Field(default_factory=_current_boot_id)
 
+    def as_json(self) -> dict[str, Any]:
+        """The row as JSON knows it: a number that is none (NaN, infinity) becomes its name."""
+        fields: dict[str, Any] = json.loads(self.model_dump_json())
+        return fields
+
 
 class DefectBody(BaseModel):
     """One place on the plate that the network calls defective; box from the plate's leading edge
     and the left end of the scan line."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
     x_px: int
     y_px: int
     w_px: int

@@ -13,6 +13,7 @@ from rich.text import Text
 from drivers.stacklight import LightState
 from drivers.stacklight.settings import LightPattern
 from station.ipc import Json
+from station.record import score_text
 
 _ELEMENTS = ("red", "amber", "yellow", "green", "blue", "white")
 _BLINK_HZ = 2.0
@@ -77,7 +78,7 @@ class LiveView:
             table.add_row(
                 record["result_id"],
                 Text(record["verdict"], style=_VERDICT_STYLE[record["verdict"]]),
-                "" if score is None else f"{score:.3f}",
+                "" if score is None else score_text(score),
                 _findings(record),
                 "" if record["latency_ms"] is None else f"{record['latency_ms']:.0f}",
             )
@@ -101,7 +102,7 @@ def plain_line(event: Json) -> str | None:
     """An event as one line of text; None if it is not worth one."""
     if "record" in event:
         record = event["record"]
-        score = "" if record["score"] is None else f" score {record['score']:.3f}"
+        score = "" if record["score"] is None else f" score {score_text(record['score'])}"
         findings = _findings(record)
         return (
             f"{record['result_id']} {record['verdict']}{score}{'  ' + findings if findings else ''}"

@@ -91,6 +91,20 @@ def test_a_plate_becomes_a_row_and_pictures_that_match(rig: Rig, client: Journal
         assert len(verify(reader).findings) == 1
 
 
+def test_a_score_that_is_no_number_is_written_like_any_other(
+    rig: Rig, client: JournalClient
+) -> None:
+    nan = float("nan")
+    box = {"x_px": 0, "y_px": 0, "w_px": 224, "h_px": 224, "x_mm": 1, "y_mm": 1, "score": nan}
+    row = result(1, Verdict.UNDECIDED, reason="non-finite", score=nan, defects=[box])
+    answer = client.submit([row])
+    assert answer["ok"], answer
+    assert client.submit([row])["seq"] == answer["seq"], "sent again, it is the same row"
+    with Reader(rig.journal) as reader:
+        found = next(reader.results(Filter()))
+    assert (found["score"], found["defects"][0]["score"]) == ("NaN", "NaN")
+
+
 def test_what_was_acknowledged_survives_kills_and_nothing_is_there_twice(rig: Rig) -> None:
     """A client that sends again whatever was not acknowledged, through three kill -9."""
     descriptor, _, wanted = plate_memory()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any, NoReturn
@@ -50,4 +51,13 @@ def fail(message: str, status: int = 1) -> NoReturn:
 
 
 def print_json(row: dict[str, Any]) -> None:
-    print(json.dumps(row, allow_nan=False), flush=True)  # noqa: T201
+    """One row on stdout; a number that JSON does not know (NaN) becomes its name, as in the log."""
+    print(json.dumps(_nameable(row), allow_nan=False), flush=True)  # noqa: T201
+
+
+def _nameable(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, dict):
+        return {key: _nameable(item) for key, item in value.items()}
+    return [_nameable(item) for item in value] if isinstance(value, list) else value

@@ -7,6 +7,7 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,7 @@ import typer
 
 from station.cli.common import JsonOption, fail, load_or_exit, print_json
 from station.qms import Filter, Json, Reader, StoreError, verify
-from station.record import Verdict
+from station.record import Verdict, rfc3339, score_text
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -49,8 +50,26 @@ Config = Annotated[
     str | None, typer.Option("--config", envvar="VQI_CONFIG", help="Configuration file.")
 ]
 Journal = Annotated[Path | None, typer.Option("--journal", help="Journal folder instead.")]
-Since = Annotated[str | None, typer.Option(help="UTC, as 2026-11-24 or 2026-11-24T06:00.")]
-Until = Annotated[str | None, typer.Option(help="UTC, exclusive.")]
+
+
+def _utc_text(given: str | None) -> str | None:
+    """A time as `written_at` is written, so that both compare as text."""
+    if given is None:
+        return None
+    try:
+        at = datetime.fromisoformat(given)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{given!r} is no time; write it as 2026-11-24 or 2026-11-24T06:00 (UTC), "
+            "or with an offset: 2026-11-24T07:00+01:00"
+        ) from error
+    return rfc3339(at.replace(tzinfo=at.tzinfo or UTC))
+
+
+Since = Annotated[
+    str | None, typer.Option(callback=_utc_text, help="UTC, as 2026-11-24 or 2026-11-24T06:00.")
+]
+Until = Annotated[str | None, typer.Option(callback=_utc_text, help="UTC, exclusive.")]
 Serial = Annotated[str | None, typer.Option(help="Part serial.")]
 Wanted = Annotated[Verdict | None, typer.Option("--verdict", case_sensitive=False)]
 
@@ -185,7 +204,7 @@ def _without_arrays(row: Json) -> Json:
 
 
 def _line(row: Json) -> str:
-    score = "" if row["score"] is None else f"score {row['score']:.3f}"
+    score = "" if row["score"] is None else f"score {score_text(row['score'])}"
     reason = f"{row['reason']}: {row['detail']}" if row["reason"] else ""
     places = " ".join(f"({d['x_mm']:.0f}, {d['y_mm']:.0f}) mm" for d in row["defects"][:3])
     review = f"reviewed {row['review']['verdict']}" if row["review"] else ""
@@ -195,7 +214,7 @@ def _line(row: Json) -> str:
 
 def _export_row(row: Json) -> Json:
     review = row["review"] or {}
-    places = (f"{d['x_mm']} {d['y_mm']} {d['score']:.4f}" for d in row["defects"])
+    places = (f"{d['x_mm']} {d['y_mm']} {float(d['score']):.4f}" for d in row["defects"])
     return {
         **{name: row.get(name) for name in _COLUMNS},
         "verdict": EXPORT_VERDICTS[row["verdict"]],

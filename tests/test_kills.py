@@ -22,10 +22,13 @@ import pytest
 from pty_recorder import read_log
 from station_rig import Rig, check_conservation, children, shared_memory, start_vqi, vqi, wait_until
 
+from station.qms import Reader, verify
+
 TARGETS = ("parent", "lamp", "journal", "station", "camera", "all")
 PASS_OFF_LIMIT_S = 2.0
 REPLACED_LIMIT_S = 3.0
 _GREEN_ON, _GREEN_OFF = (0x14, 0x44), 0x24
+_FAULT_ON, _ALL_OFF = 0x41, (0x21, 0x22, 0x24, 0x28)
 
 
 @dataclass
@@ -95,6 +98,14 @@ class KillLoop:
         if was_green:
             self.kills_with_pass += 1
             self.check_pass_went_off(struck_ns, target)
+        if target == "all":
+            self.check_fault_came_first(struck_ns)
+        self.verify_log()
+
+    def verify_log(self) -> None:
+        with Reader(self.rig.journal) as reader:
+            found = verify(reader)
+        assert found.findings == []
 
     def wait_ends(self, pids: set[int], struck_ns: int) -> None:
         wait_until(
@@ -132,6 +143,15 @@ class KillLoop:
         assert found is not None, f"green stayed after killing {target}"
         self.slowest_off_s = max(self.slowest_off_s, (found - struck_ns) / 1e9)
         assert found <= limit_ns, f"green off after {(found - struck_ns) / 1e9:.2f} s ({target})"
+
+    def check_fault_came_first(self, struck_ns: int) -> None:
+        """Nothing but darkness went over the wire before FAULT's flashing red."""
+
+        def sent() -> bytes:
+            return b"".join(data for ns, data in read_log(self.tower_log) if ns > struck_ns)
+
+        wait_until(lambda: _FAULT_ON in sent(), 5.0, "FAULT")
+        assert set(sent().split(bytes([_FAULT_ON]))[0]) <= set(_ALL_OFF)
 
 
 def _is_green(data: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ import typer
 
 from drivers.camera import Frame, open_camera
 from drivers.camera.genicam import list_cameras, producers_on_path
+from drivers.camera.settings import CameraSettings
 from drivers.errors import DeviceError
 from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json
 
@@ -23,16 +25,25 @@ def list_(
         list[Path] | None,
         typer.Option(help="GenTL producer (.cti), or viky; default: GENICAM_GENTL64_PATH."),
     ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option("--config", envvar="VQI_CONFIG", help="Also the camera configured here."),
+    ] = None,
     is_json: JsonOption = False,
 ) -> None:
-    """Cameras that GenTL producers find."""
+    """Cameras that GenTL producers find, and the configured one."""
+    configured = [] if config is None else [load_or_exit(config).value.camera]
     producers = producer or producers_on_path()
-    if not producers:
-        fail("no GenTL producer: GENICAM_GENTL64_PATH names none; use --producer FILE.cti")
+    if not producers and not configured:
+        fail(
+            "no GenTL producer: GENICAM_GENTL64_PATH names none; use --producer FILE.cti, or "
+            "--producer viky for the demonstration cameras that come with genicam"
+        )
     failed = False
-    for path in producers:
+    searches = [partial(_configured, settings) for settings in configured]
+    for search in (*searches, *(partial(list_cameras, path) for path in producers)):
         try:
-            rows: list[dict[str, Any]] = list_cameras(path)
+            rows = search()
         except DeviceError as error:
             typer.echo(f"vqi: {error}", err=True)
             failed = True
@@ -43,6 +54,21 @@ def list_(
             else:
                 typer.echo("  ".join(f"{key}={value}" for key, value in row.items()))
     raise typer.Exit(1 if failed else 0)
+
+
+def _configured(settings: CameraSettings) -> list[dict[str, str]]:
+    """The camera that a configuration names, opened to ask who it is."""
+    with open_camera(settings) as camera:
+        info = camera.info
+    return [
+        {
+            "producer": info.producer_path or info.driver,
+            "vendor": info.vendor,
+            "model": info.model,
+            "serial": info.serial,
+            "tl_type": "configured",
+        }
+    ]
 
 
 @app.command()

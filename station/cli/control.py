@@ -49,7 +49,7 @@ def halt(config: ConfigOption, is_json: JsonOption = False) -> None:
 
 @app.command()
 def resume(config: ConfigOption, is_json: JsonOption = False) -> None:
-    """Judge plates again."""
+    """Judge plates again after a halt."""
     _command(config, "resume", is_json)
 
 

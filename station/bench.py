@@ -22,6 +22,7 @@ from models.classifier import Classifier
 from station.config import Configuration, Loaded, Recipe
 from station.ipc import Json
 from station.product import geometry_of, model_folder
+from station.qms import DATABASE
 from station.strip import PlateOpened, StripCutter, TileRowReady, buffer_lines
 from station.tiling import CHUNK_TILES, TILE_PX, Geometry, TileRow, cut_tiles
 
@@ -169,10 +170,11 @@ def _try(loaded: Loaded[Configuration], rate_hz: float, seconds: float) -> Json:
         lines = done.stdout.decode().splitlines()
         if done.returncode != 0 or not lines or "summary" not in json.loads(lines[-1]):
             raise BenchError(f"the station ended with exit status {done.returncode}")
-        summary: Json = json.loads(lines[-1])["summary"]
-        written = sum(
-            file.stat().st_size for file in (work / "journal").rglob("*") if file.is_file()
-        )
+        summary: Json = json.loads(lines.pop())["summary"]
+        records = map(json.loads, lines)
+        # Equal plates share a file, but each was written.
+        written = sum(image["bytes"] for record in records for image in record["images"])
+        written += (work / "journal" / DATABASE).stat().st_size
         summary["mb_written_per_s"] = round(written / 1e6 / summary["seconds"], 2)
         return summary
     finally:

@@ -21,7 +21,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
@@ -33,7 +33,7 @@ from station.config import EX_CONFIG, Configuration
 from station.images import ImageFolder, Pixels, Written
 from station.ipc import Channel, Json, Listener, PacketTooLarge, PeerGone, connect
 from station.qms import IMAGES, ContradictionError, Reader, Store, StoreError, publish_snapshot
-from station.record import AnyBody, Body, ResultBody, utc_now
+from station.record import AnyBody, Body, ImageBody, ResultBody, utc_now
 from station.systemd import lifeline, notify
 
 _LOG = logging.getLogger("journal")
@@ -75,7 +75,8 @@ class JournalClient:
     def submit(
         self, rows: Sequence[Body], pixels: Json | None = None, descriptor: int | None = None
     ) -> Json:
-        """Submit and wait for the answer: {"ok": true, "seq": [...]} or {"ok": false, "error"}."""
+        """Submit and wait for the answer: {"ok": true, "seq": [...], "pictures": {...}} or
+        {"ok": false, "error"}."""
         self._send(rows, pixels, descriptor, timeout_s=5.0)
         packet = self._connected.receive(30.0)
         packet.close()
@@ -185,6 +186,8 @@ class _Waiting:
     rows: list[Body]
     encoded: Future[tuple[str, list[Written]]] | None
     since: float
+    pictures: Json = field(default_factory=dict)
+    """What this process filled into the result's row."""
 
 
 class _Journal:
@@ -389,7 +392,12 @@ class _Journal:
             if item.encoded is not None:
                 sha256, pictures = item.encoded.result()
                 written += pictures
-                item.rows = [_with_pictures(row, sha256, pictures) for row in item.rows]
+                images = tuple(picture.body for picture in pictures)
+                item.rows = [_with_pictures(row, sha256, images) for row in item.rows]
+                item.pictures = {
+                    "pixels_sha256": sha256,
+                    "images": [image.model_dump() for image in images],
+                }
             rows.append(item.rows)
         try:
             self._images.make_durable(written)
@@ -403,11 +411,13 @@ class _Journal:
             numbers = iter(self._store.append([row for group in rows for row in group]))
             for item, group in zip(ready, rows, strict=True):
                 seqs = [next(numbers) for _ in group]
-                self._answer(item.client, {"ok": True, "id": item.number, "seq": seqs})
+                answer = {"ok": True, "seq": seqs, "pictures": item.pictures}
+                self._answer(item.client, {"id": item.number, **answer})
         except ContradictionError:
             for item, group in zip(ready, rows, strict=True):
                 try:
-                    answer: Json = {"ok": True, "seq": self._store.append(group)}
+                    seqs = self._store.append(group)
+                    answer = {"ok": True, "seq": seqs, "pictures": item.pictures}
                 except ContradictionError as error:
                     answer = {"ok": False, "error": str(error)}
                 self._answer(item.client, {"id": item.number, **answer})
@@ -470,8 +480,7 @@ def _map_pixels(descriptor: int, wanted: Json) -> Pixels:
     return view
 
 
-def _with_pictures(row: Body, sha256: str, pictures: list[Written]) -> Body:
+def _with_pictures(row: Body, sha256: str, images: tuple[ImageBody, ...]) -> Body:
     if not isinstance(row, ResultBody):
         return row
-    images = tuple(item.body for item in pictures)
     return row.model_copy(update={"pixels_sha256": sha256, "images": images})

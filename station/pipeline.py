@@ -430,7 +430,7 @@ class Station:
         self._last_verdict_at = utc_now()
         arrays = ("tile_grid", "tile_scores")
         record = {key: value for key, value in body.as_json().items() if key not in arrays}
-        self._emit({"record": record, "latency_ms": latency_ms})
+        self._emit({"record": record | answer["pictures"], "latency_ms": latency_ms})
 
     def _actuate(self, body: ResultBody, is_late: bool) -> float | None:
         """Command the light for this result and write down what was commanded; the time from the

@@ -82,6 +82,7 @@ def test_a_plate_becomes_a_row_and_pictures_that_match(rig: Rig, client: Journal
         row = next(reader.results(Filter()))
         assert verify(reader).findings == []
     assert row["pixels_sha256"] == hashlib.sha256(pixels.tobytes()).hexdigest()
+    assert answer["pictures"] == {key: row[key] for key in ("pixels_sha256", "images")}
     assert [image["role"] for image in row["images"]] == ["evidence", "preview"]
     for image in row["images"]:
         data = (rig.journal / "images" / image["path"]).read_bytes()

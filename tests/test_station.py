@@ -49,6 +49,9 @@ def test_plates_become_records_pictures_and_light(rig: Rig) -> None:
     assert sorted(row["result_id"] for row in acted) == ids
     assert not any(row["command"] == "pass" for row in acted), "not production"
     assert any(row["command"] == "pass_not_production" for row in acted)
+    for shown, kept in zip(result.records, results, strict=True):
+        assert shown["images"] == kept["images"]
+        assert shown["pixels_sha256"] == kept["pixels_sha256"] is not None
     verify_log(rig)
     assert shared_memory() == before
 

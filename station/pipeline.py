@@ -15,7 +15,8 @@ import resource
 import selectors
 import signal
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -74,6 +75,8 @@ _BUSY_LIMIT_S = 2.0
 _LAMP_ANSWER_S = 0.5
 _RETRY_S = 1.0
 _MAX_UNANSWERED = 1000
+_LATENCIES = 10_000
+"""Plates whose latency is kept: a station that runs for months says how it does now."""
 
 
 class StationError(Exception):
@@ -119,7 +122,7 @@ class _Statistics:
     truly_defective: int = 0
     truly_good: int = 0
     tiles: int = 0
-    latencies_ms: list[float] = field(default_factory=list)
+    latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
 
     def add(self, body: ResultBody) -> None:
         self.verdicts[body.verdict] += 1
@@ -799,9 +802,10 @@ class Station:
         return figures
 
 
-def _percentiles(latencies_ms: list[float]) -> Json:
-    """p50, p99 and max of the time from the last scan line in memory to the lamp command."""
+def _percentiles(latencies_ms: Collection[float]) -> Json:
+    """p50, p99 and max of the time from the last scan line in memory to the lamp command, of the
+    last plates."""
     if not latencies_ms:
         return {"p50": None, "p99": None, "max": None}
-    p50, p99 = np.percentile(latencies_ms, [50, 99]).tolist()
+    p50, p99 = np.percentile(list(latencies_ms), [50, 99]).tolist()
     return {"p50": round(p50, 2), "p99": round(p99, 2), "max": round(max(latencies_ms), 2)}

@@ -203,11 +203,17 @@ class _Ring:
 
     def take_returns(self) -> None:
         """Raises `PeerGone` if the station is gone."""
-        while True:
-            try:
+        with contextlib.suppress(BlockingIOError):
+            while True:
                 self._free.append(self._channel.receive(timeout_s=0).body["slot"])
-            except BlockingIOError:
-                return
+
+    def wait_for_slot(self, timeout_s: float) -> bool:
+        """For a source that can wait: True once a slot is free. Raises `PeerGone`."""
+        self.take_returns()
+        if not self._free:
+            with contextlib.suppress(TimeoutError):
+                self._free.append(self._channel.receive(timeout_s).body["slot"])
+        return bool(self._free)
 
     def send(self, slot: int | None, frame: Frame) -> None:
         if slot is None:
@@ -255,11 +261,12 @@ def _serve(channel: Channel) -> None:
 def _deliver(camera: Camera, channel: Channel, ring: _Ring) -> None:
     grabbed, number, next_tick = 0, 0, 0.0
     while True:
-        slot, into = ring.next_slot()
-        frame = camera.grab(into, timeout_s=TICK_S / 4)
-        if frame is not None:
-            grabbed += 1
-            ring.send(slot, frame)
+        if not camera.info.is_patient or ring.wait_for_slot(TICK_S / 4):
+            slot, into = ring.next_slot()
+            frame = camera.grab(into, timeout_s=TICK_S / 4)
+            if frame is not None:
+                grabbed += 1
+                ring.send(slot, frame)
         if time.monotonic() >= next_tick:
             number, next_tick = number + 1, time.monotonic() + TICK_S
             tick = {"op": "tick", "number": number, "grabbed": grabbed, "overrun": ring.overrun}

@@ -48,10 +48,10 @@ class BufferPool:
         for buffer in self._buffers:
             self._free.put(buffer)
 
-    def take(self) -> Pixels | None:
-        """A free buffer's pixels, None if all are in work."""
+    def take(self, patience_s: float = 0.0) -> Pixels | None:
+        """A free buffer's pixels, None if all are in work and stay so for `patience_s`."""
         try:
-            return self._free.get_nowait().pixels
+            return self._free.get(timeout=patience_s or None, block=patience_s > 0).pixels
         except queue.Empty:
             return None
 

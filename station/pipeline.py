@@ -74,6 +74,7 @@ _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
 _LAMP_ANSWER_S = 0.5
 _RETRY_S = 1.0
+_PATIENCE_S = 5.0
 _MAX_UNANSWERED = 1000
 _LATENCIES = 10_000
 """Plates whose latency is kept: a station that runs for months says how it does now."""
@@ -245,10 +246,12 @@ class Station:
         self._inspector = Inspector(
             context.classifier, geometry, context.threshold, settings.inspect_threads, self._post
         )
+        # A belt does not wait, a recording does: only the belt's plates can be overrun.
+        patience_s = _PATIENCE_S if camera.info.is_patient else 0.0
         cutter = StripCutter(
             geometry,
             camera.info.frame_height,
-            self._pool.take,
+            lambda: self._pool.take(patience_s),
             accounted_ordinal=hello["last_plate_ordinal"],
         )
         record = self._options.record

@@ -46,6 +46,8 @@ class Rig:
     fail_hold_s: float | None = 0.05
     threshold: float | None = None
     recipe_lines: str = ""
+    station: Json = field(default_factory=dict)
+    """Further keys of the station."""
 
     @property
     def journal(self) -> Path:
@@ -89,6 +91,7 @@ class Rig:
                 "id": "test-1",
                 "recipe": str(recipe),
                 "runtime_dir": str(self.runtime),
+                **self.station,
             },
         ) + _table("camera", camera)
         if camera["type"] == "simulated":

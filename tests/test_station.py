@@ -146,7 +146,7 @@ def test_live_inspect_and_replay_scores_are_the_same_bits(rig: Rig, tmp_path: Pa
     replayed = again.run()
     assert replayed.status == 0, replayed.stderr
     assert [r["provenance"] for r in replayed.records] == ["replayed"] * len(replayed.records)
-    for old, new in zip(live, again.rows("result"), strict=False):
+    for old, new in zip(live, again.rows("result"), strict=True):
         assert (old["tile_grid"], old["tile_scores"]) == (new["tile_grid"], new["tile_scores"])
         assert old["pixels_sha256"] == new["pixels_sha256"]
     whole = [row for row in live if any(i["role"] == "evidence" for i in row["images"])]
@@ -160,6 +160,16 @@ def test_live_inspect_and_replay_scores_are_the_same_bits(rig: Rig, tmp_path: Pa
         scores = np.array([tile["score"] for tile in found["tiles"]], np.float32)
         assert scores.tobytes() == base64.b64decode(row["tile_scores"])
         assert found["verdict"] == row["verdict"]
+
+
+def test_a_source_that_can_wait_is_never_too_fast(rig: Rig, tmp_path: Path) -> None:
+    """Played as fast as it is taken, through the fewest buffers: every plate, every frame."""
+    rig.camera |= {"is_paced": False, "frame_height": 16}
+    rig.station = {"plate_buffers": 2, "ring_s": 0.5}
+    result = rig.run("--plates", "40")
+    assert result.status == 0, result.stderr
+    assert len(result.records) == 40
+    assert (result.summary["undecided"], result.summary["lost_frames"]) == (0, 0), result.records
 
 
 # --- bad pictures -----------------------------------------------------------------------------

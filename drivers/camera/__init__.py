@@ -98,6 +98,8 @@ class CameraInfo:
     pixel_format: str
     line_rate_hz: float | None = None
     """None where the camera has no AcquisitionLineRate."""
+    is_patient: bool = False
+    """True if the source waits for its reader: nothing passes by while nobody takes frames."""
     producer_path: str | None = None
     producer_sha256: str | None = None
     """Of the GenTL producer's file, for provenance."""

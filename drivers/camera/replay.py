@@ -123,6 +123,7 @@ class _Strip:
             frame_height=recorded.frame_height,
             pixel_format=recorded.pixel_format,
             line_rate_hz=recorded.line_rate_hz,
+            is_patient=True,
         )
         ids = [header["frame_id"] for header in strip.headers]
         self._ids_a_lap = max(ids) - min(ids) + 1
@@ -169,6 +170,7 @@ class _Pictures:
             frame_height=self._height,
             pixel_format=MONO8,
             line_rate_hz=settings.line_rate_hz,
+            is_patient=True,
         )
 
     def frame(self, number: int, lap: int, into: Pixels) -> Frame:

@@ -86,6 +86,7 @@ class SimulatedCamera(Camera):
             frame_height=settings.frame_height,
             pixel_format=MONO8,
             line_rate_hz=settings.line_rate_hz,
+            is_patient=not settings.is_paced,
         )
 
     def start(self) -> None:

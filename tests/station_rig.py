@@ -48,10 +48,12 @@ class Rig:
     recipe_lines: str = ""
     station: Json = field(default_factory=dict)
     """Further keys of the station."""
+    journal_folder: Path | None = None
+    min_free_mb: int = 0
 
     @property
     def journal(self) -> Path:
-        return self.folder / "journal"
+        return self.journal_folder or self.folder / "journal"
 
     @property
     def runtime(self) -> Path:
@@ -98,7 +100,11 @@ class Rig:
             text += _table("camera.specimen", specimen) + _table("camera.faults", self.faults)
         text += _table(
             "journal",
-            {"directory": str(self.journal), "min_free_mb": 0, "snapshot_interval_s": 1.0},
+            {
+                "directory": str(self.journal),
+                "min_free_mb": self.min_free_mb,
+                "snapshot_interval_s": 1.0,
+            },
         )
         text += _table("light", light)
         path = self.folder / "station.toml"

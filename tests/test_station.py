@@ -7,9 +7,11 @@ import json
 import os
 import signal
 import struct
+import subprocess
 import time
 import zlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -298,5 +300,49 @@ def test_every_fault_makes_its_plate_undecided_and_the_station_recovers(rig: Rig
         after = next((n for n in decided if n > ordinal), None)
         assert after is not None, f"{fault}: the station did not recover"
         assert fault == "disconnect" or after < ordinal + 6, f"{fault}: recovered late"
+    check_conservation(rig)
+    verify_log(rig)
+
+
+# --- a journal that cannot be written -----------------------------------------------------------
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MB that can be filled for real."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.skip(f"cannot mount a small file system here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_the_station_until_there_is_room(rig: Rig, small_disk: Path) -> None:
+    rig.journal_folder = small_disk / "journal"
+    rig.min_free_mb = 20
+    rig.camera["bank_plates"] = 2
+    with rig.running():
+        wait_until(lambda: rig.status().get("plates", 0) > 3, 20.0, "plates")
+        ballast = small_disk / "ballast"
+        ballast.write_bytes(bytes(50_000_000))
+        wait_until(lambda: rig.status()["state"] == "ERROR", 5.0, "ERROR")
+        wait_until(lambda: rig.status()["light"] == "fault", 2.0, "FAULT")
+        assert "free some" in rig.status()["problems"]["journal"]
+        written = rig.status()["plates"]
+        time.sleep(2.0)
+        assert rig.status()["plates"] == written, "nothing is decided that cannot be recorded"
+        ballast.unlink()
+        wait_until(lambda: rig.status()["state"] == "OPERATIONAL", 10.0, "OPERATIONAL")
+        decided = rig.status()["pass"] + rig.status()["fail"]
+        wait_until(
+            lambda: rig.status()["pass"] + rig.status()["fail"] > decided + 2, 10.0, "verdicts"
+        )
     check_conservation(rig)
     verify_log(rig)

@@ -203,28 +203,28 @@ def _pad_block(
     available = min(width, pixels.shape[1] - start)
     lines = min(TILE_PX, pixels.shape[0] - row.y_px)
     block[:lines, :available] = pixels[row.y_px : row.y_px + lines, start : start + available]
-    for y, (left, right) in enumerate(
-        zip((row.left - start).tolist(), (row.right - start).tolist(), strict=True)
-    ):
-        if right + start == OUTSIDE:
-            continue
-        line = block[y]
+    left, right, is_region = row.left - start, row.right - start, row.left != OUTSIDE
+    # Most blocks lie wholly inside the region: only the others' scan lines are visited.
+    for y in np.flatnonzero(is_region & ((left > 0) | (right < width))).tolist():
+        line, first, end = block[y], int(left[y]), int(right[y])
         # A region that lies wholly beside this block still gives its nearest pixel.
-        if left >= available or right <= 0:
-            nearest = left if left >= available else right - 1
+        if first >= available or end <= 0:
+            nearest = first if first >= available else end - 1
             line[:] = pixels[row.y_px + y, start + nearest]
             continue
-        if left > 0:
-            line[:left] = line[left]
-        if right < width:
-            line[right:] = line[right - 1]
-    for y, source in _lines_to_complete(row.left):
+        if first > 0:
+            line[:first] = line[first]
+        if end < width:
+            line[end:] = line[end - 1]
+    for y, source in _lines_to_complete(is_region):
         block[y] = block[source]
 
 
-def _lines_to_complete(left: Rows) -> Iterator[tuple[int, int]]:
+def _lines_to_complete(is_region: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
     """Scan lines without region, each with the nearest one before it that has, else the first."""
-    inside = np.flatnonzero(left != OUTSIDE)
-    for y in np.flatnonzero(left == OUTSIDE):
+    if is_region.all():
+        return
+    inside = np.flatnonzero(is_region)
+    for y in np.flatnonzero(~is_region):
         before = inside[inside < y]
         yield int(y), int(before[-1] if len(before) else inside[0])

@@ -17,6 +17,8 @@ from station.record import score_text
 
 _ELEMENTS = ("red", "amber", "yellow", "green", "blue", "white")
 _BLINK_HZ = 2.0
+_TOWER_WIDTH = 12
+"""Holds the longest word of a state's name; two lines hold each name, so that nothing moves."""
 _VERDICT_STYLE = {"PASS": "bold green", "FAIL": "bold red", "UNDECIDED": "bold yellow"}
 
 
@@ -47,6 +49,7 @@ class LiveView:
 
     def __rich__(self) -> RenderableType:
         body = Table.grid(padding=(0, 3))
+        body.add_column(width=_TOWER_WIDTH)
         body.add_row(self._tower(), self._plates())
         return Panel(Group(body, self._status()), title=self._title, border_style="dim")
 
@@ -66,7 +69,8 @@ class LiveView:
             lines.append(Text(label, style=f"{style} {'black' if is_lit else 'grey50'}"))
             lines.append(Text(" " * 8, style=style))
         lines.append(Text("   ██   ", style="grey50"))
-        lines.append(Text(f"{self._light['state'].replace('_', ' ')}", style="bold"))
+        name = self._light["state"].replace("_", " ")
+        lines.append(Text(name + "\n" * (len(name) <= _TOWER_WIDTH), style="bold"))
         return Group(*lines)
 
     def _plates(self) -> RenderableType:

@@ -30,6 +30,11 @@ SNAPSHOT = "journal-snapshot.db"
 IMAGES = "images"
 EMPTY_CHAIN = "0" * 64
 _ONCE_A_RESULT = ("opened", "result", "actuation")
+_TAIL_ROWS = 100
+"""Checked at each start (I12); `vqi log verify` checks all."""
+_BUSY_TIMEOUT_S = 1.0
+_CODES_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+_CODES_FULL = {sqlite3.SQLITE_FULL}
 
 Json = dict[str, Any]
 
@@ -52,10 +57,10 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
             written_at TEXT GENERATED ALWAYS AS (body ->> '$.written_at') VIRTUAL
         ) STRICT
         """,
-        """CREATE UNIQUE INDEX row_once ON row (kind, result_id)
+        """CREATE UNIQUE INDEX row_once ON row (result_id, kind)
            WHERE kind IN ('opened', 'result', 'actuation')""",
-        "CREATE INDEX row_result ON row (result_id)",
-        "CREATE INDEX row_sequence ON row (kind, sequence)",
+        "CREATE INDEX row_result ON row (result_id, kind) WHERE result_id IS NOT NULL",
+        "CREATE INDEX row_sequence ON row (sequence) WHERE sequence IS NOT NULL",
         "CREATE INDEX row_part ON row (part_id) WHERE part_id IS NOT NULL",
         "CREATE INDEX row_time ON row (kind, written_at)",
         "CREATE INDEX row_verdict ON row (verdict, written_at) WHERE verdict IS NOT NULL",
@@ -68,8 +73,8 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
            WHEN EXISTS (SELECT 1 FROM row WHERE seq = NEW.seq)
              OR NEW.seq <> coalesce((SELECT max(seq) FROM row), 0) + 1
              OR (NEW.kind IN ('opened', 'result', 'actuation') AND EXISTS (
-                 SELECT 1 FROM row WHERE kind = NEW.kind
-                 AND result_id = json_extract(NEW.body, '$.result_id')))
+                 SELECT 1 FROM row
+                 WHERE result_id = json_extract(NEW.body, '$.result_id') AND +kind = NEW.kind))
            BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END""",
     ),
 )
@@ -78,6 +83,11 @@ _MIGRATIONS: tuple[tuple[str, ...], ...] = (
 
 class StoreError(Exception):
     """The log cannot be used; the message says which file, why, and what to do."""
+
+
+class StoreRefused(StoreError):
+    """Nothing was written, and it may be tried again: the disk is full, or another tool holds the
+    file's write lock."""
 
 
 class ContradictionError(StoreError):
@@ -111,6 +121,7 @@ class Store:
             self._connection = self._engine.connect()
             self._migrate()
             self._seq, self._chain = self._read_head()
+            self._check_tail()
         except SQLAlchemyError as error:
             raise StoreError(f"{self.path}: {error.__cause__ or error}") from error
         self.path.chmod(0o644)
@@ -119,8 +130,8 @@ class Store:
         """Write rows in one transaction, durable on return; the sequence number of each.
 
         An opened, result or actuation row that is there already is not written again. Raises
-        `ContradictionError` if it says something else, `StoreError` if the file cannot be written;
-        either way nothing of `bodies` is.
+        `ContradictionError` if it says something else, `StoreRefused` if it may be tried again,
+        another `StoreError` if the file cannot be written; in each case nothing of `bodies` is.
         """
         seq, link = self._seq, self._chain
         numbers = []
@@ -134,7 +145,7 @@ class Store:
                     seq, link = seq + 1, self._insert(connection, seq + 1, link, body)
                     numbers.append(seq)
         except SQLAlchemyError as error:
-            raise StoreError(f"{self.path}: {error.__cause__ or error}") from error
+            raise self._failure(error) from error
         self._seq, self._chain = seq, link
         return numbers
 
@@ -144,24 +155,38 @@ class Store:
 
     def open_plates(self) -> list[Json]:
         """Bodies of opened rows without a result, oldest first."""
-        found = self._connection.execute(
-            text(
-                "SELECT body FROM row AS opened WHERE kind = 'opened' AND NOT EXISTS ("
-                "SELECT 1 FROM row WHERE kind = 'result' AND result_id = opened.result_id) "
-                "ORDER BY seq"
-            )
+        return self._lacking("opened", "result")
+
+    def results_without_actuation(self) -> list[Json]:
+        """Bodies of results for which nobody wrote what the lamp was told, oldest first."""
+        return self._lacking("result", "actuation")
+
+    def held_result(self) -> Json | None:
+        """The newest FAIL or UNDECIDED that nobody has acknowledged since; None if there is none."""
+        acknowledged = self._last_change("ack")
+        newest = max(
+            self._scalar("SELECT max(seq) FROM row WHERE verdict = 'FAIL'") or 0,
+            self._scalar("SELECT max(seq) FROM row WHERE verdict = 'UNDECIDED'") or 0,
         )
-        bodies = [json.loads(row[0]) for row in found]
-        self._connection.rollback()
-        return bodies
+        if newest <= acknowledged:
+            return None
+        found = self._query("SELECT body FROM row WHERE seq = :seq", {"seq": newest})
+        body: Json = json.loads(found[0].body)
+        return body
 
     def last_sequence(self) -> int:
         """Highest plate sequence number ever given; 0 if none."""
-        return self._scalar("SELECT max(sequence) FROM row") or 0
+        return self._scalar("SELECT max(sequence) FROM row WHERE sequence IS NOT NULL") or 0
 
     def last_plate_ordinal(self) -> int | None:
-        """Highest trigger ordinal that a row answers for."""
-        return self._scalar("SELECT max(plate_ordinal) FROM row")
+        """Highest trigger ordinal that a row answers for, since the counter last began anew."""
+        began_anew = self._scalar(
+            "SELECT max(seq) FROM row WHERE kind = 'downtime' AND body ->> '$.is_counter_new'"
+        )
+        return self._scalar(
+            "SELECT max(plate_ordinal) FROM row WHERE plate_ordinal IS NOT NULL "
+            f"AND seq >= {began_anew or 0}"
+        )
 
     def publish_snapshot(self) -> None:
         """Copy the log to a file that any tool may read; the copy is whole or not there."""
@@ -196,6 +221,15 @@ class Store:
         finally:
             connection.rollback()
 
+    def _failure(self, error: SQLAlchemyError) -> StoreError:
+        cause = error.__cause__ or error
+        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+        if code in _CODES_BUSY:
+            return StoreRefused(f"{self.path}: another tool holds its write lock; close that tool")
+        if code in _CODES_FULL:
+            return StoreRefused(f"{self.path}: {cause}; free some space")
+        return StoreError(f"{self.path}: {cause}")
+
     def _insert(self, connection: Connection, seq: int, link: str, body: Body) -> str:
         content = canonical(body)
         kind = str(getattr(body, "kind"))  # noqa: B009  every row kind has one
@@ -226,7 +260,7 @@ class Store:
             ).scalar()
             return same if same is None else int(same)
         found = connection.execute(
-            text("SELECT seq, body FROM row WHERE kind = :kind AND result_id = :id"),
+            text("SELECT seq, body FROM row WHERE result_id = :id AND +kind = :kind"),
             {"kind": kind, "id": getattr(body, "result_id")},  # noqa: B009
         ).first()
         if found is None:
@@ -236,6 +270,47 @@ class Store:
                 f"{kind} row of {json.loads(found.body)['result_id']} says otherwise"
             )
         return int(found.seq)
+
+    def _lacking(self, kind: str, answer: str) -> list[Json]:
+        """Bodies of a kind whose result has no row of another kind. Each start settles what the
+        life before left, and says so before its own `start` row: older rows need no look."""
+        query = (
+            f"SELECT body FROM row AS asked WHERE seq > :since AND +kind = '{kind}' AND NOT EXISTS "
+            f"(SELECT 1 FROM row WHERE result_id = asked.result_id AND +kind = '{answer}') "
+            "ORDER BY seq"
+        )
+        found = self._query(query, {"since": self._last_change("start")})
+        return [json.loads(row.body) for row in found]
+
+    def _last_change(self, what: str) -> int:
+        """Sequence number of the newest change row of this name; 0 if there is none."""
+        query = (
+            "SELECT seq FROM row WHERE kind = 'change' AND body ->> '$.what' = :what "
+            "ORDER BY seq DESC LIMIT 1"
+        )
+        found = self._query(query, {"what": what})
+        return int(found[0].seq) if found else 0
+
+    def _query(self, query: str, values: Json) -> list[Any]:
+        found = list(self._connection.execute(text(query), values))
+        self._connection.rollback()
+        return found
+
+    def _check_tail(self) -> None:
+        """The last rows say what was hashed and follow one another. Raises `StoreError`."""
+        first = max(0, self._seq - _TAIL_ROWS)
+        query = "SELECT seq, kind, body, body_sha256, chain_sha256 FROM row WHERE seq >= :first"
+        rows = self._query(f"{query} ORDER BY seq", {"first": first})
+        before = EMPTY_CHAIN if first == 0 else rows.pop(0).chain_sha256
+        for row in rows:
+            body_sha256 = sha256_text(row.body)
+            link = chain(before, row.seq, row.kind, body_sha256)
+            if (body_sha256, link) != (row.body_sha256, row.chain_sha256):
+                raise StoreError(
+                    f"{self.path}: row {row.seq} is not the one that was written; keep this file "
+                    "as evidence, see `vqi log verify`, and restore a backup"
+                )
+            before = row.chain_sha256
 
     def _migrate(self) -> None:
         version = int(self._scalar("PRAGMA user_version") or 0)
@@ -268,7 +343,11 @@ def _writing_engine(path: Path) -> Engine:
     engine = create_engine(
         f"sqlite:///{path}",
         poolclass=StaticPool,
-        connect_args={"isolation_level": None, "check_same_thread": False, "timeout": 5.0},
+        connect_args={
+            "isolation_level": None,
+            "check_same_thread": False,
+            "timeout": _BUSY_TIMEOUT_S,
+        },
     )
 
     @event.listens_for(engine, "connect")
@@ -292,7 +371,8 @@ def publish_snapshot(directory: Path) -> None:
     source = sqlite3.connect(f"file:{directory / DATABASE}?mode=ro", uri=True)
     copy = sqlite3.connect(temporary)
     try:
-        source.backup(copy, pages=500)
+        # In one step: between two, a commit would make it begin again, on a live log for ever.
+        source.backup(copy, pages=-1)
         copy.execute("PRAGMA journal_mode = DELETE")
     finally:
         copy.close()
@@ -383,11 +463,10 @@ class Reader:
         )
         return [{"seq": row.seq, **json.loads(row.body)} for row in found]
 
-    def bodies(self, kind: str) -> Iterator[Json]:
-        """All bodies of a kind, in order."""
-        for row in self._connection.execute(
-            text("SELECT body FROM row WHERE kind = :kind ORDER BY seq"), {"kind": kind}
-        ):
+    def bodies(self, kind: str, since: str = "") -> Iterator[Json]:
+        """All bodies of a kind, in order; `since` is UTC text as in `written_at`."""
+        query = "SELECT body FROM row WHERE kind = :kind AND written_at >= :since ORDER BY seq"
+        for row in self._connection.execute(text(query), {"kind": kind, "since": since}):
             yield json.loads(row[0])
 
     def stats(self, wanted: Filter) -> Json:

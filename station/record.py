@@ -232,6 +232,8 @@ class DowntimeBody(Body):
     from_ordinal: int | None = None
     to_ordinal: int | None = None
     """Plates with from_ordinal < ordinal <= to_ordinal passed unseen."""
+    is_counter_new: bool = False
+    """The trigger counter began anew meanwhile: how many plates passed is unknown."""
 
 
 class ReviewBody(Body):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,12 @@ from station.qms import (
     Reader,
     Store,
     StoreError,
+    StoreRefused,
+    publish_snapshot,
     verify,
 )
 from station.record import (
+    ActuationBody,
     Body,
     ChangeBody,
     DowntimeBody,
@@ -284,3 +288,157 @@ def test_reviews_are_rows_of_their_own(directory: Path) -> None:
     assert rows["s-00000002"]["verdict"] == "PASS"
     assert rows["s-00000002"]["review"]["verdict"] == "FAIL"
     assert rows["s-00000001"]["review"] is None
+
+
+# --- a long log ---------------------------------------------------------------------------------
+
+PLATES = 20_000
+
+
+@pytest.fixture(scope="module")
+def long_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Plates of many weeks in one life, as the real writer writes them."""
+    folder = tmp_path_factory.mktemp("long")
+    with Store(folder) as store:
+        store.append([change("start")])
+        for first in range(1, PLATES, 500):
+            rows: list[Body] = []
+            for number in range(first, first + 500):
+                rows += [opened(number, number), result(number, plate_ordinal=number)]
+                rows.append(acted(number))
+            store.append(rows)
+    return folder
+
+
+def acted(number: int) -> ActuationBody:
+    return ActuationBody(
+        station_id="s",
+        result_id=result_id("s", number),
+        command="pass",
+        is_confirmed=True,
+        commanded_ns=number,
+        shown_ns=number,
+    )
+
+
+def test_what_a_start_asks_reads_a_small_part_of_a_long_log(long_log: Path) -> None:
+    """Steps of SQLite's machine, not seconds: each question costs less than a tenth of a scan."""
+    with Store(long_log) as store:
+        raw = store._connection.connection.driver_connection
+        assert raw is not None
+        steps = 0
+
+        def count() -> int:
+            nonlocal steps
+            steps += 1000
+            return 0
+
+        raw.set_progress_handler(count, 1000)
+        for ask, limit in (
+            (store.last_sequence, 5_000),
+            (store.last_plate_ordinal, 5_000),
+            (store.held_result, 5_000),
+            (lambda: store.append([opened(PLATES + 1, PLATES + 1)]), 5_000),
+            (lambda: store.append([opened(PLATES + 1, PLATES + 1)]), 5_000),
+            # These look at each row of the present life once.
+            (store.open_plates, 60 * 3 * PLATES),
+            (store.results_without_actuation, 60 * 3 * PLATES),
+        ):
+            steps = 0
+            ask()
+            assert steps <= limit, (ask, steps)
+        raw.set_progress_handler(None, 0)
+
+
+def test_a_start_looks_only_at_what_the_last_life_left(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.append([change("start"), opened(1), result(1), opened(2)])
+        assert [row["sequence"] for row in store.open_plates()] == [2]
+        assert [row["sequence"] for row in store.results_without_actuation()] == [1]
+        store.append([result(2), acted(1), acted(2), change("start"), opened(3)])
+        assert [row["sequence"] for row in store.open_plates()] == [3]
+        assert store.results_without_actuation() == []
+
+
+def test_the_newest_fail_is_held_until_acknowledged(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        assert store.held_result() is None
+        store.append([result(1, Verdict.FAIL), result(2), result(3, Verdict.UNDECIDED), result(4)])
+        held = store.held_result()
+        assert held is not None
+        assert held["sequence"] == 3
+        store.append([change("ack"), result(5)])
+        assert store.held_result() is None
+        store.append([result(6, Verdict.FAIL)])
+        assert store.held_result() is not None
+
+
+def test_ordinals_count_from_where_the_counter_began_anew(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.append([opened(1, 10_000)])
+        assert store.last_plate_ordinal() == 10_000
+        store.append([downtime(to_ordinal=210, is_counter_new=True), opened(2, 211)])
+        assert store.last_plate_ordinal() == 211
+
+
+def downtime(**changes: object) -> DowntimeBody:
+    return DowntimeBody.model_validate(
+        {
+            "station_id": "s",
+            "since_at": None,
+            "until_at": "2026-01-01T00:00:00Z",
+            "reason": "start",
+            "triggers": None,
+            **changes,
+        }
+    )
+
+
+def test_a_start_refuses_a_log_whose_tail_was_changed(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.append([change(str(number)) for number in range(300)])
+    with sqlite3.connect(tmp_path / DATABASE) as hostile:
+        hostile.execute("DROP TRIGGER row_no_update")
+        hostile.execute("UPDATE row SET body = replace(body, '298', '999') WHERE seq = 299")
+    hostile.close()
+    with pytest.raises(StoreError, match="row 299 is not the one that was written"):
+        Store(tmp_path)
+
+
+def test_a_lock_of_another_tool_is_not_the_end(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.append([change("before")])
+        other = sqlite3.connect(tmp_path / DATABASE, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreRefused, match="another tool holds its write lock"):
+            store.append([change("meanwhile")])
+        other.execute("ROLLBACK")
+        other.close()
+        store.append([change("afterwards")])
+    with Reader(tmp_path) as reader:
+        assert [row["what"] for row in reader.bodies("change")] == ["before", "afterwards"]
+        assert verify(reader).findings == []
+
+
+def test_a_snapshot_is_finished_while_rows_are_written(long_log: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "live"
+    shutil.copytree(long_log, folder)
+    is_done = threading.Event()
+    with Store(folder) as store:
+
+        def write() -> None:
+            number = 0
+            while not is_done.wait(0.01):
+                number += 1
+                store.append([change(f"{number}")])
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            for _ in range(3):
+                publish_snapshot(folder)
+        finally:
+            is_done.set()
+            writer.join()
+    with Reader(folder) as reader:
+        assert verify(reader, with_images=False).findings == []

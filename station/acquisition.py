@@ -9,14 +9,13 @@ reports a death as end-of-file, so no lock or name can be left behind.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
-import select
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from dataclasses import asdict, dataclass
@@ -34,10 +33,10 @@ from station.ipc import Channel, Json, PeerGone, channel_pair
 TICK_S = 0.25
 """Liveness travels through the whole station this often, also when no plate comes."""
 _START_TIMEOUT_S = 120.0
-_END_S = 1.0
-"""A camera process whose station is gone has so long to stop its camera."""
 _SLOTS_WITHOUT_RATE = 32
 _SLOTS_MIN = 8
+_CLOSE_LIMIT_S = 2.0
+"""A camera has so long to stop; a driver that hangs, or still opens its camera, is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +66,9 @@ class CameraProcess:
             self.info = self._read_info()
             self._slots = _slot_count(self.info, ring_s)
             memory = np.frombuffer(self._make_ring(), np.uint8)
+        except (PeerGone, TimeoutError) as error:
+            self.close()
+            raise DeviceLost(f"the camera process died at its start: {error}") from error
         except BaseException:
             self.close()
             raise
@@ -77,8 +79,11 @@ class CameraProcess:
         return self._process.pid
 
     def start(self) -> None:
-        """Begin acquisition."""
-        self._channel.send({"op": "start"})
+        """Begin acquisition. Raises `CameraGone`."""
+        try:
+            self._channel.send({"op": "start"})
+        except (PeerGone, TimeoutError) as error:
+            raise CameraGone(f"the camera process died before its start: {error}") from error
 
     def receive(self, timeout_s: float) -> tuple[Frame, int] | Tick | None:
         """The next frame with its slot, or a tick; None after `timeout_s`.
@@ -109,7 +114,7 @@ class CameraProcess:
         """End the process: it sees end-of-file; a stuck one is killed. Frees the ring."""
         self._channel.close()
         try:
-            self._process.wait(timeout=2.0)
+            self._process.wait(timeout=_CLOSE_LIMIT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -157,7 +162,10 @@ class CameraProcess:
 def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
     try:
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "station.acquisition", str(theirs.fileno())],
+            [
+                *(sys.executable, "-P", "-m", "station.acquisition"),
+                *(str(theirs.fileno()), str(os.getpid())),
+            ],
             pass_fds=(theirs.fileno(),),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -281,23 +289,28 @@ def _wait_for_end_of_file(channel: Channel) -> None:
         channel.receive()
 
 
-def _exit_with_station(descriptor: int) -> None:
-    """End at once when the station is gone, also while a driver opens a camera or waits."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLRDHUP)
-    poll.poll()
-    time.sleep(_END_S)
-    os._exit(0)
+def _die_with(station_pid: int) -> None:
+    """Let the kernel end this process when the station dies: a vendor's library that hangs would
+    keep any thread of its own from doing so, and the camera from being opened again."""
+    if _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"prctl: {os.strerror(number)}")
+    if os.getppid() != station_pid:
+        os._exit(0)
+
+
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> int:
+    _die_with(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    with Channel(socket.socket(fileno=int(sys.argv[1]))) as channel:
-        threading.Thread(target=_exit_with_station, args=(channel.fileno(),), daemon=True).start()
-        try:
-            _serve(channel)
-        except PeerGone:
-            return 0
+    with (
+        Channel(socket.socket(fileno=int(sys.argv[1]))) as channel,
+        contextlib.suppress(PeerGone),
+    ):
+        _serve(channel)
     return 0
 
 

@@ -29,7 +29,8 @@ class ControlServer:
         handle: Callable[[str, str], Json],
     ) -> None:
         """`handle(op, who)` carries out one command and returns its answer."""
-        self._listener = Listener(control_path(runtime_dir))
+        # Anybody may ask for the status; the other commands look at who asks.
+        self._listener = Listener(control_path(runtime_dir), mode=0o666)
         self._selector = selector
         self._handle = handle
         self._clients: set[Channel] = set()

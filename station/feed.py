@@ -31,6 +31,7 @@ from station.strip import (
 )
 
 _REOPEN_PAUSE_S = 0.5
+_HANG_LIMIT_S = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ class Feed:
         self._recorder = recorder
         self._work: PlateWork | None = None
         self._last_frame_id: int | None = None
-        self._last_frame_at = time.monotonic()
+        self._heard_at = self._last_frame_at = time.monotonic()
         self._is_stopping = threading.Event()
         self._draw = random.Random()
         self._thread = threading.Thread(target=self._run, name="acquire", daemon=True)
@@ -122,14 +123,16 @@ class Feed:
     def stop(self) -> None:
         """End the acquisition; a plate on the belt becomes UNDECIDED(interrupted)."""
         self._is_stopping.set()
-        self._thread.join(timeout=10.0)
+        if self._thread.ident is not None:
+            self._thread.join(timeout=10.0)
+        elif self._camera is not None:  # never started
+            self._camera.close()
 
     # --- the thread -----------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            assert self._camera is not None
-            self._camera.start()
+            self._begin()
             self._loop()
             self._end()
         except BaseException as error:  # noqa: BLE001  the station decides what to do
@@ -139,6 +142,14 @@ class Feed:
                 self._camera.close()
             if self._recorder is not None:
                 self._recorder.close()
+
+    def _begin(self) -> None:
+        assert self._camera is not None
+        self._heard_at = self._last_frame_at = time.monotonic()
+        try:
+            self._camera.start()
+        except CameraGone as error:
+            self._lose_camera(str(error))
 
     def _loop(self) -> None:
         while not self._is_stopping.is_set():
@@ -153,10 +164,14 @@ class Feed:
             except EndOfSource:
                 self._handle(self._cutter.finish())
                 return
+            self._check_silence()
+            if item is None:
+                self._check_liveness()
+                continue
+            self._heard_at = time.monotonic()
             if isinstance(item, Tick):
                 self._inspector.tick(item)
-                self._check_silence()
-            elif item is not None:
+            else:
                 self._take(*item)
 
     def _take(self, frame: Frame, slot: int) -> None:
@@ -235,12 +250,17 @@ class Feed:
             detail = f"no scan line for {timeout_s:g} s"
             self._handle(self._cutter.stop_plate(Reason.BELT_STOPPED, detail))
 
+    def _check_liveness(self) -> None:
+        """A camera process ticks also while no plate comes; one that does not hangs."""
+        if time.monotonic() - self._heard_at > _HANG_LIMIT_S:
+            self._lose_camera(f"the camera process hangs: nothing for {_HANG_LIMIT_S:g} s")
+
     def _lose_camera(self, problem: str) -> None:
         assert self._camera is not None
+        self._post(CameraState(problem))
         self._camera.close()
         self._camera = None
         self._last_frame_id = None
-        self._post(CameraState(problem))
         self._handle(self._cutter.lose(problem))
 
     def _reopen(self) -> None:
@@ -259,6 +279,6 @@ class Feed:
             return
         self._camera = camera
         self.counts.camera_restarts += 1
-        self._last_frame_at = time.monotonic()
-        camera.start()
-        self._post(CameraState(""))
+        self._begin()
+        if self._camera is not None:
+            self._post(CameraState(""))

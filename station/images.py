@@ -34,6 +34,7 @@ _ZLIB_HEADER = b"\x78\x01"
 _SUB = 1
 _TEMPORARY = "incoming"
 _QUARANTINE = "quarantine"
+_QUARANTINED = 1000
 _JANITOR_LIMIT_S = 2.0
 
 
@@ -143,14 +144,19 @@ class ImageFolder:
 
     def write(self, pixels: Pixels, band_rows: Sequence[int], keep: Sequence[str]) -> list[Written]:
         """Encode and write what is kept of a plate to temporary files; any thread."""
-        written = []
-        if "evidence" in keep:
-            data = encode_png(pixels, band_rows)
-            height, width = pixels.shape
-            written.append(self._write("evidence", "png", data, width, height))
-        if "preview" in keep:
-            data, width, height = encode_preview(pixels)
-            written.append(self._write("preview", "jpg", data, width, height))
+        written: list[Written] = []
+        try:
+            if "evidence" in keep:
+                data = encode_png(pixels, band_rows)
+                height, width = pixels.shape
+                written.append(self._write("evidence", "png", data, width, height))
+            if "preview" in keep:
+                data, width, height = encode_preview(pixels)
+                written.append(self._write("preview", "jpg", data, width, height))
+        except OSError:
+            for item in written:
+                item.temporary.unlink(missing_ok=True)
+            raise
         return written
 
     def make_durable(self, written: Sequence[Written]) -> None:
@@ -180,12 +186,23 @@ class ImageFolder:
                 if name not in referenced and entry.stat().st_ctime >= since_s:
                     shutil.move(entry.path, self._quarantine / entry.name)
                     moved += 1
+        self._bound_quarantine()
         return moved
+
+    def _bound_quarantine(self) -> None:
+        """What no row ever named is kept for a look, but not for ever."""
+        kept = sorted(self._quarantine.iterdir(), key=lambda path: path.stat().st_mtime)
+        for path in kept[:-_QUARANTINED]:
+            path.unlink()
 
     def _write(self, role: str, suffix: str, data: bytes, width: int, height: int) -> Written:
         sha256 = hashlib.sha256(data).hexdigest()
         temporary = self._temporary / uuid.uuid4().hex
-        temporary.write_bytes(data)
+        try:
+            temporary.write_bytes(data)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         body = ImageBody.model_validate(
             {
                 "role": role,

@@ -27,6 +27,14 @@ class PeerGone(ConnectionError):
     """The other process closed its end or died."""
 
 
+class NotPermitted(PeerGone):
+    """This user may not talk to the other process."""
+
+
+class NotAMessage(ValueError):
+    """What arrived is no JSON object; its descriptors are closed."""
+
+
 class PacketTooLarge(ValueError):
     """A message does not fit in one packet; send less of it."""
 
@@ -41,6 +49,18 @@ class Packet:
     def close(self) -> None:
         for descriptor in self.descriptors:
             os.close(descriptor)
+
+
+_NOTHING: Json = {}
+
+
+def _object(payload: bytes) -> Json:
+    """The JSON object that a packet holds; `_NOTHING` if it holds none."""
+    try:
+        body = json.loads(payload)
+    except (ValueError, RecursionError):
+        return _NOTHING
+    return body if isinstance(body, dict) else _NOTHING
 
 
 class Channel:
@@ -74,8 +94,8 @@ class Channel:
             raise PeerGone(str(error)) from error
 
     def receive(self, timeout_s: float | None = None) -> Packet:
-        """Wait for one message. Raises `PeerGone` at end-of-file, TimeoutError after `timeout_s`
-        (0: BlockingIOError at once)."""
+        """Wait for one message. Raises `PeerGone` at end-of-file, `NotAMessage`, TimeoutError after
+        `timeout_s` (0: BlockingIOError at once)."""
         self._socket.settimeout(timeout_s)
         try:
             payload, descriptors, _, _ = socket.recv_fds(
@@ -83,9 +103,13 @@ class Channel:
             )
         except ConnectionResetError as error:
             raise PeerGone(str(error)) from error
-        if not payload:
+        packet = Packet(_object(payload), tuple(descriptors))
+        if packet.body is _NOTHING:
+            packet.close()
+            if payload:
+                raise NotAMessage(f"no JSON object: {payload[:40]!r}")
             raise PeerGone("the other process closed the connection")
-        return Packet(json.loads(payload), tuple(descriptors))
+        return packet
 
     def request(self, body: Json, timeout_s: float = 5.0) -> Json:
         """Send one message and return the next one that comes back."""
@@ -138,7 +162,7 @@ class Listener:
 def connect(path: Path, timeout_s: float = 0.0) -> Channel:
     """Connect to a listener, waiting up to `timeout_s` for it to appear.
 
-    Raises `PeerGone` that names the path if nobody listens there.
+    Raises `PeerGone` that names the path if nobody listens there, `NotPermitted`.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -153,6 +177,11 @@ def connect(path: Path, timeout_s: float = 0.0) -> Channel:
             if time.monotonic() >= deadline:
                 raise PeerGone(f"nobody listens at {path}") from error
             time.sleep(0.02)
+        except PermissionError as error:
+            connection.close()
+            raise NotPermitted(
+                f"{path}: this user may not use it; be the station's user or root"
+            ) from error
         except BaseException:
             connection.close()
             raise

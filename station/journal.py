@@ -8,12 +8,13 @@ not acknowledged is sent again to its successor.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import hashlib
 import json
 import logging
 import mmap
 import os
+import select
 import selectors
 import signal
 import threading
@@ -22,7 +23,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
@@ -31,22 +32,33 @@ from pydantic import TypeAdapter, ValidationError
 
 from station.config import EX_CONFIG, Configuration
 from station.images import ImageFolder, Pixels, Written
-from station.ipc import Channel, Json, Listener, PacketTooLarge, PeerGone, connect
-from station.qms import IMAGES, ContradictionError, Reader, Store, StoreError, publish_snapshot
-from station.record import AnyBody, Body, ImageBody, ResultBody, utc_now
-from station.systemd import lifeline, notify
+from station.ipc import Channel, Json, Listener, NotAMessage, PacketTooLarge, PeerGone, connect
+from station.lock import take_lock
+from station.qms import (
+    IMAGES,
+    ContradictionError,
+    Reader,
+    Store,
+    StoreError,
+    StoreRefused,
+    publish_snapshot,
+)
+from station.record import AnyBody, Body, ImageBody, ResultBody, rfc3339, utc_now
+from station.systemd import exit_with_starter, notify
 
 _LOG = logging.getLogger("journal")
 _BODIES: TypeAdapter[AnyBody] = TypeAdapter(AnyBody)
 _LOCK = "lock"
 _LAST_TICK = "last-tick"
-_LOCK_WAIT_S = 5.0
 _ENCODERS = 2
 _MAX_WAITING = 64
 """Submissions in work; a client with more finds its socket full."""
 _STUCK_S = 2.0
 _TICK_FILE_EVERY_S = 0.5
 _ORPHANS_SINCE_S = 3600.0
+_SNAPSHOT_PAUSES = 20
+_MIN_FREE_FILES = 20
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def journal_path(runtime_dir: Path) -> Path:
@@ -69,7 +81,9 @@ class JournalClient:
         self._channel = connect(self._path, timeout_s)
 
     def hello(self) -> Json:
-        """last_sequence, open_plates, last_plate_ordinal, last_tick_at, head (seq, chain)."""
+        """What the last life left: last_sequence, open_plates (bodies), without_actuation (result
+        ids), held (body of a FAIL or UNDECIDED that nobody acknowledged), last_plate_ordinal,
+        last_tick_at, head (seq, chain)."""
         return self._connected.request({"op": "hello"}, timeout_s=30.0)
 
     def submit(
@@ -143,38 +157,27 @@ class JournalClient:
 
 def serve(configuration: Configuration) -> int:
     """Run until told to stop. Exit status 0, 1 after a failed write, 78 if another one runs."""
+    exit_with_starter()
     directory = configuration.journal.directory
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = _take_lock(directory)
+    try:
+        lock = take_lock(directory / _LOCK)
+    except OSError as error:
+        _LOG.error("journal.directory %s cannot be used: %s", directory, error.strerror)
+        return EX_CONFIG
     if lock is None:
         _LOG.error(
-            "%s: another station's journal process writes this log; give each station a "
-            "journal.directory of its own",
+            "journal.directory %s: another station's journal process writes this log; give each "
+            "station a folder of its own",
             directory,
         )
         return EX_CONFIG
     try:
-        journal = _Journal(configuration)
-        return journal.run()
+        return _Journal(configuration).run()
     except (StoreError, OSError) as error:
         _LOG.error("%s: cannot write: %s", directory, error)
         return 1
     finally:
         os.close(lock)
-
-
-def _take_lock(directory: Path) -> int | None:
-    descriptor = os.open(directory / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    deadline = time.monotonic() + _LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                os.close(descriptor)
-                return None
-            time.sleep(0.05)
 
 
 @dataclass(slots=True, eq=False)
@@ -204,9 +207,6 @@ class _Journal:
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wake, selectors.EVENT_READ, self._on_wake)
-        starter = lifeline()
-        if starter is not None:
-            self._selector.register(starter, selectors.EVENT_READ, self._starter_gone)
         self._encoders = ThreadPoolExecutor(_ENCODERS, "encode")
         self._waiting: deque[_Waiting] = deque()
         self._clients: set[Channel] = set()
@@ -220,8 +220,13 @@ class _Journal:
         notify("READY=1")
         heartbeat = 0.0
         while not (self._is_stopping and not self._waiting):
-            for key, _ in self._selector.select(timeout=0.25):
-                key.data()
+            if len(self._waiting) < _MAX_WAITING:
+                for key, _ in self._selector.select(timeout=0.25):
+                    key.data()
+            else:
+                # Bounded: nothing more is taken until a picture is encoded.
+                select.select([self._wake], [], [], 0.25)
+                self._on_wake()
             self._commit()
             self._renew_snapshot()
             if time.monotonic() - heartbeat > 0.25 and not self._is_stuck():
@@ -237,7 +242,7 @@ class _Journal:
             self._drop(client)
         self._encoders.shutdown()
         self._write_last_tick()
-        self._store.publish_snapshot()
+        self._publish()
         self._store.close()
         self._listener.close()
 
@@ -248,10 +253,6 @@ class _Journal:
     def _on_wake(self) -> None:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
-
-    def _starter_gone(self) -> None:
-        """Nobody would replace this process; what is unacknowledged is sent again."""
-        os._exit(1)
 
     # --- clients --------------------------------------------------------------------------------
 
@@ -271,7 +272,7 @@ class _Journal:
 
     def _serve(self, client: Channel) -> None:
         """Take what this client has sent, but no more than is bounded."""
-        while len(self._waiting) < _MAX_WAITING:
+        while client in self._clients and len(self._waiting) < _MAX_WAITING:
             try:
                 packet = client.receive(timeout_s=0)
             except BlockingIOError:
@@ -279,11 +280,14 @@ class _Journal:
             except PeerGone:
                 self._drop(client)
                 return
-            except ValueError:
-                self._answer(client, {"ok": False, "error": "not a message"})
+            except NotAMessage as error:
+                self._answer(client, {"ok": False, "error": str(error)})
                 continue
             try:
                 self._handle(client, packet.body, packet.descriptors)
+            except (KeyError, TypeError, ValueError) as error:
+                _LOG.warning("a client sent nonsense and was dropped: %r", error)
+                self._drop(client)
             finally:
                 packet.close()
 
@@ -313,6 +317,10 @@ class _Journal:
             "ok": True,
             "last_sequence": self._store.last_sequence(),
             "open_plates": self._store.open_plates(),
+            "without_actuation": [
+                body["result_id"] for body in self._store.results_without_actuation()
+            ],
+            "held": self._store.held_result(),
             "last_plate_ordinal": self._store.last_plate_ordinal(),
             "last_tick_at": self._last_tick_at,
             "head": {"seq": seq, "chain_sha256": chain},
@@ -333,6 +341,8 @@ class _Journal:
     def _refusal(self) -> str | None:
         """Why nothing may be written now; None if it may."""
         status = os.statvfs(self._directory)
+        if status.f_files and status.f_favail < _MIN_FREE_FILES:
+            return f"{self._directory}: the file system has no room for more files; remove some"
         free_mb = status.f_bavail * status.f_frsize / 1e6
         if free_mb < self._settings.min_free_mb:
             return (
@@ -349,9 +359,7 @@ class _Journal:
     def _submit(self, client: Channel, body: Json, descriptors: tuple[int, ...]) -> None:
         refusal = self._refusal()
         if refusal is not None:
-            self._answer(
-                client, {"ok": False, "id": body.get("id"), "error": refusal, "is_full": True}
-            )
+            self._refuse(client, body["id"], refusal)
             return
         try:
             rows: list[Body] = [_BODIES.validate_python(row) for row in body["rows"]]
@@ -366,6 +374,10 @@ class _Journal:
             encoded = self._encoders.submit(self._encode, view, pixels)
             encoded.add_done_callback(lambda _: os.eventfd_write(self._wake, 1))
         self._waiting.append(_Waiting(client, body["id"], rows, encoded, time.monotonic()))
+
+    def _refuse(self, client: Channel, number: int, error: str) -> None:
+        """Nothing was written; the client keeps the rows and sends them again."""
+        self._answer(client, {"ok": False, "id": number, "error": error, "is_full": True})
 
     def _encode(self, pixels: Pixels, wanted: Json) -> tuple[str, list[Written]]:
         sha256 = hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
@@ -387,9 +399,14 @@ class _Journal:
             ready.append(self._waiting.popleft())
         if not ready:
             return
-        rows, written = [], list[Written]()
+        accepted: list[_Waiting] = []
+        written: list[Written] = []
         for item in ready:
             if item.encoded is not None:
+                problem = item.encoded.exception()
+                if isinstance(problem, OSError) and problem.errno in _DISK_FULL:
+                    self._refuse(item.client, item.number, f"{problem.strerror}; free some space")
+                    continue
                 sha256, pictures = item.encoded.result()
                 written += pictures
                 images = tuple(picture.body for picture in pictures)
@@ -398,29 +415,39 @@ class _Journal:
                     "pixels_sha256": sha256,
                     "images": [image.model_dump() for image in images],
                 }
-            rows.append(item.rows)
+            accepted.append(item)
         try:
             self._images.make_durable(written)
         except OSError as error:
             raise StoreError(f"{self._images.directory}: {error.strerror}") from error
-        self._append(ready, rows)
+        self._append(accepted)
 
-    def _append(self, ready: list[_Waiting], rows: list[list[Body]]) -> None:
+    def _append(self, items: list[_Waiting]) -> None:
         """One transaction for all; one by one if a row contradicts the log."""
         try:
-            numbers = iter(self._store.append([row for group in rows for row in group]))
-            for item, group in zip(ready, rows, strict=True):
-                seqs = [next(numbers) for _ in group]
-                answer = {"ok": True, "seq": seqs, "pictures": item.pictures}
-                self._answer(item.client, {"id": item.number, **answer})
+            numbers = iter(self._store.append([row for item in items for row in item.rows]))
         except ContradictionError:
-            for item, group in zip(ready, rows, strict=True):
-                try:
-                    seqs = self._store.append(group)
-                    answer = {"ok": True, "seq": seqs, "pictures": item.pictures}
-                except ContradictionError as error:
-                    answer = {"ok": False, "error": str(error)}
-                self._answer(item.client, {"id": item.number, **answer})
+            for item in items:
+                self._append_alone(item)
+            return
+        except StoreRefused as error:
+            for item in items:
+                self._refuse(item.client, item.number, str(error))
+            return
+        for item in items:
+            self._acknowledge(item, [next(numbers) for _ in item.rows])
+
+    def _append_alone(self, item: _Waiting) -> None:
+        try:
+            self._acknowledge(item, self._store.append(item.rows))
+        except ContradictionError as error:
+            self._answer(item.client, {"ok": False, "id": item.number, "error": str(error)})
+        except StoreRefused as error:
+            self._refuse(item.client, item.number, str(error))
+
+    def _acknowledge(self, item: _Waiting, seqs: list[int]) -> None:
+        answer = {"ok": True, "id": item.number, "seq": seqs, "pictures": item.pictures}
+        self._answer(item.client, answer)
 
     # --- what is left behind --------------------------------------------------------------------
 
@@ -434,10 +461,14 @@ class _Journal:
         self._snapshot.start()
 
     def _publish(self) -> None:
+        started = time.monotonic()
         try:
             publish_snapshot(self._directory)
         except Exception as error:  # noqa: BLE001  the log itself is not affected
             _LOG.warning("the snapshot could not be renewed: %s", error)
+        # A long log is copied less often, so that copying stays a small part of the work.
+        pause_s = _SNAPSHOT_PAUSES * (time.monotonic() - started)
+        self._snapshot_due = max(self._snapshot_due, time.monotonic() + pause_s)
 
     def _write_last_tick(self) -> None:
         if self._last_tick_at is None:
@@ -448,21 +479,23 @@ class _Journal:
         temporary.rename(self._directory / _LAST_TICK)
 
     def _read_last_tick(self) -> str | None:
-        """The last moment that is known to have been watched: the file's, or the last row's."""
-        with contextlib.suppress(FileNotFoundError):
-            return (self._directory / _LAST_TICK).read_text().strip() or None
+        """The last moment that is known to have been watched; None where no file says one."""
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            at = datetime.fromisoformat((self._directory / _LAST_TICK).read_text().strip())
+            return rfc3339(at)
         return None
 
     def _clean_images(self) -> None:
-        """Quarantine pictures that a death left without a row."""
-        since = 0.0
+        """Quarantine pictures that a death left without a row. Only the last hours are looked at:
+        older ones were looked at by an earlier start."""
+        since, rows_since = 0.0, ""
         if self._last_tick_at is not None:
-            last = datetime.fromisoformat(self._last_tick_at.replace("Z", "+00:00"))
+            last = datetime.fromisoformat(self._last_tick_at)
             since = last.timestamp() - _ORPHANS_SINCE_S
+            rows_since = rfc3339(datetime.fromtimestamp(since - _ORPHANS_SINCE_S, UTC))
         with Reader(self._directory) as reader:
-            referenced = {
-                image["path"] for body in reader.bodies("result") for image in body["images"]
-            }
+            rows = reader.bodies("result", rows_since)
+            referenced = {image["path"] for body in rows for image in body["images"]}
         moved = self._images.clean(referenced, since)
         if moved:
             _LOG.warning("%d pictures without a row moved to quarantine", moved)
@@ -476,6 +509,8 @@ def _map_pixels(descriptor: int, wanted: Json) -> Pixels:
     if min(rows, width) < 1 or stride < width or offset + rows * stride > size:
         raise ValueError(f"pixels {json.dumps(wanted)[:200]} do not lie in {size} bytes")
     memory = np.frombuffer(mmap.mmap(descriptor, size, prot=mmap.PROT_READ), np.uint8)
+    if not {"evidence", "preview"}.issuperset(wanted["keep"]) or sum(wanted["band_rows"]) != rows:
+        raise ValueError(f"pictures {json.dumps(wanted)[:200]} cannot be made of {rows} rows")
     view: Pixels = memory[offset : offset + rows * stride].reshape(rows, stride)[:, :width]
     return view
 

@@ -7,13 +7,13 @@ light shows FAULT. Imports neither numpy nor ONNX Runtime nor a database: it mus
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import itertools
+import json
 import logging
 import os
 import selectors
 import signal
+import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from drivers.errors import DeviceError
 from drivers.stacklight import LightState, StackLight, open_stack_light
 from station.config import EX_CONFIG, Configuration, LightSettings
 from station.ipc import Channel, Json, Listener, PeerGone, connect
+from station.lock import take_lock
 from station.record import Provenance
 from station.systemd import lifeline, notify
 
@@ -38,7 +39,6 @@ _TURN_S = 0.25
 _REOPEN_S = 0.5
 _REWRITE_S = 1.0
 """FAULT is written again this often: a light that was off meanwhile shows it when it is back."""
-_LOCK_WAIT_S = 5.0
 _MAX_CLIENTS = 16
 
 _log = logging.getLogger(__name__)
@@ -186,14 +186,17 @@ def _answer(body: Json) -> LampAnswer:
 # --- the process ----------------------------------------------------------------------------------
 
 
-def serve(configuration: Configuration) -> int:
+def serve(configuration: Configuration, is_restart: bool = False) -> int:
     """Run the lamp process until SIGTERM, SIGINT or the starter's death; FAULT is the first and
-    the last thing it writes. Exit status: 0 told to stop; 1 the device cannot be opened, or the
-    starter is dead; 78 another lamp process runs here, or the runtime folder cannot be used.
+    the last thing it writes. With `is_restart` a device that cannot be opened is looked for again
+    and again: the station records plates meanwhile. Each new state is a line on stdout.
+
+    Exit status: 0 told to stop; 1 the device cannot be opened, or the starter is dead; 78 another
+    lamp process runs here, or the runtime folder cannot be used.
     """
     runtime_dir = configuration.station.runtime_dir
     try:
-        lock = _take_lock(runtime_dir)
+        lock = take_lock(runtime_dir / "lamp.lock")
     except OSError as error:
         _log.error("station.runtime_dir %s cannot be used: %s", runtime_dir, error.strerror)
         return EX_CONFIG
@@ -201,7 +204,7 @@ def serve(configuration: Configuration) -> int:
         _log.error("another lamp process holds %s; stop that one", runtime_dir / "lamp.lock")
         return EX_CONFIG
     try:
-        return _Lamp(configuration.light, runtime_dir).run()
+        return _Lamp(configuration.light, runtime_dir).run(is_restart)
     except DeviceError as error:
         _log.error("light.device: %s", error)
         return 1
@@ -209,23 +212,13 @@ def serve(configuration: Configuration) -> int:
         os.close(lock)
 
 
-def _take_lock(runtime_dir: Path) -> int | None:
-    """A descriptor that holds the lock; None if another process keeps it. Raises OSError."""
-    runtime_dir.mkdir(parents=True, exist_ok=True)
-    lock = os.open(runtime_dir / "lamp.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
-    deadline = time.monotonic() + _LOCK_WAIT_S
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                os.close(lock)
-                raise
-        if time.monotonic() >= deadline:
-            os.close(lock)
-            return None
-        time.sleep(0.02)
+def _say(event: Json) -> None:
+    """A line on stdout for whoever watches; lost where nobody reads: nothing here may wait."""
+    line = json.dumps(event, separators=(",", ":")) + "\n"
+    with contextlib.suppress(OSError):
+        if stat.S_ISFIFO(os.fstat(1).st_mode):
+            os.set_blocking(1, False)
+        os.write(1, line.encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,11 +271,17 @@ class _Lamp:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._exit_status: int | None = None
 
-    def run(self) -> int:
+    def run(self, is_restart: bool) -> int:
         """Raises `DeviceError` if the device cannot be opened or does not take FAULT at start."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
-        self._open_with_fault()
+        try:
+            self._open_with_fault()
+        except DeviceError as error:
+            if not is_restart:
+                raise
+            _log.error("%s", error)
+            self._problem = str(error)
         try:
             self._listen()
             notify("READY=1")
@@ -364,6 +363,8 @@ class _Lamp:
     def _took(
         self, state: LightState, result_id: str, expires_ns: int | None, is_confirmed: bool
     ) -> None:
+        if (state, result_id) != (self._state, self._result_id):
+            _say({"lamp": {"state": str(state), "result_id": result_id}})
         self._state, self._result_id, self._expires_ns = state, result_id, expires_ns
         self._is_confirmed, self._shown_ns = is_confirmed, time.monotonic_ns()
 

@@ -162,7 +162,7 @@ class Store:
         return self._lacking("result", "actuation")
 
     def held_result(self) -> Json | None:
-        """The newest FAIL or UNDECIDED that nobody has acknowledged since; None if there is none."""
+        """The newest FAIL or UNDECIDED that nobody has acknowledged since, if there is one."""
         acknowledged = self._last_change("ack")
         newest = max(
             self._scalar("SELECT max(seq) FROM row WHERE verdict = 'FAIL'") or 0,
@@ -187,10 +187,6 @@ class Store:
             "SELECT max(plate_ordinal) FROM row WHERE plate_ordinal IS NOT NULL "
             f"AND seq >= {began_anew or 0}"
         )
-
-    def publish_snapshot(self) -> None:
-        """Copy the log to a file that any tool may read; the copy is whole or not there."""
-        publish_snapshot(self.directory)
 
     def close(self) -> None:
         self._connection.close()

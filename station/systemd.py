@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
+import threading
 
 LIFELINE_VARIABLE = "VQI_LIFELINE_FD"
 """Names the descriptor of a pipe whose write end only the starter holds."""
@@ -41,3 +43,18 @@ def lifeline() -> int | None:
     except OSError:
         return None
     return descriptor
+
+
+def exit_with_starter() -> None:
+    """End this process at once when its starter is dead, also while it is busy: nobody would
+    replace its parts, and its successor must not find it alive."""
+    descriptor = lifeline()
+    if descriptor is not None:
+        threading.Thread(target=_exit_at_end_of_file, args=(descriptor,), daemon=True).start()
+
+
+def _exit_at_end_of_file(descriptor: int) -> None:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    poll.poll()
+    os._exit(1)

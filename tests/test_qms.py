@@ -257,7 +257,7 @@ def test_a_newer_schema_is_refused(directory: Path) -> None:
 
 def test_the_snapshot_says_what_the_live_file_says(directory: Path, tmp_path: Path) -> None:
     with Store(directory) as store:
-        store.publish_snapshot()
+        publish_snapshot(store.directory)
         with Reader(directory) as live:
             assert live.source == "live"
             rows = [tuple(row) for row in live.rows()]

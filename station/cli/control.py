@@ -6,7 +6,7 @@ import typer
 
 from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json
 from station.control import send_command
-from station.ipc import Json, PeerGone
+from station.ipc import Json, NotPermitted, PeerGone
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -15,6 +15,8 @@ def _send(config: str, op: str) -> Json:
     runtime_dir = load_or_exit(config).value.station.runtime_dir
     try:
         answer = send_command(runtime_dir, op)
+    except NotPermitted as error:
+        fail(str(error))
     except (PeerGone, TimeoutError) as error:
         fail(f"no station answers in {runtime_dir} ({error}); start it with `vqi run`")
     if not answer["ok"]:

@@ -16,7 +16,7 @@ from drivers.errors import DeviceError
 from drivers.stacklight import LightState, StackLight, open_stack_light
 from station.cli.common import ConfigOption, fail, load_or_exit
 from station.config import Configuration
-from station.ipc import PeerGone
+from station.ipc import NotPermitted, PeerGone
 from station.lamp import LAMP_TEST_S, LampClient, LampError
 
 app = typer.Typer(no_args_is_help=True)
@@ -76,6 +76,8 @@ def _through_lamp_or_device(
         with LampClient(settings.station.runtime_dir) as lamp:
             try:
                 lamp.connect(timeout_s=0.0)
+            except NotPermitted:
+                raise
             except PeerGone:
                 with (
                     open_stack_light(settings.light.device, settings.light.pattern_table) as device,
@@ -87,6 +89,8 @@ def _through_lamp_or_device(
     except DeviceError as error:
         fail(f"light.device: {error}")
     except LampError as error:
+        fail(str(error))
+    except NotPermitted as error:
         fail(str(error))
     except (PeerGone, TimeoutError) as error:
         fail(f"the lamp process went away or hangs ({error}); see its log")

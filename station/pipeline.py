@@ -469,6 +469,7 @@ class Station:
             triggers=joined.triggers,
             from_ordinal=joined.from_ordinal,
             to_ordinal=joined.to_ordinal,
+            is_counter_new=joined.is_counter_new,
         )
         self._submit([body])
 

@@ -113,6 +113,8 @@ class Joined:
     triggers: int | None
     from_ordinal: int | None
     to_ordinal: int | None
+    is_counter_new: bool = False
+    """The trigger counter is behind what the log answers for: it began anew."""
 
 
 Event = PlateOpened | TileRowReady | PlateClosed | Gap | Joined
@@ -174,10 +176,21 @@ class _Interruption:
     first_frame_id: int
     last_frame_id: int
     lost_frames: int
-    scan_lines: int
+    scan_lines: float
+    """Unseen; infinite where that is unknown."""
     had_plate: bool
     triggers: int = 0
     frames_to_settle: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Break:
+    """Frames do not follow one another."""
+
+    text: str
+    lost_frames: int
+    scan_lines: float
+    """Unseen; infinite where that is unknown."""
 
 
 @dataclass(slots=True)
@@ -218,23 +231,29 @@ class _Continuity:
             (Reason.STUCK, f"frame {frame.frame_id} repeats the last pixels") if is_same else None
         )
 
-    def break_before(self, frame: Frame) -> tuple[int, str] | None:
-        """Frames lost between the last frame and this one, and how it shows; None if none."""
+    def break_before(self, frame: Frame) -> _Break | None:
+        """What was lost between the last frame and this one; None if nothing."""
         if self.frame_id is None:
             return None
         step = frame.frame_id - self.frame_id
         if step > 1:
-            return step - 1, f"frames {self.frame_id + 1} to {frame.frame_id - 1} are lost"
-        if step < 1:
-            return 0, f"frame {frame.frame_id} came after frame {self.frame_id}"
+            text = f"frames {self.frame_id + 1} to {frame.frame_id - 1} are lost"
+            return _Break(text, step - 1, (step - 1) * self.frame_height)
+        if step == 0:
+            text = f"frame {frame.frame_id} came after frame {self.frame_id}"
+            return _Break(text, 0, self.frame_height)
+        if step < 0:
+            text = f"frame {frame.frame_id} came after frame {self.frame_id}"
+            return _Break(text, 0, math.inf)
         if frame.timestamp_ns < self.timestamp_ns:
-            return 0, f"frame {frame.frame_id} is older than the one before"
+            return _Break(f"frame {frame.frame_id} is older than the one before", 0, math.inf)
         if (
             self.encoder_value not in (None, frame.encoder_value)
             and frame.encoder_value is not None
         ):
             missing = frame.encoder_value - (self.encoder_value or 0)
-            return 0, f"the encoder jumps by {missing} scan lines before frame {frame.frame_id}"
+            text = f"the encoder jumps by {missing} scan lines before frame {frame.frame_id}"
+            return _Break(text, 0, missing if missing > 0 else math.inf)
         return None
 
     def remember(self, frame: Frame, is_trusted: bool) -> None:
@@ -275,6 +294,9 @@ class StripCutter:
         self._joining_from = accounted_ordinal
         self._joining = 2
         self._joined_triggers = 0
+        self._is_counter_new = False
+        self._unseen_lines = 0
+        """Plate lines since the last belt, while no plate could be told from another."""
         self._gap: _Interruption | None = None
         self._events: list[Event] = []
 
@@ -282,10 +304,11 @@ class StripCutter:
         """Take one frame's scan lines; its pixels may be reused afterwards."""
         lost = self._continuity.break_before(frame)
         if lost is not None:
-            self._interrupt(Reason.INCOMPLETE, lost[1], frame.frame_id, lost[0])
+            self._interrupt(Reason.INCOMPLETE, frame.frame_id, lost)
         problem = self._continuity.problem(frame)
         if problem is not None:
-            self._interrupt(problem[0], problem[1], frame.frame_id, 0)
+            unseen = _Break(problem[1], 0, self._continuity.frame_height)
+            self._interrupt(problem[0], frame.frame_id, unseen)
         self._continuity.remember(frame, problem is None)
         if problem is None:
             self._settle(self.triggers.at_frame(frame.plate_counter), frame)
@@ -302,7 +325,8 @@ class StripCutter:
 
     def lose(self, detail: str) -> list[Event]:
         """The source is gone: what passes until its next frame is unknown; frame ids start anew."""
-        self._interrupt(Reason.INCOMPLETE, detail, (self._continuity.frame_id or 0) + 1, 0)
+        frame_id = (self._continuity.frame_id or 0) + 1
+        self._interrupt(Reason.INCOMPLETE, frame_id, _Break(detail, 0, math.inf))
         self._continuity.frame_id = None
         self._continuity.encoder_value = None
         return self._take_events()
@@ -313,6 +337,7 @@ class StripCutter:
             self._close(None, "")
         if self._gap is not None:
             self._report_gap(self._gap)
+        self._report_unseen(self._continuity.frame_id or 0)
         return self._take_events()
 
     # --- scan lines ---------------------------------------------------------------------------
@@ -329,7 +354,11 @@ class StripCutter:
 
     def _plate_lines(self, lines: _Lines) -> None:
         was_belt, self._belt_lines = self._belt_lines, 0
+        if self.plate is None and self._is_settling:
+            # Counted as unseen: its row must not come before the row of those that passed earlier.
+            self._is_synchronised = False
         if not self._is_synchronised:
+            self._unseen_lines += lines.count
             return
         if self.plate is None:
             self.plate = self._open(lines)
@@ -340,21 +369,49 @@ class StripCutter:
         self.plate.length_px = self.plate.lines
         self._score(self.plate, is_end=False)
         if taken < lines.count:
+            self._cut_off(lines.count - taken)
+
+    @property
+    def _is_settling(self) -> bool:
+        """How many plates passed before is not known yet."""
+        return bool(self._joining) or self._gap is not None
+
+    def _cut_off(self, lines: int) -> None:
+        """The plate is longer than any plate may be; what follows belongs to it or to others."""
+        assert self.plate is not None
+        if self.plate.is_separated:
             self._close(Reason.OVERLONG, f"longer than {self.geometry.max_rows} scan lines")
-            self._is_synchronised = False
+        else:
+            gap_mm = self.geometry.min_gap_px * self.geometry.pixel_pitch_mm
+            self._close(Reason.NOT_SEPARATED, f"less than {gap_mm:g} mm to the next plate")
+        self._is_synchronised = False
+        self._unseen_lines = lines
 
     def _belt(self, lines: _Lines) -> None:
         self._belt_lines += lines.count
         plate, geometry = self.plate, self.geometry
         if plate is None:
             if self._belt_lines >= geometry.min_gap_px:
-                self._is_synchronised = True
+                self._synchronise(lines.frame)
             return
         self._append(plate, lines)
         if self._belt_lines >= min(geometry.margin_px, geometry.min_gap_px):
             self._score(plate, is_end=True)
         if self._belt_lines >= geometry.min_gap_px:
             self._close(None, "")
+
+    def _synchronise(self, frame: Frame) -> None:
+        """Belt is seen: the next plate line is a leading edge."""
+        self._is_synchronised = True
+        self._report_unseen(frame.frame_id)
+
+    def _report_unseen(self, frame_id: int) -> None:
+        unseen, self._unseen_lines = self._unseen_lines, 0
+        could_hide_a_plate = unseen >= self.geometry.length_px - self.geometry.tolerance_px
+        # With a counter, the counter says how many they were.
+        if could_hide_a_plate and self.triggers.accounted is None and not self.geometry.is_whole:
+            detail = f"{unseen} scan lines of plates that could not be told apart"
+            self._events.append(Gap(Reason.GAP, detail, (frame_id, frame_id), 0, None, None))
 
     def _open(self, lines: _Lines) -> Plate:
         frame, capacity = lines.frame, buffer_lines(self.geometry)
@@ -436,23 +493,22 @@ class StripCutter:
 
     # --- gaps and triggers ----------------------------------------------------------------------
 
-    def _interrupt(self, reason: Reason, detail: str, frame_id: int, lost_frames: int) -> None:
+    def _interrupt(self, reason: Reason, frame_id: int, lost: _Break) -> None:
         had_plate = self.plate is not None
         if had_plate:
-            self._close(reason, detail)
+            self._close(reason, lost.text)
         self._is_synchronised = self.geometry.is_whole
-        self._belt_lines = 0
+        self._belt_lines = self._unseen_lines = 0
         self.triggers.interrupt()
-        scan_lines = max(1, lost_frames) * self._continuity.frame_height
         if self._gap is None:
-            first = frame_id - lost_frames
+            first = frame_id - lost.lost_frames
             self._gap = _Interruption(
-                reason, detail, first, frame_id, lost_frames, scan_lines, had_plate
+                reason, lost.text, first, frame_id, lost.lost_frames, lost.scan_lines, had_plate
             )
             return
         self._gap.last_frame_id, self._gap.frames_to_settle = frame_id, 2
-        self._gap.lost_frames += lost_frames
-        self._gap.scan_lines += scan_lines
+        self._gap.lost_frames += lost.lost_frames
+        self._gap.scan_lines += lost.scan_lines
 
     def _settle(self, unseen: int, frame: Frame) -> None:
         """Report plates that passed unseen, once the counter has said so twice."""
@@ -472,14 +528,18 @@ class StripCutter:
     def _settle_start(self, unseen: int, has_counter: bool) -> None:
         self._joining -= 1
         self._joined_triggers += max(0, unseen)
+        self._is_counter_new = self._is_counter_new or unseen < 0
         if has_counter and self._joining:
             return
         self._joining = 0
-        triggers: int | None = self._joined_triggers if has_counter else None
-        if has_counter and self._joining_from is None:
-            triggers = 0
-        end = (self._joining_from or 0) + self._joined_triggers if triggers else None
-        self._events.append(Joined(triggers, self._joining_from, end))
+        since = self._joining_from
+        if not has_counter or self._is_counter_new:
+            now = self.triggers.accounted if has_counter else None
+            self._events.append(Joined(None, since, now, self._is_counter_new))
+            return
+        triggers = 0 if since is None else self._joined_triggers
+        end = (since or 0) + triggers if triggers else None
+        self._events.append(Joined(triggers, since, end))
 
     def _report_gap(self, gap: _Interruption, has_counter: bool = False) -> None:
         self._gap = None

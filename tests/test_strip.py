@@ -19,6 +19,7 @@ from station.record import Reason
 from station.strip import (
     Event,
     Gap,
+    Joined,
     PlateClosed,
     PlateOpened,
     StripCutter,
@@ -199,7 +200,7 @@ def test_every_scored_pixel_lies_in_a_tile_and_no_other_enters_one(
         (plate(length=460), Reason.OVERLONG),
         (plate(length=900), Reason.OVERLONG),
         (plate(width=500), Reason.NARROW),
-        (np.concatenate([plate(), belt(20), plate()]), Reason.OVERLONG),
+        (np.concatenate([plate(), belt(20), plate()]), Reason.NOT_SEPARATED),
         (np.concatenate([plate(200), belt(20), plate(180, seed=2)]), Reason.NOT_SEPARATED),
     ],
 )
@@ -338,3 +339,95 @@ def test_a_gap_says_how_many_plates_the_trigger_counted_in_it() -> None:
     assert gap.triggers == 1
     assert gap.lost_frames == 12
     assert [e.plate.ordinal for e in events if isinstance(e, PlateOpened)] == [2]
+
+
+# --- nothing passes without a row ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loss", ["lose", "encoder", "id", "time"])
+def test_a_loss_of_unknown_length_inside_a_plate_is_also_a_gap(loss: str) -> None:
+    """Without a trigger counter: whatever may have passed meanwhile has a row of its own."""
+    lay = geometry()
+    cutter = StripCutter(lay, 64, lambda: np.empty((buffer_lines(lay), WIDTH), np.uint8))
+    frames = frames_of(strip_of(plate(), plate(seed=2))[: 64 * 14], range(0, 64 * 14, 64))
+    events = [event for frame in frames[:5] for event in cutter.feed(frame)]
+    if loss == "lose":
+        events += cutter.lose("unplugged")
+        later = frames[5:]
+    else:
+        change = {
+            "encoder": {"encoder_value": 5000 + 64 * 5},
+            "id": {"frame_id": 0},
+            "time": {"timestamp_ns": -9},
+        }[loss]
+        later = [replace(frames[5], **change), *frames[6:8]]
+    events += [event for frame in later for event in cutter.feed(frame)]
+    closed = [event.reason for event in events if isinstance(event, PlateClosed)]
+    assert closed[0] is Reason.INCOMPLETE
+    assert any(isinstance(event, Gap) for event in events)
+
+
+def test_a_short_loss_inside_a_plate_is_that_plates_alone() -> None:
+    strip = np.concatenate([strip_of(plate(), plate(seed=2)), belt(64)])
+    events = cut(spoilt(strip, 4, "lost"), is_height_fixed=True)
+    assert not any(isinstance(event, Gap) for event in events)
+
+
+def test_touching_plates_without_a_counter_leave_a_plate_and_a_gap() -> None:
+    train = np.concatenate([plate(seed=1), belt(15), plate(seed=2), belt(15), plate(seed=3)])
+    strip = strip_of(train, plate(seed=4))
+    events = cut(frames_of(strip, range(0, len(strip), 64)))
+    closed = [event.reason for event in events if isinstance(event, PlateClosed)]
+    assert closed == [Reason.NOT_SEPARATED, None]
+    gaps = [event for event in events if isinstance(event, Gap)]
+    assert len(gaps) == 1
+    assert "could not be told apart" in gaps[0].detail
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_at_every_moment_the_rows_answer_for_all_ordinals_so_far(data: st.DataObject) -> None:
+    """However often the run is cut, and wherever a kill falls: the highest ordinal in a row never
+    leaves one below it without a row."""
+    gaps = [data.draw(st.integers(BELT, 400)) for _ in range(4)]
+    parts: list[Pixels] = [belt(data.draw(st.integers(0, 300)))]
+    edges: list[int] = []
+    for number, gap in enumerate(gaps):
+        edges.append(sum(map(len, parts)))
+        parts += [plate(seed=number), belt(gap, seed=number)]
+    strip = np.concatenate(parts)
+    strip = strip[: len(strip) // 64 * 64]
+    before = data.draw(st.integers(0, 5))
+    passed = data.draw(st.integers(0, 3))
+    frames = [
+        replace(f, plate_counter=before + passed + sum(e < (f.encoder_value or 0) for e in edges))
+        for f in frames_of(strip, range(0, len(strip), 64))
+    ]
+    lost = data.draw(st.sets(st.integers(0, len(frames) - 1), max_size=4))
+    lay = geometry()
+    cutter = StripCutter(
+        lay, 64, lambda: np.empty((buffer_lines(lay), WIDTH), np.uint8), accounted_ordinal=before
+    )
+    highest, answered = before, 0
+    for number, frame in enumerate(frames):
+        if number in lost:
+            continue
+        for event in cutter.feed(frame):
+            if isinstance(event, PlateOpened):
+                answered += 1
+                highest = max(highest, event.plate.ordinal or 0)
+            elif isinstance(event, Joined | Gap):
+                answered += event.triggers or 0
+                highest = max(highest, event.to_ordinal or 0)
+            assert highest - before == answered, event
+
+
+def test_a_counter_that_began_anew_says_that_the_number_is_unknown() -> None:
+    strip = strip_of(plate())
+    frames = [
+        replace(frame, plate_counter=210)
+        for frame in frames_of(strip[: len(strip) // 64 * 64], range(0, len(strip), 64))
+    ]
+    events = cut(frames, accounted_ordinal=10_000)
+    joined = next(event for event in events if isinstance(event, Joined))
+    assert (joined.triggers, joined.to_ordinal, joined.is_counter_new) == (None, 210, True)

@@ -54,7 +54,7 @@ def _draw_view(records: list[Json], view: LiveView) -> None:
         view.take({"record": record, "latency_ms": latency_ms})
     last = records[-1]
     state = {"PASS": "pass_not_production", "FAIL": "fail"}.get(last["verdict"], "undecided")
-    view.take({"light": {"state": state, "result_id": last["result_id"]}})
+    view.take({"lamp": {"state": state, "result_id": last["result_id"]}})
     console = Console(record=True, width=110, file=(_DOCS / "view.txt").open("w"))
     console.print(view)
     (_DOCS / "view.txt").unlink()

@@ -112,9 +112,12 @@ def read_card(folder: Path) -> ModelCard:
     """The card of the model in `folder`. Raises `ModelError` if it is missing or does not parse."""
     path = folder / CARD_FILE
     try:
-        return ModelCard.model_validate_json(read_bounded(path, _MAX_CARD_BYTES))
+        card = ModelCard.model_validate_json(read_bounded(path, _MAX_CARD_BYTES))
     except ValidationError as error:
         raise ModelError(f"{path}: not a model card: {_first_mistake(error)}") from error
+    if card.id != folder.resolve().name:
+        raise ModelError(f"{path}: the card of {card.id}; the folder must have its name")
+    return card
 
 
 def write_card(folder: Path, card: ModelCard) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import platform
+import zipfile
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,10 @@ _PROVIDER = "CPUExecutionProvider"
 _MAX_MODEL_BYTES = 200_000_000
 _MAX_GOLDEN_BYTES = 20_000_000
 _INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve")
+
+
+class BitsChanged(ModelError):
+    """The scores are within the card's tolerance, but not this machine's recorded bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +172,15 @@ class Classifier:
         data = read_bounded(path, _MAX_GOLDEN_BYTES)
         if sha256_of(data) != golden.sha256:
             raise ModelError(f"{path}: not the golden tiles of this card; restore the model")
-        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-            tiles: NDArray[np.uint8] = archive["tiles"]
-        if len(tiles) != len(golden.scores):
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+                tiles: NDArray[np.uint8] = archive["tiles"]
+        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+            raise ModelError(f"{path}: no archive with `tiles`: {error}") from error
+        wanted = (len(golden.scores), 1, TILE_PX, TILE_PX)
+        if tiles.dtype != np.uint8 or tiles.shape != wanted:
             raise ModelError(
-                f"{path}: {len(tiles)} tiles, the card has {len(golden.scores)} scores"
+                f"{path}: tiles are {tiles.dtype} {tiles.shape}, uint8 {wanted} wanted"
             )
         return tiles
 
@@ -182,9 +191,9 @@ class Classifier:
             if recorded.get(key) != value
         ]
         if changed:
-            raise self._error(
-                f"this machine's recorded scores no longer hold: {'; '.join(changed)}; "
-                "find out why, then record them anew"
+            raise BitsChanged(
+                f"{self._folder}: this machine's recorded scores no longer hold: "
+                f"{'; '.join(changed)}; find out why, then record them anew"
             )
 
     def _error(self, reason: str) -> ModelError:

@@ -9,8 +9,9 @@ The rules, highest first:
 4. ATTENTION, where the station needs a person.
 5. IDLE.
 
-A pass shows from its decision on or never: one that was late, or decided under a fault or a held
-FAIL, does not appear afterwards, so that the light never turns green without a new record.
+A pass shows from its decision on or never: one that was late, that came after the next plate's
+leading edge, or was decided under a fault or a held FAIL, does not appear afterwards. One that was
+interrupted does not come back. So the light never turns green without a new record.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ class LightPolicy:
 
     def plate_opened(self) -> None:
         """A plate's leading edge was seen: the pass of the plate before it ends."""
+        self._passed = None
+
+    def end_pass(self) -> None:
+        """The light may have left the pass by itself: it does not come back."""
         self._passed = None
 
     def failing_tile(self, result_id: str, *, now_ns: int | None = None) -> None:

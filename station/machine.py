@@ -10,27 +10,40 @@ import json
 import os
 from pathlib import Path
 
-from models.classifier import Classifier
+from pydantic import TypeAdapter, ValidationError
+
+from models.card import ModelError
+from models.classifier import BitsChanged, Classifier
+from station.record import utc_now
 
 _FILE = "machine-scores.json"
+ACCEPT = "`vqi check --accept-scores`"
 
 
 def test_on_this_machine(classifier: Classifier, directory: Path) -> dict[str, str]:
     """Self-test `classifier` against its card and this machine's record; record on first sight.
 
-    Returns what was found, for the log. Raises `ModelError` that names what differs.
+    Returns the record, for the log's `start` row: a change of it is a chained one. Raises
+    `ModelError` that names what differs.
     """
     known = _read(directory).get(classifier.model_sha256)
-    bits = classifier.self_test(known).bits.as_dict()
     if known is None:
-        accept_scores(classifier, directory)
-    return bits
+        return _record(classifier, directory, {"accepted": "on first sight"})
+    try:
+        classifier.self_test(known)
+    except BitsChanged as error:
+        raise ModelError(f"{error}: {ACCEPT}") from error
+    return known
 
 
-def accept_scores(classifier: Classifier, directory: Path) -> None:
-    """Record this machine's bits of the golden scores as the right ones."""
+def accept_scores(classifier: Classifier, directory: Path, who: str) -> None:
+    """Record this machine's bits of the golden scores as the right ones, because `who` says so."""
+    _record(classifier, directory, {"accepted": f"{utc_now()} by {who}"})
+
+
+def _record(classifier: Classifier, directory: Path, accepted: dict[str, str]) -> dict[str, str]:
     known = _read(directory)
-    known[classifier.model_sha256] = classifier.machine_bits().as_dict()
+    entry = known[classifier.model_sha256] = classifier.machine_bits().as_dict() | accepted
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / _FILE
     temporary = path.with_suffix(".tmp")
@@ -39,11 +52,18 @@ def accept_scores(classifier: Classifier, directory: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
+    return entry
 
 
 def _read(directory: Path) -> dict[str, dict[str, str]]:
+    path = directory / _FILE
     try:
-        known: dict[str, dict[str, str]] = json.loads((directory / _FILE).read_text())
-    except (FileNotFoundError, ValueError):
+        known = TypeAdapter(dict[str, dict[str, str]]).validate_json(path.read_bytes())
+    except FileNotFoundError:
         return {}
+    except ValidationError as error:
+        raise ModelError(
+            f"{path}: damaged: this machine's scores are not known any more; if processor and "
+            f"runtime are meant, remove it and run {ACCEPT}"
+        ) from error
     return known

@@ -28,7 +28,7 @@ from drivers.camera.recording import StripWriter
 from drivers.stacklight import LightState
 from models.classifier import Classifier
 from station.acquisition import CameraProcess, Tick
-from station.config import Configuration, Loaded, Recipe
+from station.config import ConfigError, Configuration, Loaded, Recipe
 from station.control import ControlServer
 from station.feed import (
     CameraState,
@@ -43,6 +43,7 @@ from station.ipc import Json, PeerGone
 from station.journal import JournalClient
 from station.lamp import LampAnswer, LampClient, LampError
 from station.light_policy import LightPolicy
+from station.lock import take_lock
 from station.machine import test_on_this_machine
 from station.product import geometry_of, model_folder
 from station.record import (
@@ -66,13 +67,14 @@ from station.results import (
 )
 from station.state import StationState, provenance
 from station.strip import Joined, StripCutter, buffer_lines
-from station.systemd import lifeline, notify
+from station.systemd import exit_with_starter, notify
 
 _CONNECT_TIMEOUT_S = 15.0
 _JOURNAL_GONE_LIMIT_S = 10.0
 _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
 _LAMP_ANSWER_S = 0.5
+_LOCK = "station.lock"
 _RETRY_S = 1.0
 _PATIENCE_S = 5.0
 _MAX_UNANSWERED = 1000
@@ -171,6 +173,8 @@ class Station:
         self._in_work: set[str] = set()
         """Results of plates that were opened and whose scores are not all in."""
         self._statistics = _Statistics()
+        self._newest_opened = 0
+        """Sequence of the last plate whose leading edge was seen."""
         self._is_ending = False
         self._failure: BaseException | None = None
         self._joined_since: str | None = None
@@ -185,16 +189,34 @@ class Station:
         """Start, inspect until told to stop, end cleanly. Exit status 0 or 1."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
-        self._watch_lifeline()
+        exit_with_starter()
+        lock = self._take_lock()
         try:
             self._start()
-            notify("READY=1")
             self._loop()
         finally:
             self._stop()
+            os.close(lock)
         if self._failure is not None:
             raise StationError(f"stopped by an error: {self._failure!r}") from self._failure
         return 0
+
+    def _take_lock(self) -> int:
+        """One station in a runtime folder. Raises `ConfigError`."""
+        path = self._settings.station.runtime_dir / _LOCK
+        try:
+            lock = take_lock(path)
+        except OSError as error:
+            raise ConfigError(
+                f"{self._configuration.source}: station.runtime_dir: {path} cannot be used: "
+                f"{error.strerror}"
+            ) from error
+        if lock is None:
+            raise ConfigError(
+                f"{self._configuration.source}: station.runtime_dir: another station runs in "
+                f"{path.parent}; stop it, or give this one a folder of its own"
+            )
+        return lock
 
     def _start(self) -> None:
         settings = self._settings
@@ -207,10 +229,8 @@ class Station:
         self._test_lamp(is_restart=self._options.is_restart or bool(hello["open_plates"]))
         camera = CameraProcess(settings.camera, settings.station.ring_s)
         self._context = self._make_context(camera, classifier)
-        self._say_start(hello)
         self._feed = self._make_feed(camera, hello)
-        self._set_state(StationState.OPERATIONAL)
-        self._feed.start()
+        self._say_start(hello)
 
     def _load_classifier(self) -> Classifier:
         """Load from the hashed bytes and reproduce the golden scores (I12)."""
@@ -271,10 +291,14 @@ class Station:
     def _say_start(self, hello: Json) -> None:
         """Write what the last life left open, and that a new one begins."""
         self._joined_since = hello["last_tick_at"]
-        rows: list[Body] = [
-            interrupted_body(self._context, OpenedBody.model_validate(body))
-            for body in hello["open_plates"]
-        ]
+        for result_id in hello["without_actuation"]:
+            self._write_actuation(result_id, "withheld", None, 0, None, "the station died before")
+        if hello["held"] is not None and self._settings.light.fail_hold_s is None:
+            held = ResultBody.model_validate(hello["held"])
+            self._policy.decided(held.verdict, held.result_id, is_production=False)
+        for body in hello["open_plates"]:
+            opened = OpenedBody.model_validate(body)
+            self._write_result(interrupted_body(self._context, opened), None)
         detail = {
             "recipe_sha256": self._recipe.sha256,
             "configuration_sha256": self._configuration.sha256,
@@ -282,9 +306,14 @@ class Station:
             "camera_serial": self._context.camera.serial,
             **{f"machine_{key}": value for key, value in self._machine_scores.items()},
         }
-        rows.append(self._change("start", "station", detail))
-        for row in rows:
-            self._submit([row])
+        started = self._change("start", "station", detail)
+        self._submit([started], done=lambda _: self._on_started())
+
+    def _on_started(self) -> None:
+        """The log took the start: only now is it known that it can be written (I12)."""
+        self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
+        self._feed.start()
+        notify("READY=1")
 
     def _loop(self) -> None:
         deadline = None
@@ -326,15 +355,6 @@ class Station:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._post(signal.Signals(number))
-
-    def _watch_lifeline(self) -> None:
-        descriptor = lifeline()
-        if descriptor is not None:
-            self._selector.register(descriptor, selectors.EVENT_READ, self._starter_gone)
-
-    def _starter_gone(self) -> None:
-        """Whoever started this process is dead: nobody would replace its parts."""
-        os._exit(1)
 
     # --- what the threads say -------------------------------------------------------------------
 
@@ -380,6 +400,7 @@ class Station:
 
     def _on_opened(self, work: PlateWork) -> None:
         self._in_work.add(work.result_id)
+        self._newest_opened = work.sequence
         self._policy.plate_opened()
         self._update_light()
         self._submit([opened_body(self._context, work)])
@@ -429,6 +450,8 @@ class Station:
         is_late = body.last_scan_line_ns is not None and (
             now_ns - body.last_scan_line_ns > deadline_ns
         )
+        # A light that turns green over the next plate would speak of that one.
+        is_late = is_late or body.sequence < self._newest_opened
         is_production = body.provenance is Provenance.PRODUCTION
         self._policy.decided(body.verdict, body.result_id, is_production, is_late=is_late)
         latency_ms = self._actuate(body, is_late)
@@ -475,10 +498,6 @@ class Station:
 
     def _on_tick(self, tick: Tick) -> None:
         """A tick came through camera, ring and inspection: on to the journal."""
-        if self._inspector.busiest_s() > _BUSY_LIMIT_S:
-            self._set_problem("inspection", "an inspect thread hangs")
-            return
-        self._set_problem("inspection", "")
         if self._journal is not None:
             self._journal_do(lambda journal: journal.send_tick(tick.number))
 
@@ -490,7 +509,6 @@ class Station:
         hello: Json = journal.hello()
         self._journal = journal
         self._selector.register(journal, selectors.EVENT_READ, self._read_journal)
-        self._set_problem("journal", "")
         return hello
 
     def _submit(
@@ -530,7 +548,8 @@ class Station:
             return None
 
     def _read_journal(self) -> None:
-        assert self._journal is not None
+        if self._journal is None:  # lost while an event before this one was handled
+            return
         try:
             answers = self._journal.receive_ready()
         except PeerGone:
@@ -560,11 +579,12 @@ class Station:
             submission.done(answer)
 
     def _on_durable_tick(self) -> None:
-        """The tick has been everywhere: the lease is renewed and the watchdog fed."""
+        """The tick has been everywhere: the lease is renewed and the watchdog fed, also while the
+        lamp process is being replaced: its starter sees to that, and plates are recorded."""
         self._last_tick_ns = time.monotonic_ns()
+        self._set_problem("liveness", "")
         self._update_light(force=True)
-        if self._lamp is not None:
-            notify("WATCHDOG=1")
+        notify("WATCHDOG=1")
         if self._last_tick_ns - self._last_figures_ns > 1e9:
             self._last_figures_ns = self._last_tick_ns
             self._emit({"figures": self.summary()})
@@ -618,13 +638,12 @@ class Station:
             return None
         except BlockingIOError:
             return None
-        if wanted != self._shown:
-            self._emit({"light": {"state": str(wanted[0]), "result_id": wanted[1]}})
         self._shown = wanted
         return number
 
     def _read_lamp(self) -> None:
-        assert self._lamp is not None
+        if self._lamp is None:  # lost while an event before this one was handled
+            return
         try:
             answers = self._lamp.receive_ready()
         except PeerGone:
@@ -672,6 +691,7 @@ class Station:
         self._selector.unregister(self._lamp)
         self._lamp.close()
         self._lamp = None
+        self._policy.end_pass()
         self._set_problem("lamp", "the lamp process is gone")
         self._give_up_actuations(older_than_s=0.0, detail="the lamp process died")
 
@@ -692,6 +712,7 @@ class Station:
     def _keep_connections(self) -> None:
         """Look for a journal or lamp process that has been replaced."""
         self._give_up_actuations(_LAMP_ANSWER_S, "the lamp process did not answer")
+        self._check_liveness()
         self._send_unsent()
         if self._journal is None:
             with contextlib.suppress(PeerGone, TimeoutError):
@@ -709,6 +730,17 @@ class Station:
             # No tick comes while a camera opens; the light shows FAULT, and a restart would only
             # open it anew. The acquire thread's own limit ends a camera that never opens.
             notify("WATCHDOG=1")
+
+    def _check_liveness(self) -> None:
+        """What hangs is a problem before the watchdog acts, and a pass that lapsed stays off."""
+        if hasattr(self, "_inspector"):
+            hangs = self._inspector.busiest_s() > _BUSY_LIMIT_S
+            self._set_problem("inspection", "an inspect thread hangs" if hangs else "")
+        silent_s = (time.monotonic_ns() - self._last_tick_ns) / 1e9
+        if self._last_tick_ns and not self._is_ending and silent_s > self._settings.light.lease_s:
+            self._set_problem(
+                "liveness", f"no tick has come through for {self._settings.light.lease_s:g} s"
+            )
 
     # --- state and commands ---------------------------------------------------------------------
 

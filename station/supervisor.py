@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
@@ -25,11 +26,14 @@ from station.config import EX_CONFIG
 from station.ipc import Json
 
 _LIFELINE_VARIABLE = "VQI_LIFELINE_FD"
-_START_LIMIT_S = 120.0
 _STOP_LIMIT_S = 15.0
 _LONGEST_PAUSE_S = 5.0
 _STEADY_S = 30.0
 """A process that lived so long starts again without a pause."""
+_LEAST_LIFE_S = 1.0
+"""One that is replaced at once gets a pause if it lived shorter than this."""
+_AWAY_S = 0.5
+"""After a pause of this process itself, what it did not hear says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +42,11 @@ class Role:
 
     name: str
     watchdog_s: float
+    start_limit_s: float = 120.0
     is_replaced_at_once: bool = False
 
 
-LAMP = Role("lamp", watchdog_s=1.0, is_replaced_at_once=True)
+LAMP = Role("lamp", watchdog_s=1.0, start_limit_s=5.0, is_replaced_at_once=True)
 JOURNAL = Role("journal", watchdog_s=10.0)
 STATION = Role("station", watchdog_s=10.0)
 
@@ -59,13 +64,45 @@ class _Child:
     tail: bytes = b""
 
 
+_SUMS = ("frames", "lost_frames", "incomplete_frames", "camera_restarts", "tiles")
+_VERDICTS = ("PASS", "FAIL", "UNDECIDED")
+_TRUTHS = ("truly_defective", "truly_good", "escapes", "false_rejects")
+"""Figures of a life of the station that add up."""
+
+
 @dataclass(slots=True)
 class Report:
-    """What a run came to."""
+    """What a run came to, in one or several lives of its station."""
 
     summary: Json | None = None
     plates: int = 0
+    verdicts: Counter[str] = field(default_factory=Counter)
+    gaps: int = 0
     restarts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, record: Json) -> None:
+        is_gap = record["reason"] == "gap"
+        self.verdicts[record["verdict"]] += 1
+        self.gaps += is_gap
+        self.plates += not is_gap
+
+    def add_life(self, figures: Json) -> None:
+        before = self.summary or {}
+        sums = {key: before.get(key, 0) + figures[key] for key in _SUMS}
+        sums |= {
+            key: before.get(key, 0) + figures.get(key, 0)
+            for key in _TRUTHS
+            if key in before or key in figures
+        }
+        counts = {verdict.lower(): self.verdicts[verdict] for verdict in _VERDICTS}
+        self.summary = {
+            **figures,
+            **sums,
+            "plates": self.plates,
+            **counts,
+            "gaps": self.gaps,
+            "process_restarts": dict(self.restarts),
+        }
 
 
 class Supervisor:
@@ -90,6 +127,8 @@ class Supervisor:
         self._pauses: dict[str, float] = {}
         self._due: dict[str, float] = {}
         self._lifeline, self._lifeline_held = os.pipe2(os.O_CLOEXEC)
+        self._figures: Json | None = None
+        """What the present station said last of itself."""
         self._status: int | None = None
         self._was_operational = False
         self._is_stopping = False
@@ -103,9 +142,11 @@ class Supervisor:
             for role in (LAMP, JOURNAL, STATION):
                 self._start(role)
             while self._status is None:
+                turned_at = time.monotonic()
                 for key, _ in self._selector.select(timeout=0.05):
                     key.data()
-                self._watch()
+                if time.monotonic() - turned_at < _AWAY_S:
+                    self._watch()
         finally:
             self._stop_all()
         return self._status
@@ -123,7 +164,7 @@ class Supervisor:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "station.cli", *self._arguments(role)],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if role is STATION else subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL if role is JOURNAL else subprocess.PIPE,
             pass_fds=(self._lifeline,),
             env={
                 **os.environ,
@@ -146,12 +187,12 @@ class Supervisor:
 
     def _arguments(self, role: Role) -> list[str]:
         arguments = ["serve", role.name, "--config", self._config]
-        if role is not STATION:
-            return arguments
-        arguments += self._station_options
-        if self._plates is not None:
-            arguments += ["--plates", str(max(1, self._plates - self.report.plates))]
-        return arguments + (["--restart"] if self.report.restarts.get(role.name) else [])
+        if role is STATION:
+            arguments += self._station_options
+            if self._plates is not None:
+                arguments += ["--plates", str(max(1, self._plates - self.report.plates))]
+        is_restart = role is not JOURNAL and self.report.restarts.get(role.name)
+        return arguments + (["--restart"] if is_restart else [])
 
     def _read_events(self, child: _Child) -> None:
         assert child.process.stdout is not None
@@ -169,17 +210,28 @@ class Supervisor:
     def _on_event(self, event: Json) -> None:
         if event.get("state") == "OPERATIONAL":
             self._was_operational = True
-        if "summary" in event:
-            event["summary"]["process_restarts"] = dict(self.report.restarts)
-            self.report.summary = event["summary"]
+        if "summary" in event or "figures" in event:
+            self._figures = event.get("summary") or event["figures"]
         if "record" in event:
-            self.report.plates += event["record"]["reason"] != "gap"
-        self._show(event)
+            self.report.add(event["record"])
+        if "summary" not in event:
+            self._show(event)
+
+    def _end_life(self) -> None:
+        """The station ended; one that was killed told its figures up to a second before."""
+        if self._figures is not None:
+            self.report.add_life(self._figures)
+            self._figures = None
 
     def _on_end(self, child: _Child) -> None:
         status = child.process.wait()
         if child.process.stdout is not None:
             self._read_events(child)
+        if child.role is LAMP:
+            # Whatever it showed, nobody keeps it alive; its successor says what it shows.
+            self._show({"lamp": {"state": "fault", "result_id": ""}})
+        if child.role is STATION:
+            self._end_life()
         self._release(child)
         name = child.role.name
         if self._status is not None:
@@ -197,8 +249,8 @@ class Supervisor:
     def _plan_restart(self, child: _Child, status: int) -> None:
         role, now = child.role, time.monotonic()
         self.report.restarts[role.name] = self.report.restarts.get(role.name, 0) + 1
-        pause_s = 0.0
-        if not role.is_replaced_at_once and now - child.started_at < _STEADY_S:
+        life_s, pause_s = now - child.started_at, 0.0
+        if life_s < (_LEAST_LIFE_S if role.is_replaced_at_once else _STEADY_S):
             pause_s = self._pauses.get(role.name, 0.0)
         self._pauses[role.name] = min(max(2 * pause_s, 0.25), _LONGEST_PAUSE_S)
         self._due[role.name] = now + pause_s
@@ -227,7 +279,7 @@ class Supervisor:
     def _watch(self) -> None:
         now = time.monotonic()
         for child in list(self._children.values()):
-            limit_s = child.role.watchdog_s if child.is_ready else _START_LIMIT_S
+            limit_s = child.role.watchdog_s if child.is_ready else child.role.start_limit_s
             if now - child.heard_at > limit_s:
                 self._log(f"the {child.role.name} process hangs; killing it")
                 child.process.kill()

@@ -29,7 +29,7 @@ class LiveView:
         self._patterns = patterns
         self._title = title
         self._records: deque[Json] = deque(maxlen=10)
-        self._light: Json = {"state": LightState.FAULT, "result_id": ""}
+        self._lamp: Json = {"state": LightState.FAULT, "result_id": ""}
         self._state = "PREOPERATIONAL"
         self._problem = ""
         self._counts = {"PASS": 0, "FAIL": 0, "UNDECIDED": 0}
@@ -39,7 +39,8 @@ class LiveView:
         if "record" in event:
             self._records.append(event["record"] | {"latency_ms": event.get("latency_ms")})
             self._counts[event["record"]["verdict"]] += 1
-        self._light = event.get("light", self._light)
+        # What the lamp process took, not what the station asked for.
+        self._lamp = event.get("lamp", self._lamp)
         self._figures = event.get("figures", self._figures)
         if "state" in event:
             self._state = event["state"]
@@ -56,7 +57,7 @@ class LiveView:
     def _tower(self) -> RenderableType:
         """The elements that any pattern uses, lit or dark."""
         used = {element for pattern in self._patterns.values() for element in pattern}
-        pattern = self._patterns[LightState(self._light["state"])]
+        pattern = self._patterns[LightState(self._lamp["state"])]
         is_on_phase = int(time.monotonic() * _BLINK_HZ * 2) % 2 == 0
         lines = []
         for element in sorted(used, key=_element_place):
@@ -69,7 +70,7 @@ class LiveView:
             lines.append(Text(label, style=f"{style} {'black' if is_lit else 'grey50'}"))
             lines.append(Text(" " * 8, style=style))
         lines.append(Text("   ██   ", style="grey50"))
-        name = self._light["state"].replace("_", " ")
+        name = self._lamp["state"].replace("_", " ")
         lines.append(Text(name + "\n" * (len(name) <= _TOWER_WIDTH), style="bold"))
         return Group(*lines)
 

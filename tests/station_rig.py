@@ -77,7 +77,7 @@ class Rig:
         specimen = {
             "width_mm": 60.0,
             "length_mm": 40.0,
-            "gap_mm": 20.0,
+            "gap_mm": 40.0,
             "lateral_offset_mm": 3.0,
             "skew_deg": 0.8,
             **self.specimen,

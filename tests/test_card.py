@@ -21,8 +21,12 @@ def shipped_card() -> dict[str, Any]:
 
 def test_card_is_read_back_as_written(tmp_path: Path) -> None:
     card = read_card(SHIPPED)
-    write_card(tmp_path, card)
-    assert read_card(tmp_path) == card
+    folder = tmp_path / card.id
+    folder.mkdir()
+    write_card(folder, card)
+    assert read_card(folder) == card
+    with pytest.raises(ModelError, match="the folder must have its name"):
+        read_card(folder.rename(tmp_path / "other"))
     assert [path.name for path in tmp_path.iterdir()] == ["card.json"]
 
 

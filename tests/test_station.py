@@ -264,7 +264,7 @@ def plate_frames(first: int, last: int) -> list[int]:
             "type": "simulated",
             "width": 768,
             "frame_height": 64,
-            "specimen": {"width_mm": 60.0, "length_mm": 40.0, "gap_mm": 20.0, "skew_deg": 0.8},
+            "specimen": {"width_mm": 60.0, "length_mm": 40.0, "gap_mm": 40.0, "skew_deg": 0.8},
         }
     )
     slots = Slots(settings)
@@ -285,7 +285,7 @@ def test_every_fault_makes_its_plate_undecided_and_the_station_recovers(rig: Rig
     # The camera comes back onto the same belt: the frames of a fault lie behind it then.
     epoch_ns = time.monotonic_ns() + 3_000_000_000
     Path(rig.camera["belt_file"]).write_text(json.dumps({"epoch_monotonic_ns": epoch_ns}))
-    seconds = 3 + 10 + plate * (400 + 12 + 200) / 4000 + 6
+    seconds = 3 + 10 + plate * (400 + 12 + 400) / 4000 + 6
     result = rig.run("--seconds", f"{seconds:.0f}", timeout_s=120)
     assert result.status == 0, result.stderr
     by_ordinal = {r["plate_ordinal"]: r for r in rig.rows("result") if r["reason"] != "gap"}

@@ -52,7 +52,7 @@ def test_plates_with_verdict_defects_and_latency(view: LiveView) -> None:
 
 @pytest.mark.parametrize("state", list(LightState))
 def test_the_tower_shows_every_state_by_name(view: LiveView, state: LightState) -> None:
-    view.take({"light": {"state": str(state), "result_id": ""}})
+    view.take({"lamp": {"state": str(state), "result_id": ""}})
     text = drawn(view)
     assert all(word in text for word in state.split("_"))
     assert all(element in text for element in ("red", "yellow", "green"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import sqlite3
 from collections.abc import Callable
@@ -88,7 +89,7 @@ def _check_model(settings: Configuration, recipe: Loaded[Recipe], accept: bool) 
         model_folder(recipe), sessions=1, expected_sha256=recipe.value.model.sha256
     )
     if accept:
-        accept_scores(classifier, settings.journal.directory)
+        accept_scores(classifier, settings.journal.directory, getpass.getuser())
     test_on_this_machine(classifier, settings.journal.directory)
     return (
         f"{classifier.model_id} sha256 {classifier.model_sha256[:12]}, golden scores reproduced, "

@@ -52,7 +52,11 @@ def fail(message: str, status: int = 1) -> NoReturn:
 
 def print_json(row: dict[str, Any]) -> None:
     """One row on stdout; a number that JSON does not know (NaN) becomes its name, as in the log."""
-    print(json.dumps(_nameable(row), allow_nan=False), flush=True)  # noqa: T201
+    print(json_line(row), flush=True)  # noqa: T201
+
+
+def json_line(row: dict[str, Any]) -> str:
+    return json.dumps(_nameable(row), allow_nan=False)
 
 
 def _nameable(value: Any) -> Any:

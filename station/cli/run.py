@@ -15,11 +15,12 @@ from station.cli.common import (
     ConfigOption,
     JsonOption,
     exit_on_config_error,
+    json_line,
     load_or_exit,
-    print_json,
 )
 from station.config import Configuration, Loaded
 from station.ipc import Json
+from station.outlet import Outlet, Write, write_line
 from station.product import load_product
 from station.supervisor import Supervisor
 from station.view import LiveView, plain_line, print_summary
@@ -39,46 +40,52 @@ def run(
     options = [] if seconds is None else ["--seconds", str(seconds)]
     options += [] if record is None else ["--record", str(record)]
 
-    def start(show: Callable[[Json], None], log: Callable[[str], None]) -> Supervisor:
+    def start(show: Write, log: Callable[[str], None]) -> Supervisor:
         return Supervisor(config, plates, options, show, log)
 
     if is_json:
-        supervisor = start(_show_record, _log)
-        status = supervisor.run()
-        if supervisor.report.summary is not None:
-            print_json({"summary": supervisor.report.summary})
+        supervisor, status = _run_lines(start, _record_line)
     elif sys.stdout.isatty():
         supervisor, status = _run_live(loaded, start)
     else:
-        supervisor = start(_show_line, _log)
-        status = supervisor.run()
+        supervisor, status = _run_lines(start, plain_line)
     if not is_json and supervisor.report.summary is not None:
         print_summary(Console(), supervisor.report.summary)
     raise typer.Exit(status)
 
 
-def _run_live(
-    loaded: Loaded[Configuration],
-    start: Callable[[Callable[[Json], None], Callable[[str], None]], Supervisor],
-) -> tuple[Supervisor, int]:
+Start = Callable[[Write, Callable[[str], None]], Supervisor]
+
+
+def _run_lines(start: Start, line_of: Callable[[Json], str | None]) -> tuple[Supervisor, int]:
+    """Events as lines on stdout, the supervisor's own words on stderr."""
+
+    def write(event: Json) -> None:
+        line = line_of(event)
+        if line is not None:
+            write_line(1, line)
+
+    with Outlet(write) as lines, Outlet(lambda event: write_line(2, event["log"])) as words:
+        supervisor = start(lines.emit, lambda text: words.emit({"log": text}))
+        status = supervisor.run()
+        if supervisor.report.summary is not None:
+            lines.emit({"summary": supervisor.report.summary})
+    return supervisor, status
+
+
+def _run_live(loaded: Loaded[Configuration], start: Start) -> tuple[Supervisor, int]:
     settings = loaded.value
     view = LiveView(settings.light.pattern_table, f"{settings.station.id}  {loaded.source}")
     console = Console()
-    with Live(view, console=console, refresh_per_second=8):
-        supervisor = start(view.take, lambda text: console.print(text, style="yellow"))
+    with (
+        Live(view, console=console, refresh_per_second=8),
+        Outlet(lambda event: console.print(event["log"], style="yellow")) as words,
+    ):
+        supervisor = start(view.take, lambda text: words.emit({"log": text}))
         return supervisor, supervisor.run()
 
 
-def _show_record(event: Json) -> None:
+def _record_line(event: Json) -> str | None:
     if "record" in event:
-        print_json(event["record"])
-
-
-def _show_line(event: Json) -> None:
-    line = plain_line(event)
-    if line is not None:
-        typer.echo(line)
-
-
-def _log(text: str) -> None:
-    typer.echo(text, err=True)
+        return json_line(event["record"])
+    return json_line(event) if event.keys() == {"summary"} and event["summary"] else None

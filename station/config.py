@@ -13,7 +13,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from drivers.camera.settings import CameraSettings
-from drivers.settings import Settings
+from drivers.settings import Count, Number, Settings
 from drivers.stacklight import LightState
 from drivers.stacklight.settings import (
     DEFAULT_PATTERNS,
@@ -39,44 +39,61 @@ class ConfigError(Exception):
 class PlateRecipe(Settings):
     """How a plate of this product lies on the belt and where it ends."""
 
-    width_mm: float = Field(gt=0, description="Crossweb size.")
-    length_mm: float = Field(gt=0, description="Downweb size.")
-    tolerance_mm: float = Field(3.0, gt=0, description="A plate off by more is UNDECIDED.")
-    max_length_mm: float | None = Field(
-        None, gt=0, description="A longer plate is cut here; default 1.25 x length_mm."
+    width_mm: Number = Field(gt=0, le=5_000, description="Crossweb size.")
+    length_mm: Number = Field(gt=0, le=5_000, description="Downweb size.")
+    tolerance_mm: Number = Field(3.0, gt=0, le=1e6, description="A plate off by more is UNDECIDED.")
+    max_length_mm: Number | None = Field(
+        None, gt=0, le=1e6, description="A longer plate is cut here; default 1.25 x length_mm."
     )
     outline: Literal["level", "whole"] = Field(
         "level",
         description="level: the plate is brighter than the belt; whole: the picture is the plate.",
     )
-    belt_level: int = Field(
+    belt_level: Count = Field(
         32, ge=1, le=254, description="8-bit level between the belt (darker) and the plate."
     )
-    edge_margin_mm: float = Field(2.0, ge=0, description="Border of the plate that is not scored.")
-    min_gap_mm: float = Field(5.0, gt=0, description="Plates closer than this are not separated.")
-    max_skew_deg: float = Field(2.0, gt=0, le=45)
+    edge_margin_mm: Number = Field(
+        2.0, ge=0, le=1_000, description="Border of the plate that is not scored."
+    )
+    min_gap_mm: Number = Field(
+        5.0, gt=0, le=1_000, description="Plates closer than this are not separated."
+    )
+    max_skew_deg: Number = Field(2.0, gt=0, le=45)
     is_narrow_allowed: bool = Field(
         False, description="Score a plate narrower than a tile by padding instead of UNDECIDED."
     )
-    max_unlit_share: float = Field(
+    max_unlit_share: Number = Field(
         0.02, gt=0, le=1, description="Share of pixels at level 0 or 255 that a plate may have."
     )
-    belt_stop_timeout_s: float = Field(
-        3.0, gt=0, description="No scan line for this long inside a plate: UNDECIDED."
+    belt_stop_timeout_s: Number = Field(
+        3.0, gt=0, le=3600, description="No scan line for this long inside a plate: UNDECIDED."
     )
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> PlateRecipe:
+        if self.max_length_mm is not None and self.max_length_mm < self.length_mm:
+            raise ValueError(
+                f"max_length_mm {self.max_length_mm:g} is below length_mm {self.length_mm:g}"
+            )
+        if 2 * self.edge_margin_mm >= min(self.width_mm, self.length_mm):
+            raise ValueError(
+                f"edge_margin_mm {self.edge_margin_mm:g} leaves nothing of a plate of "
+                f"{self.width_mm:g} x {self.length_mm:g} mm"
+            )
+        return self
 
 
 class LaneRecipe(Settings):
     """The crossweb part of the scan line in which plates lie. The tile grid starts at its left."""
 
-    start_mm: float = Field(0.0, ge=0)
-    end_mm: float | None = Field(None, gt=0, description="Default: the end of the scan line.")
+    start_mm: Number = Field(0.0, ge=0)
+    end_mm: Number | None = Field(None, gt=0, description="Default: the end of the scan line.")
 
 
 class GridRecipe(Settings):
     """Where tiles of 224 x 224 px lie."""
 
-    step_px: int = Field(192, ge=32, le=224, multiple_of=32)
+    step_px: Count = Field(192, ge=32, le=224, multiple_of=32)
 
 
 class ModelRecipe(Settings):
@@ -84,7 +101,7 @@ class ModelRecipe(Settings):
 
     id: str = Field(min_length=1, description="Folder of the model registry.")
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="Of its ONNX file.")
-    threshold: float | None = Field(
+    threshold: Number | None = Field(
         None, ge=0, le=1, description="Tile score above which a plate fails; default: the card's."
     )
 
@@ -92,7 +109,7 @@ class ModelRecipe(Settings):
 class KeepRecipe(Settings):
     """Which pictures are kept of a passed plate; FAIL and UNDECIDED are always kept whole."""
 
-    pass_whole_share: float = Field(
+    pass_whole_share: Number = Field(
         0.02, ge=0, le=1, description="Passed plates kept whole, drawn before the verdict."
     )
     is_pass_preview: bool = Field(True, description="Keep a small JPEG of every passed plate.")
@@ -102,15 +119,18 @@ class Recipe(Settings):
     """What defines a product's inspection."""
 
     id: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    version: int = Field(ge=1)
+    version: Count = Field(ge=1)
     product: str = ""
     plate: PlateRecipe
     lane: LaneRecipe = LaneRecipe()
     grid: GridRecipe = GridRecipe()
     model: ModelRecipe
     keep: KeepRecipe = KeepRecipe()
-    deadline_s: float = Field(
-        2.0, gt=0, description="A verdict not durable this long after the last scan line is late."
+    deadline_s: Number = Field(
+        2.0,
+        gt=0,
+        le=60,
+        description="A verdict not durable this long after the last scan line is late.",
     )
 
 
@@ -120,19 +140,22 @@ class StationSettings(Settings):
         min_length=1, description="Path of a recipe, or shipped:<id> for one that comes with vqi."
     )
     runtime_dir: Path = Field(description="Sockets and locks of the running station.")
-    inspect_threads: int = Field(2, ge=1, le=64, description="One-thread classifier sessions.")
-    plate_buffers: int = Field(6, ge=2, le=64, description="Plates in work at once, at most.")
-    ring_s: float = Field(0.75, ge=0.5, le=10, description="Frames the ring holds, in seconds.")
+    inspect_threads: Count = Field(2, ge=1, le=64, description="One-thread classifier sessions.")
+    plate_buffers: Count = Field(6, ge=2, le=64, description="Plates in work at once, at most.")
+    ring_s: Number = Field(0.75, ge=0.5, le=10, description="Frames the ring holds, in seconds.")
 
 
 class JournalSettings(Settings):
     directory: Path = Field(description="Database, published snapshot and pictures.")
-    snapshot_interval_s: float = Field(
-        60.0, gt=0, description="How often the copy for other tools is renewed."
+    snapshot_interval_s: Number = Field(
+        60.0, gt=0, le=86_400, description="How often the copy for other tools is renewed."
     )
-    min_free_mb: int = Field(
+    min_free_mb: Count = Field(
         200, ge=0, description="Below this much free disk the journal refuses, READY drops."
     )
+
+
+_MAY_LIGHT_PASS = {LightState.PASS, LightState.PASS_NOT_PRODUCTION, LightState.LAMP_TEST}
 
 
 class LightSettings(Settings):
@@ -142,16 +165,23 @@ class LightSettings(Settings):
     patterns: dict[LightState, LightPattern] = Field(
         default_factory=dict, description="Replaces the default pattern of the states it names."
     )
-    lease_s: float = Field(1.2, ge=0.5, le=1.2, description="A pass not renewed goes out.")
-    fail_hold_s: float | None = Field(
-        None, gt=0, description="FAIL and UNDECIDED stay this long; default: until acknowledged."
+    lease_s: Number = Field(1.2, ge=0.5, le=1.2, description="A pass not renewed goes out.")
+    fail_hold_s: Number | None = Field(
+        None,
+        gt=0,
+        le=86_400,
+        description="FAIL and UNDECIDED stay this long; default: until acknowledged.",
     )
-    pass_hold_s: float = Field(10.0, gt=0, description="PASS stays this long at most.")
+    pass_hold_s: Number = Field(10.0, gt=0, le=3600, description="PASS stays this long at most.")
 
     @property
     def pattern_table(self) -> dict[LightState, LightPattern]:
-        """A pattern for every state."""
-        return {**DEFAULT_PATTERNS, **self.patterns}
+        """A pattern for every state; the lamp test lights whatever any of them uses."""
+        table = {**DEFAULT_PATTERNS, **self.patterns}
+        if LightState.LAMP_TEST not in self.patterns:
+            used = {element for pattern in table.values() for element in pattern}
+            table[LightState.LAMP_TEST] = dict.fromkeys(sorted(used), "on")
+        return table
 
     @model_validator(mode="after")
     def _patterns_can_be_shown_and_told_apart(self) -> LightSettings:
@@ -160,6 +190,9 @@ class LightSettings(Settings):
             twins = [other for other in table if other != state and table[other] == table[state]]
             if twins:
                 raise ValueError(f"patterns.{state} is the same as patterns.{twins[0]}")
+        for state in table.keys() - _MAY_LIGHT_PASS:
+            if table[LightState.PASS].items() <= table[state].items():
+                raise ValueError(f"patterns.{state} lights all that patterns.pass lights")
         elements, blinking = _abilities(self.device)
         if elements is None:
             return self
@@ -251,8 +284,7 @@ def _explain(error: ValidationError, model: type[Any]) -> str:
 
 
 def _explain_one(item: dict[str, Any], model: type[Any]) -> str:
-    location = [part for part in item["loc"] if part != "device" or item["loc"][0] == "light"]
-    key = ".".join(str(part) for part in location) or "the file"
+    key = ".".join(_written(item["loc"])) or "the file"
     kind, given = item["type"], item.get("input")
     if kind == "extra_forbidden":
         known = sorted(_fields_at(model, item["loc"][:-1]))
@@ -262,6 +294,14 @@ def _explain_one(item: dict[str, Any], model: type[Any]) -> str:
     message = item["msg"].removeprefix("Value error, ")
     shown = "" if isinstance(given, dict) else f" (found {given!r})"
     return f"{key}: {message[0].lower()}{message[1:]}{shown}"
+
+
+def _written(location: tuple[Any, ...]) -> list[str]:
+    """Keys as they stand in the file: without the type that chose a device's settings."""
+    chosen = {("camera",): 1, ("light", "device"): 2}
+    at = next((at for start, at in chosen.items() if location[: len(start)] == start), None)
+    keys = [str(part) for place, part in enumerate(location) if place != at]
+    return [key for key in keys if key != "[key]"]
 
 
 def _fields_at(model: Any, location: tuple[Any, ...]) -> set[str]:

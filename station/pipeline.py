@@ -187,12 +187,13 @@ class Station:
 
     def run(self) -> int:
         """Start, inspect until told to stop, end cleanly. Exit status 0 or 1."""
-        signal.signal(signal.SIGTERM, self._on_signal)
-        signal.signal(signal.SIGINT, self._on_signal)
         exit_with_starter()
         lock = self._take_lock()
         try:
             self._start()
+            # Until here nothing is in flight, and a signal may end this process as it stands.
+            signal.signal(signal.SIGTERM, self._on_signal)
+            signal.signal(signal.SIGINT, self._on_signal)
             self._loop()
         finally:
             self._stop()

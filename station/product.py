@@ -12,9 +12,17 @@ from station.tiling import Geometry
 
 def load_product(configuration: Loaded[Configuration]) -> Loaded[Recipe]:
     """The recipe that the configuration names. Raises `ConfigError` if it cannot be used here."""
-    recipe = load_recipe(configuration.value.station.recipe)
+    try:
+        recipe = load_recipe(configuration.value.station.recipe)
+    except ConfigError as error:
+        raise ConfigError(f"{configuration.source}: station.recipe: {error}") from error
     model_folder(recipe)
     camera = configuration.value.camera
+    if recipe.value.plate.outline == "whole":
+        raise ConfigError(
+            f"{recipe.source}: plate.outline: 'whole' is for single pictures (`vqi inspect`); a "
+            "belt needs 'level'"
+        )
     if camera.type == "simulated":
         geometry_of(recipe, camera.pixel_pitch_mm, camera.width)
     return recipe

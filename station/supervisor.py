@@ -241,7 +241,8 @@ class Supervisor:
         elif status == EX_CONFIG or (child.role is STATION and not self._was_operational):
             self._status = status if status > 0 else 1
         elif not child.is_ready and not self._was_operational:
-            self._log(f"the {name} process could not start ({_how(status)})")
+            if status < 0:  # else it has said itself what is wrong
+                self._log(f"the {name} process could not start ({_how(status)})")
             self._status = 1
         else:
             self._plan_restart(child, status)

@@ -32,7 +32,7 @@ def belt(**changes: object) -> SimulatedCameraSettings:
             "frame_height": HEIGHT,
             "line_rate_hz": 8000.0,
             "bank_plates": 1,
-            "specimen": {"width_mm": 60.0, "length_mm": 20.0, "gap_mm": 10.0},
+            "specimen": {"width_mm": 60.0, "length_mm": 30.0, "gap_mm": 10.0},
             **changes,
         }
     )

@@ -96,15 +96,43 @@ MISTAKES: dict[str, tuple[tuple[str, str], tuple[str, ...]]] = {
     ),
     "unknown key of a device": (
         ("width = 768", "width = 768\nexposure_ms = 3"),
-        ("camera.simulated.exposure_ms: unknown key; known here:", "line_rate_hz"),
+        ("camera.exposure_ms: unknown key; known here:", "line_rate_hz"),
     ),
     "out of bounds": (
         ("line_rate_hz = 4000.0", "line_rate_hz = -5"),
-        ("camera.simulated.line_rate_hz: input should be greater than 0 (found -5)",),
+        ("camera.line_rate_hz: input should be greater than 0 (found -5)",),
     ),
     "a number with its unit": (
         ("line_rate_hz = 4000.0", 'line_rate_hz = "4 kHz"'),
-        ("camera.simulated.line_rate_hz: input should be a valid number", "(found '4 kHz')"),
+        ("camera.line_rate_hz: a number is wanted, without quotes", "(found '4 kHz')"),
+    ),
+    "a number in quotes": (
+        ("line_rate_hz = 4000.0", 'line_rate_hz = "4000"'),
+        ("camera.line_rate_hz: a number is wanted, without quotes", "(found '4000')"),
+    ),
+    "no number": (
+        ("width_mm = 60.0", "width_mm = inf"),
+        ("camera.specimen.width_mm: input should be a finite number (found inf)",),
+    ),
+    "a plate wider than the scan line": (
+        ("width_mm = 60.0", "width_mm = 75.0"),
+        ("camera: specimen: a plate 75 mm wide", "does not fit in a scan line of 76.8 mm"),
+    ),
+    "a plate without room": (
+        ("length_mm = 40.0", "length_mm = 5.0"),
+        ("camera.specimen: a plate of 60 x 5 mm has no room for defects", "at least 25 mm"),
+    ),
+    "a wrong key of the light": (
+        ('{ type = "simulated" }', '{ type = "serial_tower", prot = "/dev/x" }'),
+        ("light.device.port: this key is missing", "light.device.prot: unknown key; known here:"),
+    ),
+    "a state that does not exist": (
+        ("[light]", '[light]\npatterns = { paas = { green = "on" } }'),
+        ("light.patterns.paas: input should be 'pass', ",),
+    ),
+    "a fail that lights green": (
+        ("[light]", '[light]\npatterns = { fail = { green = "on", red = "on" } }'),
+        ("light: patterns.fail lights all that patterns.pass lights",),
     ),
     "a missing key": (('id = "test-1"', ""), ("station.id: this key is missing",)),
     "an unknown device": (
@@ -153,6 +181,18 @@ RECIPE_MISTAKES: dict[str, tuple[tuple[str, str], str]] = {
         ('id = "lightdefectnet-v1"', 'id = "lightdefectnet-v9"'),
         "model.id: lightdefectnet-v9: no such model; there are: lightdefectnet-v1",
     ),
+    "a threshold that is no number": (
+        ("[model]", "[model]\nthreshold = nan"),
+        "model.threshold: input should be a finite number (found nan)",
+    ),
+    "a margin that leaves nothing": (
+        ("edge_margin_mm = 2.0", "edge_margin_mm = 20.0"),
+        "plate: edge_margin_mm 20 leaves nothing of a plate of 60 x 40 mm",
+    ),
+    "an outline for single pictures": (
+        ("[plate]", '[plate]\noutline = "whole"'),
+        "plate.outline: 'whole' is for single pictures (`vqi inspect`); a belt needs 'level'",
+    ),
     "a step that is no multiple": (
         ("[model]", "[grid]\nstep_px = 100\n[model]"),
         "grid.step_px: input should be a multiple of 32 (found 100)",
@@ -173,7 +213,19 @@ def test_a_wrong_recipe_ends_each_command_with_78(tmp_path: Path, name: str, com
     recipe.write_text(recipe.read_text().replace(old, new, 1))
     done = vqi(command, "--config", str(config))
     assert done.returncode == 78, done.stderr
-    assert done.stderr.strip() == f"vqi: {recipe}: {expected}"
+    assert done.stderr.count("\n") == 1
+    assert f"{recipe}: {expected}" in done.stderr
+
+
+def test_a_recipe_that_is_missing_names_the_key_that_named_it(tmp_path: Path) -> None:
+    config = Rig(tmp_path).write()
+    config.write_text(config.read_text().replace(str(tmp_path / "recipe.toml"), "shipped:none"))
+    done = vqi("run", "--config", str(config))
+    assert done.returncode == 78
+    assert done.stderr.strip() == (
+        f"vqi: {config}: station.recipe: shipped:none: no such shipped recipe; there are: "
+        "demo-lgp, whole-image"
+    )
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,12 @@ class ReplayCamera(Camera):
 def _open_source(settings: ReplayCameraSettings) -> _Source:
     path = settings.path
     if not path.exists():
-        raise DeviceNotFound(f"replay: {path}: no such file or folder")
+        folder = path.parent
+        beside = sorted(entry.name for entry in folder.iterdir())[:10] if folder.is_dir() else []
+        raise DeviceNotFound(
+            f"replay: {path}: no such file or folder; found in {folder}: "
+            f"{', '.join(beside) or 'nothing'}"
+        )
     try:
         if (path / HEADERS).is_file():
             return _Strip(RecordedStrip.open(path))

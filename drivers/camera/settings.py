@@ -5,34 +5,49 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from drivers.settings import Settings
+from drivers.settings import Count, Number, Settings
 
 
 class LineScanSettings(Settings):
     """What every line-scan camera has."""
 
-    width: int = Field(4096, ge=16, le=32768, description="Pixels in a scan line.")
-    frame_height: int = Field(256, ge=1, le=8192, description="Scan lines in a frame.")
-    line_rate_hz: float = Field(3000.0, gt=0, le=1e6, description="Scan lines per second.")
-    pixel_pitch_mm: float = Field(
+    width: Count = Field(4096, ge=16, le=32768, description="Pixels in a scan line.")
+    frame_height: Count = Field(256, ge=1, le=8192, description="Scan lines in a frame.")
+    line_rate_hz: Number = Field(3000.0, gt=0, le=1e6, description="Scan lines per second.")
+    pixel_pitch_mm: Number = Field(
         0.1, gt=0, le=10, description="Size of a pixel on the plate, crossweb and downweb."
     )
+
+
+_LEAST_SIDE_MM = 25.0
+"""A scratch of 15 mm in any direction, and the border that stays free of defects."""
 
 
 class SpecimenSettings(Settings):
     """The light guide plates that the simulated belt carries."""
 
-    width_mm: float = Field(360.0, gt=0, description="Plate, crossweb.")
-    length_mm: float = Field(150.0, gt=0, description="Plate, downweb.")
-    gap_mm: float = Field(150.0, gt=0, description="Belt between two plates.")
-    lateral_offset_mm: float = Field(5.0, ge=0, description="Plates lie up to this far off centre.")
-    skew_deg: float = Field(1.0, ge=0, le=45, description="Plates lie up to this far askew.")
-    defective_share: float = Field(0.5, ge=0, le=1, description="Share of plates with defects.")
-    contrast_scale: float = Field(
-        1.0, gt=0, description="Scales every defect's contrast; 1 is the default difficulty."
+    width_mm: Number = Field(360.0, gt=0, le=5_000, description="Plate, crossweb.")
+    length_mm: Number = Field(150.0, gt=0, le=5_000, description="Plate, downweb.")
+    gap_mm: Number = Field(150.0, gt=0, le=1e6, description="Belt between two plates.")
+    lateral_offset_mm: Number = Field(
+        5.0, ge=0, le=1_000, description="Plates lie up to this far off centre."
     )
+    skew_deg: Number = Field(1.0, ge=0, le=45, description="Plates lie up to this far askew.")
+    defective_share: Number = Field(0.5, ge=0, le=1, description="Share of plates with defects.")
+    contrast_scale: Number = Field(
+        1.0, gt=0, le=100, description="Scales every defect's contrast; 1: the default difficulty."
+    )
+
+    @model_validator(mode="after")
+    def _has_room_for_a_defect(self) -> SpecimenSettings:
+        if self.defective_share and min(self.width_mm, self.length_mm) < _LEAST_SIDE_MM:
+            raise ValueError(
+                f"a plate of {self.width_mm:g} x {self.length_mm:g} mm has no room for defects; "
+                f"at least {_LEAST_SIDE_MM:g} mm a side, or defective_share = 0"
+            )
+        return self
 
 
 class FaultSettings(Settings):
@@ -46,7 +61,9 @@ class FaultSettings(Settings):
     truncate: tuple[int, ...] = Field((), description="Frames cut short, marked incomplete.")
     duplicate: tuple[int, ...] = Field((), description="Frames delivered twice.")
     stall: tuple[int, ...] = Field((), description="Frames before which the camera halts.")
-    stall_s: float = Field(1.5, gt=0, description="How long a stall takes; its frames are lost.")
+    stall_s: Number = Field(
+        1.5, gt=0, le=3600, description="How long a stall takes; its frames are lost."
+    )
     disconnect: tuple[int, ...] = Field((), description="Frames at which the camera is gone.")
     black: tuple[int, ...] = Field((), description="Frames of zeros.")
     saturated: tuple[int, ...] = Field((), description="Frames of 255.")
@@ -59,8 +76,8 @@ class SimulatedCameraSettings(LineScanSettings):
     """A belt with rendered plates under a paced line-scan camera."""
 
     type: Literal["simulated"]
-    seed: int = Field(1, ge=0, description="Same seed, same belt.")
-    bank_plates: int = Field(16, ge=1, le=4096, description="Different plates rendered ahead.")
+    seed: Count = Field(1, ge=0, description="Same seed, same belt.")
+    bank_plates: Count = Field(16, ge=1, le=4096, description="Different plates rendered ahead.")
     specimen: SpecimenSettings = SpecimenSettings()
     is_paced: bool = Field(True, description="False delivers frames as fast as they are taken.")
     belt_file: Path | None = Field(
@@ -70,19 +87,34 @@ class SimulatedCameraSettings(LineScanSettings):
     )
     faults: FaultSettings = FaultSettings()
 
+    @model_validator(mode="after")
+    def _plate_fits_in_the_scan_line(self) -> SimulatedCameraSettings:
+        room_mm = self.width * self.pixel_pitch_mm
+        wanted_mm = self.specimen.width_mm + 2 * self.specimen.lateral_offset_mm
+        if wanted_mm > room_mm:
+            raise ValueError(
+                f"specimen: a plate {self.specimen.width_mm:g} mm wide, up to "
+                f"{self.specimen.lateral_offset_mm:g} mm off centre, does not fit in a scan line "
+                f"of {room_mm:g} mm"
+            )
+        return self
+
 
 class ReplayCameraSettings(Settings):
     """Images or a recorded strip played as a line-scan camera would deliver them."""
 
     type: Literal["replay"]
     path: Path = Field(description="An image, a folder of images (by name), or a recorded strip.")
-    frame_height: int = Field(256, ge=1, le=8192, description="Scan lines in a frame.")
-    line_rate_hz: float | None = Field(
-        None, gt=0, description="Paced at this rate; None plays as fast as frames are taken."
+    frame_height: Count = Field(256, ge=1, le=8192, description="Scan lines in a frame.")
+    line_rate_hz: Number | None = Field(
+        None,
+        gt=0,
+        le=1e6,
+        description="Paced at this rate; None plays as fast as frames are taken.",
     )
-    pixel_pitch_mm: float = Field(0.1, gt=0, le=10, description="Size of a pixel on the plate.")
+    pixel_pitch_mm: Number = Field(0.1, gt=0, le=10, description="Size of a pixel on the plate.")
     is_loop: bool = Field(False, description="Start again at the end.")
-    gap_scan_lines: int = Field(
+    gap_scan_lines: Count = Field(
         200, ge=0, description="Black scan lines before, between and after images of a folder."
     )
 
@@ -93,8 +125,8 @@ class GenicamCameraSettings(Settings):
     type: Literal["genicam"]
     producer: Path = Field(description="The vendor's .cti file; `viky` names the one in the wheel.")
     serial: str = Field(min_length=1, description="DeviceSerialNumber; another serial is refused.")
-    pixel_pitch_mm: float = Field(0.1, gt=0, le=10, description="Size of a pixel on the plate.")
-    buffers: int = Field(64, ge=4, le=1024, description="Buffers announced to the producer.")
+    pixel_pitch_mm: Number = Field(0.1, gt=0, le=10, description="Size of a pixel on the plate.")
+    buffers: Count = Field(64, ge=4, le=1024, description="Buffers announced to the producer.")
     features: dict[str, bool | int | float | str] = Field(
         default_factory=dict, description="SFNC features in the order to apply them."
     )

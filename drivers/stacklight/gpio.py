@@ -11,6 +11,7 @@ import errno
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from drivers.errors import (
@@ -161,7 +162,8 @@ def _open_error(settings: GpioStackLightSettings, error: Exception) -> DeviceErr
     number = getattr(error, "errno", None)
     offsets = ", ".join(str(line.offset) for line in settings.lines.values())
     if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-        return DeviceNotFound(f"no GPIO chip {settings.chip}; `ls /dev/gpiochip*` lists them")
+        found = ", ".join(sorted(str(chip) for chip in Path("/dev").glob("gpiochip*"))) or "none"
+        return DeviceNotFound(f"no GPIO chip {settings.chip}; found: {found}")
     if number == errno.EBUSY:
         return DeviceBusy(
             f"{settings.chip}: a line of {offsets} is held by another process; stop that one"

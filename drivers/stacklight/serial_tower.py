@@ -30,6 +30,7 @@ from drivers.stacklight.settings import Element, LightPattern, Mode, SerialTower
 
 try:
     import serial
+    from serial.tools import list_ports
 except ImportError as _error:  # pragma: no cover - pyserial is a base dependency
     raise DriverMissing("serial_tower needs pyserial: pip install pyserial") from _error
 
@@ -117,11 +118,13 @@ class SerialTower(StackLight):
 def _open_error(port: str, error: Exception) -> DeviceError:
     number = getattr(error, "errno", None)
     if number in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
-        return DeviceNotFound(
-            f"no serial port {port}; plug the stack light in, look under /dev/serial/by-id"
-        )
+        return DeviceNotFound(f"no serial port {port}; found: {_ports()}; plug the stack light in")
     if number in (errno.EAGAIN, errno.EBUSY):
         return DeviceBusy(f"serial port {port} is held by another process; stop that one")
     if number in (errno.EACCES, errno.EPERM):
         return DeviceRefused(f"no permission for serial port {port}; join the group dialout")
     return DeviceRefused(f"{port} is not a serial port that can be set up: {error}")
+
+
+def _ports() -> str:
+    return ", ".join(sorted(port.device for port in list_ports.comports())) or "none"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from drivers.settings import Settings
+from drivers.settings import Count, Number, Settings
 from drivers.stacklight import LightState
 
 Element = Literal["red", "yellow", "green", "blue", "white", "buzzer"]
@@ -57,8 +57,8 @@ class SerialTowerSettings(Settings):
 
     type: Literal["serial_tower"]
     port: str = Field(min_length=1, description="Device, best a name under /dev/serial/by-id.")
-    baud_rate: int = Field(9600, gt=0)
-    write_timeout_s: float = Field(0.3, gt=0, le=0.5, description="A blocked line is an error.")
+    baud_rate: Count = Field(9600, gt=0)
+    write_timeout_s: Number = Field(0.3, gt=0, le=0.5, description="A blocked line is an error.")
     elements: dict[Element, SerialElement] = Field(
         default_factory=lambda: dict(ADAFRUIT_5125), description="Bytes of each element."
     )
@@ -67,7 +67,7 @@ class SerialTowerSettings(Settings):
 class GpioLine(Settings):
     """One output line of the chip."""
 
-    offset: int = Field(ge=0, description="Line offset on the chip.")
+    offset: Count = Field(ge=0, description="Line offset on the chip.")
     is_active_low: bool = Field(False, description="True if the element is lit at low level.")
 
 
@@ -77,7 +77,7 @@ class GpioStackLightSettings(Settings):
     type: Literal["gpio"]
     chip: str = Field(min_length=1, description="For example /dev/gpiochip0.")
     lines: dict[Element, GpioLine] = Field(min_length=1)
-    blink_hz: float = Field(2.0, ge=1.4, le=2.8, description="Flash rate (IEC 60073: 1.4-2.8 Hz).")
+    blink_hz: Number = Field(2.0, ge=1.4, le=2.8, description="Flash rate (IEC 60073: 1.4-2.8 Hz).")
 
 
 StackLightSettings = Annotated[

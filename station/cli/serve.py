@@ -55,7 +55,7 @@ def station(
     loaded = load_or_exit(config)
     from drivers.errors import DeviceError
     from models.card import ModelError
-    from station.ipc import PeerGone
+    from station.config import EX_CONFIG
     from station.pipeline import Options, Station, StationError
     from station.product import load_product
 
@@ -65,6 +65,8 @@ def station(
         with Outlet(write_json_line) as events:
             try:
                 status = Station(loaded, recipe, options, events.emit).run()
-            except (StationError, DeviceError, ModelError, PeerGone) as error:
+            except ModelError as error:
+                fail(str(error), EX_CONFIG)
+            except (StationError, DeviceError, OSError) as error:
                 fail(str(error))
     raise typer.Exit(status)

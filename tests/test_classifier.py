@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -336,3 +339,22 @@ def test_shipped_weights_are_small_and_flat() -> None:
     size_bytes = sum(path.stat().st_size for path in SHIPPED.iterdir())
     assert size_bytes < 2_000_000
     assert read_card(SHIPPED).mflops < 100
+
+
+def test_the_runtime_tells_nobody(tmp_path: Path) -> None:
+    """No identifier is written, and no host is looked up, where the runtime would do both."""
+    program = (
+        "from models.classifier import Classifier; from models.registry import find_model; "
+        "Classifier.load(find_model('lightdefectnet-v1')).self_test()"
+    )
+    clean = {key: value for key, value in os.environ.items() if key not in ("CI", "HOME")}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**clean, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "telemetry" not in done.stderr.lower()
+    assert list(tmp_path.iterdir()) == []

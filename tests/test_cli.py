@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 import typer
 from station_rig import Rig, vqi
@@ -120,6 +121,20 @@ def test_a_snap_is_what_the_camera_saw(rig: Rig, tmp_path: Path) -> None:
     assert picture.std() > 1
 
 
+def test_a_snap_of_a_short_source_is_what_there_is(rig: Rig, tmp_path: Path) -> None:
+    picture = tmp_path / "one.png"
+    cv2.imwrite(str(picture), np.full((100, 300), 90, np.uint8))
+    rig.camera = {"type": "replay", "path": str(picture), "frame_height": 64}
+    done = vqi("camera", "snap", "--config", str(rig.write()), "--out", str(tmp_path / "noname"))
+    assert done.returncode == 0, done.stderr
+    assert cv2.imread(str(tmp_path / "noname"), cv2.IMREAD_UNCHANGED).shape[1] == 300
+    done = vqi("camera", "snap", "--config", str(rig.write()), "--out", "/nowhere/x.png")
+    assert done.returncode == 1
+    assert (
+        done.stderr.strip() == "vqi: /nowhere/x.png: cannot be written: No such file or directory"
+    )
+
+
 def test_commands_without_a_station_say_so(rig: Rig) -> None:
     config = str(rig.write())
     for op in ("status", "halt", "resume", "ack"):
@@ -140,8 +155,6 @@ def test_status_is_one_object(rig: Rig) -> None:
 
 def test_a_run_on_pictures_ends_with_them(rig: Rig, tmp_path: Path) -> None:
     """`replay` of a folder, once: as many records as the folder shows plates."""
-    import numpy as np
-
     folder = tmp_path / "plates"
     folder.mkdir()
     rng = np.random.default_rng(0)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
+import tempfile
 import time
 import zlib
 from collections import Counter
@@ -17,7 +20,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from station_rig import Rig, check_conservation, children, shared_memory, vqi, wait_until
+from test_permissions import as_nobody
 
 from station.record import Reason
 
@@ -191,10 +196,25 @@ def bad_pictures(folder: Path) -> dict[str, Path]:
         ].tobytes(),
         "tiny.png": cv2.imencode(".png", grey[:1, :1])[1].tobytes(),
         "huge.png": huge_png(30_000),
+        "cut.jpg": cut_jpeg(grey),
+        "pages.tif": two_pages(grey),
     }
     for name, data in contents.items():
         (folder / name).write_bytes(data)
     return {name: folder / name for name in contents} | {"missing.png": folder / "missing.png"}
+
+
+def cut_jpeg(grey: np.ndarray) -> bytes:
+    """Half of the picture is missing, but an end marker stands after it."""
+    whole = cv2.imencode(".jpg", np.tile(grey, (4, 4)))[1].tobytes()
+    return whole[: len(whole) // 2] + b"\xff\xd9"
+
+
+def two_pages(grey: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    first, second = Image.fromarray(grey), Image.fromarray(255 - grey)
+    first.save(file, "TIFF", save_all=True, append_images=[second])
+    return file.getvalue()
 
 
 def huge_png(side: int) -> bytes:
@@ -227,12 +247,51 @@ def test_bad_pictures_get_one_line_each_and_the_others_are_inspected(tmp_path: P
     assert "Traceback" not in done.stderr
 
 
+def test_what_may_not_be_read_is_named_and_the_others_are_inspected() -> None:
+    """As a user without rights: root may read everything."""
+    folder = Path(tempfile.mkdtemp(prefix="vqi-pictures-"))
+    try:
+        folder.chmod(0o755)
+        locked = folder / "locked"
+        for path in (folder / "a_secret.png", locked / "b.png", folder / "z_good.png"):
+            path.parent.mkdir(exist_ok=True)
+            cv2.imwrite(str(path), np.full((300, 300), 100, np.uint8))
+        (folder / "a_secret.png").chmod(0o600)
+        locked.chmod(0o700)
+        (folder / "empty").mkdir()
+        os.mkfifo(folder / "pipe.png")
+        given = [folder, locked / "b.png", folder / "empty", folder / ("x" * 300)]
+        done = as_nobody("inspect", *map(str, given), "--json")
+        assert done.returncode == 1
+        rows = {row["file"]: row for row in map(json.loads, done.stdout.splitlines())}
+        assert rows.pop(str(folder / "z_good.png"))["verdict"] in ("PASS", "FAIL")
+        assert {Path(file).name[:8]: row["error"] for file, row in rows.items()} == {
+            "a_secret": "cannot be read: Permission denied",
+            "locked": "cannot be read: Permission denied",
+            "b.png": "cannot be read: Permission denied",
+            "pipe.png": "not a file",
+            "empty": "no pictures in this folder (.bmp, .jpeg, .jpg, .pgm, .png, .tif, .tiff, "
+            ".webp)",
+            "xxxxxxxx": "cannot be read: File name too long",
+        }
+        assert len(done.stderr.splitlines()) == len(rows)
+    finally:
+        shutil.rmtree(folder)
+
+
 def test_real_plates_are_inspected(real_data: Path) -> None:
     done = vqi("inspect", str(real_data / "goggle_plates"), "--json")
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == 16
     assert {row["verdict"] for row in rows} <= {"PASS", "FAIL"}
+
+
+def test_pictures_of_another_surface_are_inspected(real_data: Path) -> None:
+    pictures = sorted((real_data / "magnetic_tile" / "images").iterdir())[:50]
+    done = vqi("inspect", *map(str, pictures), "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 50
 
 
 # --- every fault of the camera ------------------------------------------------------------------

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import typer
 
-from drivers.camera import Frame, open_camera
+from drivers.camera import EndOfSource, Frame, open_camera
 from drivers.camera.genicam import list_cameras, producers_on_path
 from drivers.camera.settings import CameraSettings
 from drivers.errors import DeviceError
@@ -85,8 +85,10 @@ def snap(
             taken = _grab(camera.info.max_frame_bytes, frames, camera.grab)
     except DeviceError as error:
         fail(str(error))
-    if not cv2.imwrite(str(out), np.concatenate(taken)):
-        fail(f"{out}: cannot be written")
+    try:
+        out.write_bytes(cv2.imencode(".png", np.concatenate(taken))[1].tobytes())
+    except OSError as error:
+        fail(f"{out}: cannot be written: {error.strerror}")
     rows, width = sum(len(pixels) for pixels in taken), taken[0].shape[1]
     typer.echo(f"{out}: {width} x {rows} px of {camera.info.serial}")
 
@@ -95,7 +97,12 @@ def _grab(frame_bytes: int, frames: int, grab: Any) -> list[np.ndarray[Any, np.d
     into = np.empty(frame_bytes, np.uint8)
     taken: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
     for _ in range(3 * frames):
-        frame: Frame | None = grab(into, 2.0)
+        try:
+            frame: Frame | None = grab(into, 2.0)
+        except EndOfSource:
+            if taken:
+                return taken
+            fail("the source has no frames")
         if frame is None:
             fail("the camera delivers no frames within 2 s; is it triggered?")
         if not frame.is_incomplete and (not taken or frame.pixels.shape[1] == taken[0].shape[1]):

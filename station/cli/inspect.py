@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".webp"}
 
 
 def inspect(
-    paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+    paths: Annotated[list[str], typer.Argument(help="Pictures, or folders of pictures.")],
     recipe: Annotated[
         str, typer.Option(help="Recipe file, or shipped:<id>.")
     ] = "shipped:whole-image",
@@ -34,12 +35,14 @@ def inspect(
     """Judge each picture as one plate. Exit status 1 if any could not be read."""
     inspector = _open_inspector(recipe, model, pixel_pitch_mm)
     failed = False
-    for path in _pictures(paths):
+    for path, error in _pictures(paths):
         try:
+            if error is not None:
+                raise error
             found = inspector.inspect(read_grey_picture(path))
-        except (PictureError, ValueError, ConfigError) as error:
+        except (PictureError, ValueError, ConfigError) as problem:
             failed = True
-            text = str(error).removeprefix(f"{path}: ")
+            text = str(problem).removeprefix(f"{path}: ")
             print(f"vqi: {path}: {text}", file=sys.stderr)  # noqa: T201
             if is_json:
                 print_json({"file": str(path), "verdict": None, "error": text})
@@ -64,17 +67,36 @@ def _open_inspector(source: str, model: str | None, pixel_pitch_mm: float) -> Pi
             fail(str(error), EX_CONFIG)
 
 
-def _pictures(paths: list[Path]) -> Iterator[Path]:
-    """Files as given; folders' pictures by name, with those in their sub-folders."""
-    for path in paths:
-        if path.is_dir():
-            yield from sorted(
-                file
-                for file in path.rglob("*")
-                if file.suffix.lower() in _SUFFIXES and not file.is_dir()
-            )
+def _pictures(paths: list[str]) -> Iterator[tuple[Path, PictureError | None]]:
+    """Files as given; folders' pictures by name, with those in their sub-folders. What cannot be
+    looked at comes with its reason."""
+    for path in map(Path, paths):
+        try:
+            is_folder = stat.S_ISDIR(path.stat().st_mode)
+        except OSError as error:
+            yield path, _unreadable(error)
+            continue
+        if is_folder:
+            yield from _in_folder(path)
         else:
-            yield path
+            yield path, None
+
+
+def _in_folder(folder: Path) -> Iterator[tuple[Path, PictureError | None]]:
+    problems: list[OSError] = []
+    found: list[Path] = []
+    for at, _, names in os.walk(folder, onerror=problems.append):
+        found += [Path(at, name) for name in names if Path(name).suffix.lower() in _SUFFIXES]
+    for problem in problems:
+        yield Path(problem.filename), _unreadable(problem)
+    if not found and not problems:
+        yield folder, PictureError(f"no pictures in this folder ({', '.join(sorted(_SUFFIXES))})")
+    for path in sorted(found):
+        yield path, None
+
+
+def _unreadable(error: OSError) -> PictureError:
+    return PictureError(f"cannot be read: {error.strerror}")
 
 
 def _row(path: Path, found: Inspection) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-WAIT_S = 5.0
+WAIT_S = 3.0
 """A predecessor that is just ending is waited for so long."""
 _RETRY_S = 0.02
 

@@ -10,7 +10,8 @@ import pytest
 
 REQUIRES_PEERS = os.environ.get("VQI_REQUIRE_PEERS") == "1"
 REAL_DATA = Path(os.environ.get("VQI_REAL_DATA", "../shared/data"))
-_MISSING_PACKAGE = ("could not import", "No module named", "needs package")
+_MAY_SKIP = ("needs a real device", "no gpio-sim here", "no real images")
+"""Reasons that count as a skip where every peer is installed."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,18 +22,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a real device; set VQI_HARDWARE=1"))
 
 
+def _fail_unless_allowed(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Where every peer is installed, a skip for anything but a device or private pictures fails."""
+    is_allowed = any(reason in str(report.longrepr) for reason in _MAY_SKIP)
+    if REQUIRES_PEERS and report.skipped and not is_allowed:
+        report.outcome = "failed"
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Where every peer is installed, a skip for a missing package is a failure."""
     report = yield
-    if (
-        REQUIRES_PEERS
-        and report.skipped
-        and any(text in str(report.longrepr) for text in _MISSING_PACKAGE)
-    ):
-        report.outcome = "failed"
+    _fail_unless_allowed(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    _fail_unless_allowed(report)
     return report
 
 

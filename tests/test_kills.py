@@ -17,11 +17,15 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pty_recorder import read_log
 from station_rig import Rig, check_conservation, children, shared_memory, start_vqi, vqi, wait_until
 
+from drivers.camera.settings import SimulatedCameraSettings
+from drivers.camera.simulated import belt_plates_before
+from station.config import load_configuration
 from station.qms import Reader, verify
 
 TARGETS = ("parent", "lamp", "journal", "station", "camera", "all")
@@ -59,8 +63,24 @@ class KillLoop:
             self.strike(target, config)
         self.wait_for_plates()
         assert self.run is not None
+        stopped_ns = time.monotonic_ns()
         self.run.terminate()
         assert self.run.wait(30.0) == 0
+        self.check_belt(stopped_ns)
+
+    def check_belt(self, stopped_ns: int) -> None:
+        """The log's last plate is the last that the belt, which nobody can kill, had carried."""
+        settings = load_configuration(str(self.rig.folder / "station.toml")).value.camera
+        assert isinstance(settings, SimulatedCameraSettings)
+        epoch_ns = json.loads(Path(self.rig.camera["belt_file"]).read_text())["epoch_monotonic_ns"]
+
+        def carried(at_ns: int) -> int:
+            scan_line = int((at_ns - epoch_ns) / 1e9 * settings.line_rate_hz)
+            return belt_plates_before(settings, scan_line)
+
+        last = max(row["plate_ordinal"] or 0 for row in self.rig.rows("opened"))
+        # Frames are up to half a second old when they are seen.
+        assert carried(stopped_ns - 500_000_000) <= last <= carried(time.monotonic_ns())
 
     def start(self, config: str) -> None:
         self.run = start_vqi("run", "--config", config)
@@ -100,6 +120,8 @@ class KillLoop:
             self.check_pass_went_off(struck_ns, target)
         if target == "all":
             self.check_fault_came_first(struck_ns)
+        if target in ("lamp", "journal", "camera"):
+            assert children(self.run.pid)["station"] == family["station"], "the station stays"
         self.verify_log()
 
     def verify_log(self) -> None:
@@ -187,6 +209,8 @@ def kill_loop(folder: Path, kills: int, with_pass: int) -> KillLoop:
         done = vqi("log", "verify", "--journal", str(rig.journal))
         assert done.returncode == 0, done.stdout + done.stderr
         check_conservation(rig)
+        results = sorted(row["result_id"] for row in rig.rows("result"))
+        assert sorted(row["result_id"] for row in rig.rows("actuation")) == results
     finally:
         if loop.run is not None and loop.run.poll() is None:
             loop.run.terminate()
@@ -200,6 +224,55 @@ def kill_loop(folder: Path, kills: int, with_pass: int) -> KillLoop:
 def test_kills_lose_nothing_and_leave_no_green(tmp_path: Path) -> None:
     loop = kill_loop(tmp_path, kills=len(TARGETS), with_pass=3)
     assert set(loop.kills) == set(TARGETS)
+
+
+def test_a_start_after_a_kill_at_any_moment_of_the_start_before(tmp_path: Path) -> None:
+    """Also before anything was ready: what is left of one run never blocks the next."""
+    draw = random.Random(5)
+    rig = Rig(
+        tmp_path,
+        camera={"belt_file": str(tmp_path / "belt.json"), "bank_plates": 2},
+        specimen={"contrast_scale": 3.0},
+    )
+    (tmp_path / "belt.json").write_text(json.dumps({"epoch_monotonic_ns": time.monotonic_ns()}))
+    config = str(rig.write())
+    for _ in range(12):
+        run = start_vqi("run", "--config", config)
+        time.sleep(draw.uniform(0.1, 2.5))
+        run.kill()
+        run.wait()
+    with rig.running():
+        wait_until(lambda: rig.status()["plates"] > 2, 20.0, "plates")
+    check_conservation(rig)
+    with Reader(rig.journal) as reader:
+        assert verify(reader).findings == []
+
+
+@pytest.mark.parametrize("kind", ["result", "downtime"])
+def test_the_conservation_check_misses_no_missing_row(tmp_path: Path, kind: str) -> None:
+    """Negative control: the law must not hold where one row is kept from it."""
+
+    class Forgetful(Rig):
+        def rows(self, wanted: str) -> list[dict[str, Any]]:
+            rows = super().rows(wanted)
+            if wanted == kind == "result":
+                del rows[len(rows) // 2]
+            elif wanted == kind:
+                rows = [row for row in rows if not row["triggers"]]
+            return rows
+
+    rig = Rig(
+        tmp_path,
+        camera={"belt_file": str(tmp_path / "belt.json"), "bank_plates": 1},
+        specimen={"contrast_scale": 3.0},
+    )
+    (tmp_path / "belt.json").write_text(json.dumps({"epoch_monotonic_ns": time.monotonic_ns()}))
+    for _ in range(2):
+        assert rig.run("--plates", "6").status == 0
+        time.sleep(1.0)
+    check_conservation(rig)
+    with pytest.raises(AssertionError):
+        check_conservation(Forgetful(tmp_path, camera=rig.camera))
 
 
 @pytest.mark.long

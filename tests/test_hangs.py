@@ -1,0 +1,269 @@
+"""What hangs, and whoever does not read: seen at once, answered without a restart too many."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pty_recorder import PtyRecorder, adafruit_elements
+from station_rig import Rig, check_conservation, children, vqi, wait_until
+from test_station import verify_log, write_belt
+
+from station.control import control_path
+from station.journal import journal_path
+from station.lamp import lamp_path
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    rig = Rig(tmp_path, specimen={"contrast_scale": 3.0, "defective_share": 0.3})
+    rig.camera = {"belt_file": str(tmp_path / "belt.json"), "bank_plates": 2}
+    write_belt(rig)
+    return rig
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_a_camera_process_that_hangs_is_replaced_and_the_station_stays(rig: Rig) -> None:
+    with rig.running() as run:
+        wait_until(lambda: rig.status()["plates"] > 2, 20.0, "plates")
+        before = children(run.pid)
+        with stopped(before["camera"]):
+            wait_until(lambda: rig.status()["state"] == "ERROR", 2.5, "ERROR")
+            wait_until(lambda: rig.status()["light"] == "fault", 1.0, "FAULT")
+            wait_until(lambda: is_gone(before["camera"]), 5.0, "end of the hung process")
+        wait_until(lambda: rig.status()["state"] == "OPERATIONAL", 10.0, "OPERATIONAL")
+        after = children(run.pid)
+        assert after["camera"] != before["camera"]
+        assert after["station"] == before["station"]
+        plates = rig.status()["plates"]
+        wait_until(lambda: rig.status()["plates"] > plates + 2, 10.0, "plates afterwards")
+    check_conservation(rig)
+    verify_log(rig)
+
+
+def test_a_dead_station_takes_a_hung_camera_process_with_it(rig: Rig) -> None:
+    with rig.running() as run:
+        wait_until(lambda: rig.status()["plates"] > 2, 20.0, "plates")
+        before = children(run.pid)
+        os.kill(before["camera"], signal.SIGSTOP)
+        os.kill(before["station"], signal.SIGKILL)
+        wait_until(lambda: is_gone(before["camera"]), 3.0, "end of the camera process")
+        wait_until(lambda: rig.status().get("plates", 0) > 2, 20.0, "plates afterwards")
+    check_conservation(rig)
+
+
+def test_a_journal_that_hangs_ends_the_pass_and_it_does_not_come_back(rig: Rig) -> None:
+    with PtyRecorder(rig.folder / "tower") as tower:
+        rig.light = {"device": {"type": "serial_tower", "port": str(rig.folder / "tower")}}
+        rig.specimen["gap_mm"] = 800.0  # a pass stays alight for two seconds
+        rig.camera["line_rate_hz"] = 4000.0
+        with rig.running() as run:
+
+            def green() -> str | None:
+                return adafruit_elements(tower.bytes_sent()).get("green")
+
+            wait_until(lambda: green() == "on", 20.0, "a pass")
+            shown_id = rig.status()["light_result_id"]
+            with stopped(children(run.pid)["journal"]):
+                wait_until(lambda: green() is None, 2.0, "dark")
+                wait_until(lambda: rig.status()["state"] == "ERROR", 2.0, "ERROR")
+                assert "liveness" in rig.status()["problems"]
+            wait_until(lambda: rig.status()["state"] == "OPERATIONAL", 5.0, "OPERATIONAL")
+            assert rig.status()["light_result_id"] != shown_id
+            assert green() is None or rig.status()["light_result_id"] != shown_id
+    check_conservation(rig)
+
+
+def test_a_lamp_process_that_dies_does_not_bring_its_pass_back(rig: Rig) -> None:
+    rig.specimen["gap_mm"] = 800.0
+    with rig.running() as run:
+        wait_until(lambda: rig.status()["light"] == "pass_not_production", 30.0, "a pass")
+        shown_id, before = rig.status()["light_result_id"], children(run.pid)
+        os.kill(before["lamp"], signal.SIGKILL)
+        wait_until(lambda: children(run.pid).get("lamp") != before["lamp"], 3.0, "a new lamp")
+        wait_until(lambda: "lamp" not in rig.status()["problems"], 3.0, "the lamp's answer")
+        assert rig.status()["light_result_id"] != shown_id
+        assert children(run.pid)["station"] == before["station"]
+
+
+def test_a_held_fail_outlives_a_kill(rig: Rig) -> None:
+    rig.fail_hold_s = None
+    rig.specimen["defective_share"] = 1.0
+    with rig.running() as run:
+        wait_until(lambda: rig.status()["light"] == "fail", 30.0, "FAIL")
+        # No plate fails from here on: only the log can know of the one before.
+        config = rig.folder / "station.toml"
+        config.write_text(
+            config.read_text().replace("defective_share = 1.0", "defective_share = 0")
+        )
+        os.kill(children(run.pid)["station"], signal.SIGKILL)
+        wait_until(lambda: rig.status().get("state") == "OPERATIONAL", 20.0, "OPERATIONAL")
+        wait_until(lambda: rig.status()["light"] in ("fail", "undecided"), 3.0, "the held result")
+        wait_until(lambda: rig.status().get("pass", 0) > 1, 20.0, "passes")
+        assert rig.status()["light"] in ("fail", "undecided"), "a later pass does not hide it"
+    results = [row["result_id"] for row in rig.rows("result")]
+    assert sorted(row["result_id"] for row in rig.rows("actuation")) == sorted(results)
+
+
+def test_an_unread_stdout_keeps_nobody_from_replacing_the_lamp(rig: Rig) -> None:
+    config = rig.write()
+    run = subprocess.Popen(
+        [sys.executable, "-P", "-m", "station.cli", "run", "--config", str(config), "--json"],
+        stdout=subprocess.PIPE,  # which nobody reads
+        pipesize=4096,
+        start_new_session=True,
+    )
+    assert run.stdout is not None
+    try:
+        wait_until(lambda: rig.status().get("plates", 0) > 10, 40.0, "more than a pipe holds")
+        lamp = children(run.pid)["lamp"]
+        os.kill(lamp, signal.SIGKILL)
+        wait_until(lambda: children(run.pid).get("lamp", lamp) != lamp, 2.0, "a new lamp process")
+        run.terminate()
+        run.wait(25.0)
+    finally:
+        run.kill()
+        run.stdout.close()
+        run.wait()
+    check_conservation(rig)
+
+
+def test_a_second_run_of_the_same_station_is_refused_and_harms_nothing(rig: Rig) -> None:
+    with rig.running():
+        config = str(rig.folder / "station.toml")
+        for state in ("OPERATIONAL", "HALTED"):
+            if state == "HALTED":
+                assert vqi("control", "halt", "--config", config).returncode == 0
+            rows = len(rig.rows("change"))
+            done = vqi("run", "--config", config, "--plates", "1")
+            assert done.returncode == 78, (state, done.stderr)
+            assert rig.status()["state"] == state
+            assert len(rig.rows("change")) == rows
+
+
+def test_an_unplugged_tower_stops_neither_lamp_process_nor_plates(rig: Rig) -> None:
+    with PtyRecorder(rig.folder / "tower"):
+        rig.light = {"device": {"type": "serial_tower", "port": str(rig.folder / "tower")}}
+        run = rig.running()
+        process = run.__enter__()
+        wait_until(lambda: rig.status()["plates"] > 2, 20.0, "plates")
+    try:
+        (rig.folder / "tower").unlink(missing_ok=True)
+        os.kill(children(process.pid)["lamp"], signal.SIGKILL)
+        wait_until(lambda: "lamp" in children(process.pid), 3.0, "a new lamp process")
+        lamp = children(process.pid)["lamp"]
+        plates = rig.status()["plates"]
+        wait_until(lambda: rig.status()["plates"] > plates + 5, 20.0, "plates without a lamp")
+        assert children(process.pid)["lamp"] == lamp, "it looks for its device, it does not die"
+        with PtyRecorder(rig.folder / "tower") as tower:
+            wait_until(
+                lambda: adafruit_elements(tower.bytes_sent()).get("red") == "blink", 5.0, "FAULT"
+            )
+    finally:
+        run.__exit__(None, None, None)
+    check_conservation(rig)
+
+
+HOSTILE = [
+    b"",
+    b"[]",
+    b"null",
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b'{"op": "tick"}',
+    b'{"op": "submit"}',
+    b'{"op": "submit", "id": 1, "rows": 7}',
+    b'{"op": "submit", "id": 1, "rows": [], "pixels": {"rows": 1}}',
+    b'{"op": "show"}',
+    b'{"op": ["x"]}',
+    b'{"op": {}}',
+]
+
+
+def test_nonsense_on_any_socket_harms_nobody(rig: Rig) -> None:
+    with rig.running() as run:
+        wait_until(lambda: rig.status()["plates"] > 0, 20.0, "plates")
+        before = children(run.pid)
+
+        def descriptors() -> dict[str, int]:
+            return {n: len(os.listdir(f"/proc/{pid}/fd")) for n, pid in before.items()}  # noqa: PTH208
+
+        for name in (journal_path, lamp_path, control_path):
+            for payload in HOSTILE:
+                send_with_descriptor(name(rig.runtime), payload)
+        settled = descriptors()
+        for name in (journal_path, lamp_path, control_path):
+            for payload in HOSTILE:
+                send_with_descriptor(name(rig.runtime), payload)
+        plates = rig.status()["plates"]
+        wait_until(lambda: rig.status()["plates"] > plates + 2, 20.0, "plates afterwards")
+        assert children(run.pid) == before
+        wait_until(lambda: descriptors() == settled, 5.0, "no descriptor left")
+    verify_log(rig)
+
+
+def send_with_descriptor(path: Path, payload: bytes) -> None:
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection,
+        open(os.devnull) as file,  # noqa: PTH123
+    ):
+        connection.connect(str(path))
+        connection.settimeout(2.0)
+        with contextlib.suppress(OSError):
+            socket.send_fds(connection, [payload], [file.fileno()])
+            connection.recv(400_000)
+
+
+def test_a_torn_tick_file_is_no_reason_to_stay_down(rig: Rig) -> None:
+    assert rig.run("--plates", "2").status == 0
+    (rig.journal / "last-tick").write_bytes(bytes(27))
+    assert rig.run("--plates", "2").status == 0
+
+
+def test_damaged_machine_scores_are_not_taken_for_a_first_sight(rig: Rig) -> None:
+    assert rig.run("--plates", "1").status == 0
+    for garbage in ("garbage", "[]"):
+        (rig.journal / "machine-scores.json").write_text(garbage)
+        done = rig.run("--plates", "1")
+        assert done.status == 78
+        assert "machine-scores.json: damaged" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_other_bits_need_a_person_who_says_so_and_the_log_says_who(rig: Rig) -> None:
+    assert rig.run("--plates", "1").status == 0
+    path = rig.journal / "machine-scores.json"
+    path.write_text(path.read_text().replace('"runtime": "', '"runtime": "older '))
+    refused = rig.run("--plates", "1")
+    assert refused.status == 78
+    assert "vqi check --accept-scores" in refused.stderr
+    config = str(rig.folder / "station.toml")
+    assert vqi("check", "--config", config, "--accept-scores").returncode == 0
+    assert rig.run("--plates", "1").status == 0
+    starts = [row["detail"] for row in rig.rows("change") if row["what"] == "start"]
+    assert starts[0]["machine_accepted"] == "on first sight"
+    assert f" by {getpass.getuser()}" in starts[-1]["machine_accepted"]

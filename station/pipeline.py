@@ -9,11 +9,15 @@ process: every answer arrives through one selector.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import queue
 import resource
 import selectors
 import signal
+import subprocess
+import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
@@ -75,6 +79,7 @@ _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
 _LAMP_ANSWER_S = 0.5
 _LOCK = "station.lock"
+_NOT_BLOCKING = {"lamp", "log"}
 _RETRY_S = 1.0
 _PATIENCE_S = 5.0
 _MAX_UNANSWERED = 1000
@@ -84,6 +89,13 @@ _LATENCIES = 10_000
 
 class StationError(Exception):
     """The station cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogDamaged:
+    """The log does not say what was written; plates are inspected all the same."""
+
+    problem: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +327,22 @@ class Station:
         self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
         self._feed.start()
         notify("READY=1")
+        threading.Thread(target=self._verify_log, name="verify", daemon=True).start()
+
+    def _verify_log(self) -> None:
+        """The whole log, in a process that gives way to every other one (I12)."""
+        log = self._settings.journal.directory
+        command = [sys.executable, "-P", "-m", "station.cli", "log", "verify", "--no-pictures"]
+        done = subprocess.run(
+            ["nice", "-n", "19", *command, "--journal", str(log), "--json"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+        findings = json.loads(done.stdout)["findings"] if done.stdout else ["it cannot be read"]
+        if findings:
+            self._post(LogDamaged(f"{log}: {findings[0]}; see `vqi log verify`"))
 
     def _loop(self) -> None:
         deadline = None
@@ -391,6 +419,9 @@ class Station:
                 self._on_tick(message)
             case CameraState(problem):
                 self._set_problem("camera", problem)
+            case LogDamaged(problem):
+                self._set_problem("log", problem)
+                self._policy.set_attention(problem)
             case FeedEnded():
                 self._end("the source has ended")
             case FeedFailed(error):
@@ -446,11 +477,7 @@ class Station:
         """The record is durable: only from here on may the lamp show a pass."""
         if work is not None:
             self._pool.give_back(work.buffer)
-        now_ns = time.monotonic_ns()
-        deadline_ns = int(self._recipe.value.deadline_s * 1e9)
-        is_late = body.last_scan_line_ns is not None and (
-            now_ns - body.last_scan_line_ns > deadline_ns
-        )
+        is_late = self._context.is_late(body.last_scan_line_ns)
         # A light that turns green over the next plate would speak of that one.
         is_late = is_late or body.sequence < self._newest_opened
         is_production = body.provenance is Provenance.PRODUCTION
@@ -766,7 +793,7 @@ class Station:
     @property
     def _blocking(self) -> list[str]:
         """Problems that keep plates from being judged or recorded."""
-        return [text for part, text in self._problems.items() if part != "lamp"]
+        return [text for part, text in self._problems.items() if part not in _NOT_BLOCKING]
 
     def _set_fault(self) -> None:
         """The light shows FAULT while anything blocks or a person has halted the station."""

@@ -30,6 +30,7 @@ SNAPSHOT = "journal-snapshot.db"
 IMAGES = "images"
 EMPTY_CHAIN = "0" * 64
 _ONCE_A_RESULT = ("opened", "result", "actuation")
+_TRIGGERS = {"row_no_update", "row_no_delete", "row_no_replace"}
 _TAIL_ROWS = 100
 """Checked at each start (I12); `vqi log verify` checks all."""
 _BUSY_TIMEOUT_S = 1.0
@@ -487,6 +488,11 @@ class Reader:
         """Every row with its generated columns, in order."""
         yield from self._connection.execute(text("SELECT * FROM row ORDER BY seq"))
 
+    def triggers(self) -> set[str]:
+        """Names of the triggers that keep rows from being changed."""
+        query = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'row'"
+        return {row[0] for row in self._connection.execute(text(query))}
+
     def _last_reviews(self) -> dict[str, Json]:
         return {body["result_id"]: body for body in self.bodies("review")}
 
@@ -533,8 +539,9 @@ class Verification:
 
 
 def verify(reader: Reader, with_images: bool = True) -> Verification:
-    """Recompute every hash, the chain and the pictures' sha256."""
+    """Recompute every hash, the chain and the pictures' sha256; see that edits are still barred."""
     found = Verification()
+    found.findings += [f"trigger {name} is gone" for name in _TRIGGERS - reader.triggers()]
     before, opened, decided = EMPTY_CHAIN, set[str](), set[str]()
     for row in reader.rows():
         found.rows += 1

@@ -48,6 +48,12 @@ class Context:
     def result_id(self, sequence: int) -> str:
         return result_id(self.station_id, sequence)
 
+    def is_late(self, last_scan_line_ns: int | None) -> bool:
+        """True if a plate's deadline has passed; a source that can wait sets none."""
+        if last_scan_line_ns is None or self.camera.is_patient:
+            return False
+        return (time.monotonic_ns() - last_scan_line_ns) / 1e9 > self.recipe.value.deadline_s
+
 
 def opened_body(context: Context, work: PlateWork) -> OpenedBody:
     return OpenedBody(
@@ -81,6 +87,7 @@ def judge(
     plate_recipe: PlateRecipe,
     threshold: float,
     is_self_tested: bool,
+    is_late: bool = False,
 ) -> Judgement:
     """Judge a plate whose tiles all have their scores."""
     scores = sorted(work.scores, key=lambda tile: (tile.row, tile.column))
@@ -93,6 +100,7 @@ def judge(
             unlit_share=work.unlit_share,
             max_unlit_share=plate_recipe.max_unlit_share,
             is_self_tested=is_self_tested,
+            is_late=is_late,
         )
     )
     left = _left_px(work)
@@ -108,6 +116,7 @@ def scored_body(context: Context, work: PlateWork) -> ResultBody:
         context.recipe.value.plate,
         context.threshold,
         context.is_self_tested,
+        is_late=context.is_late(work.plate.last_scan_line_ns),
     )
     plate, scores, defects = work.plate, judged.scores, judged.defects
     shape = measure(plate) if plate.length_px > 2 and not context.geometry.is_whole else None

@@ -39,6 +39,8 @@ class Evidence:
     max_unlit_share: float
     is_self_tested: bool
     """The active model is hash-verified and reproduced its golden scores."""
+    is_late: bool = False
+    """The deadline after the last scan line has passed: nobody knows where the plate is now."""
 
 
 def is_failing(score: float, threshold: float) -> bool:
@@ -63,6 +65,8 @@ def decide(evidence: Evidence) -> tuple[Verdict, Reason | None]:
         return Verdict.UNDECIDED, Reason.UNCOVERED
     if any(is_failing(tile.score, evidence.threshold) for tile in evidence.scores):
         return Verdict.FAIL, None
+    if evidence.is_late:
+        return Verdict.UNDECIDED, Reason.DEADLINE
     return Verdict.PASS, None
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -372,4 +374,92 @@ def test_a_slow_reader_sees_the_loss_in_the_ids() -> None:
         grab(camera, 1)
         time.sleep(1.0)
         ids = [frame.frame_id for frame in grab(camera, 8)]
-    assert ids == sorted(ids)
+    steps = [after - before for before, after in itertools.pairwise(ids)]
+    assert min(steps) > 0
+    assert max(steps) > 1, "four buffers do not hold a second"
+
+
+class FakeBuffer:
+    """What a GenTL producer hands over, as harvesters shows it."""
+
+    pixel_format = 0x01080001  # PFNC: Mono8
+    image_offset = 0
+    width, height = 240, 120
+
+    def __init__(self, rows: int, is_complete: bool = True) -> None:
+        self.raw_buffer = np.arange(self.width * self.height, dtype=np.uint32).astype(np.uint8)
+        self.delivered_image_height = rows
+        self.frame_id = 7
+        self.is_queued = False
+        self.parent = self
+        self._is_complete = is_complete
+
+    def is_complete(self) -> bool:
+        return self._is_complete
+
+    def queue_buffer(self, buffer: FakeBuffer) -> None:
+        assert buffer is self
+        self.is_queued = True
+
+
+class FakeMonitor:
+    """The producer's new-buffer event: the buffers it is given, then nothing more."""
+
+    def __init__(self, *buffers: FakeBuffer) -> None:
+        self._waiting = list(buffers)
+        self.buffer: FakeBuffer | None = None
+
+    def update_event_data(self, timeout_ms: int) -> None:
+        from genicam.gentl import TimeoutException
+
+        if not self._waiting:
+            raise TimeoutException("nothing came")
+        self.buffer = self._waiting.pop(0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "is_complete"), [(120, False), (50, False), (50, True), (0, True)]
+)
+def test_an_incomplete_or_short_buffer_is_marked_and_holds_nothing_stale(
+    rows: int, is_complete: bool
+) -> None:
+    with genicam(features={"Width": 240, "Height": 120}) as camera:
+        camera.start()
+        buffer = FakeBuffer(rows, is_complete)
+        acquirer = camera._acquirer
+        real, acquirer._new_buffer_event_monitor_dict = (
+            acquirer._new_buffer_event_monitor_dict,
+            {0: FakeMonitor(buffer)},
+        )
+        into = np.full(camera.info.max_frame_bytes, 255, np.uint8)
+        frame = camera.grab(into, 1.0)
+        acquirer._new_buffer_event_monitor_dict = real
+    assert frame is not None
+    assert frame.is_incomplete
+    assert frame.height == rows
+    assert buffer.is_queued, "it goes back to the producer whatever it was"
+
+
+def test_a_camera_that_answers_no_register_is_lost_within_a_second() -> None:
+    """A disconnect looks like a camera without frames; only its registers tell."""
+
+    class Unplugged:
+        @property
+        def Width(self) -> object:  # SFNC's name
+            raise OSError("the device does not answer")
+
+    with genicam(features={"Width": 240, "Height": 120}) as camera:
+        camera.start()
+        real = camera._acquirer
+        camera._acquirer = SimpleNamespace(
+            remote_device=SimpleNamespace(node_map=Unplugged()),
+            _new_buffer_event_monitor_dict={0: FakeMonitor()},
+        )
+        started = time.monotonic()
+        into = np.empty(camera.info.max_frame_bytes, np.uint8)
+        with pytest.raises(DeviceLost, match="does not answer"):
+            camera.grab(into, 5.0)
+        assert time.monotonic() - started < 1.0
+        with pytest.raises(DeviceLost):
+            camera.grab(into, 0.1)
+        camera._acquirer = real

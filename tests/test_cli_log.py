@@ -149,8 +149,11 @@ def test_verify_tells_a_script_what_it_found(journal: Path) -> None:
     hostile.close()
     found = json.loads(log(journal, "verify", "--json", status=1))
     assert not found["ok"]
-    assert found["findings"] == ["row 4: its body is not the one that was hashed",
-                                 "row 4: the chain breaks here"]  # fmt: skip
+    assert found["findings"] == [
+        "trigger row_no_update is gone",
+        "row 4: its body is not the one that was hashed",
+        "row 4: the chain breaks here",
+    ]
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import getpass
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from test_station import verify_log, write_belt
 from station.control import control_path
 from station.journal import journal_path
 from station.lamp import lamp_path
+from station.qms import DATABASE
 
 
 @pytest.fixture
@@ -267,3 +269,18 @@ def test_other_bits_need_a_person_who_says_so_and_the_log_says_who(rig: Rig) -> 
     starts = [row["detail"] for row in rig.rows("change") if row["what"] == "start"]
     assert starts[0]["machine_accepted"] == "on first sight"
     assert f" by {getpass.getuser()}" in starts[-1]["machine_accepted"]
+
+
+def test_a_log_that_was_changed_long_ago_calls_a_person(rig: Rig) -> None:
+    assert rig.run("--plates", "40").status == 0  # far more rows than a start looks at
+    path = rig.journal / DATABASE
+    with sqlite3.connect(path) as hostile:
+        hostile.execute("DROP TRIGGER row_no_update")
+        hostile.execute("UPDATE row SET body = replace(body, 'FAIL', 'PASS') WHERE seq < 20")
+    hostile.close()
+    rig.specimen["gap_mm"] = 300.0
+    with rig.running():
+        wait_until(lambda: "log" in rig.status()["problems"], 20.0, "the finding")
+        assert rig.status()["state"] == "OPERATIONAL"
+        assert "trigger row_no_update is gone" in rig.status()["problems"]["log"]
+        wait_until(lambda: rig.status()["light"] == "attention", 20.0, "ATTENTION")

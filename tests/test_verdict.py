@@ -33,6 +33,7 @@ EVIDENCE = st.builds(
     unlit_share=st.one_of(st.just(0.0), ANY_FLOAT),
     max_unlit_share=st.floats(0, 1),
     is_self_tested=st.sampled_from([True, True, True, False]),
+    is_late=st.sampled_from([False, False, False, True]),
 )
 
 
@@ -44,6 +45,7 @@ def test_pass_means_that_all_of_i1_holds(evidence: Evidence) -> None:
         return
     assert evidence.problem is None
     assert evidence.is_self_tested
+    assert not evidence.is_late
     assert 0 <= evidence.threshold <= 1
     assert evidence.unlit_share <= evidence.max_unlit_share
     assert len({(t.column, t.row) for t in evidence.scores}) == evidence.tiles_expected > 0
@@ -77,6 +79,8 @@ def test_what_is_unknown_is_undecided_with_its_reason() -> None:
     assert decide(plate([0.1], is_self_tested=False)) == (Verdict.UNDECIDED, Reason.MODEL)
     assert decide(plate([0.1], unlit_share=0.5)) == (Verdict.UNDECIDED, Reason.UNLIT)
     assert decide(plate([0.9], problem=Reason.SKEWED)) == (Verdict.UNDECIDED, Reason.SKEWED)
+    assert decide(plate([0.1], is_late=True)) == (Verdict.UNDECIDED, Reason.DEADLINE)
+    assert decide(plate([0.9], is_late=True)) == (Verdict.FAIL, None), "a late fail is a fail"
 
 
 @given(ANY_FLOAT, st.floats(0, 1))

@@ -171,10 +171,15 @@ def export(
 
 
 @app.command("verify")
-def verify_(config: Config = None, journal: Journal = None, is_json: JsonOption = False) -> None:
+def verify_(
+    config: Config = None,
+    journal: Journal = None,
+    pictures: Annotated[bool, typer.Option(help="Also read every picture.")] = True,
+    is_json: JsonOption = False,
+) -> None:
     """Recompute every hash, the chain and the pictures. Exit status 1 if anything differs."""
     with _reader(config, journal) as reader:
-        found = verify(reader)
+        found = verify(reader, pictures)
         source = reader.source
     if is_json:
         print_json(

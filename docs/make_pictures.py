@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 
 from station.config import load_configuration
@@ -17,6 +19,8 @@ from station.view import LiveView
 _CONFIG = "config/simulated.toml"
 _DOCS = Path(__file__).parent
 _WIDTH_PX = 1000
+_CLOSE_UPS = 3
+_RED = (60, 60, 230)
 
 
 def main() -> None:
@@ -80,18 +84,40 @@ def _draw_plate(result_id: str, journal: Path) -> None:
     )
     record = json.loads(shown.stdout.splitlines()[0])
     evidence = next(i for i in record["images"] if i["role"] == "evidence")
-    picture = cv2.imread(str(journal / "images" / evidence["path"]), cv2.IMREAD_GRAYSCALE)
-    picture = cv2.cvtColor(picture, cv2.COLOR_GRAY2BGR)
-    for defect in record["defects"]:
+    plate = cv2.imread(str(journal / "images" / evidence["path"]), cv2.IMREAD_GRAYSCALE)
+    picture = cv2.cvtColor(plate, cv2.COLOR_GRAY2BGR)
+    defects = record["defects"][:_CLOSE_UPS]
+    for number, defect in enumerate(defects, start=1):
         corner = (defect["x_px"], defect["y_px"])
         far = (corner[0] + defect["w_px"], corner[1] + defect["h_px"])
-        cv2.rectangle(picture, corner, far, (60, 60, 230), 10)
-        label = f"{defect['score']:.2f} at {defect['x_mm']:.0f}, {defect['y_mm']:.0f} mm"
-        place = (corner[0], max(60, corner[1] - 20))
-        cv2.putText(picture, label, place, cv2.FONT_HERSHEY_SIMPLEX, 2.2, (60, 60, 230), 6)
+        cv2.rectangle(picture, corner, far, _RED, 12)
+        place = (far[0] + 20, corner[1] + 90)
+        cv2.putText(picture, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, 4.0, _RED, 14)
     height = round(picture.shape[0] * _WIDTH_PX / picture.shape[1])
-    small = cv2.resize(picture, (_WIDTH_PX, height), interpolation=cv2.INTER_AREA)
-    cv2.imwrite(str(_DOCS / "failed-plate.jpg"), small, [cv2.IMWRITE_JPEG_QUALITY, 88])
+    whole = cv2.resize(picture, (_WIDTH_PX, height), interpolation=cv2.INTER_AREA)
+    close_ups = [_close_up(plate, number, d) for number, d in enumerate(defects, start=1)]
+    row = np.zeros((close_ups[0].shape[0], _WIDTH_PX, 3), np.uint8)
+    joined = np.hstack(close_ups)
+    row[:, : joined.shape[1]] = joined
+    drawn = np.vstack([whole, row])
+    cv2.imwrite(str(_DOCS / "failed-plate.jpg"), drawn, [cv2.IMWRITE_JPEG_QUALITY, 88])
+
+
+def _close_up(plate: NDArray[np.uint8], number: int, defect: Json) -> NDArray[np.uint8]:
+    """A defect's box, pixel by pixel where it fits, its contrast stretched, with what is known."""
+    rows = slice(defect["y_px"], defect["y_px"] + defect["h_px"])
+    columns = slice(defect["x_px"], defect["x_px"] + defect["w_px"])
+    # Blurred over the dots: what stays is what does not belong there.
+    crop = cv2.GaussianBlur(plate[rows, columns], (0, 0), 3.0)
+    crop = cv2.normalize(crop, None, 0, 255, cv2.NORM_MINMAX)
+    side = _WIDTH_PX // _CLOSE_UPS
+    canvas = np.zeros((side + 40, side, 3), np.uint8)
+    scale = (side - 10) / max(crop.shape)
+    small = cv2.resize(crop, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    canvas[5 : 5 + small.shape[0], 5 : 5 + small.shape[1]] = small[:, :, None]
+    label = f"{number}: {defect['score']:.2f} at {defect['x_mm']:.0f}, {defect['y_mm']:.0f} mm"
+    cv2.putText(canvas, label, (8, side + 28), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (255, 255, 255), 2)
+    return canvas
 
 
 if __name__ == "__main__":

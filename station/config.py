@@ -179,8 +179,9 @@ class LightSettings(Settings):
         """A pattern for every state; the lamp test lights whatever any of them uses."""
         table = {**DEFAULT_PATTERNS, **self.patterns}
         if LightState.LAMP_TEST not in self.patterns:
-            used = {element for pattern in table.values() for element in pattern}
-            table[LightState.LAMP_TEST] = dict.fromkeys(sorted(used), "on")
+            used = (element for pattern in table.values() for element in pattern)
+            all_of_them: LightPattern = dict.fromkeys(used, "on")
+            table[LightState.LAMP_TEST] = DEFAULT_PATTERNS[LightState.LAMP_TEST] | all_of_them
         return table
 
     @model_validator(mode="after")

@@ -27,7 +27,7 @@ def test_card_is_read_back_as_written(tmp_path: Path) -> None:
     assert read_card(folder) == card
     with pytest.raises(ModelError, match="the folder must have its name"):
         read_card(folder.rename(tmp_path / "other"))
-    assert [path.name for path in tmp_path.iterdir()] == ["card.json"]
+    assert [path.name for path in tmp_path.rglob("*.*")] == ["card.json"]
 
 
 def test_card_belongs_to_the_files_beside_it() -> None:

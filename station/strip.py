@@ -529,7 +529,8 @@ class StripCutter:
         self._joining -= 1
         self._joined_triggers += max(0, unseen)
         self._is_counter_new = self._is_counter_new or unseen < 0
-        if has_counter and self._joining:
+        # Without a plate in the log there is nothing to hold the counter against.
+        if has_counter and self._joining and self._joining_from is not None:
             return
         self._joining = 0
         since = self._joining_from

@@ -253,7 +253,14 @@ class Station:
             sessions=self._settings.station.inspect_threads,
             expected_sha256=wanted.sha256,
         )
-        self._machine_scores = test_on_this_machine(classifier, self._settings.journal.directory)
+        folder = self._settings.journal.directory
+        try:
+            self._machine_scores = test_on_this_machine(classifier, folder)
+        except OSError as error:
+            raise ConfigError(
+                f"{self._configuration.source}: journal.directory: {folder} cannot be used: "
+                f"{error.strerror}"
+            ) from error
         return classifier
 
     def _make_context(self, camera: CameraProcess, classifier: Classifier) -> Context:

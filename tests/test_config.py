@@ -250,6 +250,30 @@ def test_a_missing_configuration_is_one_line_and_78(arguments: tuple[str, ...]) 
     )
 
 
+@pytest.mark.parametrize("key", ["journal.directory", "station.runtime_dir"])
+def test_a_folder_that_cannot_be_made_is_a_configuration_error(tmp_path: Path, key: str) -> None:
+    rig = Rig(tmp_path)
+    config = rig.write()
+    blocked = tmp_path / "file" / "inside"
+    blocked.parent.write_text("not a folder")
+    folder = rig.journal if key == "journal.directory" else rig.runtime
+    config.write_text(config.read_text().replace(f'"{folder}"', f'"{blocked}"'))
+    done = vqi("run", "--config", str(config), "--plates", "1")
+    assert done.returncode == 78, done.stderr
+    assert f"{key}" in done.stderr
+    assert "Not a directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_record_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    result = Rig(tmp_path).run("--plates", "1", "--record", str(blocked / "strip"))
+    assert result.status == 1
+    assert str(blocked) in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_a_command_without_a_configuration_says_so() -> None:
     done = vqi("run")
     assert done.returncode == 2

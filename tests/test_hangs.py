@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import json
 import os
 import signal
 import socket
@@ -193,6 +194,53 @@ def test_an_unplugged_tower_stops_neither_lamp_process_nor_plates(rig: Rig) -> N
     finally:
         run.__exit__(None, None, None)
     check_conservation(rig)
+
+
+_WATCHER = """
+import json, sys, time
+from station.supervisor import Supervisor
+
+def show(event):
+    if "lamp" in event:
+        print(time.monotonic_ns(), json.dumps(event["lamp"]), flush=True)
+
+sys.exit(Supervisor(sys.argv[1], None, [], show, lambda text: None).run())
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("victim", ["station", "lamp"])
+def test_the_drawn_tower_leaves_its_pass_like_a_real_one(
+    rig: Rig, victim: str, how: signal.Signals
+) -> None:
+    rig.specimen["gap_mm"] = 800.0
+    seen = rig.folder / "seen"
+    with seen.open("w") as file:
+        run = subprocess.Popen(
+            [sys.executable, "-P", "-c", _WATCHER, str(rig.write())],
+            stdout=file,
+            start_new_session=True,
+        )
+
+    def lamp() -> tuple[int, str]:
+        lines = seen.read_text().split("\n")[:-1]
+        if not lines:
+            return 0, ""
+        at, text = lines[-1].split(" ", 1)
+        return int(at), json.loads(text)["state"]
+
+    try:
+        wait_until(lambda: lamp()[1] == "pass_not_production", 40.0, "a pass")
+        pid = children(run.pid)[victim]
+        struck_ns = time.monotonic_ns()
+        os.kill(pid, how)
+        wait_until(lambda: lamp()[1] == "fault", 3.0, "FAULT")
+        assert lamp()[0] - struck_ns < 2_000_000_000
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    finally:
+        run.terminate()
+        run.wait(25.0)
 
 
 HOSTILE = [

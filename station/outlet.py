@@ -11,7 +11,6 @@ import os
 import queue
 import threading
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 
 from station.ipc import Json
@@ -47,12 +46,7 @@ class Outlet:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         """Write what waits, as long as somebody takes it."""
         written = -1
         while self._thread.is_alive() and self._written != written:

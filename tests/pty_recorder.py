@@ -15,7 +15,6 @@ import time
 import tty
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 _ADAFRUIT_ELEMENTS = {1: "red", 2: "yellow", 4: "green", 8: "buzzer"}
@@ -109,12 +108,7 @@ class PtyRecorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def _read(self) -> None:

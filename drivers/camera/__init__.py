@@ -11,8 +11,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:  # the lamp process imports settings beside this and must stay free of numpy
-    from types import TracebackType
-
     import numpy as np
     from numpy.typing import NDArray
 
@@ -148,12 +146,7 @@ class Camera(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.stop()
         self.close()
 

@@ -44,15 +44,14 @@ from station.feed import (
 )
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Json, PeerGone
-from station.journal import JournalClient
 from station.lamp import LampAnswer, LampClient, LampError
 from station.light_policy import LightPolicy
 from station.lock import take_lock
 from station.machine import test_on_this_machine
+from station.outbox import Outbox
 from station.product import geometry_of, model_folder
 from station.record import (
     ActuationBody,
-    Body,
     ChangeBody,
     DowntimeBody,
     OpenedBody,
@@ -74,15 +73,12 @@ from station.strip import Joined, StripCutter, buffer_lines
 from station.systemd import exit_with_starter, notify
 
 _CONNECT_TIMEOUT_S = 15.0
-_JOURNAL_GONE_LIMIT_S = 10.0
 _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
 _LAMP_ANSWER_S = 0.5
 _LOCK = "station.lock"
 _NOT_BLOCKING = {"lamp", "log"}
-_RETRY_S = 1.0
 _PATIENCE_S = 5.0
-_MAX_UNANSWERED = 1000
 _LATENCIES = 10_000
 """Plates whose latency is kept: a station that runs for months says how it does now."""
 
@@ -107,16 +103,6 @@ class Options:
     record: Path | None = None
     is_restart: bool = False
     """Started again after a failure: the confirmed FAULT write stands for the lamp test."""
-
-
-@dataclass(slots=True)
-class _Submission:
-    """Rows that the journal has not acknowledged; sent again after a reconnect."""
-
-    rows: list[Body]
-    pixels: Json | None
-    descriptor: int | None
-    done: Callable[[Json], None] | None
 
 
 @dataclass(slots=True)
@@ -174,11 +160,12 @@ class Station:
         self._selector.register(self._wake, selectors.EVENT_READ, self._drain_inbox)
         light = self._settings.light
         self._policy = LightPolicy(light.fail_hold_s, light.pass_hold_s)
-        self._journal: JournalClient | None = None
-        self._journal_gone_at = 0.0
-        self._unanswered: dict[int, _Submission] = {}
-        self._unsent: list[_Submission] = []
-        self._retry_at = 0.0
+        self._outbox = Outbox(
+            self._settings.station.runtime_dir,
+            self._selector,
+            self._on_journal_tick,
+            lambda problem: self._set_problem("journal", problem),
+        )
         self._lamp: LampClient | None = None
         self._shown: tuple[LightState, str] | None = None
         self._actuations: dict[int, _Actuation] = {}
@@ -234,7 +221,7 @@ class Station:
     def _start(self) -> None:
         settings = self._settings
         classifier = self._load_classifier()
-        hello = self._open_journal(_CONNECT_TIMEOUT_S)
+        hello = self._outbox.open(_CONNECT_TIMEOUT_S)
         self._control = ControlServer(
             settings.station.runtime_dir, self._selector, self._control_command
         )
@@ -327,7 +314,7 @@ class Station:
             **{f"machine_{key}": value for key, value in self._machine_scores.items()},
         }
         started = self._change("start", "station", detail)
-        self._submit([started], done=lambda _: self._on_started())
+        self._outbox.submit([started], done=lambda _: self._on_started())
 
     def _on_started(self) -> None:
         """The log took the start: only now is it known that it can be written (I12)."""
@@ -365,7 +352,7 @@ class Station:
                 self._end("time is up")
 
     def _is_idle(self) -> bool:
-        in_flight = self._in_work or self._unanswered or self._unsent or self._actuations
+        in_flight = self._in_work or self._actuations or not self._outbox.is_empty
         return not in_flight or self._failure is not None
 
     def _end(self, why: str) -> None:
@@ -374,7 +361,7 @@ class Station:
             self._is_ending = True
             self._feed.stop()
             self._drain_inbox()
-            self._submit([self._change("stop", "station", {"why": why})])
+            self._outbox.submit([self._change("stop", "station", {"why": why})])
 
     def _stop(self) -> None:
         if hasattr(self, "_feed"):
@@ -386,8 +373,7 @@ class Station:
         if self._lamp is not None:
             # The lamp process sees end-of-file and leaves any pass at once.
             self._lamp.close()
-        if self._journal is not None:
-            self._journal.close()
+        self._outbox.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._post(signal.Signals(number))
@@ -442,7 +428,7 @@ class Station:
         self._newest_opened = work.sequence
         self._policy.plate_opened()
         self._update_light()
-        self._submit([opened_body(self._context, work)])
+        self._outbox.submit([opened_body(self._context, work)])
 
     def _on_scored(self, work: PlateWork) -> None:
         self._in_work.discard(work.result_id)
@@ -452,7 +438,7 @@ class Station:
 
     def _write_result(self, body: ResultBody, work: PlateWork | None) -> None:
         buffer = work.buffer if work else None
-        self._submit(
+        self._outbox.submit(
             [body],
             pixels=self._pixels(work, body) if work else None,
             descriptor=buffer.descriptor if buffer else None,
@@ -529,89 +515,16 @@ class Station:
             to_ordinal=joined.to_ordinal,
             is_counter_new=joined.is_counter_new,
         )
-        self._submit([body])
+        self._outbox.submit([body])
 
     def _on_tick(self, tick: Tick) -> None:
         """A tick came through camera, ring and inspection: on to the journal."""
-        if self._journal is not None:
-            self._journal_do(lambda journal: journal.send_tick(tick.number))
+        self._outbox.tick(tick.number)
 
-    # --- journal --------------------------------------------------------------------------------
-
-    def _open_journal(self, timeout_s: float) -> Json:
-        journal = JournalClient(self._settings.station.runtime_dir)
-        journal.connect(timeout_s)
-        hello: Json = journal.hello()
-        self._journal = journal
-        self._selector.register(journal, selectors.EVENT_READ, self._read_journal)
-        return hello
-
-    def _submit(
-        self,
-        rows: list[Body],
-        pixels: Json | None = None,
-        descriptor: int | None = None,
-        done: Callable[[Json], None] | None = None,
-    ) -> None:
-        self._unsent.append(_Submission(rows, pixels, descriptor, done))
-        if len(self._unsent) + len(self._unanswered) > _MAX_UNANSWERED:
-            raise StationError(f"the journal has not answered {_MAX_UNANSWERED} rows")
-        self._send_unsent()
-
-    def _send_unsent(self) -> None:
-        while self._unsent and self._journal is not None and time.monotonic() >= self._retry_at:
-            submission = self._unsent[0]
-            number = self._journal_do(
-                lambda journal, item=submission: journal.send_submit(  # type: ignore[misc]
-                    item.rows, item.pixels, item.descriptor
-                )
-            )
-            if number is None:
-                return
-            self._unanswered[number] = self._unsent.pop(0)
-
-    def _journal_do(self, action: Callable[[JournalClient], int | None]) -> int | None:
-        """Send something; if the journal is gone, everything unanswered will be sent again."""
-        assert self._journal is not None
-        try:
-            return action(self._journal)
-        except BlockingIOError:
-            # Its queue is full: it is behind, not gone. The next turn of the loop tries again.
-            return None
-        except (PeerGone, TimeoutError):
-            self._lose_journal()
-            return None
-
-    def _read_journal(self) -> None:
-        if self._journal is None:  # lost while an event before this one was handled
-            return
-        try:
-            answers = self._journal.receive_ready()
-        except PeerGone:
-            self._lose_journal()
-            return
-        for answer in answers:
-            self._on_answer(answer)
-
-    def _on_answer(self, answer: Json) -> None:
-        if "n" in answer:
-            self._set_problem("journal", "" if answer["ok"] else answer["error"])
-            if answer["ok"]:
-                self._on_durable_tick()
-            return
-        submission = self._unanswered.pop(answer["id"], None)
-        if submission is None:
-            return
-        if answer.get("is_full"):
-            # Kept until there is room; the plates' buffers are bounded, so more become overruns.
-            self._unsent.append(submission)
-            self._retry_at = time.monotonic() + _RETRY_S
-            self._set_problem("journal", answer["error"])
-            return
-        if not answer["ok"]:
-            raise StationError(f"the journal refused a row: {answer['error']}")
-        if submission.done is not None:
-            submission.done(answer)
+    def _on_journal_tick(self, answer: Json) -> None:
+        self._set_problem("journal", "" if answer["ok"] else answer["error"])
+        if answer["ok"]:
+            self._on_durable_tick()
 
     def _on_durable_tick(self) -> None:
         """The tick has been everywhere: the lease is renewed and the watchdog fed, also while the
@@ -623,17 +536,6 @@ class Station:
         if self._last_tick_ns - self._last_figures_ns > 1e9:
             self._last_figures_ns = self._last_tick_ns
             self._emit({"figures": self.summary()})
-
-    def _lose_journal(self) -> None:
-        if self._journal is None:
-            return
-        self._selector.unregister(self._journal)
-        self._journal.close()
-        self._journal = None
-        self._journal_gone_at = time.monotonic()
-        self._unsent = [*self._unanswered.values(), *self._unsent]
-        self._unanswered.clear()
-        self._set_problem("journal", "the journal process is gone")
 
     # --- lamp -----------------------------------------------------------------------------------
 
@@ -718,7 +620,7 @@ class Station:
             shown_ns=shown_ns,
             detail=detail,
         )
-        self._submit([body])
+        self._outbox.submit([body])
 
     def _lose_lamp(self) -> None:
         if self._lamp is None:
@@ -748,15 +650,7 @@ class Station:
         """Look for a journal or lamp process that has been replaced."""
         self._give_up_actuations(_LAMP_ANSWER_S, "the lamp process did not answer")
         self._check_liveness()
-        self._send_unsent()
-        if self._journal is None:
-            with contextlib.suppress(PeerGone, TimeoutError):
-                self._open_journal(timeout_s=0.0)
-                self._send_unsent()
-            if self._journal is None and (
-                time.monotonic() - self._journal_gone_at > _JOURNAL_GONE_LIMIT_S
-            ):
-                raise StationError("the journal process did not come back")
+        self._outbox.keep_connected()
         if self._lamp is None:
             with contextlib.suppress(PeerGone, TimeoutError):
                 self._open_lamp(timeout_s=0.0)
@@ -821,7 +715,7 @@ class Station:
             self._policy.acknowledge()
         self._set_fault()
         self._update_light()
-        self._submit([self._change(op, who, {})])
+        self._outbox.submit([self._change(op, who, {})])
         return {"ok": True, "state": str(self._state)}
 
     def _change(self, what: str, who: str, detail: dict[str, str]) -> ChangeBody:

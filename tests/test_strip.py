@@ -412,6 +412,9 @@ def test_at_every_moment_the_rows_answer_for_all_ordinals_so_far(data: st.DataOb
         lambda: np.empty((buffer_lines(lay), WIDTH), np.uint8),
         accounted_ordinal=None if is_first else before,
     )
+    if is_first:  # what passed before the first frame of all was nobody's to see
+        seen = [frame for number, frame in enumerate(frames) if number not in lost]
+        before = (seen[0].plate_counter or 0) if seen else 0
     highest, answered = before, 0
     for number, frame in enumerate(frames):
         if number in lost:

@@ -56,6 +56,7 @@ def station(
     from drivers.errors import DeviceError
     from models.card import ModelError
     from station.config import EX_CONFIG
+    from station.outbox import OutboxError
     from station.pipeline import Options, Station, StationError
     from station.product import load_product
 
@@ -67,6 +68,6 @@ def station(
                 status = Station(loaded, recipe, options, events.emit).run()
             except ModelError as error:
                 fail(str(error), EX_CONFIG)
-            except (StationError, DeviceError, OSError) as error:
+            except (StationError, OutboxError, DeviceError, OSError) as error:
                 fail(str(error))
     raise typer.Exit(status)

@@ -264,22 +264,24 @@ class Store:
 
     def _lacking(self, kind: str, answer: str) -> list[Json]:
         """Bodies of a kind whose result has no row of another kind. Each start settles what the
-        life before left, and says so before its own `start` row: older rows need no look."""
+        life before left; a life that dies right after its `start` row leaves results that stand
+        before that row, so two lives are looked at. Older rows need no look."""
         query = (
             f"SELECT body FROM row AS asked WHERE seq > :since AND +kind = '{kind}' AND NOT EXISTS "
             f"(SELECT 1 FROM row WHERE result_id = asked.result_id AND +kind = '{answer}') "
             "ORDER BY seq"
         )
-        found = self._query(query, {"since": self._last_change("start")})
+        found = self._query(query, {"since": self._last_change("start", before=1)})
         return [json.loads(row.body) for row in found]
 
-    def _last_change(self, what: str) -> int:
-        """Sequence number of the newest change row of this name; 0 if there is none."""
+    def _last_change(self, what: str, before: int = 0) -> int:
+        """Sequence number of the newest change row of this name, or of one so many before it; 0 if
+        there is none."""
         query = (
             "SELECT seq FROM row WHERE kind = 'change' AND body ->> '$.what' = :what "
-            "ORDER BY seq DESC LIMIT 1"
+            "ORDER BY seq DESC LIMIT 1 OFFSET :before"
         )
-        found = self._query(query, {"what": what})
+        found = self._query(query, {"what": what, "before": before})
         return int(found[0].seq) if found else 0
 
     def _query(self, query: str, values: Json) -> list[Any]:

@@ -24,8 +24,8 @@ from types import FrameType
 
 from station.config import EX_CONFIG
 from station.ipc import Json
+from station.systemd import LIFELINE_VARIABLE
 
-_LIFELINE_VARIABLE = "VQI_LIFELINE_FD"
 _STOP_LIMIT_S = 15.0
 _LONGEST_PAUSE_S = 5.0
 _STEADY_S = 30.0
@@ -169,7 +169,7 @@ class Supervisor:
             env={
                 **os.environ,
                 "NOTIFY_SOCKET": "@" + name,
-                _LIFELINE_VARIABLE: str(self._lifeline),
+                LIFELINE_VARIABLE: str(self._lifeline),
             },
             # Ctrl-C at the terminal reaches this process only, which ends the others in order.
             start_new_session=True,

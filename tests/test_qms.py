@@ -361,6 +361,18 @@ def test_a_start_looks_only_at_what_the_last_life_left(tmp_path: Path) -> None:
         assert store.results_without_actuation() == []
 
 
+def test_a_life_that_dies_right_after_its_start_row_leaves_nothing_unsettled(
+    tmp_path: Path,
+) -> None:
+    """Interrupted results stand before the `start` row, their lamp commands come after it."""
+    with Store(tmp_path) as store:
+        store.append([change("start"), opened(1)])
+        store.append([result(1, Verdict.UNDECIDED), change("start")])
+        assert [row["sequence"] for row in store.results_without_actuation()] == [1]
+        store.append([acted(1), change("start")])
+        assert store.results_without_actuation() == []
+
+
 def test_the_newest_fail_is_held_until_acknowledged(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         assert store.held_result() is None

@@ -48,9 +48,11 @@ $(RUN_STAMP): $(VENV)/bin/pip pyproject.toml
 	$(VENV)/bin/pip install -q -e .
 	touch $@
 
-# The exact pin first, so that nothing else chooses another build of torch.
+# The exact pin first, so that nothing else chooses another build of torch; pytorchcv with its
+# dependencies would put a CUDA build in its place.
 $(TEST_STAMP): $(RUN_STAMP)
 	$(VENV)/bin/pip install -q torch==2.13.0
+	$(VENV)/bin/pip install -q --no-deps pytorchcv==0.0.74
 	$(VENV)/bin/pip install -q -e .[train,dev]
 	touch $@
 

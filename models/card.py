@@ -70,6 +70,7 @@ class TrainingCard(CardPart):
     good: int
     defective: int
     groups: int
+    recipe: str
     seed: int
     epochs: int
     command: str

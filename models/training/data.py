@@ -3,15 +3,14 @@
 `labels.csv` has the columns `file,label,split` (label 0 good, 1 defective; split `train`, `val` or
 `test`) and may have `group` (the part that a picture shows), `defect_type` and `mask_file`. Without
 it, pictures lie in `good/` and `defective/`, and one in five of each goes to `test`, by the hash of
-its name. Pictures of any size with 1-4 channels become grey 224 x 224: the shorter side is scaled
-to 224 px, the middle is cut out; 224 x 224 stays as it is.
+its name. Pictures of any size with 1-4 channels become grey 224 x 224: the whole picture is scaled,
+also where its sides then shrink differently, because a defect at the edge must not be cut off.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,29 +90,6 @@ def data_sha256(samples: Sequence[Sample]) -> str:
         row = f"{sample.name}\t{sample.label}\t{sample.split}\t{sample.group}\t"
         digest.update(row.encode() + hashlib.sha256(sample.file.read_bytes()).digest())
     return digest.hexdigest()
-
-
-def hold_out(
-    samples: Sequence[Sample], share: float, seed: int
-) -> tuple[list[Sample], list[Sample]]:
-    """Cut whole groups off for validation, about `share` of the samples, some of both classes.
-
-    Raises `DataError` if the groups do not allow it.
-    """
-    groups: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        groups[sample.group].append(sample)
-    order = np.random.default_rng(seed).permutation(sorted(groups))
-    held: list[Sample] = []
-    for group in order:
-        if len(held) >= share * len(samples) and {s.label for s in held} == {0, 1}:
-            break
-        held.extend(groups[group])
-    names = {sample.group for sample in held}
-    kept = [sample for sample in samples if sample.group not in names]
-    if {s.label for s in kept} != {0, 1} or {s.label for s in held} != {0, 1}:
-        raise DataError("too few groups to hold some of both classes out for validation")
-    return kept, held
 
 
 def _from_table(table: Path) -> list[Sample]:
@@ -197,12 +173,8 @@ def _grey(path: Path, picture: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 
 def _fit(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    height, width = grey.shape
-    if min(height, width) != TILE_PX:
-        factor = TILE_PX / min(height, width)
-        size = (max(TILE_PX, round(width * factor)), max(TILE_PX, round(height * factor)))
-        how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
-        grey = cv2.resize(grey, size, interpolation=how).astype(np.uint8)
-        height, width = grey.shape
-    top, left = (height - TILE_PX) // 2, (width - TILE_PX) // 2
-    return grey[top : top + TILE_PX, left : left + TILE_PX]
+    if grey.shape == (TILE_PX, TILE_PX):
+        return grey
+    is_shrunk = min(grey.shape) > TILE_PX
+    how = cv2.INTER_AREA if is_shrunk else cv2.INTER_LINEAR
+    return cv2.resize(grey, (TILE_PX, TILE_PX), interpolation=how).astype(np.uint8)

@@ -11,8 +11,21 @@ from scipy import stats
 
 Labels = NDArray[np.int64]
 Scores = NDArray[np.float32]
+Indices = NDArray[np.int64]
+Statistic = Callable[[Indices], float]
 
+FEW_GROUPS = 20
+"""With fewer parts the bootstrap's intervals are too narrow (Cameron, Gelbach and Miller, 2008)."""
 _RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A 95 % interval and how it was made."""
+
+    low: float
+    high: float
+    method: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +37,15 @@ class Figure:
     high: float
     samples: int
     method: str
+    few_groups: Interval | None = None
+    """A second interval, by a method made for few parts, where there are few."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """What `vqi model evaluate` reports."""
+    """What `vqi model evaluate` reports; with several seeds the mean of their figures."""
 
-    threshold: float
+    thresholds: list[float]
     accuracy: Figure
     auroc: Figure
     escape_rate: Figure
@@ -38,43 +53,52 @@ class Evaluation:
     false_reject_rate: Figure
     """Good called defective, of all good."""
     confusion: dict[str, int]
+    """Summed over the seeds."""
     recall_by_defect_type: dict[str, Figure]
+    seeds: list[dict[str, float]]
+    """Accuracy and AUROC of each seed."""
 
 
 def evaluate(
     labels: Labels,
-    scores: Scores,
-    threshold: float,
+    scores: Sequence[Scores],
+    thresholds: Sequence[float],
     groups: Sequence[str] | None = None,
     defect_types: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Compare scores with labels. A score above `threshold` calls a defect.
+    """Compare scores, one array per trained seed, with labels.
 
-    `groups` names the part of each sample: parts, not samples, are then drawn for the intervals.
-    Raises ValueError for a score that is not finite.
+    A score above its seed's threshold calls a defect. `groups` names the part of each sample:
+    parts, not samples, are then drawn for the intervals. Raises ValueError for a score that is not
+    finite.
     """
-    if not np.isfinite(scores).all():
+    table = np.stack(scores)
+    if not np.isfinite(table).all():
         raise ValueError("a score is NaN or infinite")
-    members = _members(groups or [str(i) for i in range(len(labels))])
-    calls = (scores > threshold).astype(np.int64)
+    calls = table > np.array(thresholds)[:, None]
+    judge = _Judge(_members(groups or [str(i) for i in range(len(labels))]), seed)
     bad, good = labels == 1, labels == 0
     return Evaluation(
-        threshold=threshold,
-        accuracy=_rate(calls == labels, np.ones(len(labels), bool), members, seed),
-        auroc=_area(labels, scores, members, seed),
-        escape_rate=_rate(calls == 0, bad, members, seed),
-        false_reject_rate=_rate(calls == 1, good, members, seed),
+        thresholds=list(thresholds),
+        accuracy=judge.rate(calls == bad, np.ones(len(labels), bool)),
+        auroc=judge.area(labels, table),
+        escape_rate=judge.rate(~calls, bad),
+        false_reject_rate=judge.rate(calls, good),
         confusion={
-            "good_passed": int((good & (calls == 0)).sum()),
-            "good_rejected": int((good & (calls == 1)).sum()),
-            "defective_rejected": int((bad & (calls == 1)).sum()),
-            "defective_passed": int((bad & (calls == 0)).sum()),
+            "good_passed": int((~calls & good).sum()),
+            "good_rejected": int((calls & good).sum()),
+            "defective_rejected": int((calls & bad).sum()),
+            "defective_passed": int((~calls & bad).sum()),
         },
         recall_by_defect_type={
-            kind: _rate(calls == 1, bad & (np.array(defect_types) == kind), members, seed)
+            kind: judge.rate(calls, bad & (np.array(defect_types) == kind))
             for kind in _kinds_present(defect_types, bad)
         },
+        seeds=[
+            {"accuracy": float((called == bad).mean()), "auroc": auroc(labels, row)}
+            for called, row in zip(calls, table, strict=True)
+        ],
     )
 
 
@@ -111,40 +135,64 @@ def rate(hits: int, samples: int) -> Figure:
     return Figure(hits / samples, low, high, samples, "Clopper-Pearson")
 
 
-def _rate(
-    hits: NDArray[np.bool_], among: NDArray[np.bool_], members: list[NDArray[np.int64]], seed: int
-) -> Figure:
-    """A rate with an exact interval; with parts of several samples, also by drawing parts, and the
-    wider of both. Where nothing or everything hits, drawing says nothing: the parts are counted."""
-    count, samples = int((hits & among).sum()), int(among.sum())
-    parts = [part for part in members if among[part].any()]
-    if len(parts) == samples:
-        return rate(count, samples)
-    if count in (0, samples):
-        low, high = clopper_pearson(0 if count == 0 else len(parts), len(parts))
-        return Figure(count / samples, low, high, samples, f"Clopper-Pearson of {len(parts)} parts")
+class _Judge:
+    """Intervals that come from drawing parts."""
 
-    def statistic(drawn: NDArray[np.int64]) -> float:
-        return float((hits & among)[drawn].sum() / among[drawn].sum())
+    def __init__(self, members: list[Indices], seed: int) -> None:
+        self._members = members
+        self._seed = seed
 
-    drawn_low, drawn_high = _bootstrap(parts, statistic, seed)
-    low, high = clopper_pearson(count, samples)
-    method = f"bootstrap of {len(parts)} parts and Clopper-Pearson, the wider"
-    return Figure(count / samples, min(low, drawn_low), max(high, drawn_high), samples, method)
+    def rate(self, hits: NDArray[np.bool_], among: NDArray[np.bool_]) -> Figure:
+        """Share of the samples `among` (n,) that hit, mean of the rows of `hits` (seeds, n).
+
+        With parts of several samples: by drawing parts and exactly, the wider of both. Where
+        nothing or everything hits, drawing says nothing: the parts are counted.
+        """
+        share, samples = hits.mean(axis=0), int(among.sum())
+        value = float(share[among].mean())
+        parts = [part for part in self._members if among[part].any()]
+        if len(parts) == samples and len(hits) == 1:
+            return rate(round(value * samples), samples)
+        if value in (0.0, 1.0):
+            low, high = clopper_pearson(round(value * len(parts)), len(parts))
+            return Figure(value, low, high, samples, f"Clopper-Pearson of {len(parts)} parts")
+
+        def statistic(drawn: Indices) -> float:
+            return float(share[drawn][among[drawn]].mean())
+
+        drawn_low, drawn_high = _bootstrap(parts, statistic, self._seed)
+        low, high = clopper_pearson(round(value * samples), samples)
+        return Figure(
+            value,
+            min(low, drawn_low),
+            max(high, drawn_high),
+            samples,
+            f"bootstrap of {len(parts)} parts and Clopper-Pearson, the wider",
+            _few_groups(parts, statistic),
+        )
+
+    def area(self, labels: Labels, scores: NDArray[np.float32]) -> Figure:
+        """AUROC, mean of the rows of `scores` (seeds, n)."""
+
+        def statistic(drawn: Indices) -> float:
+            some = labels[drawn]
+            if not 0 < some.sum() < len(some):
+                return float("nan")
+            return float(np.mean([auroc(some, row[drawn]) for row in scores]))
+
+        low, high = _bootstrap(self._members, statistic, self._seed)
+        value = float(np.mean([auroc(labels, row) for row in scores]))
+        return Figure(
+            value,
+            low,
+            high,
+            len(labels),
+            f"bootstrap of {len(self._members)} parts",
+            _few_groups(self._members, statistic),
+        )
 
 
-def _area(labels: Labels, scores: Scores, members: list[NDArray[np.int64]], seed: int) -> Figure:
-    def statistic(drawn: NDArray[np.int64]) -> float:
-        some = labels[drawn]
-        return auroc(some, scores[drawn]) if 0 < some.sum() < len(some) else float("nan")
-
-    low, high = _bootstrap(members, statistic, seed)
-    return Figure(auroc(labels, scores), low, high, len(labels), f"bootstrap of {len(members)}")
-
-
-def _bootstrap(
-    parts: list[NDArray[np.int64]], statistic: Callable[[NDArray[np.int64]], float], seed: int
-) -> tuple[float, float]:
+def _bootstrap(parts: list[Indices], statistic: Statistic, seed: int) -> tuple[float, float]:
     random = np.random.default_rng(seed)
     values = []
     for _ in range(_RESAMPLES):
@@ -154,12 +202,32 @@ def _bootstrap(
     return float(low), float(high)
 
 
+def _few_groups(parts: list[Indices], statistic: Statistic) -> Interval | None:
+    """Each part left out in turn, Student's t with one degree of freedom less than parts.
+
+    The jackknife CV3 of MacKinnon, Nielsen and Webb (2023), which keeps its promise with few and
+    unequal parts. None where parts are many, or too few to leave one out.
+    """
+    if not 3 <= len(parts) < FEW_GROUPS:
+        return None
+    value = statistic(np.concatenate(parts))
+    left_out = [np.concatenate(parts[:i] + parts[i + 1 :]) for i in range(len(parts))]
+    values = np.array([statistic(drawn) for drawn in left_out])
+    if not np.isfinite(values).all():
+        return None
+    count = len(parts)
+    error = float(np.sqrt((count - 1) / count * np.square(values - value).sum()))
+    reach = float(stats.t.ppf(0.975, count - 1)) * error
+    method = f"jackknife of {count} parts, t({count - 1})"
+    return Interval(max(0.0, value - reach), min(1.0, value + reach), method)
+
+
 def _kinds_present(defect_types: Sequence[str] | None, bad: NDArray[np.bool_]) -> list[str]:
     kinds = np.array(defect_types or [""] * len(bad))
     return sorted(set(kinds[bad].tolist()) - {""})
 
 
-def _members(groups: Sequence[str]) -> list[NDArray[np.int64]]:
+def _members(groups: Sequence[str]) -> list[Indices]:
     """Indices of the samples of each part."""
     found: dict[str, list[int]] = {}
     for index, group in enumerate(groups):

@@ -27,15 +27,9 @@ from models.card import (
 )
 from models.graph import check_self_contained
 from models.training.count import count_mflops, count_parameters
-from models.training.lightdefectnet import (
-    CONTRAST_GAIN,
-    DARK_LEVEL,
-    LOCAL_PX,
-    TILE_PX,
-    LightDefectNet,
-    prepare_for_export,
-)
-from models.training.train import defect_probability, predict
+from models.training.fit import predict
+from models.training.front_end import TILE_PX
+from models.training.lightdefectnet import LightDefectNet, prepare_for_export
 
 OPSET = 18
 TOLERANCE = 1e-4
@@ -75,7 +69,7 @@ def check_against_torch(
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     one_by_one = [session.run(None, {"tiles": tile[None]})[0] for tile in tiles]
     scores: NDArray[np.float32] = np.concatenate(one_by_one)[:, 1]
-    expected = defect_probability(predict(network, tiles))
+    expected = predict(network, tiles)
     difference = float(np.abs(scores - expected).max())
     if not difference <= TOLERANCE:
         raise ExportError(f"ONNX Runtime differs from PyTorch by {difference:.2g}")
@@ -108,11 +102,11 @@ def export(
         sha256=sha256_of(model),
         parameters=count_parameters(model),
         mflops=round(count_mflops(model), 2),
-        input=_input_card(),
+        input=InputCard(front_end=network.front_end.words, constants=network.front_end.constants),
         threshold=ThresholdCard(
             value=summary["threshold"],
-            chosen_by="least mean of escape and false-reject rate on "
-            f"{summary['validation_samples']} validation tiles; choose one per plate before use",
+            chosen_by=f"calibrated odds of a defect even, on {summary['out_of_fold']['samples']} "
+            "tiles out of fold; choose one per plate before use",
         ),
         golden=GoldenCard(
             sha256=sha256_of(golden), scores=tuple(map(float, scores[chosen])), tolerance=TOLERANCE
@@ -124,20 +118,18 @@ def export(
     return card
 
 
-def _input_card() -> InputCard:
-    return InputCard(
-        front_end="grey levels relative to the local brightness: (x - local) / (local + dark_level)"
-        " * contrast_gain, local = bilinear interpolation of the means of local_px cells",
-        constants={
-            "local_px": LOCAL_PX,
-            "dark_level": DARK_LEVEL,
-            "contrast_gain": CONTRAST_GAIN,
-        },
-    )
-
-
 def _training_card(summary: dict[str, Any]) -> TrainingCard:
-    return TrainingCard(**{name: summary[name] for name in TrainingCard.model_fields})
+    return TrainingCard(
+        data_sha256=summary["data_sha256"],
+        good=summary["good"],
+        defective=summary["defective"],
+        groups=summary["groups"],
+        recipe=summary["recipe"]["name"],
+        seed=summary["seeds"][0],
+        epochs=summary["epoch"],
+        command=summary["command"],
+        code_revision=summary["code_revision"],
+    )
 
 
 def _spread(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:

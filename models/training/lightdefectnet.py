@@ -15,43 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-TILE_PX = 224
-
-LOCAL_PX = 32
-"""Side of the cells whose mean is the local brightness: several dots of a lattice, and larger than
-a defect, which would else take part in what it is compared with."""
-DARK_LEVEL = 16.0
-"""Added to the local brightness, in 8-bit levels, so that a dark tile's noise is not blown up."""
-CONTRAST_GAIN = 4.0
-"""Brings the relative contrast of dot lattices to about unit spread."""
-
+from models.training.front_end import FRONT_ENDS, TILE_PX
 
 # Parts
-
-
-class LocalContrast(nn.Module):
-    """Grey levels relative to the local brightness: unmoved by gain and slow illumination.
-
-    (n, 1, 224, 224) uint8 -> (n, 1, 224, 224) float32. Fixed constants, nothing is learned, nothing
-    depends on the tile's own extremes.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("expand", _bilinear_matrix(TILE_PX // LOCAL_PX, LOCAL_PX))
-
-    def forward(self, tiles: Tensor) -> Tensor:
-        levels = tiles.float()
-        cells = F.avg_pool2d(levels, LOCAL_PX)
-        local = self.expand @ cells @ self.expand.T
-        return (levels - local) / (local + DARK_LEVEL) * CONTRAST_GAIN
-
-
-def _bilinear_matrix(cells: int, factor: int) -> Tensor:
-    """Interpolation from `cells` cell centres to cells * factor pixels, shape (pixels, cells)."""
-    eye = torch.eye(cells)[None, None]
-    size = (cells * factor, cells)
-    return F.interpolate(eye, size=size, mode="bilinear", align_corners=False)[0, 0]
 
 
 class ConvNorm(nn.Sequential):
@@ -89,15 +55,15 @@ class BlurPool(nn.Module):
 class AttentionCondenser(nn.Module):
     """Visual attention condenser: V' = S * V * A, with A computed at half resolution.
 
-    Condense (strongest activation, anti-aliased), embed (grouped 3 x 3 and 1 x 1), squash, expand.
-    S scales each channel.
+    Condense (strongest activation, anti-aliased), embed (depthwise 3 x 3 and 1 x 1), squash,
+    expand. S scales each channel.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.condense = nn.Sequential(nn.MaxPool2d(3, 1, 1), BlurPool(channels))
         self.embed = nn.Sequential(
-            ConvNorm(channels, channels, 3, groups=channels // 16),
+            ConvNorm(channels, channels, 3, groups=channels),
             ConvNorm(channels, channels, is_active=False),
         )
         self.scale = nn.Parameter(torch.full((channels, 1, 1), 2.0))
@@ -125,13 +91,13 @@ class EarlyColumns(nn.Module):
     Column A attends before it filters, column B filters before it attends; then both are halved.
     """
 
-    def __init__(self, inputs: int, column_b: nn.Module) -> None:
+    def __init__(self, channels: int, column_a: nn.Module, column_b: nn.Module) -> None:
         super().__init__()
-        self.attend_a = AttentionCondenser(inputs)
-        self.filter_a = ConvNorm(inputs, inputs, 3, groups=inputs // 16)
+        self.attend_a = AttentionCondenser(channels)
+        self.filter_a = column_a
         self.filter_b = column_b
-        self.attend_b = AttentionCondenser(inputs)
-        self.down = BlurPool(2 * inputs)
+        self.attend_b = AttentionCondenser(channels)
+        self.down = BlurPool(2 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
         a = self.filter_a(self.attend_a(x))
@@ -142,13 +108,20 @@ class EarlyColumns(nn.Module):
 class ExchangeBlock(nn.Module):
     """Columns filter apart (grouped 3 x 3), then exchange (1 x 1), around a shortcut."""
 
-    def __init__(self, channels: int, groups: int) -> None:
+    def __init__(self, channels: int, columns: int) -> None:
         super().__init__()
-        self.filter = ConvNorm(channels, channels, 3, groups=groups)
+        self.filter = ConvNorm(channels, channels, 3, groups=columns)
         self.exchange = ConvNorm(channels, channels, is_active=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.exchange(self.filter(x)))
+
+
+def _separable(channels: int, kernel: int) -> nn.Sequential:
+    """Depthwise and 1 x 1: at 56 x 56 a dense 3 x 3 of 16 channels costs four times as much."""
+    return nn.Sequential(
+        ConvNorm(channels, channels, kernel, groups=channels), ConvNorm(channels, channels)
+    )
 
 
 # Network
@@ -157,22 +130,27 @@ class ExchangeBlock(nn.Module):
 class LightDefectNet(nn.Module):
     """Tiles (n, 1, 224, 224) uint8 -> logits (n, 2 heads, 2): good, defective."""
 
-    def __init__(self) -> None:
+    def __init__(self, front_end: str = "contrast") -> None:
         super().__init__()
-        self.contrast = LocalContrast()
-        self.stem = nn.Sequential(ConvNorm(1, 16, 3, stride=2), BlurPool(16))
-        self.stage1 = EarlyColumns(
-            16, nn.Sequential(ConvNorm(16, 16, 3, groups=16), ConvNorm(16, 16))
-        )
+        self.front_end = FRONT_ENDS[front_end]()
+        channels = self.front_end.channels
+        self.stem = nn.Sequential(ConvNorm(channels, 16, 3, stride=2), BlurPool(16))
+        self.stage1 = EarlyColumns(16, _separable(16, 5), _separable(16, 3))
         self.stage2 = EarlyColumns(
-            32, nn.Sequential(ConvNorm(32, 32), ConvNorm(32, 32, 3, groups=2))
+            32,
+            ConvNorm(32, 32, 3, groups=2),
+            nn.Sequential(ConvNorm(32, 32), ConvNorm(32, 32, 3, groups=2)),
         )
-        self.stage3 = nn.Sequential(ExchangeBlock(64, 2), ConvNorm(64, 96), BlurPool(96))
-        self.stage4 = nn.Sequential(ConvNorm(96, 160), ExchangeBlock(160, 2), ExchangeBlock(160, 5))
-        self.heads = nn.Linear(2 * 160, 4)
+        self.stage3 = nn.Sequential(
+            ExchangeBlock(64, 4), ExchangeBlock(64, 4), ConvNorm(64, 128), BlurPool(128)
+        )
+        self.stage4 = nn.Sequential(
+            ConvNorm(128, 256), ExchangeBlock(256, 8), ExchangeBlock(256, 8), ExchangeBlock(256, 8)
+        )
+        self.heads = nn.Linear(2 * 256, 4)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        x = self.stem(self.contrast(tiles))
+        x = self.stem(self.front_end(tiles))
         x = self.stage4(self.stage3(self.stage2(self.stage1(x))))
         side = TILE_PX // 32
         pooled = torch.cat([F.avg_pool2d(x, side), F.max_pool2d(x, side)], dim=1)
@@ -204,7 +182,8 @@ def prepare_for_export(network: LightDefectNet) -> Probabilities:
 
 def _fold_scales(stage: EarlyColumns) -> None:
     """Column A's scale goes into its filter, column B's into its half of the blur kernels."""
-    conv = stage.filter_a.conv
+    first = stage.filter_a
+    conv = (first if isinstance(first, ConvNorm) else first[0]).conv
     scale_a = stage.attend_a.scale.data.view(conv.groups, 1, -1, 1, 1)
     weight = conv.weight.data
     grouped = weight.view(conv.groups, -1, *weight.shape[1:])

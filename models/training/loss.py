@@ -1,4 +1,4 @@
-"""The loss of two heads that should both be right and yet look at different evidence."""
+"""The loss of heads that should all be right and yet look at different evidence."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ wrong."""
 _LEAST_PROBABILITY = 1e-6
 
 
+def heads_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """`two_head_loss` of two heads, cross-entropy of one."""
+    if logits.shape[1] == 1:
+        return F.cross_entropy(logits[:, 0], labels)
+    return two_head_loss(logits, labels)
+
+
 def two_head_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """NLL of the mean probability, half of each head's cross-entropy, less their L1 discrepancy.
 
-    `logits` float (n, 2 heads, 2 classes), `labels` int64 (n,). Returns a scalar.
+    `logits` float (n, 2 heads, 2 classes), `labels` int64 (n,). Returns a scalar. After Xu et al.,
+    "LightDefectNet" (2023).
     """
     probabilities = F.softmax(logits, dim=2)
     mean = probabilities.mean(dim=1).clamp_min(_LEAST_PROBABILITY)

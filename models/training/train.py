@@ -1,317 +1,451 @@
-"""Training that a seed decides and a kill does not harm: a checkpoint after every epoch."""
+"""From a folder to weights that were not chosen by what they are tested on.
+
+Recipe, epoch and threshold are chosen by cross-validation inside the split `train`: whole groups
+are held out in turn, and what each group's model, which never saw it, gives for it are the
+out-of-fold scores. The weights that are kept are then trained on all of `train`, once per seed.
+The split `test` is not looked at here.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import multiprocessing
+import os
 import subprocess
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
+from torch import nn
 
-from models.training.augment import augment
-from models.training.data import (
-    DataError,
-    Sample,
-    data_sha256,
-    hold_out,
-    labels_of,
-    load_tiles,
-    read_folder,
-    select,
-)
-from models.training.evaluate import auroc, best_threshold
-from models.training.lightdefectnet import LightDefectNet
-from models.training.loss import two_head_loss
+from models.registry import shipped_weights
+from models.training.data import DataError, Sample, data_sha256, labels_of, read_folder, select
+from models.training.evaluate import auroc
+from models.training.fit import Fit, FitResult, TrainingRecipe, run_fit, training_device
+from models.training.networks import NETWORKS, OURS, build
 
-CHECKPOINT_FILE = "checkpoint.pt"
 SUMMARY_FILE = "summary.json"
-VALIDATION_SHARE = 0.2
-_WARM_UP_SHARE = 0.05
+FOLDS = 4
+SEEDS = 3
+LARGE = 3000
+"""With so many training samples one held-out part is no longer noise, and four folds take hours."""
+_VISITS = 480.0
+"""Epochs times the square root of the number of tiles."""
+_BASELINE_VISITS = 240.0
+_EPOCHS = (6, 40)
+_SMOOTH_EPOCHS = 3
+_WORTH_PROCESSES = 30
+"""Batches that take longer than it takes to start two processes."""
+_SCORE_LIMIT = 1e-6
+
+RECIPES = (
+    TrainingRecipe("contrast, pre-trained", "contrast", is_pretrained=True),
+    TrainingRecipe("raw, pre-trained", "raw", is_pretrained=True),
+    TrainingRecipe("contrast, from nothing", "contrast", is_pretrained=False),
+)
+"""What our network chooses from, on all folds."""
+BASELINE_RECIPES = (
+    TrainingRecipe("contrast, 2e-3", "contrast", is_pretrained=False),
+    TrainingRecipe("contrast, 5e-4", "contrast", is_pretrained=False, learning_rate=5e-4),
+    TrainingRecipe("raw, 2e-3", "raw", is_pretrained=False),
+)
+"""What a baseline chooses from, on one fold: a tile costs it ten times our network's time."""
 
 
 @dataclass(frozen=True, slots=True)
-class TrainSettings:
-    """What decides the weights, beside the data."""
+class Plan:
+    """One run of `train`."""
 
-    epochs: int = 14
-    batch: int = 16
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.02
-    seed: int = 1
+    data: Path
+    run: Path
+    network: str = OURS
+    seeds: tuple[int, ...] = (1, 2, 3)
+    recipes: tuple[TrainingRecipe, ...] = RECIPES
+    epochs: int | None = None
+    """None: by the number of tiles."""
+    init: Path | None = None
+    """File of weights to begin with, instead of the shipped ones."""
 
 
 @dataclass(frozen=True, slots=True)
-class EpochReport:
-    """What one epoch came to."""
+class Choice:
+    """What cross-validation chose, and on which evidence."""
 
+    recipe: TrainingRecipe
     epoch: int
-    """Counted from 1."""
-    loss: float
-    validation_loss: float
-    validation_auroc: float
+    threshold: float
+    slope: float
+    """Of the calibrated log odds over the network's own."""
+    offset: float
+    auroc: float
+    """Out of fold, mean of the folds."""
+    accuracy: float
+    """Out of fold, at `threshold`."""
+    samples: int
 
 
-@dataclass(slots=True)
-class RunState:
-    """A run after some epochs: all that a checkpoint holds."""
+class Progress(Protocol):
+    """How far a run is, in batches."""
 
-    network: LightDefectNet
-    optimizer: torch.optim.Optimizer
-    epoch: int = 0
-    best: dict[str, Tensor] = field(default_factory=dict)
-    best_epoch: int = 0
-    history: list[EpochReport] = field(default_factory=list)
+    def begin(self, batches: int, what: str) -> None:
+        """A part of the run with so many batches begins."""
+
+    def advance(self, batches: int = 1) -> None:
+        """So many batches are done."""
 
 
-def train(
-    data: Path,
-    run: Path,
-    settings: TrainSettings,
-    command: str,
-    init: Path | None = None,
-    on_epoch: Callable[[EpochReport], None] | None = None,
-) -> dict[str, Any]:
-    """Train on a folder and leave weights, checkpoint and `summary.json` in the folder `run`.
+def recipes_for(network: str, name: str | None = None) -> tuple[TrainingRecipe, ...]:
+    """The recipes that a network chooses from, or the one of that name. Raises `DataError`."""
+    if network not in NETWORKS:
+        raise DataError(f"no network {network!r}; there are {', '.join(NETWORKS)}")
+    recipes = RECIPES if network == OURS else BASELINE_RECIPES
+    named = tuple(recipe for recipe in recipes if name in (None, recipe.name))
+    if not named:
+        known = "; ".join(recipe.name for recipe in recipes)
+        raise DataError(f"no recipe {name!r} of {network}; there are: {known}")
+    return named
 
-    Continues where a killed run of the same data and settings stopped. The split `val` chooses the
-    epoch and the tile threshold; without one, whole groups are held out of `train`. `init` is a run
-    whose weights to begin with. Returns the summary. Raises `DataError`.
+
+def train(plan: Plan, command: str, progress: Progress) -> dict[str, Any]:
+    """Choose, train and leave weights, out-of-fold scores and `summary.json` in `plan.run`.
+
+    Continues where a killed run of the same data and plan stopped. Returns the summary. Raises
+    `DataError`.
     """
-    samples = read_folder(data)
-    fit, held = select(samples, "train"), select(samples, "val")
-    if not held:
-        fit, held = hold_out(fit, VALIDATION_SHARE, settings.seed)
-    identity = {"data_sha256": data_sha256([*fit, *held]), **asdict(settings), "init": str(init)}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(settings.seed)
-    state = _begin(run, settings, identity, init, device)
-    if state.epoch < settings.epochs:
-        _run_epochs(state, settings, fit, held, run, identity, on_epoch)
-    state.network.load_state_dict(state.best)
-    summary = _summary(state, settings, samples, fit, held, data, command)
-    _write_whole(run / SUMMARY_FILE, json.dumps(summary, indent=2).encode())
+    samples = read_folder(plan.data)
+    known = select(samples, "train", "val")
+    sha256 = data_sha256(known)
+    epochs = plan.epochs or default_epochs(plan.network, len(known))
+    work = _Work(plan, known, sha256, epochs, progress)
+    choice, candidates = _choose(work)
+    fits = _final_fits(work, choice)
+    results = work.run_all(fits, "training")
+    summary = _summary(work, samples, choice, candidates, fits, results, command)
+    _write_whole(plan.run / SUMMARY_FILE, json.dumps(summary, indent=2).encode())
     return summary
 
 
-def load_network(run: Path) -> LightDefectNet:
-    """The chosen weights of a finished or unfinished run. Raises `DataError`."""
-    network = LightDefectNet()
-    network.load_state_dict(_read_checkpoint(run)["best"])
+def default_epochs(network: str, samples: int) -> int:
+    """Epochs for a set of this size: the smaller the set, the more often it is seen."""
+    visits = _VISITS if network == OURS else _BASELINE_VISITS
+    return int(np.clip(round(visits / math.sqrt(samples)), *_EPOCHS))
+
+
+def read_summary(run: Path) -> dict[str, Any]:
+    """The summary of a finished run. Raises `DataError`."""
+    path = run / SUMMARY_FILE
+    if not path.is_file():
+        raise DataError(f"{run}: no finished training run ({SUMMARY_FILE} is missing)")
+    summary: dict[str, Any] = json.loads(path.read_text())
+    return summary
+
+
+def load_network(run: Path, seed: int | None = None) -> nn.Module:
+    """The trained network of one seed, the first by default, on the CPU. Raises `DataError`."""
+    summary = read_summary(run)
+    seed = summary["seeds"][0] if seed is None else seed
+    saved = torch.load(run / f"seed-{seed}" / "result.pt", weights_only=True)
+    network = build(summary["network"], summary["recipe"]["front_end"], seed)
+    network.load_state_dict(saved["weights"])
     return network.eval()
 
 
-def predict(network: LightDefectNet, tiles: NDArray[np.uint8], batch: int = 64) -> Tensor:
-    """Logits (n, 2, 2) of tiles uint8 (n, 1, 224, 224), on the CPU, in eval mode."""
-    device = next(network.parameters()).device
-    network.eval()
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(tiles), batch):
-            parts.append(network(torch.from_numpy(tiles[start : start + batch]).to(device)).cpu())
-    return torch.cat(parts)
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A training with what it may see and what it is judged on: indices of the known samples."""
+
+    fit: Fit
+    seen: tuple[int, ...]
+    held: tuple[int, ...]
 
 
-def defect_probability(logits: Tensor) -> NDArray[np.float32]:
-    """Mean of both heads, float32 (n,)."""
-    scores: NDArray[np.float32] = logits.softmax(dim=2).mean(dim=1)[:, 1].numpy()
-    return scores
+class _Work:
+    """The samples of a run and the processes that train on them."""
+
+    def __init__(
+        self, plan: Plan, known: list[Sample], sha256: str, epochs: int, progress: Progress
+    ) -> None:
+        self.plan, self.known, self.sha256, self.epochs = plan, known, sha256, epochs
+        self.labels = labels_of(known)
+        self.is_large = len(known) > LARGE
+        self.folds = cut_folds(known, plan.seeds[0])
+        self._progress = progress
+
+    @property
+    def choosing_folds(self) -> list[NDArray[np.int64]]:
+        """The folds that recipes are compared on."""
+        return self.folds if self.plan.network == OURS else self.folds[:1]
+
+    def part(self, name: str, recipe: TrainingRecipe, seed: int, held: Any, stop: int) -> _Part:
+        init = ""
+        if recipe.is_pretrained and self.plan.network == OURS:
+            init = str(self.plan.init or pretrained_weights())
+        fit = Fit(name, self.plan.network, recipe, seed, self.epochs, stop, init)
+        out = set(map(int, held))
+        seen = tuple(i for i in range(len(self.known)) if i not in out)
+        return _Part(fit, seen, tuple(sorted(out)))
+
+    def run_all(self, parts: Sequence[_Part], what: str) -> list[FitResult]:
+        """Train all parts, one to a core; on a CUDA device one after the other."""
+        batches = sum(p.fit.stop_after * -(-len(p.seen) // p.fit.recipe.batch) for p in parts)
+        self._progress.begin(batches, what)
+        is_short = batches < _WORTH_PROCESSES
+        if training_device().type == "cuda" or is_short or _cores() == 1:
+            return [self._run(part, self._progress.advance) for part in parts]
+        return self._run_in_processes(parts)
+
+    def _run(self, part: _Part, on_batch: Callable[[], object]) -> FitResult:
+        seen = [self.known[i] for i in part.seen]
+        held = [self.known[i] for i in part.held]
+        return run_fit(part.fit, seen, held, self.sha256, self.plan.run, on_batch)
+
+    def _run_in_processes(self, parts: Sequence[_Part]) -> list[FitResult]:
+        context = multiprocessing.get_context("spawn")
+        batches_done = context.SimpleQueue()
+        workers = min(_cores(), len(parts))
+        with ProcessPoolExecutor(workers, context, _begin_worker, (batches_done,)) as pool:
+            jobs = [
+                pool.submit(
+                    _work_in_process,
+                    part.fit,
+                    [self.known[i] for i in part.seen],
+                    [self.known[i] for i in part.held],
+                    self.sha256,
+                    self.plan.run,
+                )
+                for part in parts
+            ]
+            try:
+                self._await(jobs, batches_done)
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+            return [job.result() for job in jobs]
+
+    def _await(self, jobs: list[Future[FitResult]], batches_done: Any) -> None:
+        waiting = set(jobs)
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.2)
+            while not batches_done.empty():
+                batches_done.get()
+                self._progress.advance()
+            for job in done:
+                job.result()
 
 
-def _run_epochs(
-    state: RunState,
-    settings: TrainSettings,
-    fit: list[Sample],
-    held: list[Sample],
-    run: Path,
-    identity: dict[str, Any],
-    on_epoch: Callable[[EpochReport], None] | None,
-) -> None:
-    tiles, labels = load_tiles(fit), labels_of(fit)
-    held_tiles, held_labels = load_tiles(held), labels_of(held)
-    batches = math.ceil(len(tiles) / settings.batch)
-    with _progress_bar() as bar:
-        task = bar.add_task("training", total=settings.epochs * batches)
-        bar.advance(task, state.epoch * batches)
-        while state.epoch < settings.epochs:
-            loss = _one_epoch(state, settings, tiles, labels, lambda: bar.advance(task))
-            report = _validate(state, loss, held_tiles, held_labels)
-            bar.update(task, description=f"val auroc {report.validation_auroc:.4f}")
-            _write_checkpoint(run, state, identity)
-            if on_epoch:
-                on_epoch(report)
+_report_batch: Callable[[], object] = lambda: None  # noqa: E731
 
 
-def _one_epoch(
-    state: RunState,
-    settings: TrainSettings,
-    tiles: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    on_batch: Callable[[], object],
-) -> float:
-    """Every tile once, in an order and with changes that only seed and epoch decide."""
-    generator = torch.Generator().manual_seed(settings.seed * 100_003 + state.epoch)
-    order = torch.randperm(len(tiles), generator=generator).numpy()
-    device = next(state.network.parameters()).device
-    batches = math.ceil(len(tiles) / settings.batch)
-    total = 0.0
-    state.network.train()
-    for number in range(batches):
-        chosen = order[number * settings.batch : (number + 1) * settings.batch]
-        if len(chosen) == 1 and batches > 1:
-            continue  # batch norm cannot learn from a single tile at 1 x 1
-        batch = augment(torch.from_numpy(tiles[chosen]), generator).to(device)
-        for group in state.optimizer.param_groups:
-            group["lr"] = _learning_rate(settings, state.epoch * batches + number, batches)
-        loss = two_head_loss(state.network(batch), torch.from_numpy(labels[chosen]).to(device))
-        state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        state.optimizer.step()
-        total += float(loss.detach()) * len(chosen)
-        on_batch()
-    return total / len(tiles)
+def _begin_worker(batches_done: Any) -> None:
+    global _report_batch
+    torch.set_num_threads(1)
+    _report_batch = lambda: batches_done.put(None)  # noqa: E731
 
 
-def _learning_rate(settings: TrainSettings, step: int, batches: int) -> float:
-    """Linear warm-up, then a cosine down to zero."""
-    steps = settings.epochs * batches
-    warm_up = max(1, round(_WARM_UP_SHARE * steps))
-    if step < warm_up:
-        return settings.learning_rate * (step + 1) / warm_up
-    progress = (step - warm_up) / max(1, steps - warm_up)
-    return settings.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+def _work_in_process(
+    fit: Fit, seen: list[Sample], held: list[Sample], sha256: str, run: Path
+) -> FitResult:
+    return run_fit(fit, seen, held, sha256, run, _report_batch)
 
 
-def _validate(
-    state: RunState, loss: float, tiles: NDArray[np.uint8], labels: NDArray[np.int64]
-) -> EpochReport:
-    logits = predict(state.network, tiles)
-    held_loss = float(two_head_loss(logits, torch.from_numpy(labels)))
-    area = auroc(labels, defect_probability(logits))
-    state.epoch += 1
-    report = EpochReport(state.epoch, loss, held_loss, area)
-    earlier = [(r.validation_auroc, -r.validation_loss) for r in state.history]
-    if not earlier or (area, -held_loss) >= max(earlier):
-        weights = state.network.state_dict().items()
-        state.best = {name: value.detach().cpu().clone() for name, value in weights}
-        state.best_epoch = state.epoch
-    state.history.append(report)
-    return report
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
 
 
-def _begin(
-    run: Path,
-    settings: TrainSettings,
-    identity: dict[str, Any],
-    init: Path | None,
-    device: torch.device,
-) -> RunState:
-    network = (load_network(init) if init else LightDefectNet()).to(device)
-    network = network.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
-    )
-    state = RunState(network, optimizer)
-    run.mkdir(parents=True, exist_ok=True)
-    if (run / CHECKPOINT_FILE).exists():
-        _resume(run, state, identity)
-    return state
+def pretrained_weights() -> Path:
+    """Weights trained on rendered plates, which small sets begin with."""
+    return shipped_weights() / "pretrained.pt"
 
 
-def _resume(run: Path, state: RunState, identity: dict[str, Any]) -> None:
-    saved = _read_checkpoint(run)
-    if saved["identity"] != identity:
-        raise DataError(f"{run}: holds a run of other data or settings; name another folder")
-    state.network.load_state_dict(saved["network"])
-    state.optimizer.load_state_dict(saved["optimizer"])
-    state.epoch, state.best, state.best_epoch = saved["epoch"], saved["best"], saved["best_epoch"]
-    state.history = [EpochReport(**report) for report in saved["history"]]
+def cut_folds(known: Sequence[Sample], seed: int) -> list[NDArray[np.int64]]:
+    """Indices to hold out in turn: of a large set one part, else four. Raises `DataError`."""
+    return _large_fold(known) if len(known) > LARGE else _folds(known, seed)
 
 
-def _read_checkpoint(run: Path) -> dict[str, Any]:
-    path = run / CHECKPOINT_FILE
-    if not path.is_file():
-        raise DataError(f"{run}: no training run ({CHECKPOINT_FILE} is missing)")
-    saved: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return saved
+def _folds(known: Sequence[Sample], seed: int) -> list[NDArray[np.int64]]:
+    """Four sets of indices to hold out: whole groups, both classes in each as evenly as they go."""
+    labels, groups = labels_of(known), np.array([sample.group for sample in known])
+    for label, word in ((0, "good"), (1, "defective")):
+        found = len(set(groups[labels == label]))
+        if found < FOLDS:
+            raise DataError(
+                f"{known[0].file.parent}: {word} pictures of {found} groups in train; "
+                f"{FOLDS} are needed to choose anything by cross-validation"
+            )
+    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns of classes that it could not spread evenly
+        folds = [held for _, held in splitter.split(np.zeros(len(labels)), labels, groups)]
+    if any(len(set(labels[fold])) < 2 for fold in folds):
+        raise DataError(
+            f"{known[0].file.parent}: the {len(set(groups))} groups of train cannot be cut into "
+            f"{FOLDS} parts with both classes; more and smaller groups are needed"
+        )
+    return folds
 
 
-def _write_checkpoint(run: Path, state: RunState, identity: dict[str, Any]) -> None:
-    content = {
-        "identity": identity,
-        "network": state.network.state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "epoch": state.epoch,
-        "best": state.best,
-        "best_epoch": state.best_epoch,
-        "history": [asdict(report) for report in state.history],
+def _large_fold(known: Sequence[Sample]) -> list[NDArray[np.int64]]:
+    """The split `val`, or an eighth of the groups: in a large set one held-out part is enough."""
+    held = [i for i, sample in enumerate(known) if sample.split == "val"]
+    if not held:
+        names = sorted({sample.group for sample in known})
+        chosen = set(np.random.default_rng(0).permutation(names)[: len(names) // 8])
+        held = [i for i, sample in enumerate(known) if sample.group in chosen]
+    return [np.array(held, np.int64)]
+
+
+def _choose(work: _Work) -> tuple[Choice, list[dict[str, Any]]]:
+    """The recipe whose out-of-fold AUROC is best, with its epoch and threshold."""
+    parts = [
+        work.part(
+            f"{_file_name(recipe)}-fold-{k}", recipe, work.plan.seeds[0] * 10 + k, held, work.epochs
+        )
+        for recipe in work.plan.recipes
+        for k, held in enumerate(work.choosing_folds)
+    ]
+    results = work.run_all(parts, "choosing")
+    count = len(work.choosing_folds)
+    choices = [
+        _judge(work, recipe, results[i * count : (i + 1) * count])
+        for i, recipe in enumerate(work.plan.recipes)
+    ]
+    candidates = [
+        {"recipe": asdict(choice.recipe), "epoch": choice.epoch, "auroc": choice.auroc}
+        for choice in choices
+    ]
+    return max(choices, key=lambda choice: choice.auroc), candidates
+
+
+def _judge(work: _Work, recipe: TrainingRecipe, results: list[FitResult]) -> Choice:
+    """Epoch, calibration and threshold of a recipe from its out-of-fold scores."""
+    held = np.concatenate(work.choosing_folds)
+    labels = work.labels[held]
+    by_fold = [
+        [auroc(work.labels[fold], scores) for scores in result.held_scores]
+        for fold, result in zip(work.choosing_folds, results, strict=True)
+    ]
+    area, epoch = _best_epoch(np.mean(by_fold, axis=0))
+    scores = np.concatenate([result.held_scores[epoch - 1] for result in results])
+    slope, offset = calibrate(labels, scores)
+    threshold = 1 / (1 + math.exp(offset / slope)) if slope > 0 else 0.5
+    right = float(((scores > threshold) == labels).mean())
+    return Choice(recipe, epoch, threshold, slope, offset, area, right, len(held))
+
+
+def _best_epoch(areas: NDArray[np.float64]) -> tuple[float, int]:
+    """Best mean of neighbouring epochs in the second half of the schedule, and its epoch (from 1).
+
+    A single epoch's area is noise, and before the half the learning rate is still high.
+    """
+    width = min(_SMOOTH_EPOCHS, len(areas))
+    smooth = np.convolve(areas, np.ones(width) / width, "valid")
+    first = max(0, len(areas) // 2 - width + 1)
+    best = first + int(np.argmax(smooth[first:]))
+    return float(smooth[best]), best + width
+
+
+def calibrate(labels: NDArray[np.int64], scores: NDArray[np.float32]) -> tuple[float, float]:
+    """Slope and offset of the log odds that fit the labels best (Platt, 1999).
+
+    Two numbers from all scores are less noisy than the one best cut between them.
+    """
+    fitted = LogisticRegression(C=1e6).fit(_log_odds(scores)[:, None], labels)
+    return float(fitted.coef_[0, 0]), float(fitted.intercept_[0])
+
+
+def _log_odds(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    clipped = np.clip(scores.astype(np.float64), _SCORE_LIMIT, 1 - _SCORE_LIMIT)
+    odds: NDArray[np.float64] = np.log(clipped / (1 - clipped))
+    return odds
+
+
+def _final_fits(work: _Work, choice: Choice) -> list[_Part]:
+    """One training per seed, on everything known; a large set keeps its held-out part held out."""
+    held = work.folds[0] if work.is_large else np.empty(0, np.int64)
+    return [
+        work.part(f"seed-{seed}", choice.recipe, seed, held, choice.epoch)
+        for seed in work.plan.seeds
+    ]
+
+
+def _file_name(recipe: TrainingRecipe) -> str:
+    return recipe.name.replace(",", "").replace(" ", "-")
+
+
+def _summary(
+    work: _Work,
+    samples: list[Sample],
+    choice: Choice,
+    candidates: list[dict[str, Any]],
+    parts: list[_Part],
+    results: list[FitResult],
+    command: str,
+) -> dict[str, Any]:
+    known = work.known
+    return {
+        "network": work.plan.network,
+        "data": str(work.plan.data),
+        "data_sha256": data_sha256(samples),
+        "good": int((work.labels == 0).sum()),
+        "defective": int((work.labels == 1).sum()),
+        "groups": len({sample.group for sample in known}),
+        "recipe": asdict(choice.recipe),
+        "epochs": work.epochs,
+        "epoch": choice.epoch,
+        "threshold": choice.threshold,
+        "calibration": {"slope": choice.slope, "offset": choice.offset},
+        "out_of_fold": {
+            "samples": choice.samples,
+            "folds": len(work.choosing_folds),
+            "auroc": choice.auroc,
+            "accuracy": choice.accuracy,
+        },
+        "candidates": candidates,
+        "seeds": list(work.plan.seeds),
+        "device": results[0].device,
+        "cpu_hours": _hours(work.plan.run),
+        "command": command,
+        "code_revision": code_revision(),
     }
-    temporary = run / f"{CHECKPOINT_FILE}.part"
-    torch.save(content, temporary)
-    temporary.replace(run / CHECKPOINT_FILE)
+
+
+def _hours(run: Path) -> float:
+    """Time that all trainings of the run took, each on one core (or the device)."""
+    saved = (torch.load(path, weights_only=True) for path in run.glob("*/result.pt"))
+    return round(sum(result["seconds"] for result in saved) / 3600, 3)
+
+
+def code_revision() -> str:
+    """The commit of the checkout that this code runs from, with `+` if files differ from it, or
+    `unknown`."""
+    folder = str(Path(__file__).parent)
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", folder, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
 
 
 def _write_whole(path: Path, data: bytes) -> None:
     temporary = path.with_name(f"{path.name}.part")
     temporary.write_bytes(data)
     temporary.replace(path)
-
-
-def _summary(
-    state: RunState,
-    settings: TrainSettings,
-    samples: list[Sample],
-    fit: list[Sample],
-    held: list[Sample],
-    data: Path,
-    command: str,
-) -> dict[str, Any]:
-    labels = labels_of(held)
-    scores = defect_probability(predict(state.network, load_tiles(held)))
-    return {
-        "data": str(data),
-        "data_sha256": data_sha256(samples),
-        "good": sum(sample.label == 0 for sample in fit),
-        "defective": sum(sample.label == 1 for sample in fit),
-        "groups": len({sample.group for sample in fit}),
-        "validation_samples": len(held),
-        "validation_auroc": auroc(labels, scores),
-        "threshold": best_threshold(labels, scores),
-        "best_epoch": state.best_epoch,
-        "command": command,
-        "code_revision": code_revision(),
-        **asdict(settings),
-    }
-
-
-def code_revision() -> str:
-    """The commit of the checkout that this code runs from, or `unknown`."""
-    try:
-        answer = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return answer.stdout.strip()
-
-
-def _progress_bar() -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True))

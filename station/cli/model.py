@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import track
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    track,
+)
+from rich.progress import Progress as Bar
 
 from models.card import MeasuredCard, ModelError, read_card, write_card
 from models.classifier import Classifier
@@ -40,7 +46,10 @@ def _needs_train_extra() -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        fail(f"needs package {error.name}: pip install torch==2.13.0 && pip install vqi[train]")
+        fail(
+            f"needs package {error.name}: pip install torch==2.13.0 && "
+            "pip install --no-deps pytorchcv==0.0.74 && pip install vqi[train]"
+        )
 
 
 def _command() -> str:
@@ -87,62 +96,107 @@ def synthesize_(
 @app.command("train")
 def train_(
     data: DataOption,
-    out: Annotated[Path, typer.Option(help="Folder of the run; a killed run continues there.")],
-    epochs: Annotated[int, typer.Option(min=1)] = 14,
-    seed: Annotated[int, typer.Option(min=0)] = 1,
-    init: Annotated[Path | None, typer.Option(help="Run whose weights to begin with.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the run; a killed run continues there. [var/runs/...]"),
+    ] = None,
+    network: Annotated[
+        str, typer.Option(help="lightdefectnet, hand, or a baseline that `benchmark` lists.")
+    ] = "lightdefectnet",
+    seeds: Annotated[int, typer.Option(min=1, help="Trainings of the chosen recipe.")] = 3,
+    recipe: Annotated[
+        str | None, typer.Option(help="Name of a training recipe, instead of choosing one.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Instead of those for the number of pictures.")
+    ] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Run whose weights to begin with, not the shipped ones.")
+    ] = None,
 ) -> None:
-    """Train LightDefectNet on a folder."""
+    """Train on a folder: recipe, epoch and threshold by cross-validation inside its split train."""
     with _needs_train_extra():
         from models.training.data import DataError
-        from models.training.train import TrainSettings, train
+        from models.training.fit import RESULT_FILE
+        from models.training.train import Plan, recipes_for, train
 
-        settings = TrainSettings(epochs=epochs, seed=seed)
         try:
-            summary = train(data, out, settings, _command(), init, on_epoch=_say_epoch)
+            plan = Plan(
+                data=data,
+                run=out or _default_run(data, network),
+                network=network,
+                seeds=tuple(range(1, seeds + 1)),
+                recipes=recipes_for(network, recipe),
+                epochs=epochs,
+                init=init and init / "seed-1" / RESULT_FILE,
+            )
+            with TrainingBar() as bar:
+                summary = train(plan, _command(), bar)
         except DataError as error:
             fail(str(error))
-    typer.echo(
-        f"{out}: epoch {summary['best_epoch']} of {epochs}, "
-        f"validation AUROC {summary['validation_auroc']:.4f}"
+    typer.echo(f"{plan.run}: {_training_words(summary)}")
+
+
+def _default_run(data: Path, network: str) -> Path:
+    return Path("var/runs") / f"{data.resolve().name}-{network}"
+
+
+def _training_words(summary: dict[str, Any]) -> str:
+    out_of_fold = summary["out_of_fold"]
+    return (
+        f"{summary['recipe']['name']}, epoch {summary['epoch']} of {summary['epochs']}; out of fold"
+        f" AUROC {out_of_fold['auroc']:.4f}, accuracy {out_of_fold['accuracy']:.4f} of "
+        f"{out_of_fold['samples']} pictures; {summary['cpu_hours']} h on {summary['device']}"
     )
 
 
-def _say_epoch(report: Any) -> None:
-    typer.echo(
-        f"epoch {report.epoch}: loss {report.loss:.4f}, validation loss "
-        f"{report.validation_loss:.4f}, AUROC {report.validation_auroc:.4f}",
-        err=True,
-    )
+class TrainingBar:
+    """The run's progress on stderr."""
+
+    def __init__(self) -> None:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._bar = Bar(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> TrainingBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def begin(self, batches: int, what: str) -> None:
+        self._task = self._bar.add_task(what, total=batches)
+
+    def advance(self, batches: int = 1) -> None:
+        assert self._task is not None
+        self._bar.advance(self._task, batches)
 
 
 @app.command("evaluate")
 def evaluate_(
     data: DataOption,
-    model: Annotated[str, typer.Option(help="Id of a model.")] = "lightdefectnet-v1",
+    run: Annotated[
+        Path | None, typer.Option(help="Run of `train`. [the one that it left for this data]")
+    ] = None,
+    network: Annotated[str, typer.Option(help="Network of that run.")] = "lightdefectnet",
+    model: Annotated[str | None, typer.Option(help="Id of an exported model instead.")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
     is_json: JsonOption = False,
 ) -> None:
-    """Score a folder's tiles and compare with their labels."""
+    """Score a folder's pictures and compare with their labels."""
     with _needs_train_extra():
-        from models.training.data import DataError, labels_of, load_tiles, read_folder, select
-        from models.training.evaluate import evaluate
+        from models.training.data import DataError
+        from models.training.report import evaluate_model, evaluate_run
 
         try:
-            samples = select(read_folder(data), split)
-            if not samples:
-                fail(f"{data}: no pictures of split {split}")
-            classifier = Classifier.load(find_model(model))
-            figures = evaluate(
-                labels_of(samples),
-                classifier.scores(load_tiles(samples)),
-                classifier.threshold,
-                [sample.group for sample in samples],
-                [sample.defect_type for sample in samples],
-            )
+            if model:
+                row = evaluate_model(data, Classifier.load(find_model(model)), split)
+            else:
+                row = evaluate_run(data, run or _default_run(data, network), split)
         except (DataError, ModelError, ValueError) as error:
             fail(str(error))
-    row = {"model": model, "data": str(data), "split": split, **asdict(figures)}
+    row["command"] = _command()
     if is_json:
         print_json(row)
         return
@@ -175,10 +229,10 @@ def export_(
     with _needs_train_extra():
         from models.training.data import DataError, load_tiles, read_folder, select
         from models.training.export import ExportError, export
-        from models.training.train import SUMMARY_FILE, load_network
+        from models.training.train import load_network, read_summary
 
         try:
-            summary = json.loads((run / SUMMARY_FILE).read_text())
+            summary = read_summary(run)
             tiles = load_tiles(select(read_folder(data), "test"))
             export(load_network(run), summary, tiles, out)
             if plates:

@@ -1,0 +1,42 @@
+"""The networks that can be trained, by name. All take tiles uint8 (n, 1, 224, 224) and give logits
+float32 (n, heads, 2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from models.training.baselines import BASELINES
+from models.training.baselines import build as build_baseline
+from models.training.front_end import FRONT_ENDS
+from models.training.lightdefectnet import LightDefectNet
+
+OURS = "lightdefectnet"
+HAND = "hand"
+NETWORKS = (OURS, *BASELINES)
+NetworkName = Literal[
+    "lightdefectnet", "resnet50", "efficientnet_b0", "mnasnet", "mobilenetv3_large", "hand"
+]
+
+
+class Baseline(nn.Module):
+    """A baseline behind one of our front ends, with one head."""
+
+    def __init__(self, name: str, front_end: str) -> None:
+        super().__init__()
+        self.front_end = FRONT_ENDS[front_end]()
+        self.network = build_baseline(name, self.front_end.channels)
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        logits: Tensor = self.network(self.front_end(tiles))
+        return logits.view(-1, 1, 2)
+
+
+def build(name: str, front_end: str, seed: int) -> nn.Module:
+    """A network with weights that only `seed` decides. Raises ValueError for an unknown name."""
+    torch.manual_seed(seed)
+    if name == OURS:
+        return LightDefectNet(front_end)
+    return Baseline(name, front_end)

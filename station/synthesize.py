@@ -1,4 +1,5 @@
-"""Labelled tiles from rendered plates, cut by the same strip, region and grid as in production."""
+"""Labelled tiles: of rendered plates of one product, cut by the same strip, region and grid as in
+production, and of scenes, which are plates of any make (`drivers.camera.views`)."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from drivers.camera import Frame
 from drivers.camera.marks import Mark, random_marks
 from drivers.camera.settings import SpecimenSettings
 from drivers.camera.specimen import RenderedPlate, Specimen, render, render_belt
+from drivers.camera.views import Scene, View, take_view
 from models.classifier import Classifier
 from station.config import Recipe
 from station.strip import PlateClosed, StripCutter, TileRowReady, buffer_lines, outline_problem
@@ -32,12 +34,34 @@ VISIBLE_PX = 30
 """A tile is defective if it shows so many pixels of a defect, or half of a smaller one."""
 _CORE_SHARE = 0.5
 """A defect's pixels are those with at least this share of its peak contrast."""
+_PAIRS_OF_SCENE = 3
+"""Of a defective and a good tile."""
 _BELT_LINES = 120
+LABEL_COLUMNS = (
+    "file", "label", "split", "group", "defect_type", "size_px", "size_mm", "contrast",
+)  # fmt: skip
+BOX_COLUMNS = ("file", "type", "x0", "y0", "x1", "y1")
 _SPLITS = (("train", 0.7), ("val", 0.15), ("test", 0.15))
 
 
 class SynthesisError(Exception):
     """A rendered plate cannot be cut with this recipe: says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class TileDefect:
+    """A defect as a tile shows it."""
+
+    kind: str
+    box: tuple[int, int, int, int]
+    """x0, y0, x1, y1 in px of the tile, ends exclusive."""
+    contrast: float
+    """Mean change over the box' defective pixels relative to the local brightness, signed."""
+
+    @property
+    def size_px(self) -> int:
+        """Longer side of the box."""
+        return max(self.box[2] - self.box[0], self.box[3] - self.box[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +74,12 @@ class LabelledTile:
     y_px: int
     label: int | None
     """0 good, 1 defective, None if a defect only touches it."""
-    defect_type: str
+    defects: tuple[TileDefect, ...]
+    """Of a defective tile, the plainest first."""
+
+    @property
+    def defect_type(self) -> str:
+        return self.defects[0].kind if self.defects else ""
 
 
 class PlateSource:
@@ -97,14 +126,13 @@ class PlateSource:
         self, specimen: Specimen, picture: RenderedPlate, rng: np.random.Generator
     ) -> Iterator[LabelledTile]:
         first_line, pixels, rows = self._strip(picture.pixels, rng)
-        shown = [self._pixels_of(mark, specimen, picture, first_line) for mark in specimen.marks]
-        kinds = [mark.kind for mark in specimen.marks]
+        shown = [self._shown(mark, specimen, picture, first_line) for mark in specimen.marks]
         for row in rows:
             for chunk in row.chunks():
                 cut_tiles(self.geometry, pixels, row, chunk, self._block, self._batch)
                 for x_px, tile in zip(row.x_px[chunk], self._batch, strict=False):
-                    label, kind = _label(shown, kinds, row, x_px)
-                    yield LabelledTile(tile[0].copy(), x_px, row.y_px, label, kind)
+                    label, defects = _label(shown, row, x_px)
+                    yield LabelledTile(tile[0].copy(), x_px, row.y_px, label, defects)
 
     def _strip(
         self, picture: Pixels, rng: np.random.Generator
@@ -128,71 +156,139 @@ class PlateSource:
         assert plate.pixels is not None
         return (plate.encoder_value or 0) - lines, plate.pixels[: plate.lines], rows
 
-    def _pixels_of(
+    def _shown(
         self, mark: Mark, specimen: Specimen, picture: RenderedPlate, first_line: int
-    ) -> NDArray[np.int64]:
-        """Where a mark shows: (n, 2), scan line of the plate and pixel of the scan line."""
+    ) -> _ShownMark:
         plain = np.ones(picture.pixels.shape, np.float32)
         mark.draw(plain, picture.to_px, self.geometry.pixel_pitch_mm, specimen.lighting.blur_mm)
-        change = np.abs(plain - 1)
-        shown = np.argwhere(change >= _CORE_SHARE * abs(mark.contrast))
-        return shown - (first_line, 0)
+        is_core = np.abs(plain - 1) >= _CORE_SHARE * abs(mark.contrast)
+        at = np.argwhere(is_core) - (first_line, 0)
+        return _ShownMark(mark.kind, at, float((plain[is_core] - 1).mean()) if len(at) else 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class _ShownMark:
+    """Where a mark shows on a plate, and how strongly."""
+
+    kind: str
+    at: NDArray[np.int64]
+    """(n, 2): scan line of the plate and pixel of the scan line."""
+    contrast: float
+
+    def inside(self, row: TileRow, x_px: int) -> NDArray[np.int64]:
+        """(n, 2): row and column of the tile's pixels that show the mark."""
+        y, x = self.at[:, 0] - row.y_px, self.at[:, 1] - x_px
+        is_tile = (y >= 0) & (y < TILE_PX) & (x >= 0) & (x < TILE_PX)
+        y, x = y[is_tile], x[is_tile]
+        left, right = row.left[y], row.right[y]
+        is_region = (left != OUTSIDE) & (x + x_px >= left) & (x + x_px < right)
+        return np.stack([y[is_region], x[is_region]], axis=1)
 
 
 def _label(
-    shown: list[NDArray[np.int64]], kinds: list[str], row: TileRow, x_px: int
-) -> tuple[int | None, str]:
-    """What a tile shows of the marks: label and the kind that shows most."""
-    amounts = [_visible_px(pixels, row, x_px) for pixels in shown]
-    if not any(amounts):
-        return 0, ""
-    most = int(np.argmax(amounts))
-    is_visible = any(
-        amount >= min(VISIBLE_PX, len(pixels) / 2)
-        for amount, pixels in zip(amounts, shown, strict=True)
-    )
-    return (1, kinds[most]) if is_visible else (None, "")
+    marks: list[_ShownMark], row: TileRow, x_px: int
+) -> tuple[int | None, tuple[TileDefect, ...]]:
+    """What a tile shows of the marks: label and the defects that can be seen, most pixels first."""
+    shown = [(mark, mark.inside(row, x_px)) for mark in marks]
+    shown = sorted(((m, at) for m, at in shown if len(at)), key=lambda one: -len(one[1]))
+    if not shown:
+        return 0, ()
+    seen = [(m, at) for m, at in shown if len(at) >= min(VISIBLE_PX, len(m.at) / 2)]
+    defects = tuple(TileDefect(mark.kind, _box(at), mark.contrast) for mark, at in seen)
+    return (1, defects) if defects else (None, ())
 
 
-def _visible_px(pixels: NDArray[np.int64], row: TileRow, x_px: int) -> int:
-    y, x = pixels[:, 0] - row.y_px, pixels[:, 1] - x_px
-    inside = (y >= 0) & (y < TILE_PX) & (x >= 0) & (x < TILE_PX)
-    y, at = y[inside], pixels[inside, 1]
-    in_region = (row.left[y] != OUTSIDE) & (at >= row.left[y]) & (at < row.right[y])
-    return int(np.count_nonzero(in_region))
+def _box(at: NDArray[np.int64]) -> tuple[int, int, int, int]:
+    (y0, x0), (y1, x1) = at.min(axis=0).tolist(), at.max(axis=0).tolist()
+    return x0, y0, x1 + 1, y1 + 1
 
 
-def synthesize(
+class TileFolder:
+    """Writes `tiles/*.png`, `labels.csv` and `boxes.csv`; a context manager."""
+
+    def __init__(self, root: Path) -> None:
+        """Raises OSError if the folder cannot be written."""
+        (root / "tiles").mkdir(parents=True, exist_ok=True)
+        self.count = 0
+        self._root = root
+        self._files = [(root / name).open("w", newline="") for name in ("labels.csv", "boxes.csv")]
+        self._labels, self._boxes = (csv.writer(file) for file in self._files)
+        self._labels.writerow(LABEL_COLUMNS)
+        self._boxes.writerow(BOX_COLUMNS)
+
+    def __enter__(self) -> TileFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files:
+            file.close()
+
+    def add(
+        self, tile: LabelledTile, name: str, split: str, group: str, pixel_pitch_mm: float
+    ) -> None:
+        """Raises `SynthesisError` if the picture cannot be written."""
+        file = f"tiles/{name}.png"
+        if not cv2.imwrite(str(self._root / file), tile.pixels):
+            raise SynthesisError(f"{self._root / file}: cannot be written")
+        figures: tuple[object, ...] = ("", "", "")
+        if tile.defects:
+            size_px, contrast = tile.defects[0].size_px, tile.defects[0].contrast
+            figures = (size_px, f"{size_px * pixel_pitch_mm:.3f}", f"{contrast:.4f}")
+        self._labels.writerow([file, tile.label, split, group, tile.defect_type, *figures])
+        self._boxes.writerows([file, defect.kind, *defect.box] for defect in tile.defects)
+        self.count += 1
+
+
+def write_plates(
+    folder: TileFolder,
     source: PlateSource,
-    out: Path,
     plates: int,
     seed: int,
     variety: float,
     contrast_scales: tuple[float, float] = CONTRAST_SCALES,
     on_plate: Callable[[], object] = lambda: None,
-) -> int:
-    """Write `tiles/*.png` and `labels.csv` of `plates` plates; how many tiles they are.
+) -> None:
+    """Tiles of `plates` plates of one product.
 
     Half of the plates are defective. Half are the nominal product, the others differ from it by
     `variety`. Each gives its defective tiles and some good ones.
     """
-    (out / "tiles").mkdir(parents=True, exist_ok=True)
-    count = 0
-    with (out / "labels.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["file", "label", "split", "group", "defect_type"])
-        for number in range(plates):
-            rng = np.random.default_rng((seed, number))
-            tiles = _training_plate(source, rng, number, variety, contrast_scales)
-            for tile in _balanced(tiles, rng):
-                name = f"tiles/{number:05d}_{tile.x_px:05d}_{tile.y_px:05d}.png"
-                if not cv2.imwrite(str(out / name), tile.pixels):
-                    raise SynthesisError(f"{out / name}: cannot be written")
-                split = _split(number, plates)
-                table.writerow([name, tile.label, split, f"plate{number:05d}", tile.defect_type])
-                count += 1
-            on_plate()
-    return count
+    for number in range(plates):
+        rng = np.random.default_rng((seed, number))
+        tiles = _training_plate(source, rng, number, variety, contrast_scales)
+        for tile in _balanced(tiles, rng):
+            name = f"{number:05d}_{tile.x_px:05d}_{tile.y_px:05d}"
+            pitch_mm = source.geometry.pixel_pitch_mm
+            folder.add(tile, name, _split(number, plates), f"plate{number:05d}", pitch_mm)
+        on_plate()
+
+
+def write_scenes(
+    folder: TileFolder, scenes: int, seed: int, on_scene: Callable[[], object] = lambda: None
+) -> None:
+    """Tiles of `scenes` plates of any make, about as many good as defective ones."""
+    for number in range(scenes):
+        rng = np.random.default_rng((seed, number, 1))
+        scene = Scene.random(rng)
+        for place, tile in enumerate(_scene_tiles(scene, rng)):
+            name, group = f"s{number:05d}_{place}", f"scene{number:05d}"
+            folder.add(tile, name, _split(number, scenes), group, scene.pixel_pitch_mm)
+        on_scene()
+
+
+def _scene_tiles(scene: Scene, rng: np.random.Generator) -> Iterator[LabelledTile]:
+    """A defective and a good tile in turn; neither where no defect can be seen, so that nothing of
+    a scene tells its label."""
+    for _ in range(_PAIRS_OF_SCENE):
+        defective = take_view(scene, rng, is_defective=True)
+        good = take_view(scene, rng, is_defective=False)
+        if defective and good:
+            yield from (_tile_of(defective), _tile_of(good))
+
+
+def _tile_of(view: View) -> LabelledTile:
+    defects = tuple(TileDefect(flaw.kind, flaw.box, flaw.contrast) for flaw in view.flaws)
+    return LabelledTile(view.pixels, 0, 0, int(bool(defects)), defects)
 
 
 def _training_plate(

@@ -322,7 +322,7 @@ def test_what_is_exported_computes_what_was_trained(folder: Path, run: Path) -> 
     assert isinstance(network, LightDefectNet)
     tiles = np.random.default_rng(0).integers(0, 256, (5, 1, 224, 224), np.uint8)
     with torch.inference_mode():
-        folded = prepare_for_export(network)(torch.from_numpy(tiles))[:, 1].numpy()
+        folded = prepare_for_export(network)(torch.from_numpy(tiles))[0][:, 1].numpy()
     assert folded == pytest.approx(predict(network, tiles), abs=1e-5)
 
 

@@ -1,10 +1,11 @@
 """Labelled pictures in folders: `labels.csv`, or `good/` and `defective/`.
 
 `labels.csv` has the columns `file,label,split` (label 0 good, 1 defective; split `train`, `val` or
-`test`) and may have `group` (the part that a picture shows), `defect_type` and `mask_file`. Without
-it, pictures lie in `good/` and `defective/`, and one in five of each goes to `test`, by the hash of
-its name. Pictures of any size with 1-4 channels become grey 224 x 224: the whole picture is scaled,
-also where its sides then shrink differently, because a defect at the edge must not be cut off.
+`test`) and may have `group` (the part that a picture shows), `defect_type` and `mask_file`; beside
+it may lie `boxes.csv` (`file,type,x0,y0,x1,y1` in px). Without labels.csv, pictures lie in `good/`
+and `defective/`, and one in five of each goes to `test`, by the hash of its name. Pictures of any
+size with 1-4 channels become grey 224 x 224: the whole picture is scaled, also where its sides then
+shrink differently, because a defect at the edge must not be cut off.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 _TEST_SHARE = 5
 
 
+Boxes = tuple[tuple[float, ...], ...]
+
+
 class DataError(Exception):
     """A data folder cannot be trained or evaluated on: names file, what is wrong, what is right."""
 
@@ -42,6 +46,10 @@ class Sample:
     group: str
     """The part it shows; its own name where none is given."""
     defect_type: str = ""
+    mask_file: Path | None = None
+    """Picture of the same size, above 127 where the defect is."""
+    boxes: Boxes = ()
+    """Where the defects are: x0, y0, x1, y1 in px of the picture, from `boxes.csv`."""
 
 
 def read_folder(root: Path) -> list[Sample]:
@@ -74,13 +82,35 @@ def load_tiles(samples: Sequence[Sample]) -> NDArray[np.uint8]:
     return tiles
 
 
+def load_truth(sample: Sample) -> NDArray[np.bool_] | None:
+    """Where the defects are, bool (224, 224), from mask or boxes; None if neither is known.
+
+    Raises `DataError`.
+    """
+    if sample.mask_file:
+        return load_tile(sample.mask_file) > 127
+    if not sample.boxes:
+        return None
+    height, width = _read(sample.file).shape[:2]
+    truth = np.zeros((TILE_PX, TILE_PX), bool)
+    for x0, y0, x1, y1 in sample.boxes:
+        left, right = (round(x * TILE_PX / width) for x in (x0, x1))
+        top, bottom = (round(y * TILE_PX / height) for y in (y0, y1))
+        truth[top : max(bottom, top + 1), left : max(right, left + 1)] = True
+    return truth
+
+
 def load_tile(path: Path) -> NDArray[np.uint8]:
     """One picture, grey 224 x 224. Raises `DataError`."""
+    return _fit(_grey(path, _read(path)))
+
+
+def _read(path: Path) -> NDArray[np.generic]:
     data = np.frombuffer(path.read_bytes(), np.uint8)
     picture = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
     if picture is None:
         raise DataError(f"{path}: not a picture that can be read; repair or remove it")
-    return _fit(_grey(path, picture))
+    return picture
 
 
 def data_sha256(samples: Sequence[Sample]) -> str:
@@ -98,19 +128,44 @@ def _from_table(table: Path) -> list[Sample]:
         missing = {"file", "label", "split"} - set(reader.fieldnames or ())
         if missing:
             raise DataError(f"{table}: lacks the column {sorted(missing)[0]}")
-        samples = [_from_row(table, number, row) for number, row in enumerate(reader, 2)]
+        boxes = _read_boxes(table.with_name("boxes.csv"))
+        samples = [_from_row(table, number, row, boxes) for number, row in enumerate(reader, 2)]
     _check_files(table, samples)
     return samples
 
 
-def _from_row(table: Path, number: int, row: dict[str, str]) -> Sample:
+def _from_row(table: Path, number: int, row: dict[str, str], boxes: dict[str, Boxes]) -> Sample:
     name, label, split = row["file"], row["label"], row["split"]
     if label not in ("0", "1"):
         raise DataError(f"{table}:{number}: label {label!r}; 0 (good) or 1 (defective) wanted")
     if split not in SPLITS:
         raise DataError(f"{table}:{number}: split {split!r}; one of {', '.join(SPLITS)} wanted")
-    kind = row.get("defect_type") or ""
-    return Sample(table.parent / name, name, int(label), split, row.get("group") or name, kind)
+    mask = row.get("mask_file") or ""
+    return Sample(
+        file=table.parent / name,
+        name=name,
+        label=int(label),
+        split=split,
+        group=row.get("group") or name,
+        defect_type=row.get("defect_type") or "",
+        mask_file=table.parent / mask if mask else None,
+        boxes=boxes.get(name, ()),
+    )
+
+
+def _read_boxes(table: Path) -> dict[str, Boxes]:
+    """The boxes of each picture, by its name; none without the table."""
+    found: dict[str, Boxes] = {}
+    if not table.is_file():
+        return found
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        for number, row in enumerate(csv.DictReader(file), 2):
+            try:
+                box = tuple(float(row[key]) for key in ("x0", "y0", "x1", "y1"))
+                found[row["file"]] = (*found.get(row["file"], ()), box)
+            except (KeyError, TypeError, ValueError) as error:
+                raise DataError(f"{table}:{number}: columns file, x0, y0, x1, y1 wanted") from error
+    return found
 
 
 def _from_class_folders(root: Path) -> list[Sample]:
@@ -131,7 +186,9 @@ def _split_of(name: str) -> str:
 
 
 def _check_files(table: Path, samples: Sequence[Sample]) -> None:
-    missing = [sample.name for sample in samples if not sample.file.is_file()]
+    files = [sample.file for sample in samples]
+    files += [sample.mask_file for sample in samples if sample.mask_file]
+    missing = [str(file.relative_to(table.parent)) for file in files if not file.is_file()]
     if missing:
         raise DataError(f"{table}: {len(missing)} labels without a file, first {missing[0]!r}")
     seen: set[str] = set()

@@ -41,7 +41,8 @@ class ExportError(Exception):
 
 
 def to_onnx(network: LightDefectNet) -> bytes:
-    """One self-contained graph: tiles uint8 (n, 1, 224, 224) -> probabilities float32 (n, 2)."""
+    """One self-contained graph: tiles uint8 (n, 1, 224, 224) -> probabilities float32 (n, 2) and
+    defect_map float32 (n, 1, 7, 7)."""
     example = torch.zeros((2, 1, TILE_PX, TILE_PX), dtype=torch.uint8)
     with warnings.catch_warnings():
         # The exporter deep-copies with calls that torch itself has marked as deprecated.
@@ -53,7 +54,7 @@ def to_onnx(network: LightDefectNet) -> bytes:
             opset_version=OPSET,
             dynamic_shapes=({0: torch.export.Dim("n", min=1, max=4096)},),
             input_names=["tiles"],
-            output_names=["probabilities"],
+            output_names=["probabilities", "defect_map"],
             verbose=False,
         )
     assert program is not None

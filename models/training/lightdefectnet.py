@@ -17,6 +17,9 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.training.front_end import FRONT_ENDS, TILE_PX
 
+CELLS = TILE_PX // 32
+"""Cells a side of the last feature map."""
+
 # Parts
 
 
@@ -150,25 +153,43 @@ class LightDefectNet(nn.Module):
         self.heads = nn.Linear(2 * 256, 4)
 
     def forward(self, tiles: Tensor) -> Tensor:
+        return self.classify(self.features(tiles))
+
+    def features(self, tiles: Tensor) -> Tensor:
+        """(n, 256, 7, 7): what each cell of 32 px shows, with its surroundings."""
         x = self.stem(self.front_end(tiles))
-        x = self.stage4(self.stage3(self.stage2(self.stage1(x))))
-        side = TILE_PX // 32
-        pooled = torch.cat([F.avg_pool2d(x, side), F.max_pool2d(x, side)], dim=1)
-        return self.heads(pooled.flatten(1)).view(-1, 2, 2)
+        features: Tensor = self.stage4(self.stage3(self.stage2(self.stage1(x))))
+        return features
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits of the average and the strongest of all cells."""
+        pooled = torch.cat([F.avg_pool2d(features, CELLS), F.max_pool2d(features, CELLS)], dim=1)
+        logits: Tensor = self.heads(pooled.flatten(1)).view(-1, 2, 2)
+        return logits
+
+    def cell_weights(self) -> Tensor:
+        """(1, 256, 1, 1): what a cell's features would add to the log odds of a defect if all
+        other cells were dark (class-activation mapping, Zhou et al., 2016)."""
+        average, strongest = self.heads.weight.view(2, 2, 2, -1).mean(dim=0).diff(dim=0)[0]
+        return (average / CELLS**2 + strongest).view(1, -1, 1, 1)
 
 
-class Probabilities(nn.Module):
-    """What is exported: the mean of both heads' softmax, (n, 2): good, defective."""
+class Exported(nn.Module):
+    """What is exported: the mean of both heads' softmax, (n, 2): good, defective; and where the
+    evidence lies, (n, 1, 7, 7), one value per cell of 32 px."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: LightDefectNet) -> None:
         super().__init__()
         self.network = network
+        self.register_buffer("cell_weights", network.cell_weights().detach())
 
-    def forward(self, tiles: Tensor) -> Tensor:
-        return F.softmax(self.network(tiles), dim=2).mean(dim=1)
+    def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.network.features(tiles)
+        probabilities = F.softmax(self.network.classify(features), dim=2).mean(dim=1)
+        return probabilities, F.conv2d(features, self.cell_weights)
 
 
-def prepare_for_export(network: LightDefectNet) -> Probabilities:
+def prepare_for_export(network: LightDefectNet) -> Exported:
     """A copy in eval mode that computes the same in fewer operations: norms, scales folded."""
     network = copy.deepcopy(network).eval()
     for stage in (network.stage1, network.stage2):
@@ -177,7 +198,7 @@ def prepare_for_export(network: LightDefectNet) -> Probabilities:
         if isinstance(module, ConvNorm):
             module.conv = fuse_conv_bn_eval(module.conv, module.norm)
             module.norm = nn.Identity()
-    return Probabilities(network).eval()
+    return Exported(network).eval()
 
 
 def _fold_scales(stage: EarlyColumns) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +22,33 @@ from models.training.data import (
 )
 from models.training.evaluate import FEW_GROUPS, evaluate
 from models.training.fit import predict
+from models.training.lightdefectnet import LightDefectNet
+from models.training.localisation import localise
+from models.training.robustness import robustness
 from models.training.train import code_revision, load_network, read_summary
 
 _FEW_SAMPLES = 100
 
 
-def evaluate_run(data: Path, run: Path, split: str) -> dict[str, Any]:
+def evaluate_run(
+    data: Path, run: Path, split: str, with_robustness: bool = False
+) -> dict[str, Any]:
     """All seeds of a run of `train`, at the threshold that its out-of-fold scores set.
 
-    Raises `DataError`, ValueError for scores that are not finite.
+    Localisation and robustness are those of the first seed. Raises `DataError`, ValueError for
+    scores that are not finite.
     """
     summary = read_summary(run)
     samples = _samples(data, split)
     tiles = load_tiles(samples)
     scores = [predict(load_network(run, seed), tiles) for seed in summary["seeds"]]
     row = _row(data, split, samples, scores, [summary["threshold"]] * len(scores))
+    first = load_network(run)
+    if isinstance(first, LightDefectNet) and (places := localise(first, samples, tiles)):
+        row["localisation"] = asdict(places)
+    if with_robustness:
+        agreements = robustness(partial(predict, first), summary["threshold"], tiles)
+        row["robustness"] = [asdict(agreement) for agreement in agreements]
     names = ("network", "recipe", "epoch", "out_of_fold", "cpu_hours", "device", "data_sha256")
     trained = {name: summary[name] for name in names}
     return row | {"run": str(run), "trained": trained | {"by": summary["command"]}}

@@ -30,7 +30,14 @@ from torch import nn
 from models.registry import shipped_weights
 from models.training.data import DataError, Sample, data_sha256, labels_of, read_folder, select
 from models.training.evaluate import auroc
-from models.training.fit import Fit, FitResult, TrainingRecipe, run_fit, training_device
+from models.training.fit import (
+    RESULT_FILE,
+    Fit,
+    FitResult,
+    TrainingRecipe,
+    run_fit,
+    training_device,
+)
 from models.training.networks import NETWORKS, OURS, build
 
 SUMMARY_FILE = "summary.json"
@@ -149,11 +156,17 @@ def read_summary(run: Path) -> dict[str, Any]:
     return summary
 
 
+def weights_file(run: Path) -> Path:
+    """The first seed's weights of a finished run. Raises `DataError`."""
+    return run / read_summary(run)["weights"][0]
+
+
 def load_network(run: Path, seed: int | None = None) -> nn.Module:
     """The trained network of one seed, the first by default, on the CPU. Raises `DataError`."""
     summary = read_summary(run)
     seed = summary["seeds"][0] if seed is None else seed
-    saved = torch.load(run / f"seed-{seed}" / "result.pt", weights_only=True)
+    file = summary["weights"][summary["seeds"].index(seed)]
+    saved = torch.load(run / file, weights_only=True)
     network = build(summary["network"], summary["recipe"]["front_end"], seed)
     network.load_state_dict(saved["weights"])
     return network.eval()
@@ -305,24 +318,27 @@ def _large_fold(known: Sequence[Sample]) -> list[NDArray[np.int64]]:
 
 def _choose(work: _Work) -> tuple[Choice, list[dict[str, Any]]]:
     """The recipe whose out-of-fold AUROC is best, with its epoch and threshold."""
-    parts = [
-        work.part(
-            f"{_file_name(recipe)}-fold-{k}", recipe, work.plan.seeds[0] * 10 + k, held, work.epochs
-        )
-        for recipe in work.plan.recipes
-        for k, held in enumerate(work.choosing_folds)
-    ]
+    recipes = work.plan.recipes
+    parts = [part for recipe in recipes for part in _choosing_parts(work, recipe)]
     results = work.run_all(parts, "choosing")
     count = len(work.choosing_folds)
     choices = [
         _judge(work, recipe, results[i * count : (i + 1) * count])
-        for i, recipe in enumerate(work.plan.recipes)
+        for i, recipe in enumerate(recipes)
     ]
     candidates = [
         {"recipe": asdict(choice.recipe), "epoch": choice.epoch, "auroc": choice.auroc}
         for choice in choices
     ]
     return max(choices, key=lambda choice: choice.auroc), candidates
+
+
+def _choosing_parts(work: _Work, recipe: TrainingRecipe) -> list[_Part]:
+    name, seed = recipe.name.replace(",", "").replace(" ", "-"), work.plan.seeds[0] * 10
+    return [
+        work.part(f"{name}-fold-{k}", recipe, seed + k, held, work.epochs)
+        for k, held in enumerate(work.choosing_folds)
+    ]
 
 
 def _judge(work: _Work, recipe: TrainingRecipe, results: list[FitResult]) -> Choice:
@@ -334,6 +350,8 @@ def _judge(work: _Work, recipe: TrainingRecipe, results: list[FitResult]) -> Cho
         for fold, result in zip(work.choosing_folds, results, strict=True)
     ]
     area, epoch = _best_epoch(np.mean(by_fold, axis=0))
+    if work.is_large:
+        epoch = work.epochs  # so that this training's weights are the ones to keep
     scores = np.concatenate([result.held_scores[epoch - 1] for result in results])
     slope, offset = calibrate(labels, scores)
     threshold = 1 / (1 + math.exp(offset / slope)) if slope > 0 else 0.5
@@ -369,16 +387,13 @@ def _log_odds(scores: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def _final_fits(work: _Work, choice: Choice) -> list[_Part]:
-    """One training per seed, on everything known; a large set keeps its held-out part held out."""
-    held = work.folds[0] if work.is_large else np.empty(0, np.int64)
-    return [
-        work.part(f"seed-{seed}", choice.recipe, seed, held, choice.epoch)
-        for seed in work.plan.seeds
-    ]
-
-
-def _file_name(recipe: TrainingRecipe) -> str:
-    return recipe.name.replace(",", "").replace(" ", "-")
+    """One training per seed, on everything known; a large set keeps its held-out part held out,
+    and the training that chose is the first seed's."""
+    seeds, held = work.plan.seeds, np.empty(0, np.int64)
+    if work.is_large:
+        seeds, held = seeds[1:], work.folds[0]
+    parts = [work.part(f"seed-{seed}", choice.recipe, seed, held, choice.epoch) for seed in seeds]
+    return _choosing_parts(work, choice.recipe) + parts if work.is_large else parts
 
 
 def _summary(
@@ -411,6 +426,7 @@ def _summary(
         },
         "candidates": candidates,
         "seeds": list(work.plan.seeds),
+        "weights": [f"{part.fit.name}/{RESULT_FILE}" for part in parts],
         "device": results[0].device,
         "cpu_hours": _hours(work.plan.run),
         "command": command,

@@ -25,13 +25,16 @@ from models.classifier import Classifier
 from models.registry import find_model, list_models
 from station.cli.common import JsonOption, exit_on_config_error, fail, print_json
 from station.config import load_recipe
+from station.specimen_set import write_specimen_set
 from station.synthesize import (
     CONTRAST_SCALES,
     PlateScore,
     PlateSource,
     SynthesisError,
+    TileFolder,
     score_plates,
-    synthesize,
+    write_plates,
+    write_scenes,
 )
 
 app = typer.Typer(no_args_is_help=True)
@@ -67,8 +70,11 @@ def _source(recipe: str, pixel_pitch_mm: float, width: int) -> PlateSource:
 
 @app.command("synthesize")
 def synthesize_(
-    out: Annotated[Path, typer.Option(help="Folder to write: tiles/ and labels.csv.")],
-    plates: Annotated[int, typer.Option(min=10, help="Rendered plates, half of them bad.")] = 700,
+    out: Annotated[Path, typer.Option(help="Folder to write: tiles/, labels.csv, boxes.csv.")],
+    plates: Annotated[int, typer.Option(min=0, help="Rendered plates, half of them bad.")] = 700,
+    scenes: Annotated[
+        int, typer.Option(min=0, help="Plates of any make, a few tiles each; for a wide network.")
+    ] = 0,
     seed: Annotated[int, typer.Option(min=0)] = 1,
     variety: Annotated[
         float, typer.Option(min=0, max=1, help="How far half of the plates differ in product.")
@@ -80,17 +86,35 @@ def synthesize_(
     recipe: RecipeOption = "shipped:demo-lgp",
     pixel_pitch_mm: Annotated[float, typer.Option(min=1e-3)] = 0.1,
     width: Annotated[int, typer.Option(min=224, help="Pixels in a scan line.")] = 4096,
+    is_frozen: Annotated[
+        bool, typer.Option("--frozen", help="The frozen set for comparisons; takes only --out.")
+    ] = False,
 ) -> None:
-    """Labelled tiles from rendered plates, cut as the station cuts them."""
+    """Labelled tiles: of a recipe's plates, cut as the station cuts them, and of any plates."""
+    if is_frozen:
+        _write_frozen(out)
+        return
+    if not plates + scenes:
+        fail("nothing to render: give --plates or --scenes", 2)
     source = _source(recipe, pixel_pitch_mm, width)
-    progress = iter(track(range(plates), "rendering", console=Console(stderr=True)))
+    console = Console(stderr=True)
+    progress = iter(track(range(plates + scenes), "rendering", console=console))
     try:
-        count = synthesize(
-            source, out, plates, seed, variety, contrast, on_plate=lambda: next(progress)
-        )
+        with TileFolder(out) as folder:
+            write_plates(folder, source, plates, seed, variety, contrast, lambda: next(progress))
+            write_scenes(folder, scenes, seed, lambda: next(progress))
     except (SynthesisError, OSError) as error:
         fail(str(error))
-    typer.echo(f"{out}: {count} tiles of {plates} plates")
+    typer.echo(f"{out}: {folder.count} tiles of {plates} plates and {scenes} scenes")
+
+
+def _write_frozen(out: Path) -> None:
+    try:
+        with TileFolder(out) as folder:
+            write_specimen_set(folder)
+    except OSError as error:
+        fail(str(error))
+    typer.echo(f"{out}: {folder.count} tiles of the frozen specimen set")
 
 
 @app.command("train")
@@ -117,8 +141,7 @@ def train_(
     """Train on a folder: recipe, epoch and threshold by cross-validation inside its split train."""
     with _needs_train_extra():
         from models.training.data import DataError
-        from models.training.fit import RESULT_FILE
-        from models.training.train import Plan, recipes_for, train
+        from models.training.train import Plan, recipes_for, train, weights_file
 
         try:
             plan = Plan(
@@ -128,7 +151,7 @@ def train_(
                 seeds=tuple(range(1, seeds + 1)),
                 recipes=recipes_for(network, recipe),
                 epochs=epochs,
-                init=init and init / "seed-1" / RESULT_FILE,
+                init=init and weights_file(init),
             )
             with TrainingBar() as bar:
                 summary = train(plan, _command(), bar)
@@ -182,6 +205,9 @@ def evaluate_(
     network: Annotated[str, typer.Option(help="Network of that run.")] = "lightdefectnet",
     model: Annotated[str | None, typer.Option(help="Id of an exported model instead.")] = None,
     split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    robustness: Annotated[
+        bool, typer.Option("--robustness", help="Also how decisions hold when pictures change.")
+    ] = False,
     is_json: JsonOption = False,
 ) -> None:
     """Score a folder's pictures and compare with their labels."""
@@ -193,7 +219,7 @@ def evaluate_(
             if model:
                 row = evaluate_model(data, Classifier.load(find_model(model)), split)
             else:
-                row = evaluate_run(data, run or _default_run(data, network), split)
+                row = evaluate_run(data, run or _default_run(data, network), split, robustness)
         except (DataError, ModelError, ValueError) as error:
             fail(str(error))
     row["command"] = _command()

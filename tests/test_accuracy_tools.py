@@ -13,9 +13,18 @@ from models.localise import defect_boxes, peak_of
 
 torch = pytest.importorskip("torch", reason="needs package torch (the `train` extra)")
 
+from models.training.ablations import ABLATIONS  # noqa: E402
+from models.training.count import count_mflops, count_parameters  # noqa: E402
 from models.training.data import Sample, load_truth  # noqa: E402
-from models.training.lightdefectnet import LightDefectNet  # noqa: E402
+from models.training.export import to_onnx  # noqa: E402
+from models.training.layers import layer_rows  # noqa: E402
+from models.training.lightdefectnet import (  # noqa: E402
+    AttentionCondenser,
+    BlurPool,
+    LightDefectNet,
+)
 from models.training.localisation import localise, predict_maps  # noqa: E402
+from models.training.networks import build  # noqa: E402
 from models.training.robustness import changes, robustness  # noqa: E402
 
 
@@ -141,3 +150,35 @@ def test_a_shift_moves_towards_the_end() -> None:
     tiles[..., 100, 50] = 255
     first = next(changed for name, changed in changes(tiles))
     assert np.argwhere(first[0, 0]).tolist() == [[101, 50]]
+
+
+def _count(network: torch.nn.Module, kind: type[torch.nn.Module]) -> int:
+    return sum(isinstance(module, kind) for module in network.modules())
+
+
+def test_an_ablation_takes_away_what_its_name_says() -> None:
+    whole = build("lightdefectnet", "contrast", 1)
+    without_vac = build("lightdefectnet-without-vac", "contrast", 1)
+    assert _count(whole, AttentionCondenser) == 4
+    assert _count(without_vac, AttentionCondenser) == 0
+    assert _count(without_vac, BlurPool) == _count(whole, BlurPool) - 4
+    assert _count(build("lightdefectnet-without-aads", "contrast", 1), BlurPool) == 0
+    tiles = torch.randint(0, 256, (2, 1, 224, 224), dtype=torch.uint8)
+    for name in ABLATIONS:
+        assert build(name, "raw", 1)(tiles).shape == (2, 2, 2), name
+
+
+def test_the_layer_table_adds_up_to_the_exported_graph() -> None:
+    network = LightDefectNet("raw").eval()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.bias)  # the exporter writes equal constants once
+    rows, graph = layer_rows(network), to_onnx(network)
+    kernels = 9 * (16 + 32 + 32 + 64 + 128)  # those of column A and the condensers are shared
+    cells = 256  # the map's weights
+    constants = count_parameters(graph) - kernels - cells
+    assert sum(row.parameters for row in rows) == pytest.approx(constants, abs=32)
+    cell_macs = 256 * 49
+    assert 2 * (sum(row.macs for row in rows) + cell_macs) / 1e6 == pytest.approx(
+        count_mflops(graph), rel=1e-3
+    )

@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.training.ablations import WITHOUT_L1
 from models.training.augment import augment
 from models.training.data import DataError, Sample, labels_of, load_tiles
-from models.training.loss import heads_loss
+from models.training.loss import DISCREPANCY_WEIGHT, heads_loss
 from models.training.networks import build
 
 _IN_BF16 = ("resnet50",)
@@ -197,7 +198,8 @@ def _step(state: _State, fit: Fit, batch: Tensor, labels: Tensor) -> None:
     is_bf16 = batch.device.type == "cpu" and fit.network in _IN_BF16
     with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
         logits = state.network(batch)
-    loss = heads_loss(logits.float(), labels)
+    weight = 0.0 if fit.network == WITHOUT_L1 else DISCREPANCY_WEIGHT
+    loss = heads_loss(logits.float(), labels, weight)
     state.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     state.optimizer.step()

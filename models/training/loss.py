@@ -13,14 +13,18 @@ wrong."""
 _LEAST_PROBABILITY = 1e-6
 
 
-def heads_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def heads_loss(
+    logits: Tensor, labels: Tensor, discrepancy_weight: float = DISCREPANCY_WEIGHT
+) -> Tensor:
     """`two_head_loss` of two heads, cross-entropy of one."""
     if logits.shape[1] == 1:
         return F.cross_entropy(logits[:, 0], labels)
-    return two_head_loss(logits, labels)
+    return two_head_loss(logits, labels, discrepancy_weight)
 
 
-def two_head_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def two_head_loss(
+    logits: Tensor, labels: Tensor, discrepancy_weight: float = DISCREPANCY_WEIGHT
+) -> Tensor:
     """NLL of the mean probability, half of each head's cross-entropy, less their L1 discrepancy.
 
     `logits` float (n, 2 heads, 2 classes), `labels` int64 (n,). Returns a scalar. After Xu et al.,
@@ -32,4 +36,4 @@ def two_head_loss(logits: Tensor, labels: Tensor) -> Tensor:
     single = F.cross_entropy(logits[:, 0], labels) + F.cross_entropy(logits[:, 1], labels)
     discrepancy = (probabilities[:, 0] - probabilities[:, 1]).abs().sum(dim=1)
     earned = torch.clamp(discrepancy, max=DISCREPANCY_LIMIT).mean()
-    return joint + single / 2 - DISCREPANCY_WEIGHT * earned
+    return joint + single / 2 - discrepancy_weight * earned

@@ -3,11 +3,10 @@ float32 (n, heads, 2)."""
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
+from models.training.ablations import ABLATIONS
 from models.training.baselines import BASELINES
 from models.training.baselines import build as build_baseline
 from models.training.front_end import FRONT_ENDS
@@ -15,10 +14,7 @@ from models.training.lightdefectnet import LightDefectNet
 
 OURS = "lightdefectnet"
 HAND = "hand"
-NETWORKS = (OURS, *BASELINES)
-NetworkName = Literal[
-    "lightdefectnet", "resnet50", "efficientnet_b0", "mnasnet", "mobilenetv3_large", "hand"
-]
+NETWORKS = (OURS, *BASELINES, *ABLATIONS)
 
 
 class Baseline(nn.Module):
@@ -35,8 +31,11 @@ class Baseline(nn.Module):
 
 
 def build(name: str, front_end: str, seed: int) -> nn.Module:
-    """A network with weights that only `seed` decides. Raises ValueError for an unknown name."""
+    """A network with weights that only `seed` decides. Raises KeyError for an unknown name."""
     torch.manual_seed(seed)
-    if name == OURS:
-        return LightDefectNet(front_end)
-    return Baseline(name, front_end)
+    if name in BASELINES:
+        return Baseline(name, front_end)
+    network = LightDefectNet(front_end)
+    if name != OURS:
+        ABLATIONS[name](network)
+    return network

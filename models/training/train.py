@@ -28,6 +28,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import nn
 
 from models.registry import shipped_weights
+from models.training.baselines import BASELINES
 from models.training.data import DataError, Sample, data_sha256, labels_of, read_folder, select
 from models.training.evaluate import auroc
 from models.training.fit import (
@@ -114,7 +115,7 @@ def recipes_for(network: str, name: str | None = None) -> tuple[TrainingRecipe, 
     """The recipes that a network chooses from, or the one of that name. Raises `DataError`."""
     if network not in NETWORKS:
         raise DataError(f"no network {network!r}; there are {', '.join(NETWORKS)}")
-    recipes = RECIPES if network == OURS else BASELINE_RECIPES
+    recipes = BASELINE_RECIPES if network in BASELINES else RECIPES
     named = tuple(recipe for recipe in recipes if name in (None, recipe.name))
     if not named:
         known = "; ".join(recipe.name for recipe in recipes)
@@ -143,7 +144,7 @@ def train(plan: Plan, command: str, progress: Progress) -> dict[str, Any]:
 
 def default_epochs(network: str, samples: int) -> int:
     """Epochs for a set of this size: the smaller the set, the more often it is seen."""
-    visits = _VISITS if network == OURS else _BASELINE_VISITS
+    visits = _BASELINE_VISITS if network in BASELINES else _VISITS
     return int(np.clip(round(visits / math.sqrt(samples)), *_EPOCHS))
 
 
@@ -196,11 +197,11 @@ class _Work:
     @property
     def choosing_folds(self) -> list[NDArray[np.int64]]:
         """The folds that recipes are compared on."""
-        return self.folds if self.plan.network == OURS else self.folds[:1]
+        return self.folds[:1] if self.plan.network in BASELINES else self.folds
 
     def part(self, name: str, recipe: TrainingRecipe, seed: int, held: Any, stop: int) -> _Part:
         init = ""
-        if recipe.is_pretrained and self.plan.network == OURS:
+        if recipe.is_pretrained:
             init = str(self.plan.init or pretrained_weights())
         fit = Fit(name, self.plan.network, recipe, seed, self.epochs, stop, init)
         out = set(map(int, held))

@@ -1,0 +1,112 @@
+"""Every network on every data set: train, evaluate, and one table. Continues after a kill.
+
+    python benchmarks/accuracy.py --data ../shared/data --out var/accuracy
+
+`--data` is a folder of data folders; `specimens` is rendered if it is not there. Each training's
+and evaluation's own output lies in `--out`; so does `table.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SETS = ("goggle_lens", "magnetic_tile", "specimens")
+NETWORKS = (
+    "hand",
+    "lightdefectnet",
+    "mobilenetv3_large",
+    "mnasnet",
+    "efficientnet_b0",
+    "resnet50",
+)
+SEEDS = 3
+ONE_SEED = {("magnetic_tile", "resnet50"), ("specimens", "resnet50")}
+"""ResNet-50 takes half of all the time."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("var/accuracy"))
+    parser.add_argument("--sets", nargs="+", default=SETS)
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for name in arguments.sets:
+        folder = _folder(name, arguments.data, arguments.out)
+        if folder is None:
+            print(f"{arguments.data / name}: not there, left out", file=sys.stderr)
+            continue
+        rows += [_row(name, folder, network, arguments.out) for network in arguments.networks]
+    table = "\n".join([*_HEAD, *map(_line, rows)])
+    (arguments.out / "table.md").write_text(table + "\n")
+    print(table)
+    return 0
+
+
+def _folder(name: str, data: Path, out: Path) -> Path | None:
+    if (data / name).is_dir():
+        return data / name
+    if name != "specimens":
+        return None
+    if not (out / name / "labels.csv").is_file():
+        _vqi(out / "specimens.log", "synthesize", "--frozen", "--out", str(out / name))
+    return out / name
+
+
+def _row(name: str, folder: Path, network: str, out: Path) -> dict[str, Any]:
+    run = out / f"{name}-{network}"
+    seeds = 1 if (name, network) in ONE_SEED or network == "hand" else SEEDS
+    common = ("--data", str(folder), "--network", network)
+    _vqi(run.with_suffix(".log"), "train", *common, "--out", str(run), "--seeds", str(seeds))
+    said = _vqi(
+        run.with_suffix(".json"), "evaluate", *common, "--run", str(run), "--robustness", "--json"
+    )
+    return {"set": name, "network": network, **json.loads(said)}
+
+
+def _vqi(log: Path, *arguments: str) -> str:
+    """Output of a `vqi model` command, kept in `log`. Raises SystemExit if it fails."""
+    command = [sys.executable, "-P", "-m", "station.cli", "model", *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    log.write_text(done.stdout)
+    if done.returncode:
+        raise SystemExit(f"failed: vqi model {' '.join(arguments)}")
+    return done.stdout
+
+
+_HEAD = (
+    "| set | network | recipe | seeds | accuracy | AUROC | shift agreement, mean / worst | hours |",
+    "|---|---|---|--:|--:|--:|--:|--:|",
+)
+
+
+def _line(row: dict[str, Any]) -> str:
+    shift = next(a for a in row["robustness"] if a["change"].startswith("shift"))
+    cells = (
+        row["set"],
+        row["network"],
+        row["trained"]["recipe"]["name"],
+        str(len(row["seeds"])),
+        _figure(row["accuracy"]),
+        _figure(row["auroc"]),
+        f"{shift['mean']:.3f} / {shift['worst']:.3f}",
+        f"{row['trained']['cpu_hours']:.2f}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _figure(figure: dict[str, Any]) -> str:
+    text = f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+    few = figure["few_groups"]
+    return text + (f", few groups [{few['low']:.3f}, {few['high']:.3f}]" if few else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

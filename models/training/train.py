@@ -56,9 +56,10 @@ _WORTH_PROCESSES = 30
 _SCORE_LIMIT = 1e-6
 
 RECIPES = (
-    TrainingRecipe("contrast, pre-trained", "contrast", is_pretrained=True),
-    TrainingRecipe("raw, pre-trained", "raw", is_pretrained=True),
+    TrainingRecipe("contrast, pre-trained", "contrast", is_pretrained=True, learning_rate=1e-3),
+    TrainingRecipe("raw, pre-trained", "raw", is_pretrained=True, learning_rate=1e-3),
     TrainingRecipe("contrast, from nothing", "contrast", is_pretrained=False),
+    TrainingRecipe("raw, from nothing", "raw", is_pretrained=False),
 )
 """What our network chooses from, on all folds."""
 BASELINE_RECIPES = (

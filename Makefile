@@ -9,7 +9,7 @@ APT = python3-venv libgl1 libglib2.0-0 libpython3.11
 RUN_STAMP = $(VENV)/.run-stamp
 TEST_STAMP = $(VENV)/.test-stamp
 
-.PHONY: run test peers weights pictures clean system
+.PHONY: run test peers weights accuracy pictures clean system
 
 run: $(RUN_STAMP)
 	$(VENV)/bin/vqi run --config $(CONFIG) $(ARGS)
@@ -23,7 +23,7 @@ test: $(TEST_STAMP)
 
 # Every optional peer; a skip for a missing package then counts as a failure.
 peers: $(TEST_STAMP)
-	$(VENV)/bin/pip install -q -e .[plant]
+	$(VENV)/bin/pip install -q -e .[plant,edge]
 
 # The shipped model once more, from nothing, under ./var/weights: about an hour on one core. First
 # plain defects, from which a network learns to begin; then defects down to the belt's own.
@@ -36,6 +36,11 @@ weights: $(TEST_STAMP)
 	  "train --data tiles --out run-tiles --epochs 12 --seed 1 --init run-plain" \
 	  "export --run run-tiles --data tiles --out out/lightdefectnet-v1 --plates 1200 --seed 1000" \
 	; do OMP_NUM_THREADS=1 $(abspath $(VENV))/bin/vqi model $$command || exit 1; done
+
+# Every network on every data set under DATA, and one table: many hours, goes on after a kill.
+DATA ?= ../shared/data
+accuracy: $(TEST_STAMP)
+	$(VENV)/bin/python benchmarks/accuracy.py --data $(DATA) --out var/accuracy $(ARGS)
 
 # The README's pictures, from a run of the simulated station.
 pictures: $(RUN_STAMP)

@@ -77,6 +77,24 @@ class TrainingCard(CardPart):
     code_revision: str
 
 
+class GateSetCard(CardPart):
+    """Labelled tiles of rendered plates, on which a faster precision is held against fp32. Anybody
+    can render them again; whether they came out the same, `sha256` and `auroc` tell."""
+
+    recipe: str = Field(min_length=1)
+    pixel_pitch_mm: float = Field(gt=0)
+    scan_line_px: int = Field(gt=0)
+    plates: int = Field(ge=10)
+    """Every other one is defective."""
+    seed: int
+    tiles: int
+    defective: int
+    sha256: str = Field(pattern=_SHA256)
+    """Of the tiles' pixels and labels, where the card was written."""
+    auroc: float = Field(ge=0, le=1)
+    """Of these weights in fp32."""
+
+
 class MeasuredCard(CardPart):
     """One figure with its 95 % interval and the command that made it."""
 
@@ -105,6 +123,7 @@ class ModelCard(CardPart):
     threshold: ThresholdCard
     golden: GoldenCard
     training: TrainingCard
+    gate: GateSetCard | None = None
     measured: tuple[MeasuredCard, ...] = ()
     licence: str = "MIT"
 

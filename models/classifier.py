@@ -1,17 +1,14 @@
-"""The classifier that runs in the station: verified bytes in ONNX Runtime on the processor."""
+"""The classifier that runs in the station: verified bytes on the processor."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-import platform
 import zipfile
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from models.card import (
@@ -23,15 +20,19 @@ from models.card import (
 )
 from models.card import ModelError as ModelError
 from models.graph import GraphRefused, check_self_contained
+from models.runtimes import (
+    CHUNK_TILES,
+    TILE_PX,
+    Precision,
+    Runner,
+    build_runner,
+    defect_scores,
+    runtime_name,
+)
+from models.runtimes import processor_name as processor_name
 
-TILE_PX = 224
-CHUNK_TILES = 4
-"""Tiles that go through the graph at once; more of them would leave the processor's cache."""
-
-_PROVIDER = "CPUExecutionProvider"
 _MAX_MODEL_BYTES = 200_000_000
 _MAX_GOLDEN_BYTES = 20_000_000
-_INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "asimd", "sve")
 
 
 class BitsChanged(ModelError):
@@ -62,26 +63,52 @@ class GoldenScores:
     bits: MachineBits
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """How the verified weights run in a faster precision, as a gate measured and allowed it."""
+
+    precision: Precision
+    threshold: float
+    """What the fp32 threshold of the recipe or the card is in this precision."""
+    golden_scores: tuple[float, ...]
+    derived: Path | None = None
+    """int8 only: the bytes that were made of the verified ones."""
+    derived_sha256: str | None = None
+
+
 class Classifier:
     """Scores tiles with one or more one-thread sessions of the same verified model."""
 
-    def __init__(self, folder: Path, card: ModelCard, sessions: list[ort.InferenceSession]) -> None:
+    def __init__(
+        self, folder: Path, card: ModelCard, runners: list[Runner], variant: Variant | None
+    ) -> None:
         self.card = card
+        self.variant = variant
+        self.runners = runners
+        """A session for each thread."""
         self._folder = folder
-        self._sessions = sessions
+        self._runtime = runtime_name(self.precision)
 
     @classmethod
     def load(
-        cls, folder: Path, sessions: int = 1, expected_sha256: str | None = None
+        cls,
+        folder: Path,
+        sessions: int = 1,
+        expected_sha256: str | None = None,
+        variant: Variant | None = None,
     ) -> Classifier:
-        """Read, verify, build and warm up the model in `folder`.
+        """Read, verify, build and warm up the model in `folder`; fp32 without a `variant`.
 
         The sessions are built from the very bytes that were hashed. Raises `ModelError` if card,
         bytes or graph are not what they should be.
         """
-        card = read_card(folder)
-        model = _read_verified(folder, card, expected_sha256)
-        classifier = cls(folder, card, [_build(folder, model) for _ in range(sessions)])
+        card, model = read_verified(folder, expected_sha256)
+        name = str(folder / MODEL_FILE)
+        if variant is not None and variant.derived is not None:
+            name, model = str(variant.derived), _read_derived(variant)
+        precision = "fp32" if variant is None else variant.precision
+        runners = [build_runner(name, model, precision) for _ in range(sessions)]
+        classifier = cls(folder, card, runners, variant)
         for number in range(sessions):
             classifier._warm_up(number)
         return classifier
@@ -95,18 +122,29 @@ class Classifier:
         return self.card.sha256
 
     @property
+    def precision(self) -> Precision:
+        return "fp32" if self.variant is None else self.variant.precision
+
+    @property
     def threshold(self) -> float:
         """The card's default; the recipe's own comes first."""
         return self.card.threshold.value
 
+    def threshold_for(self, recipe_threshold: float | None) -> float:
+        """What a tile's score is held against: the recipe's own or the card's, as the gate found it
+        again in this precision."""
+        if self.variant is not None:
+            return self.variant.threshold
+        return self.threshold if recipe_threshold is None else recipe_threshold
+
     @property
     def runtime(self) -> str:
         """Runtime, version, precision and processor: what the last bit of a score depends on."""
-        return f"onnxruntime {ort.__version__} {self.card.precision}, {processor_name()}"
+        return f"{self._runtime}, {processor_name()}"
 
     @property
     def sessions(self) -> int:
-        return len(self._sessions)
+        return len(self.runners)
 
     def scores(self, tiles: NDArray[np.uint8], session: int = 0) -> NDArray[np.float32]:
         """Probability of a defect of each tile, float32 (n,), for tiles uint8 (n, 1, 224, 224).
@@ -118,32 +156,31 @@ class Classifier:
             raise ValueError(
                 f"tiles are {tiles.dtype} {tiles.shape}, uint8 (n, 1, 224, 224) wanted"
             )
-        chunks = [
-            self._run(tiles[start : start + CHUNK_TILES], session)
-            for start in range(0, len(tiles), CHUNK_TILES)
-        ]
-        return np.concatenate(chunks) if chunks else np.empty(0, np.float32)
+        return defect_scores(self.runners[session], tiles)
 
     def machine_bits(self) -> MachineBits:
         """This machine's own bits of the golden scores, to be recorded at commissioning."""
         return self.self_test().bits
 
     def self_test(self, recorded: dict[str, str] | None = None) -> GoldenScores:
-        """Score the golden tiles in every session and compare them: with the card, within its
-        tolerance; with `recorded` (`MachineBits.as_dict`), bit by bit. Raises `ModelError` that
-        names what differs.
+        """Score the golden tiles in every session and compare them: with the card (a variant: with
+        the gate's record), within the card's tolerance; with `recorded` (`MachineBits.as_dict`),
+        bit by bit. Raises `ModelError` that names what differs.
         """
-        golden = self.card.golden
-        tiles = self._golden_tiles()
+        golden, source, expected = self.card.golden, "card", self.card.golden.scores
+        if self.variant is not None:
+            source, expected = "gate's record", self.variant.golden_scores
+        tiles = self.golden_tiles()
         runs = [self.scores(tiles, number) for number in range(self.sessions)]
         scores = runs[0]
         if not np.isfinite(scores).all():
             raise self._error("the golden tiles score NaN or infinity; restore the model")
-        difference = float(np.abs(scores - np.array(golden.scores)).max())
+        difference = float(np.abs(scores - np.array(expected)).max())
         if difference > golden.tolerance:
             raise self._error(
-                f"golden scores differ by {difference:.2g} from the card, {golden.tolerance:.2g} "
-                "allowed; restore the model, or this runtime or processor cannot run it"
+                f"golden scores differ by {difference:.2g} from the {source}, "
+                f"{golden.tolerance:.2g} allowed; restore the model, or this runtime or processor "
+                "cannot run it"
             )
         if any(run.tobytes() != scores.tobytes() for run in runs):
             raise self._error("two sessions of this machine score the golden tiles differently")
@@ -152,21 +189,16 @@ class Classifier:
             self._compare_bits(recorded, bits.as_dict())
         return GoldenScores(tuple(map(float, scores)), difference, bits)
 
-    def _run(self, tiles: NDArray[np.uint8], session: int) -> NDArray[np.float32]:
-        running = self._sessions[session]
-        name = running.get_inputs()[0].name
-        probabilities: NDArray[np.float32] = running.run(None, {name: tiles})[0]
-        return probabilities[:, 1]
-
     def _warm_up(self, session: int) -> None:
         # The first runs allocate and are several times slower than the ones a plate waits for.
         tiles = np.full((CHUNK_TILES, 1, TILE_PX, TILE_PX), 128, np.uint8)
         for count in (1, CHUNK_TILES):
-            scores = self._run(tiles[:count], session)
+            scores = self.scores(tiles[:count], session)
             if scores.shape != (count,) or not np.isfinite(scores).all():
                 raise self._error("a plain grey tile scores NaN or infinity; restore the model")
 
-    def _golden_tiles(self) -> NDArray[np.uint8]:
+    def golden_tiles(self) -> NDArray[np.uint8]:
+        """The card's golden tiles, uint8 (n, 1, 224, 224). Raises `ModelError`."""
         golden = self.card.golden
         path = self._folder / golden.file
         data = read_bounded(path, _MAX_GOLDEN_BYTES)
@@ -200,8 +232,10 @@ class Classifier:
         return ModelError(f"{self._folder}: {reason}")
 
 
-def _read_verified(folder: Path, card: ModelCard, expected_sha256: str | None) -> bytes:
-    path = folder / MODEL_FILE
+def read_verified(folder: Path, expected_sha256: str | None = None) -> tuple[ModelCard, bytes]:
+    """Card and graph of a model, once its bytes are the card's and the recipe's and hold all that
+    they need. Raises `ModelError`."""
+    card, path = read_card(folder), folder / MODEL_FILE
     model = read_bounded(path, _MAX_MODEL_BYTES)
     found = sha256_of(model)
     if found != card.sha256:
@@ -214,59 +248,25 @@ def _read_verified(folder: Path, card: ModelCard, expected_sha256: str | None) -
             f"{path}: sha256 {found}, but the recipe was approved for {expected_sha256}; "
             "restore that model or approve the recipe for this one"
         )
+    _check_graph(path, model)
+    return card, model
+
+
+def _read_derived(variant: Variant) -> bytes:
+    """int8 bytes, which judge only if they are the very ones that the gate measured."""
+    assert variant.derived is not None
+    model = read_bounded(variant.derived, _MAX_MODEL_BYTES)
+    if sha256_of(model) != variant.derived_sha256:
+        raise ModelError(f"{variant.derived}: not the bytes that the gate measured")
+    _check_graph(variant.derived, model)
+    return model
+
+
+def _check_graph(path: Path, model: bytes) -> None:
     try:
         check_self_contained(model)
     except GraphRefused as error:
         raise ModelError(f"{path}: refused: {error}") from error
-    return model
-
-
-def _build(folder: Path, model: bytes) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        session = ort.InferenceSession(model, options, providers=[_PROVIDER])
-    except Exception as error:  # the runtime raises a dozen unrelated classes
-        raise ModelError(f"{folder / MODEL_FILE}: ONNX Runtime refuses it: {error}") from error
-    reason = _mismatch(session)
-    if reason:
-        raise ModelError(f"{folder / MODEL_FILE}: {reason}")
-    return session
-
-
-def _mismatch(session: ort.InferenceSession) -> str | None:
-    """What is wrong with provider, inputs or outputs; None if they are ours."""
-    if session.get_providers() != [_PROVIDER]:
-        return f"runs on {session.get_providers()}, {_PROVIDER} wanted"
-    inputs = [(i.type, i.shape[1:], isinstance(i.shape[0], int)) for i in session.get_inputs()]
-    if inputs != [("tensor(uint8)", [1, TILE_PX, TILE_PX], False)]:
-        found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in session.get_inputs())
-        return f"takes {found}; one input tensor(uint8) (n, 1, 224, 224) wanted"
-    outputs = [(o.type, o.shape[1:]) for o in session.get_outputs()]
-    if outputs != [("tensor(float)", [2])]:
-        found = ", ".join(f"{o.name} {o.type} {o.shape}" for o in session.get_outputs())
-        return f"gives {found}; one output tensor(float) (n, 2), good and defective, wanted"
-    return None
-
-
-@cache
-def processor_name() -> str:
-    """Model name, family and the instruction sets that choose the runtime's kernels."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        lines = []
-    pairs = (line.partition(":") for line in lines)
-    facts = {key.strip(): value.strip() for key, _, value in pairs}
-    name = facts.get("model name") or platform.processor() or platform.machine()
-    flags = (facts.get("flags") or facts.get("Features") or "").split()
-    sets = " ".join(each for each in _INSTRUCTION_SETS if each in flags)
-    family = f"family {facts.get('cpu family', '?')} model {facts.get('model', '?')}"
-    return f"{name} ({family}; {sets})"
 
 
 def _sha256(scores: NDArray[np.float32]) -> str:

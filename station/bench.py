@@ -1,4 +1,5 @@
-"""The highest line rate that this machine inspects without loss, beside the network alone."""
+"""The highest line rate that this machine inspects without loss, beside the network alone, and how
+soon the lamp is commanded at half of it."""
 
 from __future__ import annotations
 
@@ -18,10 +19,10 @@ import numpy as np
 from drivers.camera import Frame
 from drivers.camera.settings import SimulatedCameraSettings, SpecimenSettings
 from drivers.camera.simulated import SimulatedCamera
-from models.classifier import Classifier
 from station.config import Configuration, Loaded, Recipe
 from station.ipc import Json
-from station.product import geometry_of, model_folder
+from station.precision import load_classifier
+from station.product import geometry_of
 from station.qms import DATABASE
 from station.strip import PlateOpened, StripCutter, TileRowReady, buffer_lines
 from station.tiling import CHUNK_TILES, TILE_PX, Geometry, TileRow, cut_tiles
@@ -45,39 +46,55 @@ def run_bench(
     seconds: float,
     say: Callable[[str], None],
 ) -> Json:
-    """Find the highest lossless rate by stepping down from the network's own, `seconds` a try."""
+    """Find the highest lossless rate by stepping down from the network's own, `seconds` a try; then
+    one more try at half of it."""
     dense = _dense(loaded.value)
-    alone = NetworkAlone(dense, recipe, loaded.value.station.inspect_threads)
+    alone = NetworkAlone(loaded, dense, recipe)
     before = alone.tiles_per_s(_ALONE_S)
-    lines_per_s = before / alone.tiles_per_line
-    for attempt in range(_TRIES):
-        rate_hz = lines_per_s * _FIRST_SHARE * _STEP**attempt
-        summary = _try(loaded, rate_hz, seconds)
-        if _is_lossless(summary):
-            break
-        say(f"{rate_hz:.0f} scan lines/s: {_loss(summary)}")
-    else:
-        raise BenchError(f"no rate down to {rate_hz:.0f} scan lines/s was without loss")
+    rate_hz, summary = _highest(loaded, before / alone.tiles_per_line, seconds, say)
+    at_half_rate = _try(loaded, rate_hz / 2, seconds)
     network_alone = (before + alone.tiles_per_s(_ALONE_S)) / 2
     tiles_per_s = alone.tiles_per_line * rate_hz
     return summary | {
         "line_rate_hz": round(rate_hz, 1),
+        "half_line_rate_hz": round(rate_hz / 2, 1),
+        "latency_at_half_rate_ms": at_half_rate["latency_ms"],
         "tiles_per_s": round(tiles_per_s, 1),
         "network_alone_tiles_per_s": round(network_alone, 1),
         "share_of_network_alone": round(tiles_per_s / network_alone, 3),
         "runtime": alone.classifier.runtime,
-        "precision": alone.classifier.card.precision,
+        "precision": alone.classifier.precision,
         "processor": alone.classifier.runtime.rsplit(", ", 1)[-1],
     }
+
+
+def _highest(
+    loaded: Loaded[Configuration],
+    lines_per_s: float,
+    seconds: float,
+    say: Callable[[str], None],
+) -> tuple[float, Json]:
+    """The first lossless rate below the network's own, in scan lines/s, and its summary."""
+    for attempt in range(_TRIES):
+        rate_hz = lines_per_s * _FIRST_SHARE * _STEP**attempt
+        summary = _try(loaded, rate_hz, seconds)
+        if _is_lossless(summary):
+            return rate_hz, summary
+        say(f"{rate_hz:.0f} scan lines/s: {_loss(summary)}")
+    raise BenchError(f"no rate down to {rate_hz:.0f} scan lines/s was without loss")
 
 
 class NetworkAlone:
     """Tile rows of a rendered plate through front end and network on all cores, nothing else."""
 
     def __init__(
-        self, camera: SimulatedCameraSettings, recipe: Loaded[Recipe], threads: int
+        self,
+        loaded: Loaded[Configuration],
+        camera: SimulatedCameraSettings,
+        recipe: Loaded[Recipe],
     ) -> None:
-        self.classifier = Classifier.load(model_folder(recipe), sessions=threads)
+        threads = loaded.value.station.inspect_threads
+        self.classifier = load_classifier(loaded, recipe, threads).classifier
         geometry = geometry_of(recipe, camera.pixel_pitch_mm, camera.width)
         self._geometry, self._threads = geometry, threads
         self._rows, self._pixels, period_lines = _one_plate(camera, geometry)
@@ -193,6 +210,7 @@ def _bench_toml(settings: Configuration, rate_hz: float, work: Path) -> str:
             f"recipe = {json.dumps(recipe)}",
             f"runtime_dir = {json.dumps(str(work / 'run'))}",
             f"inspect_threads = {settings.station.inspect_threads}",
+            f"precision_dir = {json.dumps(str(settings.precision_dir.resolve()))}",
             "[camera]",
             'type = "simulated"',
             f"line_rate_hz = {rate_hz:.1f}",

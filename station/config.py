@@ -142,6 +142,10 @@ class StationSettings(Settings):
     runtime_dir: Path = Field(description="Sockets and locks of the running station.")
     inspect_threads: Count = Field(2, ge=1, le=64, description="One-thread classifier sessions.")
     plate_buffers: Count = Field(6, ge=2, le=64, description="Plates in work at once, at most.")
+    precision_dir: Path | None = Field(
+        None,
+        description="Records of `vqi model benchmark`; default: the journal's directory.",
+    )
     ring_s: Number = Field(0.75, ge=0.5, le=10, description="Frames the ring holds, in seconds.")
 
 
@@ -224,6 +228,11 @@ class Configuration(Settings):
     camera: CameraSettings
     journal: JournalSettings
     light: LightSettings
+
+    @property
+    def precision_dir(self) -> Path:
+        """Where the precision gate's records lie."""
+        return self.station.precision_dir or self.journal.directory / "precision"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ def test_on_this_machine(classifier: Classifier, directory: Path) -> dict[str, s
     Returns the record, for the log's `start` row: a change of it is a chained one. Raises
     `ModelError` that names what differs.
     """
-    known = _read(directory).get(classifier.model_sha256)
+    known = _read(directory).get(_key(classifier))
     if known is None:
         return _record(classifier, directory, {"accepted": "on first sight"})
     try:
@@ -43,7 +43,7 @@ def accept_scores(classifier: Classifier, directory: Path, who: str) -> None:
 
 def _record(classifier: Classifier, directory: Path, accepted: dict[str, str]) -> dict[str, str]:
     known = _read(directory)
-    entry = known[classifier.model_sha256] = classifier.machine_bits().as_dict() | accepted
+    entry = known[_key(classifier)] = classifier.machine_bits().as_dict() | accepted
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / _FILE
     temporary = path.with_suffix(".tmp")
@@ -53,6 +53,11 @@ def _record(classifier: Classifier, directory: Path, accepted: dict[str, str]) -
         os.fsync(file.fileno())
     temporary.rename(path)
     return entry
+
+
+def _key(classifier: Classifier) -> str:
+    precision = classifier.precision
+    return classifier.model_sha256 + ("" if precision == "fp32" else f" {precision}")
 
 
 def _read(directory: Path) -> dict[str, dict[str, str]]:

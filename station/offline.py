@@ -62,8 +62,7 @@ class PictureInspector:
         self._classifier = classifier
         self._pixel_pitch_mm = pixel_pitch_mm
         self._threads = threads
-        threshold = recipe.value.model.threshold
-        self._threshold = classifier.threshold if threshold is None else threshold
+        self._threshold = classifier.threshold_for(recipe.value.model.threshold)
 
     def inspect(self, picture: Pixels) -> Inspection:
         """Judge a picture, uint8 (rows, columns). Raises `ConfigError` if the recipe's lane does

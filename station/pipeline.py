@@ -26,6 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import cv2
 import numpy as np
 
 from drivers.camera.recording import StripWriter
@@ -40,6 +41,7 @@ from station.feed import (
     FeedEnded,
     FeedFailed,
     GapSeen,
+    PlateGrew,
     PlateStarted,
 )
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
@@ -49,7 +51,8 @@ from station.light_policy import LightPolicy
 from station.lock import take_lock
 from station.machine import test_on_this_machine
 from station.outbox import Outbox
-from station.product import geometry_of, model_folder
+from station.precision import load_classifier
+from station.product import geometry_of
 from station.record import (
     ActuationBody,
     ChangeBody,
@@ -79,6 +82,8 @@ _LAMP_ANSWER_S = 0.5
 _LOCK = "station.lock"
 _NOT_BLOCKING = {"lamp", "log"}
 _PATIENCE_S = 5.0
+_WITHOUT_END = {Reason.INTERRUPTED, Reason.BELT_STOPPED}
+"""Why a plate's last scan line was never seen."""
 _LATENCIES = 10_000
 """Plates whose latency is kept: a station that runs for months says how it does now."""
 
@@ -187,6 +192,8 @@ class Station:
     def run(self) -> int:
         """Start, inspect until told to stop, end cleanly. Exit status 0 or 1."""
         exit_with_starter()
+        # A thread of its own spins while it waits, on the cores that the tiles need.
+        cv2.setNumThreads(1)
         lock = self._take_lock()
         try:
             self._start()
@@ -234,12 +241,9 @@ class Station:
 
     def _load_classifier(self) -> Classifier:
         """Load from the hashed bytes and reproduce the golden scores (I12)."""
-        wanted = self._recipe.value.model
-        classifier = Classifier.load(
-            model_folder(self._recipe),
-            sessions=self._settings.station.inspect_threads,
-            expected_sha256=wanted.sha256,
-        )
+        sessions = self._settings.station.inspect_threads
+        chosen = load_classifier(self._configuration, self._recipe, sessions)
+        classifier, self._why_precision = chosen.classifier, chosen.why
         folder = self._settings.journal.directory
         try:
             self._machine_scores = test_on_this_machine(classifier, folder)
@@ -251,14 +255,13 @@ class Station:
         return classifier
 
     def _make_context(self, camera: CameraProcess, classifier: Classifier) -> Context:
-        threshold = self._recipe.value.model.threshold
         pitch_mm = self._settings.camera.pixel_pitch_mm
         return Context(
             configuration=self._configuration,
             recipe=self._recipe,
             geometry=geometry_of(self._recipe, pitch_mm, camera.info.width),
             classifier=classifier,
-            threshold=classifier.threshold if threshold is None else threshold,
+            threshold=classifier.threshold_for(self._recipe.value.model.threshold),
             camera=camera.info,
             provenance=provenance(camera.info, None),
             is_self_tested=True,
@@ -310,6 +313,7 @@ class Station:
             "recipe_sha256": self._recipe.sha256,
             "configuration_sha256": self._configuration.sha256,
             "model_sha256": self._context.classifier.model_sha256,
+            "precision": self._why_precision,
             "camera_serial": self._context.camera.serial,
             **{f"machine_{key}": value for key, value in self._machine_scores.items()},
         }
@@ -327,14 +331,17 @@ class Station:
         """The whole log, in a process that gives way to every other one (I12)."""
         log = self._settings.journal.directory
         command = [sys.executable, "-P", "-m", "station.cli", "log", "verify", "--no-pictures"]
-        done = subprocess.run(
+        reader = subprocess.Popen(
             ["nice", "-n", "19", *command, "--journal", str(log), "--json"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            check=False,
         )
-        findings = json.loads(done.stdout)["findings"] if done.stdout else ["it cannot be read"]
+        # Even the nicest process keeps a core for some milliseconds from whoever wakes up.
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(reader.pid, os.SCHED_IDLE, os.sched_param(0))
+        answer, _ = reader.communicate()
+        findings = json.loads(answer)["findings"] if answer else ["it cannot be read"]
         if findings:
             self._post(LogDamaged(f"{log}: {findings[0]}; see `vqi log verify`"))
 
@@ -402,6 +409,9 @@ class Station:
             case FailingTile(work):
                 self._policy.failing_tile(work.result_id)
                 self._update_light()
+                self._on_grew(work)
+            case PlateGrew(work):
+                self._on_grew(work)
             case PlateScored(work):
                 self._on_scored(work)
             case GapSeen(sequence, gap):
@@ -430,6 +440,18 @@ class Station:
         self._update_light()
         self._outbox.submit([opened_body(self._context, work)])
 
+    def _on_grew(self, work: PlateWork) -> None:
+        """Let the journal begin what it would keep of the plate as it looks now."""
+        if work.buffer is None or work.result_id not in self._in_work:
+            return
+        # First: once it is set, the length is the last one.
+        is_complete = work.is_closed
+        seems_passed = work.problem is None and not work.is_failing
+        pixels = self._pixels(work, seems_passed)
+        if pixels is not None:
+            descriptor = work.buffer.descriptor
+            self._outbox.arriving(work.result_id, pixels, descriptor, is_complete)
+
     def _on_scored(self, work: PlateWork) -> None:
         self._in_work.discard(work.result_id)
         if self._state is not StationState.OPERATIONAL and work.problem is None:
@@ -440,29 +462,25 @@ class Station:
         buffer = work.buffer if work else None
         self._outbox.submit(
             [body],
-            pixels=self._pixels(work, body) if work else None,
+            pixels=self._pixels(work, body.verdict is Verdict.PASS) if work else None,
             descriptor=buffer.descriptor if buffer else None,
             done=lambda answer: self._on_committed(body, work, answer),
         )
 
-    def _pixels(self, work: PlateWork, body: ResultBody) -> Json | None:
+    def _pixels(self, work: PlateWork, is_passed: bool) -> Json | None:
         """What the journal process reads from the plate's buffer, and what it keeps of it."""
-        plate, keep = work.plate, self._recipe.value.keep
-        if work.buffer is None or plate.length_px == 0:
+        rows, keep = work.plate.length_px, self._recipe.value.keep
+        if work.buffer is None or rows == 0:
             return None
-        step = self._context.geometry.step_px
-        whole, rest = divmod(plate.length_px, step)
         kept = []
-        if body.verdict is not Verdict.PASS or work.is_audit_sample:
+        if not is_passed or work.is_audit_sample:
             kept.append("evidence")
-        if body.verdict is not Verdict.PASS or keep.is_pass_preview:
+        if not is_passed or keep.is_pass_preview:
             kept.append("preview")
         return {
-            "offset": 0,
-            "stride": self._context.geometry.scan_line_px,
+            "rows": rows,
             "width": self._context.geometry.scan_line_px,
-            "rows": plate.length_px,
-            "band_rows": [step] * whole + ([rest] if rest else []),
+            "band_rows": self._context.geometry.step_px,
             "keep": kept,
         }
 
@@ -487,9 +505,8 @@ class Station:
         last scan line in memory to the command, in ms."""
         number = self._update_light(force=True)
         commanded_ns = time.monotonic_ns()
-        latency_ms = None
-        if body.last_scan_line_ns is not None and number is not None:
-            latency_ms = (commanded_ns - body.last_scan_line_ns) / 1e6
+        latency_ms = _latency_ms(body, commanded_ns) if number is not None else None
+        if latency_ms is not None:
             self._statistics.latencies_ms.append(latency_ms)
         state, shown_id = self._shown or (LightState.FAULT, "")
         if number is None:
@@ -765,6 +782,13 @@ class Station:
             figures["escapes"] = statistics.escapes
             figures["false_rejects"] = statistics.false_rejects
         return figures
+
+
+def _latency_ms(body: ResultBody, commanded_ns: int) -> float | None:
+    """From the last scan line in memory to the lamp command; None if that line was never seen."""
+    if body.last_scan_line_ns is None or body.reason in _WITHOUT_END:
+        return None
+    return (commanded_ns - body.last_scan_line_ns) / 1e6
 
 
 def _percentiles(latencies_ms: Collection[float]) -> Json:

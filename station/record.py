@@ -116,8 +116,11 @@ class DefectBody(BaseModel):
     w_px: int
     h_px: int
     x_mm: float
-    """From the plate's left edge."""
+    """Centre, from the plate's left edge."""
     y_mm: float
+    w_mm: float | None = None
+    """None in records of versions that did not say."""
+    h_mm: float | None = None
     score: float
 
 

@@ -4,9 +4,11 @@ production, and of scenes, which are plates of any make (`drivers.camera.views`)
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -17,7 +19,6 @@ from drivers.camera.marks import Mark, random_marks
 from drivers.camera.settings import SpecimenSettings
 from drivers.camera.specimen import RenderedPlate, Specimen, render, render_belt
 from drivers.camera.views import Scene, View, take_view
-from models.classifier import Classifier
 from station.config import Recipe
 from station.strip import PlateClosed, StripCutter, TileRowReady, buffer_lines, outline_problem
 from station.tiling import CHUNK_TILES, OUTSIDE, TILE_PX, Geometry, TileRow, cut_tiles
@@ -36,6 +37,8 @@ _CORE_SHARE = 0.5
 """A defect's pixels are those with at least this share of its peak contrast."""
 _PAIRS_OF_SCENE = 3
 """Of a defective and a good tile."""
+_BLUR_REACH = 4
+"""Standard deviations of the blur, beyond which a mark changes nothing."""
 _BELT_LINES = 120
 LABEL_COLUMNS = (
     "file", "label", "split", "group", "defect_type", "size_px", "size_mm", "contrast",
@@ -46,6 +49,13 @@ _SPLITS = (("train", 0.7), ("val", 0.15), ("test", 0.15))
 
 class SynthesisError(Exception):
     """A rendered plate cannot be cut with this recipe: says why."""
+
+
+class TileScorer(Protocol):
+    """What judges tiles: `models.classifier.Classifier`, for one."""
+
+    def scores(self, tiles: Pixels) -> NDArray[np.float32]:
+        """Probability of a defect of each tile, float32 (n,), for tiles uint8 (n, 1, 224, 224)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +86,8 @@ class LabelledTile:
     """0 good, 1 defective, None if a defect only touches it."""
     defects: tuple[TileDefect, ...]
     """Of a defective tile, the plainest first."""
+    marks: tuple[int, ...] = ()
+    """Of the plate's marks those it shows anything of, by their place in `Specimen.marks`."""
 
     @property
     def defect_type(self) -> str:
@@ -103,15 +115,31 @@ class PlateSource:
     ) -> list[LabelledTile]:
         """All tiles of one random plate, in grid order; a defective one has `crowding` times the
         belt's defects. Raises `SynthesisError`."""
-        size = self._recipe.plate
-        settings = SpecimenSettings(
-            width_mm=size.width_mm, length_mm=size.length_mm, contrast_scale=contrast_scale
-        )
-        specimen = Specimen.random(settings, rng, is_defective, variety)
+        specimen = Specimen.random(self._settings(contrast_scale), rng, is_defective, variety)
         if is_defective:
-            size_mm = (size.width_mm, size.length_mm)
-            more = [random_marks(size_mm, contrast_scale, rng) for _ in range(crowding - 1)]
+            more = [random_marks(self.size_mm, contrast_scale, rng) for _ in range(crowding - 1)]
             specimen = replace(specimen, marks=sum(more, specimen.marks))
+        return self._tiles(specimen, rng)
+
+    def plate_with(self, marks: tuple[Mark, ...], rng: np.random.Generator) -> list[LabelledTile]:
+        """All tiles of one plate of the nominal product with these marks, in grid order. Raises
+        `SynthesisError`."""
+        specimen = Specimen.random(self._settings(1.0), rng, False)
+        return self._tiles(replace(specimen, marks=marks), rng)
+
+    @property
+    def size_mm(self) -> tuple[float, float]:
+        """Width and length of the plates."""
+        return self._recipe.plate.width_mm, self._recipe.plate.length_mm
+
+    def _settings(self, contrast_scale: float) -> SpecimenSettings:
+        width_mm, length_mm = self.size_mm
+        return SpecimenSettings(
+            width_mm=width_mm, length_mm=length_mm, contrast_scale=contrast_scale
+        )
+
+    def _tiles(self, specimen: Specimen, rng: np.random.Generator) -> list[LabelledTile]:
+        settings = self._settings(1.0)
         picture = render(
             specimen,
             self.geometry.pixel_pitch_mm,
@@ -131,8 +159,11 @@ class PlateSource:
             for chunk in row.chunks():
                 cut_tiles(self.geometry, pixels, row, chunk, self._block, self._batch)
                 for x_px, tile in zip(row.x_px[chunk], self._batch, strict=False):
-                    label, defects = _label(shown, row, x_px)
-                    yield LabelledTile(tile[0].copy(), x_px, row.y_px, label, defects)
+                    inside = [mark.inside(row, x_px) for mark in shown]
+                    marks = tuple(number for number, at in enumerate(inside) if len(at))
+                    label, defects = _label(list(zip(shown, inside, strict=True)))
+                    tile_px = tile[0].copy()
+                    yield LabelledTile(tile_px, x_px, row.y_px, label, defects, marks)
 
     def _strip(
         self, picture: Pixels, rng: np.random.Generator
@@ -159,11 +190,30 @@ class PlateSource:
     def _shown(
         self, mark: Mark, specimen: Specimen, picture: RenderedPlate, first_line: int
     ) -> _ShownMark:
-        plain = np.ones(picture.pixels.shape, np.float32)
-        mark.draw(plain, picture.to_px, self.geometry.pixel_pitch_mm, specimen.lighting.blur_mm)
+        pitch_mm, blur_mm = self.geometry.pixel_pitch_mm, specimen.lighting.blur_mm
+        left, top, right, bottom = _around(mark, picture, blur_mm)
+
+        def to_px(x_mm: float, y_mm: float) -> tuple[float, float]:
+            x, y = picture.to_px(x_mm, y_mm)
+            return x - left, y - top
+
+        plain = np.ones((bottom - top, right - left), np.float32)
+        mark.draw(plain, to_px, pitch_mm, blur_mm)
         is_core = np.abs(plain - 1) >= _CORE_SHARE * abs(mark.contrast)
-        at = np.argwhere(is_core) - (first_line, 0)
+        at = np.argwhere(is_core) + np.array([top - first_line, left])
         return _ShownMark(mark.kind, at, float((plain[is_core] - 1).mean()) if len(at) else 0.0)
+
+
+def _around(mark: Mark, picture: RenderedPlate, blur_mm: float) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 in px of the part of a picture that a mark can change, ends exclusive."""
+    points = np.array([picture.to_px(x, y) for x, y in mark.path_mm])
+    reach_mm = mark.thickness_mm + _BLUR_REACH * blur_mm
+    reach = math.ceil(reach_mm / picture.pose.pixel_pitch_mm) + 2
+    ends = np.array(picture.pixels.shape[::-1])
+    low = np.clip(np.floor(points.min(axis=0)).astype(int) - reach, 0, ends)
+    high = np.clip(np.ceil(points.max(axis=0)).astype(int) + reach, low, ends)
+    x0, y0, x1, y1 = (int(value) for value in (*low, *high))
+    return x0, y0, x1, y1
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,11 +236,11 @@ class _ShownMark:
 
 
 def _label(
-    marks: list[_ShownMark], row: TileRow, x_px: int
+    marks: list[tuple[_ShownMark, NDArray[np.int64]]],
 ) -> tuple[int | None, tuple[TileDefect, ...]]:
-    """What a tile shows of the marks: label and the defects that can be seen, most pixels first."""
-    shown = [(mark, mark.inside(row, x_px)) for mark in marks]
-    shown = sorted(((m, at) for m, at in shown if len(at)), key=lambda one: -len(one[1]))
+    """Label of a tile, and the defects that can be seen in it, most pixels first; `marks` with the
+    pixels that it shows of each."""
+    shown = sorted(((m, at) for m, at in marks if len(at)), key=lambda one: -len(one[1]))
     if not shown:
         return 0, ()
     seen = [(m, at) for m, at in shown if len(at) >= min(VISIBLE_PX, len(m.at) / 2)]
@@ -320,27 +370,3 @@ def _split(number: int, plates: int) -> str:
         if place < end:
             return split
     return _SPLITS[-1][0]
-
-
-@dataclass(frozen=True, slots=True)
-class PlateScore:
-    """A fresh plate and its highest tile score."""
-
-    plate: int
-    is_defective: bool
-    score: float
-    tiles: int
-    kinds: tuple[str, ...]
-
-
-def score_plates(
-    source: PlateSource, classifier: Classifier, plates: int, seed: int, contrast_scale: float = 1.0
-) -> Iterator[PlateScore]:
-    """Score whole plates of the nominal product, every other one defective."""
-    for number in range(plates):
-        rng = np.random.default_rng((seed, number))
-        is_defective = number % 2 == 1
-        tiles = source.plate(rng, is_defective, 0.0, contrast_scale)
-        scores = classifier.scores(np.stack([tile.pixels for tile in tiles])[:, None])
-        kinds = tuple(sorted({tile.defect_type for tile in tiles} - {""}))
-        yield PlateScore(number, is_defective, float(scores.max()), len(tiles), kinds)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from models.localise import Box
 from station.record import DefectBody, Reason, Verdict
-from station.tiling import TILE_PX
+from station.tiling import OUTSIDE, TILE_PX, TileRow
 
 MAX_DEFECTS = 100
 """Defects listed in a record; more are counted."""
@@ -22,6 +25,8 @@ class TileScore:
     x_px: int
     y_px: int
     score: float
+    boxes: tuple[Box, ...] = ()
+    """Where in a failing tile the defect is seen, in px of the tile; empty if nothing says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,35 +82,75 @@ def _is_threshold(threshold: float) -> bool:
 def find_defects(
     scores: Sequence[TileScore], threshold: float, left_px: int, pixel_pitch_mm: float
 ) -> list[DefectBody]:
-    """Groups of neighbouring failing tiles as boxes, highest score first.
+    """Where the failing tiles see their defects, highest score first.
 
-    `left_px` is the plate's left edge at its leading edge; x_mm and y_mm are the box's centre.
+    Boxes that overlap or touch are one defect, also across tiles. A failing tile that says nothing
+    of the place is a box of its own. `left_px` is the plate's left edge at its leading edge; x_mm
+    and y_mm are the box's centre.
     """
-    failing = {(t.column, t.row): t for t in scores if is_failing(t.score, threshold)}
-    boxes = [_box(group, left_px, pixel_pitch_mm) for group in _groups(failing)]
-    return sorted(boxes, key=lambda box: -box.score)
+    failing = (tile for tile in scores if is_failing(tile.score, threshold))
+    parts = [part for tile in failing for part in _parts(tile)]
+    found = [_defect(group, left_px, pixel_pitch_mm) for group in _groups(parts)]
+    return sorted(found, key=lambda defect: -defect.score)
 
 
-def _groups(tiles: dict[tuple[int, int], TileScore]) -> Iterator[list[TileScore]]:
-    """Failing tiles that touch, also across a corner."""
-    waiting = dict(tiles)
+def boxes_on_plate(row: TileRow, x_px: int, boxes: Iterable[Box]) -> tuple[Box, ...]:
+    """What of a tile's boxes lies on the plate's region; the rest of a tile is only padding.
+
+    `x_px` is the tile's place in its row; boxes in px of the tile.
+    """
+    cut = (_cut(row, x_px, box) for box in boxes)
+    return tuple(box for box in cut if box)
+
+
+def _cut(row: TileRow, x_px: int, box: Box) -> Box | None:
+    x, y, width, height = box
+    left, right = row.left[y : y + height], row.right[y : y + height]
+    lines = np.flatnonzero((left != OUTSIDE) & (left < x_px + x + width) & (right > x_px + x))
+    if not len(lines):
+        return None
+    start = max(x, int(left[lines].min()) - x_px)
+    end = min(x + width, int(right[lines].max()) - x_px)
+    return start, y + int(lines[0]), end - start, int(lines[-1] - lines[0]) + 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A box on the plate, ends exclusive, with its tile's score."""
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    score: float
+
+
+def _parts(tile: TileScore) -> Iterator[_Part]:
+    """The tile's boxes on the plate; without any, its whole square."""
+    for x, y, width, height in tile.boxes or ((0, 0, TILE_PX, TILE_PX),):
+        x0, y0 = tile.x_px + x, tile.y_px + y
+        yield _Part(x0, y0, x0 + width, y0 + height, tile.score)
+
+
+def _groups(parts: list[_Part]) -> Iterator[list[_Part]]:
+    """Parts that overlap or touch, also at a corner, directly or through others."""
+    corners = np.array([(p.x0, p.y0, p.x1, p.y1) for p in parts], np.int64).reshape(-1, 4)
+    starts, ends = corners[:, :2], corners[:, 2:]
+    meets = np.all((starts[:, None] <= ends) & (starts <= ends[:, None]), axis=2)
+    waiting = set(range(len(parts)))
     while waiting:
-        place, tile = waiting.popitem()
-        group, front = [tile], [place]
-        while front:
-            column, row = front.pop()
-            for near in [(column + i, row + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]:
-                if near in waiting:
-                    group.append(waiting.pop(near))
-                    front.append(near)
-        yield group
+        group = [waiting.pop()]
+        for place in group:
+            near = waiting.intersection(np.flatnonzero(meets[place]).tolist())
+            waiting -= near
+            group += sorted(near)
+        yield [parts[place] for place in group]
 
 
-def _box(group: list[TileScore], left_px: int, pixel_pitch_mm: float) -> DefectBody:
-    x = min(tile.x_px for tile in group)
-    y = min(tile.y_px for tile in group)
-    width = max(tile.x_px for tile in group) + TILE_PX - x
-    height = max(tile.y_px for tile in group) + TILE_PX - y
+def _defect(group: list[_Part], left_px: int, pixel_pitch_mm: float) -> DefectBody:
+    x, y = min(part.x0 for part in group), min(part.y0 for part in group)
+    width = max(part.x1 for part in group) - x
+    height = max(part.y1 for part in group) - y
     return DefectBody(
         x_px=x,
         y_px=y,
@@ -113,5 +158,7 @@ def _box(group: list[TileScore], left_px: int, pixel_pitch_mm: float) -> DefectB
         h_px=height,
         x_mm=round((x + width / 2 - left_px) * pixel_pitch_mm, 2),
         y_mm=round((y + height / 2) * pixel_pitch_mm, 2),
-        score=max(tile.score for tile in group),
+        w_mm=round(width * pixel_pitch_mm, 2),
+        h_mm=round(height * pixel_pitch_mm, 2),
+        score=max(part.score for part in group),
     )

@@ -10,7 +10,7 @@ import pytest
 
 REQUIRES_PEERS = os.environ.get("VQI_REQUIRE_PEERS") == "1"
 REAL_DATA = Path(os.environ.get("VQI_REAL_DATA", "../shared/data"))
-_MAY_SKIP = ("needs a real device", "no gpio-sim here", "no real images")
+_MAY_SKIP = ("needs a real device", "no gpio-sim here", "no real images", "this processor has no")
 """Reasons that count as a skip where every peer is installed."""
 
 

@@ -17,7 +17,7 @@ from models.training.ablations import ABLATIONS  # noqa: E402
 from models.training.count import count_mflops, count_parameters  # noqa: E402
 from models.training.data import Sample, load_truth  # noqa: E402
 from models.training.export import to_onnx  # noqa: E402
-from models.training.layers import layer_rows  # noqa: E402
+from models.training.layers import layer_rows, markdown  # noqa: E402
 from models.training.lightdefectnet import (  # noqa: E402
     AttentionCondenser,
     BlurPool,
@@ -182,3 +182,8 @@ def test_the_layer_table_adds_up_to_the_exported_graph() -> None:
     assert 2 * (sum(row.macs for row in rows) + cell_macs) / 1e6 == pytest.approx(
         count_mflops(graph), rel=1e-3
     )
+
+
+def test_the_layer_table_of_the_docs_is_current() -> None:
+    page = Path(__file__).parents[1] / "docs" / "network.md"
+    assert markdown(layer_rows(LightDefectNet())) in page.read_text(), "python docs/make_tables.py"

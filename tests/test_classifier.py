@@ -80,7 +80,7 @@ def put(folder: Path, model: bytes, scores: tuple[float, ...] | None = None) -> 
     (folder / "model.onnx").write_bytes(model)
     training = TrainingCard(
         data_sha256="0" * 64, good=1, defective=1, groups=2, seed=1, epochs=1, command="",
-        code_revision="unknown",
+        code_revision="unknown", recipe="",
     )  # fmt: skip
     card = ModelCard(
         id=folder.name,

@@ -15,7 +15,10 @@ from test_qms import change, opened, result
 from station.qms import DATABASE, Store
 from station.record import ActuationBody, ReviewBody, Verdict, result_id
 
-DEFECT = {"x_px": 1, "y_px": 2, "w_px": 224, "h_px": 224, "x_mm": 3.5, "y_mm": 4.5, "score": 0.75}
+DEFECT = {
+    "x_px": 1, "y_px": 2, "w_px": 224, "h_px": 224, "x_mm": 3.5, "y_mm": 4.5, "w_mm": 22.4,
+    "h_mm": 22.4, "score": 0.75,
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -391,3 +391,14 @@ def test_calibration_finds_the_odds_that_made_the_labels() -> None:
     labels = (rng.random(20_000) < 1 / (1 + np.exp(-(0.5 * odds - 1)))).astype(np.int64)
     scores = (1 / (1 + np.exp(-odds))).astype(np.float32)
     assert calibrate(labels, scores) == pytest.approx((0.5, -1.0), abs=0.1)
+
+
+def test_hand_made_features_go_the_same_way(folder: Path, tmp_path: Path) -> None:
+    where = ("--data", str(folder), "--network", "hand")
+    done = vqi("model", "train", *where, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    done = vqi("model", "evaluate", *where, "--run", str(tmp_path), "--json")
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert row["trained"]["network"] == "hand"
+    assert row["auroc"]["value"] > 0.9

@@ -102,6 +102,18 @@ def evaluate(
     )
 
 
+def error_rates(
+    labels: Labels, scores: Sequence[Scores], thresholds: Sequence[float], seed: int = 0
+) -> dict[str, Figure]:
+    """`escape_rate` and `false_reject_rate` of independent samples, mean over the trained seeds;
+    without the one of a label that no sample has."""
+    calls = np.stack(scores) > np.array(thresholds)[:, None]
+    judge = _Judge(_members([str(i) for i in range(len(labels))]), seed)
+    bad, good = labels == 1, labels == 0
+    wanted = {"escape_rate": (~calls, bad), "false_reject_rate": (calls, good)}
+    return {name: judge.rate(hits, of) for name, (hits, of) in wanted.items() if of.any()}
+
+
 def auroc(labels: Labels, scores: Scores) -> float:
     """Probability that a defective sample scores above a good one; ties count half."""
     positives = int(labels.sum())

@@ -20,14 +20,17 @@ from models.training.data import (
     read_folder,
     select,
 )
-from models.training.evaluate import FEW_GROUPS, evaluate
+from models.training.evaluate import FEW_GROUPS, error_rates, evaluate
 from models.training.fit import predict
 from models.training.lightdefectnet import LightDefectNet
 from models.training.localisation import localise
-from models.training.robustness import robustness
-from models.training.train import code_revision, load_network, read_summary
+from models.training.networks import HAND, OURS
+from models.training.robustness import Score, robustness
+from models.training.train import code_revision, hand_model, load_network, read_summary
 
 _FEW_SAMPLES = 100
+_CHANGED_TILES = 200
+"""Tiles whose decisions are followed through 24 changes: all would take a baseline hours."""
 
 
 def evaluate_run(
@@ -35,23 +38,37 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """All seeds of a run of `train`, at the threshold that its out-of-fold scores set.
 
-    Localisation and robustness are those of the first seed. Raises `DataError`, ValueError for
-    scores that are not finite.
+    Localisation and robustness are those of the first seed, robustness of 200 pictures. Raises
+    `DataError`, ValueError for scores that are not finite.
     """
     summary = read_summary(run)
     samples = _samples(data, split)
     tiles = load_tiles(samples)
-    scores = [predict(load_network(run, seed), tiles) for seed in summary["seeds"]]
+    scorers = _scorers(summary, run, data)
+    scores = [score(tiles) for score in scorers]
     row = _row(data, split, samples, scores, [summary["threshold"]] * len(scores))
-    first = load_network(run)
-    if isinstance(first, LightDefectNet) and (places := localise(first, samples, tiles)):
+    if summary["network"] == OURS and (places := localise(_ours(run), samples, tiles)):
         row["localisation"] = asdict(places)
     if with_robustness:
-        agreements = robustness(partial(predict, first), summary["threshold"], tiles)
+        some = tiles[:: -(-len(tiles) // _CHANGED_TILES)]
+        agreements = robustness(scorers[0], summary["threshold"], some)
         row["robustness"] = [asdict(agreement) for agreement in agreements]
     names = ("network", "recipe", "epoch", "out_of_fold", "cpu_hours", "device", "data_sha256")
     trained = {name: summary[name] for name in names}
     return row | {"run": str(run), "trained": trained | {"by": summary["command"]}}
+
+
+def _scorers(summary: dict[str, Any], run: Path, data: Path) -> list[Score]:
+    """What scores tiles, once per seed."""
+    if summary["network"] == HAND:
+        return [hand_model(data).scores]
+    return [partial(predict, load_network(run, seed)) for seed in summary["seeds"]]
+
+
+def _ours(run: Path) -> LightDefectNet:
+    network = load_network(run)
+    assert isinstance(network, LightDefectNet)
+    return network
 
 
 def evaluate_model(data: Path, classifier: Classifier, split: str) -> dict[str, Any]:
@@ -89,10 +106,29 @@ def _row(
         "samples": len(samples),
         "groups": len({sample.group for sample in samples}),
         **asdict(figures),
+        **_groups_level(samples, scores, thresholds),
         "remarks": _remarks(samples),
         "evaluated_data_sha256": data_sha256(samples),
         "code_revision": code_revision(),
     }
+
+
+def _groups_level(
+    samples: list[Sample], scores: list[NDArray[np.float32]], thresholds: list[float]
+) -> dict[str, Any]:
+    """`groups_level`: parts of several pictures, each by its highest score; nothing without any."""
+    members: dict[str, list[int]] = {}
+    for place, sample in enumerate(samples):
+        members.setdefault(sample.group, []).append(place)
+    parts = [part for part in members.values() if len(part) > 1]
+    if not parts:
+        return {}
+    labels = labels_of(samples)
+    highest = [np.array([row[part].max() for part in parts], np.float32) for row in scores]
+    of_part = np.array([labels[part].max() for part in parts])
+    rates = error_rates(of_part, highest, thresholds)
+    figures = {name: asdict(figure) for name, figure in rates.items()}
+    return {"groups_level": {"groups": len(parts), "defective": int(of_part.sum()), **figures}}
 
 
 def _remarks(samples: list[Sample]) -> list[str]:

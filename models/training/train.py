@@ -13,6 +13,7 @@ import math
 import multiprocessing
 import os
 import subprocess
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, wait
@@ -29,7 +30,15 @@ from torch import nn
 
 from models.registry import shipped_weights
 from models.training.baselines import BASELINES
-from models.training.data import DataError, Sample, data_sha256, labels_of, read_folder, select
+from models.training.data import (
+    DataError,
+    Sample,
+    data_sha256,
+    labels_of,
+    load_tiles,
+    read_folder,
+    select,
+)
 from models.training.evaluate import auroc
 from models.training.fit import (
     RESULT_FILE,
@@ -39,7 +48,8 @@ from models.training.fit import (
     run_fit,
     training_device,
 )
-from models.training.networks import NETWORKS, OURS, build
+from models.training.hand import HandModel, fit_hand
+from models.training.networks import HAND, NETWORKS, OURS, build
 
 SUMMARY_FILE = "summary.json"
 FOLDS = 4
@@ -114,8 +124,10 @@ class Progress(Protocol):
 
 def recipes_for(network: str, name: str | None = None) -> tuple[TrainingRecipe, ...]:
     """The recipes that a network chooses from, or the one of that name. Raises `DataError`."""
+    if network == HAND:
+        return ()
     if network not in NETWORKS:
-        raise DataError(f"no network {network!r}; there are {', '.join(NETWORKS)}")
+        raise DataError(f"no network {network!r}; there are {', '.join((*NETWORKS, HAND))}")
     recipes = BASELINE_RECIPES if network in BASELINES else RECIPES
     named = tuple(recipe for recipe in recipes if name in (None, recipe.name))
     if not named:
@@ -132,6 +144,8 @@ def train(plan: Plan, command: str, progress: Progress) -> dict[str, Any]:
     """
     samples = read_folder(plan.data)
     known = select(samples, "train", "val")
+    if plan.network == HAND:
+        return _train_hand(plan, samples, command)
     sha256 = data_sha256(known)
     epochs = plan.epochs or default_epochs(plan.network, len(known))
     work = _Work(plan, known, sha256, epochs, progress)
@@ -139,6 +153,47 @@ def train(plan: Plan, command: str, progress: Progress) -> dict[str, Any]:
     fits = _final_fits(work, choice)
     results = work.run_all(fits, "training")
     summary = _summary(work, samples, choice, candidates, fits, results, command)
+    _write_whole(plan.run / SUMMARY_FILE, json.dumps(summary, indent=2).encode())
+    return summary
+
+
+def hand_model(data: Path) -> HandModel:
+    """The hand-made features' classifier, fitted to the split `train`: seconds, so it is not kept.
+
+    Raises `DataError`.
+    """
+    known = select(read_folder(data), "train", "val")
+    groups = [sample.group for sample in known]
+    return fit_hand(load_tiles(known), labels_of(known), groups, seed=1)
+
+
+def _train_hand(plan: Plan, samples: list[Sample], command: str) -> dict[str, Any]:
+    started = time.monotonic()
+    model = hand_model(plan.data)
+    labels = labels_of(select(samples, "train", "val"))
+    calls = model.out_of_fold > model.threshold
+    summary = {
+        "network": HAND,
+        "data": str(plan.data),
+        "data_sha256": data_sha256(samples),
+        "recipe": {"name": model.kind},
+        "epoch": 0,
+        "epochs": 0,
+        "threshold": model.threshold,
+        "out_of_fold": {
+            "samples": len(labels),
+            "folds": FOLDS,
+            "auroc": model.aurocs[model.kind],
+            "accuracy": float((calls == labels).mean()),
+        },
+        "candidates": [{"recipe": {"name": k}, "auroc": v} for k, v in model.aurocs.items()],
+        "seeds": [1],
+        "device": "cpu",
+        "cpu_hours": round((time.monotonic() - started) / 3600, 3),
+        "command": command,
+        "code_revision": code_revision(),
+    }
+    plan.run.mkdir(parents=True, exist_ok=True)
     _write_whole(plan.run / SUMMARY_FILE, json.dumps(summary, indent=2).encode())
     return summary
 

@@ -14,7 +14,6 @@ import typer
 from drivers.errors import DeviceError
 from drivers.stacklight import open_stack_light
 from models.card import ModelError
-from models.classifier import Classifier
 from station.acquisition import CameraProcess
 from station.cli.common import (
     ConfigOption,
@@ -27,7 +26,8 @@ from station.config import Configuration, Loaded, Recipe
 from station.control import send_command
 from station.ipc import PeerGone
 from station.machine import accept_scores, test_on_this_machine
-from station.product import geometry_of, load_product, model_folder
+from station.precision import Chosen, load_classifier
+from station.product import geometry_of, load_product
 from station.qms import DATABASE, Reader, StoreError, verify
 
 _SQLITE_FIXED = (3, 51, 3)
@@ -56,7 +56,7 @@ def check(
         steps: list[tuple[str, Callable[[], str]]] = [
             ("configuration", lambda: f"{loaded.source} sha256 {loaded.sha256[:12]}"),
             ("recipe", lambda: f"{recipe.value.id} version {recipe.value.version}"),
-            ("model", lambda: _check_model(loaded.value, recipe, accept)),
+            ("model", lambda: _check_model(loaded, recipe, accept)),
             ("camera", lambda: _check_camera(loaded.value, recipe, is_running)),
             ("light", lambda: _check_light(loaded.value, is_running)),
             ("journal", lambda: _check_journal(loaded.value)),
@@ -84,17 +84,20 @@ def _is_running(settings: Configuration) -> bool:
     return False
 
 
-def _check_model(settings: Configuration, recipe: Loaded[Recipe], accept: bool) -> str:
-    classifier = Classifier.load(
-        model_folder(recipe), sessions=1, expected_sha256=recipe.value.model.sha256
-    )
+def _check_model(loaded: Loaded[Configuration], recipe: Loaded[Recipe], accept: bool) -> str:
+    chosen, directory = load_classifier(loaded, recipe, 1), loaded.value.journal.directory
+    classifier = chosen.classifier
     if accept:
-        accept_scores(classifier, settings.journal.directory, getpass.getuser())
-    test_on_this_machine(classifier, settings.journal.directory)
+        accept_scores(classifier, directory, getpass.getuser())
+    test_on_this_machine(classifier, directory)
     return (
         f"{classifier.model_id} sha256 {classifier.model_sha256[:12]}, golden scores reproduced, "
-        f"{classifier.runtime}"
+        f"{classifier.runtime}; {_precision(chosen)}"
     )
+
+
+def _precision(chosen: Chosen) -> str:
+    return f"warning: {chosen.why}" if chosen.is_warning else chosen.why
 
 
 def _check_camera(settings: Configuration, recipe: Loaded[Recipe], is_running: bool) -> str:

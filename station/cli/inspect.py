@@ -16,24 +16,35 @@ from models.card import ModelError
 from models.classifier import Classifier
 from models.registry import find_model
 from station.cli.common import JsonOption, exit_on_config_error, fail, print_json
-from station.config import EX_CONFIG, ConfigError, load_recipe
+from station.config import EX_CONFIG, ConfigError, Loaded, Recipe, load_configuration, load_recipe
 from station.offline import Inspection, PictureInspector
+from station.precision import load_classifier
 from station.product import model_folder
 
+_USUAL_PITCH_MM = 0.1
+_WHOLE_IMAGE = "shipped:whole-image"
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".pgm", ".webp"}
 
 
 def inspect(
     paths: Annotated[list[str], typer.Argument(help="Pictures, or folders of pictures.")],
     recipe: Annotated[
-        str, typer.Option(help="Recipe file, or shipped:<id>.")
-    ] = "shipped:whole-image",
+        str | None,
+        typer.Option(help="Recipe file, or shipped:<id>; default: shipped:whole-image."),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Another model than the recipe's.")] = None,
-    pixel_pitch_mm: Annotated[float, typer.Option(min=1e-6, help="Size of a pixel.")] = 0.1,
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="As this station: its recipe, in its precision."),
+    ] = None,
+    pixel_pitch_mm: Annotated[
+        float | None,
+        typer.Option(min=1e-6, help="Size of a pixel; default: 0.1, or the station's."),
+    ] = None,
     is_json: JsonOption = False,
 ) -> None:
     """Judge each picture as one plate. Exit status 1 if any could not be read."""
-    inspector = _open_inspector(recipe, model, pixel_pitch_mm)
+    inspector = _open_inspector(recipe, model, config, pixel_pitch_mm)
     failed = False
     for path, error in _pictures(paths):
         try:
@@ -54,17 +65,29 @@ def inspect(
     raise typer.Exit(1 if failed else 0)
 
 
-def _open_inspector(source: str, model: str | None, pixel_pitch_mm: float) -> PictureInspector:
+def _open_inspector(
+    source: str | None, model: str | None, config: str | None, pixel_pitch_mm: float | None
+) -> PictureInspector:
+    threads, usual_mm = len(os.sched_getaffinity(0)), _USUAL_PITCH_MM
     with exit_on_config_error():
-        recipe = load_recipe(source)
-        threads = len(os.sched_getaffinity(0))
         try:
-            folder = model_folder(recipe) if model is None else find_model(model)
-            sha256 = recipe.value.model.sha256 if model is None else None
-            classifier = Classifier.load(folder, sessions=threads, expected_sha256=sha256)
-            return PictureInspector(recipe, classifier, pixel_pitch_mm, threads)
+            if config is not None and model is None:
+                station = load_configuration(config)
+                recipe = load_recipe(source or station.value.station.recipe)
+                classifier = load_classifier(station, recipe, threads).classifier
+                usual_mm = station.value.camera.pixel_pitch_mm
+            else:
+                recipe = load_recipe(source or _WHOLE_IMAGE)
+                classifier = _load_fp32(recipe, model, threads)
+            return PictureInspector(recipe, classifier, pixel_pitch_mm or usual_mm, threads)
         except ModelError as error:
             fail(str(error), EX_CONFIG)
+
+
+def _load_fp32(recipe: Loaded[Recipe], model: str | None, threads: int) -> Classifier:
+    if model is not None:
+        return Classifier.load(find_model(model), threads)
+    return Classifier.load(model_folder(recipe), threads, recipe.value.model.sha256)
 
 
 def _pictures(paths: list[str]) -> Iterator[tuple[Path, PictureError | None]]:

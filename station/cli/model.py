@@ -20,19 +20,17 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from models.card import MeasuredCard, ModelError, read_card, write_card
+from models.card import ModelError, read_card, write_card
 from models.classifier import Classifier
 from models.registry import find_model, list_models
 from station.cli.common import JsonOption, exit_on_config_error, fail, print_json
-from station.config import load_recipe
+from station.config import Recipe, load_recipe
 from station.specimen_set import write_specimen_set
 from station.synthesize import (
     CONTRAST_SCALES,
-    PlateScore,
     PlateSource,
     SynthesisError,
     TileFolder,
-    score_plates,
     write_plates,
     write_scenes,
 )
@@ -41,6 +39,10 @@ app = typer.Typer(no_args_is_help=True)
 
 DataOption = Annotated[Path, typer.Option(help="Folder with labels.csv, or good/ and defective/.")]
 RecipeOption = Annotated[str, typer.Option(help="Recipe file, or shipped:<id>.")]
+_PIXEL_PITCH_MM, _SCAN_LINE_PX = 0.1, 4096
+"""Of the camera that rendered plates are seen with."""
+_DEMO = "shipped:demo-lgp"
+_LEAST_PLATES = 20
 
 
 @contextlib.contextmanager
@@ -59,11 +61,14 @@ def _command() -> str:
     return " ".join(["vqi", *sys.argv[1:]])
 
 
-def _source(recipe: str, pixel_pitch_mm: float, width: int) -> PlateSource:
+def _source(
+    recipe: str, pixel_pitch_mm: float = _PIXEL_PITCH_MM, width: int = _SCAN_LINE_PX
+) -> tuple[PlateSource, Recipe]:
+    """What renders the plates of a recipe, and the recipe; else exit status 78."""
     with exit_on_config_error():
-        loaded = load_recipe(recipe)
+        loaded = load_recipe(recipe).value
         try:
-            return PlateSource(loaded.value, pixel_pitch_mm, width)
+            return PlateSource(loaded, pixel_pitch_mm, width), loaded
         except ValueError as error:
             fail(f"{recipe}: {error}", 78)
 
@@ -83,9 +88,9 @@ def synthesize_(
         tuple[float, float],
         typer.Option(help="Scales of the defects' contrast; plain ones teach a network to begin."),
     ] = CONTRAST_SCALES,
-    recipe: RecipeOption = "shipped:demo-lgp",
-    pixel_pitch_mm: Annotated[float, typer.Option(min=1e-3)] = 0.1,
-    width: Annotated[int, typer.Option(min=224, help="Pixels in a scan line.")] = 4096,
+    recipe: RecipeOption = _DEMO,
+    pixel_pitch_mm: Annotated[float, typer.Option(min=1e-3)] = _PIXEL_PITCH_MM,
+    width: Annotated[int, typer.Option(min=224, help="Pixels in a scan line.")] = _SCAN_LINE_PX,
     is_frozen: Annotated[
         bool, typer.Option("--frozen", help="The frozen set for comparisons; takes only --out.")
     ] = False,
@@ -96,7 +101,7 @@ def synthesize_(
         return
     if not plates + scenes:
         fail("nothing to render: give --plates or --scenes", 2)
-    source = _source(recipe, pixel_pitch_mm, width)
+    source, _ = _source(recipe, pixel_pitch_mm, width)
     console = Console(stderr=True)
     progress = iter(track(range(plates + scenes), "rendering", console=console))
     try:
@@ -198,7 +203,9 @@ class TrainingBar:
 
 @app.command("evaluate")
 def evaluate_(
-    data: DataOption,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with labels.csv, or good/ and defective/.")
+    ] = None,
     run: Annotated[
         Path | None, typer.Option(help="Run of `train`. [the one that it left for this data]")
     ] = None,
@@ -208,19 +215,32 @@ def evaluate_(
     robustness: Annotated[
         bool, typer.Option("--robustness", help="Also how decisions hold when pictures change.")
     ] = False,
+    plates: Annotated[
+        int, typer.Option(min=0, help="Also on so many fresh rendered plates; needs --model.")
+    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the plates.")] = 2000,
+    recipe: Annotated[str, typer.Option(help="Of the plates: file, or shipped:<id>.")] = _DEMO,
     is_json: JsonOption = False,
 ) -> None:
-    """Score a folder's pictures and compare with their labels."""
+    """Score a folder's pictures, or fresh rendered plates, and compare with what is known."""
+    if data is None and not plates:
+        fail("nothing to evaluate on: give --data, or --plates with --model", 2)
+    if plates and (model is None or plates < _LEAST_PLATES):
+        fail(f"--plates wants --model, and {_LEAST_PLATES} plates or more", 2)
+    row: dict[str, Any] = {}
     with _needs_train_extra():
         from models.training.data import DataError
         from models.training.report import evaluate_model, evaluate_run
 
         try:
             if model:
-                row = evaluate_model(data, Classifier.load(find_model(model)), split)
-            else:
+                classifier = Classifier.load(find_model(model))
+                row = {"model": classifier.model_id, "runtime": classifier.runtime}
+                row |= evaluate_model(data, classifier, split) if data else {}
+                row |= _on_plates(classifier, recipe, plates, seed) if plates else {}
+            elif data:
                 row = evaluate_run(data, run or _default_run(data, network), split, robustness)
-        except (DataError, ModelError, ValueError) as error:
+        except (DataError, ModelError, SynthesisError, ValueError) as error:
             fail(str(error))
     row["command"] = _command()
     if is_json:
@@ -230,12 +250,68 @@ def evaluate_(
         typer.echo(f"{key:22} {_figure(value)}")
 
 
+def _on_plates(classifier: Classifier, recipe: str, plates: int, seed: int) -> dict[str, Any]:
+    from station.cli.plates import evaluate_plates, threshold_of
+
+    source, loaded = _source(recipe)
+    threshold = threshold_of(classifier, loaded.model)
+    figures = evaluate_plates(source, classifier, threshold, plates, seed)
+    return {"plates": {"recipe": recipe, **figures}}
+
+
 def _figure(value: Any) -> str:
     if isinstance(value, dict) and "low" in value:
         return f"{value['value']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]"
     if isinstance(value, dict):
         return "  ".join(f"{key} {_figure(item)}" for key, item in value.items())
     return str(value)
+
+
+@app.command("pod")
+def pod_(
+    model: Annotated[str, typer.Option(help="Id of a model.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Picture of the curves to write: .svg or .png.")
+    ] = None,
+    plates: Annotated[
+        int, typer.Option(min=1, help="Rendered plates, about 38 defects each.")
+    ] = 60,
+    seed: Annotated[int, typer.Option(min=0)] = 3000,
+    recipe: RecipeOption = _DEMO,
+    is_json: JsonOption = False,
+) -> None:
+    """Probability of detection by size and by contrast of the defects of each kind.
+
+    At the plate threshold; a90 is where 90 % are found, a90/95 its upper 95 % bound
+    (MIL-HDBK-1823A, hit/miss).
+    """
+    if out and out.suffix not in (".svg", ".png"):
+        fail(f"{out}: the picture's name must end in .svg or .png", 2)
+    with _needs_train_extra():
+        from station.cli.plates import (
+            detect,
+            detection_rows,
+            detection_words,
+            draw_detection,
+            threshold_of,
+        )
+
+        source, loaded = _source(recipe)
+        try:
+            classifier = Classifier.load(find_model(model))
+            threshold = threshold_of(classifier, loaded.model)
+            trials = detect(source, classifier, threshold, plates, seed)
+            if out:
+                title = f"{model} at threshold {threshold:.4g}"
+                draw_detection(out, f"{title}: {len(trials)} defects on {plates} plates", trials)
+        except (ModelError, SynthesisError, ValueError, OSError) as error:
+            fail(str(error))
+        made_by = {"model": model, "threshold": threshold, "recipe": recipe, "plates": plates}
+        for row in detection_rows(trials):
+            if is_json:
+                print_json(row | made_by | {"seed": seed, "command": _command()})
+            else:
+                typer.echo(detection_words(row))
 
 
 @app.command("export")
@@ -250,73 +326,31 @@ def export_(
 ) -> None:
     """Write model, card and golden tiles; choose and measure the threshold on whole plates.
 
-    Half of the fresh plates choose the threshold, the other half measure it.
+    The good ones of half of the fresh plates choose the threshold, so that at most 1 % of good
+    plates are rejected; the other half measure it.
     """
     with _needs_train_extra():
         from models.training.data import DataError, load_tiles, read_folder, select
         from models.training.export import ExportError, export
         from models.training.train import load_network, read_summary
+        from station.cli.plates import set_threshold
+        from station.gate_set import measure_gate_set
+        from station.plates import plates_needed
 
+        needed = 4 * plates_needed()
+        if 0 < plates < needed:
+            fail(f"--plates {plates}: too few to choose a threshold; {needed} or more, or 0", 2)
         try:
             summary = read_summary(run)
             tiles = load_tiles(select(read_folder(data), "test"))
-            export(load_network(run), summary, tiles, out)
+            card = export(load_network(run), summary, tiles, out)
             if plates:
-                _measure_plates(out, plates, seed)
-        except (DataError, ExportError, OSError) as error:
+                measured_on = measure_gate_set(Classifier.load(out))
+                write_card(out, card.model_copy(update={"gate": measured_on}))
+                set_threshold(out, _source(_DEMO)[0], plates, seed, _command())
+        except (DataError, ExportError, SynthesisError, OSError) as error:
             fail(str(error))
     typer.echo(f"{out}: exported")
-
-
-def _measure_plates(folder: Path, plates: int, seed: int) -> None:
-    """Choose the card's threshold on half of the plates, measure it on the others."""
-    import numpy as np
-
-    from models.training.evaluate import best_threshold, rate
-
-    source = _source("shipped:demo-lgp", 0.1, 4096)
-    classifier = Classifier.load(folder)
-    scores: list[PlateScore] = list(
-        track(
-            score_plates(source, classifier, plates, seed),
-            "scoring plates",
-            total=plates,
-            console=Console(stderr=True),
-        )
-    )
-    choosing, measuring = scores[: plates // 2], scores[plates // 2 :]
-    threshold = best_threshold(
-        np.array([int(plate.is_defective) for plate in choosing]),
-        np.array([plate.score for plate in choosing], np.float32),
-    )
-    bad = [plate for plate in measuring if plate.is_defective]
-    good = [plate for plate in measuring if not plate.is_defective]
-    figures = {
-        "plate escape rate": rate(sum(p.score <= threshold for p in bad), len(bad)),
-        "plate false-reject rate": rate(sum(p.score > threshold for p in good), len(good)),
-    }
-    card = read_card(folder)
-    chosen = card.threshold.model_copy(
-        update={
-            "value": threshold,
-            "chosen_by": "least mean of escape and false-reject rate on "
-            f"{len(choosing)} fresh rendered plates, highest tile score of each",
-        }
-    )
-    measured = tuple(
-        MeasuredCard(
-            name=name,
-            value=round(figure.value, 4),
-            low=round(figure.low, 4),
-            high=round(figure.high, 4),
-            samples=figure.samples,
-            command=_command(),
-        )
-        for name, figure in figures.items()
-    )
-    write_card(folder, card.model_copy(update={"threshold": chosen, "measured": measured}))
-    for item in measured:
-        typer.echo(f"{item.name}: {item.value} [{item.low}, {item.high}] of {item.samples}")
 
 
 @app.command("list")
@@ -339,3 +373,29 @@ def list_(is_json: JsonOption = False) -> None:
             print_json(row)
         else:
             typer.echo("  ".join(f"{key} {value}" for key, value in row.items()))
+
+
+@app.command("benchmark")
+def benchmark_(
+    model: Annotated[
+        str | None, typer.Option(help="Id of a model, instead of all that are shipped.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Put a station's model through the gate for faster precisions instead."),
+    ] = None,
+    is_json: JsonOption = False,
+) -> None:
+    """Size and speed beside the baselines, all in turn on one thread; takes a minute.
+
+    With --config: which faster precisions may judge on this processor; takes ten minutes.
+    """
+    with _needs_train_extra():
+        if config:
+            from station.cli.gate import report_gate
+
+            report_gate(config, is_json)
+            return
+        from station.cli.benchmark import report_benchmark
+
+        report_benchmark(model, is_json)

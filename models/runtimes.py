@@ -1,0 +1,296 @@
+"""Ways to run a verified graph on this processor: each says what really runs, or refuses.
+
+fp32 runs in ONNX Runtime. Every faster precision runs in OpenVINO (the `edge` extra) and only where
+the processor has instructions for it; whether it may judge plates is for the gate to say.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from models.card import ModelError
+
+TILE_PX = 224
+CHUNK_TILES = 4
+"""Tiles that go through the graph at once; more of them would leave the processor's cache."""
+
+Precision = Literal["fp32", "bf16", "fp16", "int8"]
+Faster = Literal["bf16", "fp16", "int8"]
+FASTER: tuple[Faster, ...] = ("bf16", "fp16", "int8")
+"""Tried where the processor has them; fp32 is what they are compared with."""
+
+_PROVIDER = "CPUExecutionProvider"
+_DEVICE = "CPU"
+_HINTS = {"bf16": "bf16", "fp16": "f16", "int8": "f32"}
+"""What OpenVINO is told; an int8 graph carries its own precision."""
+_CAPABILITIES = {"bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
+_RUNS_AS = {"fp32": {"f32"}, "bf16": {"bf16"}, "fp16": {"f16"}, "int8": {"i8", "u8"}}
+_CONVOLUTIONS = ("Convolution", "GroupConvolution")
+_ROUNDING_STEPS = 5
+"""Operations that OpenVINO makes of a pair of QuantizeLinear and DequantizeLinear, at most."""
+_INSTRUCTION_SETS = (
+    "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16",
+    "amx_int8", "asimd", "sve",
+)  # fmt: skip
+
+Tiles = NDArray[np.uint8]
+Probabilities = NDArray[np.float32]
+
+
+class Runner(Protocol):
+    """One thread's way through the graph."""
+
+    def run(self, tiles: Tiles) -> Probabilities:
+        """Probabilities float32 (n, 2) of at most CHUNK_TILES tiles uint8 (n, 1, 224, 224)."""
+
+
+class PrecisionUnavailable(ModelError):
+    """This machine cannot run this precision at all: says what it lacks."""
+
+
+def build_runner(name: str, model: bytes, precision: Precision) -> Runner:
+    """A runner of these bytes; messages begin with `name`.
+
+    Raises `PrecisionUnavailable`, or `ModelError` if the graph is not ours or does not really run
+    in this precision.
+    """
+    if precision == "fp32":
+        return _OnnxRunner(name, model)
+    return _OpenVinoRunner(name, model, precision)
+
+
+def defect_scores(runner: Runner, tiles: Tiles) -> NDArray[np.float32]:
+    """Probability of a defect of each tile, float32 (n,), for any number of tiles."""
+    starts = range(0, len(tiles), CHUNK_TILES)
+    chunks = [runner.run(tiles[start : start + CHUNK_TILES])[:, 1] for start in starts]
+    return np.concatenate(chunks) if chunks else np.empty(0, np.float32)
+
+
+def runtime_name(precision: Precision) -> str:
+    """Runtime, version and precision, as records name them. Raises `PrecisionUnavailable`."""
+    if precision == "fp32":
+        return f"onnxruntime {ort.__version__} fp32"
+    release = _openvino().__version__.partition("-")[0]
+    return f"openvino {release} {precision}"
+
+
+def check_available(precision: Precision) -> None:
+    """Raises `PrecisionUnavailable` if runtime or processor do not offer this precision."""
+    if precision == "fp32":
+        return
+    capabilities = _core().get_property(_DEVICE, "OPTIMIZATION_CAPABILITIES")
+    if _CAPABILITIES[precision] not in capabilities:
+        raise PrecisionUnavailable(f"this processor has no {precision} instructions")
+
+
+class _OnnxRunner:
+    """The graph in ONNX Runtime, fp32, one thread."""
+
+    def __init__(self, name: str, model: bytes) -> None:
+        self._session = _session(name, model)
+        self._input = self._session.get_inputs()[0].name
+        self._output = self._session.get_outputs()[0].name
+
+    def run(self, tiles: Tiles) -> Probabilities:
+        found: Probabilities = self._session.run([self._output], {self._input: tiles})[0]
+        return found
+
+
+def _session(name: str, model: bytes) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        session = ort.InferenceSession(model, options, providers=[_PROVIDER])
+    except Exception as error:  # the runtime raises a dozen unrelated classes
+        raise ModelError(f"{name}: ONNX Runtime refuses it: {error}") from error
+    reason = _mismatch(session)
+    if reason:
+        raise ModelError(f"{name}: {reason}")
+    return session
+
+
+def _mismatch(session: ort.InferenceSession) -> str | None:
+    """What is wrong with provider, inputs or outputs; None if they are ours."""
+    if session.get_providers() != [_PROVIDER]:
+        return f"runs on {session.get_providers()}, {_PROVIDER} wanted"
+    inputs = [(i.type, i.shape[1:], isinstance(i.shape[0], int)) for i in session.get_inputs()]
+    if inputs != [("tensor(uint8)", [1, TILE_PX, TILE_PX], False)]:
+        found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in session.get_inputs())
+        return f"takes {found}; one input tensor(uint8) (n, 1, 224, 224) wanted"
+    outputs = [(o.type, o.shape[1:]) for o in session.get_outputs()]
+    if outputs[:1] != [("tensor(float)", [2])]:
+        found = ", ".join(f"{o.name} {o.type} {o.shape}" for o in session.get_outputs())
+        return f"gives {found}; first output tensor(float) (n, 2), good and defective, wanted"
+    return None
+
+
+class _OpenVinoRunner:
+    """The graph in OpenVINO on the processor, one thread in the caller's.
+
+    The front end stays fp32: small differences of grey levels are what a faint defect is, and half
+    precision would round them away. From the first convolution on all is in `precision`. A graph of
+    fixed size is a fifth faster, so there is one for each number of tiles in a chunk.
+    """
+
+    def __init__(self, name: str, model: bytes, precision: Precision) -> None:
+        check_available(precision)
+        self._halves = [
+            _Halves(name, model, precision, tiles) for tiles in range(1, CHUNK_TILES + 1)
+        ]
+
+    def run(self, tiles: Tiles) -> Probabilities:
+        return self._halves[len(tiles) - 1].run(tiles)
+
+
+class _Halves:
+    """Front end and trunk for a fixed number of tiles."""
+
+    def __init__(self, name: str, model: bytes, precision: Precision, tiles: int) -> None:
+        try:
+            front = _front_end(_read(model, tiles))
+            trunk = _trunk(_read(model, tiles))
+            compiled = _compile(front, "f32"), _compile(trunk, _HINTS[precision])
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(f"{name}: OpenVINO refuses it: {reason}") from error
+        check_really_runs(name, compiled[1], precision)
+        self._front, self._trunk = (each.create_infer_request() for each in compiled)
+        self._tiles = self._front.get_input_tensor(0)
+        self._trunk.set_input_tensor(0, self._front.get_output_tensor(0))
+
+    def run(self, tiles: Tiles) -> Probabilities:
+        # Copied: handing over the array itself takes longer than its 200 kB.
+        self._tiles.data[:] = tiles
+        self._front.infer()
+        self._trunk.infer()
+        # The tensor is the runtime's own and will be written over.
+        found: Probabilities = self._trunk.get_output_tensor(0).data.copy()
+        return found
+
+
+def check_really_runs(name: str, compiled: Any, precision: Precision) -> None:
+    """Raises `ModelError` unless the compiled graph runs on the processor and computes every
+    convolution in `precision`: a hint is only a hint."""
+    devices = compiled.get_property("EXECUTION_DEVICES")
+    if devices != [_DEVICE]:
+        raise ModelError(f"{name}: OpenVINO runs it on {devices}, {_DEVICE} wanted")
+    found = Counter(_convolution_precisions(compiled))
+    if not found or found.keys() - _RUNS_AS[precision]:
+        kinds = ", ".join(f"{count} in {kind}" for kind, count in sorted(found.items()))
+        raise ModelError(
+            f"{name}: not all of its convolutions run in {precision}: {kinds or 'it has none'}"
+        )
+
+
+def _convolution_precisions(compiled: Any) -> list[str]:
+    facts = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
+    return [
+        fact["runtimePrecision"].astype(str)
+        for fact in facts
+        if fact["layerType"].astype(str) in _CONVOLUTIONS
+    ]
+
+
+def _read(model: bytes, tiles: int) -> Any:
+    graph = _core().read_model(model)
+    graph.reshape({0: [tiles, 1, TILE_PX, TILE_PX]})
+    return graph
+
+
+def _seen(graph: Any) -> Any:
+    """What the first convolution takes, before an int8 graph rounds it: the front end's output."""
+    kinds = ((operation, operation.get_type_name()) for operation in graph.get_ordered_ops())
+    first = next((operation for operation, kind in kinds if kind in _CONVOLUTIONS), None)
+    if first is None:
+        raise RuntimeError("it has no convolution")
+    taken = node = first.input(0)
+    for _ in range(_ROUNDING_STEPS):
+        source = node.get_source_output().get_node()
+        if source.get_type_name() == "FakeQuantize":
+            return source.input_value(0)
+        if not source.inputs():
+            break
+        node = source.input(0)
+    return taken.get_source_output()
+
+
+def _front_end(graph: Any) -> Any:
+    """From the tiles to what the first convolution takes."""
+    return _openvino().Model([_seen(graph)], graph.get_parameters(), "front end")
+
+
+def _trunk(graph: Any) -> Any:
+    """From the first convolution to the probabilities."""
+    openvino, seen = _openvino(), _seen(graph)
+    parameter = openvino.opset13.parameter(seen.get_partial_shape(), openvino.Type.f32)
+    for target in seen.get_target_inputs():
+        target.replace_source_output(parameter.output(0))
+    return openvino.Model(graph.get_results()[:1], [parameter], "trunk")
+
+
+def _compile(graph: Any, hint: str) -> Any:
+    options = {
+        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_NUM_THREADS": 1,
+        "NUM_STREAMS": 1,
+        "ENABLE_CPU_PINNING": False,
+    }
+    return _core().compile_model(graph, _DEVICE, options)
+
+
+@cache
+def _core() -> Any:
+    return _openvino().Core()
+
+
+@cache
+def _openvino() -> Any:
+    # Its companion package tells its maker about models that are converted, and puts an identifier
+    # into the home folder as soon as it is imported; OpenVINO runs without it.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError as error:
+        raise PrecisionUnavailable(
+            f"needs package openvino ({error}): pip install vqi-station[edge]"
+        ) from error
+    return openvino
+
+
+@cache
+def processor_name() -> str:
+    """Model name, family and the instruction sets that choose the runtime's kernels."""
+    facts = _processor_facts()
+    name = facts.get("model name") or platform.processor() or platform.machine()
+    sets = " ".join(instruction_sets())
+    family = f"family {facts.get('cpu family', '?')} model {facts.get('model', '?')}"
+    return f"{name} ({family}; {sets})"
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Those of this processor that decide how fast a network can be."""
+    facts = _processor_facts()
+    flags = (facts.get("flags") or facts.get("Features") or "").split()
+    return tuple(each for each in _INSTRUCTION_SETS if each in flags)
+
+
+def _processor_facts() -> dict[str, str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in lines)
+    return {key.strip(): value.strip() for key, _, value in pairs}

@@ -1,0 +1,181 @@
+"""How large and how fast our network is beside the networks that it is measured against.
+
+All of them take the same tiles uint8 (n, 1, 224, 224) and give probabilities (n, 2), in fp32 on one
+thread of ONNX Runtime in sessions that are built as the station builds its own. They run in turn,
+so that a busy machine slows them all; a ratio compares two runs of the same round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from models.classifier import read_verified
+from models.runtimes import Runner, build_runner, processor_name, runtime_name
+from models.training.baselines import BASELINES, build
+from models.training.count import count_mflops, count_parameters
+from models.training.export import OPSET
+from models.training.front_end import TILE_PX, RawLevels
+
+BATCH = 10
+ROUNDS = 20
+_WARM_UP_ROUNDS = 2
+_SEED = 0
+_COLOURS = 3
+"""Input channels of the baselines as they were published."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkRow:
+    """A network's size and speed. A ratio says how many times faster it is than that network."""
+
+    network: str
+    model: str | None
+    """Id of a model of ours; baselines have random weights."""
+    parameters: int
+    """With each norm folded into the convolution before it."""
+    mflops: float
+    """2 x multiply-accumulates of one tile, millions."""
+    ms_per_sample: float
+    """Median of the rounds."""
+    ratio_to_efficientnet_b0: float
+    ratio_to_mobilenetv3_large: float
+    ratio_to_resnet50: float
+    processor: str
+    runtime: str
+    precision: str
+    batch: int
+    threads: int
+    rounds: int
+
+
+def benchmark(
+    models: Mapping[str, Path], rounds: int = ROUNDS, on_step: Callable[[], object] = lambda: None
+) -> list[BenchmarkRow]:
+    """Rows of our models, given by id and folder, and then of the baselines.
+
+    Calls `on_step` after each exported baseline and each round. Raises `ModelError` if a model is
+    damaged or a graph would not run on the processor.
+    """
+    graphs = {name: read_verified(folder)[1] for name, folder in models.items()}
+    for name in BASELINES:
+        graphs[name] = export_baseline(name)
+        on_step()
+    runners = {name: build_runner(name, graph, "fp32") for name, graph in graphs.items()}
+    times_ms = _time_in_turn(runners, rounds, on_step)
+    return [_row(name, name in models, graph, times_ms) for name, graph in graphs.items()]
+
+
+def export_baseline(name: str) -> bytes:
+    """A baseline with random weights: tiles uint8 (n, 1, 224, 224) -> probabilities (n, 2)."""
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            _GreyBaseline(name).eval(),
+            (torch.zeros((2, 1, TILE_PX, TILE_PX), dtype=torch.uint8),),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=({0: torch.export.Dim("n", min=1, max=4096)},),
+            input_names=["tiles"],
+            output_names=["probabilities"],
+            verbose=False,
+        )
+    assert program is not None
+    model: bytes = program.model_proto.SerializeToString()
+    return model
+
+
+class _GreyBaseline(nn.Module):
+    """A baseline as it was published, for colours, which sees the grey tile three times."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.levels = RawLevels()
+        self.network = _fold_norms(build(name, _COLOURS).eval())
+
+    def forward(self, tiles: Tensor) -> Tensor:
+        logits: Tensor = self.network(self.levels(tiles).expand(-1, _COLOURS, -1, -1))
+        return logits.softmax(dim=1)
+
+
+def _fold_norms(network: nn.Module) -> nn.Module:
+    """As ours is exported; the exporter would do it too, but take half as long again."""
+    for block in network.modules():
+        if isinstance(getattr(block, "bn", None), nn.BatchNorm2d):
+            block.conv = fuse_conv_bn_eval(block.conv, block.bn)
+            block.bn = nn.Identity()
+    return network
+
+
+@contextlib.contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Without the exporter's words on torchvision, which nobody needs here, and on itself."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _time_in_turn(
+    runners: Mapping[str, Runner], rounds: int, on_step: Callable[[], object]
+) -> dict[str, NDArray[np.float64]]:
+    """Milliseconds a tile of each network in each round, after some rounds that do not count."""
+    rng = np.random.default_rng(_SEED)
+    tiles = rng.integers(0, 256, (BATCH, 1, TILE_PX, TILE_PX), np.uint8)
+    names = list(runners)
+    times_ms = {name: np.empty(rounds) for name in names}
+    for number in range(-_WARM_UP_ROUNDS, rounds):
+        for name in rng.permutation(names):
+            taken_ms = _ms_per_tile(runners[name], tiles)
+            if number >= 0:
+                times_ms[name][number] = taken_ms
+        if number >= 0:
+            on_step()
+    return times_ms
+
+
+def _ms_per_tile(runner: Runner, tiles: NDArray[np.uint8]) -> float:
+    started = perf_counter()
+    runner.run(tiles)
+    return (perf_counter() - started) * 1000 / len(tiles)
+
+
+def _row(
+    name: str, is_ours: bool, graph: bytes, times_ms: Mapping[str, NDArray[np.float64]]
+) -> BenchmarkRow:
+    own_ms = times_ms[name]
+
+    def ratio_to(baseline: str) -> float:
+        return round(float(np.median(times_ms[baseline] / own_ms)), 2)
+
+    return BenchmarkRow(
+        network="lightdefectnet" if is_ours else name,
+        model=name if is_ours else None,
+        parameters=count_parameters(graph),
+        mflops=round(count_mflops(graph), 2),
+        ms_per_sample=round(float(np.median(own_ms)), 3),
+        ratio_to_efficientnet_b0=ratio_to("efficientnet_b0"),
+        ratio_to_mobilenetv3_large=ratio_to("mobilenetv3_large"),
+        ratio_to_resnet50=ratio_to("resnet50"),
+        processor=processor_name(),
+        runtime=runtime_name("fp32"),
+        precision="fp32",
+        batch=BATCH,
+        threads=1,
+        rounds=len(own_ms),
+    )

@@ -40,6 +40,13 @@ class PlateStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class PlateGrew:
+    """More scan lines of a plate are in its buffer: the last, or some of one that is kept whole."""
+
+    work: PlateWork
+
+
+@dataclass(frozen=True, slots=True)
 class GapSeen:
     sequence: int
     gap: Gap
@@ -64,7 +71,9 @@ class FeedFailed:
     error: BaseException
 
 
-Post = Callable[[PlateStarted | GapSeen | Joined | CameraState | FeedEnded | FeedFailed], None]
+Post = Callable[
+    [PlateStarted | PlateGrew | GapSeen | Joined | CameraState | FeedEnded | FeedFailed], None
+]
 
 
 @dataclass(slots=True)
@@ -206,7 +215,7 @@ class Feed:
                 self._open(event)
             elif isinstance(event, TileRowReady):
                 if self._work is not None:
-                    self._inspector.score(self._work, event.row)
+                    self._score(self._work, event)
             elif isinstance(event, PlateClosed):
                 self._close(event)
             elif isinstance(event, Gap):
@@ -227,6 +236,11 @@ class Feed:
         )
         self._post(PlateStarted(self._work))
 
+    def _score(self, work: PlateWork, event: TileRowReady) -> None:
+        self._inspector.score(work, event.row)
+        if work.is_failing or work.is_audit_sample:
+            self._post(PlateGrew(work))
+
     def _close(self, event: PlateClosed) -> None:
         if self._work is None:
             return
@@ -234,6 +248,7 @@ class Feed:
         if event.reason is not None:
             work.problem, work.detail = event.reason, event.detail
         self._inspector.close(work)
+        self._post(PlateGrew(work))
         if self._plates is not None and self.counts.plates >= self._plates:
             self._is_stopping.set()
 

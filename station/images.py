@@ -1,20 +1,21 @@
 """Pictures of plates: content-named, durable before the row that names them.
 
 Evidence is PNG with one IDAT chunk per band of scan lines, each band a deflate block that stands on
-its own: any viewer opens the whole, `read_band` reads a part. Previews are JPEG.
+its own: any viewer opens the whole, `read_band` reads a part. Previews are JPEG. A plate's hash and
+evidence are made band by band while the plate arrives.
 """
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import os
 import shutil
 import struct
+import threading
 import time
 import uuid
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,12 +27,19 @@ from numpy.typing import NDArray
 from station.record import ImageBody
 
 Pixels = NDArray[np.uint8]
+Size = tuple[int, int]
+"""Width and height in px."""
 
-PREVIEW_SIDE_PX = 480
+PREVIEW_SIDE_PX = 512
+"""A preview's longer side at most."""
 _JPEG_QUALITY = 88
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _ZLIB_HEADER = b"\x78\x01"
 _SUB = 1
+_WINDOW_BITS = -9
+"""The smallest window, without a header: in a sensor's noise nothing recurs, so a larger one takes
+a sixth longer and finds chance matches that only make the file larger."""
+_ROLES = ("evidence", "preview")
 _TEMPORARY = "incoming"
 _QUARANTINE = "quarantine"
 _QUARANTINED = 1000
@@ -42,40 +50,57 @@ class ImageError(ValueError):
     """A stored picture is not what was stored; says which and what is wrong."""
 
 
-def encode_png(pixels: Pixels, band_rows: Sequence[int]) -> bytes:
-    """Lossless PNG of uint8 (rows, columns); `band_rows` add up to the rows."""
-    rows, columns = pixels.shape
-    if sum(band_rows) != rows or min(band_rows) < 1:
-        raise ValueError(f"bands of {list(band_rows)} rows do not make {rows} rows")
-    header = struct.pack(">IIBBBBB", columns, rows, 8, 0, 0, 0, 0)
-    parts = [_SIGNATURE, _chunk(b"IHDR", header)]
-    packer = isal_zlib.compressobj(level=1, wbits=-15)
-    checksum, first = 1, 0
-    for number, count in enumerate(band_rows):
-        filtered = _filter_sub(pixels[first : first + count])
-        checksum = isal_zlib.adler32(filtered, checksum)
-        is_last = number == len(band_rows) - 1
+class SyncFailed(Exception):
+    """What was written may be lost although it looks as if it were there: the process must end, a
+    sync is never tried again."""
+
+
+class BandedPng:
+    """A lossless PNG in the making: it is given band after band and its height at the end."""
+
+    def __init__(self, columns: int) -> None:
+        self.rows = 0
+        """Scan lines that are in."""
+        self._columns = columns
+        self._packer = isal_zlib.compressobj(level=1, wbits=_WINDOW_BITS)
+        self._checksum = 1
+        self._parts: list[bytes] = []
+
+    def add(self, band: Pixels, is_last: bool = False) -> None:
+        """The next scan lines, uint8 (at least one, columns)."""
+        filtered = _filter_sub(band)
+        self._checksum = isal_zlib.adler32(filtered, self._checksum)
         flush = isal_zlib.Z_FINISH if is_last else isal_zlib.Z_FULL_FLUSH
-        data = packer.compress(filtered) + packer.flush(flush)
-        data = (_ZLIB_HEADER if number == 0 else b"") + data
-        parts.append(_chunk(b"IDAT", data + (struct.pack(">I", checksum) if is_last else b"")))
-        first += count
-    parts.append(_chunk(b"IEND", b""))
-    return b"".join(parts)
+        data = [self._packer.compress(filtered), self._packer.flush(flush)]
+        if self.rows == 0:
+            data.insert(0, _ZLIB_HEADER)
+        if is_last:
+            data.append(struct.pack(">I", self._checksum))
+        self._parts += _chunk(b"IDAT", data)
+        self.rows += len(band)
+
+    def file(self) -> list[bytes]:
+        """The whole file's bytes in parts, once the last band is in."""
+        header = struct.pack(">IIBBBBB", self._columns, self.rows, 8, 0, 0, 0, 0)
+        return [_SIGNATURE, *_chunk(b"IHDR", [header]), *self._parts, *_chunk(b"IEND", [])]
 
 
-def _filter_sub(pixels: Pixels) -> bytes:
+def _filter_sub(pixels: Pixels) -> memoryview:
     """PNG filter type 1: each pixel less the one to its left."""
     filtered = np.empty((pixels.shape[0], pixels.shape[1] + 1), np.uint8)
     filtered[:, 0] = _SUB
     filtered[:, 1] = pixels[:, 0]
     np.subtract(pixels[:, 1:], pixels[:, :-1], out=filtered[:, 2:])
-    return filtered.tobytes()
+    return filtered.reshape(-1).data
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    crc = isal_zlib.crc32(data, isal_zlib.crc32(kind))
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
+def _chunk(kind: bytes, data: list[bytes]) -> list[bytes]:
+    """A PNG chunk in parts: what is large is not copied."""
+    crc = isal_zlib.crc32(kind)
+    for part in data:
+        crc = isal_zlib.crc32(part, crc)
+    length = sum(map(len, data))
+    return [struct.pack(">I", length) + kind, *data, struct.pack(">I", crc)]
 
 
 def read_band(path: Path, band: int) -> Pixels:
@@ -111,17 +136,18 @@ def _unpack(path: Path, data: bytes, columns: int, is_first: bool) -> Pixels:
 
 def encode_preview(pixels: Pixels) -> tuple[bytes, int, int]:
     """A small JPEG of uint8 (rows, columns), with its width and height."""
-    scale = min(1.0, PREVIEW_SIDE_PX / max(pixels.shape))
-    width = max(1, round(pixels.shape[1] * scale))
-    height = max(1, round(pixels.shape[0] * scale))
-    small = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    # Whole cells: means over parts of pixels take seven times as long.
+    cell = -(-max(pixels.shape) // PREVIEW_SIDE_PX)
+    width, height = (max(1, side // cell) for side in reversed(pixels.shape))
+    whole = pixels[: height * cell, : width * cell]
+    small = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
     data = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1].tobytes()
     return data, width, height
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A picture in a temporary file, not yet durable."""
+    """A picture in a temporary file: its bytes are durable, its name is not."""
 
     temporary: Path
     body: ImageBody
@@ -142,29 +168,34 @@ class ImageFolder:
             folder.mkdir(parents=True, exist_ok=True)
         _sync_folder(directory)
 
-    def write(self, pixels: Pixels, band_rows: Sequence[int], keep: Sequence[str]) -> list[Written]:
-        """Encode and write what is kept of a plate to temporary files; any thread."""
-        written: list[Written] = []
+    def write(self, role: str, suffix: str, data: Sequence[bytes], size_px: Size) -> Written:
+        """Write a picture, its file's bytes in parts, to a temporary file; any thread. Raises
+        OSError, and then nothing is left of it, or `SyncFailed`."""
+        digest = hashlib.sha256()
+        for part in data:
+            digest.update(part)
+        sha256, (width, height) = digest.hexdigest(), size_px
+        temporary = self._temporary / uuid.uuid4().hex
         try:
-            if "evidence" in keep:
-                data = encode_png(pixels, band_rows)
-                height, width = pixels.shape
-                written.append(self._write("evidence", "png", data, width, height))
-            if "preview" in keep:
-                data, width, height = encode_preview(pixels)
-                written.append(self._write("preview", "jpg", data, width, height))
+            _write_durably(temporary, data)
         except OSError:
-            for item in written:
-                item.temporary.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
-        return written
+        body = ImageBody.model_validate(
+            {
+                "role": role,
+                "path": f"{sha256[:2]}/{sha256}.{suffix}",
+                "sha256": sha256,
+                "bytes": sum(map(len, data)),
+                "width_px": width,
+                "height_px": height,
+            }
+        )
+        return Written(temporary, body)
 
     def make_durable(self, written: Sequence[Written]) -> None:
-        """One sync for all, then their final names. An OSError means that nothing here may be
-        trusted: the process must end, a sync is never tried again."""
-        if not written:
-            return
-        _sync_filesystem(self.directory)
+        """Their final names. An OSError means that nothing here may be trusted: the process must
+        end, a sync is never tried again."""
         for item in written:
             item.temporary.rename(self.directory / item.body.path)
         for folder in {(self.directory / item.body.path).parent for item in written}:
@@ -195,35 +226,123 @@ class ImageFolder:
         for path in kept[:-_QUARANTINED]:
             path.unlink()
 
-    def _write(self, role: str, suffix: str, data: bytes, width: int, height: int) -> Written:
-        sha256 = hashlib.sha256(data).hexdigest()
-        temporary = self._temporary / uuid.uuid4().hex
+
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """What is recorded of a plate's pixels."""
+
+    pixels_sha256: str
+    """Of the pixels, scan line by scan line."""
+    written: tuple[Written, ...]
+
+
+class Draft:
+    """A plate's hash and pictures while it arrives: what can be done before its end is done then.
+
+    Any thread; what one thread is at, another waits for. A plate that is never finished leaves
+    nothing behind if it is discarded.
+    """
+
+    def __init__(self, folder: ImageFolder, pixels: Pixels, band_rows: int) -> None:
+        """`pixels` is uint8 (scan lines, scan line pixels) and fills while the plate arrives."""
+        self._folder = folder
+        self._pixels = pixels
+        self._band_rows = band_rows
+        self._lock = threading.Lock()
+        self._is_discarded = False
+        self._begin()
+
+    def advance(self, rows: int, keep: Collection[str], is_complete: bool) -> None:
+        """The first `rows` scan lines will not change any more; `is_complete`: they are all."""
+        with self._lock:
+            if self._is_discarded:
+                return
+            if is_complete:
+                self._complete(rows, keep)
+            else:
+                self._take_bands(rows, keep)
+
+    def finish(self, rows: int, keep: Collection[str]) -> Pictures:
+        """All of the plate's `rows` scan lines are there, and these pictures are kept of it.
+
+        Raises OSError if they cannot be written, and then nothing of them is left; `SyncFailed`.
+        """
+        with self._lock:
+            self._complete(rows, keep)
+            kept = tuple(self._written.pop(role) for role in _ROLES if role in keep)
+            self._remove_written()
+            return Pictures(self._digest.hexdigest(), kept)
+
+    def discard(self) -> None:
+        """No more is wanted of this plate."""
+        with self._lock:
+            self._is_discarded = True
+            self._remove_written()
+
+    def _begin(self) -> None:
+        self._digest = hashlib.sha256()
+        self._hashed = 0
+        self._png = BandedPng(self._pixels.shape[1])
+        self._rows: int | None = None
+        """Of a plate that is complete."""
+        self._written: dict[str, Written] = {}
+
+    def _take_bands(self, rows: int, keep: Collection[str]) -> None:
+        """Hash and encode the bands that end before scan line `rows`: none of them is the last."""
+        step = self._band_rows
+        while self._hashed + step < rows:
+            self._hash(self._hashed + step)
+        if "evidence" in keep and "evidence" not in self._written:
+            while self._png.rows + step < rows:
+                self._png.add(self._pixels[self._png.rows : self._png.rows + step])
+
+    def _hash(self, until: int) -> None:
+        self._digest.update(np.ascontiguousarray(self._pixels[self._hashed : until]).data)
+        self._hashed = until
+
+    def _complete(self, rows: int, keep: Collection[str]) -> None:
+        if self._rows not in (None, rows) or self._hashed > rows:
+            # Not the plate that was announced: nothing of that one may be recorded of this.
+            self._remove_written()
+            self._begin()
+        self._take_bands(rows, keep)
+        if self._rows is None:
+            self._hash(rows)
+        self._rows = rows
         try:
-            temporary.write_bytes(data)
+            self._write(rows, set(keep) - self._written.keys())
         except OSError:
-            temporary.unlink(missing_ok=True)
+            self._remove_written()
+            self._begin()
             raise
-        body = ImageBody.model_validate(
-            {
-                "role": role,
-                "path": f"{sha256[:2]}/{sha256}.{suffix}",
-                "sha256": sha256,
-                "bytes": len(data),
-                "width_px": width,
-                "height_px": height,
-            }
-        )
-        return Written(temporary, body)
+
+    def _write(self, rows: int, roles: Collection[str]) -> None:
+        pixels, folder = self._pixels[:rows], self._folder
+        if "evidence" in roles:
+            self._png.add(pixels[self._png.rows :], is_last=True)
+            size_px = (pixels.shape[1], rows)
+            self._written["evidence"] = folder.write("evidence", "png", self._png.file(), size_px)
+            self._png = BandedPng(pixels.shape[1])
+        if "preview" in roles:
+            data, width, height = encode_preview(pixels)
+            self._written["preview"] = folder.write("preview", "jpg", [data], (width, height))
+
+    def _remove_written(self) -> None:
+        for item in self._written.values():
+            item.temporary.unlink(missing_ok=True)
+        self._written.clear()
 
 
-def _sync_filesystem(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        if _LIBC.syncfs(descriptor) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), str(path))
-    finally:
-        os.close(descriptor)
+def _write_durably(path: Path, data: Sequence[bytes]) -> None:
+    """Raises OSError if there is no room, `SyncFailed`. Only this file is synced: a sync of the
+    whole file system would wait for whatever others write."""
+    with path.open("wb") as file:
+        file.writelines(data)
+        file.flush()
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise SyncFailed(f"{path}: {error.strerror}") from error
 
 
 def _sync_folder(path: Path) -> None:
@@ -232,6 +351,3 @@ def _sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-_LIBC = ctypes.CDLL(None, use_errno=True)

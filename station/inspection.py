@@ -72,6 +72,8 @@ def _plate_buffer(lines: int, scan_line_px: int) -> PlateBuffer:
     descriptor = os.memfd_create("vqi-plate", os.MFD_CLOEXEC)
     os.ftruncate(descriptor, lines * scan_line_px)
     memory = np.frombuffer(mmap.mmap(descriptor, lines * scan_line_px), np.uint8)
+    # Now, not when the first plates come: the kernel gives memory when it is touched.
+    memory[:] = 0
     return PlateBuffer(descriptor, memory.reshape(lines, scan_line_px))
 
 
@@ -104,7 +106,7 @@ class PlateWork:
 class _Job:
     work: PlateWork
     row: TileRow
-    chunks: tuple[slice, ...]
+    chunk: slice
     counts_unlit: bool
 
 
@@ -150,15 +152,13 @@ class Inspector:
             thread.start()
 
     def score(self, work: PlateWork, row: TileRow) -> None:
-        """Queue a tile row, divided among the threads along chunk boundaries."""
+        """Queue a tile row chunk by chunk: a thread that is held up holds up no more than one."""
         chunks = row.chunks()
-        share = -(-len(chunks) // len(self._threads))
-        parts = [tuple(chunks[i : i + share]) for i in range(0, len(chunks), share)]
         with work.lock:
             work.tiles_expected += len(row.columns)
-            work.jobs += len(parts)
-        for place, part in enumerate(parts):
-            self._jobs.put(_Job(work, row, part, counts_unlit=place == 0))
+            work.jobs += len(chunks)
+        for place, chunk in enumerate(chunks):
+            self._jobs.put(_Job(work, row, chunk, counts_unlit=place == 0))
 
     def close(self, work: PlateWork) -> None:
         """No more tile rows of this plate will come."""
@@ -199,11 +199,9 @@ class Inspector:
     ) -> None:
         work = job.work
         try:
-            scores = self._scores(job, session, block, batch)
+            self._add(work, self._scores(job, session, block, batch))
         except Exception as error:  # noqa: BLE001  a failing classifier makes the plate UNDECIDED
-            scores = []
             work.problem, work.detail = Reason.MODEL, f"{type(error).__name__}: {error}"
-        self._add(work, scores)
         if job.counts_unlit:
             _count_unlit(work, job.row, self._geometry)
         with work.lock:
@@ -215,19 +213,14 @@ class Inspector:
     def _scores(
         self, job: _Job, session: int, block: NDArray[np.uint8], batch: NDArray[np.uint8]
     ) -> list[TileScore]:
-        row, pixels = job.row, job.work.plate.pixels
+        row, chunk, pixels = job.row, job.chunk, job.work.plate.pixels
         assert pixels is not None
-        found: list[TileScore] = []
-        for chunk in job.chunks:
-            count = cut_tiles(self._geometry, pixels, row, chunk, block, batch)
-            scores = self._classifier.scores(batch[:count], session).tolist()
-            found += [
-                TileScore(column, row.index, x, row.y_px, score)
-                for column, x, score in zip(
-                    row.columns[chunk], row.x_px[chunk], scores, strict=True
-                )
-            ]
-        return found
+        count = cut_tiles(self._geometry, pixels, row, chunk, block, batch)
+        scores = self._classifier.scores(batch[:count], session).tolist()
+        return [
+            TileScore(column, row.index, x, row.y_px, score)
+            for column, x, score in zip(row.columns[chunk], row.x_px[chunk], scores, strict=True)
+        ]
 
     def _add(self, work: PlateWork, scores: list[TileScore]) -> None:
         fails = any(is_failing(tile.score, self._threshold) for tile in scores)

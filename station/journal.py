@@ -1,15 +1,14 @@
 """The journal process: the only writer of the log. Rows and pictures in, one chain out.
 
-Everything that waits is committed at once, immediately when idle. Pictures are encoded on threads
-and durable before the row that names them. A failed sync or commit ends the process: what it has
-not acknowledged is sent again to its successor.
+Everything that waits is committed at once, immediately when idle. Pictures are encoded on threads,
+beginning while their plate arrives, and durable before the row that names them. A failed sync or
+commit ends the process: what it has not acknowledged is sent again to its successor.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import logging
 import mmap
@@ -27,11 +26,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
+import cv2
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from station.config import EX_CONFIG, Configuration
-from station.images import ImageFolder, Pixels, Written
+from station.images import Draft, ImageFolder, Pictures, Pixels, SyncFailed
 from station.ipc import Channel, Json, Listener, NotAMessage, PacketTooLarge, PeerGone, connect
 from station.lock import take_lock
 from station.qms import (
@@ -103,6 +103,20 @@ class JournalClient:
         BlockingIOError if the journal is behind."""
         return self._send(rows, pixels, descriptor, timeout_s=0)
 
+    def send_arriving(
+        self, result_id: str, pixels: Json, descriptor: int, is_complete: bool
+    ) -> None:
+        """Say which scan lines of a plate will not change any more, and what would be kept of it
+        now: its pictures are begun. It is sent once more with the result, so it may be lost."""
+        message = {
+            "op": "arriving",
+            "result_id": result_id,
+            "pixels": pixels,
+            "is_complete": is_complete,
+        }
+        with contextlib.suppress(BlockingIOError):
+            self._connected.send(message, (descriptor,), timeout_s=0)
+
     def send_tick(self, number: int) -> None:
         """Ask whether a row would be written now; a journal that is behind gets no ticks."""
         with contextlib.suppress(BlockingIOError):
@@ -173,7 +187,7 @@ def serve(configuration: Configuration) -> int:
         return EX_CONFIG
     try:
         return _Journal(configuration).run()
-    except (StoreError, OSError) as error:
+    except (StoreError, SyncFailed, OSError) as error:
         _LOG.error("%s: cannot write: %s", directory, error)
         return 1
     finally:
@@ -187,10 +201,18 @@ class _Waiting:
     client: Channel
     number: int
     rows: list[Body]
-    encoded: Future[tuple[str, list[Written]]] | None
+    encoded: Future[Pictures] | None
     since: float
     pictures: Json = field(default_factory=dict)
     """What this process filled into the result's row."""
+
+    def fill_in(self, made: Pictures) -> None:
+        images = tuple(picture.body for picture in made.written)
+        self.rows = [_with_pictures(row, made.pixels_sha256, images) for row in self.rows]
+        self.pictures = {
+            "pixels_sha256": made.pixels_sha256,
+            "images": [image.model_dump() for image in images],
+        }
 
 
 class _Journal:
@@ -210,11 +232,16 @@ class _Journal:
         self._encoders = ThreadPoolExecutor(_ENCODERS, "encode")
         self._waiting: deque[_Waiting] = deque()
         self._clients: set[Channel] = set()
+        self._drafts: dict[tuple[Channel, str], Draft] = {}
+        """Pictures of plates that arrive."""
+        self._sync_failure: SyncFailed | None = None
         self._is_stopping = False
         self._snapshot_due = time.monotonic()
         self._snapshot: threading.Thread | None = None
 
     def run(self) -> int:
+        # A thread of its own spins while it waits, on the cores that the tiles need.
+        cv2.setNumThreads(1)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         notify("READY=1")
@@ -227,6 +254,8 @@ class _Journal:
                 # Bounded: nothing more is taken until a picture is encoded.
                 select.select([self._wake], [], [], 0.25)
                 self._on_wake()
+            if self._sync_failure is not None:
+                raise self._sync_failure
             self._commit()
             self._renew_snapshot()
             if time.monotonic() - heartbeat > 0.25 and not self._is_stuck():
@@ -269,6 +298,8 @@ class _Journal:
             self._clients.discard(client)
             self._selector.unregister(client)
             client.close()
+            for key in [key for key in self._drafts if key[0] is client]:
+                self._encoders.submit(self._drafts.pop(key).discard)
 
     def _serve(self, client: Channel) -> None:
         """Take what this client has sent, but no more than is bounded."""
@@ -285,7 +316,7 @@ class _Journal:
                 continue
             try:
                 self._handle(client, packet.body, packet.descriptors)
-            except (KeyError, TypeError, ValueError) as error:
+            except (LookupError, TypeError, ValueError) as error:
                 _LOG.warning("a client sent nonsense and was dropped: %r", error)
                 self._drop(client)
             finally:
@@ -299,6 +330,8 @@ class _Journal:
                 self._tick(client, body)
             case "submit":
                 self._submit(client, body, descriptors)
+            case "arriving":
+                self._begin_pictures(client, body, descriptors)
             case other:
                 self._answer(client, {"ok": False, "error": f"unknown operation {other!r}"})
 
@@ -363,25 +396,46 @@ class _Journal:
             return
         try:
             rows: list[Body] = [_BODIES.validate_python(row) for row in body["rows"]]
-            pixels = body.get("pixels")
-            view = _map_pixels(descriptors[0], pixels) if pixels and descriptors else None
-        except (ValidationError, KeyError, ValueError, TypeError) as error:
+            wanted = body.get("pixels") if descriptors else None
+            draft = self._draft(client, rows[0], wanted, descriptors[0]) if wanted else None
+        except (ValidationError, LookupError, ValueError, TypeError) as error:
             reason = str(error).replace("\n", " ")
             self._answer(client, {"ok": False, "id": body.get("id"), "error": reason})
             return
         encoded = None
-        if view is not None and pixels is not None:
-            encoded = self._encoders.submit(self._encode, view, pixels)
+        if draft is not None and wanted is not None:
+            encoded = self._encoders.submit(draft.finish, wanted["rows"], wanted["keep"])
             encoded.add_done_callback(lambda _: os.eventfd_write(self._wake, 1))
         self._waiting.append(_Waiting(client, body["id"], rows, encoded, time.monotonic()))
+
+    def _draft(self, client: Channel, row: Body, wanted: Json, descriptor: int) -> Draft:
+        """The pictures that were begun when the plate arrived, or a new beginning."""
+        memory = _map_pixels(descriptor, wanted)
+        begun = self._drafts.pop((client, getattr(row, "result_id", "")), None)
+        return begun or Draft(self._images, memory, wanted["band_rows"])
+
+    def _begin_pictures(self, client: Channel, body: Json, descriptors: tuple[int, ...]) -> None:
+        """Do what can be done of a plate's pictures before its result is known. Nothing depends on
+        it: what finds no room here is done, and answered for, when the result comes."""
+        key, wanted = (client, str(body["result_id"])), body["pixels"]
+        memory = _map_pixels(descriptors[0], wanted)
+        if key not in self._drafts:
+            if self._refusal() or len(self._drafts) >= _MAX_WAITING:
+                return
+            self._drafts[key] = Draft(self._images, memory, wanted["band_rows"])
+        advance = self._drafts[key].advance
+        begun = self._encoders.submit(advance, wanted["rows"], wanted["keep"], body["is_complete"])
+        begun.add_done_callback(self._on_begun)
+
+    def _on_begun(self, begun: Future[None]) -> None:
+        problem = begun.exception()
+        if isinstance(problem, SyncFailed):
+            self._sync_failure = problem
+            os.eventfd_write(self._wake, 1)
 
     def _refuse(self, client: Channel, number: int, error: str) -> None:
         """Nothing was written; the client keeps the rows and sends them again."""
         self._answer(client, {"ok": False, "id": number, "error": error, "is_full": True})
-
-    def _encode(self, pixels: Pixels, wanted: Json) -> tuple[str, list[Written]]:
-        sha256 = hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()
-        return sha256, self._images.write(pixels, wanted["band_rows"], wanted["keep"])
 
     def _commit_all(self) -> None:
         """Commit everything that waits, pictures too."""
@@ -399,28 +453,24 @@ class _Journal:
             ready.append(self._waiting.popleft())
         if not ready:
             return
-        accepted: list[_Waiting] = []
-        written: list[Written] = []
-        for item in ready:
-            if item.encoded is not None:
-                problem = item.encoded.exception()
-                if isinstance(problem, OSError) and problem.errno in _DISK_FULL:
-                    self._refuse(item.client, item.number, f"{problem.strerror}; free some space")
-                    continue
-                sha256, pictures = item.encoded.result()
-                written += pictures
-                images = tuple(picture.body for picture in pictures)
-                item.rows = [_with_pictures(row, sha256, images) for row in item.rows]
-                item.pictures = {
-                    "pixels_sha256": sha256,
-                    "images": [image.model_dump() for image in images],
-                }
-            accepted.append(item)
+        accepted = [item for item in ready if self._has_room(item)]
+        made = [item.encoded.result() for item in accepted if item.encoded is not None]
         try:
-            self._images.make_durable(written)
+            self._images.make_durable([item for pictures in made for item in pictures.written])
         except OSError as error:
             raise StoreError(f"{self._images.directory}: {error.strerror}") from error
+        for item in accepted:
+            if item.encoded is not None:
+                item.fill_in(item.encoded.result())
         self._append(accepted)
+
+    def _has_room(self, item: _Waiting) -> bool:
+        """False if the disk had no room for its pictures: it is refused."""
+        problem = item.encoded.exception() if item.encoded is not None else None
+        if not isinstance(problem, OSError) or problem.errno not in _DISK_FULL:
+            return True
+        self._refuse(item.client, item.number, f"{problem.strerror}; free some space")
+        return False
 
     def _append(self, items: list[_Waiting]) -> None:
         """One transaction for all; one by one if a row contradicts the log."""
@@ -502,17 +552,16 @@ class _Journal:
 
 
 def _map_pixels(descriptor: int, wanted: Json) -> Pixels:
-    """The plate's pixels in the station's memory, uint8 (rows, width). Raises ValueError."""
-    rows, width, stride = int(wanted["rows"]), int(wanted["width"]), int(wanted["stride"])
-    offset = int(wanted["offset"])
+    """A plate's buffer in the station's memory, uint8 (scan lines, width). Raises ValueError if
+    what is wanted of it does not lie in it."""
+    rows, width, band_rows = (int(wanted[key]) for key in ("rows", "width", "band_rows"))
     size = os.fstat(descriptor).st_size
-    if min(rows, width) < 1 or stride < width or offset + rows * stride > size:
+    if min(rows, width, band_rows) < 1 or rows * width > size:
         raise ValueError(f"pixels {json.dumps(wanted)[:200]} do not lie in {size} bytes")
+    if not {"evidence", "preview"}.issuperset(wanted["keep"]):
+        raise ValueError(f"there are no such pictures: {json.dumps(wanted)[:200]}")
     memory = np.frombuffer(mmap.mmap(descriptor, size, prot=mmap.PROT_READ), np.uint8)
-    if not {"evidence", "preview"}.issuperset(wanted["keep"]) or sum(wanted["band_rows"]) != rows:
-        raise ValueError(f"pictures {json.dumps(wanted)[:200]} cannot be made of {rows} rows")
-    view: Pixels = memory[offset : offset + rows * stride].reshape(rows, stride)[:, :width]
-    return view
+    return memory[: size // width * width].reshape(-1, width)
 
 
 def _with_pictures(row: Body, sha256: str, images: tuple[ImageBody, ...]) -> Body:

@@ -86,6 +86,10 @@ class Outbox:
             raise OutboxError(f"the journal has not answered {_MAX_WAITING} rows")
         self._send()
 
+    def arriving(self, result_id: str, pixels: Json, descriptor: int, is_complete: bool) -> None:
+        """Let the journal begin a plate's pictures; not kept: the result says it all again."""
+        self._do(lambda journal: journal.send_arriving(result_id, pixels, descriptor, is_complete))
+
     def tick(self, number: int) -> None:
         """Ask whether a row would be written now."""
         self._do(lambda journal: journal.send_tick(number))

@@ -9,7 +9,6 @@ none of them ever enters a score.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -110,8 +109,12 @@ def _widest(values: Rows, reach: int, pick: np.ufunc) -> Rows:
     end = np.iinfo(np.int32).max if pick is np.maximum else 0
     padded = np.full(len(values) + 2 * reach, end, np.int32)
     padded[reach : reach + len(values)] = values
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
-    result: Rows = pick.reduce(windows, axis=1)
+    # Windows of twice the size, and in the end those that the last two of them overlap to.
+    size = 1
+    while 2 * size <= 2 * reach + 1:
+        padded, size = pick(padded[:-size], padded[size:]), 2 * size
+    rest = 2 * reach + 1 - size
+    result: Rows = pick(padded[: len(values)], padded[rest:])
     return result
 
 
@@ -152,15 +155,21 @@ def tile_row(geometry: Geometry, index: int, left: Rows, right: Rows) -> TileRow
     columns = _columns_of(geometry, left[lines][is_region], right[lines][is_region])
     if not columns:
         return None
-    padding = (0, TILE_PX - len(is_region))
     return TileRow(
         index=index,
         y_px=y,
         columns=columns,
         x_px=tuple(geometry.lane_left_px + column * geometry.step_px for column in columns),
-        left=np.pad(left[lines], padding, constant_values=OUTSIDE),
-        right=np.pad(right[lines], padding, constant_values=OUTSIDE),
+        left=_whole_tile(left[lines]),
+        right=_whole_tile(right[lines]),
     )
+
+
+def _whole_tile(lines: Rows) -> Rows:
+    """224 scan lines, OUTSIDE where the plate has ended before."""
+    whole = np.full(TILE_PX, OUTSIDE, np.int32)
+    whole[: len(lines)] = lines
+    return whole
 
 
 def _columns_of(geometry: Geometry, left: Rows, right: Rows) -> tuple[int, ...]:
@@ -203,28 +212,34 @@ def _pad_block(
     available = min(width, pixels.shape[1] - start)
     lines = min(TILE_PX, pixels.shape[0] - row.y_px)
     block[:lines, :available] = pixels[row.y_px : row.y_px + lines, start : start + available]
-    left, right, is_region = row.left - start, row.right - start, row.left != OUTSIDE
-    # Most blocks lie wholly inside the region: only the others' scan lines are visited.
-    for y in np.flatnonzero(is_region & ((left > 0) | (right < width))).tolist():
-        line, first, end = block[y], int(left[y]), int(right[y])
-        # A region that lies wholly beside this block still gives its nearest pixel.
-        if first >= available or end <= 0:
-            nearest = first if first >= available else end - 1
-            line[:] = pixels[row.y_px + y, start + nearest]
-            continue
-        if first > 0:
-            line[:first] = line[first]
-        if end < width:
-            line[end:] = line[end - 1]
-    for y, source in _lines_to_complete(is_region):
-        block[y] = block[source]
+    _pad_sides(pixels, row, start, block)
+    _complete_lines(row.left != OUTSIDE, block)
 
 
-def _lines_to_complete(is_region: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """Scan lines without region, each with the nearest one before it that has, else the first."""
+def _pad_sides(
+    pixels: NDArray[np.uint8], row: TileRow, start: int, block: NDArray[np.uint8]
+) -> None:
+    """Left and right of the region, each scan line repeats the region's nearest pixel; also where
+    the region lies wholly beside the block."""
+    width = block.shape[1]
+    inside = np.flatnonzero(row.left != OUTSIDE)
+    left, right = row.left[inside] - start, row.right[inside] - start
+    at_left, at_right = min(width, int(left.max())), max(0, int(right.min()))
+    columns = np.arange(width, dtype=np.int32)
+    if at_left > 0:
+        nearest = pixels[row.y_px + inside, row.left[inside]]
+        is_beside = columns[:at_left] < left[:, None]
+        block[inside, :at_left] = np.where(is_beside, nearest[:, None], block[inside, :at_left])
+    if at_right < width:
+        nearest = pixels[row.y_px + inside, row.right[inside] - 1]
+        is_beside = columns[at_right:] >= right[:, None]
+        block[inside, at_right:] = np.where(is_beside, nearest[:, None], block[inside, at_right:])
+
+
+def _complete_lines(is_region: NDArray[np.bool_], block: NDArray[np.uint8]) -> None:
+    """A scan line without region repeats the nearest one before it that has, else the first."""
     if is_region.all():
         return
-    inside = np.flatnonzero(is_region)
-    for y in np.flatnonzero(~is_region):
-        before = inside[inside < y]
-        yield int(y), int(before[-1] if len(before) else inside[0])
+    source = np.maximum.accumulate(np.where(is_region, np.arange(len(block)), -1))
+    source[source < 0] = np.flatnonzero(is_region)[0]
+    block[~is_region] = block[source[~is_region]]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from station_rig import Rig, start_vqi, vqi, wait_until
@@ -61,14 +62,7 @@ def plate_memory(rows: int = 120, width: int = 200) -> tuple[int, np.ndarray, Js
     os.ftruncate(descriptor, rows * width)
     pixels = np.frombuffer(mmap.mmap(descriptor, rows * width), np.uint8).reshape(rows, width)
     pixels[:] = np.random.default_rng(0).integers(0, 256, (rows, width), np.uint8)
-    wanted = {
-        "offset": 0,
-        "stride": width,
-        "width": width,
-        "rows": rows,
-        "band_rows": [100, 20],
-        "keep": ["evidence", "preview"],
-    }
+    wanted = {"width": width, "rows": rows, "band_rows": 100, "keep": ["evidence", "preview"]}
     return descriptor, pixels, wanted
 
 
@@ -90,6 +84,74 @@ def test_a_plate_becomes_a_row_and_pictures_that_match(rig: Rig, client: Journal
     (rig.journal / "images" / row["images"][0]["path"]).write_bytes(b"swapped")
     with Reader(rig.journal) as reader:
         assert len(verify(reader).findings) == 1
+
+
+def incoming(rig: Rig) -> list[Path]:
+    return list((rig.journal / "images" / "incoming").iterdir())
+
+
+def test_pictures_begin_while_the_plate_arrives(rig: Rig, client: JournalClient) -> None:
+    descriptor, pixels, wanted = plate_memory(rows=250)
+    name = opened(1).result_id
+    pixels[120:] = 0  # not there yet, and not looked at
+    client.send_arriving(name, wanted | {"rows": 120}, descriptor, is_complete=False)
+    client.hello()
+    pixels[120:] = 7
+    client.send_arriving(name, wanted, descriptor, is_complete=True)
+    wait_until(lambda: len(incoming(rig)) == 2, 5.0, "pictures before the result")
+    answer = client.submit([result(1, Verdict.FAIL)], wanted, descriptor)
+    assert answer["pictures"]["pixels_sha256"] == hashlib.sha256(pixels.tobytes()).hexdigest()
+    assert incoming(rig) == []
+    whole = rig.journal / "images" / answer["pictures"]["images"][0]["path"]
+    assert np.array_equal(cv2.imread(str(whole), cv2.IMREAD_UNCHANGED), pixels)
+    with Reader(rig.journal) as reader:
+        assert verify(reader).findings == []
+
+
+def test_pictures_without_a_result_go_with_their_client(rig: Rig, client: JournalClient) -> None:
+    descriptor, _, wanted = plate_memory()
+    for number in range(3):
+        client.send_arriving(f"s-{number}", wanted, descriptor, is_complete=True)
+    wait_until(lambda: len(incoming(rig)) == 6, 5.0, "pictures")
+    client.close()
+    wait_until(lambda: incoming(rig) == [], 5.0, "an empty folder")
+
+
+def test_pictures_begun_in_another_life_are_made_anew(rig: Rig) -> None:
+    descriptor, pixels, wanted = plate_memory()
+    process = start(rig)
+    client = connect(rig)
+    client.send_arriving(result(1).result_id, wanted, descriptor, is_complete=True)
+    wait_until(lambda: len(incoming(rig)) == 2, 5.0, "pictures")
+    process.kill()
+    process.wait()
+    client.close()
+    process = start(rig)
+    try:
+        with contextlib.closing(connect(rig)) as client:
+            answer = client.submit([result(1, Verdict.FAIL)], wanted, descriptor)
+        assert answer["pictures"]["pixels_sha256"] == hashlib.sha256(pixels.tobytes()).hexdigest()
+        assert len(answer["pictures"]["images"]) == 2
+        assert len(list((rig.journal / "images" / "quarantine").iterdir())) == 2
+    finally:
+        process.terminate()
+        assert process.wait(20.0) == 0
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rows": 121}, {"rows": 0}, {"width": 0}, {"band_rows": 0}, {"keep": ["film"]}]
+)
+def test_pixels_that_are_not_there_are_refused(
+    rig: Rig, client: JournalClient, wrong: Json
+) -> None:
+    descriptor, _, wanted = plate_memory()
+    answer = client.submit([result(1)], wanted | wrong, descriptor)
+    assert not answer["ok"]
+    client.send_arriving("s-2", wanted | wrong, descriptor, is_complete=False)
+    with pytest.raises(PeerGone):
+        client.hello()
+    with contextlib.closing(connect(rig)) as other:
+        assert other.submit([result(1)], wanted, descriptor)["ok"]
 
 
 def test_a_score_that_is_no_number_is_written_like_any_other(
@@ -189,7 +251,6 @@ def test_a_stop_writes_what_waits_and_publishes(
     rig: Rig, process: subprocess.Popen[bytes], client: JournalClient
 ) -> None:
     descriptor, _, wanted = plate_memory(600, 800)
-    wanted["band_rows"] = [600]
     for number in range(1, 9):
         client.send_submit([result(number)], wanted, descriptor)
     time.sleep(0.05)

@@ -268,6 +268,7 @@ class _Work:
         """Train all parts, one to a core; on a CUDA device one after the other."""
         batches = sum(p.fit.stop_after * -(-len(p.seen) // p.fit.recipe.batch) for p in parts)
         self._progress.begin(batches, what)
+        torch.set_num_threads(1)  # as in a process of its own: the same sums in the same order
         is_short = batches < _WORTH_PROCESSES
         if training_device().type == "cuda" or is_short or _cores() == 1:
             return [self._run(part, self._progress.advance) for part in parts]

@@ -127,7 +127,7 @@ def predict(network: nn.Module, tiles: NDArray[np.uint8], batch: int = 32) -> ND
 
 
 def load_weights(network: nn.Module, path: Path) -> nn.Module:
-    """Begin with the weights in a file; what the network shapes otherwise stays as it is.
+    """Begin with the weights in a file; the front end, and what has other shapes, stay as they are.
 
     Raises `DataError` if nothing in the file fits the network.
     """
@@ -136,7 +136,7 @@ def load_weights(network: nn.Module, path: Path) -> nn.Module:
     fitting = {
         name: value
         for name, value in weights.items()
-        if name in own and own[name].shape == value.shape
+        if name in own and own[name].shape == value.shape and not name.startswith("front_end.")
     }
     if len(fitting) < len(own) / 2:
         raise DataError(f"{path}: the weights of another network")

@@ -8,14 +8,19 @@ cross-validation and written on the card.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 TILE_PX = 224
-LOCAL_PX = 32
+COARSE_PX = 32
 """Side of the cells whose mean is the local brightness: several dots of a lattice, and larger than
 a defect, which would else take part in what it is compared with."""
+FINE_PX = 8
+"""The same where thin marks lie on blobs of light: these are taken away, the marks stay."""
 
 
 class RawLevels(nn.Module):
@@ -41,24 +46,22 @@ class LocalContrast(nn.Module):
         "bilinear interpolation of contrast_gain / (m + dark_level), m = means of local_px cells"
     )
 
-    def __init__(self) -> None:
+    def __init__(self, local_px: int, contrast_gain: float) -> None:
+        """`contrast_gain` brings the relative contrast to about unit spread."""
         super().__init__()
         self.constants = {
-            "local_px": float(LOCAL_PX),
+            "local_px": float(local_px),
             # Keeps a dark tile's noise from being blown up, in 8-bit levels.
             "dark_level": 16.0,
-            # Brings the relative contrast of dot lattices to about unit spread.
-            "contrast_gain": 4.0,
+            "contrast_gain": contrast_gain,
         }
-        cells = TILE_PX // LOCAL_PX
-        self.register_buffer("average", torch.eye(cells).repeat_interleave(LOCAL_PX, 1) / LOCAL_PX)
-        self.register_buffer("expand", _bilinear_matrix(cells, LOCAL_PX))
+        cells = TILE_PX // local_px
+        self.register_buffer("expand", _bilinear_matrix(cells, local_px))
 
     def forward(self, tiles: Tensor) -> Tensor:
         dark, gain = self.constants["dark_level"], self.constants["contrast_gain"]
         levels = tiles.float()
-        # As matrix products: ONNX Runtime's average pooling takes longer than the stem.
-        cells = self.average @ levels @ self.average.T
+        cells = F.avg_pool2d(levels, int(self.constants["local_px"]))
         relative = self.expand @ (gain / (cells + dark)) @ self.expand.T
         return (levels + dark) * relative - gain
 
@@ -70,7 +73,8 @@ def _bilinear_matrix(cells: int, factor: int) -> Tensor:
     return F.interpolate(eye, size=size, mode="bilinear", align_corners=False)[0, 0]
 
 
-FRONT_ENDS: dict[str, type[RawLevels] | type[LocalContrast]] = {
+FRONT_ENDS: dict[str, Callable[[], RawLevels | LocalContrast]] = {
     "raw": RawLevels,
-    "contrast": LocalContrast,
+    "contrast": partial(LocalContrast, COARSE_PX, 4.0),
+    "fine": partial(LocalContrast, FINE_PX, 16.0),
 }

@@ -67,11 +67,11 @@ _SCORE_LIMIT = 1e-6
 
 RECIPES = (
     TrainingRecipe("contrast, pre-trained", "contrast", is_pretrained=True, learning_rate=1e-3),
+    TrainingRecipe("fine, pre-trained", "fine", is_pretrained=True, learning_rate=1e-3),
     TrainingRecipe("raw, pre-trained", "raw", is_pretrained=True, learning_rate=1e-3),
     TrainingRecipe("contrast, from nothing", "contrast", is_pretrained=False),
-    TrainingRecipe("raw, from nothing", "raw", is_pretrained=False),
 )
-"""What our network chooses from, on all folds."""
+"""What our network chooses from, on all folds. Raw levels from nothing were never the best."""
 BASELINE_RECIPES = (
     TrainingRecipe("contrast, 2e-3", "contrast", is_pretrained=False),
     TrainingRecipe("contrast, 5e-4", "contrast", is_pretrained=False, learning_rate=5e-4),

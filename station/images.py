@@ -249,13 +249,14 @@ class Draft:
         self._pixels = pixels
         self._band_rows = band_rows
         self._lock = threading.Lock()
-        self._is_discarded = False
+        self._is_over = False
+        """What was asked for before and comes to run only now is not begun any more."""
         self._begin()
 
     def advance(self, rows: int, keep: Collection[str], is_complete: bool) -> None:
         """The first `rows` scan lines will not change any more; `is_complete`: they are all."""
         with self._lock:
-            if self._is_discarded:
+            if self._is_over:
                 return
             if is_complete:
                 self._complete(rows, keep)
@@ -268,6 +269,7 @@ class Draft:
         Raises OSError if they cannot be written, and then nothing of them is left; `SyncFailed`.
         """
         with self._lock:
+            self._is_over = True
             self._complete(rows, keep)
             kept = tuple(self._written.pop(role) for role in _ROLES if role in keep)
             self._remove_written()
@@ -276,7 +278,7 @@ class Draft:
     def discard(self) -> None:
         """No more is wanted of this plate."""
         with self._lock:
-            self._is_discarded = True
+            self._is_over = True
             self._remove_written()
 
     def _begin(self) -> None:

@@ -129,6 +129,14 @@ def test_a_plate_that_never_came_to_a_result_leaves_nothing(tmp_path: Path) -> N
     assert list((tmp_path / "incoming").iterdir()) == []
 
 
+def test_what_was_asked_for_before_the_result_is_not_begun_after_it(tmp_path: Path) -> None:
+    folder = ImageFolder(tmp_path)
+    draft = Draft(folder, noise(80), 16)
+    folder.make_durable(draft.finish(70, BOTH).written)
+    draft.advance(70, BOTH, is_complete=True)
+    assert list((tmp_path / "incoming").iterdir()) == []
+
+
 def test_pictures_that_found_no_room_are_made_once_there_is_some(tmp_path: Path) -> None:
     pixels, folder = noise(80), ImageFolder(tmp_path)
     draft = Draft(folder, pixels, 16)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from station_rig import Rig, start_vqi
+from test_journal import plate_memory
 from test_qms import acted, opened, result
 
 from station.ipc import Json
@@ -125,6 +126,33 @@ def test_ticks_are_answered_and_a_hung_journal_answers_none(rig: Rig, desk: Desk
     finally:
         process.kill()
         process.wait()
+
+
+def test_pictures_begun_are_lost_with_the_journal_and_come_with_the_result(
+    rig: Rig, desk: Desk
+) -> None:
+    descriptor, _, wanted = plate_memory()
+    process = start(rig)
+    desk.outbox.open(15.0)
+    process.send_signal(signal.SIGSTOP)
+    for _ in range(2000):
+        desk.outbox.arriving(result_id("s", 1), wanted, descriptor, is_complete=True)
+    assert desk.outbox.is_empty  # nothing waits, however full the socket is
+    process.kill()
+    process.wait()
+    desk.turn(0.1)
+    desk.outbox.arriving(result_id("s", 1), wanted, descriptor, is_complete=True)
+    answers: list[Json] = []
+    desk.outbox.submit([result(1)], wanted, descriptor, done=answers.append)
+    process = start(rig)
+    try:
+        desk.turn(20.0)
+        assert [len(answer["pictures"]["images"]) for answer in answers] == [2]
+        with Reader(rig.journal) as reader:
+            assert verify(reader).findings == []
+    finally:
+        process.terminate()
+        process.wait(20.0)
 
 
 def test_a_journal_that_stays_silent_ends_the_station(rig: Rig, desk: Desk) -> None:

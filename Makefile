@@ -25,17 +25,17 @@ test: $(TEST_STAMP)
 peers: $(TEST_STAMP)
 	$(VENV)/bin/pip install -q -e .[plant,edge]
 
-# The shipped model once more, from nothing, under ./var/weights: about an hour on one core. First
-# plain defects, from which a network learns to begin; then defects down to the belt's own.
+# A model like the shipped one, of the present network, from nothing, under ./var/weights: hours on
+# one core. First plain defects, from which a network learns to begin; then defects down to the
+# belt's own, and plates of any make.
+MODEL = OMP_NUM_THREADS=1 $(abspath $(VENV))/bin/vqi model
 weights: $(TEST_STAMP)
 	mkdir -p var/weights
-	cd var/weights && for command in \
-	  "synthesize --out plain --plates 240 --seed 11 --contrast 2.0 4.0" \
-	  "train --data plain --out run-plain --epochs 5 --seed 1" \
-	  "synthesize --out tiles --plates 1200 --seed 1" \
-	  "train --data tiles --out run-tiles --epochs 12 --seed 1 --init run-plain" \
-	  "export --run run-tiles --data tiles --out out/lightdefectnet-v1 --plates 1200 --seed 1000" \
-	; do OMP_NUM_THREADS=1 $(abspath $(VENV))/bin/vqi model $$command || exit 1; done
+	cd var/weights && $(MODEL) synthesize --out plain --plates 240 --seed 11 --contrast 2.0 4.0
+	cd var/weights && $(MODEL) train --data plain --out run-plain --seeds 1 --epochs 5 --recipe "contrast, from nothing"
+	cd var/weights && $(MODEL) synthesize --out tiles --plates 1200 --scenes 2800 --seed 1
+	cd var/weights && $(MODEL) train --data tiles --out run-tiles --seeds 1 --epochs 12 --recipe "contrast, pre-trained" --init run-plain
+	cd var/weights && $(MODEL) export --run run-tiles --data tiles --out out/lightdefectnet --plates 1200 --seed 1000
 
 # Every network on every data set under DATA, and one table: many hours, goes on after a kill.
 DATA ?= ../shared/data

@@ -50,7 +50,8 @@ class Runner(Protocol):
     """One thread's way through the graph."""
 
     def run(self, tiles: Tiles) -> Probabilities:
-        """Probabilities float32 (n, 2) of at most CHUNK_TILES tiles uint8 (n, 1, 224, 224)."""
+        """Probabilities float32 (n, 2) of tiles uint8 (n, 1, 224, 224): in fp32 of any number, in
+        other precisions of at most CHUNK_TILES."""
 
 
 class PrecisionUnavailable(ModelError):

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from models.agreement import auroc as auroc
+
 Labels = NDArray[np.int64]
 Scores = NDArray[np.float32]
 Indices = NDArray[np.int64]
@@ -112,26 +114,6 @@ def error_rates(
     bad, good = labels == 1, labels == 0
     wanted = {"escape_rate": (~calls, bad), "false_reject_rate": (calls, good)}
     return {name: judge.rate(hits, of) for name, (hits, of) in wanted.items() if of.any()}
-
-
-def auroc(labels: Labels, scores: Scores) -> float:
-    """Probability that a defective sample scores above a good one; ties count half."""
-    positives = int(labels.sum())
-    negatives = len(labels) - positives
-    ranks = stats.rankdata(scores)
-    above = float(ranks[labels == 1].sum()) - positives * (positives + 1) / 2
-    return above / (positives * negatives)
-
-
-def best_threshold(labels: Labels, scores: Scores) -> float:
-    """The threshold with the least mean of escape and false-reject rate, in the middle of the gap
-    between the scores beside it."""
-    ordered = np.unique(scores)
-    between = (ordered[1:] + ordered[:-1]) / 2 if len(ordered) > 1 else ordered
-    bad, good = np.sort(scores[labels == 1]), np.sort(scores[labels == 0])
-    escapes = np.searchsorted(bad, between, side="right") / len(bad)
-    rejects = 1 - np.searchsorted(good, between, side="right") / len(good)
-    return float(between[int(np.argmin(escapes + rejects))])
 
 
 def clopper_pearson(hits: int, samples: int) -> tuple[float, float]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -80,10 +80,6 @@ class _State:
     held_scores: list[Tensor] = field(default_factory=list)
 
 
-class Orphaned(Exception):
-    """The process that wanted this training is gone."""
-
-
 def run_fit(
     fit: Fit,
     samples: Sequence[Sample],
@@ -99,6 +95,8 @@ def run_fit(
     """
     folder = run / fit.name
     identity = {"data_sha256": data_sha256, "held": len(held), **asdict(fit)}
+    if fit.init:
+        identity["init"] = _sha256(Path(fit.init))
     if (folder / RESULT_FILE).is_file():
         return _read_result(folder, identity)
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,6 +142,14 @@ def load_weights(network: nn.Module, path: Path) -> nn.Module:
     return network
 
 
+def _sha256(weights: Path) -> str:
+    """Of a file of weights to begin with: other weights under its name make another run. Raises
+    `DataError`."""
+    if not weights.is_file():
+        raise DataError(f"{weights}: no weights to begin with; name a run with --init")
+    return hashlib.sha256(weights.read_bytes()).hexdigest()
+
+
 def _begin(fit: Fit, folder: Path, identity: dict[str, Any]) -> _State:
     network = build(fit.network, fit.recipe.front_end, fit.seed)
     if fit.init:
@@ -179,7 +185,7 @@ def _one_epoch(
     order = torch.randperm(len(tiles), generator=generator).numpy()
     size = fit.recipe.batch
     batches = math.ceil(len(tiles) / size)
-    device, parent = training_device(), os.getppid()
+    device = training_device()
     state.network.train()
     for number in range(batches):
         chosen = order[number * size : (number + 1) * size]
@@ -190,8 +196,6 @@ def _one_epoch(
         batch = augment(torch.from_numpy(tiles[chosen]), generator).to(device)
         _step(state, fit, batch, torch.from_numpy(labels[chosen]).to(device))
         on_batch()
-        if os.getppid() != parent:
-            raise Orphaned
 
 
 def _step(state: _State, fit: Fit, batch: Tensor, labels: Tensor) -> None:

@@ -53,7 +53,6 @@ from models.training.networks import HAND, NETWORKS, OURS, build
 
 SUMMARY_FILE = "summary.json"
 FOLDS = 4
-SEEDS = 3
 LARGE = 3000
 """With so many training samples one held-out part is no longer noise, and four folds take hours."""
 _VISITS = 480.0
@@ -125,6 +124,8 @@ class Progress(Protocol):
 def recipes_for(network: str, name: str | None = None) -> tuple[TrainingRecipe, ...]:
     """The recipes that a network chooses from, or the one of that name. Raises `DataError`."""
     if network == HAND:
+        if name is not None:
+            raise DataError(f"no recipe {name!r} of {HAND}: its classifier is chosen by the folds")
         return ()
     if network not in NETWORKS:
         raise DataError(f"no network {network!r}; there are {', '.join((*NETWORKS, HAND))}")
@@ -319,7 +320,15 @@ _report_batch: Callable[[], object] = lambda: None  # noqa: E731
 def _begin_worker(batches_done: Any) -> None:
     global _report_batch
     torch.set_num_threads(1)
-    _report_batch = lambda: batches_done.put(None)  # noqa: E731
+    parent = os.getppid()
+
+    def report() -> None:
+        # Whoever continues a killed run must not meet its old workers at the same files.
+        if os.getppid() != parent:
+            os._exit(1)
+        batches_done.put(None)
+
+    _report_batch = report
 
 
 def _work_in_process(

@@ -25,7 +25,6 @@ from models.classifier import Classifier
 from models.registry import find_model, list_models
 from station.cli.common import JsonOption, exit_on_config_error, fail, print_json
 from station.config import Recipe, load_recipe
-from station.specimen_set import write_specimen_set
 from station.synthesize import (
     CONTRAST_SCALES,
     PlateSource,
@@ -91,14 +90,8 @@ def synthesize_(
     recipe: RecipeOption = _DEMO,
     pixel_pitch_mm: Annotated[float, typer.Option(min=1e-3)] = _PIXEL_PITCH_MM,
     width: Annotated[int, typer.Option(min=224, help="Pixels in a scan line.")] = _SCAN_LINE_PX,
-    is_frozen: Annotated[
-        bool, typer.Option("--frozen", help="The frozen set for comparisons; takes only --out.")
-    ] = False,
 ) -> None:
     """Labelled tiles: of a recipe's plates, cut as the station cuts them, and of any plates."""
-    if is_frozen:
-        _write_frozen(out)
-        return
     if not plates + scenes:
         fail("nothing to render: give --plates or --scenes", 2)
     source, _ = _source(recipe, pixel_pitch_mm, width)
@@ -111,15 +104,6 @@ def synthesize_(
     except (SynthesisError, OSError) as error:
         fail(str(error))
     typer.echo(f"{out}: {folder.count} tiles of {plates} plates and {scenes} scenes")
-
-
-def _write_frozen(out: Path) -> None:
-    try:
-        with TileFolder(out) as folder:
-            write_specimen_set(folder)
-    except OSError as error:
-        fail(str(error))
-    typer.echo(f"{out}: {folder.count} tiles of the frozen specimen set")
 
 
 @app.command("train")
@@ -227,6 +211,8 @@ def evaluate_(
         fail("nothing to evaluate on: give --data, or --plates with --model", 2)
     if plates and (model is None or plates < _LEAST_PLATES):
         fail(f"--plates wants --model, and {_LEAST_PLATES} plates or more", 2)
+    if robustness and model:
+        fail("--robustness is of a training run: give --run, not --model", 2)
     row: dict[str, Any] = {}
     with _needs_train_extra():
         from models.training.data import DataError
@@ -390,12 +376,12 @@ def benchmark_(
 
     With --config: which faster precisions may judge on this processor; takes ten minutes.
     """
-    with _needs_train_extra():
-        if config:
-            from station.cli.gate import report_gate
+    if config:
+        from station.cli.gate import report_gate
 
-            report_gate(config, is_json)
-            return
+        report_gate(config, is_json)
+        return
+    with _needs_train_extra():
         from station.cli.benchmark import report_benchmark
 
         report_benchmark(model, is_json)

@@ -23,10 +23,11 @@ from models.graph import GraphRefused, check_self_contained
 from models.runtimes import (
     CHUNK_TILES,
     TILE_PX,
+    Findings,
     Precision,
     Runner,
     build_runner,
-    defect_scores,
+    find,
     runtime_name,
 )
 from models.runtimes import processor_name as processor_name
@@ -147,7 +148,11 @@ class Classifier:
         return len(self.runners)
 
     def scores(self, tiles: NDArray[np.uint8], session: int = 0) -> NDArray[np.float32]:
-        """Probability of a defect of each tile, float32 (n,), for tiles uint8 (n, 1, 224, 224).
+        """Probability of a defect of each tile, float32 (n,); as in `find`."""
+        return self.find(tiles, session).scores
+
+    def find(self, tiles: NDArray[np.uint8], session: int = 0) -> Findings:
+        """Scores and defect maps of tiles uint8 (n, 1, 224, 224).
 
         Different threads use different sessions; all give the same bits. What the network puts out
         is returned as it is, NaN included: the verdict deals with it.
@@ -156,7 +161,7 @@ class Classifier:
             raise ValueError(
                 f"tiles are {tiles.dtype} {tiles.shape}, uint8 (n, 1, 224, 224) wanted"
             )
-        return defect_scores(self.runners[session], tiles)
+        return find(self.runners[session], tiles)
 
     def machine_bits(self) -> MachineBits:
         """This machine's own bits of the golden scores, to be recorded at commissioning."""

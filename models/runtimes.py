@@ -9,6 +9,8 @@ from __future__ import annotations
 import platform
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -35,6 +37,7 @@ _HINTS = {"bf16": "bf16", "fp16": "f16", "int8": "f32"}
 _CAPABILITIES = {"bf16": "BF16", "fp16": "FP16", "int8": "INT8"}
 _RUNS_AS = {"fp32": {"f32"}, "bf16": {"bf16"}, "fp16": {"f16"}, "int8": {"i8", "u8"}}
 _CONVOLUTIONS = ("Convolution", "GroupConvolution")
+_OUTPUTS: list[tuple[str, list[int]]] = [("tensor(float)", [2]), ("tensor(float)", [1, 7, 7])]
 _ROUNDING_STEPS = 5
 """Operations that OpenVINO makes of a pair of QuantizeLinear and DequantizeLinear, at most."""
 _INSTRUCTION_SETS = (
@@ -43,15 +46,24 @@ _INSTRUCTION_SETS = (
 )  # fmt: skip
 
 Tiles = NDArray[np.uint8]
-Probabilities = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What the network says of n tiles."""
+
+    scores: NDArray[np.float32]
+    """Probability of a defect, (n,)."""
+    defect_maps: NDArray[np.float32] | None
+    """Where the evidence lies, (n, 7, 7): one value a cell of 32 px. None if the graph has none."""
 
 
 class Runner(Protocol):
     """One thread's way through the graph."""
 
-    def run(self, tiles: Tiles) -> Probabilities:
-        """Probabilities float32 (n, 2) of tiles uint8 (n, 1, 224, 224): in fp32 of any number, in
-        other precisions of at most CHUNK_TILES."""
+    def run(self, tiles: Tiles) -> Findings:
+        """For tiles uint8 (n, 1, 224, 224): in fp32 any number, in other precisions at most
+        CHUNK_TILES."""
 
 
 class PrecisionUnavailable(ModelError):
@@ -69,11 +81,26 @@ def build_runner(name: str, model: bytes, precision: Precision) -> Runner:
     return _OpenVinoRunner(name, model, precision)
 
 
+def find(runner: Runner, tiles: Tiles) -> Findings:
+    """What the network says of any number of tiles."""
+    if len(tiles) <= CHUNK_TILES:
+        return runner.run(tiles) if len(tiles) else Findings(np.empty(0, np.float32), None)
+    starts = range(0, len(tiles), CHUNK_TILES)
+    chunks = [runner.run(tiles[start : start + CHUNK_TILES]) for start in starts]
+    maps = [chunk.defect_maps for chunk in chunks if chunk.defect_maps is not None]
+    scores = np.concatenate([chunk.scores for chunk in chunks])
+    return Findings(scores, np.concatenate(maps) if maps else None)
+
+
 def defect_scores(runner: Runner, tiles: Tiles) -> NDArray[np.float32]:
     """Probability of a defect of each tile, float32 (n,), for any number of tiles."""
-    starts = range(0, len(tiles), CHUNK_TILES)
-    chunks = [runner.run(tiles[start : start + CHUNK_TILES])[:, 1] for start in starts]
-    return np.concatenate(chunks) if chunks else np.empty(0, np.float32)
+    return find(runner, tiles).scores
+
+
+def _findings(outputs: Sequence[NDArray[np.float32]]) -> Findings:
+    """From the graph's outputs: probabilities (n, 2), and mostly maps (n, 1, 7, 7)."""
+    maps = outputs[1][:, 0] if len(outputs) > 1 else None
+    return Findings(outputs[0][:, 1], maps)
 
 
 def runtime_name(precision: Precision) -> str:
@@ -99,11 +126,10 @@ class _OnnxRunner:
     def __init__(self, name: str, model: bytes) -> None:
         self._session = _session(name, model)
         self._input = self._session.get_inputs()[0].name
-        self._output = self._session.get_outputs()[0].name
+        self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def run(self, tiles: Tiles) -> Probabilities:
-        found: Probabilities = self._session.run([self._output], {self._input: tiles})[0]
-        return found
+    def run(self, tiles: Tiles) -> Findings:
+        return _findings(self._session.run(self._outputs, {self._input: tiles}))
 
 
 def _session(name: str, model: bytes) -> ort.InferenceSession:
@@ -132,9 +158,12 @@ def _mismatch(session: ort.InferenceSession) -> str | None:
         found = ", ".join(f"{i.name} {i.type} {i.shape}" for i in session.get_inputs())
         return f"takes {found}; one input tensor(uint8) (n, 1, 224, 224) wanted"
     outputs = [(o.type, o.shape[1:]) for o in session.get_outputs()]
-    if outputs[:1] != [("tensor(float)", [2])]:
+    if outputs not in (_OUTPUTS[:1], _OUTPUTS):
         found = ", ".join(f"{o.name} {o.type} {o.shape}" for o in session.get_outputs())
-        return f"gives {found}; first output tensor(float) (n, 2), good and defective, wanted"
+        return (
+            f"gives {found}; tensor(float) (n, 2), good and defective, wanted, and at most a map "
+            "tensor(float) (n, 1, 7, 7) of where the evidence lies"
+        )
     return None
 
 
@@ -152,7 +181,7 @@ class _OpenVinoRunner:
             _Halves(name, model, precision, tiles) for tiles in range(1, CHUNK_TILES + 1)
         ]
 
-    def run(self, tiles: Tiles) -> Probabilities:
+    def run(self, tiles: Tiles) -> Findings:
         return self._halves[len(tiles) - 1].run(tiles)
 
 
@@ -172,14 +201,14 @@ class _Halves:
         self._tiles = self._front.get_input_tensor(0)
         self._trunk.set_input_tensor(0, self._front.get_output_tensor(0))
 
-    def run(self, tiles: Tiles) -> Probabilities:
+    def run(self, tiles: Tiles) -> Findings:
         # Copied: handing over the array itself takes longer than its 200 kB.
         self._tiles.data[:] = tiles
         self._front.infer()
         self._trunk.infer()
-        # The tensor is the runtime's own and will be written over.
-        found: Probabilities = self._trunk.get_output_tensor(0).data.copy()
-        return found
+        # The tensors are the runtime's own and will be written over.
+        outputs = self._trunk.model_outputs
+        return _findings([self._trunk.get_tensor(output).data.copy() for output in outputs])
 
 
 def check_really_runs(name: str, compiled: Any, precision: Precision) -> None:
@@ -234,12 +263,12 @@ def _front_end(graph: Any) -> Any:
 
 
 def _trunk(graph: Any) -> Any:
-    """From the first convolution to the probabilities."""
+    """From the first convolution to the outputs."""
     openvino, seen = _openvino(), _seen(graph)
     parameter = openvino.opset13.parameter(seen.get_partial_shape(), openvino.Type.f32)
     for target in seen.get_target_inputs():
         target.replace_source_output(parameter.output(0))
-    return openvino.Model(graph.get_results()[:1], [parameter], "trunk")
+    return openvino.Model(graph.get_results(), [parameter], "trunk")
 
 
 def _compile(graph: Any, hint: str) -> Any:

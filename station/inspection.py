@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.classifier import Classifier
+from models.localise import Box, defect_boxes
+from models.runtimes import Findings
 from station.acquisition import Tick
 from station.record import Reason
 from station.strip import Pixels, Plate
@@ -25,7 +27,7 @@ from station.tiling import (
     TileRow,
     cut_tiles,
 )
-from station.verdict import TileScore, is_failing
+from station.verdict import TileScore, boxes_on_plate, is_failing
 
 _UNLIT_EVERY_PX = 8
 """Dark and saturated pixels are counted on every eighth pixel and scan line."""
@@ -216,11 +218,21 @@ class Inspector:
         row, chunk, pixels = job.row, job.chunk, job.work.plate.pixels
         assert pixels is not None
         count = cut_tiles(self._geometry, pixels, row, chunk, block, batch)
-        scores = self._classifier.scores(batch[:count], session).tolist()
+        found = self._classifier.find(batch[:count], session)
+        places = zip(row.columns[chunk], row.x_px[chunk], found.scores.tolist(), strict=True)
         return [
-            TileScore(column, row.index, x, row.y_px, score)
-            for column, x, score in zip(row.columns[chunk], row.x_px[chunk], scores, strict=True)
+            TileScore(column, row.index, x, row.y_px, score, self._boxes(row, x, score, found, i))
+            for i, (column, x, score) in enumerate(places)
         ]
+
+    def _boxes(
+        self, row: TileRow, x_px: int, score: float, found: Findings, number: int
+    ) -> tuple[Box, ...]:
+        """Where a failing tile sees its defects; looked for in no other."""
+        if found.defect_maps is None or not is_failing(score, self._threshold):
+            return ()
+        boxes = (box for box, _ in defect_boxes(found.defect_maps[number]))
+        return boxes_on_plate(row, x_px, boxes)
 
     def _add(self, work: PlateWork, scores: list[TileScore]) -> None:
         fails = any(is_failing(tile.score, self._threshold) for tile in scores)

@@ -66,6 +66,16 @@ def brightness_model(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
+def mapping_model(cell_px: int = 32) -> onnx.ModelProto:
+    """The same with a map: the mean level of each cell."""
+    model, sides = brightness_model(), [cell_px, cell_px]
+    pool = helper.make_node("AveragePool", ["levels"], ["map"], kernel_shape=sides, strides=sides)
+    model.graph.node.append(pool)
+    shape = ["n", 1, 224 // cell_px, 224 // cell_px]
+    model.graph.output.append(helper.make_tensor_value_info("map", TensorProto.FLOAT, shape))
+    return model
+
+
 def golden_tiles() -> Tiles:
     levels = np.array([0, 60, 200], np.uint8)
     return np.broadcast_to(levels[:, None, None, None], (3, 1, 224, 224)).copy()
@@ -103,6 +113,28 @@ def put(folder: Path, model: bytes, scores: tuple[float, ...] | None = None) -> 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return put(tmp_path / "brightness", brightness_model().SerializeToString())
+
+
+def test_maps_belong_to_their_tiles(tmp_path: Path) -> None:
+    tiles = np.zeros((6, 1, 224, 224), np.uint8)
+    for number, tile in enumerate(tiles):
+        tile[0, 32 * number : 32 * number + 32, 64:96] = 200
+    found = Classifier.load(put(tmp_path / "map", mapping_model().SerializeToString())).find(tiles)
+    assert found.defect_maps is not None
+    assert found.defect_maps.shape == (6, 7, 7)
+    lit = np.argwhere(found.defect_maps > 100).tolist()
+    assert lit == [[number, number, 2] for number in range(6)]
+    assert found.scores == pytest.approx(tiles.mean(axis=(1, 2, 3)) / 255)
+
+
+def test_a_model_without_a_map_says_so(folder: Path) -> None:
+    assert Classifier.load(folder).find(golden_tiles()).defect_maps is None
+
+
+def test_a_map_of_other_cells_is_refused(tmp_path: Path) -> None:
+    model = mapping_model(cell_px=16).SerializeToString()
+    with pytest.raises(ModelError, match=r"\(n, 1, 7, 7\) of where the evidence lies"):
+        Classifier.load(put(tmp_path / "map", model))
 
 
 def test_scores_are_the_second_class(folder: Path) -> None:

@@ -349,12 +349,14 @@ def test_every_fault_makes_its_plate_undecided_and_the_station_recovers(rig: Rig
     rig.camera["belt_file"] = str(rig.folder / "belt.json")
     rig.camera["bank_plates"] = 2
     # The camera comes back onto the same belt: the frames of a fault lie behind it then.
-    epoch_ns = time.monotonic_ns() + 3_000_000_000
+    lead_s = 10
+    epoch_ns = time.monotonic_ns() + lead_s * 1_000_000_000
     Path(rig.camera["belt_file"]).write_text(json.dumps({"epoch_monotonic_ns": epoch_ns}))
-    seconds = 3 + 10 + plate * (400 + 12 + 400) / 4000 + 6
+    seconds = lead_s + 10 + plate * (400 + 12 + 400) / 4000 + 6
     result = rig.run("--seconds", f"{seconds:.0f}", timeout_s=120)
     assert result.status == 0, result.stderr
     by_ordinal = {r["plate_ordinal"]: r for r in rig.rows("result") if r["reason"] != "gap"}
+    assert min(by_ordinal) < min(touched), "a loaded machine started the station after the belt"
     commands = {row["result_id"]: row["command"] for row in rig.rows("actuation")}
     decided = sorted(n for n, r in by_ordinal.items() if r["verdict"] in ("PASS", "FAIL"))
     for ordinal, fault in touched.items():

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import re
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,7 +16,9 @@ from station_rig import vqi
 from drivers.camera.flaws import Flaw, flawed_dots
 from drivers.camera.patterns import CANVAS_PX, COLUMNS, ROWS, VIEW_PX, DotPattern, Warp
 from drivers.camera.views import Scene, View, take_view
-from models.training.data import read_folder
+from models.training.data import data_sha256, read_folder
+from station.specimen_set import SPECIMEN_SET, write_specimen_set
+from station.synthesize import TileFolder
 from station.tiling import TILE_PX
 
 
@@ -162,3 +167,26 @@ def test_a_folder_of_plates_has_boxes_on_its_defects(tmp_path: Path) -> None:
         assert tile is not None
         x0, y0, x1, y1 = (int(box[key]) for key in ("x0", "y0", "x1", "y1"))
         assert tile[y0:y1, x0:x1].mean() > 1.1 * tile.mean()
+
+
+def test_the_frozen_set_is_cut_from_plates_of_one_split_each(tmp_path: Path) -> None:
+    """A small one of the same make: the whole takes minutes to render."""
+    small = replace(SPECIMEN_SET, tiles=(("train", 4, 5), ("test", 3, 2)))
+    shas = []
+    for name in ("first", "second"):
+        with TileFolder(tmp_path / name) as folder:
+            write_specimen_set(folder, small)
+        samples = read_folder(tmp_path / name)
+        shas.append(data_sha256(samples))
+        counts = Counter((sample.split, sample.label) for sample in samples)
+        assert counts == {("train", 0): 4, ("train", 1): 5, ("test", 0): 3, ("test", 1): 2}
+        groups = {
+            split: {s.group for s in samples if s.split == split} for split in ("train", "test")
+        }
+        assert not groups["train"] & groups["test"]
+    assert shas[0] == shas[1], "the same pixels every time"
+
+
+def test_the_frozen_set_is_frozen() -> None:
+    assert re.fullmatch("[0-9a-f]{64}", SPECIMEN_SET.sha256)
+    assert sum(good + bad for _, good, bad in SPECIMEN_SET.tiles) == 205 + 800

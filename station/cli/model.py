@@ -25,6 +25,7 @@ from models.classifier import Classifier
 from models.registry import find_model, list_models
 from station.cli.common import JsonOption, exit_on_config_error, fail, print_json
 from station.config import Recipe, load_recipe
+from station.specimen_set import SPECIMEN_SET, write_specimen_set
 from station.synthesize import (
     CONTRAST_SCALES,
     PlateSource,
@@ -90,8 +91,14 @@ def synthesize_(
     recipe: RecipeOption = _DEMO,
     pixel_pitch_mm: Annotated[float, typer.Option(min=1e-3)] = _PIXEL_PITCH_MM,
     width: Annotated[int, typer.Option(min=224, help="Pixels in a scan line.")] = _SCAN_LINE_PX,
+    is_frozen: Annotated[
+        bool, typer.Option("--frozen", help="The frozen set for comparisons; takes only --out.")
+    ] = False,
 ) -> None:
     """Labelled tiles: of a recipe's plates, cut as the station cuts them, and of any plates."""
+    if is_frozen:
+        _write_frozen(out)
+        return
     if not plates + scenes:
         fail("nothing to render: give --plates or --scenes", 2)
     source, _ = _source(recipe, pixel_pitch_mm, width)
@@ -104,6 +111,24 @@ def synthesize_(
     except (SynthesisError, OSError) as error:
         fail(str(error))
     typer.echo(f"{out}: {folder.count} tiles of {plates} plates and {scenes} scenes")
+
+
+def _write_frozen(out: Path) -> None:
+    from models.training.data import data_sha256, read_folder
+
+    try:
+        with TileFolder(out) as folder:
+            write_specimen_set(folder)
+    except (OSError, SynthesisError) as error:
+        fail(str(error))
+    found = data_sha256(read_folder(out))
+    typer.echo(f"{out}: {folder.count} tiles of the frozen specimen set, sha256 {found}")
+    if found != SPECIMEN_SET.sha256:
+        typer.echo(
+            f"{out}: not the published pixels (sha256 {SPECIMEN_SET.sha256}): this processor or "
+            "library rounds differently; compare figures of this folder with each other only",
+            err=True,
+        )
 
 
 @app.command("train")

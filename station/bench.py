@@ -29,6 +29,8 @@ from station.tiling import CHUNK_TILES, TILE_PX, Geometry, TileRow, cut_tiles
 
 _GAP_MM = 10.0
 """A dense belt: twice the gap that separates plates, so that nearly every scan line is scored."""
+_FRAME_HEIGHT = 64
+"""Of another camera than the simulated one, which has its own."""
 _FIRST_SHARE = 0.92
 """Of the network's own rate, tried first."""
 _STEP = 0.93
@@ -156,11 +158,12 @@ def _one_plate(
 def _dense(settings: Configuration) -> SimulatedCameraSettings:
     """The configured camera, simulated, 4096 px wide, with plates close together."""
     camera = settings.camera
-    specimen = SpecimenSettings()
+    specimen, frame_height = SpecimenSettings(), _FRAME_HEIGHT
     if isinstance(camera, SimulatedCameraSettings):
-        specimen = camera.specimen
+        specimen, frame_height = camera.specimen, camera.frame_height
     return SimulatedCameraSettings(
         type="simulated",
+        frame_height=frame_height,
         pixel_pitch_mm=camera.pixel_pitch_mm,
         bank_plates=4,
         specimen=specimen.model_copy(update={"gap_mm": _GAP_MM, "skew_deg": 0.3}),
@@ -214,6 +217,7 @@ def _bench_toml(settings: Configuration, rate_hz: float, work: Path) -> str:
             "[camera]",
             'type = "simulated"',
             f"line_rate_hz = {rate_hz:.1f}",
+            f"frame_height = {camera.frame_height}",
             f"pixel_pitch_mm = {camera.pixel_pitch_mm}",
             f"bank_plates = {camera.bank_plates}",
             "[camera.specimen]",

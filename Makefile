@@ -9,7 +9,7 @@ APT = python3-venv libgl1 libglib2.0-0 libpython3.11
 RUN_STAMP = $(VENV)/.run-stamp
 TEST_STAMP = $(VENV)/.test-stamp
 
-.PHONY: run test peers weights accuracy pictures clean system
+.PHONY: run test peers weights accuracy ablations pictures clean system
 
 run: $(RUN_STAMP)
 	$(VENV)/bin/vqi run --config $(CONFIG) $(ARGS)
@@ -25,22 +25,30 @@ test: $(TEST_STAMP)
 peers: $(TEST_STAMP)
 	$(VENV)/bin/pip install -q -e .[plant,edge]
 
-# A model like the shipped one, of the present network, from nothing, under ./var/weights: hours on
-# one core. First plain defects, from which a network learns to begin; then defects down to the
-# belt's own, and plates of any make.
+# The shipped weights, from nothing, under ./var/weights: some two hours on two cores. What is trained
+# on plates and scenes of any make judges tiles by itself, and is what small sets begin with.
 MODEL = OMP_NUM_THREADS=1 $(abspath $(VENV))/bin/vqi model
 weights: $(TEST_STAMP)
-	mkdir -p var/weights
-	cd var/weights && $(MODEL) synthesize --out plain --plates 240 --seed 11 --contrast 2.0 4.0
-	cd var/weights && $(MODEL) train --data plain --out run-plain --seeds 1 --epochs 5 --recipe "contrast, from nothing"
-	cd var/weights && $(MODEL) synthesize --out tiles --plates 1200 --scenes 2800 --seed 1
-	cd var/weights && $(MODEL) train --data tiles --out run-tiles --seeds 1 --epochs 12 --recipe "contrast, pre-trained" --init run-plain
-	cd var/weights && $(MODEL) export --run run-tiles --data tiles --out out/lightdefectnet --plates 1200 --seed 1000
+	mkdir -p var/weights/out
+	cd var/weights && $(MODEL) synthesize --out tiles --plates 1000 --scenes 3000 --seed 1
+	cd var/weights && $(MODEL) train --data tiles --out run-contrast --seeds 1 --epochs 8 --recipe "contrast, from nothing"
+	cd var/weights && for front_end in fine raw; do \
+	  $(MODEL) train --data tiles --out run-$$front_end --seeds 1 --epochs 3 --recipe "$$front_end, pre-trained" --init run-contrast || exit 1; \
+	done
+	cd var/weights && for front_end in contrast fine raw; do \
+	  cp run-$$front_end/*/result.pt out/pretrained-$$front_end.pt || exit 1; \
+	done
+	cd var/weights && $(MODEL) export --run run-contrast --data tiles --out out/lightdefectnet-v2 --plates 1200 --seed 1000
 
 # Every network on every data set under DATA, and one table: many hours, goes on after a kill.
 DATA ?= ../shared/data
 accuracy: $(TEST_STAMP)
 	$(VENV)/bin/python benchmarks/accuracy.py --data $(DATA) --out var/accuracy $(ARGS)
+
+# What each part of our network does: the same recipe for all, without weights to begin with.
+PARTS = lightdefectnet $(addprefix lightdefectnet-without-,vac aads columns l1)
+ablations: $(TEST_STAMP)
+	$(VENV)/bin/python benchmarks/accuracy.py --data $(DATA) --out var/ablations --recipe "fine, from nothing" --networks $(PARTS) $(ARGS)
 
 # The README's pictures, from a run of the simulated station.
 pictures: $(RUN_STAMP)

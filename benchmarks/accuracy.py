@@ -3,7 +3,8 @@
     python benchmarks/accuracy.py --data ../shared/data --out var/accuracy
 
 `--data` is a folder of data folders; `specimens` is rendered if it is not there. Each training's
-and evaluation's own output lies in `--out`; so does `table.md`.
+and evaluation's own output lies in `--out`; so do `accuracy.md` and `robustness.md`. With
+`--recipe` all networks have the same one; so `make ablations` tells what each part of ours does.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("var/accuracy"))
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--recipe", help="the only one to train; left out: the networks' own")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -43,11 +45,18 @@ def main() -> int:
         if folder is None:
             print(f"{arguments.data / name}: not there, left out", file=sys.stderr)
             continue
-        rows += [_row(name, folder, network, arguments.out) for network in arguments.networks]
-    table = "\n".join([*_HEAD, *map(_line, rows)])
-    (arguments.out / "table.md").write_text(table + "\n")
-    print(table)
+        for network in arguments.networks:
+            rows.append(_row(name, folder, network, arguments.out, arguments.recipe))
+            _write_tables(arguments.out, rows)
+    print((arguments.out / "accuracy.md").read_text())
     return 0
+
+
+def _write_tables(out: Path, rows: list[dict[str, Any]]) -> None:
+    (out / "accuracy.md").write_text("\n".join([*_HEAD, *map(_line, rows), ""]))
+    changes = [agreement["change"] for agreement in rows[0]["robustness"]]
+    head = [f"| set | network | {' | '.join(changes)} |", f"|---|---|{'--:|' * len(changes)}"]
+    (out / "robustness.md").write_text("\n".join([*head, *map(_robustness_line, rows), ""]))
 
 
 def _folder(name: str, data: Path, out: Path) -> Path | None:
@@ -60,11 +69,13 @@ def _folder(name: str, data: Path, out: Path) -> Path | None:
     return out / name
 
 
-def _row(name: str, folder: Path, network: str, out: Path) -> dict[str, Any]:
+def _row(name: str, folder: Path, network: str, out: Path, recipe: str | None) -> dict[str, Any]:
     run = out / f"{name}-{network}"
     seeds = 1 if (name, network) in ONE_SEED or network == "hand" else SEEDS
     common = ("--data", str(folder), "--network", network)
-    _vqi(run.with_suffix(".log"), "train", *common, "--out", str(run), "--seeds", str(seeds))
+    only = ("--recipe", recipe) if recipe else ()
+    chosen = ("--out", str(run), "--seeds", str(seeds), *only)
+    _vqi(run.with_suffix(".log"), "train", *common, *chosen)
     said = _vqi(
         run.with_suffix(".json"), "evaluate", *common, "--run", str(run), "--robustness", "--json"
     )
@@ -100,6 +111,16 @@ def _line(row: dict[str, Any]) -> str:
         f"{row['trained']['cpu_hours']:.2f}",
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _robustness_line(row: dict[str, Any]) -> str:
+    shares = [_agreement(agreement) for agreement in row["robustness"]]
+    return f"| {' | '.join([row['set'], row['network'], *shares])} |"
+
+
+def _agreement(agreement: dict[str, Any]) -> str:
+    mean, worst = agreement["mean"], agreement["worst"]
+    return f"{mean:.3f}" if mean == worst else f"{mean:.3f} / {worst:.3f}"
 
 
 def _figure(figure: dict[str, Any]) -> str:

@@ -38,7 +38,7 @@ weights: $(TEST_STAMP)
 	cd var/weights && for front_end in contrast fine raw; do \
 	  cp run-$$front_end/*/result.pt out/pretrained-$$front_end.pt || exit 1; \
 	done
-	cd var/weights && $(MODEL) export --run run-contrast --data tiles --out out/lightdefectnet-v2 --plates 1200 --seed 1000
+	cd var/weights && $(MODEL) export --run run-contrast --data tiles --out out/lightdefectnet-v2 --recipe shipped:demo-lgp --plates 1200 --seed 1000
 
 # Every network on every data set under DATA, and one table: many hours, goes on after a kill.
 DATA ?= ../shared/data

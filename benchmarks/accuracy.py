@@ -93,8 +93,8 @@ def _vqi(log: Path, *arguments: str) -> str:
 
 
 _HEAD = (
-    "| set | network | recipe | seeds | accuracy | AUROC | shift agreement, mean / worst | hours |",
-    "|---|---|---|--:|--:|--:|--:|--:|",
+    "| set | network | recipe, epoch | seeds | accuracy | AUROC | shift, mean / worst | fits | h |",
+    "|---|---|---|--:|--:|--:|--:|--:|--:|",
 )
 
 
@@ -103,11 +103,12 @@ def _line(row: dict[str, Any]) -> str:
     cells = (
         row["set"],
         row["network"],
-        row["trained"]["recipe"]["name"],
+        f"{row['trained']['recipe']['name']}, {row['trained']['epoch']}",
         str(len(row["seeds"])),
         _figure(row["accuracy"]),
         _figure(row["auroc"]),
         f"{shift['mean']:.3f} / {shift['worst']:.3f}",
+        str(row["trained"]["trainings"]),
         f"{row['trained']['cpu_hours']:.2f}",
     )
     return f"| {' | '.join(cells)} |"

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 CARD_FILE = "card.json"
 MODEL_FILE = "model.onnx"
+MODEL_ID = r"^[a-z0-9][a-z0-9._-]*$"
 GOLDEN_FILE = "golden.npz"
 _SHA256 = "^[0-9a-f]{64}$"
 _MAX_CARD_BYTES = 1_000_000
@@ -109,7 +110,7 @@ class MeasuredCard(CardPart):
 class ModelCard(CardPart):
     """`card.json`, beside `model.onnx`."""
 
-    id: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    id: str = Field(pattern=MODEL_ID)
     name: str
     created_at: str
     sha256: str = Field(pattern=_SHA256)

@@ -20,6 +20,7 @@ from drivers.camera import Frame
 from drivers.camera.settings import SimulatedCameraSettings, SpecimenSettings
 from drivers.camera.simulated import SimulatedCamera
 from station.config import Configuration, Loaded, Recipe
+from station.cores import cpu_seconds
 from station.ipc import Json
 from station.precision import load_classifier
 from station.product import geometry_of
@@ -36,6 +37,8 @@ _FIRST_SHARE = 0.92
 _STEP = 0.93
 _TRIES = 10
 _ALONE_S = 5.0
+_WATCH_FROM, _WATCH_FOR = 0.5, 0.4
+"""Shares of a try: its first part renders plates and starts processes."""
 
 
 class BenchError(Exception):
@@ -61,6 +64,7 @@ def run_bench(
         "line_rate_hz": round(rate_hz, 1),
         "half_line_rate_hz": round(rate_hz / 2, 1),
         "latency_at_half_rate_ms": at_half_rate["latency_ms"],
+        "cores_at_half_rate": at_half_rate["cores"],
         "tiles_per_s": round(tiles_per_s, 1),
         "network_alone_tiles_per_s": round(network_alone, 1),
         "share_of_network_alone": round(tiles_per_s / network_alone, 3),
@@ -178,19 +182,11 @@ def _try(loaded: Loaded[Configuration], rate_hz: float, seconds: float) -> Json:
     try:
         config = work / "bench.toml"
         config.write_text(_bench_toml(loaded.value, rate_hz, work))
-        done = subprocess.run(
-            [
-                *(sys.executable, "-P", "-m", "station.cli", "run"),
-                *("--config", str(config), "--json", "--seconds", str(seconds)),
-            ],
-            stdout=subprocess.PIPE,
-            timeout=seconds + 120,
-            check=False,
-        )
-        lines = done.stdout.decode().splitlines()
-        if done.returncode != 0 or not lines or "summary" not in json.loads(lines[-1]):
-            raise BenchError(f"the station ended with exit status {done.returncode}")
+        status, lines, cores = _run_watched(config, seconds)
+        if status != 0 or not lines or "summary" not in json.loads(lines[-1]):
+            raise BenchError(f"the station ended with exit status {status}")
         summary: Json = json.loads(lines.pop())["summary"]
+        summary["cores"] = cores
         records = map(json.loads, lines)
         # Equal plates share a file, but each was written.
         written = sum(image["bytes"] for record in records for image in record["images"])
@@ -199,6 +195,39 @@ def _try(loaded: Loaded[Configuration], rate_hz: float, seconds: float) -> Json:
         return summary
     finally:
         shutil.rmtree(work)
+
+
+def _run_watched(config: Path, seconds: float) -> tuple[int, list[str], dict[str, float]]:
+    """Exit status and output of `vqi run`, and the share of a core that each of its processes took
+    in the middle of it."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-P", "-m", "station.cli", "run"),
+            *("--config", str(config), "--json", "--seconds", str(seconds)),
+        ],
+        stdout=subprocess.PIPE,
+    )
+    cores: dict[str, float] = {}
+    watcher = threading.Thread(target=_watch, args=(process.pid, seconds, cores))
+    watcher.start()
+    try:
+        output, _ = process.communicate(timeout=seconds + 120)
+    finally:
+        process.kill()
+        watcher.join()
+    return process.returncode, output.decode().splitlines(), cores
+
+
+def _watch(pid: int, seconds: float, cores: dict[str, float]) -> None:
+    time.sleep(_WATCH_FROM * seconds)
+    started, before = time.monotonic(), cpu_seconds(pid)
+    time.sleep(_WATCH_FOR * seconds)
+    taken_s, after = time.monotonic() - started, cpu_seconds(pid)
+    cores |= {
+        role: round((after[role] - spent) / taken_s, 2)
+        for role, spent in before.items()
+        if role in after
+    }
 
 
 def _bench_toml(settings: Configuration, rate_hz: float, work: Path) -> str:

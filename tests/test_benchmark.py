@@ -15,6 +15,7 @@ pytest.importorskip("torch", reason="needs package torch (the `train` extra)")
 pytest.importorskip("pytorchcv", reason="needs package pytorchcv, installed with --no-deps")
 
 from models.registry import list_models
+from models.runtimes import PrecisionUnavailable, check_available
 from models.training.baselines import BASELINES, build
 from models.training.benchmark import BATCH, BenchmarkRow, benchmark
 from models.training.data import (
@@ -54,9 +55,15 @@ PUBLISHED_MFLOPS = {
 
 
 @pytest.fixture(scope="module")
-def rows() -> dict[str, BenchmarkRow]:
-    """One short run of everything, by network."""
-    return {row.network: row for row in benchmark(list_models(), rounds=3)}
+def every_row() -> list[BenchmarkRow]:
+    """One short run of everything."""
+    return benchmark(list_models(), rounds=3)
+
+
+@pytest.fixture(scope="module")
+def rows(every_row: list[BenchmarkRow]) -> dict[str, BenchmarkRow]:
+    """Those in fp32, by network."""
+    return {row.network: row for row in every_row if row.precision == "fp32"}
 
 
 def lattice_tiles(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], list[str]]:
@@ -99,6 +106,17 @@ def test_every_network_has_its_row(rows: dict[str, BenchmarkRow]) -> None:
     assert rows["efficientnet_b0"].ratio_to_efficientnet_b0 == 1
     assert rows["resnet50"].ratio_to_efficientnet_b0 < 1 < rows["resnet50"].mflops
     assert [row.model is None for row in rows.values()] == [False, True, True, True, True]
+
+
+def test_ours_has_a_row_for_each_faster_precision(every_row: list[BenchmarkRow]) -> None:
+    try:
+        check_available("bf16")
+    except PrecisionUnavailable as error:
+        pytest.skip(str(error))
+    found = [row for row in every_row if row.precision == "bf16"]
+    assert [row.network for row in found] == ["lightdefectnet"]
+    assert " bf16" in found[0].runtime
+    assert found[0].ratio_to_efficientnet_b0 > 1
 
 
 @pytest.mark.parametrize("name", BASELINES)

@@ -27,6 +27,7 @@ from models.runtimes import (
     check_available,
     check_really_runs,
     defect_scores,
+    find,
     runtime_name,
 )
 from station.config import Configuration, Loaded, Recipe, load_configuration, load_recipe
@@ -312,6 +313,16 @@ def test_bf16_scores_depend_on_neither_session_nor_batch(fp32: Classifier) -> No
     alone = np.concatenate([defect_scores(second, tile[None]) for tile in tiles])
     assert whole.tobytes() == alone.tobytes()
     assert 0 < np.abs(whole - fp32.scores(tiles)).max() < 0.1
+
+
+def test_bf16_sees_the_defect_where_fp32_does(fp32: Classifier) -> None:
+    tiles = fp32.golden_tiles()
+    exact, faster = fp32.find(tiles), find(build_runner("bf16", MODEL, "bf16"), tiles)
+    assert exact.defect_maps is not None
+    assert faster.defect_maps is not None
+    assert faster.defect_maps.shape == exact.defect_maps.shape == (len(tiles), 7, 7)
+    spread = float(exact.defect_maps.std())
+    assert 0 < np.abs(exact.defect_maps - faster.defect_maps).max() < 0.5 * spread
 
 
 def test_a_station_judges_in_what_passed(station: Station, passed: GateRecord) -> None:

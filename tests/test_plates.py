@@ -431,7 +431,10 @@ def test_pod_writes_a_row_for_each_kind_and_the_picture(recipe: str, tmp_path: P
         (("evaluate", "--plates", "20"), "--model"),
         (("evaluate", "--model", "lightdefectnet-v1", "--plates", "5"), "20 plates"),
         (("pod", "--model", "lightdefectnet-v1", "--out", "curve.pdf"), ".svg or .png"),
-        (("export", "--run", "r", "--data", "d", "--out", "o", "--plates", "100"), "396"),
+        (
+            ("export", "--run", "r", "--data", "d", "--out", "o", "--recipe", "x", "--plates", "9"),
+            "396",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(arguments: tuple[str, ...], words: str) -> None:

@@ -25,6 +25,8 @@ from PIL import Image
 from station_rig import Rig, check_conservation, children, shared_memory, vqi, wait_until
 from test_permissions import as_nobody
 
+from station.cores import cpu_seconds
+from station.ipc import Json
 from station.record import Reason
 
 
@@ -70,6 +72,35 @@ def test_truth_of_the_belt_is_in_the_record(rig: Rig) -> None:
     assert {row["truth_is_defective"] for row in rows} == {True, False}
     errors = [r for r in rows if r["truth_is_defective"] != (r["verdict"] == "FAIL")]
     assert len(errors) <= 3, [(r["verdict"], r["score"], r["truth"]) for r in errors]
+
+
+def test_a_defect_is_listed_where_it_is(rig: Rig) -> None:
+    """Boxes of whole tiles would be 22 mm wide."""
+    rig.run("--plates", "12")
+    failed = [r for r in rig.rows("result") if r["verdict"] == "FAIL" and r["truth"]]
+    assert len(failed) >= 3
+    near = [_is_near(record["defects"][0], record["truth"]) for record in failed]
+    assert np.mean(near) >= 0.7, near
+    widths_mm = [defect["w_mm"] for record in failed for defect in record["defects"]]
+    assert np.median(widths_mm) < 15
+
+
+def _is_near(defect: Json, truth: list[Json]) -> bool:
+    """Does the box, with a margin of a cell of the network's map, hold a true defect's centre?"""
+    return any(
+        abs(true["x_mm"] - defect["x_mm"]) <= defect["w_mm"] / 2 + 3.2
+        and abs(true["y_mm"] - defect["y_mm"]) <= defect["h_mm"] / 2 + 3.2
+        for true in truth
+    )
+
+
+def test_processor_time_is_told_by_role(rig: Rig) -> None:
+    with rig.running() as process:
+        wait_until(lambda: rig.status().get("plates", 0) > 1, 20.0, "plates")
+        spent = cpu_seconds(process.pid)
+    assert set(spent) == {"supervisor", "station", "camera", "journal", "lamp"}
+    assert spent["station"] > spent["lamp"] > 0
+    assert cpu_seconds(process.pid) == {}
 
 
 def test_numbers_go_on_after_a_restart(rig: Rig) -> None:

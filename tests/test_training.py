@@ -202,7 +202,7 @@ def test_the_command_line_goes_from_tiles_to_a_model_the_station_loads(
     out = tmp_path / "tiny-model"
     done = vqi(
         *("model", "export", "--run", str(run), "--data", str(folder)),
-        *("--out", str(out), "--plates", "0"),
+        *("--out", str(out)),
     )
     assert done.returncode == 0, done.stderr
     assert Classifier.load(out).self_test().bits
@@ -353,6 +353,15 @@ def test_local_contrast_is_unmoved_by_gain() -> None:
     assert (see(tile) - see(bright)).abs().max() < 0.1 * see(tile).abs().max()
 
 
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_a_front_end_sees_a_shifted_picture_shifted(front_end: str) -> None:
+    """Were the local means those of fixed cells, a plate's decision would depend on its place."""
+    picture = np.random.default_rng(0).integers(80, 120, (1, 1, 224, 228), np.uint8)
+    see = FRONT_ENDS[front_end]()
+    here, there = see(torch.from_numpy(picture[..., :224])), see(torch.from_numpy(picture[..., 4:]))
+    assert torch.allclose(here[..., 24:204], there[..., 20:200], atol=1e-4)
+
+
 def test_two_heads_earn_by_differing_but_not_without_bound() -> None:
     labels = torch.tensor([1])
     same = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]])
@@ -416,7 +425,7 @@ def test_small_sets_begin_with_the_shipped_weights_behind_any_front_end() -> Non
     for front_end in FRONT_ENDS:
         network = build("lightdefectnet", front_end, 1)
         before = {name: value.clone() for name, value in network.state_dict().items()}
-        after = load_weights(network, pretrained_weights()).state_dict()
+        after = load_weights(network, pretrained_weights(front_end)).state_dict()
         changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
         assert {"stem.0.conv.weight", "stage4.3.exchange.conv.weight", "heads.weight"} <= changed
         assert not any(name.startswith("front_end.") for name in changed)

@@ -1,8 +1,10 @@
 """How large and how fast our network is beside the networks that it is measured against.
 
 All of them take the same tiles uint8 (n, 1, 224, 224) and give probabilities (n, 2), in fp32 on one
-thread of ONNX Runtime in sessions that are built as the station builds its own. They run in turn,
-so that a busy machine slows them all; a ratio compares two runs of the same round.
+thread of ONNX Runtime in sessions that are built as the station builds its own; ours also in the
+faster precisions that this processor has and that need no other weights. They run in turn, so that
+a busy machine slows them all; a ratio compares two runs of the same round. How fast a precision is
+says nothing of whether it may judge: that is for the gate.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -22,7 +25,17 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models.classifier import read_verified
-from models.runtimes import Runner, build_runner, processor_name, runtime_name
+from models.runtimes import (
+    FASTER,
+    Precision,
+    PrecisionUnavailable,
+    Runner,
+    build_runner,
+    check_available,
+    find,
+    processor_name,
+    runtime_name,
+)
 from models.training.baselines import BASELINES, build
 from models.training.count import count_mflops, count_parameters
 from models.training.export import OPSET
@@ -68,13 +81,50 @@ def benchmark(
     Calls `on_step` after each exported baseline and each round. Raises `ModelError` if a model is
     damaged or a graph would not run on the processor.
     """
-    graphs = {name: read_verified(folder)[1] for name, folder in models.items()}
+    entries = [
+        _entry(name, read_verified(folder)[1], precision)
+        for name, folder in models.items()
+        for precision in _precisions()
+    ]
     for name in BASELINES:
-        graphs[name] = export_baseline(name)
+        entries.append(_entry(name, export_baseline(name), "fp32"))
         on_step()
-    runners = {name: build_runner(name, graph, "fp32") for name, graph in graphs.items()}
-    times_ms = _time_in_turn(runners, rounds, on_step)
-    return [_row(name, name in models, graph, times_ms) for name, graph in graphs.items()]
+    times_ms = _time_in_turn(entries, rounds, on_step)
+    return [_row(entry, entry.network in models, times_ms) for entry in entries]
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A network in one precision."""
+
+    network: str
+    graph: bytes
+    precision: Precision
+    run: Callable[[NDArray[np.uint8]], object]
+
+    @property
+    def name(self) -> str:
+        return f"{self.network} {self.precision}"
+
+
+def _entry(network: str, graph: bytes, precision: Precision) -> _Entry:
+    runner = build_runner(network, graph, precision)
+    return _Entry(network, graph, precision, _whole_batch(runner, precision))
+
+
+def _whole_batch(runner: Runner, precision: Precision) -> Callable[[NDArray[np.uint8]], object]:
+    """ONNX Runtime takes a batch at once; the other runners only chunks of it."""
+    return runner.run if precision == "fp32" else partial(find, runner)
+
+
+def _precisions() -> list[Precision]:
+    """fp32, and what runs here with the very weights: int8 needs weights of its own."""
+    found: list[Precision] = ["fp32"]
+    for precision in FASTER:
+        with contextlib.suppress(PrecisionUnavailable):
+            check_available(precision)
+            found += [precision] if precision != "int8" else []
+    return found
 
 
 def export_baseline(name: str) -> bytes:
@@ -132,49 +182,47 @@ def _quiet_exporter() -> Iterator[None]:
 
 
 def _time_in_turn(
-    runners: Mapping[str, Runner], rounds: int, on_step: Callable[[], object]
+    entries: Sequence[_Entry], rounds: int, on_step: Callable[[], object]
 ) -> dict[str, NDArray[np.float64]]:
-    """Milliseconds a tile of each network in each round, after some rounds that do not count."""
+    """Milliseconds a tile of each entry in each round, by its name, after some rounds that do not
+    count."""
     rng = np.random.default_rng(_SEED)
     tiles = rng.integers(0, 256, (BATCH, 1, TILE_PX, TILE_PX), np.uint8)
-    names = list(runners)
-    times_ms = {name: np.empty(rounds) for name in names}
+    times_ms = {entry.name: np.empty(rounds) for entry in entries}
     for number in range(-_WARM_UP_ROUNDS, rounds):
-        for name in rng.permutation(names):
-            taken_ms = _ms_per_tile(runners[name], tiles)
+        for place in rng.permutation(len(entries)):
+            taken_ms = _ms_per_tile(entries[place], tiles)
             if number >= 0:
-                times_ms[name][number] = taken_ms
+                times_ms[entries[place].name][number] = taken_ms
         if number >= 0:
             on_step()
     return times_ms
 
 
-def _ms_per_tile(runner: Runner, tiles: NDArray[np.uint8]) -> float:
+def _ms_per_tile(entry: _Entry, tiles: NDArray[np.uint8]) -> float:
     started = perf_counter()
-    runner.run(tiles)
+    entry.run(tiles)
     return (perf_counter() - started) * 1000 / len(tiles)
 
 
-def _row(
-    name: str, is_ours: bool, graph: bytes, times_ms: Mapping[str, NDArray[np.float64]]
-) -> BenchmarkRow:
-    own_ms = times_ms[name]
+def _row(entry: _Entry, is_ours: bool, times_ms: Mapping[str, NDArray[np.float64]]) -> BenchmarkRow:
+    own_ms = times_ms[entry.name]
 
     def ratio_to(baseline: str) -> float:
-        return round(float(np.median(times_ms[baseline] / own_ms)), 2)
+        return round(float(np.median(times_ms[f"{baseline} fp32"] / own_ms)), 2)
 
     return BenchmarkRow(
-        network="lightdefectnet" if is_ours else name,
-        model=name if is_ours else None,
-        parameters=count_parameters(graph),
-        mflops=round(count_mflops(graph), 2),
+        network="lightdefectnet" if is_ours else entry.network,
+        model=entry.network if is_ours else None,
+        parameters=count_parameters(entry.graph),
+        mflops=round(count_mflops(entry.graph), 2),
         ms_per_sample=round(float(np.median(own_ms)), 3),
         ratio_to_efficientnet_b0=ratio_to("efficientnet_b0"),
         ratio_to_mobilenetv3_large=ratio_to("mobilenetv3_large"),
         ratio_to_resnet50=ratio_to("resnet50"),
         processor=processor_name(),
-        runtime=runtime_name("fp32"),
-        precision="fp32",
+        runtime=runtime_name(entry.precision),
+        precision=entry.precision,
         batch=BATCH,
         threads=1,
         rounds=len(own_ms),

@@ -3,15 +3,17 @@
 `labels.csv` has the columns `file,label,split` (label 0 good, 1 defective; split `train`, `val` or
 `test`) and may have `group` (the part that a picture shows), `defect_type` and `mask_file`; beside
 it may lie `boxes.csv` (`file,type,x0,y0,x1,y1` in px). Without labels.csv, pictures lie in `good/`
-and `defective/`, and one in five of each goes to `test`, by the hash of its name. Pictures of any
-size with 1-4 channels become grey 224 x 224: the whole picture is scaled, also where its sides then
-shrink differently, because a defect at the edge must not be cut off.
+and `defective/`, and one in five of each goes to `test`, by the hashes of their names. Pictures of
+any size with 1-4 channels become grey 224 x 224: the whole picture is scaled, also where its sides
+then shrink differently, because a defect at the edge must not be cut off.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import os
+import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,8 @@ TILE_PX = 224
 SPLITS = ("train", "val", "test")
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 _TEST_SHARE = 5
+_DARK_LEVEL = 4095
+"""A picture of 16 bits that nowhere exceeds it is one of 12 bits, and would become nearly black."""
 
 
 Boxes = tuple[tuple[float, ...], ...]
@@ -60,8 +64,16 @@ def read_folder(root: Path) -> list[Sample]:
     samples = _from_table(table) if table.is_file() else _from_class_folders(root)
     samples.sort(key=lambda sample: sample.name)
     _check_groups(root, samples)
-    for split in {sample.split for sample in samples} | {"train"}:
-        _check_classes(root, split, select(samples, split))
+    return samples
+
+
+def read_splits(root: Path, *splits: str) -> list[Sample]:
+    """The samples of these splits, good and defective ones among them. Raises `DataError`."""
+    samples = select(read_folder(root), *splits)
+    for label, word in enumerate(("good", "defective")):
+        if not any(sample.label == label for sample in samples):
+            where = f"the split {' or '.join(splits)} has" if len(splits) < len(SPLITS) else "has"
+            raise DataError(f"{root}: {where} no {word} pictures (label {label}); add some")
     return samples
 
 
@@ -88,16 +100,35 @@ def load_truth(sample: Sample) -> NDArray[np.bool_] | None:
     Raises `DataError`.
     """
     if sample.mask_file:
-        return load_tile(sample.mask_file) > 127
+        return _load_mask(sample.mask_file)
     if not sample.boxes:
         return None
     height, width = _read(sample.file).shape[:2]
     truth = np.zeros((TILE_PX, TILE_PX), bool)
     for x0, y0, x1, y1 in sample.boxes:
-        left, right = (round(x * TILE_PX / width) for x in (x0, x1))
-        top, bottom = (round(y * TILE_PX / height) for y in (y0, y1))
-        truth[top : max(bottom, top + 1), left : max(right, left + 1)] = True
+        left, right = _ends(x0 * TILE_PX / width, x1 * TILE_PX / width)
+        top, bottom = _ends(y0 * TILE_PX / height, y1 * TILE_PX / height)
+        truth[top:bottom, left:right] = True
     return truth
+
+
+def _load_mask(path: Path) -> NDArray[np.bool_]:
+    """A cell of the tile belongs to the defect if any pixel in it does: small ones stay."""
+    mask = _grey(path, _read(path)) > 127
+    if not mask.any():
+        raise DataError(f"{path}: no pixel above 127, so no defect; write 255 where one is")
+    height, width = mask.shape
+    truth = np.zeros((TILE_PX, TILE_PX), bool)
+    y, x = np.nonzero(mask)
+    truth[y * TILE_PX // height, x * TILE_PX // width] = True
+    shrunk = _fit(mask.astype(np.uint8) * 255) > 127
+    return truth | shrunk
+
+
+def _ends(start: float, end: float) -> tuple[int, int]:
+    """First pixel and end of a box's side, at least one pixel inside the tile."""
+    first = min(max(round(start), 0), TILE_PX - 1)
+    return first, min(max(round(end), first + 1), TILE_PX)
 
 
 def load_tile(path: Path) -> NDArray[np.uint8]:
@@ -118,24 +149,43 @@ def data_sha256(samples: Sequence[Sample]) -> str:
     digest = hashlib.sha256()
     for sample in samples:
         row = f"{sample.name}\t{sample.label}\t{sample.split}\t{sample.group}\t"
-        digest.update(row.encode() + hashlib.sha256(sample.file.read_bytes()).digest())
+        digest.update(row.encode() + bytes.fromhex(picture_sha256(sample)))
     return digest.hexdigest()
 
 
+def picture_sha256(sample: Sample) -> str:
+    """Of the file's bytes."""
+    return hashlib.sha256(sample.file.read_bytes()).hexdigest()
+
+
 def _from_table(table: Path) -> list[Sample]:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = {"file", "label", "split"} - set(reader.fieldnames or ())
-        if missing:
-            raise DataError(f"{table}: lacks the column {sorted(missing)[0]}")
-        boxes = _read_boxes(table.with_name("boxes.csv"))
-        samples = [_from_row(table, number, row, boxes) for number, row in enumerate(reader, 2)]
+    columns, rows = _read_table(table)
+    missing = {"file", "label", "split"} - set(columns)
+    if missing:
+        raise DataError(f"{table}: lacks the column {sorted(missing)[0]}")
+    boxes = _read_boxes(table.with_name("boxes.csv"))
+    samples = [_from_row(table, number, row, boxes) for number, row in enumerate(rows, 2)]
     _check_files(table, samples)
     return samples
 
 
+def _read_table(table: Path) -> tuple[Sequence[str], list[dict[str, str]]]:
+    """Columns and rows. Raises `DataError`."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            rows = list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{table}: not a table in UTF-8: {error}; save it as one") from error
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values():
+            wanted = len(reader.fieldnames or ())
+            raise DataError(f"{table}:{number}: more or fewer cells than the {wanted} of line 1")
+    return reader.fieldnames or (), rows
+
+
 def _from_row(table: Path, number: int, row: dict[str, str], boxes: dict[str, Boxes]) -> Sample:
-    name, label, split = row["file"], row["label"], row["split"]
+    name, label, split = posixpath.normpath(row["file"]), row["label"], row["split"]
     if label not in ("0", "1"):
         raise DataError(f"{table}:{number}: label {label!r}; 0 (good) or 1 (defective) wanted")
     if split not in SPLITS:
@@ -158,13 +208,13 @@ def _read_boxes(table: Path) -> dict[str, Boxes]:
     found: dict[str, Boxes] = {}
     if not table.is_file():
         return found
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        for number, row in enumerate(csv.DictReader(file), 2):
-            try:
-                box = tuple(float(row[key]) for key in ("x0", "y0", "x1", "y1"))
-                found[row["file"]] = (*found.get(row["file"], ()), box)
-            except (KeyError, TypeError, ValueError) as error:
-                raise DataError(f"{table}:{number}: columns file, x0, y0, x1, y1 wanted") from error
+    for number, row in enumerate(_read_table(table)[1], 2):
+        try:
+            box = tuple(float(row[key]) for key in ("x0", "y0", "x1", "y1"))
+            name = posixpath.normpath(row["file"])
+        except (KeyError, ValueError) as error:
+            raise DataError(f"{table}:{number}: columns file, x0, y0, x1, y1 wanted") from error
+        found[name] = (*found.get(name, ()), box)
     return found
 
 
@@ -173,22 +223,27 @@ def _from_class_folders(root: Path) -> list[Sample]:
     for label, folder in enumerate(("good", "defective")):
         if not (root / folder).is_dir():
             raise DataError(f"{root}: neither labels.csv nor the folders good/ and defective/")
-        for path in sorted((root / folder).iterdir()):
-            if path.suffix.lower() in _SUFFIXES:
-                name = f"{folder}/{path.name}"
-                samples.append(Sample(path, name, label, _split_of(name), name))
+        files = sorted(p for p in (root / folder).iterdir() if not p.name.startswith("."))
+        names = [f"{folder}/{path.name}" for path in files]
+        for name in names:
+            if Path(name).suffix.lower() not in _SUFFIXES:
+                known = " ".join(sorted(_SUFFIXES))
+                raise DataError(f"{root / name}: not a picture by its name ({known}); remove it")
+        tested = set(sorted(names, key=_name_sha256)[: -(-len(names) // _TEST_SHARE)])
+        for name in names:
+            split = "test" if name in tested else "train"
+            samples.append(Sample(root / name, name, label, split, name))
     return samples
 
 
-def _split_of(name: str) -> str:
-    is_test = hashlib.sha256(name.encode()).digest()[0] % _TEST_SHARE == 0
-    return "test" if is_test else "train"
+def _name_sha256(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def _check_files(table: Path, samples: Sequence[Sample]) -> None:
     files = [sample.file for sample in samples]
     files += [sample.mask_file for sample in samples if sample.mask_file]
-    missing = [str(file.relative_to(table.parent)) for file in files if not file.is_file()]
+    missing = [os.path.relpath(file, table.parent) for file in files if not file.is_file()]
     if missing:
         raise DataError(f"{table}: {len(missing)} labels without a file, first {missing[0]!r}")
     seen: set[str] = set()
@@ -209,15 +264,14 @@ def _check_groups(root: Path, samples: Sequence[Sample]) -> None:
             )
 
 
-def _check_classes(root: Path, split: str, samples: Sequence[Sample]) -> None:
-    for label, word in enumerate(("good", "defective")):
-        if not any(sample.label == label for sample in samples):
-            raise DataError(f"{root}: the split {split} has no {word} pictures (label {label})")
-
-
 def _grey(path: Path, picture: NDArray[np.generic]) -> NDArray[np.uint8]:
     """Grey and 8 bits deep: colour by luminance, a transparency channel ignored."""
     if picture.dtype == np.uint16:
+        if picture.max() <= _DARK_LEVEL:
+            raise DataError(
+                f"{path}: levels up to {picture.max()} of 65535; 10 or 12 bits in a file of 16? "
+                "multiply them so that white is 65535"
+            )
         picture = (picture.astype(np.uint32) // 257).astype(np.uint8)
     if picture.dtype != np.uint8:
         raise DataError(f"{path}: pixels are {picture.dtype}; 8 or 16 bits wanted")
@@ -230,8 +284,9 @@ def _grey(path: Path, picture: NDArray[np.generic]) -> NDArray[np.uint8]:
 
 
 def _fit(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    if grey.shape == (TILE_PX, TILE_PX):
-        return grey
-    is_shrunk = min(grey.shape) > TILE_PX
-    how = cv2.INTER_AREA if is_shrunk else cv2.INTER_LINEAR
-    return cv2.resize(grey, (TILE_PX, TILE_PX), interpolation=how).astype(np.uint8)
+    """Shrunk sides are averaged, so that no thin mark falls between two pixels; then the others
+    grow."""
+    height, width = (min(side, TILE_PX) for side in grey.shape)
+    shrunk = cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA)
+    whole = cv2.resize(shrunk, (TILE_PX, TILE_PX), interpolation=cv2.INTER_LINEAR)
+    return whole.astype(np.uint8)

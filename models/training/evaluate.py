@@ -79,7 +79,7 @@ def evaluate(
     if not np.isfinite(table).all():
         raise ValueError("a score is NaN or infinite")
     calls = table > np.array(thresholds)[:, None]
-    judge = _Judge(_members(groups or [str(i) for i in range(len(labels))]), seed)
+    judge = Judge(members_of(groups or [str(i) for i in range(len(labels))]), seed)
     bad, good = labels == 1, labels == 0
     return Evaluation(
         thresholds=list(thresholds),
@@ -110,7 +110,7 @@ def error_rates(
     """`escape_rate` and `false_reject_rate` of independent samples, mean over the trained seeds;
     without the one of a label that no sample has."""
     calls = np.stack(scores) > np.array(thresholds)[:, None]
-    judge = _Judge(_members([str(i) for i in range(len(labels))]), seed)
+    judge = Judge(members_of([str(i) for i in range(len(labels))]), seed)
     bad, good = labels == 1, labels == 0
     wanted = {"escape_rate": (~calls, bad), "false_reject_rate": (calls, good)}
     return {name: judge.rate(hits, of) for name, (hits, of) in wanted.items() if of.any()}
@@ -129,7 +129,7 @@ def rate(hits: int, samples: int) -> Figure:
     return Figure(hits / samples, low, high, samples, "Clopper-Pearson")
 
 
-class _Judge:
+class Judge:
     """Intervals that come from drawing parts."""
 
     def __init__(self, members: list[Indices], seed: int) -> None:
@@ -174,16 +174,27 @@ class _Judge:
                 return float("nan")
             return float(np.mean([auroc(some, row[drawn]) for row in scores]))
 
-        low, high = _bootstrap(self._members, statistic, self._seed)
+        drawn_low, drawn_high = _bootstrap(self._members, statistic, self._seed)
         value = float(np.mean([auroc(labels, row) for row in scores]))
+        count = self._fewest(labels, of_parts=value in (0.0, 1.0))
+        low, high = clopper_pearson(round(value * count), count)
         return Figure(
             value,
-            low,
-            high,
+            min(low, drawn_low),
+            max(high, drawn_high),
             len(labels),
-            f"bootstrap of {len(self._members)} parts",
+            f"bootstrap of {len(self._members)} parts and Clopper-Pearson of {count}, the wider",
             _few_groups(self._members, statistic),
         )
+
+    def _fewest(self, labels: Labels, of_parts: bool) -> int:
+        """Samples (parts) of the rarer class: an area is known no better than a rate of so many.
+
+        Where all pairs are in the right order, drawing says nothing, and the parts count.
+        """
+        if not of_parts:
+            return int(min(labels.sum(), len(labels) - labels.sum()))
+        return min(sum((labels[part] == c).any() for part in self._members) for c in (0, 1))
 
 
 def _bootstrap(parts: list[Indices], statistic: Statistic, seed: int) -> tuple[float, float]:
@@ -207,7 +218,7 @@ def _few_groups(parts: list[Indices], statistic: Statistic) -> Interval | None:
     value = statistic(np.concatenate(parts))
     left_out = [np.concatenate(parts[:i] + parts[i + 1 :]) for i in range(len(parts))]
     values = np.array([statistic(drawn) for drawn in left_out])
-    if not np.isfinite(values).all():
+    if not np.isfinite(values).all() or not values.std():
         return None
     count = len(parts)
     error = float(np.sqrt((count - 1) / count * np.square(values - value).sum()))
@@ -221,7 +232,7 @@ def _kinds_present(defect_types: Sequence[str] | None, bad: NDArray[np.bool_]) -
     return sorted(set(kinds[bad].tolist()) - {""})
 
 
-def _members(groups: Sequence[str]) -> list[Indices]:
+def members_of(groups: Sequence[str]) -> list[Indices]:
     """Indices of the samples of each part."""
     found: dict[str, list[int]] = {}
     for index, group in enumerate(groups):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from models.card import (
     GOLDEN_FILE,
     MODEL_FILE,
+    MODEL_ID,
     GoldenCard,
     InputCard,
     MeasuredCard,
@@ -30,6 +32,8 @@ from models.training.count import count_mflops, count_parameters
 from models.training.fit import predict
 from models.training.front_end import TILE_PX
 from models.training.lightdefectnet import LightDefectNet, prepare_for_export
+from models.training.networks import OURS
+from models.training.train import load_network, read_summary
 
 OPSET = 18
 TOLERANCE = 1e-4
@@ -37,7 +41,17 @@ GOLDEN_TILES = 8
 
 
 class ExportError(Exception):
-    """The exported graph does not compute what the network computes."""
+    """The run cannot be exported, or the graph does not compute what the network computes."""
+
+
+def read_network(run: Path) -> tuple[LightDefectNet, dict[str, Any]]:
+    """Network and summary of a finished run. Raises `DataError`, `ExportError`."""
+    summary = read_summary(run)
+    if summary["network"] != OURS:
+        raise ExportError(f"{run}: a run of {summary['network']}; only {OURS} can be exported")
+    network = load_network(run)
+    assert isinstance(network, LightDefectNet)
+    return network, summary
 
 
 def to_onnx(network: LightDefectNet) -> bytes:
@@ -89,6 +103,10 @@ def export(
     `tiles` are tiles the network was not trained on; the golden tiles are taken from them, from the
     lowest score to the highest. Raises `ExportError`.
     """
+    if not re.fullmatch(MODEL_ID, folder.name):
+        raise ExportError(
+            f"{folder}: its name becomes the model's id; lower-case letters, digits, '.', '_', '-'"
+        )
     model = to_onnx(network)
     scores = check_against_torch(network, model, tiles)
     chosen = _spread(scores, GOLDEN_TILES)

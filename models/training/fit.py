@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.runtimes import instruction_sets
 from models.training.ablations import WITHOUT_L1
 from models.training.augment import augment
 from models.training.data import DataError, Sample, labels_of, load_tiles
@@ -22,8 +24,9 @@ from models.training.loss import DISCREPANCY_WEIGHT, heads_loss
 from models.training.networks import build
 
 _IN_BF16 = ("resnet50",)
-"""Trained in bfloat16 on a processor: half of the time; the others' small convolutions are slower
-so."""
+"""Trained in bfloat16 on a processor that has it: half of the time; the others' small convolutions
+are slower so."""
+_HAS_BF16 = bool({"avx512_bf16", "amx_bf16"} & set(instruction_sets()))
 CHECKPOINT_FILE = "checkpoint.pt"
 RESULT_FILE = "result.pt"
 _WARM_UP_SHARE = 0.05
@@ -69,6 +72,7 @@ class FitResult:
     seconds: float
     """Of training, on `device`."""
     device: str
+    code_revision: str
 
 
 @dataclass(slots=True)
@@ -199,7 +203,7 @@ def _one_epoch(
 
 
 def _step(state: _State, fit: Fit, batch: Tensor, labels: Tensor) -> None:
-    is_bf16 = batch.device.type == "cpu" and fit.network in _IN_BF16
+    is_bf16 = batch.device.type == "cpu" and _HAS_BF16 and fit.network in _IN_BF16
     with torch.autocast("cpu", torch.bfloat16, enabled=is_bf16):
         logits = state.network(batch)
     weight = 0.0 if fit.network == WITHOUT_L1 else DISCREPANCY_WEIGHT
@@ -238,6 +242,7 @@ def _finish(state: _State, folder: Path, identity: dict[str, Any]) -> FitResult:
         "held_scores": torch.stack(state.held_scores),
         "seconds": state.seconds,
         "device": str(training_device()),
+        "code_revision": code_revision(),
     }
     _save(folder / RESULT_FILE, content)
     (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
@@ -247,7 +252,8 @@ def _finish(state: _State, folder: Path, identity: dict[str, Any]) -> FitResult:
 def _read_result(folder: Path, identity: dict[str, Any]) -> FitResult:
     saved = _read(folder / RESULT_FILE, identity)
     scores = saved["held_scores"].numpy()
-    return FitResult(saved["weights"], scores, saved["seconds"], saved["device"])
+    revision = saved.get("code_revision", "unknown")
+    return FitResult(saved["weights"], scores, saved["seconds"], saved["device"], revision)
 
 
 def _read(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
@@ -262,3 +268,24 @@ def _save(path: Path, content: dict[str, Any]) -> None:
     temporary = path.with_name(f"{path.name}.part")
     torch.save(content, temporary)
     temporary.replace(path)
+
+
+def code_revision() -> str:
+    """The commit of the checkout that this code runs from, with `+` if files differ from it, or
+    `unknown`."""
+    folder = str(Path(__file__).parent)
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", folder, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
+        )
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"

@@ -11,16 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 TILE_PX = 224
-COARSE_PX = 32
-"""Side of the cells whose mean is the local brightness: several dots of a lattice, and larger than
-a defect, which would else take part in what it is compared with."""
-FINE_PX = 8
-"""The same where thin marks lie on blobs of light: these are taken away, the marks stay."""
 
 
 class RawLevels(nn.Module):
@@ -38,43 +32,47 @@ class RawLevels(nn.Module):
 
 
 class LocalContrast(nn.Module):
-    """Grey levels relative to the local brightness: unmoved by gain and slow illumination."""
+    """Grey levels relative to the local brightness: unmoved by gain and by slow changes of the
+    illumination.
+
+    The window slides, so that a shifted picture gives the same contrast, shifted; with means of
+    fixed cells more tiles change their decision under a shift.
+    """
 
     channels = 1
     words = (
-        "grey levels relative to the local brightness: (x + dark_level) * r - contrast_gain, r = "
-        "bilinear interpolation of contrast_gain / (m + dark_level), m = means of local_px cells"
+        "grey levels relative to the local brightness: (x + dark_level) * gain / (m + dark_level) "
+        "- gain, m = mean of the window x window cells of cell_px x cell_px pixels around the "
+        "pixel's own cell that lie in the tile"
     )
 
-    def __init__(self, local_px: int, contrast_gain: float) -> None:
-        """`contrast_gain` brings the relative contrast to about unit spread."""
+    def __init__(self, cell_px: int, window: int, gain: float) -> None:
+        """`gain` brings the relative contrast to about unit spread."""
         super().__init__()
         self.constants = {
-            "local_px": float(local_px),
+            "cell_px": float(cell_px),
+            "window": float(window),
             # Keeps a dark tile's noise from being blown up, in 8-bit levels.
             "dark_level": 16.0,
-            "contrast_gain": contrast_gain,
+            "gain": gain,
         }
-        cells = TILE_PX // local_px
-        self.register_buffer("expand", _bilinear_matrix(cells, local_px))
+        self._cell_px, self._window = cell_px, window
 
     def forward(self, tiles: Tensor) -> Tensor:
-        dark, gain = self.constants["dark_level"], self.constants["contrast_gain"]
+        dark, gain = self.constants["dark_level"], self.constants["gain"]
         levels = tiles.float()
-        cells = F.avg_pool2d(levels, int(self.constants["local_px"]))
-        relative = self.expand @ (gain / (cells + dark)) @ self.expand.T
+        cells = F.avg_pool2d(levels, self._cell_px)
+        margin = self._window // 2
+        local = F.avg_pool2d(cells, self._window, 1, margin, count_include_pad=False)
+        relative = F.interpolate(gain / (local + dark), scale_factor=self._cell_px)
         return (levels + dark) * relative - gain
 
 
-def _bilinear_matrix(cells: int, factor: int) -> Tensor:
-    """Interpolation from `cells` cell centres to cells * factor pixels, shape (pixels, cells)."""
-    eye = torch.eye(cells)[None, None]
-    size = (cells * factor, cells)
-    return F.interpolate(eye, size=size, mode="bilinear", align_corners=False)[0, 0]
-
-
 FRONT_ENDS: dict[str, Callable[[], RawLevels | LocalContrast]] = {
+    # Several dots of a lattice, and larger than most defects, which would else take part in what
+    # they are compared with.
+    "contrast": partial(LocalContrast, 4, 9, 6.0),
+    # For thin marks on blobs of light: these are taken away, the marks stay.
+    "fine": partial(LocalContrast, 2, 5, 16.0),
     "raw": RawLevels,
-    "contrast": partial(LocalContrast, COARSE_PX, 4.0),
-    "fine": partial(LocalContrast, FINE_PX, 16.0),
 }

@@ -138,17 +138,16 @@ class LightDefectNet(nn.Module):
         self.front_end = FRONT_ENDS[front_end]()
         channels = self.front_end.channels
         self.stem = nn.Sequential(ConvNorm(channels, 16, 3, stride=2), BlurPool(16))
-        self.stage1 = EarlyColumns(16, _separable(16, 5), _separable(16, 3))
-        self.stage2 = EarlyColumns(
-            32,
-            ConvNorm(32, 32, 3, groups=2),
-            nn.Sequential(ConvNorm(32, 32), ConvNorm(32, 32, 3, groups=2)),
-        )
+        self.stage1 = EarlyColumns(16, _separable(16, 3), _separable(16, 3))
+        self.stage2 = EarlyColumns(32, ConvNorm(32, 32, 3, groups=2), _separable(32, 5))
         self.stage3 = nn.Sequential(
             ExchangeBlock(64, 4), ExchangeBlock(64, 4), ConvNorm(64, 128), BlurPool(128)
         )
         self.stage4 = nn.Sequential(
-            ConvNorm(128, 256), ExchangeBlock(256, 8), ExchangeBlock(256, 8), ExchangeBlock(256, 8)
+            ConvNorm(128, 256),
+            ExchangeBlock(256, 16),
+            ExchangeBlock(256, 16),
+            ExchangeBlock(256, 16),
         )
         self.heads = nn.Linear(2 * 256, 4)
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from models.localise import CELL_PX, defect_boxes, peak_of
 from models.training.data import Sample, load_truth
-from models.training.evaluate import Figure, rate
+from models.training.evaluate import Figure, Judge, members_of
 from models.training.lightdefectnet import LightDefectNet
 
 NEAR_PX = CELL_PX // 2
@@ -62,14 +62,15 @@ def localise(
     near = [_grown(truth, NEAR_PX) for truth in truths.values()]
     peaks = [peak_of(each) for each in maps]
     found = [_painted(each) for each in maps]
-    hits = sum(bool(area[y, x]) for area, (x, y) in zip(near, peaks, strict=True))
-    touched = sum(
-        bool((truth & boxes).any()) for truth, boxes in zip(truths.values(), found, strict=True)
+    hits = np.array([area[y, x] for area, (x, y) in zip(near, peaks, strict=True)])
+    touched = np.array(
+        [(truth & boxes).any() for truth, boxes in zip(truths.values(), found, strict=True)]
     )
+    judge, every = Judge(members_of([samples[i].group for i in truths]), seed=0), hits | True
     return Localisation(
-        peak_hits=rate(hits, len(truths)),
+        peak_hits=judge.rate(hits[None], every),
         peak_hits_by_chance=float(np.mean([area.mean() for area in near])),
-        defects_touched=rate(touched, len(truths)),
+        defects_touched=judge.rate(touched[None], every),
         boxed_share=float(np.mean([boxes.mean() for boxes in found])),
     )
 

@@ -12,23 +12,32 @@ from numpy.typing import NDArray
 
 from models.classifier import Classifier
 from models.training.data import (
+    SPLITS,
     DataError,
     Sample,
     data_sha256,
     labels_of,
     load_tiles,
+    picture_sha256,
     read_folder,
-    select,
+    read_splits,
 )
 from models.training.evaluate import FEW_GROUPS, error_rates, evaluate
-from models.training.fit import predict
+from models.training.fit import code_revision, predict
 from models.training.lightdefectnet import LightDefectNet
 from models.training.localisation import localise
 from models.training.networks import HAND, OURS
 from models.training.robustness import Score, robustness
-from models.training.train import code_revision, hand_model, load_network, read_summary
+from models.training.train import LEARNED_FILE, hand_model, load_network, read_summary
 
+EVERY = "all"
+"""All splits together: for an exported model, which saw none of them."""
+_TRAINED = (
+    "network", "recipe", "epoch", "epochs", "trainings", "out_of_fold", "cpu_hours", "device",
+    "data_sha256",
+)  # fmt: skip
 _FEW_SAMPLES = 100
+_LEAST_GROUPS = 3
 _CHANGED_TILES = 200
 """Tiles whose decisions are followed through 24 changes: all would take a baseline hours."""
 
@@ -44,25 +53,42 @@ def evaluate_run(
     summary = read_summary(run)
     samples = _samples(data, split)
     tiles = load_tiles(samples)
-    scorers = _scorers(summary, run, data)
+    scorers = _scorers(summary, run)
     scores = [score(tiles) for score in scorers]
     row = _row(data, split, samples, scores, [summary["threshold"]] * len(scores))
+    row["remarks"] += _learned(run, samples)
     if summary["network"] == OURS and (places := localise(_ours(run), samples, tiles)):
         row["localisation"] = asdict(places)
     if with_robustness:
         some = tiles[:: -(-len(tiles) // _CHANGED_TILES)]
         agreements = robustness(scorers[0], summary["threshold"], some)
         row["robustness"] = [asdict(agreement) for agreement in agreements]
-    names = ("network", "recipe", "epoch", "out_of_fold", "cpu_hours", "device", "data_sha256")
-    trained = {name: summary[name] for name in names}
+    trained = {name: summary[name] for name in _TRAINED}
     return row | {"run": str(run), "trained": trained | {"by": summary["command"]}}
 
 
-def _scorers(summary: dict[str, Any], run: Path, data: Path) -> list[Score]:
+def _learned(run: Path, samples: list[Sample]) -> list[str]:
+    """A remark on pictures that the run was trained on."""
+    learned = set((run / LEARNED_FILE).read_text().split())
+    count = sum(picture_sha256(sample) in learned for sample in samples)
+    if not count:
+        return []
+    return [f"{count} of {len(samples)} pictures were trained on: this says nothing of new ones"]
+
+
+def _scorers(summary: dict[str, Any], run: Path) -> list[Score]:
     """What scores tiles, once per seed."""
     if summary["network"] == HAND:
-        return [hand_model(data).scores]
+        return [_hand_scorer(summary)]
     return [partial(predict, load_network(run, seed)) for seed in summary["seeds"]]
+
+
+def _hand_scorer(summary: dict[str, Any]) -> Score:
+    """Fitted again to the pictures that the run was made of: seconds. Raises `DataError`."""
+    data = Path(summary["data"])
+    if data_sha256(read_folder(data)) != summary["data_sha256"]:
+        raise DataError(f"{data}: changed since the run was made; train it again")
+    return hand_model(data).scores
 
 
 def _ours(run: Path) -> LightDefectNet:
@@ -80,10 +106,9 @@ def evaluate_model(data: Path, classifier: Classifier, split: str) -> dict[str, 
 
 
 def _samples(data: Path, split: str) -> list[Sample]:
-    samples = select(read_folder(data), split)
-    if not samples:
-        raise DataError(f"{data}: no pictures of split {split}")
-    return samples
+    if split not in (*SPLITS, EVERY):
+        raise DataError(f"no split {split!r}; there are {', '.join((*SPLITS, EVERY))}")
+    return read_splits(data, *(SPLITS if split == EVERY else (split,)))
 
 
 def _row(
@@ -144,6 +169,8 @@ def _remarks(samples: list[Sample]) -> list[str]:
         remarks.append(
             "no groups given: if several pictures show one part, the intervals are too narrow"
         )
+    elif len(groups) < _LEAST_GROUPS:
+        remarks.append(f"{len(groups)} groups only: no interval can be given that holds")
     elif len(groups) < FEW_GROUPS:
-        remarks.append(f"{len(groups)} groups only: believe the interval `few_groups`")
+        remarks.append(f"{len(groups)} groups only: believe the interval of few groups")
     return remarks

@@ -1,8 +1,8 @@
 """From a folder to weights that were not chosen by what they are tested on.
 
-Recipe, epoch and threshold are chosen by cross-validation inside the split `train`: whole groups
-are held out in turn, and what each group's model, which never saw it, gives for it are the
-out-of-fold scores. The weights that are kept are then trained on all of `train`, once per seed.
+Recipe, epoch and threshold are chosen by cross-validation inside the splits `train` and `val`:
+whole groups are held out in turn, and what each group's model, which never saw it, gives for it are
+the out-of-fold scores. The weights that are kept are then trained on all of it, once per seed.
 The split `test` is not looked at here.
 """
 
@@ -12,7 +12,6 @@ import json
 import math
 import multiprocessing
 import os
-import subprocess
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import nn
@@ -36,7 +36,9 @@ from models.training.data import (
     data_sha256,
     labels_of,
     load_tiles,
+    picture_sha256,
     read_folder,
+    read_splits,
     select,
 )
 from models.training.evaluate import auroc
@@ -45,6 +47,7 @@ from models.training.fit import (
     Fit,
     FitResult,
     TrainingRecipe,
+    code_revision,
     run_fit,
     training_device,
 )
@@ -52,14 +55,21 @@ from models.training.hand import HandModel, fit_hand
 from models.training.networks import HAND, NETWORKS, OURS, build
 
 SUMMARY_FILE = "summary.json"
+LEARNED_FILE = "learned.txt"
+"""The sha256 of each picture that was trained on: it cannot test the run."""
+LEARNED = ("train", "val")
+"""Splits that a training looks at; `test` is none of them."""
 FOLDS = 4
 LARGE = 3000
 """With so many training samples one held-out part is no longer noise, and four folds take hours."""
+_LARGE_PARTS = 8
+"""Of which a large set holds out one, unless it has a split `val`."""
 _VISITS = 480.0
 """Epochs times the square root of the number of tiles."""
 _BASELINE_VISITS = 240.0
 _EPOCHS = (6, 40)
 _SMOOTH_EPOCHS = 3
+DIVERGED = -1.0
 _WORTH_PROCESSES = 30
 """Batches that take longer than it takes to start two processes."""
 _SCORE_LIMIT = 1e-6
@@ -69,12 +79,13 @@ RECIPES = (
     TrainingRecipe("fine, pre-trained", "fine", is_pretrained=True, learning_rate=1e-3),
     TrainingRecipe("raw, pre-trained", "raw", is_pretrained=True, learning_rate=1e-3),
     TrainingRecipe("contrast, from nothing", "contrast", is_pretrained=False),
+    TrainingRecipe("fine, from nothing", "fine", is_pretrained=False),
 )
 """What our network chooses from, on all folds. Raw levels from nothing were never the best."""
 BASELINE_RECIPES = (
-    TrainingRecipe("contrast, 2e-3", "contrast", is_pretrained=False),
-    TrainingRecipe("contrast, 5e-4", "contrast", is_pretrained=False, learning_rate=5e-4),
-    TrainingRecipe("raw, 2e-3", "raw", is_pretrained=False),
+    TrainingRecipe("contrast", "contrast", is_pretrained=False),
+    TrainingRecipe("fine", "fine", is_pretrained=False),
+    TrainingRecipe("raw", "raw", is_pretrained=False),
 )
 """What a baseline chooses from, on one fold: a tile costs it ten times our network's time."""
 
@@ -105,7 +116,7 @@ class Choice:
     """Of the calibrated log odds over the network's own."""
     offset: float
     auroc: float
-    """Out of fold, mean of the folds."""
+    """Out of fold, mean of the folds; -1 if a score was NaN."""
     accuracy: float
     """Out of fold, at `threshold`."""
     samples: int
@@ -143,10 +154,12 @@ def train(plan: Plan, command: str, progress: Progress) -> dict[str, Any]:
     Continues where a killed run of the same data and plan stopped. Returns the summary. Raises
     `DataError`.
     """
+    known = read_splits(plan.data, *LEARNED)
     samples = read_folder(plan.data)
-    known = select(samples, "train", "val")
     if plan.network == HAND:
         return _train_hand(plan, samples, command)
+    if plan.init and not any(recipe.is_pretrained for recipe in plan.recipes):
+        raise DataError("--init: none of the recipes begins with weights; name one that does")
     sha256 = data_sha256(known)
     epochs = plan.epochs or default_epochs(plan.network, len(known))
     work = _Work(plan, known, sha256, epochs, progress)
@@ -154,7 +167,7 @@ def train(plan: Plan, command: str, progress: Progress) -> dict[str, Any]:
     fits = _final_fits(work, choice)
     results = work.run_all(fits, "training")
     summary = _summary(work, samples, choice, candidates, fits, results, command)
-    _write_whole(plan.run / SUMMARY_FILE, json.dumps(summary, indent=2).encode())
+    _write_result(plan.run, known, summary)
     return summary
 
 
@@ -163,7 +176,7 @@ def hand_model(data: Path) -> HandModel:
 
     Raises `DataError`.
     """
-    known = select(read_folder(data), "train", "val")
+    known = read_splits(data, *LEARNED)
     groups = [sample.group for sample in known]
     return fit_hand(load_tiles(known), labels_of(known), groups, seed=1)
 
@@ -171,7 +184,7 @@ def hand_model(data: Path) -> HandModel:
 def _train_hand(plan: Plan, samples: list[Sample], command: str) -> dict[str, Any]:
     started = time.monotonic()
     model = hand_model(plan.data)
-    labels = labels_of(select(samples, "train", "val"))
+    labels = labels_of(select(samples, *LEARNED))
     calls = model.out_of_fold > model.threshold
     summary = {
         "network": HAND,
@@ -189,13 +202,14 @@ def _train_hand(plan: Plan, samples: list[Sample], command: str) -> dict[str, An
         },
         "candidates": [{"recipe": {"name": k}, "auroc": v} for k, v in model.aurocs.items()],
         "seeds": [1],
+        "trainings": len(model.aurocs) * (FOLDS + 1),
         "device": "cpu",
         "cpu_hours": round((time.monotonic() - started) / 3600, 3),
         "command": command,
         "code_revision": code_revision(),
     }
     plan.run.mkdir(parents=True, exist_ok=True)
-    _write_whole(plan.run / SUMMARY_FILE, json.dumps(summary, indent=2).encode())
+    _write_result(plan.run, select(samples, *LEARNED), summary)
     return summary
 
 
@@ -216,7 +230,10 @@ def read_summary(run: Path) -> dict[str, Any]:
 
 def weights_file(run: Path) -> Path:
     """The first seed's weights of a finished run. Raises `DataError`."""
-    return run / read_summary(run)["weights"][0]
+    summary = read_summary(run)
+    if summary["network"] == HAND:
+        raise DataError(f"{run}: hand-made features have no weights to begin with")
+    return run / summary["weights"][0]
 
 
 def load_network(run: Path, seed: int | None = None) -> nn.Module:
@@ -247,8 +264,8 @@ class _Work:
     ) -> None:
         self.plan, self.known, self.sha256, self.epochs = plan, known, sha256, epochs
         self.labels = labels_of(known)
-        self.is_large = len(known) > LARGE
         self.folds = cut_folds(known, plan.seeds[0])
+        self.is_large = len(self.folds) == 1
         self._progress = progress
 
     @property
@@ -259,7 +276,7 @@ class _Work:
     def part(self, name: str, recipe: TrainingRecipe, seed: int, held: Any, stop: int) -> _Part:
         init = ""
         if recipe.is_pretrained:
-            init = str(self.plan.init or pretrained_weights())
+            init = str(self.plan.init or pretrained_weights(recipe.front_end))
         fit = Fit(name, self.plan.network, recipe, seed, self.epochs, stop, init)
         out = set(map(int, held))
         seen = tuple(i for i in range(len(self.known)) if i not in out)
@@ -341,46 +358,42 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def pretrained_weights() -> Path:
+def pretrained_weights(front_end: str) -> Path:
     """Weights trained on rendered plates, which small sets begin with."""
-    return shipped_weights() / "pretrained.pt"
+    return shipped_weights() / f"pretrained-{front_end}.pt"
 
 
 def cut_folds(known: Sequence[Sample], seed: int) -> list[NDArray[np.int64]]:
     """Indices to hold out in turn: of a large set one part, else four. Raises `DataError`."""
-    return _large_fold(known) if len(known) > LARGE else _folds(known, seed)
+    groups = {sample.group for sample in known}
+    if len(known) <= LARGE or len(groups) < _LARGE_PARTS:
+        return _folds(known, FOLDS, seed)
+    val = [i for i, sample in enumerate(known) if sample.split == "val"]
+    if len({known[i].label for i in val}) == 2:
+        return [np.array(val, np.int64)]
+    return _folds(known, _LARGE_PARTS, seed)[:1]
 
 
-def _folds(known: Sequence[Sample], seed: int) -> list[NDArray[np.int64]]:
-    """Four sets of indices to hold out: whole groups, both classes in each as evenly as they go."""
+def _folds(known: Sequence[Sample], count: int, seed: int) -> list[NDArray[np.int64]]:
+    """Sets of indices to hold out: whole groups, both classes in each as evenly as they go."""
     labels, groups = labels_of(known), np.array([sample.group for sample in known])
     for label, word in ((0, "good"), (1, "defective")):
         found = len(set(groups[labels == label]))
-        if found < FOLDS:
+        if found < count:
             raise DataError(
                 f"{known[0].file.parent}: {word} pictures of {found} groups in train; "
-                f"{FOLDS} are needed to choose anything by cross-validation"
+                f"{count} are needed to choose anything by cross-validation"
             )
-    splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    splitter = StratifiedGroupKFold(count, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it warns of classes that it could not spread evenly
         folds = [held for _, held in splitter.split(np.zeros(len(labels)), labels, groups)]
     if any(len(set(labels[fold])) < 2 for fold in folds):
         raise DataError(
             f"{known[0].file.parent}: the {len(set(groups))} groups of train cannot be cut into "
-            f"{FOLDS} parts with both classes; more and smaller groups are needed"
+            f"{count} parts with both classes; more and smaller groups are needed"
         )
     return folds
-
-
-def _large_fold(known: Sequence[Sample]) -> list[NDArray[np.int64]]:
-    """The split `val`, or an eighth of the groups: in a large set one held-out part is enough."""
-    held = [i for i, sample in enumerate(known) if sample.split == "val"]
-    if not held:
-        names = sorted({sample.group for sample in known})
-        chosen = set(np.random.default_rng(0).permutation(names)[: len(names) // 8])
-        held = [i for i, sample in enumerate(known) if sample.group in chosen]
-    return [np.array(held, np.int64)]
 
 
 def _choose(work: _Work) -> tuple[Choice, list[dict[str, Any]]]:
@@ -397,7 +410,10 @@ def _choose(work: _Work) -> tuple[Choice, list[dict[str, Any]]]:
         {"recipe": asdict(choice.recipe), "epoch": choice.epoch, "auroc": choice.auroc}
         for choice in choices
     ]
-    return max(choices, key=lambda choice: choice.auroc), candidates
+    best = max(choices, key=lambda choice: choice.auroc)
+    if best.auroc == DIVERGED:
+        raise DataError(f"{work.plan.data}: every recipe's training diverged (scores of NaN)")
+    return best, candidates
 
 
 def _choosing_parts(work: _Work, recipe: TrainingRecipe) -> list[_Part]:
@@ -411,6 +427,8 @@ def _choosing_parts(work: _Work, recipe: TrainingRecipe) -> list[_Part]:
 def _judge(work: _Work, recipe: TrainingRecipe, results: list[FitResult]) -> Choice:
     """Epoch, calibration and threshold of a recipe from its out-of-fold scores."""
     held = np.concatenate(work.choosing_folds)
+    if not all(np.isfinite(result.held_scores).all() for result in results):
+        return Choice(recipe, work.epochs, 0.5, 0.0, 0.0, DIVERGED, 0.0, len(held))
     labels = work.labels[held]
     by_fold = [
         [auroc(work.labels[fold], scores) for scores in result.held_scores]
@@ -421,7 +439,7 @@ def _judge(work: _Work, recipe: TrainingRecipe, results: list[FitResult]) -> Cho
         epoch = work.epochs  # so that this training's weights are the ones to keep
     scores = np.concatenate([result.held_scores[epoch - 1] for result in results])
     slope, offset = calibrate(labels, scores)
-    threshold = 1 / (1 + math.exp(offset / slope)) if slope > 0 else 0.5
+    threshold = float(expit(-offset / slope)) if slope > 0 else 0.5
     right = float(((scores > threshold) == labels).mean())
     return Choice(recipe, epoch, threshold, slope, offset, area, right, len(held))
 
@@ -494,10 +512,12 @@ def _summary(
         "candidates": candidates,
         "seeds": list(work.plan.seeds),
         "weights": [f"{part.fit.name}/{RESULT_FILE}" for part in parts],
-        "device": results[0].device,
+        "device": ", ".join(sorted({result.device for result in results})),
+        "trainings": len(candidates) * len(work.choosing_folds) + len(work.plan.seeds),
         "cpu_hours": _hours(work.plan.run),
         "command": command,
         "code_revision": code_revision(),
+        "fits_code_revisions": sorted({result.code_revision for result in results}),
     }
 
 
@@ -507,25 +527,10 @@ def _hours(run: Path) -> float:
     return round(sum(result["seconds"] for result in saved) / 3600, 3)
 
 
-def code_revision() -> str:
-    """The commit of the checkout that this code runs from, with `+` if files differ from it, or
-    `unknown`."""
-    folder = str(Path(__file__).parent)
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", folder, *arguments],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
+def _write_result(run: Path, known: Sequence[Sample], summary: dict[str, Any]) -> None:
+    learned = sorted({picture_sha256(sample) for sample in known})
+    _write_whole(run / LEARNED_FILE, "\n".join(learned).encode())
+    _write_whole(run / SUMMARY_FILE, json.dumps(summary, indent=2).encode())
 
 
 def _write_whole(path: Path, data: bytes) -> None:

@@ -15,7 +15,7 @@ from models.training.baselines import BASELINES
 from models.training.benchmark import ROUNDS, BenchmarkRow, benchmark
 from station.cli.common import fail, print_json
 
-_WIDTHS = (18, 12, 10, 11, 17, 15, 11)
+_WIDTHS = (24, 12, 10, 11, 17, 15, 11)
 
 
 def report_benchmark(model: str | None, is_json: bool) -> None:
@@ -55,6 +55,10 @@ def _lines(rows: Sequence[BenchmarkRow]) -> list[str]:
     ]
 
 
+def _name(row: BenchmarkRow) -> str:
+    return f"{row.model or row.network}{'' if row.precision == 'fp32' else ' ' + row.precision}"
+
+
 def _line(row: BenchmarkRow) -> str:
     ratios = (
         row.ratio_to_efficientnet_b0,
@@ -62,7 +66,7 @@ def _line(row: BenchmarkRow) -> str:
         row.ratio_to_resnet50,
     )
     cells = (
-        f"{row.model or row.network:<{_WIDTHS[0]}}",
+        f"{_name(row):<{_WIDTHS[0]}}",
         f"{row.parameters:,}",
         f"{row.mflops:.1f}",
         f"{row.ms_per_sample:.3f}",

@@ -25,6 +25,8 @@ from models.classifier import Classifier
 from models.registry import find_model, list_models
 from station.cli.common import JsonOption, exit_on_config_error, fail, print_json
 from station.config import Recipe, load_recipe
+from station.gate_set import measure_gate_set
+from station.plates import FALSE_REJECT_TARGET, plates_needed
 from station.specimen_set import SPECIMEN_SET, write_specimen_set
 from station.synthesize import (
     CONTRAST_SCALES,
@@ -53,7 +55,7 @@ def _needs_train_extra() -> Iterator[None]:
     except ModuleNotFoundError as error:
         fail(
             f"needs package {error.name}: pip install torch==2.13.0 && "
-            "pip install --no-deps pytorchcv==0.0.74 && pip install vqi[train]"
+            "pip install --no-deps pytorchcv==0.0.74 && pip install vqi-station[train]"
         )
 
 
@@ -101,6 +103,7 @@ def synthesize_(
         return
     if not plates + scenes:
         fail("nothing to render: give --plates or --scenes", 2)
+    _refuse_existing(out)
     source, _ = _source(recipe, pixel_pitch_mm, width)
     console = Console(stderr=True)
     progress = iter(track(range(plates + scenes), "rendering", console=console))
@@ -113,9 +116,15 @@ def synthesize_(
     typer.echo(f"{out}: {folder.count} tiles of {plates} plates and {scenes} scenes")
 
 
+def _refuse_existing(out: Path) -> None:
+    if (out / "labels.csv").exists():
+        fail(f"{out}: holds a labels.csv already; name another folder", 2)
+
+
 def _write_frozen(out: Path) -> None:
     from models.training.data import data_sha256, read_folder
 
+    _refuse_existing(out)
     try:
         with TileFolder(out) as folder:
             write_specimen_set(folder)
@@ -183,7 +192,8 @@ def _training_words(summary: dict[str, Any]) -> str:
     return (
         f"{summary['recipe']['name']}, epoch {summary['epoch']} of {summary['epochs']}; out of fold"
         f" AUROC {out_of_fold['auroc']:.4f}, accuracy {out_of_fold['accuracy']:.4f} of "
-        f"{out_of_fold['samples']} pictures; {summary['cpu_hours']} h on {summary['device']}"
+        f"{out_of_fold['samples']} pictures; {summary['cpu_hours']} h on {summary['device']}\n"
+        "Chosen on these pictures, so they flatter: `vqi model evaluate` measures on the others."
     )
 
 
@@ -220,7 +230,7 @@ def evaluate_(
     ] = None,
     network: Annotated[str, typer.Option(help="Network of that run.")] = "lightdefectnet",
     model: Annotated[str | None, typer.Option(help="Id of an exported model instead.")] = None,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    split: Annotated[str, typer.Option(help="train, val, test, or all.")] = "test",
     robustness: Annotated[
         bool, typer.Option("--robustness", help="Also how decisions hold when pictures change.")
     ] = False,
@@ -272,7 +282,9 @@ def _on_plates(classifier: Classifier, recipe: str, plates: int, seed: int) -> d
 
 def _figure(value: Any) -> str:
     if isinstance(value, dict) and "low" in value:
-        return f"{value['value']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]"
+        text = f"{value['value']:.4f}  [{value['low']:.4f}, {value['high']:.4f}]"
+        few = value["few_groups"]
+        return text + (f"  few groups [{few['low']:.4f}, {few['high']:.4f}]" if few else "")
     if isinstance(value, dict):
         return "  ".join(f"{key} {_figure(item)}" for key, item in value.items())
     return str(value)
@@ -327,41 +339,49 @@ def pod_(
 
 @app.command("export")
 def export_(
-    run: Annotated[Path, typer.Option(help="Folder of a training run.")],
+    run: Annotated[Path, typer.Option(help="Folder of a training run of lightdefectnet.")],
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Folder to write; its name is the model's id.")],
-    plates: Annotated[
-        int, typer.Option(min=0, help="Fresh plates that choose the threshold; 0: the tiles' own.")
-    ] = 400,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Its plates choose the threshold; left out: the run's own, of tiles."),
+    ] = None,
+    plates: Annotated[int, typer.Option(min=1, help="Fresh plates that choose it.")] = 400,
+    false_reject_target: Annotated[
+        float, typer.Option(min=1e-4, max=0.5, help="Share of good plates that may fail.")
+    ] = FALSE_REJECT_TARGET,
     seed: Annotated[int, typer.Option(min=0, help="Of the fresh plates.")] = 1000,
 ) -> None:
-    """Write model, card and golden tiles; choose and measure the threshold on whole plates.
+    """Write model, card and golden tiles; with a recipe choose the threshold on whole plates.
 
-    The good ones of half of the fresh plates choose the threshold, so that at most 1 % of good
-    plates are rejected; the other half measure it.
+    The good ones of half of the fresh plates choose the threshold; the other half measure it.
     """
+    needed = 4 * plates_needed(false_reject_target)
+    if recipe and plates < needed:
+        fail(f"--plates {plates}: too few for this target; {needed} or more", 2)
     with _needs_train_extra():
-        from models.training.data import DataError, load_tiles, read_folder, select
-        from models.training.export import ExportError, export
-        from models.training.train import load_network, read_summary
-        from station.cli.plates import set_threshold
-        from station.gate_set import measure_gate_set
-        from station.plates import plates_needed
+        from models.training.data import DataError, load_tiles, read_splits
+        from models.training.export import ExportError, export, read_network
 
-        needed = 4 * plates_needed()
-        if 0 < plates < needed:
-            fail(f"--plates {plates}: too few to choose a threshold; {needed} or more, or 0", 2)
         try:
-            summary = read_summary(run)
-            tiles = load_tiles(select(read_folder(data), "test"))
-            card = export(load_network(run), summary, tiles, out)
-            if plates:
-                measured_on = measure_gate_set(Classifier.load(out))
-                write_card(out, card.model_copy(update={"gate": measured_on}))
-                set_threshold(out, _source(_DEMO)[0], plates, seed, _command())
-        except (DataError, ExportError, SynthesisError, OSError) as error:
+            network, summary = read_network(run)
+            tiles = load_tiles(read_splits(data, "test"))
+            card = export(network, summary, tiles, out)
+            if recipe:
+                card = card.model_copy(update={"gate": measure_gate_set(Classifier.load(out))})
+                write_card(out, card)
+                _set_threshold(out, recipe, plates, false_reject_target, seed)
+        except (DataError, ExportError, SynthesisError, OSError, ValueError) as error:
             fail(str(error))
     typer.echo(f"{out}: exported")
+
+
+def _set_threshold(out: Path, recipe: str, plates: int, target: float, seed: int) -> None:
+    from station.cli.plates import set_threshold
+
+    source, loaded = _source(recipe)
+    made_by = f"plates of recipe {loaded.id}; {_command()}"
+    set_threshold(out, source, plates, target, seed, made_by)
 
 
 @app.command("list")

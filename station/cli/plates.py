@@ -51,15 +51,17 @@ def evaluate_plates(
     }
 
 
-def set_threshold(folder: Path, source: PlateSource, plates: int, seed: int, command: str) -> None:
-    """Choose the card's threshold on half of the plates, measure it on the others. Raises
-    `SynthesisError`, OSError."""
+def set_threshold(
+    folder: Path, source: PlateSource, plates: int, target: float, seed: int, made_by: str
+) -> None:
+    """Choose the card's threshold on half of the plates, measure it on the others. `target` is the
+    share of good plates that may fail. Raises `SynthesisError`, OSError, `TooFewPlates`."""
     scores = _shown(score_plates(source, Classifier.load(folder), plates, seed), plates)
     choosing, measuring = scores[: plates // 2], scores[plates // 2 :]
-    chosen = choose_threshold(choosing)
+    chosen = choose_threshold(choosing, target)
     card = read_card(folder)
     threshold = card.threshold.model_copy(
-        update={"value": chosen.value, "chosen_by": f"{chosen.words}; {command}"}
+        update={"value": chosen.value, "chosen_by": f"{chosen.words}; {made_by}"}
     )
     measured = tuple(
         MeasuredCard(
@@ -68,7 +70,7 @@ def set_threshold(folder: Path, source: PlateSource, plates: int, seed: int, com
             low=round(figure.low, 4),
             high=round(figure.high, 4),
             samples=figure.samples,
-            command=command,
+            command=made_by,
         )
         for name, figure in _figures(choosing, measuring, chosen.value).items()
     )

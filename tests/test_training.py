@@ -25,7 +25,7 @@ from models.classifier import Classifier  # noqa: E402
 from models.training.count import count_mflops, count_parameters  # noqa: E402
 from models.training.data import DataError, load_tile, read_folder, select  # noqa: E402
 from models.training.evaluate import auroc, evaluate, rate  # noqa: E402
-from models.training.export import to_onnx  # noqa: E402
+from models.training.export import ExportError, export, read_network, to_onnx  # noqa: E402
 from models.training.fit import (  # noqa: E402
     RESULT_FILE,
     Fit,
@@ -43,6 +43,7 @@ from models.training.lightdefectnet import (  # noqa: E402
 )
 from models.training.loss import DISCREPANCY_LIMIT, DISCREPANCY_WEIGHT, two_head_loss  # noqa: E402
 from models.training.networks import build  # noqa: E402
+from models.training.report import evaluate_run  # noqa: E402
 from models.training.train import (  # noqa: E402
     LARGE,
     Plan,
@@ -400,6 +401,67 @@ def test_few_groups_get_a_wider_second_interval() -> None:
     assert figure.few_groups.high - figure.few_groups.low > figure.high - figure.low
     many = evaluate(labels, [scores], [0.5], [str(i // 2) for i in range(200)]).accuracy
     assert many.few_groups is None
+
+
+def test_a_perfect_order_of_few_is_not_known_to_be_perfect() -> None:
+    labels, scores = np.array([0] * 6 + [1] * 6), np.arange(12, dtype=np.float32) / 12
+    area = evaluate(labels, [scores], [0.5]).auroc
+    assert (area.value, area.high) == (1, 1)
+    assert area.low < 0.6
+    of_parts = evaluate(labels, [scores], [0.5], groups=list("aabbccddeeff")).auroc
+    assert of_parts.low < area.low, "three parts of each class say less than six pictures"
+
+
+def test_pictures_that_were_trained_on_are_named(folder: Path, run: Path) -> None:
+    assert not any(
+        "trained on" in remark for remark in evaluate_run(folder, run, "test")["remarks"]
+    )
+    remarks = evaluate_run(folder, run, "all")["remarks"]
+    assert "24 of 32 pictures were trained on: this says nothing of new ones" in remarks
+    with pytest.raises(DataError, match="no split 'tests'; there are train, val, test, all"):
+        evaluate_run(folder, run, "tests")
+
+
+def test_hand_made_features_are_those_of_the_run(folder: Path, tmp_path: Path) -> None:
+    """Another folder is scored by what was fitted to the first."""
+    other, run = tmp_path / "other", tmp_path / "run"
+    other.mkdir()
+    rows = []
+    for number, row in enumerate(csv.reader((folder / "labels.csv").read_text().splitlines())):
+        if number:
+            (other / row[0]).symlink_to(folder / row[0])
+            rows.append([row[0], 1 - int(row[1]), *row[2:]])
+    write_labels(other, rows)
+    train(Plan(folder, run, network="hand", seeds=(1,)), "", Quiet())
+    assert evaluate_run(folder, run, "test")["accuracy"]["value"] == 1
+    assert evaluate_run(other, run, "test")["accuracy"]["value"] == 0
+
+
+def test_a_large_set_of_few_groups_has_four_folds(folder: Path) -> None:
+    samples = select(read_folder(folder), "train")
+    many = [
+        replace(samples[i % len(samples)], name=f"{i}.png", group=f"part{i % 7}")
+        for i in range(LARGE + 100)
+    ]
+    assert len(cut_folds(many, seed=1)) == 4
+    (held,) = cut_folds([replace(one, group=f"part{i % 40}") for i, one in enumerate(many)], 1)
+    assert 0.08 < len(held) / len(many) < 0.17
+
+
+@pytest.mark.parametrize("network", ["mnasnet", "lightdefectnet-without-vac", "hand"])
+def test_only_our_network_can_be_exported(network: str, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(json.dumps({"network": network}))
+    with pytest.raises(ExportError, match=f"a run of {network}; only lightdefectnet can be"):
+        read_network(tmp_path)
+
+
+def test_a_name_that_is_no_id_is_refused_before_anything_is_written(
+    folder: Path, run: Path, tmp_path: Path
+) -> None:
+    network, summary = read_network(run)
+    with pytest.raises(ExportError, match="its name becomes the model's id"):
+        export(network, summary, np.zeros((2, 1, 224, 224), np.uint8), tmp_path / "MyModel")
+    assert not (tmp_path / "MyModel").exists()
 
 
 def test_calibration_finds_the_odds_that_made_the_labels() -> None:

@@ -10,9 +10,7 @@ says nothing of whether it may judge: that is for the gate.
 from __future__ import annotations
 
 import contextlib
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +36,7 @@ from models.runtimes import (
 )
 from models.training.baselines import BASELINES, build
 from models.training.count import count_mflops, count_parameters
-from models.training.export import OPSET
+from models.training.export import OPSET, quiet_exporter
 from models.training.front_end import TILE_PX, RawLevels
 
 BATCH = 10
@@ -129,7 +127,7 @@ def _precisions() -> list[Precision]:
 
 def export_baseline(name: str) -> bytes:
     """A baseline with random weights: tiles uint8 (n, 1, 224, 224) -> probabilities (n, 2)."""
-    with _quiet_exporter():
+    with quiet_exporter():
         program = torch.onnx.export(
             _GreyBaseline(name).eval(),
             (torch.zeros((2, 1, TILE_PX, TILE_PX), dtype=torch.uint8),),
@@ -165,20 +163,6 @@ def _fold_norms(network: nn.Module) -> nn.Module:
             block.conv = fuse_conv_bn_eval(block.conv, block.bn)
             block.bn = nn.Identity()
     return network
-
-
-@contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Without the exporter's words on torchvision, which nobody needs here, and on itself."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _time_in_turn(

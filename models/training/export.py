@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import logging
 import re
 import warnings
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -58,9 +61,7 @@ def to_onnx(network: LightDefectNet) -> bytes:
     """One self-contained graph: tiles uint8 (n, 1, 224, 224) -> probabilities float32 (n, 2) and
     defect_map float32 (n, 1, 7, 7)."""
     example = torch.zeros((2, 1, TILE_PX, TILE_PX), dtype=torch.uint8)
-    with warnings.catch_warnings():
-        # The exporter deep-copies with calls that torch itself has marked as deprecated.
-        warnings.simplefilter("ignore")
+    with quiet_exporter():
         program = torch.onnx.export(
             prepare_for_export(network.cpu()),
             (example,),
@@ -75,6 +76,20 @@ def to_onnx(network: LightDefectNet) -> bytes:
     model: bytes = program.model_proto.SerializeToString()
     check_self_contained(model)
     return model
+
+
+@contextlib.contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Without the exporter's words on torchvision, which nobody needs here, and on itself."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def check_against_torch(

@@ -11,7 +11,7 @@ import pytest
 from models.card import ModelError, read_card, sha256_of, write_card
 from models.registry import shipped_weights
 
-SHIPPED = shipped_weights() / "lightdefectnet-v1"
+SHIPPED = shipped_weights() / "lightdefectnet-v2"
 
 
 def shipped_card() -> dict[str, Any]:
@@ -43,7 +43,7 @@ def test_card_names_the_constants_of_its_graph() -> None:
     arrays = [onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer]
     scalars = {array.item() for array in arrays if array.size == 1}
     constants = read_card(SHIPPED).input.constants
-    assert {constants["dark_level"], constants["contrast_gain"]} <= scalars
+    assert {constants["dark_level"], constants["gain"]} <= scalars
 
 
 def test_missing_card_is_refused(tmp_path: Path) -> None:

@@ -78,10 +78,14 @@ RECIPES = (
     TrainingRecipe("contrast, pre-trained", "contrast", is_pretrained=True, learning_rate=1e-3),
     TrainingRecipe("fine, pre-trained", "fine", is_pretrained=True, learning_rate=1e-3),
     TrainingRecipe("raw, pre-trained", "raw", is_pretrained=True, learning_rate=1e-3),
+)
+"""What our network chooses from, on all folds."""
+FROM_NOTHING = (
     TrainingRecipe("contrast, from nothing", "contrast", is_pretrained=False),
     TrainingRecipe("fine, from nothing", "fine", is_pretrained=False),
 )
-"""What our network chooses from, on all folds. Raw levels from nothing were never the best."""
+"""Only by name: for the weights that others begin with, and to compare what must not have any. They
+were never the best of a small set."""
 BASELINE_RECIPES = (
     TrainingRecipe("contrast", "contrast", is_pretrained=False),
     TrainingRecipe("fine", "fine", is_pretrained=False),
@@ -140,10 +144,14 @@ def recipes_for(network: str, name: str | None = None) -> tuple[TrainingRecipe, 
         return ()
     if network not in NETWORKS:
         raise DataError(f"no network {network!r}; there are {', '.join((*NETWORKS, HAND))}")
-    recipes = BASELINE_RECIPES if network in BASELINES else RECIPES
-    named = tuple(recipe for recipe in recipes if name in (None, recipe.name))
+    chosen_from, others = (
+        (BASELINE_RECIPES, ()) if network in BASELINES else (RECIPES, FROM_NOTHING)
+    )
+    if name is None:
+        return chosen_from
+    named = tuple(recipe for recipe in (*chosen_from, *others) if recipe.name == name)
     if not named:
-        known = "; ".join(recipe.name for recipe in recipes)
+        known = "; ".join(recipe.name for recipe in (*chosen_from, *others))
         raise DataError(f"no recipe {name!r} of {network}; there are: {known}")
     return named
 

@@ -355,7 +355,7 @@ def test_of_several_that_passed_the_fastest_judges(station: Station, passed: Gat
         ({"processor": "another"}, "processor was another, is "),
         ({"recipe_sha256": "0" * 64}, "recipe's file was 0000"),
         ({"fp32_runtime": "onnxruntime 1.20.0 fp32"}, r"runtime was onnxruntime 1\.20\.0 fp32"),
-        ({"fp32_threshold": 0.1}, r"threshold was 0\.1, is 0\.99"),
+        ({"fp32_threshold": 0.1}, r"threshold was 0\.1, is 0\.\d"),
         ({"model_sha256": "0" * 64}, "no gate has run here"),
     ],
 )

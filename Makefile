@@ -25,7 +25,7 @@ test: $(TEST_STAMP)
 peers: $(TEST_STAMP)
 	$(VENV)/bin/pip install -q -e .[plant,edge]
 
-# The shipped weights, from nothing, under ./var/weights: some two hours on two cores. What is trained
+# The shipped weights, from nothing, under ./var/weights: hours on two cores. What is trained
 # on plates and scenes of any make judges tiles by itself, and is what small sets begin with.
 MODEL = OMP_NUM_THREADS=1 $(abspath $(VENV))/bin/vqi model
 weights: $(TEST_STAMP)

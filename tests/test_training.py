@@ -46,6 +46,7 @@ from models.training.networks import build  # noqa: E402
 from models.training.report import evaluate_run  # noqa: E402
 from models.training.train import (  # noqa: E402
     LARGE,
+    LEARNED_FILE,
     Plan,
     calibrate,
     cut_folds,
@@ -420,6 +421,10 @@ def test_pictures_that_were_trained_on_are_named(folder: Path, run: Path) -> Non
     assert "24 of 32 pictures were trained on: this says nothing of new ones" in remarks
     with pytest.raises(DataError, match="no split 'tests'; there are train, val, test, all"):
         evaluate_run(folder, run, "tests")
+    (run / LEARNED_FILE).rename(run / "aside")
+    with pytest.raises(DataError, match=r"learned\.txt: missing; `vqi model train`"):
+        evaluate_run(folder, run, "test")
+    (run / "aside").rename(run / LEARNED_FILE)
 
 
 def test_hand_made_features_are_those_of_the_run(folder: Path, tmp_path: Path) -> None:
@@ -444,6 +449,11 @@ def test_a_large_set_of_few_groups_has_four_folds(folder: Path) -> None:
         for i in range(LARGE + 100)
     ]
     assert len(cut_folds(many, seed=1)) == 4
+    rare = [
+        replace(one, group=f"part{i % 40 if one.label else i % 7}x{one.label}")
+        for i, one in enumerate(many)
+    ]
+    assert len(cut_folds(rare, seed=1)) == 4, "good ones of few parts"
     (held,) = cut_folds([replace(one, group=f"part{i % 40}") for i, one in enumerate(many)], 1)
     assert 0.08 < len(held) / len(many) < 0.17
 

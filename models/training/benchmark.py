@@ -118,10 +118,10 @@ def _whole_batch(runner: Runner, precision: Precision) -> Callable[[NDArray[np.u
 def _precisions() -> list[Precision]:
     """fp32, and what runs here with the very weights: int8 needs weights of its own."""
     found: list[Precision] = ["fp32"]
-    for precision in FASTER:
+    for precision in (each for each in FASTER if each != "int8"):
         with contextlib.suppress(PrecisionUnavailable):
             check_available(precision)
-            found += [precision] if precision != "int8" else []
+            found.append(precision)
     return found
 
 

@@ -68,8 +68,11 @@ def evaluate_run(
 
 
 def _learned(run: Path, samples: list[Sample]) -> list[str]:
-    """A remark on pictures that the run was trained on."""
-    learned = set((run / LEARNED_FILE).read_text().split())
+    """A remark on pictures that the run was trained on. Raises `DataError`."""
+    path = run / LEARNED_FILE
+    if not path.is_file():
+        raise DataError(f"{path}: missing; `vqi model train` with --out {run} writes it anew")
+    learned = set(path.read_text().split())
     count = sum(picture_sha256(sample) in learned for sample in samples)
     if not count:
         return []

@@ -373,12 +373,14 @@ def pretrained_weights(front_end: str) -> Path:
 
 def cut_folds(known: Sequence[Sample], seed: int) -> list[NDArray[np.int64]]:
     """Indices to hold out in turn: of a large set one part, else four. Raises `DataError`."""
-    groups = {sample.group for sample in known}
-    if len(known) <= LARGE or len(groups) < _LARGE_PARTS:
+    if len(known) <= LARGE:
         return _folds(known, FOLDS, seed)
     val = [i for i, sample in enumerate(known) if sample.split == "val"]
     if len({known[i].label for i in val}) == 2:
         return [np.array(val, np.int64)]
+    fewest = min(len({sample.group for sample in known if sample.label == c}) for c in (0, 1))
+    if fewest < _LARGE_PARTS:
+        return _folds(known, FOLDS, seed)
     return _folds(known, _LARGE_PARTS, seed)[:1]
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from station.config import Recipe
 
 TILE_PX = 224
-CHUNK_TILES = 4
+CHUNK_TILES = 5
 """Tiles scored at once, in grid order and never across tile rows: results do not depend on load."""
 OUTSIDE = -1
 

@@ -23,6 +23,10 @@ from models.quantise import quantise
 from models.registry import shipped_weights
 from models.runtimes import (
     PrecisionUnavailable,
+    _compile,
+    _front_end,
+    _read,
+    _trunk,
     build_runner,
     check_available,
     check_really_runs,
@@ -313,6 +317,19 @@ def test_bf16_scores_depend_on_neither_session_nor_batch(fp32: Classifier) -> No
     alone = np.concatenate([defect_scores(second, tile[None]) for tile in tiles])
     assert whole.tobytes() == alone.tobytes()
     assert 0 < np.abs(whole - fp32.scores(tiles)).max() < 0.1
+
+
+def test_what_openvino_runs_computes_what_onnx_runtime_computes(fp32: Classifier) -> None:
+    """Also the input layer, which sees its columns in pairs there."""
+    tiles = np.random.default_rng(1).integers(0, 256, (3, 1, 224, 224), np.uint8)
+    halves = _front_end(_read(MODEL, 3)), _trunk(_read(MODEL, 3))
+    first = next(each for each in halves[1].get_ordered_ops() if "Conv" in each.get_type_name())
+    assert list(first.input_value(0).shape) == [3, 2, 224, 112]
+    front, trunk = (_compile(half, "f32") for half in halves)
+    found = trunk(front(tiles)[0])
+    exact = fp32.find(tiles)
+    assert found[0][:, 1] == pytest.approx(exact.scores, abs=1e-4)
+    assert found[1][:, 0] == pytest.approx(exact.defect_maps, rel=1e-3, abs=1e-3)
 
 
 def test_bf16_sees_the_defect_where_fp32_does(fp32: Classifier) -> None:

@@ -355,6 +355,22 @@ def test_local_contrast_is_unmoved_by_gain() -> None:
     assert (see(tile) - see(bright)).abs().max() < 0.1 * see(tile).abs().max()
 
 
+@pytest.mark.parametrize(("front_end", "cell_px", "reach"), [("contrast", 4, 4), ("fine", 2, 2)])
+def test_local_contrast_is_what_its_card_says(front_end: str, cell_px: int, reach: int) -> None:
+    tile = np.random.default_rng(0).integers(0, 256, (2, 1, 224, 224), np.uint8)
+    see = FRONT_ENDS[front_end]()
+    seen = see(torch.from_numpy(tile)).numpy()
+    dark, gain = see.constants["dark_level"], see.constants["gain"]
+    for y, x in ((0, 0), (0, 223), (113, 57), (223, 100), (9, 220)):
+        rows, columns = (
+            slice(max(0, (p // cell_px - reach) * cell_px), (p // cell_px + reach + 1) * cell_px)
+            for p in (y, x)
+        )
+        mean = tile[1, 0, rows, columns].mean()
+        expected = (tile[1, 0, y, x] + dark) * gain / (mean + dark) - gain
+        assert seen[1, 0, y, x] == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize("front_end", FRONT_ENDS)
 def test_a_front_end_sees_a_shifted_picture_shifted(front_end: str) -> None:
     """Were the local means those of fixed cells, a plate's decision would depend on its place."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -56,16 +57,29 @@ class LocalContrast(nn.Module):
             "dark_level": 16.0,
             "gain": gain,
         }
-        self._cell_px, self._window = cell_px, window
+        self._cell_px, self._cells = cell_px, TILE_PX // cell_px
+        means = _window_means(self._cells, window)
+        self.register_buffer("_down", means, persistent=False)
+        across = means.T.repeat_interleave(cell_px, dim=1)
+        self.register_buffer("_across", across, persistent=False)
 
     def forward(self, tiles: Tensor) -> Tensor:
-        dark, gain = self.constants["dark_level"], self.constants["gain"]
-        levels = tiles.float()
+        # Two small matrix products are the sliding mean, and spread it over the columns of pixels:
+        # pooling and resizing take a quarter of the network's time in bf16.
+        gain = self.constants["gain"]
+        levels = tiles.float() + self.constants["dark_level"]
         cells = F.avg_pool2d(levels, self._cell_px)
-        margin = self._window // 2
-        local = F.avg_pool2d(cells, self._window, 1, margin, count_include_pad=False)
-        relative = F.interpolate(gain / (local + dark), scale_factor=self._cell_px)
-        return (levels + dark) * relative - gain
+        relative = gain / (self._down @ cells @ self._across)
+        rows = levels.view(-1, self._cells, self._cell_px, TILE_PX)
+        contrast = rows * relative.view(-1, self._cells, 1, TILE_PX) - gain
+        return contrast.view(-1, 1, TILE_PX, TILE_PX)
+
+
+def _window_means(cells: int, window: int) -> Tensor:
+    """(cells, cells): each row weighs the cells of the window around one that there are."""
+    places = torch.arange(cells)
+    near = ((places[:, None] - places).abs() <= window // 2).float()
+    return near / near.sum(dim=1, keepdim=True)
 
 
 FRONT_ENDS: dict[str, Callable[[], RawLevels | LocalContrast]] = {

@@ -100,12 +100,12 @@ class EarlyColumns(nn.Module):
         self.filter_a = column_a
         self.filter_b = column_b
         self.attend_b = AttentionCondenser(channels)
-        self.down = BlurPool(2 * channels)
+        self.down_a, self.down_b = BlurPool(channels), BlurPool(channels)
 
     def forward(self, x: Tensor) -> Tensor:
         a = self.filter_a(self.attend_a(x))
         b = self.attend_b(self.filter_b(x))
-        return self.down(torch.cat([a, b], dim=1))
+        return torch.cat([self.down_a(a), self.down_b(b)], dim=1)
 
 
 class ExchangeBlock(nn.Module):
@@ -201,14 +201,13 @@ def prepare_for_export(network: LightDefectNet) -> Exported:
 
 
 def _fold_scales(stage: EarlyColumns) -> None:
-    """Column A's scale goes into its filter, column B's into its half of the blur kernels."""
+    """Column A's scale goes into its filter, column B's into its blur kernels."""
     first = stage.filter_a
     conv = (first if isinstance(first, ConvNorm) else first[0]).conv
     scale_a = stage.attend_a.scale.data.view(conv.groups, 1, -1, 1, 1)
     weight = conv.weight.data
     grouped = weight.view(conv.groups, -1, *weight.shape[1:])
     conv.weight.data = (grouped * scale_a).view_as(weight)
-    scale_b = stage.attend_b.scale.data[:, None]
-    stage.down.kernel[len(scale_b) :] *= scale_b
+    stage.down_b.kernel *= stage.attend_b.scale.data[:, None]
     for condenser in (stage.attend_a, stage.attend_b):
         condenser.__class__ = FoldedCondenser

@@ -230,7 +230,10 @@ class Gate:
             seed=self._plan.seed,
             choosing_plates=self._plan.choosing_plates if judged else 0,
             judged_plates=len(judged),
-            limit_samples=sum(plate.is_limit_sample for plate in judged),
+            limit_samples=sum(
+                plate.is_limit_sample and plate.highest["fp32"] > self._threshold
+                for plate in judged
+            ),
             candidates=tuple(each.record() for each in candidates),
         )
 
@@ -403,10 +406,11 @@ def _compare_auroc(candidate: Candidate, tiles: GateTiles) -> None:
         return
     found = auroc_difference(tiles.labels, tiles.scores["fp32"], scores, tiles.plates)
     candidate.auroc_difference = (found.value, found.low, found.high)
-    if not abs(found.value) <= AUROC_TOLERANCE:
+    # The whole interval: a set too small to tell must not let a candidate pass.
+    if not max(-found.low, found.high) <= AUROC_TOLERANCE:
         candidate.refused = (
-            f"AUROC on the gate set differs by {found.value:+.4f} from fp32's, "
-            f"{AUROC_TOLERANCE} allowed"
+            f"AUROC on the gate set differs by {found.value:+.4f} [{found.low:+.4f}, "
+            f"{found.high:+.4f}] from fp32's, {AUROC_TOLERANCE} allowed"
         )
 
 

@@ -104,7 +104,8 @@ class GateRecord(RecordPart):
     """They chose each precision's threshold."""
     judged_plates: int
     limit_samples: int
-    """Of the judged plates: defects as faint as the specification still calls a defect."""
+    """Of the judged plates: defects as faint as the specification still calls a defect, which fp32
+    fails: so many could be lost."""
     candidates: tuple[CandidateRecord, ...]
 
 

@@ -107,7 +107,7 @@ def _line(row: dict[str, Any]) -> str:
         str(len(row["seeds"])),
         _figure(row["accuracy"]),
         _figure(row["auroc"]),
-        f"{shift['mean']:.3f} / {shift['worst']:.3f}",
+        f"{shift['mean']['value']:.3f} / {shift['worst']:.3f}",
         str(row["trained"]["trainings"]),
         f"{row['trained']['cpu_hours']:.2f}",
     )
@@ -120,8 +120,9 @@ def _robustness_line(row: dict[str, Any]) -> str:
 
 
 def _agreement(agreement: dict[str, Any]) -> str:
-    mean, worst = agreement["mean"], agreement["worst"]
-    return f"{mean:.3f}" if mean == worst else f"{mean:.3f} / {worst:.3f}"
+    mean = agreement["mean"]
+    text = f"{mean['value']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]"
+    return text if mean["value"] == agreement["worst"] else f"{text} / {agreement['worst']:.3f}"
 
 
 def _figure(figure: dict[str, Any]) -> str:

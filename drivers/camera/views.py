@@ -298,7 +298,7 @@ def _with_flaw(
 ) -> tuple[Floats, ShownFlaw | None]:
     """The canvas with one more flaw that can be seen, or as it is with None."""
     for _ in range(_TRIES):
-        is_of_dots = canvas is ground.canvas and rng.random() < 0.12
+        is_of_dots = canvas is ground.canvas and rng.random() < 0.22
         made = _dot_flaw(ground, rng) if is_of_dots else _laid_flaw(ground, canvas, rng)
         if made is None:
             continue

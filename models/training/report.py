@@ -60,8 +60,9 @@ def evaluate_run(
     if summary["network"] == OURS and (places := localise(_ours(run), samples, tiles)):
         row["localisation"] = asdict(places)
     if with_robustness:
-        some = tiles[:: -(-len(tiles) // _CHANGED_TILES)]
-        agreements = robustness(scorers[0], summary["threshold"], some)
+        step = -(-len(tiles) // _CHANGED_TILES)
+        groups = [sample.group for sample in samples[::step]]
+        agreements = robustness(scorers[0], summary["threshold"], tiles[::step], groups)
         row["robustness"] = [asdict(agreement) for agreement in agreements]
     trained = {name: summary[name] for name in _TRAINED}
     return row | {"run": str(run), "trained": trained | {"by": summary["command"]}}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+
+from models.training.evaluate import Figure, Judge, members_of
 
 Tiles = NDArray[np.uint8]
 Score = Callable[[Tiles], NDArray[np.float32]]
@@ -26,20 +28,26 @@ class Agreement:
     """Share of the tiles that keep their decision under one kind of change."""
 
     change: str
-    mean: float
+    mean: Figure
     """Over the variants of the change."""
     worst: float
+    """Of the variants."""
 
 
-def robustness(score: Score, threshold: float, tiles: Tiles) -> list[Agreement]:
-    """Agreement of the decisions with those on the unchanged tiles uint8 (n, 1, 224, 224)."""
+def robustness(
+    score: Score, threshold: float, tiles: Tiles, groups: Sequence[str]
+) -> list[Agreement]:
+    """Agreement of the decisions with those on the unchanged tiles uint8 (n, 1, 224, 224), which
+    show the parts `groups`."""
     before = score(tiles) > threshold
-    shares: dict[str, list[float]] = {}
+    kept: dict[str, list[NDArray[np.bool_]]] = {}
     for change, changed in changes(tiles):
         after = score(changed) > threshold
-        shares.setdefault(change, []).append(float((after == before).mean()))
+        kept.setdefault(change, []).append(after == before)
+    judge, all_tiles = Judge(members_of(groups), seed=0), np.ones(len(tiles), bool)
     return [
-        Agreement(change, float(np.mean(values)), min(values)) for change, values in shares.items()
+        Agreement(change, judge.rate(np.stack(rows), all_tiles), min(float(r.mean()) for r in rows))
+        for change, rows in kept.items()
     ]
 
 

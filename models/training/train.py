@@ -445,8 +445,9 @@ def _judge(work: _Work, recipe: TrainingRecipe, results: list[FitResult]) -> Cho
         for fold, result in zip(work.choosing_folds, results, strict=True)
     ]
     area, epoch = _best_epoch(np.mean(by_fold, axis=0))
-    if work.is_large:
-        epoch = work.epochs  # so that this training's weights are the ones to keep
+    if len(results) == 1:
+        # One part's best epoch is noise; and of a large set this training's weights are kept.
+        epoch = work.epochs
     scores = np.concatenate([result.held_scores[epoch - 1] for result in results])
     slope, offset = calibrate(labels, scores)
     threshold = float(expit(-offset / slope)) if slope > 0 else 0.5

@@ -36,6 +36,8 @@ _FIRST_SHARE = 0.92
 """Of the network's own rate, tried first."""
 _STEP = 0.93
 _TRIES = 10
+_FINER_TRIES = 2
+"""Between the first rate without loss and the one before it, halving the step."""
 _ALONE_S = 5.0
 _WATCH_FROM, _WATCH_FOR = 0.5, 0.4
 """Shares of a try: its first part renders plates and starts processes."""
@@ -51,7 +53,7 @@ def run_bench(
     seconds: float,
     say: Callable[[str], None],
 ) -> Json:
-    """Find the highest lossless rate by stepping down from the network's own, `seconds` a try; then
+    """Find the highest lossless rate by steps down from the network's own, `seconds` a try; then
     one more try at half of it."""
     dense = _dense(loaded.value)
     alone = NetworkAlone(loaded, dense, recipe)
@@ -80,14 +82,29 @@ def _highest(
     seconds: float,
     say: Callable[[str], None],
 ) -> tuple[float, Json]:
-    """The first lossless rate below the network's own, in scan lines/s, and its summary."""
-    for attempt in range(_TRIES):
-        rate_hz = lines_per_s * _FIRST_SHARE * _STEP**attempt
+    """The highest lossless rate below the network's own, in scan lines/s, and its summary."""
+
+    def lossless(steps: float) -> tuple[float, Json] | None:
+        rate_hz = lines_per_s * _FIRST_SHARE * _STEP**steps
         summary = _try(loaded, rate_hz, seconds)
         if _is_lossless(summary):
             return rate_hz, summary
         say(f"{rate_hz:.0f} scan lines/s: {_loss(summary)}")
-    raise BenchError(f"no rate down to {rate_hz:.0f} scan lines/s was without loss")
+        return None
+
+    best = steps = None
+    for tried in range(_TRIES):
+        best, steps = lossless(tried), float(tried)
+        if best:
+            break
+    if not best or steps is None:
+        raise BenchError(f"no rate was without loss, down to {_STEP**_TRIES:.0%} of the network's")
+    for finer in range(1, _FINER_TRIES + 1 if steps else 1):
+        higher = steps - 0.5**finer
+        found = lossless(higher)
+        if found:
+            best, steps = found, higher
+    return best
 
 
 class NetworkAlone:

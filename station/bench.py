@@ -58,7 +58,9 @@ def run_bench(
     dense = _dense(loaded.value)
     alone = NetworkAlone(loaded, dense, recipe)
     before = alone.tiles_per_s(_ALONE_S)
-    rate_hz, summary = _highest(loaded, before / alone.tiles_per_line, seconds, say)
+    rate_hz, summary = highest_lossless(
+        lambda rate_hz: _try(loaded, rate_hz, seconds), before / alone.tiles_per_line, say
+    )
     at_half_rate = _try(loaded, rate_hz / 2, seconds)
     network_alone = (before + alone.tiles_per_s(_ALONE_S)) / 2
     tiles_per_s = alone.tiles_per_line * rate_hz
@@ -76,34 +78,32 @@ def run_bench(
     }
 
 
-def _highest(
-    loaded: Loaded[Configuration],
-    lines_per_s: float,
-    seconds: float,
-    say: Callable[[str], None],
+def highest_lossless(
+    attempt: Callable[[float], Json], network_hz: float, say: Callable[[str], None]
 ) -> tuple[float, Json]:
-    """The highest lossless rate below the network's own, in scan lines/s, and its summary."""
+    """The highest rate found without loss, below `network_hz`, in scan lines/s, and the summary
+    that `attempt` gave of it. Raises `BenchError`."""
 
     def lossless(steps: float) -> tuple[float, Json] | None:
-        rate_hz = lines_per_s * _FIRST_SHARE * _STEP**steps
-        summary = _try(loaded, rate_hz, seconds)
+        rate_hz = network_hz * _FIRST_SHARE * _STEP**steps
+        summary = attempt(rate_hz)
         if _is_lossless(summary):
             return rate_hz, summary
         say(f"{rate_hz:.0f} scan lines/s: {_loss(summary)}")
         return None
 
-    best = steps = None
     for tried in range(_TRIES):
-        best, steps = lossless(tried), float(tried)
+        best = lossless(tried)
         if best:
             break
-    if not best or steps is None:
-        raise BenchError(f"no rate was without loss, down to {_STEP**_TRIES:.0%} of the network's")
-    for finer in range(1, _FINER_TRIES + 1 if steps else 1):
-        higher = steps - 0.5**finer
-        found = lossless(higher)
+    else:
+        lowest = _FIRST_SHARE * _STEP ** (_TRIES - 1)
+        raise BenchError(f"no rate was without loss, down to {lowest:.0%} of the network's own")
+    steps = float(tried)
+    for finer in range(1, _FINER_TRIES + 1 if tried else 1):
+        found = lossless(steps - 0.5**finer)
         if found:
-            best, steps = found, higher
+            best, steps = found, steps - 0.5**finer
     return best
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/strip_inference.py
 
-One thread, one tile row of 4096 px at the station's step of 192 px: 22 tiles in chunks of 4 against
-one pass over the strip, front end `raw` (the other one's cells would have to be aligned first).
+One thread, one tile row of 4096 px at the station's step of 192 px: 22 tiles in chunks of 5 against
+one pass over the strip, front end `raw` (the cells of the others would have to be aligned first).
 Interleaved; the median of the ratios is printed. Both compute the last feature map only.
 """
 

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 CARD_FILE = "card.json"
 MODEL_FILE = "model.onnx"
@@ -105,6 +105,8 @@ class MeasuredCard(CardPart):
     high: float | None = None
     samples: int
     command: str
+    model_sha256: str = Field(pattern=_SHA256)
+    """Of the weights that it was measured on."""
 
 
 class ModelCard(CardPart):
@@ -127,6 +129,16 @@ class ModelCard(CardPart):
     gate: GateSetCard | None = None
     measured: tuple[MeasuredCard, ...] = ()
     licence: str = "MIT"
+
+    @model_validator(mode="after")
+    def _figures_are_of_these_weights(self) -> ModelCard:
+        for figure in self.measured:
+            if figure.model_sha256 != self.sha256:
+                raise ValueError(
+                    f"measured: {figure.name} is a figure of other weights "
+                    f"({figure.model_sha256[:12]}...); measure it again"
+                )
+        return self
 
 
 def read_card(folder: Path) -> ModelCard:

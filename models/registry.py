@@ -1,15 +1,11 @@
-"""Where models lie: a folder of folders, each named by its model's id."""
+"""Where models lie: those that come with the package, by id, and exported ones, by their folder."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
-from models.card import CARD_FILE, ModelError
-
-_ID = re.compile(r"[a-z0-9][a-z0-9._-]*")
+from models.card import CARD_FILE, ModelError, read_card
 
 
 def shipped_weights() -> Path:
@@ -17,22 +13,34 @@ def shipped_weights() -> Path:
     return Path(str(resources.files("models"))) / "weights"
 
 
-def list_models(search: Sequence[Path] = ()) -> dict[str, Path]:
-    """Folder of each model, by id, of the given folders and then of the shipped weights."""
-    found: dict[str, Path] = {}
-    for root in (*search, shipped_weights()):
-        for card in sorted(root.glob(f"*/{CARD_FILE}")):
-            found.setdefault(card.parent.name, card.parent)
-    return found
+def list_models() -> dict[str, Path]:
+    """Folder of each shipped model, by id."""
+    cards = sorted(shipped_weights().glob(f"*/{CARD_FILE}"))
+    return {card.parent.name: card.parent for card in cards}
 
 
-def find_model(model_id: str, search: Sequence[Path] = ()) -> Path:
-    """The folder of the model `model_id`, first in `search`, then among the shipped weights.
+def shipped_model(model_id: str) -> Path:
+    """Its folder. Raises `ModelError` that lists the models there are."""
+    models = list_models()
+    if model_id in models:
+        return models[model_id]
+    known = ", ".join(sorted(models)) or "none"
+    raise ModelError(f"{model_id}: no such model; there are: {known}, and folders of exported ones")
+
+
+def exported_model(folder: Path, model_id: str) -> Path:
+    """`folder`, which holds the model of this id. Raises `ModelError`."""
+    found = read_card(folder).id
+    if found != model_id:
+        raise ModelError(f"{folder}: holds the model {found}, not {model_id}")
+    return folder
+
+
+def find_model(name: str) -> Path:
+    """The folder of a shipped model, by its id, or of an exported one, by its path.
 
     Raises `ModelError` that lists the models there are.
     """
-    models = list_models(search)
-    if _ID.fullmatch(model_id) and model_id in models:
-        return models[model_id]
-    known = ", ".join(sorted(models)) or "none"
-    raise ModelError(f"{model_id}: no such model; there are: {known}")
+    if (Path(name) / CARD_FILE).is_file():
+        return Path(name)
+    return shipped_model(name)

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from drivers.camera import Frame
 from drivers.camera.settings import SimulatedCameraSettings, SpecimenSettings
 from drivers.camera.simulated import SimulatedCamera
+from models.runtimes import processor_name
 from station.config import Configuration, Loaded, Recipe
 from station.cores import cpu_seconds
 from station.ipc import Json
@@ -29,7 +31,8 @@ from station.strip import PlateOpened, StripCutter, TileRowReady, buffer_lines
 from station.tiling import CHUNK_TILES, TILE_PX, Geometry, TileRow, cut_tiles
 
 _GAP_MM = 10.0
-"""A dense belt: twice the gap that separates plates, so that nearly every scan line is scored."""
+"""A dense belt, so that nearly every scan line is scored; at least twice the gap that separates
+plates."""
 _FRAME_HEIGHT = 64
 """Of another camera than the simulated one, which has its own."""
 _FIRST_SHARE = 0.92
@@ -55,13 +58,13 @@ def run_bench(
 ) -> Json:
     """Find the highest lossless rate by steps down from the network's own, `seconds` a try; then
     one more try at half of it."""
-    dense = _dense(loaded.value)
+    dense = _dense(loaded.value, recipe)
     alone = NetworkAlone(loaded, dense, recipe)
     before = alone.tiles_per_s(_ALONE_S)
     rate_hz, summary = highest_lossless(
-        lambda rate_hz: _try(loaded, rate_hz, seconds), before / alone.tiles_per_line, say
+        lambda rate_hz: _try(loaded, dense, rate_hz, seconds), before / alone.tiles_per_line, say
     )
-    at_half_rate = _try(loaded, rate_hz / 2, seconds)
+    at_half_rate = _try(loaded, dense, rate_hz / 2, seconds)
     network_alone = (before + alone.tiles_per_s(_ALONE_S)) / 2
     tiles_per_s = alone.tiles_per_line * rate_hz
     return summary | {
@@ -74,7 +77,7 @@ def run_bench(
         "share_of_network_alone": round(tiles_per_s / network_alone, 3),
         "runtime": alone.classifier.runtime,
         "precision": alone.classifier.precision,
-        "processor": alone.classifier.runtime.rsplit(", ", 1)[-1],
+        "processor": processor_name(),
     }
 
 
@@ -176,29 +179,42 @@ def _one_plate(
     return rows, first.pixels, second.encoder_value - first.encoder_value
 
 
-def _dense(settings: Configuration) -> SimulatedCameraSettings:
-    """The configured camera, simulated, 4096 px wide, with plates close together."""
+def _dense(settings: Configuration, recipe: Loaded[Recipe]) -> SimulatedCameraSettings:
+    """The configured camera, simulated, 4096 px wide, with the recipe's plates close together.
+    Raises `BenchError` if they do not fit."""
     camera = settings.camera
     specimen, frame_height = SpecimenSettings(), _FRAME_HEIGHT
     if isinstance(camera, SimulatedCameraSettings):
         specimen, frame_height = camera.specimen, camera.frame_height
-    return SimulatedCameraSettings(
-        type="simulated",
-        frame_height=frame_height,
-        pixel_pitch_mm=camera.pixel_pitch_mm,
-        bank_plates=4,
-        specimen=specimen.model_copy(update={"gap_mm": _GAP_MM, "skew_deg": 0.3}),
-    )
+    plate = recipe.value.plate
+    dense = {
+        "width_mm": plate.width_mm,
+        "length_mm": plate.length_mm,
+        "gap_mm": max(_GAP_MM, 2 * plate.min_gap_mm),
+        "skew_deg": 0.3,
+    }
+    try:
+        return SimulatedCameraSettings(
+            type="simulated",
+            frame_height=frame_height,
+            pixel_pitch_mm=camera.pixel_pitch_mm,
+            bank_plates=4,
+            specimen=specimen.model_copy(update=dense),
+        )
+    except ValidationError as error:
+        raise BenchError(f"{recipe.source}: {error.errors()[0]['msg']}") from error
 
 
-def _try(loaded: Loaded[Configuration], rate_hz: float, seconds: float) -> Json:
+def _try(
+    loaded: Loaded[Configuration], dense: SimulatedCameraSettings, rate_hz: float, seconds: float
+) -> Json:
     """Run the whole station for a while on a journal of its own; its summary."""
     folder = loaded.value.journal.directory
     folder.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="bench-", dir=folder.parent))
     try:
         config = work / "bench.toml"
-        config.write_text(_bench_toml(loaded.value, rate_hz, work))
+        config.write_text(_bench_toml(loaded.value, dense, rate_hz, work))
         status, lines, cores = _run_watched(config, seconds)
         if status != 0 or not lines or "summary" not in json.loads(lines[-1]):
             raise BenchError(f"the station ended with exit status {status}")
@@ -229,6 +245,8 @@ def _run_watched(config: Path, seconds: float) -> tuple[int, list[str], dict[str
     watcher.start()
     try:
         output, _ = process.communicate(timeout=seconds + 120)
+    except subprocess.TimeoutExpired as error:
+        raise BenchError("the station did not end in time") from error
     finally:
         process.kill()
         watcher.join()
@@ -247,8 +265,10 @@ def _watch(pid: int, seconds: float, cores: dict[str, float]) -> None:
     }
 
 
-def _bench_toml(settings: Configuration, rate_hz: float, work: Path) -> str:
-    camera, recipe = _dense(settings), settings.station.recipe
+def _bench_toml(
+    settings: Configuration, camera: SimulatedCameraSettings, rate_hz: float, work: Path
+) -> str:
+    recipe = settings.station.recipe
     if not recipe.startswith("shipped:"):
         recipe = str(Path(recipe).resolve())
     specimen = camera.specimen.model_dump()
@@ -279,8 +299,13 @@ def _bench_toml(settings: Configuration, rate_hz: float, work: Path) -> str:
 
 def _is_lossless(summary: Json) -> bool:
     """Every scan line was seen and every plate judged, but for the one that the end cut off."""
-    return bool(summary["lost_frames"] == 0 and summary["gaps"] == 0 and summary["undecided"] <= 1)
+    judged = summary["plates"] - summary["undecided"]
+    is_whole = summary["lost_frames"] == 0 and summary["gaps"] == 0
+    return bool(is_whole and summary["undecided"] <= 1 and judged > 0)
 
 
 def _loss(summary: Json) -> str:
-    return f"{summary['lost_frames']} frames lost, {summary['undecided']} plates undecided"
+    return (
+        f"{summary['lost_frames']} frames lost, {summary['gaps']} gaps, {summary['undecided']} of "
+        f"{summary['plates']} plates undecided"
+    )

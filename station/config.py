@@ -99,7 +99,10 @@ class GridRecipe(Settings):
 class ModelRecipe(Settings):
     """Which classifier judges the tiles."""
 
-    id: str = Field(min_length=1, description="Folder of the model registry.")
+    id: str = Field(min_length=1, description="Of a shipped model, or of the one in folder.")
+    folder: str | None = Field(
+        None, min_length=1, description="Of an exported model; relative to the recipe's file."
+    )
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$", description="Of its ONNX file.")
     threshold: Number | None = Field(
         None, ge=0, le=1, description="Tile score above which a plate fails; default: the card's."

@@ -186,6 +186,7 @@ class Gate:
         self._recipe = recipe
         self._plan = plan
         self._on_plate = on_plate
+        self._pixel_pitch_mm = pitch_mm
         self._workers = Workers(recipe.value, pitch_mm, width_px, classifier.sessions)
         self._threshold = classifier.threshold_for(recipe.value.model.threshold)
 
@@ -227,6 +228,7 @@ class Gate:
             fp32_ms_per_tile=fp32_ms_per_tile,
             fp32_threshold=self._threshold,
             gate_set=gate_set,
+            pixel_pitch_mm=self._pixel_pitch_mm,
             seed=self._plan.seed,
             choosing_plates=self._plan.choosing_plates if judged else 0,
             judged_plates=len(judged),

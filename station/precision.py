@@ -99,6 +99,8 @@ class GateRecord(RecordPart):
     fp32_ms_per_tile: float
     fp32_threshold: float
     gate_set: GateSetRecord
+    pixel_pitch_mm: float
+    """At which the plates were seen."""
     seed: int
     choosing_plates: int
     """They chose each precision's threshold."""
@@ -133,7 +135,7 @@ def load_classifier(
     """The recipe's model in the fastest precision that may judge. Raises `ConfigError` for a model
     that is missing, `ModelError` for one that fp32 cannot run either."""
     folder, wanted = model_folder(recipe), recipe.value.model
-    variant, why, is_warning = _choose(configuration.value.precision_dir, recipe, folder)
+    variant, why, is_warning = _choose(configuration.value, recipe, folder)
     if variant is not None:
         try:
             classifier = Classifier.load(folder, sessions, wanted.sha256, variant)
@@ -145,15 +147,15 @@ def load_classifier(
 
 
 def _choose(
-    directory: Path, recipe: Loaded[Recipe], folder: Path
+    settings: Configuration, recipe: Loaded[Recipe], folder: Path
 ) -> tuple[Variant | None, str, bool]:
     """The variant that may judge, why, and whether that needs somebody's attention."""
-    card = read_card(folder)
+    card, directory = read_card(folder), settings.precision_dir
     try:
         record = read_record(directory, recipe.value.id, card.sha256)
         if record is None:
             return None, f"fp32: no gate has run here ({RUN_THE_GATE})", False
-        stale = _stale(record, recipe, card)
+        stale = _stale(record, recipe, card, settings.camera.pixel_pitch_mm)
         if stale:
             return None, f"fp32: the gate's record does not hold: {stale}; {RUN_THE_GATE}", True
         return _fastest(directory, record)
@@ -161,12 +163,15 @@ def _choose(
         return None, f"fp32: {error}; {RUN_THE_GATE}", True
 
 
-def _stale(record: GateRecord, recipe: Loaded[Recipe], card: ModelCard) -> str:
+def _stale(
+    record: GateRecord, recipe: Loaded[Recipe], card: ModelCard, pixel_pitch_mm: float
+) -> str:
     """What the record was made for and is no longer so; empty if it holds."""
     threshold = recipe.value.model.threshold
     now = {
         "model": (record.model_sha256, card.sha256),
         "recipe's file": (record.recipe_sha256, recipe.sha256),
+        "pixel pitch": (record.pixel_pitch_mm, pixel_pitch_mm),
         "processor": (record.processor, processor_name()),
         "runtime": (record.fp32_runtime, runtime_name("fp32")),
         "threshold": (

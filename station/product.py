@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.card import ModelError
-from models.registry import find_model
+from models.registry import exported_model, shipped_model
 from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe
 from station.tiling import Geometry
 
@@ -30,8 +30,11 @@ def load_product(configuration: Loaded[Configuration]) -> Loaded[Recipe]:
 
 def model_folder(recipe: Loaded[Recipe]) -> Path:
     """Where the recipe's model lies. Raises `ConfigError`."""
+    wanted = recipe.value.model
     try:
-        return find_model(recipe.value.model.id)
+        if wanted.folder is None:
+            return shipped_model(wanted.id)
+        return exported_model(Path(recipe.source).parent / wanted.folder, wanted.id)
     except ModelError as error:
         raise ConfigError(f"{recipe.source}: model.id: {error}") from error
 

@@ -33,6 +33,8 @@ _GOOD_OF_GOOD = 12
 """Tiles taken of a plate without defects; of others half as many good ones as defective."""
 VISIBLE_PX = 30
 """A tile is defective if it shows so many pixels of a defect, or half of a smaller one."""
+_SKEW_SHARE = 0.8
+"""Of the skew that a recipe allows, the most that its plates have."""
 _CORE_SHARE = 0.5
 """A defect's pixels are those with at least this share of its peak contrast."""
 _PAIRS_OF_SCENE = 3
@@ -139,16 +141,32 @@ class PlateSource:
         )
 
     def _tiles(self, specimen: Specimen, rng: np.random.Generator) -> list[LabelledTile]:
-        settings = self._settings(1.0)
+        centre_mm, reach_mm, skew_deg = self._placement()
         picture = render(
             specimen,
             self.geometry.pixel_pitch_mm,
             self.geometry.scan_line_px,
-            float(rng.uniform(-1, 1)) * settings.lateral_offset_mm,
-            float(rng.uniform(-1, 1)) * settings.skew_deg,
+            centre_mm + float(rng.uniform(-1, 1)) * reach_mm,
+            float(rng.uniform(-1, 1)) * skew_deg,
             rng,
         )
         return list(self._cut(specimen, picture, rng))
+
+    def _placement(self) -> tuple[float, float, float]:
+        """Where plates lie: middle from the scan line's, how far they are off it, mm, and askew,
+        degrees. As on the simulated belt where the lane has room for that, else in the lane's
+        middle."""
+        settings, geometry = self._settings(1.0), self.geometry
+        skew_deg = min(settings.skew_deg, _SKEW_SHARE * geometry.max_skew_deg)
+        skew = math.radians(skew_deg)
+        half_mm = (settings.width_mm * math.cos(skew) + settings.length_mm * math.sin(skew)) / 2
+        ends_px = np.array([geometry.lane_left_px, geometry.lane_right_px])
+        left_mm, right_mm = (ends_px - geometry.scan_line_px / 2) * geometry.pixel_pitch_mm
+        reach_mm = settings.lateral_offset_mm
+        if left_mm <= -half_mm - reach_mm and half_mm + reach_mm <= right_mm:
+            return 0.0, reach_mm, skew_deg
+        room_mm = (right_mm - left_mm) / 2 - half_mm
+        return float(left_mm + right_mm) / 2, float(np.clip(room_mm, 0, reach_mm)), skew_deg
 
     def _cut(
         self, specimen: Specimen, picture: RenderedPlate, rng: np.random.Generator

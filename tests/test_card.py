@@ -30,6 +30,18 @@ def test_card_is_read_back_as_written(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.rglob("*.*")] == ["card.json"]
 
 
+def test_figures_of_other_weights_are_refused(tmp_path: Path) -> None:
+    """A retrained model with the figures of the one before it."""
+    card = shipped_card()
+    folder = tmp_path / card["id"]
+    folder.mkdir()
+    (folder / "card.json").write_text(json.dumps(card | {"sha256": "0" * 64}))
+    with pytest.raises(
+        ModelError, match=r"plate escape rate is a figure of other weights .* again"
+    ):
+        read_card(folder)
+
+
 def test_card_belongs_to_the_files_beside_it() -> None:
     card = read_card(SHIPPED)
     assert card.id == SHIPPED.name

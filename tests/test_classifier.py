@@ -26,6 +26,8 @@ from models.card import (
 from models.classifier import Classifier, ModelError, processor_name
 from models.graph import GraphRefused, check_self_contained
 from models.registry import find_model, list_models, shipped_weights
+from station.config import ConfigError, load_recipe
+from station.product import model_folder
 
 onnx = pytest.importorskip("onnx", reason="needs onnx (the `train` extra) to make models")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -319,16 +321,27 @@ def test_recorded_bits_must_hold(folder: Path) -> None:
         classifier.self_test({k: v for k, v in recorded.items() if k != "runtime"})
 
 
-def test_registry_finds_searched_before_shipped(folder: Path) -> None:
-    assert find_model("brightness", [folder.parent]) == folder
+def test_a_model_is_found_by_its_id_or_its_folder(folder: Path) -> None:
+    assert find_model(str(folder)) == folder
     assert find_model("lightdefectnet-v2") == SHIPPED
-    assert set(list_models([folder.parent])) >= {"brightness", "lightdefectnet-v2"}
+    assert set(list_models()) >= {"lightdefectnet-v2"}
 
 
-@pytest.mark.parametrize("model_id", ["no-such", "../brightness", "", "."])
-def test_unknown_model_lists_those_there_are(folder: Path, model_id: str) -> None:
-    with pytest.raises(ModelError, match=r"no such model; there are: brightness, lightdefectnet"):
-        find_model(model_id, [folder.parent])
+@pytest.mark.parametrize("name", ["no-such", "../brightness", "", "."])
+def test_unknown_model_lists_those_there_are(name: str) -> None:
+    with pytest.raises(ModelError, match=r"no such model; there are: lightdefectnet"):
+        find_model(name)
+
+
+def test_a_recipe_names_an_exported_model_by_its_folder(folder: Path, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "config" / "recipes" / "demo-lgp.toml").read_text()
+    recipe = tmp_path / "mine.toml"
+    lines = f'id = "brightness"\nfolder = "{os.path.relpath(folder, tmp_path)}"'
+    recipe.write_text(text.replace('id = "lightdefectnet-v2"', lines))
+    assert model_folder(load_recipe(str(recipe))).samefile(folder)
+    recipe.write_text(recipe.read_text().replace('id = "brightness"', 'id = "other"'))
+    with pytest.raises(ConfigError, match=r"model\.id: .*: holds the model brightness, not other"):
+        model_folder(load_recipe(str(recipe)))
 
 
 # The weights that come with the package

@@ -127,6 +127,24 @@ def test_a_small_mask_and_a_box_over_the_border_mark_something(tmp_path: Path) -
 
 
 def test_a_mask_without_a_defect_is_one_clear_error(tmp_path: Path) -> None:
-    mask = write(tmp_path / "mask.png", grey(level=1))
-    with pytest.raises(DataError, match="no pixel above 127"):
+    mask = write(tmp_path / "mask.png", grey(level=0))
+    with pytest.raises(DataError, match="a mask without a defect"):
         load_truth(sample_of(tmp_path, mask_file=mask))
+
+
+@pytest.mark.parametrize("depth", [np.uint8, np.uint16])
+@pytest.mark.parametrize("value", [1, 3, 127])
+def test_a_mask_may_hold_numbers_of_classes(tmp_path: Path, value: int, depth: type) -> None:
+    mask = np.zeros((448, 448), depth)
+    mask[100:140, 200:260] = value
+    truth = load_truth(sample_of(tmp_path, mask_file=write(tmp_path / "mask.png", mask)))
+    assert truth is not None
+    assert np.argwhere(truth).min(axis=0).tolist() == [50, 100]
+    assert np.argwhere(truth).max(axis=0).tolist() == [69, 129]
+
+
+def test_transparency_does_not_brighten_a_dark_picture(tmp_path: Path) -> None:
+    picture = np.full((40, 40, 4), 3000, np.uint16)
+    picture[..., 3] = 65535
+    with pytest.raises(DataError, match="levels up to 3000 of 65535"):
+        load_tile(write(tmp_path / "rgba.png", picture))

@@ -93,6 +93,18 @@ def source_of(width_mm: float, length_mm: float) -> PlateSource:
     return PlateSource(changed, 0.1, round(width_mm / 0.1) + 200)
 
 
+@pytest.mark.parametrize(("start_mm", "skew_deg"), [(33.5, 2.0), (3.0, 0.5), (60.0, 2.0)])
+def test_rendered_plates_lie_in_the_recipes_lane(start_mm: float, skew_deg: float) -> None:
+    """A lane beside the scan line's middle, or one with little room, has plates too."""
+    recipe = load_recipe("shipped:demo-lgp").value
+    plate = PlateRecipe(width_mm=40.0, length_mm=30.0, max_skew_deg=skew_deg)
+    lane = recipe.lane.model_copy(update={"start_mm": start_mm, "end_mm": start_mm + 43.0})
+    changed = recipe.model_copy(update={"plate": plate, "lane": lane})
+    source = PlateSource(changed, 0.1, 1100)
+    for number in range(6):
+        assert source.plate(np.random.default_rng(number), False, 0.0, 1.0)
+
+
 def plates_of(good: list[float], bad: list[float]) -> list[PlateScore]:
     scores = [(score, False) for score in good] + [(score, True) for score in bad]
     return [PlateScore(i, is_bad, score, 1, ()) for i, (score, is_bad) in enumerate(scores)]
@@ -401,7 +413,6 @@ def test_evaluate_measures_plates_at_the_recipes_threshold(recipe: str) -> None:
     assert done.returncode == 0, done.stderr
     plates = json.loads(done.stdout)["plates"]
     assert plates["threshold"] == 0.75
-    assert plates["target"] == FALSE_REJECT_TARGET
     for name in ("escape_rate", "false_reject_rate"):
         assert plates[name]["samples"] == 10
         assert plates[name]["low"] <= plates[name]["value"] <= plates[name]["high"]

@@ -188,13 +188,17 @@ def test_another_run_is_not_overwritten(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_large_set_holds_one_part_out(folder: Path) -> None:
-    """In a large set the split `val` chooses; four folds would take hours."""
+    """In a large set the split `val` chooses if it can; four folds would take hours."""
     samples = select(read_folder(folder), "train")
-    held = [replace(sample, split="val") for sample in samples[:6]]
-    many = held + samples[6:] * (LARGE // len(samples[6:]) + 1)
-    (fold,) = cut_folds(many, seed=1)
-    assert sorted(fold) == list(range(6))
     assert len(cut_folds(samples, seed=1)) == 4
+    many = [
+        replace(samples[i % len(samples)], group=f"part{i}", label=i % 2) for i in range(LARGE + 1)
+    ]
+    held = [replace(sample, split="val") for sample in many[:16]]
+    (fold,) = cut_folds(held + many[16:], seed=1)
+    assert sorted(fold) == list(range(16))
+    (fold,) = cut_folds(held[:6] + many[6:], seed=1)
+    assert LARGE / 10 < len(fold) < LARGE / 6, "six pictures choose nothing"
     assert default_epochs("lightdefectnet", 16_000) < default_epochs("lightdefectnet", 400)
 
 

@@ -28,6 +28,8 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 _TEST_SHARE = 5
 _DARK_LEVEL = 4095
 """A picture of 16 bits that nowhere exceeds it is one of 12 bits, and would become nearly black."""
+_GREATEST_CLASS = 127
+"""A mask that nowhere exceeds it holds numbers of classes (or 1), not white."""
 
 
 Boxes = tuple[tuple[float, ...], ...]
@@ -114,9 +116,10 @@ def load_truth(sample: Sample) -> NDArray[np.bool_] | None:
 
 def _load_mask(path: Path) -> NDArray[np.bool_]:
     """A cell of the tile belongs to the defect if any pixel in it does: small ones stay."""
-    mask = _grey(path, _read(path)) > 127
+    levels = _grey(path, _read(path), is_mask=True)
+    mask = levels > (0 if levels.max() <= _GREATEST_CLASS else 127)
     if not mask.any():
-        raise DataError(f"{path}: no pixel above 127, so no defect; write 255 where one is")
+        raise DataError(f"{path}: a mask without a defect; write 255 where it is")
     height, width = mask.shape
     truth = np.zeros((TILE_PX, TILE_PX), bool)
     y, x = np.nonzero(mask)
@@ -264,8 +267,12 @@ def _check_groups(root: Path, samples: Sequence[Sample]) -> None:
             )
 
 
-def _grey(path: Path, picture: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _grey(path: Path, picture: NDArray[np.generic], is_mask: bool = False) -> NDArray[np.uint8]:
     """Grey and 8 bits deep: colour by luminance, a transparency channel ignored."""
+    if picture.ndim == 3 and picture.shape[2] in (2, 4):
+        picture = picture[:, :, :-1]
+    if is_mask and picture.max() <= _GREATEST_CLASS:
+        picture = picture.astype(np.uint8)
     if picture.dtype == np.uint16:
         if picture.max() <= _DARK_LEVEL:
             raise DataError(

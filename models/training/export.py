@@ -36,7 +36,7 @@ from models.training.fit import predict
 from models.training.front_end import TILE_PX
 from models.training.lightdefectnet import LightDefectNet, prepare_for_export
 from models.training.networks import OURS
-from models.training.train import load_network, read_summary
+from models.training.train import code_revisions_of, load_network, read_summary
 
 OPSET = 18
 TOLERANCE = 1e-4
@@ -162,7 +162,7 @@ def _training_card(summary: dict[str, Any]) -> TrainingCard:
         seed=summary["seeds"][0],
         epochs=summary["epoch"],
         command=summary["command"],
-        code_revision=summary["code_revision"],
+        code_revision=code_revisions_of(summary),
     )
 
 

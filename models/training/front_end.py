@@ -36,8 +36,9 @@ class LocalContrast(nn.Module):
     """Grey levels relative to the local brightness: unmoved by gain and by slow changes of the
     illumination.
 
-    The window slides, so that a shifted picture gives the same contrast, shifted; with means of
-    fixed cells more tiles change their decision under a shift.
+    The window slides, cell by cell of a few pixels, so that a picture shifted by cells gives the
+    same contrast, shifted; with one mean for each of fixed cells more tiles change their decision
+    under a shift.
     """
 
     channels = 1

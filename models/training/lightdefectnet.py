@@ -1,6 +1,6 @@
 """LightDefectNet: two-column attention-condensing network for 224 x 224 grey tiles.
 
-After Xu et al., "LightDefectNet" (2022): visual attention condensers (Wong et al., 2020) early, two
+After Xu et al., "LightDefectNet" (2023): visual attention condensers (Wong et al., 2020) early, two
 columns that are independent early and exchange late, anti-aliased downsampling (Zhang, 2019)
 everywhere after the input layer, and two heads. The layer sizes are our own: no implementation is
 public. Channel counts are multiples of 16, so that ONNX Runtime keeps its blocked layout.

@@ -21,6 +21,7 @@ from models.training.data import (
     picture_sha256,
     read_folder,
     read_splits,
+    select,
 )
 from models.training.evaluate import FEW_GROUPS, error_rates, evaluate
 from models.training.fit import code_revision, predict
@@ -28,15 +29,23 @@ from models.training.lightdefectnet import LightDefectNet
 from models.training.localisation import localise
 from models.training.networks import HAND, OURS
 from models.training.robustness import Score, robustness
-from models.training.train import LEARNED_FILE, hand_model, load_network, read_summary
+from models.training.train import (
+    LEARNED,
+    LEARNED_FILE,
+    code_revisions_of,
+    hand_model,
+    load_network,
+    read_summary,
+)
 
 EVERY = "all"
-"""All splits together: for an exported model, which saw none of them."""
+"""All splits together: for a model that saw none of them."""
 _TRAINED = (
     "network", "recipe", "epoch", "epochs", "trainings", "out_of_fold", "cpu_hours", "device",
-    "data_sha256",
+    "data_sha256", "seeds",
 )  # fmt: skip
 _FEW_SAMPLES = 100
+_FEW_OF_A_CLASS = 30
 _LEAST_GROUPS = 3
 _CHANGED_TILES = 200
 """Tiles whose decisions are followed through 24 changes: all would take a baseline hours."""
@@ -47,8 +56,8 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """All seeds of a run of `train`, at the threshold that its out-of-fold scores set.
 
-    Localisation and robustness are those of the first seed, robustness of 200 pictures. Raises
-    `DataError`, ValueError for scores that are not finite.
+    Localisation and robustness are those of the first seed, robustness of 200 pictures at most.
+    Raises `DataError`, ValueError for scores that are not finite.
     """
     summary = read_summary(run)
     samples = _samples(data, split)
@@ -57,15 +66,29 @@ def evaluate_run(
     scores = [score(tiles) for score in scorers]
     row = _row(data, split, samples, scores, [summary["threshold"]] * len(scores))
     row["remarks"] += _learned(run, samples)
-    if summary["network"] == OURS and (places := localise(_ours(run), samples, tiles)):
-        row["localisation"] = asdict(places)
+    if summary["network"] == OURS:
+        row |= _localisation(run, samples, tiles, row["remarks"])
     if with_robustness:
         step = -(-len(tiles) // _CHANGED_TILES)
         groups = [sample.group for sample in samples[::step]]
         agreements = robustness(scorers[0], summary["threshold"], tiles[::step], groups)
         row["robustness"] = [asdict(agreement) for agreement in agreements]
-    trained = {name: summary[name] for name in _TRAINED}
-    return row | {"run": str(run), "trained": trained | {"by": summary["command"]}}
+    trained = {name: summary[name] for name in _TRAINED} | {"by": summary["command"]}
+    trained["code_revisions"] = code_revisions_of(summary)
+    return row | {"run": str(run), "trained": trained}
+
+
+def _localisation(
+    run: Path, samples: list[Sample], tiles: NDArray[np.uint8], remarks: list[str]
+) -> dict[str, Any]:
+    """`localisation`, or nothing where nobody says where the defects are. A mask that says nothing
+    is remarked on: the other figures do not need it."""
+    try:
+        places = localise(_ours(run), samples, tiles)
+    except DataError as error:
+        remarks.append(f"no localisation: {error}")
+        return {}
+    return {"localisation": asdict(places)} if places else {}
 
 
 def _learned(run: Path, samples: list[Sample]) -> list[str]:
@@ -106,6 +129,12 @@ def evaluate_model(data: Path, classifier: Classifier, split: str) -> dict[str, 
     samples = _samples(data, split)
     scores = classifier.scores(load_tiles(samples))
     row = _row(data, split, samples, [scores], [classifier.threshold])
+    known = select(read_folder(data), *LEARNED)
+    if split != "test" and data_sha256(known) == classifier.card.training.data_sha256:
+        row["remarks"].append(
+            f"the model was trained on {' and '.join(LEARNED)} of this folder: this says nothing "
+            "of new pictures"
+        )
     return row | {"model": classifier.model_id, "runtime": classifier.runtime}
 
 
@@ -168,6 +197,10 @@ def _remarks(samples: list[Sample]) -> list[str]:
             f"{len(samples)} pictures only: read the intervals, not the figures; a difference of "
             "less than their width says nothing"
         )
+    for label, word in ((0, "good"), (1, "defective")):
+        count = sum(sample.label == label for sample in samples)
+        if count < _FEW_OF_A_CLASS <= len(samples) - count:
+            remarks.append(f"{count} {word} pictures only: what is said of them is a guess")
     groups = {sample.group for sample in samples}
     if groups == {sample.name for sample in samples}:
         remarks.append(

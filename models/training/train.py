@@ -210,7 +210,7 @@ def _train_hand(plan: Plan, samples: list[Sample], command: str) -> dict[str, An
         },
         "candidates": [{"recipe": {"name": k}, "auroc": v} for k, v in model.aurocs.items()],
         "seeds": [1],
-        "trainings": len(model.aurocs) * (FOLDS + 1),
+        "trainings": len(model.aurocs) * FOLDS + 1,
         "device": "cpu",
         "cpu_hours": round((time.monotonic() - started) / 3600, 3),
         "command": command,
@@ -234,6 +234,12 @@ def read_summary(run: Path) -> dict[str, Any]:
         raise DataError(f"{run}: no finished training run ({SUMMARY_FILE} is missing)")
     summary: dict[str, Any] = json.loads(path.read_text())
     return summary
+
+
+def code_revisions_of(summary: dict[str, Any]) -> str:
+    """Those that the trainings ran from; a finished one is kept when the code goes on."""
+    revisions: list[str] = summary.get("fits_code_revisions", [summary["code_revision"]])
+    return ", ".join(revisions)
 
 
 def weights_file(run: Path) -> Path:
@@ -372,16 +378,21 @@ def pretrained_weights(front_end: str) -> Path:
 
 
 def cut_folds(known: Sequence[Sample], seed: int) -> list[NDArray[np.int64]]:
-    """Indices to hold out in turn: of a large set one part, else four. Raises `DataError`."""
+    """Indices to hold out in turn: of a large set one part (the split `val` if it has enough
+    parts), else four. Raises `DataError`."""
     if len(known) <= LARGE:
         return _folds(known, FOLDS, seed)
     val = [i for i, sample in enumerate(known) if sample.split == "val"]
-    if len({known[i].label for i in val}) == 2:
+    if _fewest_parts([known[i] for i in val]) >= _LARGE_PARTS:
         return [np.array(val, np.int64)]
-    fewest = min(len({sample.group for sample in known if sample.label == c}) for c in (0, 1))
-    if fewest < _LARGE_PARTS:
+    if _fewest_parts(known) < _LARGE_PARTS:
         return _folds(known, FOLDS, seed)
     return _folds(known, _LARGE_PARTS, seed)[:1]
+
+
+def _fewest_parts(samples: Sequence[Sample]) -> int:
+    """Parts of the class that has fewer of them."""
+    return min(len({sample.group for sample in samples if sample.label == c}) for c in (0, 1))
 
 
 def _folds(known: Sequence[Sample], count: int, seed: int) -> list[NDArray[np.int64]]:
@@ -447,7 +458,7 @@ def _judge(work: _Work, recipe: TrainingRecipe, results: list[FitResult]) -> Cho
     area, epoch = _best_epoch(np.mean(by_fold, axis=0))
     if len(results) == 1:
         # One part's best epoch is noise; and of a large set this training's weights are kept.
-        epoch = work.epochs
+        epoch, area = work.epochs, float(np.mean(by_fold[0][-_SMOOTH_EPOCHS:]))
     scores = np.concatenate([result.held_scores[epoch - 1] for result in results])
     slope, offset = calibrate(labels, scores)
     threshold = float(expit(-offset / slope)) if slope > 0 else 0.5
@@ -524,7 +535,7 @@ def _summary(
         "seeds": list(work.plan.seeds),
         "weights": [f"{part.fit.name}/{RESULT_FILE}" for part in parts],
         "device": ", ".join(sorted({result.device for result in results})),
-        "trainings": len(candidates) * len(work.choosing_folds) + len(work.plan.seeds),
+        "trainings": len(list(work.plan.run.glob(f"*/{RESULT_FILE}"))),
         "cpu_hours": _hours(work.plan.run),
         "command": command,
         "code_revision": code_revision(),

@@ -32,7 +32,7 @@ def bench(
         try:
             recipe = load_product(loaded)
             summary = run_bench(loaded, recipe, seconds, lambda text: typer.echo(text, err=True))
-        except (BenchError, ModelError) as error:
+        except (BenchError, ModelError, OSError) as error:
             fail(str(error))
     if is_json:
         print_json({"summary": summary})

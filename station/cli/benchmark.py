@@ -23,7 +23,8 @@ def report_benchmark(model: str | None, is_json: bool) -> None:
     console, steps = Console(stderr=True), len(BASELINES) + ROUNDS
     progress = iter(track(range(steps), "measuring", console=console, transient=True))
     try:
-        models = {model: find_model(model)} if model else list_models()
+        folders = [find_model(model)] if model else list_models().values()
+        models = {folder.resolve().name: folder for folder in folders}
         rows = benchmark(models, on_step=lambda: next(progress, None))
     except ModelError as error:
         fail(str(error))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shlex
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any, NoReturn
@@ -42,6 +43,11 @@ def exit_on_config_error() -> Iterator[None]:
         yield
     except ConfigError as error:
         fail(str(error), EX_CONFIG)
+
+
+def command_line() -> str:
+    """This command, as a shell would take it again."""
+    return shlex.join(["vqi", *sys.argv[1:]])
 
 
 def fail(message: str, status: int = 1) -> NoReturn:

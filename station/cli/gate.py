@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from rich.progress import track
 
 from models.card import ModelError
 from models.classifier import Classifier
-from station.cli.common import exit_on_config_error, fail, load_or_exit, print_json
+from station.cli.common import command_line, exit_on_config_error, fail, load_or_exit, print_json
 from station.gate import GatePlan, plates_to_render, run_gate
 from station.precision import CandidateRecord, ChangedPlate, GateRecord, load_classifier
 from station.product import load_product, model_folder
@@ -25,7 +24,7 @@ def report_gate(config: Path, is_json: bool) -> None:
     """Put this station's model through the gate in every precision, record and print what came out.
     A refusal is a result; exit status 1 if the gate could not be run."""
     loaded = load_or_exit(str(config))
-    command = " ".join(["vqi", *sys.argv[1:]])
+    command = command_line()
     with exit_on_config_error():
         recipe = load_product(loaded)
         try:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,7 +23,13 @@ from rich.progress import Progress as Bar
 from models.card import ModelError, read_card, write_card
 from models.classifier import Classifier
 from models.registry import find_model, list_models
-from station.cli.common import JsonOption, exit_on_config_error, fail, print_json
+from station.cli.common import (
+    JsonOption,
+    command_line,
+    exit_on_config_error,
+    fail,
+    print_json,
+)
 from station.config import Recipe, load_recipe
 from station.gate_set import measure_gate_set
 from station.plates import FALSE_REJECT_TARGET, plates_needed
@@ -57,10 +63,6 @@ def _needs_train_extra() -> Iterator[None]:
             f"needs package {error.name}: pip install torch==2.13.0 && "
             "pip install --no-deps pytorchcv==0.0.74 && pip install vqi-station[train]"
         )
-
-
-def _command() -> str:
-    return " ".join(["vqi", *sys.argv[1:]])
 
 
 def _source(
@@ -177,8 +179,10 @@ def train_(
                 init=init and weights_file(init),
             )
             with TrainingBar() as bar:
-                summary = train(plan, _command(), bar)
-        except DataError as error:
+                summary = train(plan, command_line(), bar)
+        except BrokenProcessPool:
+            fail(f"{data}: a training process was killed, perhaps for want of memory; run it again")
+        except (DataError, OSError) as error:
             fail(str(error))
     typer.echo(f"{plan.run}: {_training_words(summary)}")
 
@@ -229,7 +233,9 @@ def evaluate_(
         Path | None, typer.Option(help="Run of `train`. [the one that it left for this data]")
     ] = None,
     network: Annotated[str, typer.Option(help="Network of that run.")] = "lightdefectnet",
-    model: Annotated[str | None, typer.Option(help="Id of an exported model instead.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="A model instead: id, or folder of an exported one.")
+    ] = None,
     split: Annotated[str, typer.Option(help="train, val, test, or all.")] = "test",
     robustness: Annotated[
         bool, typer.Option("--robustness", help="Also how decisions hold when pictures change.")
@@ -261,9 +267,9 @@ def evaluate_(
                 row |= _on_plates(classifier, recipe, plates, seed) if plates else {}
             elif data:
                 row = evaluate_run(data, run or _default_run(data, network), split, robustness)
-        except (DataError, ModelError, SynthesisError, ValueError) as error:
+        except (DataError, ModelError, SynthesisError, ValueError, OSError) as error:
             fail(str(error))
-    row["command"] = _command()
+    row["command"] = command_line()
     if is_json:
         print_json(row)
         return
@@ -292,7 +298,7 @@ def _figure(value: Any) -> str:
 
 @app.command("pod")
 def pod_(
-    model: Annotated[str, typer.Option(help="Id of a model.")],
+    model: Annotated[str, typer.Option(help="Id of a model, or folder of an exported one.")],
     out: Annotated[
         Path | None, typer.Option(help="Picture of the curves to write: .svg or .png.")
     ] = None,
@@ -332,7 +338,7 @@ def pod_(
         made_by = {"model": model, "threshold": threshold, "recipe": recipe, "plates": plates}
         for row in detection_rows(trials):
             if is_json:
-                print_json(row | made_by | {"seed": seed, "command": _command()})
+                print_json(row | made_by | {"seed": seed, "command": command_line()})
             else:
                 typer.echo(detection_words(row))
 
@@ -359,6 +365,7 @@ def export_(
     needed = 4 * plates_needed(false_reject_target)
     if recipe and plates < needed:
         fail(f"--plates {plates}: too few for this target; {needed} or more", 2)
+    product = _source(recipe) if recipe else None
     with _needs_train_extra():
         from models.training.data import DataError, load_tiles, read_splits
         from models.training.export import ExportError, export, read_network
@@ -367,20 +374,22 @@ def export_(
             network, summary = read_network(run)
             tiles = load_tiles(read_splits(data, "test"))
             card = export(network, summary, tiles, out)
-            if recipe:
+            if product:
                 card = card.model_copy(update={"gate": measure_gate_set(Classifier.load(out))})
                 write_card(out, card)
-                _set_threshold(out, recipe, plates, false_reject_target, seed)
-        except (DataError, ExportError, SynthesisError, OSError, ValueError) as error:
+                _set_threshold(out, product, plates, false_reject_target, seed)
+        except (DataError, ExportError, ModelError, SynthesisError, OSError, ValueError) as error:
             fail(str(error))
     typer.echo(f"{out}: exported")
 
 
-def _set_threshold(out: Path, recipe: str, plates: int, target: float, seed: int) -> None:
+def _set_threshold(
+    out: Path, product: tuple[PlateSource, Recipe], plates: int, target: float, seed: int
+) -> None:
     from station.cli.plates import set_threshold
 
-    source, loaded = _source(recipe)
-    made_by = f"plates of recipe {loaded.id}; {_command()}"
+    source, loaded = product
+    made_by = f"plates of recipe {loaded.id}; {command_line()}"
     set_threshold(out, source, plates, target, seed, made_by)
 
 
@@ -409,7 +418,8 @@ def list_(is_json: JsonOption = False) -> None:
 @app.command("benchmark")
 def benchmark_(
     model: Annotated[
-        str | None, typer.Option(help="Id of a model, instead of all that are shipped.")
+        str | None,
+        typer.Option(help="A model, by id or folder, instead of all that are shipped."),
     ] = None,
     config: Annotated[
         Path | None,
@@ -421,6 +431,8 @@ def benchmark_(
 
     With --config: which faster precisions may judge on this processor; takes ten minutes.
     """
+    if config and model:
+        fail("--config judges the model of the station's recipe: give it or --model", 2)
     if config:
         from station.cli.gate import report_gate
 

@@ -17,7 +17,6 @@ from models.training.evaluate import Figure
 from station.config import ModelRecipe
 from station.detection import PROPERTIES, Property, Trial, fit, nominal_defects, try_plates
 from station.plates import (
-    FALSE_REJECT_TARGET,
     PlateScore,
     choose_threshold,
     measure_calibration,
@@ -45,7 +44,6 @@ def evaluate_plates(
     return {
         "plates": plates,
         "seed": seed,
-        "target": FALSE_REJECT_TARGET,
         **asdict(measure_rates(scores, threshold)),
         "calibration": asdict(measure_calibration(scores[:half], scores[half:])),
     }
@@ -71,6 +69,7 @@ def set_threshold(
             high=round(figure.high, 4),
             samples=figure.samples,
             command=made_by,
+            model_sha256=card.sha256,
         )
         for name, figure in _figures(choosing, measuring, chosen.value).items()
     )

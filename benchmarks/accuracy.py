@@ -13,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +40,40 @@ def main() -> int:
     parser.add_argument("--recipe", help="the only one to train; left out: the networks' own")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    rows = []
     for name in arguments.sets:
         folder = _folder(name, arguments.data, arguments.out)
         if folder is None:
             print(f"{arguments.data / name}: not there, left out", file=sys.stderr)
             continue
         for network in arguments.networks:
-            rows.append(_row(name, folder, network, arguments.out, arguments.recipe))
-            _write_tables(arguments.out, rows)
+            _evaluate(name, folder, network, arguments.out, arguments.recipe)
+            _write_tables(arguments.out)
+    if not list(arguments.out.glob("*.json")):
+        parser.error(f"none of the sets is in {arguments.data}")
     print((arguments.out / "accuracy.md").read_text())
     return 0
 
 
-def _write_tables(out: Path, rows: list[dict[str, Any]]) -> None:
+def _write_tables(out: Path) -> None:
+    """Of all that has been evaluated in `out`, by this run or one before."""
+    rows = [json.loads(path.read_text()) for path in sorted(out.glob("*.json"))]
+    rows.sort(key=lambda row: (_place(_set_of(row), SETS), _place(_network_of(row), NETWORKS)))
     (out / "accuracy.md").write_text("\n".join([*_HEAD, *map(_line, rows), ""]))
     changes = [agreement["change"] for agreement in rows[0]["robustness"]]
     head = [f"| set | network | {' | '.join(changes)} |", f"|---|---|{'--:|' * len(changes)}"]
     (out / "robustness.md").write_text("\n".join([*head, *map(_robustness_line, rows), ""]))
+
+
+def _place(name: str, known: Sequence[str]) -> int:
+    return known.index(name) if name in known else len(known)
+
+
+def _set_of(row: dict[str, Any]) -> str:
+    return Path(row["data"]).name
+
+
+def _network_of(row: dict[str, Any]) -> str:
+    return str(row["trained"]["network"])
 
 
 def _folder(name: str, data: Path, out: Path) -> Path | None:
@@ -69,27 +86,28 @@ def _folder(name: str, data: Path, out: Path) -> Path | None:
     return out / name
 
 
-def _row(name: str, folder: Path, network: str, out: Path, recipe: str | None) -> dict[str, Any]:
+def _evaluate(name: str, folder: Path, network: str, out: Path, recipe: str | None) -> None:
+    """Train, or go on training, and score the test pictures once: not again before its .json is
+    taken away."""
     run = out / f"{name}-{network}"
+    scored = run.with_suffix(".json")
+    if scored.is_file():
+        return
     seeds = 1 if (name, network) in ONE_SEED or network == "hand" else SEEDS
     common = ("--data", str(folder), "--network", network)
     only = ("--recipe", recipe) if recipe else ()
     chosen = ("--out", str(run), "--seeds", str(seeds), *only)
     _vqi(run.with_suffix(".log"), "train", *common, *chosen)
-    said = _vqi(
-        run.with_suffix(".json"), "evaluate", *common, "--run", str(run), "--robustness", "--json"
-    )
-    return {"set": name, "network": network, **json.loads(said)}
+    _vqi(scored, "evaluate", *common, "--run", str(run), "--robustness", "--json")
 
 
-def _vqi(log: Path, *arguments: str) -> str:
-    """Output of a `vqi model` command, kept in `log`. Raises SystemExit if it fails."""
+def _vqi(log: Path, *arguments: str) -> None:
+    """Keeps what a `vqi model` command says in `log`. Raises SystemExit if it fails."""
     command = [sys.executable, "-P", "-m", "station.cli", "model", *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    log.write_text(done.stdout)
     if done.returncode:
         raise SystemExit(f"failed: vqi model {' '.join(arguments)}")
-    return done.stdout
+    log.write_text(done.stdout)
 
 
 _HEAD = (
@@ -101,8 +119,8 @@ _HEAD = (
 def _line(row: dict[str, Any]) -> str:
     shift = next(a for a in row["robustness"] if a["change"].startswith("shift"))
     cells = (
-        row["set"],
-        row["network"],
+        _set_of(row),
+        _network_of(row),
         f"{row['trained']['recipe']['name']}, {row['trained']['epoch']}",
         str(len(row["seeds"])),
         _figure(row["accuracy"]),
@@ -116,7 +134,7 @@ def _line(row: dict[str, Any]) -> str:
 
 def _robustness_line(row: dict[str, Any]) -> str:
     shares = [_agreement(agreement) for agreement in row["robustness"]]
-    return f"| {' | '.join([row['set'], row['network'], *shares])} |"
+    return f"| {' | '.join([_set_of(row), _network_of(row), *shares])} |"
 
 
 def _agreement(agreement: dict[str, Any]) -> str:

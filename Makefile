@@ -30,15 +30,15 @@ peers: $(TEST_STAMP)
 MODEL = OMP_NUM_THREADS=1 $(abspath $(VENV))/bin/vqi model
 weights: $(TEST_STAMP)
 	mkdir -p var/weights/out
-	cd var/weights && $(MODEL) synthesize --out tiles --plates 1000 --scenes 3000 --seed 1
-	cd var/weights && $(MODEL) train --data tiles --out run-contrast --seeds 1 --epochs 8 --recipe "contrast, from nothing"
+	cd var/weights && $(MODEL) synthesize --out tiles --plates 1000 --scenes 7000 --seed 1
+	cd var/weights && $(MODEL) train --data tiles --out run-contrast --seeds 1 --epochs 9 --recipe "contrast, from nothing"
 	cd var/weights && for front_end in fine raw; do \
-	  $(MODEL) train --data tiles --out run-$$front_end --seeds 1 --epochs 3 --recipe "$$front_end, pre-trained" --init run-contrast || exit 1; \
+	  $(MODEL) train --data tiles --out run-$$front_end --seeds 1 --epochs 2 --recipe "$$front_end, pre-trained" --init run-contrast || exit 1; \
 	done
 	cd var/weights && for front_end in contrast fine raw; do \
 	  cp run-$$front_end/*/result.pt out/pretrained-$$front_end.pt || exit 1; \
 	done
-	cd var/weights && $(MODEL) export --run run-contrast --data tiles --out out/lightdefectnet-v2 --recipe shipped:demo-lgp --plates 1200 --seed 1000
+	cd var/weights && $(MODEL) export --run run-contrast --data tiles --out out/lightdefectnet-v3 --recipe shipped:demo-lgp --plates 1200 --seed 1000
 
 # Every network on every data set under DATA, and one table: many hours, goes on after a kill.
 DATA ?= ../shared/data

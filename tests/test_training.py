@@ -217,6 +217,13 @@ def test_the_command_line_goes_from_tiles_to_a_model_the_station_loads(
     assert "vqi model train" in card["training"]["command"]
     front_end = FRONT_ENDS[read_summary(run)["recipe"]["front_end"]]()
     assert card["input"]["constants"] == front_end.constants
+    for split, is_known in (("test", False), ("all", True)):
+        options = ("--model", str(out), "--data", str(folder), "--split", split, "--json")
+        done = vqi("model", "evaluate", *options)
+        assert done.returncode == 0, done.stderr
+        row = json.loads(done.stdout)
+        assert row["model"] == "tiny-model"
+        assert any("was trained on train and val" in each for each in row["remarks"]) == is_known
 
 
 def test_evaluate_reports_the_mean_of_the_seeds_with_intervals(folder: Path, run: Path) -> None:

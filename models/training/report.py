@@ -128,13 +128,16 @@ def evaluate_model(data: Path, classifier: Classifier, split: str) -> dict[str, 
     samples = _samples(data, split)
     scores = classifier.scores(load_tiles(samples))
     row = _row(data, split, samples, [scores], [classifier.threshold])
-    trained_on = classifier.card.training.data_sha256
-    if split != "test" and data_sha256(read_folder(data)) == trained_on:
+    if split != "test" and _is_trained_on(classifier, data):
         row["remarks"].append(
             f"the model was trained on {' and '.join(LEARNED)} of this folder: this says nothing "
             "of new pictures"
         )
     return row | {"model": classifier.model_id, "runtime": classifier.runtime}
+
+
+def _is_trained_on(classifier: Classifier, data: Path) -> bool:
+    return data_sha256(read_folder(data)) == classifier.card.training.data_sha256
 
 
 def _samples(data: Path, split: str) -> list[Sample]:

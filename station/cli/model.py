@@ -47,8 +47,9 @@ app = typer.Typer(no_args_is_help=True)
 
 DataOption = Annotated[Path, typer.Option(help="Folder with labels.csv, or good/ and defective/.")]
 RecipeOption = Annotated[str, typer.Option(help="Recipe file, or shipped:<id>.")]
+PitchOption = Annotated[float, typer.Option(min=1e-3, help="Of the camera that sees the plates.")]
+WidthOption = Annotated[int, typer.Option(min=224, help="Pixels in its scan line.")]
 _PIXEL_PITCH_MM, _SCAN_LINE_PX = 0.1, 4096
-"""Of the camera that rendered plates are seen with."""
 _DEMO = "shipped:demo-lgp"
 _LEAST_PLATES = 20
 
@@ -93,8 +94,8 @@ def synthesize_(
         typer.Option(help="Scales of the defects' contrast; plain ones teach a network to begin."),
     ] = CONTRAST_SCALES,
     recipe: RecipeOption = _DEMO,
-    pixel_pitch_mm: Annotated[float, typer.Option(min=1e-3)] = _PIXEL_PITCH_MM,
-    width: Annotated[int, typer.Option(min=224, help="Pixels in a scan line.")] = _SCAN_LINE_PX,
+    pixel_pitch_mm: PitchOption = _PIXEL_PITCH_MM,
+    width: WidthOption = _SCAN_LINE_PX,
     is_frozen: Annotated[
         bool, typer.Option("--frozen", help="The frozen set for comparisons; takes only --out.")
     ] = False,
@@ -245,6 +246,8 @@ def evaluate_(
     ] = 0,
     seed: Annotated[int, typer.Option(min=0, help="Of the plates.")] = 2000,
     recipe: Annotated[str, typer.Option(help="Of the plates: file, or shipped:<id>.")] = _DEMO,
+    pixel_pitch_mm: PitchOption = _PIXEL_PITCH_MM,
+    width: WidthOption = _SCAN_LINE_PX,
     is_json: JsonOption = False,
 ) -> None:
     """Score a folder's pictures, or fresh rendered plates, and compare with what is known."""
@@ -264,7 +267,11 @@ def evaluate_(
                 classifier = Classifier.load(find_model(model))
                 row = {"model": classifier.model_id, "runtime": classifier.runtime}
                 row |= evaluate_model(data, classifier, split) if data else {}
-                row |= _on_plates(classifier, recipe, plates, seed) if plates else {}
+                if plates:
+                    product = _source(recipe, pixel_pitch_mm, width)
+                    row["plates"] = {"recipe": recipe} | _on_plates(
+                        classifier, product, plates, seed
+                    )
             elif data:
                 row = evaluate_run(data, run or _default_run(data, network), split, robustness)
         except (DataError, ModelError, SynthesisError, ValueError, OSError) as error:
@@ -277,13 +284,14 @@ def evaluate_(
         typer.echo(f"{key:22} {_figure(value)}")
 
 
-def _on_plates(classifier: Classifier, recipe: str, plates: int, seed: int) -> dict[str, Any]:
+def _on_plates(
+    classifier: Classifier, product: tuple[PlateSource, Recipe], plates: int, seed: int
+) -> dict[str, Any]:
     from station.cli.plates import evaluate_plates, threshold_of
 
-    source, loaded = _source(recipe)
+    source, loaded = product
     threshold = threshold_of(classifier, loaded.model)
-    figures = evaluate_plates(source, classifier, threshold, plates, seed)
-    return {"plates": {"recipe": recipe, **figures}}
+    return evaluate_plates(source, classifier, threshold, plates, seed)
 
 
 def _figure(value: Any) -> str:
@@ -307,6 +315,8 @@ def pod_(
     ] = 60,
     seed: Annotated[int, typer.Option(min=0)] = 3000,
     recipe: RecipeOption = _DEMO,
+    pixel_pitch_mm: PitchOption = _PIXEL_PITCH_MM,
+    width: WidthOption = _SCAN_LINE_PX,
     is_json: JsonOption = False,
 ) -> None:
     """Probability of detection by size and by contrast of the defects of each kind.
@@ -325,7 +335,7 @@ def pod_(
             threshold_of,
         )
 
-        source, loaded = _source(recipe)
+        source, loaded = _source(recipe, pixel_pitch_mm, width)
         try:
             classifier = Classifier.load(find_model(model))
             threshold = threshold_of(classifier, loaded.model)
@@ -357,6 +367,8 @@ def export_(
         float, typer.Option(min=1e-4, max=0.5, help="Share of good plates that may fail.")
     ] = FALSE_REJECT_TARGET,
     seed: Annotated[int, typer.Option(min=0, help="Of the fresh plates.")] = 1000,
+    pixel_pitch_mm: PitchOption = _PIXEL_PITCH_MM,
+    width: WidthOption = _SCAN_LINE_PX,
 ) -> None:
     """Write model, card and golden tiles; with a recipe choose the threshold on whole plates.
 
@@ -365,7 +377,7 @@ def export_(
     needed = 4 * plates_needed(false_reject_target)
     if recipe and plates < needed:
         fail(f"--plates {plates}: too few for this target; {needed} or more", 2)
-    product = _source(recipe) if recipe else None
+    product = _source(recipe, pixel_pitch_mm, width) if recipe else None
     with _needs_train_extra():
         from models.training.data import DataError, load_tiles, read_splits
         from models.training.export import ExportError, export, read_network
@@ -389,7 +401,8 @@ def _set_threshold(
     from station.cli.plates import set_threshold
 
     source, loaded = product
-    made_by = f"plates of recipe {loaded.id}; {command_line()}"
+    pitch_mm = source.geometry.pixel_pitch_mm
+    made_by = f"plates of recipe {loaded.id} at {pitch_mm:g} mm a pixel; {command_line()}"
     set_threshold(out, source, plates, target, seed, made_by)
 
 

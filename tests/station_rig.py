@@ -29,7 +29,7 @@ min_gap_mm = 5.0
 max_skew_deg = 2.0
 belt_stop_timeout_s = 1.0
 [model]
-id = "lightdefectnet-v2"
+id = "lightdefectnet-v3"
 """
 
 

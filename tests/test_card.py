@@ -11,7 +11,7 @@ import pytest
 from models.card import ModelError, read_card, sha256_of, write_card
 from models.registry import shipped_weights
 
-SHIPPED = shipped_weights() / "lightdefectnet-v2"
+SHIPPED = shipped_weights() / "lightdefectnet-v3"
 
 
 def shipped_card() -> dict[str, Any]:

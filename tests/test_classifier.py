@@ -32,7 +32,7 @@ from station.product import model_folder
 onnx = pytest.importorskip("onnx", reason="needs onnx (the `train` extra) to make models")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-SHIPPED = shipped_weights() / "lightdefectnet-v2"
+SHIPPED = shipped_weights() / "lightdefectnet-v3"
 Tiles = NDArray[np.uint8]
 
 
@@ -323,8 +323,8 @@ def test_recorded_bits_must_hold(folder: Path) -> None:
 
 def test_a_model_is_found_by_its_id_or_its_folder(folder: Path) -> None:
     assert find_model(str(folder)) == folder
-    assert find_model("lightdefectnet-v2") == SHIPPED
-    assert set(list_models()) >= {"lightdefectnet-v2"}
+    assert find_model("lightdefectnet-v3") == SHIPPED
+    assert set(list_models()) >= {"lightdefectnet-v3"}
 
 
 @pytest.mark.parametrize("name", ["no-such", "../brightness", "", "."])
@@ -337,7 +337,7 @@ def test_a_recipe_names_an_exported_model_by_its_folder(folder: Path, tmp_path: 
     text = (Path(__file__).parents[1] / "config" / "recipes" / "demo-lgp.toml").read_text()
     recipe = tmp_path / "mine.toml"
     lines = f'id = "brightness"\nfolder = "{os.path.relpath(folder, tmp_path)}"'
-    recipe.write_text(text.replace('id = "lightdefectnet-v2"', lines))
+    recipe.write_text(text.replace('id = "lightdefectnet-v3"', lines))
     assert model_folder(load_recipe(str(recipe))).samefile(folder)
     recipe.write_text(recipe.read_text().replace('id = "brightness"', 'id = "other"'))
     with pytest.raises(ConfigError, match=r"model\.id: .*: holds the model brightness, not other"):
@@ -390,7 +390,7 @@ def test_the_runtime_tells_nobody(tmp_path: Path) -> None:
     """No identifier is written, and no host is looked up, where the runtime would do both."""
     program = (
         "from models.classifier import Classifier; from models.registry import find_model; "
-        "Classifier.load(find_model('lightdefectnet-v2')).self_test()"
+        "Classifier.load(find_model('lightdefectnet-v3')).self_test()"
     )
     clean = {key: value for key, value in os.environ.items() if key not in ("CI", "HOME")}
     done = subprocess.run(

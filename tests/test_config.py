@@ -178,8 +178,8 @@ def test_several_mistakes_are_told_at_once(tmp_path: Path) -> None:
 
 RECIPE_MISTAKES: dict[str, tuple[tuple[str, str], str]] = {
     "a model that is not there": (
-        ('id = "lightdefectnet-v2"', 'id = "lightdefectnet-v9"'),
-        "model.id: lightdefectnet-v9: no such model; there are: lightdefectnet-v2",
+        ('id = "lightdefectnet-v3"', 'id = "lightdefectnet-v9"'),
+        "model.id: lightdefectnet-v9: no such model; there are: lightdefectnet-v3",
     ),
     "a threshold that is no number": (
         ("[model]", "[model]\nthreshold = nan"),

@@ -65,7 +65,7 @@ try:
 except PrecisionUnavailable as error:
     pytest.skip(str(error), allow_module_level=True)
 
-SHIPPED = shipped_weights() / "lightdefectnet-v2"
+SHIPPED = shipped_weights() / "lightdefectnet-v3"
 MODEL = (SHIPPED / "model.onnx").read_bytes()
 CAMERA = SimulatedCameraSettings.model_validate(
     {
@@ -515,7 +515,7 @@ def test_openvino_tells_nobody(tmp_path: Path) -> None:
     program = (
         "import sys; from models.registry import shipped_weights\n"
         "from models.runtimes import build_runner\n"
-        "model = (shipped_weights() / 'lightdefectnet-v2' / 'model.onnx').read_bytes()\n"
+        "model = (shipped_weights() / 'lightdefectnet-v3' / 'model.onnx').read_bytes()\n"
         "build_runner('test', model, 'bf16')\n"
         "assert not [name for name in sys.modules if name.startswith('openvino_telemetry.')]\n"
     )

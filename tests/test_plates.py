@@ -395,7 +395,7 @@ version = 1
 width_mm = 60.0
 length_mm = 40.0
 [model]
-id = "lightdefectnet-v2"
+id = "lightdefectnet-v3"
 threshold = 0.75
 """
 
@@ -409,7 +409,7 @@ def recipe(tmp_path: Path) -> str:
 
 def test_evaluate_measures_plates_at_the_recipes_threshold(recipe: str) -> None:
     options = ("--plates", "20", "--recipe", recipe, "--json")
-    done = vqi("model", "evaluate", "--model", "lightdefectnet-v2", *options)
+    done = vqi("model", "evaluate", "--model", "lightdefectnet-v3", *options)
     assert done.returncode == 0, done.stderr
     plates = json.loads(done.stdout)["plates"]
     assert plates["threshold"] == 0.75
@@ -422,7 +422,7 @@ def test_evaluate_measures_plates_at_the_recipes_threshold(recipe: str) -> None:
 def test_pod_writes_a_row_for_each_kind_and_the_picture(recipe: str, tmp_path: Path) -> None:
     out = tmp_path / "pod.svg"
     options = ("--plates", "6", "--recipe", recipe, "--out", str(out), "--json")
-    done = vqi("model", "pod", "--model", "lightdefectnet-v2", *options)
+    done = vqi("model", "pod", "--model", "lightdefectnet-v3", *options)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["kind"] for row in rows] == list(nominal_defects())
@@ -440,8 +440,8 @@ def test_pod_writes_a_row_for_each_kind_and_the_picture(recipe: str, tmp_path: P
     [
         (("evaluate",), "--data, or --plates"),
         (("evaluate", "--plates", "20"), "--model"),
-        (("evaluate", "--model", "lightdefectnet-v2", "--plates", "5"), "20 plates"),
-        (("pod", "--model", "lightdefectnet-v2", "--out", "curve.pdf"), ".svg or .png"),
+        (("evaluate", "--model", "lightdefectnet-v3", "--plates", "5"), "20 plates"),
+        (("pod", "--model", "lightdefectnet-v3", "--out", "curve.pdf"), ".svg or .png"),
         (
             ("export", "--run", "r", "--data", "d", "--out", "o", "--recipe", "x", "--plates", "9"),
             "396",

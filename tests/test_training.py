@@ -244,10 +244,10 @@ def test_evaluate_reports_the_mean_of_the_seeds_with_intervals(folder: Path, run
 def test_evaluate_takes_an_exported_model_too(folder: Path) -> None:
     done = vqi(
         *("model", "evaluate", "--data", str(folder)),
-        *("--model", "lightdefectnet-v2", "--json"),
+        *("--model", "lightdefectnet-v3", "--json"),
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["model"] == "lightdefectnet-v2"
+    assert json.loads(done.stdout)["model"] == "lightdefectnet-v3"
 
 
 def test_a_folder_of_thirty_pictures_of_each_class_trains(tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ def station_that_carries(limit_hz: float, tried: list[float]) -> Any:
     def attempt(rate_hz: float) -> Summary:
         tried.append(rate_hz)
         lost = 0 if rate_hz <= limit_hz else 7
-        return {"lost_frames": lost, "gaps": 0, "undecided": 1, "rate_hz": rate_hz}
+        seen = {"lost_frames": lost, "gaps": 0, "plates": 90, "undecided": 1, "rate_hz": rate_hz}
+        return seen | {"plate_period_ms": 100.0, "latency_ms": {"p50": 30.0}}
 
     return attempt
 
@@ -34,6 +35,19 @@ def test_the_highest_lossless_rate_is_found_to_two_percent(limit_hz: float) -> N
     assert rate_hz == max(rate for rate in tried if rate <= limit_hz)
     assert rate_hz == tried[0] or limit_hz * 0.98 < rate_hz <= limit_hz
     assert len(said) == sum(rate > limit_hz for rate in tried)
+
+
+def test_a_station_that_falls_behind_is_no_lossless_one() -> None:
+    """What its buffers still hold when the time is up has not been carried."""
+
+    def attempt(rate_hz: float) -> Summary:
+        seen = station_that_carries(9_000.0, [])(rate_hz)
+        return seen | {"latency_ms": {"p50": 101.0 if rate_hz > 7_000 else 99.0}}
+
+    said: list[str] = []
+    rate_hz, _ = highest_lossless(attempt, 10_000.0, said.append)
+    assert 6_860 < rate_hz <= 7_000
+    assert "verdicts after 101.0 ms at a plate every 100.0 ms" in said[-1]
 
 
 def test_a_station_that_always_loses_is_one_clear_error() -> None:

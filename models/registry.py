@@ -41,6 +41,8 @@ def find_model(name: str) -> Path:
 
     Raises `ModelError` that lists the models there are.
     """
-    if (Path(name) / CARD_FILE).is_file():
-        return Path(name)
+    folder = Path(name)
+    # An id is a shipped model's even where a folder of that name happens to lie.
+    if name not in list_models() and (folder / CARD_FILE).is_file():
+        return folder
     return shipped_model(name)

@@ -327,6 +327,16 @@ def test_a_model_is_found_by_its_id_or_its_folder(folder: Path) -> None:
     assert set(list_models()) >= {"lightdefectnet-v3"}
 
 
+def test_a_folder_does_not_take_the_place_of_a_shipped_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / SHIPPED.name).mkdir()
+    (tmp_path / SHIPPED.name / "card.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert find_model(SHIPPED.name) == SHIPPED
+    assert find_model(f"./{SHIPPED.name}").resolve() == tmp_path / SHIPPED.name
+
+
 @pytest.mark.parametrize("name", ["no-such", "../brightness", "", "."])
 def test_unknown_model_lists_those_there_are(name: str) -> None:
     with pytest.raises(ModelError, match=r"no such model; there are: lightdefectnet"):

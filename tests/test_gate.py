@@ -391,6 +391,7 @@ def test_of_several_that_passed_the_fastest_judges(station: Station, passed: Gat
         ({"processor": "another"}, "processor was another, is "),
         ({"recipe_sha256": "0" * 64}, "recipe's file was 0000"),
         ({"fp32_runtime": "onnxruntime 1.20.0 fp32"}, r"runtime was onnxruntime 1\.20\.0 fp32"),
+        ({"pixel_pitch_mm": 0.05}, r"pixel pitch was 0\.05, is 0\.1"),
         ({"fp32_threshold": 0.1}, r"threshold was 0\.1, is 0\.\d"),
         ({"model_sha256": "0" * 64}, "no gate has run here"),
     ],
@@ -461,6 +462,8 @@ def test_the_whole_gate_writes_a_record_that_holds(station: Station, fp32: Class
     assert path == record_path(station.directory, "small", fp32.model_sha256)
     assert read_record(station.directory, "small", fp32.model_sha256) == record
     assert [each.precision for each in record.candidates] == ["bf16", "fp16", "int8"]
+    assert record.pixel_pitch_mm == 0.1
+    assert 0 <= record.limit_samples <= station.plan.judged_plates // 4
     passed = [each for each in record.candidates if each.is_passed]
     for each in passed:
         assert each.speed_ratio is not None

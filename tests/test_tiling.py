@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from models import runtimes
 from station.tiling import (
     CHUNK_TILES,
     OUTSIDE,
@@ -20,6 +21,10 @@ from station.tiling import (
 )
 
 Pixels = NDArray[np.uint8]
+
+
+def test_every_runner_takes_the_chunks_that_are_cut() -> None:
+    assert (CHUNK_TILES, TILE_PX) == (runtimes.CHUNK_TILES, runtimes.TILE_PX)
 
 
 @st.composite

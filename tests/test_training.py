@@ -13,6 +13,8 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -29,6 +31,7 @@ from models.training.export import ExportError, export, read_network, to_onnx  #
 from models.training.fit import (  # noqa: E402
     RESULT_FILE,
     Fit,
+    FitResult,
     TrainingRecipe,
     load_weights,
     predict,
@@ -48,6 +51,7 @@ from models.training.train import (  # noqa: E402
     LARGE,
     LEARNED_FILE,
     Plan,
+    _judge,
     calibrate,
     cut_folds,
     default_epochs,
@@ -389,6 +393,21 @@ def test_a_front_end_sees_a_shifted_picture_shifted(front_end: str) -> None:
     see = FRONT_ENDS[front_end]()
     here, there = see(torch.from_numpy(picture[..., :224])), see(torch.from_numpy(picture[..., 4:]))
     assert torch.allclose(here[..., 24:204], there[..., 20:200], atol=1e-4)
+
+
+def test_of_one_held_out_part_the_last_epochs_count() -> None:
+    """The best of many epochs on one part is luck, and its learning rate was still high."""
+    labels = np.tile(np.array([0, 1]), 10)
+    perfect, useless = labels.astype(np.float32), np.full(20, 0.5, np.float32)
+    scores = np.stack([useless, perfect, perfect, perfect, useless, useless, useless])
+    result = FitResult({}, scores, 1.0, "cpu", "")
+    part = np.arange(20)
+    one = SimpleNamespace(epochs=7, labels=labels, choosing_folds=[part])
+    choice = _judge(cast(Any, one), PLAIN, [result])
+    assert (choice.epoch, choice.auroc) == (7, 0.5)
+    two = SimpleNamespace(epochs=7, labels=labels, choosing_folds=[part, part])
+    choice = _judge(cast(Any, two), PLAIN, [result, result])
+    assert (choice.epoch, choice.auroc) == (4, 1.0)
 
 
 def test_two_heads_earn_by_differing_but_not_without_bound() -> None:

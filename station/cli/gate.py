@@ -63,14 +63,14 @@ def _rows(record: GateRecord) -> list[dict[str, Any]]:
 def _lines(record: GateRecord) -> list[str]:
     tiles, model = record.gate_set, f"{record.model_id} sha256 {record.model_sha256[:12]}"
     fp32 = f"{record.fp32_ms_per_tile:.3f} ms a tile, threshold {record.fp32_threshold:.4f}"
-    limit = record.limit_samples
+    limit_samples = f"{record.limit_samples} limit samples that fp32 fails"
     return [
         _line("processor", record.processor),
         *(_line("", limit) for limit in record.limits),
         _line("model", f"{model}, recipe {record.recipe_id}"),
         _line("gate set", f"{tiles.tiles} tiles of {tiles.plates} plates, {tiles.defective} bad"),
         _line("", f"fp32 AUROC {tiles.auroc:.4f}{_origin(tiles.is_as_on_card)}"),
-        _line("plates", f"{record.judged_plates} judged; {limit} limit samples that fp32 fails"),
+        _line("plates", f"{record.judged_plates} judged; {limit_samples}"),
         _line("", f"{record.choosing_plates} others chose the thresholds"),
         _line("fp32", f"{fp32}, {record.fp32_runtime}"),
         *(line for each in record.candidates for line in _candidate_lines(each)),

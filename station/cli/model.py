@@ -47,8 +47,8 @@ app = typer.Typer(no_args_is_help=True)
 
 DataOption = Annotated[Path, typer.Option(help="Folder with labels.csv, or good/ and defective/.")]
 RecipeOption = Annotated[str, typer.Option(help="Recipe file, or shipped:<id>.")]
-PitchOption = Annotated[float, typer.Option(min=1e-3, help="Of the camera that sees the plates.")]
-WidthOption = Annotated[int, typer.Option(min=224, help="Pixels in its scan line.")]
+PitchOption = Annotated[float, typer.Option(min=1e-3, help="Size of a pixel on the plate.")]
+WidthOption = Annotated[int, typer.Option(min=224, help="Pixels in a scan line.")]
 _PIXEL_PITCH_MM, _SCAN_LINE_PX = 0.1, 4096
 _DEMO = "shipped:demo-lgp"
 _LEAST_PLATES = 20
@@ -66,9 +66,7 @@ def _needs_train_extra() -> Iterator[None]:
         )
 
 
-def _source(
-    recipe: str, pixel_pitch_mm: float = _PIXEL_PITCH_MM, width: int = _SCAN_LINE_PX
-) -> tuple[PlateSource, Recipe]:
+def _source(recipe: str, pixel_pitch_mm: float, width: int) -> tuple[PlateSource, Recipe]:
     """What renders the plates of a recipe, and the recipe; else exit status 78."""
     with exit_on_config_error():
         loaded = load_recipe(recipe).value

@@ -29,6 +29,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from drivers.camera import CameraInfo
 from drivers.camera.recording import StripWriter
 from drivers.stacklight import LightState
 from models.classifier import Classifier
@@ -315,6 +316,7 @@ class Station:
             "model_sha256": self._context.classifier.model_sha256,
             "precision": self._why_precision,
             "camera_serial": self._context.camera.serial,
+            **_feature_detail(self._context.camera),
             **{f"machine_{key}": value for key, value in self._machine_scores.items()},
         }
         started = self._change("start", "station", detail)
@@ -782,6 +784,19 @@ class Station:
             figures["escapes"] = statistics.escapes
             figures["false_rejects"] = statistics.false_rejects
         return figures
+
+
+def _feature_detail(camera: CameraInfo) -> dict[str, str]:
+    """A camera's features as it read them back; what it rounded is said, never just accepted."""
+    if not camera.features:
+        return {}
+    detail = {
+        "camera_features": json.dumps(camera.features),
+        "camera_features_sha256": camera.features_sha256,
+    }
+    if camera.rounded:
+        detail["camera_rounded"] = json.dumps(camera.rounded)
+    return detail
 
 
 def _latency_ms(body: ResultBody, commanded_ns: int) -> float | None:

@@ -178,6 +178,8 @@ class ResultBody(Body):
     runtime: str
     """Classifier runtime, version, precision and processor."""
     camera_serial: str
+    camera_features_sha256: str = ""
+    """Of the features as the camera read them back."""
     opened_ns: int
     last_scan_line_ns: int | None
     """When the plate's last scan line was in memory."""

@@ -11,7 +11,7 @@ import numpy as np
 import typer
 
 from drivers.camera import EndOfSource, Frame, open_camera
-from drivers.camera.genicam import list_cameras, producers_on_path
+from drivers.camera.producers import list_cameras, producers_on_path
 from drivers.camera.settings import CameraSettings
 from drivers.errors import DeviceError
 from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json

@@ -149,7 +149,8 @@ def _read(path: Path) -> NDArray[np.generic]:
     picture = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
     if picture is None:
         raise DataError(f"{path}: not a picture that can be read; repair or remove it")
-    return picture
+    has_transparency = picture.ndim == 3 and picture.shape[2] in (2, 4)
+    return picture[:, :, :-1] if has_transparency else picture
 
 
 def data_sha256(samples: Sequence[Sample]) -> str:
@@ -273,9 +274,7 @@ def _check_groups(root: Path, samples: Sequence[Sample]) -> None:
 
 
 def _grey(path: Path, picture: NDArray[np.generic], is_mask: bool = False) -> NDArray[np.uint8]:
-    """Grey and 8 bits deep: colour by luminance, a transparency channel ignored."""
-    if picture.ndim == 3 and picture.shape[2] in (2, 4):
-        picture = picture[:, :, :-1]
+    """Grey and 8 bits deep: colour by luminance."""
     if is_mask and picture.max() <= _GREATEST_CLASS:
         picture = picture.astype(np.uint8)
     if picture.dtype == np.uint16:

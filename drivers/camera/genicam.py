@@ -25,7 +25,7 @@ from drivers.camera.features import (
     read_feature,
     read_in,
 )
-from drivers.camera.producers import load_producer, producer_path, sha256_of
+from drivers.camera.gentl import load_producer, producer_path, sha256_of
 from drivers.camera.settings import GenicamCameraSettings
 from drivers.errors import DeviceBusy, DeviceLost, DeviceNotFound, DeviceRefused
 

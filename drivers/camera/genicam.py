@@ -9,6 +9,7 @@ once.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from typing import Any
@@ -26,12 +27,14 @@ from drivers.camera.features import (
     read_in,
 )
 from drivers.camera.gentl import load_producer, producer_path, sha256_of
-from drivers.camera.settings import GenicamCameraSettings
+from drivers.camera.settings import GenicamCameraSettings, SimulatedCameraSettings
 from drivers.errors import DeviceBusy, DeviceLost, DeviceNotFound, DeviceRefused
 
 Pixels = NDArray[np.uint8]
 
 _POLL_S = 0.001
+_BELT_PLATES = 100_000
+"""Plates of a rendered belt before it repeats."""
 _PROBE_S = 0.3
 """A silent camera is asked for a register this often: a disconnect looks like a timeout."""
 _CLOCK_DRIFT = 100e-6
@@ -55,8 +58,10 @@ class GenicamCamera(Camera):
         self._clock = _DeviceClock()
         self._chunks: _Chunks | None = None
         self._is_height_variable = False
+        self._belt: int | None = None
         try:
             self._open(settings.buffers)
+            self._lay_belt(settings)
             applied = apply_features(self._nodes, settings.features, self._serial)
             self.info = self._read_info(applied)
         except BaseException:
@@ -125,6 +130,9 @@ class GenicamCamera(Camera):
             with contextlib.suppress(Exception):
                 self._harvester.reset()
             self._harvester = None
+        if self._belt is not None:
+            os.close(self._belt)
+            self._belt = None
 
     # --- opening --------------------------------------------------------------------------------
 
@@ -151,6 +159,25 @@ class GenicamCamera(Camera):
             # harvesters takes SIGINT for itself.
             with contextlib.suppress(ValueError):
                 signal.signal(signal.SIGINT, handler)
+
+    def _lay_belt(self, settings: GenicamCameraSettings) -> None:
+        """Render the plates that the line-scan simulator shall see, and show it where they are.
+
+        Not one of the features of `info`: where the memory lies differs from start to start.
+        """
+        if settings.belt is None:
+            return
+        from drivers.camera.producer.source import belt_source
+
+        belt = SimulatedCameraSettings(
+            type="simulated",
+            width=int(settings.features.get("Width", 4096)),
+            pixel_pitch_mm=settings.pixel_pitch_mm,
+            **settings.belt.model_dump(),
+        )
+        self._belt = belt_source(belt, _BELT_PLATES)
+        where = {"SimSource": f"/proc/self/fd/{self._belt}"}
+        apply_features(self._nodes, where, self._serial)
 
     def _read_info(self, applied: Applied) -> CameraInfo:
         info = next(

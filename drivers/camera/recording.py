@@ -222,9 +222,7 @@ def segment_items(segment: Segment) -> Iterator[RecordedFrame | Break]:
         for number, line in enumerate(lines, 1):
             content = from_line(line)
             if content is None:
-                # A line without an end is the one at which the recording station died.
-                if line.endswith(b"\n"):
-                    yield Break("damaged", f"{name}: line {number} is damaged", frames=number > 1)
+                yield Break("damaged", f"{name}: line {number} is damaged", frames=number > 1)
             elif "break" in content:
                 yield _BREAK.validate_python(content["break"])
             elif "offset" in content:

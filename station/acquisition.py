@@ -25,7 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from drivers.camera import Camera, CameraInfo, EndOfSource, Frame, PlateTruth, open_camera
+from drivers.camera import (
+    Break,
+    Camera,
+    CameraInfo,
+    EndOfSource,
+    Frame,
+    PlateTruth,
+    open_camera,
+)
 from drivers.camera.settings import CameraSettings
 from drivers.errors import DeviceError, DeviceLost
 from station.ipc import Channel, Json, PeerGone, channel_pair
@@ -104,7 +112,7 @@ class CameraProcess:
         if body["op"] == "tick":
             return Tick(**{key: value for key, value in body.items() if key != "op"})
         if body["op"] == "end":
-            raise EndOfSource
+            raise EndOfSource(*(Break(**item) for item in body["breaks"]))
         if body["op"] == "error":
             raise CameraGone(body["message"])
         return self._frame(body), body["slot"]
@@ -152,8 +160,9 @@ class CameraProcess:
         row_bytes, height = body.pop("row_bytes"), body.pop("height")
         pixels = self._memory[body["slot"]][: row_bytes * height].reshape(height, row_bytes)
         truth = tuple(_truth(item) for item in body["truth"])
-        header = {k: v for k, v in body.items() if k not in ("op", "slot", "truth")}
-        return Frame(pixels=pixels, truth=truth, **header)
+        breaks = tuple(Break(**item) for item in body["breaks"])
+        header = {k: v for k, v in body.items() if k not in ("op", "slot", "truth", "breaks")}
+        return Frame(pixels=pixels, truth=truth, breaks=breaks, **header)
 
     def _exit_text(self) -> str:
         try:
@@ -249,6 +258,7 @@ def _header(slot: int, frame: Frame) -> Json:
         "encoder_value": frame.encoder_value,
         "plate_counter": frame.plate_counter,
         "truth": [asdict(truth) for truth in frame.truth],
+        "breaks": [asdict(item) for item in frame.breaks],
     }
 
 
@@ -263,8 +273,8 @@ def _serve(channel: Channel) -> None:
             channel.receive()  # start
             camera.start()
             _deliver(camera, channel, ring)
-    except EndOfSource:
-        channel.send({"op": "end"})
+    except EndOfSource as end:
+        channel.send({"op": "end", "breaks": [asdict(item) for item in end.breaks]})
         _wait_for_end_of_file(channel)
     except DeviceError as error:
         channel.send({"op": "error", "message": str(error)})

@@ -27,7 +27,8 @@ from drivers.stacklight.settings import (
 SHIPPED_PREFIX = "shipped:"
 EX_CONFIG = 78
 """Exit status of a bad configuration (sysexits.h); the service manager does not restart on it."""
-
+DEFAULT_RECORD_GB = 20.0
+"""`vqi run --record` takes so much disk at most: half an hour at 12 MB/s."""
 
 T = TypeVar("T")
 

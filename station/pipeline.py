@@ -21,7 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,11 +30,12 @@ import cv2
 import numpy as np
 
 from drivers.camera import CameraInfo
-from drivers.camera.recording import StripWriter
+from drivers.camera.recorder import Bounds, StripRecorder
+from drivers.camera.recording import RecordingError
 from drivers.stacklight import LightState
 from models.classifier import Classifier
 from station.acquisition import CameraProcess, Tick
-from station.config import ConfigError, Configuration, Loaded, Recipe
+from station.config import DEFAULT_RECORD_GB, ConfigError, Configuration, Loaded, Recipe
 from station.control import ControlServer
 from station.feed import (
     CameraState,
@@ -81,7 +82,7 @@ _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
 _LAMP_ANSWER_S = 0.5
 _LOCK = "station.lock"
-_NOT_BLOCKING = {"lamp", "log"}
+_NOT_BLOCKING = {"lamp", "log", "recording"}
 _PATIENCE_S = 5.0
 _WITHOUT_END = {Reason.INTERRUPTED, Reason.BELT_STOPPED}
 """Why a plate's last scan line was never seen."""
@@ -101,12 +102,20 @@ class LogDamaged:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordingProblem:
+    """The strip is not, or not wholly, recorded; plates are inspected all the same."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """How this run differs from an endless one."""
 
     plates: int | None = None
     seconds: float | None = None
     record: Path | None = None
+    record_gb: float = DEFAULT_RECORD_GB
     is_restart: bool = False
     """Started again after a failure: the confirmed FAULT write stands for the lamp test."""
 
@@ -285,7 +294,7 @@ class Station:
             lambda: self._pool.take(patience_s),
             accounted_ordinal=hello["last_plate_ordinal"],
         )
-        record = self._options.record
+        self._recorder = self._open_recorder(camera.info)
         return Feed(
             camera,
             self._settings.camera,
@@ -296,8 +305,26 @@ class Station:
             self._post,
             next_sequence=hello["last_sequence"] + 1,
             plates=self._options.plates,
-            recorder=StripWriter(record, camera.info) if record else None,
+            recorder=self._recorder,
         )
+
+    def _open_recorder(self, info: CameraInfo) -> StripRecorder | None:
+        """A recording that cannot begin ends a start by hand, and never one after a failure."""
+        directory = self._options.record
+        if directory is None:
+            return None
+        # Twice, so that the log has room to go on when others fill the rest.
+        reserve = 2 * 10**6 * self._settings.journal.min_free_mb
+        bounds = Bounds(int(self._options.record_gb * 1e9), reserve)
+        try:
+            return StripRecorder(
+                directory, info, bounds, lambda text: self._post(RecordingProblem(text))
+            )
+        except (RecordingError, OSError) as error:
+            if not self._options.is_restart:
+                raise StationError(f"--record: {error}") from error
+            self._post(RecordingProblem(f"nothing is recorded: {error}"))
+            return None
 
     def _say_start(self, hello: Json) -> None:
         """Write what the last life left open, and that a new one begins."""
@@ -319,6 +346,8 @@ class Station:
             **_feature_detail(self._context.camera),
             **{f"machine_{key}": value for key, value in self._machine_scores.items()},
         }
+        if self._recorder is not None:
+            detail["recording"] = str(self._options.record)
         started = self._change("start", "station", detail)
         self._outbox.submit([started], done=lambda _: self._on_started())
 
@@ -427,6 +456,10 @@ class Station:
             case LogDamaged(problem):
                 self._set_problem("log", problem)
                 self._policy.set_attention(problem)
+            case RecordingProblem(problem):
+                self._set_problem("recording", problem)
+                self._policy.set_attention(problem)
+                self._outbox.submit([self._change("recording", "station", {"problem": problem})])
             case FeedEnded():
                 self._end("the source has ended")
             case FeedFailed(error):
@@ -778,6 +811,8 @@ class Station:
             "latency_ms": _percentiles(statistics.latencies_ms),
             "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         }
+        if self._recorder is not None:
+            figures["recording"] = asdict(self._recorder.counts)
         if statistics.truly_good + statistics.truly_defective:
             figures["truly_defective"] = statistics.truly_defective
             figures["truly_good"] = statistics.truly_good

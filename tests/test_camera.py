@@ -443,6 +443,56 @@ def test_an_incomplete_or_short_buffer_is_marked_and_holds_nothing_stale(
     assert buffer.is_queued, "it goes back to the producer whatever it was"
 
 
+def handed_over(*buffers: FakeBuffer) -> list[Frame]:
+    """What the driver makes of these buffers."""
+    with genicam(features={"Width": 240, "Height": 120}) as camera:
+        camera.start()
+        acquirer = camera._acquirer
+        real, acquirer._new_buffer_event_monitor_dict = (
+            acquirer._new_buffer_event_monitor_dict,
+            {0: FakeMonitor(*buffers)},
+        )
+        frames = grab(camera, len(buffers))
+        acquirer._new_buffer_event_monitor_dict = real
+    return frames
+
+
+class Leaderless(FakeBuffer):
+    """Its first packet was lost, and with it what the buffer looks like."""
+
+    @property
+    def width(self) -> int:
+        raise OSError("not available")
+
+
+def test_a_frame_whose_leader_was_lost_is_incomplete_and_in_its_place() -> None:
+    before, lost, zero, after = (
+        FakeBuffer(120),
+        Leaderless(0, is_complete=False),
+        FakeBuffer(0, is_complete=False),
+        FakeBuffer(120),
+    )
+    zero.width = zero.pixel_format = 0
+    for number, buffer in enumerate([before, lost, zero, after]):
+        buffer.frame_id = 7 + number
+    frames = handed_over(before, lost, zero, after)
+    assert [frame.frame_id for frame in frames] == [0, 1, 2, 3]
+    assert [frame.is_incomplete for frame in frames] == [False, True, True, False]
+    assert [frame.height for frame in frames] == [120, 0, 0, 120]
+    times = [frame.timestamp_ns for frame in frames]
+    assert times == sorted(times)
+    assert lost.is_queued
+    assert zero.is_queued
+
+
+def test_padding_beside_scan_lines_is_left_out() -> None:
+    buffer = FakeBuffer(100)
+    buffer.padding_x = 8
+    (frame,) = handed_over(buffer)
+    assert frame.pixels.shape == (100, 240)
+    assert np.array_equal(frame.pixels, buffer.raw_buffer[: 100 * 248].reshape(100, 248)[:, :240])
+
+
 def test_a_camera_that_answers_no_register_is_lost_within_a_second() -> None:
     """A disconnect looks like a camera without frames; only its registers tell."""
 

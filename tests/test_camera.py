@@ -485,6 +485,16 @@ def test_a_frame_whose_leader_was_lost_is_incomplete_and_in_its_place() -> None:
     assert zero.is_queued
 
 
+def test_a_device_clock_that_begins_anew_does_not_set_frames_back() -> None:
+    buffers = [FakeBuffer(120) for _ in range(4)]
+    for number, (buffer, ns) in enumerate(zip(buffers, [900, 950, 10, 60], strict=True)):
+        buffer.frame_id, buffer.timestamp_ns = number, ns * 1_000_000
+    before_ns = time.monotonic_ns()
+    times = [frame.timestamp_ns for frame in handed_over(*buffers)]
+    assert times == sorted(times)
+    assert times[2] >= before_ns
+
+
 def test_padding_beside_scan_lines_is_left_out() -> None:
     buffer = FakeBuffer(100)
     buffer.padding_x = 8

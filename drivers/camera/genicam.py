@@ -268,7 +268,7 @@ class _DeviceClock:
 
     def __init__(self) -> None:
         self._offset_ns: float | None = None
-        self._told_ns = 0
+        self._told_ns = self._device_ns = 0
         self.last_ns = 0
         """What was told last; 0 before the first frame."""
 
@@ -279,10 +279,11 @@ class _DeviceClock:
 
     def _mapped(self, device_ns: int, arrived_ns: int) -> int:
         offset_ns = arrived_ns - device_ns
-        if self._offset_ns is not None:
+        # A clock that goes back began anew; some cameras tell only the part of a second.
+        if self._offset_ns is not None and device_ns >= self._device_ns:
             drift_ns = (arrived_ns - self._told_ns) * _CLOCK_DRIFT
             offset_ns = int(min(offset_ns, self._offset_ns + drift_ns))
-        self._offset_ns, self._told_ns = offset_ns, arrived_ns
+        self._offset_ns, self._told_ns, self._device_ns = offset_ns, arrived_ns, device_ns
         return device_ns + offset_ns
 
 

@@ -231,9 +231,8 @@ class GenicamCamera(Camera):
             return
         self._next_probe_s = time.monotonic() + _PROBE_S
         try:
-            width = self._nodes.Width
-            width.node.invalidate_node()  # or a cached value answers for a camera that is gone
-            _ = width.value
+            # A cached value would answer for a camera that is gone.
+            _ = self._nodes.Width.get_value(ignore_cache=True)
         except Exception as error:
             raise self._lost(str(error)) from error
 

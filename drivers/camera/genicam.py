@@ -144,7 +144,8 @@ class GenicamCamera(Camera):
             self._acquirer.num_buffers = buffers
         except Exception as error:
             text = f"camera {self._serial} behind {self._path}: {error}"
-            if "ResourceInUse" in type(error).__name__:
+            # In use here, or controlled by another program (GenTL 1.6, IFOpenDevice).
+            if type(error).__name__ in ("ResourceInUseException", "AccessDeniedException"):
                 raise DeviceBusy(f"{text}; another program holds it") from error
             raise DeviceRefused(text) from error
         finally:

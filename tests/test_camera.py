@@ -387,7 +387,7 @@ class FakeBuffer:
     width, height = 240, 120
 
     def __init__(self, rows: int, is_complete: bool = True) -> None:
-        self.raw_buffer = np.arange(self.width * self.height, dtype=np.uint32).astype(np.uint8)
+        self.raw_buffer = np.arange(240 * 120, dtype=np.uint32).astype(np.uint8)
         self.delivered_image_height = rows
         self.frame_id = 7
         self.is_queued = False

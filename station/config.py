@@ -224,6 +224,13 @@ def _abilities(device: StackLightSettings) -> tuple[set[Element] | None, set[Ele
     return None, set()
 
 
+class FlatFieldSettings(Settings):
+    """The flat field that `vqi camera calibrate` measured and somebody approved."""
+
+    file: Path = Field(description="What `vqi camera calibrate` wrote.")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of the file's bytes.")
+
+
 class Configuration(Settings):
     """One station. Relative paths are relative to the current directory."""
 
@@ -231,6 +238,7 @@ class Configuration(Settings):
     camera: CameraSettings
     journal: JournalSettings
     light: LightSettings
+    flat_field: FlatFieldSettings | None = None
 
     @property
     def precision_dir(self) -> Path:

@@ -197,7 +197,7 @@ class Feed:
         self._handle(events)
 
     def _flatten(self, frame: Frame) -> None:
-        """Take the flat field out, in the ring; a frame of another shape is refused by the strip."""
+        """Take the flat field out, in the ring; the strip refuses frames of another shape."""
         if self._correction is None or frame.pixel_format != MONO8:
             return
         if frame.pixels.shape[1] == self._context.geometry.scan_line_px:

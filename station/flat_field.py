@@ -46,6 +46,9 @@ _MOST_GRAIN = 0.08
 """Standard deviation of single pixels: no sensor at a usable level has so much noise."""
 _MOST_STEP = 0.05
 """Of nine columns from their surroundings: more is an edge or dirt, not pixels that differ."""
+_EDGE_PX = 32
+_MOST_EDGE = 0.15
+"""Of columns so far apart: no lens or lamp is so steep."""
 _MOST_COLUMN_STEP = 0.25
 """Of a single column from its surroundings."""
 _SMOOTH_COLUMNS = 257
@@ -214,19 +217,28 @@ def _check_columns(lit: Floats) -> None:
     if (around <= 0).any():
         raise FlatFieldRefused(f"the target is black at {_where(around <= 0)}; light all of it")
     share = lit / around - 1
-    nine = np.abs(np.convolve(np.pad(share, 4, "edge"), np.full(9, 1 / 9), "valid"))
+    nine = np.abs(_nine_means(share))
     if nine.max() > _MOST_STEP:
         _refuse_structure(
             nine > _MOST_STEP,
-            f"columns differ by {nine.max():.0%} from those beside them (an edge, or dirt on the "
-            "target, lens or window)",
+            f"columns differ by {nine.max():.0%} from those beside them (dirt on target, lens or "
+            "window)",
         )
+    # A running median follows an edge.
+    means = _nine_means(lit)
+    edge = np.pad(np.abs(means[_EDGE_PX:] / means[:-_EDGE_PX] - 1), (_EDGE_PX // 2, 0))
+    if edge.max() > _MOST_EDGE:
+        _refuse_structure(edge > _MOST_EDGE, f"an edge of {edge.max():.0%}")
     single = np.abs(share)
     if single.max() > _MOST_COLUMN_STEP:
         raise FlatFieldRefused(
             f"{_where(single > _MOST_COLUMN_STEP)}: {single.max():.0%} from those beside it: a "
             "dead pixel, or dirt on the sensor; clean it, or have the camera serviced"
         )
+
+
+def _nine_means(values: Floats) -> Floats:
+    return np.convolve(np.pad(values, 4, "edge"), np.full(9, 1 / 9), "valid")
 
 
 def _check_flicker(even: NDArray[np.float32]) -> None:

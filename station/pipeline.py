@@ -44,8 +44,8 @@ from station.feed import (
     PlateGrew,
     PlateStarted,
 )
-from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.flat_field import FlatField
+from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Json, PeerGone
 from station.lamp import LampAnswer, LampClient, LampError
 from station.light_policy import LightPolicy

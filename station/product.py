@@ -49,9 +49,7 @@ def geometry_of(recipe: Loaded[Recipe], pixel_pitch_mm: float, scan_line_px: int
         raise ConfigError(f"{recipe.source}: lane: {error}") from error
 
 
-def load_flat_field(
-    configuration: Loaded[Configuration], camera: CameraInfo
-) -> FlatField | None:
+def load_flat_field(configuration: Loaded[Configuration], camera: CameraInfo) -> FlatField | None:
     """The approved flat field of this camera; None where none is configured. Raises
     `ConfigError`."""
     wanted = configuration.value.flat_field

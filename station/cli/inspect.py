@@ -44,7 +44,7 @@ def inspect(
     ] = None,
     raw: Annotated[
         bool,
-        typer.Option(help="Pictures are as the camera took them: apply the flat field of --config."),
+        typer.Option(help="As the camera took them: apply the flat field of --config."),
     ] = False,
     is_json: JsonOption = False,
 ) -> None:

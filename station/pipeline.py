@@ -46,6 +46,7 @@ from station.feed import (
     PlateGrew,
     PlateStarted,
 )
+from station.flat_field import FlatField
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Json, PeerGone
 from station.lamp import LampAnswer, LampClient, LampError
@@ -54,7 +55,7 @@ from station.lock import take_lock
 from station.machine import test_on_this_machine
 from station.outbox import Outbox
 from station.precision import load_classifier
-from station.product import geometry_of
+from station.product import geometry_of, load_flat_field
 from station.record import (
     ActuationBody,
     ChangeBody,
@@ -275,6 +276,7 @@ class Station:
             camera=camera.info,
             provenance=provenance(camera.info, None),
             is_self_tested=True,
+            flat_field=load_flat_field(self._configuration, camera.info),
         )
 
     def _make_feed(self, camera: CameraProcess, hello: Json) -> Feed:
@@ -344,6 +346,7 @@ class Station:
             "precision": self._why_precision,
             "camera_serial": self._context.camera.serial,
             **_feature_detail(self._context.camera),
+            **_flat_field_names(self._context.flat_field),
             **{f"machine_{key}": value for key, value in self._machine_scores.items()},
         }
         if self._recorder is not None:
@@ -832,6 +835,12 @@ def _feature_detail(camera: CameraInfo) -> dict[str, str]:
     if camera.rounded:
         detail["camera_rounded"] = json.dumps(camera.rounded)
     return detail
+
+
+def _flat_field_names(flat_field: FlatField | None) -> dict[str, str]:
+    if flat_field is None:
+        return {}
+    return {"flat_field_id": flat_field.id, "flat_field_sha256": flat_field.sha256}
 
 
 def _latency_ms(body: ResultBody, commanded_ns: int) -> float | None:

@@ -180,6 +180,9 @@ class ResultBody(Body):
     camera_serial: str
     camera_features_sha256: str = ""
     """Of the features as the camera read them back."""
+    flat_field_id: str | None = None
+    flat_field_sha256: str | None = None
+    """None where scan lines are judged as the camera delivers them."""
     opened_ns: int
     last_scan_line_ns: int | None
     """When the plate's last scan line was in memory."""

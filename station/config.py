@@ -224,6 +224,12 @@ def _abilities(device: StackLightSettings) -> tuple[set[Element] | None, set[Ele
     return None, set()
 
 
+class CommissioningSettings(Settings):
+    """What makes this station's plates production."""
+
+    file: Path = Field(description="Written by `vqi commission sign`; names camera and producer.")
+
+
 class Configuration(Settings):
     """One station. Relative paths are relative to the current directory."""
 
@@ -231,6 +237,11 @@ class Configuration(Settings):
     camera: CameraSettings
     journal: JournalSettings
     light: LightSettings
+    commissioning: CommissioningSettings | None = None
+
+    @property
+    def commissioning_file(self) -> Path | None:
+        return self.commissioning.file if self.commissioning else None
 
     @property
     def precision_dir(self) -> Path:

@@ -51,13 +51,13 @@ def provenance(camera: CameraInfo, commissioned: Commissioned | NotCommissioned)
     if camera.driver == "replay":
         return Origin(Provenance.REPLAYED, "the camera is a replay")
     doubt = _doubt(camera, commissioned)
-    if doubt:
+    if doubt is not None:
         return Origin(Provenance.SIMULATED, doubt)
     return Origin(Provenance.PRODUCTION, f"camera {camera.serial} is the one that was signed")
 
 
-def _doubt(camera: CameraInfo, commissioned: Commissioned | NotCommissioned) -> str:
-    """Why this camera's plates are not production; empty if they are."""
+def _doubt(camera: CameraInfo, commissioned: Commissioned | NotCommissioned) -> str | None:
+    """Why this camera's plates are not production; None if they are."""
     if camera.driver != "genicam":
         return f"the camera's driver is {camera.driver}"
     if isinstance(commissioned, NotCommissioned):
@@ -70,4 +70,4 @@ def _doubt(camera: CameraInfo, commissioned: Commissioned | NotCommissioned) -> 
             f"(sha256 {(camera.producer_sha256 or 'unknown')[:12]}, signed "
             f"{commissioned.producer_sha256[:12]})"
         )
-    return ""
+    return None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from station.msa import (
@@ -74,6 +74,7 @@ tables = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(tables)
 def test_kappa_is_the_one_of_scikit_learn(parts: list[tuple[bool, list[bool]]]) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
@@ -87,6 +88,7 @@ def test_kappa_is_the_one_of_scikit_learn(parts: list[tuple[bool, list[bool]]]) 
         assert found.low <= found.high
 
 
+@settings(deadline=None)
 @given(tables)
 def test_figures_lie_in_their_intervals_and_the_unknown_is_not_good(
     parts: list[tuple[bool, list[bool]]],

@@ -230,6 +230,13 @@ class CommissioningSettings(Settings):
     file: Path = Field(description="Written by `vqi commission sign`; names camera and producer.")
 
 
+class FlatFieldSettings(Settings):
+    """The flat field that `vqi camera calibrate` measured and somebody approved."""
+
+    file: Path = Field(description="What `vqi camera calibrate` wrote.")
+    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of the file's bytes.")
+
+
 class Configuration(Settings):
     """One station. Relative paths are relative to the current directory."""
 
@@ -237,6 +244,7 @@ class Configuration(Settings):
     camera: CameraSettings
     journal: JournalSettings
     light: LightSettings
+    flat_field: FlatFieldSettings | None = None
     commissioning: CommissioningSettings | None = None
 
     @property

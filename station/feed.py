@@ -12,11 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from drivers.camera import CameraInfo, EndOfSource, Frame
+from drivers.camera import MONO8, CameraInfo, EndOfSource, Frame
 from drivers.camera.recording import StripWriter
 from drivers.camera.settings import CameraSettings
 from drivers.errors import DeviceError
 from station.acquisition import CameraGone, CameraProcess, Tick
+from station.flat_field import correct, correction_of
 from station.inspection import BufferPool, Inspector, PlateWork
 from station.record import Reason
 from station.results import Context
@@ -115,6 +116,8 @@ class Feed:
         self._next_sequence = next_sequence
         self._plates = plates
         self._recorder = recorder
+        field = context.flat_field
+        self._correction = None if field is None else correction_of(field)
         self._work: PlateWork | None = None
         self._last_frame_id: int | None = None
         self._heard_at = self._last_frame_at = time.monotonic()
@@ -188,9 +191,17 @@ class Feed:
         self._count(frame)
         if self._recorder is not None:
             self._recorder.append(frame)
+        self._flatten(frame)
         events = self._cutter.feed(frame)
         self._camera.release(slot)
         self._handle(events)
+
+    def _flatten(self, frame: Frame) -> None:
+        """Take the flat field out, in the ring; the strip refuses frames of another shape."""
+        if self._correction is None or frame.pixel_format != MONO8:
+            return
+        if frame.pixels.shape[1] == self._context.geometry.scan_line_px:
+            correct(frame.pixels, self._correction)
 
     def _count(self, frame: Frame) -> None:
         counts = self.counts

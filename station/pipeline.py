@@ -45,6 +45,7 @@ from station.feed import (
     PlateGrew,
     PlateStarted,
 )
+from station.flat_field import FlatField
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Json, PeerGone
 from station.lamp import LampAnswer, LampClient, LampError
@@ -53,7 +54,7 @@ from station.lock import STATION_LOCK, take_lock
 from station.machine import test_on_this_machine
 from station.outbox import Outbox
 from station.precision import load_classifier
-from station.product import geometry_of
+from station.product import geometry_of, load_flat_field
 from station.record import (
     ActuationBody,
     ChangeBody,
@@ -269,6 +270,7 @@ class Station:
             camera=camera.info,
             provenance=self._origin.provenance,
             is_self_tested=True,
+            flat_field=load_flat_field(self._configuration, camera.info),
         )
 
     def _make_feed(self, camera: CameraProcess, hello: Json) -> Feed:
@@ -321,6 +323,7 @@ class Station:
             "camera_serial": self._context.camera.serial,
             "provenance": self._origin.provenance,
             "provenance_why": self._origin.why,
+            **_flat_field_names(self._context.flat_field),
             **{f"machine_{key}": value for key, value in self._machine_scores.items()},
         }
         started = self._change("start", "station", detail)
@@ -795,6 +798,12 @@ class Station:
             figures["escapes"] = statistics.escapes
             figures["false_rejects"] = statistics.false_rejects
         return figures
+
+
+def _flat_field_names(flat_field: FlatField | None) -> dict[str, str]:
+    if flat_field is None:
+        return {}
+    return {"flat_field_id": flat_field.id, "flat_field_sha256": flat_field.sha256}
 
 
 def _latency_ms(body: ResultBody, commanded_ns: int) -> float | None:

@@ -178,6 +178,9 @@ class ResultBody(Body):
     runtime: str
     """Classifier runtime, version, precision and processor."""
     camera_serial: str
+    flat_field_id: str | None = None
+    flat_field_sha256: str | None = None
+    """None where scan lines are judged as the camera delivers them."""
     opened_ns: int
     last_scan_line_ns: int | None
     """When the plate's last scan line was in memory."""

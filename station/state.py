@@ -8,6 +8,10 @@ from enum import StrEnum
 from drivers.camera import CameraInfo
 from station.record import Provenance
 
+SIMULATOR_VENDOR = "VQI"
+"""The vendor that the GenTL simulator beside this program names: never production, whatever was
+signed. Tests build it under another name, so that a production pass is seen on the wire."""
+
 
 class StationState(StrEnum):
     PREOPERATIONAL = "PREOPERATIONAL"
@@ -46,7 +50,8 @@ def provenance(camera: CameraInfo, commissioned: Commissioned | NotCommissioned)
     """Where this camera's frames come from; the only place that says `production`.
 
     A GenICam camera is production only if its serial and its producer's sha256 are those that
-    commissioning signed; otherwise it counts as simulated, for GenTL producers simulate too.
+    commissioning signed and it is not the simulator; otherwise it counts as simulated, for GenTL
+    producers simulate too.
     """
     if camera.driver == "replay":
         return Origin(Provenance.REPLAYED, "the camera is a replay")
@@ -60,6 +65,8 @@ def _doubt(camera: CameraInfo, commissioned: Commissioned | NotCommissioned) -> 
     """Why this camera's plates are not production; None if they are."""
     if camera.driver != "genicam":
         return f"the camera's driver is {camera.driver}"
+    if camera.vendor == SIMULATOR_VENDOR:
+        return f"the camera is the simulator (vendor {camera.vendor})"
     if isinstance(commissioned, NotCommissioned):
         return commissioned.why
     if not camera.serial or camera.serial != commissioned.camera_serial:

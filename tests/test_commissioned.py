@@ -25,7 +25,7 @@ from station.lock import STATION_LOCK, take_lock
 from station.qms import Reader, verify
 from station.record import Provenance
 from station.signing import SigningError, sign
-from station.state import Commissioned, NotCommissioned, provenance
+from station.state import SIMULATOR_VENDOR, Commissioned, NotCommissioned, provenance
 
 SHA = "ab" * 32
 CAMERA = CameraInfo(
@@ -75,17 +75,23 @@ words = st.sampled_from(["", "22334455", "22334456", SHA, "cd" * 32, "genicam", 
 
 @given(
     driver=st.sampled_from(["genicam", "simulated", "replay", "Genicam", ""]),
+    vendor=st.sampled_from(["A Vendor", SIMULATOR_VENDOR]),
     serial=words,
     producer=st.none() | words,
     signed=st.builds(Commissioned, words, words) | st.builds(NotCommissioned, words),
 )
 def test_production_is_only_the_genicam_camera_that_was_signed(
-    driver: str, serial: str, producer: str | None, signed: Commissioned | NotCommissioned
+    driver: str,
+    vendor: str,
+    serial: str,
+    producer: str | None,
+    signed: Commissioned | NotCommissioned,
 ) -> None:
-    camera = replace(CAMERA, driver=driver, serial=serial, producer_sha256=producer)
+    camera = replace(CAMERA, driver=driver, vendor=vendor, serial=serial, producer_sha256=producer)
     is_signed = (
         isinstance(signed, Commissioned)
         and driver == "genicam"
+        and vendor != SIMULATOR_VENDOR
         and serial != ""
         and producer not in (None, "")
         and (serial, producer) == (signed.camera_serial, signed.producer_sha256)
@@ -100,6 +106,7 @@ def test_production_is_only_the_genicam_camera_that_was_signed(
     ("camera", "signed", "why"),
     [
         (replace(CAMERA, driver="simulated"), SIGNED, "driver is simulated"),
+        (replace(CAMERA, vendor=SIMULATOR_VENDOR), SIGNED, "is the simulator"),
         (replace(CAMERA, serial="1"), SIGNED, "camera 22334455 was signed, this is 1"),
         (replace(CAMERA, producer_sha256="c" * 64), SIGNED, "is not the file that was signed"),
         (replace(CAMERA, producer_sha256=None), SIGNED, "sha256 unknown"),

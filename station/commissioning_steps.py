@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from drivers.camera import CameraInfo
 from drivers.camera.picture import PictureError, read_grey_picture
 from drivers.camera.settings import GenicamCameraSettings
 from drivers.stacklight import LightState, StackLight, open_stack_light
@@ -47,14 +48,11 @@ from station.precision import load_classifier
 from station.product import load_flat_field
 from station.qms import IMAGES, Reader, verify
 from station.record import Verdict, score_text, utc_now
-from station.signing import features_sha256
 
 DRY_RUN_PLATES = 200
 _TARGET_SCAN_LINES = 2048
 _FIRST_LOOK_S = 2.0
 _LEAST_SCAN_LINES = 512
-_ROUNDED = 1e-3
-"""A camera may round a feature by this share of what was set."""
 _RESIDUAL = 0.005
 """Largest deviation of a corrected column."""
 _AGED_LIGHT = 0.90
@@ -82,13 +80,13 @@ def camera(bench: Bench, found: Findings) -> None:
         "width_px": str(info.width),
         "frame_height": str(info.frame_height),
         "pixel_format": info.pixel_format,
-        "features_sha256": features_sha256(info),
+        "features_sha256": info.features_sha256,
         **{f"feature {name}": value for name, value in info.features.items()},
     }
     found.check("driver", info.driver, "genicam", info.driver == "genicam")
     if isinstance(wanted, GenicamCameraSettings):
         for name, value in wanted.features.items():
-            _check_feature(found, name, value, info.features.get(name))
+            _check_feature(found, info, name, str(value))
     found.check("lost frames", taken.lost_frames, "0", taken.lost_frames == 0)
     found.check("incomplete frames", taken.incomplete_frames, "0", taken.incomplete_frames == 0)
     found.show_pixels("first-look", taken.pixels, "What the camera sees, as it is set")
@@ -102,19 +100,13 @@ def _first_look(bench: Bench) -> Capture:
     return bench.capture(round(rate_hz * _FIRST_LOOK_S), {})
 
 
-def _check_feature(
-    found: Findings, name: str, wanted: bool | int | float | str, got: str | None
-) -> None:
-    """A rounded value is reported; one that is another is not what was asked for."""
-    is_same = got == str(wanted)
-    if not is_same and got is not None and isinstance(wanted, int | float):
-        try:
-            is_same = abs(float(got) - wanted) <= _ROUNDED * max(1.0, abs(wanted))
-        except ValueError:
-            is_same = False
-        if is_same and float(got) != wanted:
-            found.note(f"{name} was rounded from {wanted} to {got}")
-    found.check(f"feature {name}", got, str(wanted), is_same)
+def _check_feature(found: Findings, info: CameraInfo, name: str, wanted: str) -> None:
+    """The driver refuses a value that became another; one that was rounded is said."""
+    got = info.features.get(name)
+    is_rounded = name in info.rounded
+    found.check(f"feature {name}", got, wanted, got == wanted or is_rounded)
+    if is_rounded:
+        found.note(f"{name}: the camera rounded {info.rounded[name]} to {got}")
 
 
 # --- flat field -----------------------------------------------------------------------------------

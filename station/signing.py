@@ -7,7 +7,6 @@ passed, or a camera that is not the one of the steps is refused.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -42,11 +41,6 @@ class Signed:
     path: Path
     sha256: str
     row: int
-
-
-def features_sha256(info: CameraInfo) -> str:
-    """Of the features that were applied, as they were read back."""
-    return sha256_hex(json.dumps(info.features, sort_keys=True).encode())
 
 
 def sign_report(
@@ -102,7 +96,7 @@ def _check_camera(report: Report, info: CameraInfo) -> None:
     found = {
         "serial": info.serial,
         "producer_sha256": info.producer_sha256 or "none",
-        "features_sha256": features_sha256(info),
+        "features_sha256": info.features_sha256,
     }
     for name, value in found.items():
         if facts.get(name) != value:
@@ -127,7 +121,7 @@ def _file(
         camera_model=info.model,
         camera_serial=info.serial,
         producer_sha256=info.producer_sha256 or "",
-        features_sha256=features_sha256(info),
+        features_sha256=info.features_sha256,
         flat_field_id=flat_field.id if flat_field else None,
         flat_field_sha256=flat_field.sha256 if flat_field else None,
         **basis.model_dump(),

@@ -397,6 +397,9 @@ class FakeBuffer:
     def is_complete(self) -> bool:
         return self._is_complete
 
+    def is_containing_chunk_data(self) -> bool:
+        return False
+
     def queue_buffer(self, buffer: FakeBuffer) -> None:
         assert buffer is self
         self.is_queued = True

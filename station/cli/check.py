@@ -117,8 +117,8 @@ def _check_camera(settings: Configuration, recipe: Loaded[Recipe], is_running: b
         geometry_of(recipe, settings.camera.pixel_pitch_mm, info.width)
         rate = "" if info.line_rate_hz is None else f", {info.line_rate_hz:g} scan lines/s"
         return (
-            f"{info.vendor} {info.model} {info.serial}, {info.width} px {info.pixel_format}{rate}; "
-            f"{_check_origin(settings, info)}"
+            f"{info.vendor} {info.model} {info.serial}, {info.width} px {info.pixel_format}{rate}"
+            f"{_rounded(info)}; {_check_origin(settings, info)}"
         )
     finally:
         camera.close()
@@ -138,6 +138,12 @@ def _check_origin(settings: Configuration, info: CameraInfo) -> str:
     if file is not None:
         raise Problem(text)
     return text
+
+
+def _rounded(info: CameraInfo) -> str:
+    """What the camera made of the values that it did not take as they were."""
+    texts = [f"{name} {info.features[name]} for {asked}" for name, asked in info.rounded.items()]
+    return f"; warning: the camera rounded {', '.join(texts)}" if texts else ""
 
 
 def _check_light(settings: Configuration, is_running: bool) -> str:

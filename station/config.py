@@ -68,6 +68,32 @@ class PlateRecipe(Settings):
     belt_stop_timeout_s: Number = Field(
         3.0, gt=0, le=3600, description="No scan line for this long inside a plate: UNDECIDED."
     )
+    dot_pitch_mm: Number | None = Field(
+        None, gt=0, le=100, description="Of the plate's regular dots: the scale is measured on it."
+    )
+    dot_layout: Literal["square", "staggered"] = Field(
+        "square",
+        description="staggered: each row half a pitch beside the last, all dots equally far.",
+    )
+    dot_angle_deg: Number = Field(
+        0.0, gt=-45, le=45, description="Of the rows of dots, against the leading edge."
+    )
+    dot_pitch_map: tuple[tuple[Number, Number], ...] = Field(
+        (), description="[mm from the leading edge, pitch downweb there in mm], where it changes."
+    )
+
+    @model_validator(mode="after")
+    def _dots_are_declared_whole(self) -> PlateRecipe:
+        places = [place for place, _ in self.dot_pitch_map]
+        if places and self.dot_pitch_mm is None:
+            raise ValueError("dot_pitch_map needs dot_pitch_mm, the pitch crossweb")
+        if places != sorted(set(places)) or len(places) == 1:
+            raise ValueError(
+                "dot_pitch_map needs two or more places, in order from the leading edge"
+            )
+        if any(pitch_mm <= 0 for _, pitch_mm in self.dot_pitch_map):
+            raise ValueError("dot_pitch_map: a pitch is above 0 mm")
+        return self
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> PlateRecipe:

@@ -35,6 +35,10 @@ class SpecimenSettings(Settings):
         5.0, ge=0, le=1_000, description="Plates lie up to this far off centre."
     )
     skew_deg: Number = Field(1.0, ge=0, le=45, description="Plates lie up to this far askew.")
+    dots: Literal["regular", "graded", "none"] = Field(
+        "regular",
+        description="Dots of one pitch; rows of dots that come closer downweb; no dots to be seen.",
+    )
     defective_share: Number = Field(0.5, ge=0, le=1, description="Share of plates with defects.")
     contrast_scale: Number = Field(
         1.0, gt=0, le=100, description="Scales every defect's contrast; 1: the default difficulty."

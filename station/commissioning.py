@@ -38,6 +38,7 @@ from station.commissioning_report import measured
 from station.config import ConfigError, Configuration, Loaded, Recipe
 from station.flat_field import FlatFieldRefused
 from station.record import utc_now
+from station.scale import ScaleRefused
 
 Pixels = NDArray[np.uint8]
 
@@ -301,7 +302,7 @@ class Step:
 
 
 _ABSENT = (NotDone, DeviceNotFound, DriverMissing, DeviceBusy)
-_FAILURES = (StepFailed, DeviceError, FlatFieldRefused, ModelError, ConfigError)
+_FAILURES = (StepFailed, DeviceError, FlatFieldRefused, ScaleRefused, ModelError, ConfigError)
 
 
 def run_step(bench: Bench, step: Step) -> StepResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -48,6 +49,13 @@ from station.precision import load_classifier
 from station.product import load_flat_field
 from station.qms import IMAGES, Reader, verify
 from station.record import Verdict, score_text, utc_now
+from station.scale import (
+    MOST_OUT_OF_SQUARE_DEG,
+    SCALE_TOLERANCE,
+    Measured,
+    measure_scale,
+    scale_findings,
+)
 
 DRY_RUN_PLATES = 200
 _TARGET_SCAN_LINES = 2048
@@ -61,6 +69,8 @@ _UNDECIDED_SHARE = 0.01
 _DRY_RUN_LIMIT_S = 4 * 3600.0
 _STATE_S = 1.0
 """A light state is shown this long before its confirmation is asked for."""
+_SCALE_PLATES = 4
+"""Lengths of a plate, so that one lies whole in the picture with belt around it."""
 _SAMPLES_FILE = "samples.csv"
 
 
@@ -151,6 +161,54 @@ def flat_field(bench: Bench, found: Findings) -> None:
     fresh = measure_flat_field(dark.pixels, bright.pixels, bright.info.serial)
     found.check("target and lens", "no structure", "no structure", True)
     found.facts["level"] = f"{fresh.level:.2f}"
+
+
+# --- scale ----------------------------------------------------------------------------------------
+
+
+def scale(bench: Bench, found: Findings) -> None:
+    """The plate itself says how many mm a pixel has downweb and crossweb; a wrong encoder divider
+    stretches the picture."""
+    plate, pitch_mm = bench.recipe.value.plate, bench.settings.camera.pixel_pitch_mm
+    longest_mm = plate.max_length_mm or 1.25 * plate.length_mm
+    taken = bench.capture_target(found, "Belt", math.ceil(_SCALE_PLATES * longest_mm / pitch_mm))
+    found.show_pixels("plates", taken.pixels, "Plates as the scale was measured on")
+    measured = measure_scale(taken.pixels, plate, pitch_mm)
+    across, along = measured.crossweb_mm_per_px, measured.downweb_mm_per_px
+    share = f"within {100 * SCALE_TOLERANCE:g} %"
+    found.check(
+        "crossweb",
+        across.value,
+        f"{pitch_mm:g} mm, {share}",
+        abs(across.value / pitch_mm - 1) <= SCALE_TOLERANCE,
+        "mm/px",
+    )
+    found.check(
+        "downweb over crossweb",
+        measured.aspect.value,
+        f"1, {share}",
+        abs(measured.aspect.value - 1) <= SCALE_TOLERANCE,
+    )
+    found.check(
+        "squareness",
+        measured.squareness_deg.value,
+        f"within {MOST_OUT_OF_SQUARE_DEG:g} deg",
+        abs(measured.squareness_deg.value) <= MOST_OUT_OF_SQUARE_DEG,
+        "deg",
+    )
+    found.facts |= {
+        "method": measured.method,
+        "crossweb": _with_error(across, "mm/px"),
+        "downweb": _with_error(along, "mm/px"),
+        "rotation of the plate": _with_error(measured.rotation_deg, "deg"),
+        "residual": f"{1000 * measured.residual_mm:.3g} um",
+    }
+    for finding in scale_findings(measured, pitch_mm):
+        found.note(finding)
+
+
+def _with_error(measured: Measured, unit: str) -> str:
+    return f"{measured.value:.6g} +- {measured.standard_error:.2g} {unit} (standard error)"
 
 
 # --- lamp and I/O ---------------------------------------------------------------------------------
@@ -445,6 +503,7 @@ def _check_figure(
 STEPS = (
     Step("camera", "Camera and features", camera),
     Step("flat_field", "Flat field", flat_field),
+    Step("scale", "Scale", scale),
     Step("lamp", "Lamp and I/O", lamp),
     Step("dry_run", "Dry run", dry_run, runs_the_station=True),
     Step("limit_samples", "Limit samples", limit_samples),

@@ -486,8 +486,7 @@ static bool next_line(Camera *camera, ScanLine *line)
         return false;
     line->number = camera->line;
     line->next_number = camera->line + 1;
-    line->seen_ns = now_ns();
-    line->done_ns = line->seen_ns;
+    line->seen_ns = line->done_ns = camera->software_ns;
     line->row = belt_row(&camera->belt, line->seen_ns);
     return true;
 }
@@ -641,9 +640,10 @@ static void command(Camera *camera, FeatureId id, int64_t now)
         start(camera, now);
     else if (id == F_AcquisitionStop)
         stop(camera);
-    else if (id == F_TriggerSoftware)
+    else if (id == F_TriggerSoftware) {
         camera->software_triggers[selected(camera, id)]++;
-    else if (id == F_TimestampLatch)
+        camera->software_ns = now;
+    } else if (id == F_TimestampLatch)
         INTEGER_OF(camera, TimestampLatchValue) = now;
     else if (id == F_EncoderReset)
         camera->encoder_zero = counts_at(camera, row);

@@ -11,15 +11,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from producer_rig import SHA, a_file
 from station_rig import Rig, vqi
 
 from drivers.camera import CameraInfo, open_camera
-from station.commissioned import (
-    CommissioningFile,
-    judge_file,
-    read_commissioned,
-    sha256_hex,
-)
+from station.commissioned import judge_file, read_commissioned, sha256_hex
 from station.config import load_configuration
 from station.lock import STATION_LOCK, take_lock
 from station.qms import Reader, verify
@@ -27,7 +23,6 @@ from station.record import Provenance
 from station.signing import SigningError, sign
 from station.state import SIMULATOR_VENDOR, Commissioned, NotCommissioned, provenance
 
-SHA = "ab" * 32
 CAMERA = CameraInfo(
     driver="genicam",
     vendor="A Vendor",
@@ -40,32 +35,6 @@ CAMERA = CameraInfo(
     producer_sha256=SHA,
 )
 SIGNED = Commissioned("22334455", SHA)
-
-
-def a_file(**changes: Any) -> CommissioningFile:
-    values: dict[str, Any] = {
-        "station_id": "test-1",
-        "run": "sat",
-        "camera_vendor": "A Vendor",
-        "camera_model": "LS-4K",
-        "camera_serial": "22334455",
-        "producer_sha256": SHA,
-        "features_sha256": SHA,
-        "flat_field_id": None,
-        "flat_field_sha256": None,
-        "recipe_id": "small",
-        "recipe_version": 1,
-        "recipe_sha256": SHA,
-        "model_id": "lightdefectnet-v3",
-        "model_sha256": SHA,
-        "configuration_sha256": SHA,
-        "report_sha256": SHA,
-        "report_html_sha256": SHA,
-        "who": "A. Engineer",
-        "signed_at": "2026-11-26T06:00:00Z",
-        **changes,
-    }
-    return CommissioningFile(**values)
 
 
 # --- the pure function ----------------------------------------------------------------------------

@@ -10,70 +10,45 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from producer_rig import producer_rig
+from producer_rig import SignedLine
 from pty_recorder import PtyRecorder, adafruit_elements
-from test_commissioned import a_file
 
-from drivers.camera import open_camera
 from drivers.errors import DriverMissing
-from station.config import load_configuration
-from station.signing import sign
+from station.state import SIMULATOR_VENDOR
 
 VENDOR = "Acme"
 PASS, PASS_NOT_PRODUCTION = {"green": "on"}, {"green": "on", "yellow": "blink"}
 
 
-class SignedLine:
-    """A line with a tower on a pty and a commissioning file signed for its camera."""
-
-    def __init__(self, folder: Path, vendor: str = VENDOR) -> None:
-        try:
-            self.rig = producer_rig(folder, vendor)
-        except DriverMissing as error:
-            pytest.skip(str(error))
-        self.file = folder / "commissioning.json"
-        self.rig.tables = f'[commissioning]\nfile = "{self.file}"\n'
-        light = {"type": "serial_tower", "port": str(folder / "tower")}
-        self.rig.light = {"device": light}
-        self.config = str(self.rig.write())
-        self.settings = load_configuration(self.config).value
-        with open_camera(self.settings.camera) as camera:
-            self.info = camera.info
-        self.sign()
-
-    def sign(self, **changes: str) -> None:
-        assert self.info.producer_sha256 is not None
-        found = {
-            "camera_serial": self.info.serial,
-            "producer_sha256": self.info.producer_sha256,
-            **changes,
-        }
-        sign(self.config, self.settings, a_file(**found), self.file)
-
-    def run(self, tower: PtyRecorder) -> tuple[list[str], list[dict[str, str]]]:
-        """Provenance of each record of a run, and the patterns that the tower showed."""
-        first = len(tower.records)
-        result = self.rig.run("--plates", "6")
-        assert result.status == 0, result.stderr
-        assert result.summary["pass"] > 0
-        return [row["provenance"] for row in result.records], shown(tower, first)
+def run(line: SignedLine, tower: PtyRecorder) -> tuple[set[str], list[dict[str, str]]]:
+    """Provenances of a run's records, and the patterns that the tower showed."""
+    result = line.rig.run("--plates", "6")
+    assert result.status == 0, result.stderr
+    assert result.summary["pass"] > 0
+    return {row["provenance"] for row in result.records}, shown(tower)
 
 
-def shown(tower: PtyRecorder, first: int) -> list[dict[str, str]]:
-    """Each pattern after each write, from the record of number `first` on."""
+def shown(tower: PtyRecorder) -> list[dict[str, str]]:
+    """The pattern after each write."""
     patterns, data = [], b""
-    for number, (_, part) in enumerate(list(tower.records)):
+    for _, part in list(tower.records):
         data += part
-        if number >= first:
-            patterns.append(adafruit_elements(data))
+        patterns.append(adafruit_elements(data))
     return patterns
+
+
+def a_line(folder: Path, vendor: str) -> SignedLine:
+    folder.mkdir()
+    light = {"type": "serial_tower", "port": str(folder / "tower")}
+    try:
+        return SignedLine(folder, light=light, vendor=vendor)
+    except DriverMissing as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture
 def line(tmp_path: Path) -> SignedLine:
-    folder = tmp_path / "line"
-    folder.mkdir()
-    return SignedLine(folder)
+    return a_line(tmp_path / "line", VENDOR)
 
 
 def _tamper(line: SignedLine) -> None:
@@ -102,8 +77,8 @@ def _sign_another_camera(line: SignedLine) -> None:
 
 def test_only_a_signed_camera_lights_the_production_pass(line: SignedLine) -> None:
     with PtyRecorder(line.rig.folder / "tower") as tower:
-        provenances, patterns = line.run(tower)
-        assert set(provenances) == {"production"}
+        provenances, patterns = run(line, tower)
+        assert provenances == {"production"}
         assert PASS in patterns
         assert PASS_NOT_PRODUCTION not in patterns
         commands = {row["command"] for row in line.rig.rows("actuation")}
@@ -127,8 +102,8 @@ def test_anything_else_never_does(
 ) -> None:
     spoil(line)
     with PtyRecorder(line.rig.folder / "tower") as tower:
-        provenances, patterns = line.run(tower)
-    assert set(provenances) == {"simulated"}
+        provenances, patterns = run(line, tower)
+    assert provenances == {"simulated"}
     assert PASS_NOT_PRODUCTION in patterns, "a pass was shown, but not the production one"
     assert PASS not in patterns
     start = next(row for row in line.rig.rows("change") if row["what"] == "start")
@@ -136,10 +111,8 @@ def test_anything_else_never_does(
 
 
 def test_the_simulator_under_its_own_name_never_does(tmp_path: Path) -> None:
-    folder = tmp_path / "line"
-    folder.mkdir()
-    line = SignedLine(folder, "VQI")
-    with PtyRecorder(folder / "tower") as tower:
-        provenances, patterns = line.run(tower)
-    assert set(provenances) == {"simulated"}
+    line = a_line(tmp_path / "line", SIMULATOR_VENDOR)
+    with PtyRecorder(line.rig.folder / "tower") as tower:
+        provenances, patterns = run(line, tower)
+    assert provenances == {"simulated"}
     assert PASS not in patterns

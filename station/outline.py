@@ -123,7 +123,7 @@ def _side(pixels: Pixels, area: PlateArea, plate_level: float, is_far: bool) -> 
     skip = int(_CORNER_SHARE * height) + CELL_PX
     rows = np.arange(area.top_px + skip, area.bottom_px - skip, _EVERY_PX)
     at, edge = [], []
-    for row in rows:
+    for row in rows.tolist():
         cells = np.flatnonzero(area.is_plate[min(row // CELL_PX, len(area.is_plate) - 1)])
         if not len(cells):
             continue
@@ -151,4 +151,4 @@ def _crossing(line: Pixels, near: int, plate_level: float, is_far: bool) -> floa
         return None
     before, after = levels[first - 1], levels[first]
     place = first - 1 + (half - before) / (after - before)
-    return stop - 1 - place if is_far else start + place
+    return float(stop - 1 - place if is_far else start + place)

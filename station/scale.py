@@ -224,7 +224,7 @@ class _LatticeFit:
         self._pixels = pixels
         self._area = area
         self._ruler = ruler
-        self._to_mm = np.eye(2)
+        self._to_mm: Floats = np.eye(2)
         self._centres = np.empty((0, 2))
         self._z = np.empty((0, 0), np.complex128)
 
@@ -238,12 +238,12 @@ class _LatticeFit:
         waves = self._ruler.waves * [1.0, stretch]
         window, place = _window(self._pixels, area, middle)
         peaks = _find_peaks(window, waves * pixel_pitch_mm)
-        self._to_mm = np.linalg.lstsq(waves, peaks, rcond=None)[0]
+        self._to_mm = _solved(waves, peaks)
         if self._ruler.has_map:
             # The window's middle need not be the plate's: take the pitch where the window lies.
             at_mm = (self._to_mm @ (place - self._origin))[1:]
             waves = self._ruler.waves * [1.0, float(self._ruler.stretch(at_mm)[0])]
-            self._to_mm = np.linalg.lstsq(waves, peaks, rcond=None)[0]
+            self._to_mm = _solved(waves, peaks)
         self._start = place
         self._lay_blocks()
 
@@ -367,10 +367,13 @@ class _LatticeFit:
             jacobian[:, number, 0:2] = across * d
             jacobian[:, number, 2:4] = (along * stretch)[:, None] * d
             jacobian[:, number, 4 + number] = 1.0
-        found = np.linalg.lstsq(
-            jacobian[blocks].reshape(-1, 4 + waves), cycles[blocks].reshape(-1), rcond=None
-        )[0]
+        found = _solved(jacobian[blocks].reshape(-1, 4 + waves), cycles[blocks].reshape(-1))
         return found[:4].reshape(2, 2), cycles - jacobian @ found
+
+
+def _solved(a: Floats, b: Floats) -> Floats:
+    """Least squares."""
+    return np.asarray(np.linalg.lstsq(a, b, rcond=None)[0], np.float64)
 
 
 def _middle(area: PlateArea) -> Floats:

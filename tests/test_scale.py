@@ -41,8 +41,8 @@ def check(scale: Scale, view: View, share: float, angle_deg: float = 0.02) -> No
         scale.crossweb_mm_per_px, view.crossweb_mm_per_px, share * view.crossweb_mm_per_px
     )
     assert is_true(scale.downweb_mm_per_px, view.downweb_mm_per_px, share * view.downweb_mm_per_px)
-    assert is_true(scale.squareness_deg, view.squareness_deg, angle_deg)
-    assert is_true(scale.rotation_deg, view.rotation_deg, angle_deg)
+    assert abs(scale.squareness_deg.value - view.squareness_deg) <= angle_deg
+    assert abs(scale.rotation_deg.value - view.rotation_deg) <= angle_deg
 
 
 # --- the lattice ----------------------------------------------------------------------------------

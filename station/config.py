@@ -251,6 +251,12 @@ def _abilities(device: StackLightSettings) -> tuple[set[Element] | None, set[Ele
     return None, set()
 
 
+class CommissioningSettings(Settings):
+    """What makes this station's plates production."""
+
+    file: Path = Field(description="Written by `vqi commission sign`; names camera and producer.")
+
+
 class FlatFieldSettings(Settings):
     """The flat field that `vqi camera calibrate` measured and somebody approved."""
 
@@ -266,6 +272,11 @@ class Configuration(Settings):
     journal: JournalSettings
     light: LightSettings
     flat_field: FlatFieldSettings | None = None
+    commissioning: CommissioningSettings | None = None
+
+    @property
+    def commissioning_file(self) -> Path | None:
+        return self.commissioning.file if self.commissioning else None
 
     @property
     def precision_dir(self) -> Path:

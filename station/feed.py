@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from drivers.camera import MONO8, Break, EndOfSource, Frame
+from drivers.camera import MONO8, Break, CameraInfo, EndOfSource, Frame
 from drivers.camera.recorder import StripRecorder
 from drivers.camera.settings import CameraSettings
 from drivers.errors import DeviceError
@@ -321,10 +321,10 @@ class Feed:
             self._post(CameraState(str(error)))
             self._is_stopping.wait(_REOPEN_PAUSE_S)
             return
-        known = self._context.camera
-        if (camera.info.serial, camera.info.width) != (known.serial, known.width):
+        problem = _stranger(camera.info, self._context.camera)
+        if problem:
             camera.close()
-            self._post(CameraState(f"camera {camera.info.serial} came back for {known.serial}"))
+            self._post(CameraState(problem))
             self._is_stopping.wait(_REOPEN_PAUSE_S)
             return
         self._camera = camera
@@ -332,3 +332,13 @@ class Feed:
         self._begin()
         if self._camera is not None:
             self._post(CameraState(""))
+
+
+def _stranger(found: CameraInfo, known: CameraInfo) -> str:
+    """Why a camera that came back is not the one this station began with; empty if it is. The
+    producer counts too: provenance was judged by its sha256."""
+    if (found.serial, found.width) != (known.serial, known.width):
+        return f"camera {found.serial} came back for {known.serial}"
+    if found.producer_sha256 != known.producer_sha256:
+        return f"the producer {found.producer_path} was changed; start the station again"
+    return ""

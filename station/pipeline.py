@@ -35,6 +35,7 @@ from drivers.camera.recording import RecordingError
 from drivers.stacklight import LightState
 from models.classifier import Classifier
 from station.acquisition import CameraProcess, Tick
+from station.commissioned import read_commissioned
 from station.config import DEFAULT_RECORD_GB, ConfigError, Configuration, Loaded, Recipe
 from station.control import ControlServer
 from station.feed import (
@@ -51,7 +52,7 @@ from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, 
 from station.ipc import Json, PeerGone
 from station.lamp import LampAnswer, LampClient, LampError
 from station.light_policy import LightPolicy
-from station.lock import take_lock
+from station.lock import STATION_LOCK, take_lock
 from station.machine import test_on_this_machine
 from station.outbox import Outbox
 from station.precision import load_classifier
@@ -82,7 +83,6 @@ _CONNECT_TIMEOUT_S = 15.0
 _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
 _LAMP_ANSWER_S = 0.5
-_LOCK = "station.lock"
 _NOT_BLOCKING = {"lamp", "log", "recording"}
 _PATIENCE_S = 5.0
 _WITHOUT_END = {Reason.INTERRUPTED, Reason.BELT_STOPPED}
@@ -221,7 +221,7 @@ class Station:
 
     def _take_lock(self) -> int:
         """One station in a runtime folder. Raises `ConfigError`."""
-        path = self._settings.station.runtime_dir / _LOCK
+        path = self._settings.station.runtime_dir / STATION_LOCK
         try:
             lock = take_lock(path)
         except OSError as error:
@@ -246,6 +246,10 @@ class Station:
         self._open_lamp(_CONNECT_TIMEOUT_S)
         self._test_lamp(is_restart=self._options.is_restart or bool(hello["open_plates"]))
         camera = CameraProcess(settings.camera, settings.station.ring_s)
+        commissioned = read_commissioned(
+            settings.commissioning_file, settings.station.id, hello["signed_files"]
+        )
+        self._origin = provenance(camera.info, commissioned)
         self._context = self._make_context(camera, classifier)
         self._feed = self._make_feed(camera, hello)
         self._say_start(hello)
@@ -274,7 +278,7 @@ class Station:
             classifier=classifier,
             threshold=classifier.threshold_for(self._recipe.value.model.threshold),
             camera=camera.info,
-            provenance=provenance(camera.info, None),
+            provenance=self._origin.provenance,
             is_self_tested=True,
             flat_field=load_flat_field(self._configuration, camera.info),
         )
@@ -345,6 +349,8 @@ class Station:
             "model_sha256": self._context.classifier.model_sha256,
             "precision": self._why_precision,
             "camera_serial": self._context.camera.serial,
+            "provenance": self._origin.provenance,
+            "provenance_why": self._origin.why,
             **_feature_detail(self._context.camera),
             **_flat_field_names(self._context.flat_field),
             **{f"machine_{key}": value for key, value in self._machine_scores.items()},
@@ -784,6 +790,7 @@ class Station:
             "station_id": self._settings.station.id,
             "state": str(self._state),
             "problems": self._problems,
+            **self._origin_words(),
             "light": str(state),
             "light_result_id": shown_id,
             "last_verdict_at": self._last_verdict_at,
@@ -792,6 +799,12 @@ class Station:
             "camera_pid": self._feed.camera_pid if hasattr(self, "_feed") else None,
             **(self.summary() if hasattr(self, "_feed") else {}),
         }
+
+    def _origin_words(self) -> Json:
+        """What the plates' light may mean, and why."""
+        if not hasattr(self, "_origin"):
+            return {"provenance": None, "provenance_why": "no camera is open yet"}
+        return {"provenance": str(self._origin.provenance), "provenance_why": self._origin.why}
 
     def summary(self) -> Json:
         """Figures of this run."""

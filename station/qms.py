@@ -38,6 +38,11 @@ _CODES_FULL = {sqlite3.SQLITE_FULL}
 
 Json = dict[str, Any]
 
+_SIGNED_FILES = """
+    SELECT coalesce(body ->> '$.detail.file_sha256', '') FROM row
+    WHERE kind = 'change' AND body ->> '$.what' = 'commissioned' ORDER BY seq DESC LIMIT 100
+"""
+
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         """
@@ -187,6 +192,10 @@ class Store:
             "SELECT max(plate_ordinal) FROM row WHERE plate_ordinal IS NOT NULL "
             f"AND seq >= {began_anew or 0}"
         )
+
+    def signed_files(self) -> list[str]:
+        """The sha256 of each commissioning file that was signed, the latest first."""
+        return [row[0] for row in self._query(_SIGNED_FILES, {})]
 
     def close(self) -> None:
         self._connection.close()
@@ -461,6 +470,10 @@ class Reader:
         query = "SELECT body FROM row WHERE kind = :kind AND written_at >= :since ORDER BY seq"
         for row in self._connection.execute(text(query), {"kind": kind, "since": since}):
             yield json.loads(row[0])
+
+    def signed_files(self) -> list[str]:
+        """The sha256 of each commissioning file that was signed, the latest first."""
+        return [row[0] for row in self._connection.execute(text(_SIGNED_FILES))]
 
     def stats(self, wanted: Filter) -> Json:
         """Counts by verdict and by reason."""

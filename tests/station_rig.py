@@ -48,6 +48,8 @@ class Rig:
     recipe_lines: str = ""
     station: Json = field(default_factory=dict)
     """Further keys of the station."""
+    tables: str = ""
+    """Further tables of the configuration."""
     journal_folder: Path | None = None
     min_free_mb: int = 0
 
@@ -110,7 +112,7 @@ class Rig:
         )
         text += _table("light", light)
         path = self.folder / "station.toml"
-        path.write_text(text)
+        path.write_text(text + self.tables)
         return path
 
     def run(self, *options: str, timeout_s: float = 90.0) -> RunResult:

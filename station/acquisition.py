@@ -25,7 +25,15 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from drivers.camera import Camera, CameraInfo, EndOfSource, Frame, PlateTruth, open_camera
+from drivers.camera import (
+    Camera,
+    CameraHealth,
+    CameraInfo,
+    EndOfSource,
+    Frame,
+    PlateTruth,
+    open_camera,
+)
 from drivers.camera.settings import CameraSettings
 from drivers.errors import DeviceError, DeviceLost
 from station.ipc import Channel, Json, PeerGone, channel_pair
@@ -47,6 +55,7 @@ class Tick:
     grabbed: int
     overrun: int
     """Frames that found no free slot: seen as lost by their missing ids."""
+    health: CameraHealth
 
 
 class CameraGone(ConnectionError):
@@ -98,7 +107,8 @@ class CameraProcess:
         except PeerGone as error:
             raise CameraGone(f"the camera process died ({self._exit_text()})") from error
         if body["op"] == "tick":
-            return Tick(body["number"], body["grabbed"], body["overrun"])
+            health = CameraHealth(**body["health"])
+            return Tick(body["number"], body["grabbed"], body["overrun"], health)
         if body["op"] == "end":
             raise EndOfSource
         if body["op"] == "error":
@@ -278,6 +288,7 @@ def _deliver(camera: Camera, channel: Channel, ring: _Ring) -> None:
         if time.monotonic() >= next_tick:
             number, next_tick = number + 1, time.monotonic() + TICK_S
             tick = {"op": "tick", "number": number, "grabbed": grabbed, "overrun": ring.overrun}
+            tick["health"] = asdict(camera.health())
             # A station that does not read gets no ticks, and so no green.
             with contextlib.suppress(BlockingIOError):
                 channel.send(tick, timeout_s=0)

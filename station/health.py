@@ -53,6 +53,7 @@ _SHOWS = 0.5
 _USUAL = 4.0
 """What is usual in a plate's profile, times this, is no dirt."""
 _MOST_PLACES = 8
+_RELATIVE = "relative"
 _NEAR_MM = 1.0
 _GROWN_MM = 2.0
 _FIXED = 0.25
@@ -186,6 +187,8 @@ class _Place:
     end: int
     words: _Words
     since: str
+    is_streak: bool
+    """Seen in the profile; defects' boxes say less well where it lies."""
 
 
 class _Dirt:
@@ -209,10 +212,10 @@ class _Dirt:
         self._ids: deque[str] = deque(maxlen=self._plates)
         self._taken = 0
 
-    def take(self, seen: Seen, profile: Profile) -> None:
+    def take(self, seen: Seen, profile: Profile, found: Floats) -> None:
+        """One plate, and by how much each column of its profile stands out."""
         row, self._taken = self._taken % self._plates, self._taken + 1
         inside = slice(profile.left_px, profile.right_px)
-        found = deviations(profile.levels, self._pitch_mm)
         self._scales[row] = max(self._contrast, _USUAL * spread(found))
         self._streaks[row] = 0
         self._streaks[row, inside] = found / self._scales[row]
@@ -228,13 +231,17 @@ class _Dirt:
         for values, words in ((self._streaks, self._streak), (self._boxes, self._box)):
             for start, end in self._lasting(values):
                 if self._is_fixed(values, start, end):
-                    yield _Place(start, end, words(start, end), self._since(start, end))
+                    since = self._since(values, start, end)
+                    is_streak = values is self._streaks
+                    yield _Place(start, end, words(start, end), since, is_streak)
 
     def is_clean(self, place: _Place) -> bool:
         """Enough plates lay there, and nearly none of them shows it any more."""
         covers = (self._covered[:, 0] <= place.start) & (self._covered[:, 1] >= place.end)
         covers &= np.arange(self._plates) < self._taken
-        shown = int((self._shows(place.start, place.end) & covers).sum())
+        shows = self._shows(self._streaks, place.start, place.end)
+        shows |= self._shows(self._boxes, place.start, place.end)
+        shown = int((shows & covers).sum())
         return int(covers.sum()) >= self._need and shown <= self._plates - self._need
 
     def _lasting(self, values: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
@@ -273,22 +280,21 @@ class _Dirt:
         window = np.clip(np.take_along_axis(values[: len(columns)], inside, axis=1), -2, 2)
         return float(np.square(window - window.mean(axis=0)).sum())
 
-    def _shows(self, start: int, end: int) -> NDArray[np.bool_]:
-        """Which of the last plates show something there."""
-        middle = np.sort(self._streaks[:, start:end], axis=1)[:, (end - start) // 2]
-        return (np.abs(middle) >= _SHOWS) | self._boxes[:, start:end].any(axis=1)
+    def _shows(self, values: NDArray[np.float32], start: int, end: int) -> NDArray[np.bool_]:
+        """Which of the last plates show something in half of these columns."""
+        middles = np.sort(np.abs(values[:, start:end]), axis=1)[:, (end - start) // 2]
+        return np.asarray(middles >= _SHOWS, np.bool_)
 
-    def _since(self, start: int, end: int) -> str:
-        oldest = self._taken - len(self._ids)
-        order = np.arange(oldest, self._taken) % self._plates
-        return self._ids[int(self._shows(start, end)[order].argmax())]
+    def _since(self, values: NDArray[np.float32], start: int, end: int) -> str:
+        order = np.arange(self._taken - len(self._ids), self._taken) % self._plates
+        return self._ids[int(self._shows(values, start, end)[order].argmax())]
 
     def _streak(self, start: int, end: int) -> _Words:
         rows = slice(0, min(self._taken, self._plates))
         raw = self._streaks[rows, start:end] * self._scales[rows, None]
         middles = np.sort(raw, axis=0)[len(raw) // 2]
         measured = float(middles[int(np.abs(middles).argmax())])
-        return self._clean(start, end, measured, self._contrast, "relative")
+        return self._clean(start, end, measured, self._contrast, _RELATIVE)
 
     def _box(self, start: int, end: int) -> _Words:
         share = float(self._boxes[:, start:end].any(axis=1).mean())
@@ -313,9 +319,10 @@ class _Light:
         self._plates = plates
         self._learning: list[Floats] = []
 
-    def levels(self, profile: Profile) -> Floats:
-        """Mean level of each section; NaN where the plate covers too little of it."""
-        sums = np.concatenate([[0.0], np.cumsum(profile.levels)])
+    def levels(self, profile: Profile, found: Floats) -> Floats:
+        """Mean level of each section without what stands out in it: dirt is not the light's.
+        NaN where the plate covers too little of it."""
+        sums = np.concatenate([[0.0], np.cumsum(profile.levels / (1 + found))])
         inside = np.clip(self.edges_px - profile.left_px, 0, len(profile.levels))
         widths = np.diff(inside)
         is_covered = widths >= _COVERED * np.diff(self.edges_px)
@@ -391,9 +398,10 @@ class Health:
         self._last_id = seen.result_id
         rows: list[HealthRow] = []
         if seen.profile is not None:
-            rows += self._look_at_dirt(seen, seen.profile)
+            found = deviations(seen.profile.levels, self._geometry.pixel_pitch_mm)
+            rows += self._look_at_dirt(seen, seen.profile, found)
             rows += self._look_at_exposure(seen, seen.profile)
-            rows += self._look_at_light(seen, seen.profile)
+            rows += self._look_at_light(seen, self._light.levels(seen.profile, found))
         if seen.length_change is not None and seen.width_change is not None:
             self._lengths.append(seen.length_change)
             self._widths.append(seen.width_change)
@@ -426,8 +434,8 @@ class Health:
         found = watch.finding()
         return [self._begin(name, name, *found)] if found else []
 
-    def _look_at_dirt(self, seen: Seen, profile: Profile) -> list[HealthRow]:
-        self._dirt.take(seen, profile)
+    def _look_at_dirt(self, seen: Seen, profile: Profile, found: Floats) -> list[HealthRow]:
+        self._dirt.take(seen, profile, found)
         clean = [key for key, place in self._places.items() if self._dirt.is_clean(place)]
         rows: list[HealthRow] = [self._end(key) for key in clean]
         for place in self._dirt.places():
@@ -435,18 +443,20 @@ class Health:
         return rows
 
     def _found_dirt(self, place: _Place) -> list[HealthRow]:
-        """A new place, or a known one that has grown: it is named anew."""
+        """A new place, or a known one that has grown or is known better: it is named anew."""
         near, grown = (round(mm / self._geometry.pixel_pitch_mm) for mm in (_NEAR_MM, _GROWN_MM))
         known = {
             key: other
             for key, other in self._places.items()
             if place.start <= other.end + near and other.start <= place.end + near
         }
-        is_new = all(
-            place.start < other.start - grown or place.end > other.end + grown
+        is_better = place.is_streak and all(
+            not other.is_streak
+            or place.start < other.start - grown
+            or place.end > other.end + grown
             for other in known.values()
         )
-        if not is_new or len(self._places) - len(known) >= _MOST_PLACES:
+        if (known and not is_better) or len(self._places) - len(known) >= _MOST_PLACES:
             return []
         ended: list[HealthRow] = [self._end(key) for key in known]
         key = f"dirt {place.start}-{place.end}"
@@ -458,8 +468,8 @@ class Health:
         unlit = (seen.unlit_share or 0.0) / self._recipe.unlit_share
         return self._take("exposure", (dark, unlit))
 
-    def _look_at_light(self, seen: Seen, profile: Profile) -> list[HealthRow]:
-        levels, reference = self._light.levels(profile), self._light.reference
+    def _look_at_light(self, seen: Seen, levels: Floats) -> list[HealthRow]:
+        reference = self._light.reference
         if reference is not None:
             return self._take("light", (levels / reference - 1) / self._recipe.light_change)
         # A reference learned in a bad light would be wrong for all that is held against it.
@@ -508,7 +518,8 @@ class Health:
             end = min(max(end, start + 1), self._geometry.scan_line_px)
             words = _Words(body.text, body.measured, body.limit, body.unit)
             key = f"dirt {start}-{end}"
-            self._places[key] = _Place(start, end, words, body.since_result_id or "")
+            since, is_streak = body.since_result_id or "", body.unit == _RELATIVE
+            self._places[key] = _Place(start, end, words, since, is_streak)
         self._begun[key] = body
 
     def _reference_row(self, result_id: str) -> ReferenceBody:
@@ -532,7 +543,7 @@ class Health:
         )
         side = "below" if change < 0 else "above"
         text = f"light {abs(change):.0%} {side} its reference, most at {start:.0f}-{end:.0f} mm"
-        return _Words(text, change, self._recipe.light_change, "relative", start, end)
+        return _Words(text, change, self._recipe.light_change, _RELATIVE, start, end)
 
     def _exposure_words(self, place: int, ratio: float) -> _Words:
         if place == 0:
@@ -549,7 +560,8 @@ class Health:
 
     def _length_words(self, place: int, ratio: float) -> _Words:
         limit = self._recipe.length_change
-        width = median(np.array(self._widths))
+        # Of the last plates: those before them may have been as wanted.
+        width = median(np.array(self._widths)[-_SLIPPING:])
         length = ratio * limit if place == 0 else median(np.array(self._lengths))
         longer = "longer" if length > 0 else "shorter"
         wider = "wider" if width > 0 else "narrower"
@@ -559,7 +571,7 @@ class Health:
             text = f"belt slips or encoder is off: plates {abs(length):.1%} {longer}, not {wider}"
         else:
             text = f"scale crossweb: plates {abs(width):.1%} {wider}; see camera distance and lens"
-        return _Words(text, width if place else length, limit, "relative")
+        return _Words(text, width if place else length, limit, _RELATIVE)
 
     def _temperature_words(self, place: int, ratio: float) -> _Words:
         recipe = self._recipe

@@ -48,6 +48,7 @@ from station.feed import (
     PlateStarted,
 )
 from station.flat_field import FlatField
+from station.health import Health, HealthRow, look_at, reference_key
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Json, PeerGone
 from station.lamp import LampAnswer, LampClient, LampError
@@ -59,11 +60,13 @@ from station.precision import load_classifier
 from station.product import geometry_of, load_flat_field
 from station.record import (
     ActuationBody,
+    AttentionBody,
     ChangeBody,
     DowntimeBody,
     OpenedBody,
     Provenance,
     Reason,
+    ReferenceBody,
     ResultBody,
     Verdict,
     utc_now,
@@ -251,6 +254,7 @@ class Station:
         )
         self._origin = provenance(camera.info, commissioned)
         self._context = self._make_context(camera, classifier)
+        self._health = self._make_health(hello)
         self._feed = self._make_feed(camera, hello)
         self._say_start(hello)
 
@@ -332,6 +336,20 @@ class Station:
             self._post(RecordingProblem(f"nothing is recorded: {error}"))
             return None
 
+    def _make_health(self, hello: Json) -> Health:
+        """With what the log knows: a restart forgets neither dirt nor how bright the light was."""
+        context, recipe = self._context, self._recipe.value
+        key = reference_key(recipe.id, context.camera)
+        known = [ReferenceBody.model_validate(body) for body in hello["references"]]
+        return Health(
+            recipe,
+            context.geometry,
+            self._settings.station.id,
+            key,
+            next((body for body in known if body.key == key), None),
+            [AttentionBody.model_validate(body) for body in hello["attentions"]],
+        )
+
     def _say_start(self, hello: Json) -> None:
         """Write what the last life left open, and that a new one begins."""
         self._joined_since = hello["last_tick_at"]
@@ -357,6 +375,7 @@ class Station:
         }
         if self._recorder is not None:
             detail["recording"] = str(self._options.record)
+        self._say_attentions({})
         started = self._change("start", "station", detail)
         self._outbox.submit([started], done=lambda _: self._on_started())
 
@@ -464,10 +483,10 @@ class Station:
                 self._set_problem("camera", problem)
             case LogDamaged(problem):
                 self._set_problem("log", problem)
-                self._policy.set_attention(problem)
+                self._set_attention()
             case RecordingProblem(problem):
                 self._set_problem("recording", problem)
-                self._policy.set_attention(problem)
+                self._set_attention()
                 self._outbox.submit([self._change("recording", "station", {"problem": problem})])
             case FeedEnded():
                 self._end("the source has ended")
@@ -530,8 +549,6 @@ class Station:
 
     def _on_committed(self, body: ResultBody, work: PlateWork | None, answer: Json) -> None:
         """The record is durable: only from here on may the lamp show a pass."""
-        if work is not None:
-            self._pool.give_back(work.buffer)
         is_late = self._context.is_late(body.last_scan_line_ns)
         # A light that turns green over the next plate would speak of that one.
         is_late = is_late or body.sequence < self._newest_opened
@@ -543,6 +560,10 @@ class Station:
         arrays = ("tile_grid", "tile_scores")
         record = {key: value for key, value in body.as_json().items() if key not in arrays}
         self._emit({"record": record | answer["pictures"], "latency_ms": latency_ms})
+        if work is not None:
+            # After the lamp's command: no light waits for what a plate says of the station.
+            self._say_health(self._health.plate(look_at(body, work, self._context.geometry)))
+            self._pool.give_back(work.buffer)
 
     def _actuate(self, body: ResultBody, is_late: bool) -> float | None:
         """Command the light for this result and write down what was commanded; the time from the
@@ -581,6 +602,7 @@ class Station:
     def _on_tick(self, tick: Tick) -> None:
         """A tick came through camera, ring and inspection: on to the journal."""
         self._outbox.tick(tick.number)
+        self._say_health(self._health.camera(tick.health))
 
     def _on_journal_tick(self, answer: Json) -> None:
         self._set_problem("journal", "" if answer["ok"] else answer["error"])
@@ -597,6 +619,32 @@ class Station:
         if self._last_tick_ns - self._last_figures_ns > 1e9:
             self._last_figures_ns = self._last_tick_ns
             self._emit({"figures": self.summary()})
+
+    # --- health ---------------------------------------------------------------------------------
+
+    def _say_health(self, rows: list[HealthRow]) -> None:
+        for row in rows:
+            self._outbox.submit([row])
+            if isinstance(row, AttentionBody):
+                self._say_attentions({"attention": row.as_json()})
+
+    def _say_attentions(self, event: Json) -> None:
+        """Tell whoever watches, and the light."""
+        self._emit({**event, "attentions": self._attentions})
+        self._set_attention()
+
+    @property
+    def _attentions(self) -> list[str]:
+        return [body.text for body in self._health.attentions]
+
+    def _set_attention(self) -> None:
+        """The light calls a person, where no plate's result is shown, until nothing is left."""
+        texts = [self._problems[part] for part in ("log", "recording") if part in self._problems]
+        texts += self._attentions
+        if texts:
+            self._policy.set_attention("; ".join(texts))
+        else:
+            self._policy.clear_attention()
 
     # --- lamp -----------------------------------------------------------------------------------
 
@@ -774,6 +822,8 @@ class Station:
             self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
         elif op == "ack":
             self._policy.acknowledge()
+        elif op == "relearn":
+            self._say_health(self._health.relearn())
         self._set_fault()
         self._update_light()
         self._outbox.submit([self._change(op, who, {})])
@@ -791,6 +841,7 @@ class Station:
             "state": str(self._state),
             "problems": self._problems,
             **self._origin_words(),
+            "attentions": self._attentions if hasattr(self, "_health") else [],
             "light": str(state),
             "light_result_id": shown_id,
             "last_verdict_at": self._last_verdict_at,
@@ -825,6 +876,7 @@ class Station:
             "seconds": round(seconds, 3),
             "mb_per_s": round(counts.bytes / 1e6 / seconds, 3),
             "latency_ms": _percentiles(statistics.latencies_ms),
+            "attentions": self._attentions,
             "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         }
         if self._recorder is not None:

@@ -42,6 +42,7 @@ class Rig:
     """Overrides of the camera's keys."""
     specimen: Json = field(default_factory=dict)
     faults: Json = field(default_factory=dict)
+    wear: Json = field(default_factory=dict)
     light: Json = field(default_factory=lambda: {"device": {"type": "simulated"}})
     fail_hold_s: float | None = 0.05
     threshold: float | None = None
@@ -102,6 +103,7 @@ class Rig:
         ) + _table("camera", camera)
         if camera["type"] == "simulated":
             text += _table("camera.specimen", specimen) + _table("camera.faults", self.faults)
+            text += _table("camera.wear", self.wear)
         text += _table(
             "journal",
             {

@@ -33,7 +33,7 @@ from drivers.errors import DriverMissing
 from station.cli.camera import app
 
 if shutil.which("gcc") is None:
-    pytest.skip("no gcc to build the simulator", allow_module_level=True)
+    pytest.skip("no gcc: apt-get install gcc libc6-dev", allow_module_level=True)
 
 FOLDER = Path(build.__file__).parent
 SERIAL = "VQI-LS-1"
@@ -582,6 +582,21 @@ def test_a_stopped_belt_shows_one_row_and_a_reversed_one_goes_back(producer: Pat
         peer.set(SimBeltDirection="Reverse")
         back = row_numbers(settle(peer))
         assert (np.diff(back) % 4000 == 3999).all()
+
+
+def test_changes_while_it_runs_act_from_a_scan_line_on(producer: Path) -> None:
+    """Speed and line rate change the step from row to row; the belt never jumps."""
+    with on_rows(producer, numbered_rows(39_000), Height=100) as peer:
+        peer.start()
+        taken = peer.take(2)
+        for speed, rate in ((4_000.0, 20_000.0), (1_000.0, 10_000.0), (2_000.0, 5_000.0)):
+            peer.set(SimBeltSpeed=speed)
+            peer.set(AcquisitionLineRate=rate)
+            taken += peer.take(6)
+    steps = np.diff(np.concatenate([row_numbers(frame.pixels) for frame in taken]))
+    assert steps.min() >= 0
+    assert steps.max() <= 4
+    assert set(steps[-100:].tolist()) == {4}
 
 
 def test_jitter_wanders_about_the_belts_speed(producer: Path) -> None:

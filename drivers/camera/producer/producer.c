@@ -383,30 +383,32 @@ GC_API GCWritePort(PORT_HANDLE port, uint64_t address, const void *buffer, size_
     return camera_write(device->camera, address, buffer, *size);
 }
 
-GC_API GCReadPortStacked(PORT_HANDLE port, PORT_REGISTER_STACK_ENTRY *entries, size_t *count)
+static GC_ERROR access_each(PORT_HANDLE port, PORT_REGISTER_STACK_ENTRY *entries, size_t *count,
+                            bool is_write)
 {
-    for (size_t i = 0; entries && count && i < *count; i++) {
-        size_t size = entries[i].Size;
-        GC_ERROR result = GCReadPort(port, entries[i].Address, entries[i].pBuffer, &size);
+    if (!entries || !count)
+        return fail(GC_ERR_INVALID_PARAMETER, "no entries");
+    for (size_t i = 0; i < *count; i++) {
+        PORT_REGISTER_STACK_ENTRY *entry = &entries[i];
+        size_t size = entry->Size;
+        GC_ERROR result = is_write ? GCWritePort(port, entry->Address, entry->pBuffer, &size)
+                                   : GCReadPort(port, entry->Address, entry->pBuffer, &size);
         if (result != GC_ERR_SUCCESS) {
             *count = i;
             return result;
         }
     }
-    return entries && count ? GC_ERR_SUCCESS : fail(GC_ERR_INVALID_PARAMETER, "no entries");
+    return GC_ERR_SUCCESS;
+}
+
+GC_API GCReadPortStacked(PORT_HANDLE port, PORT_REGISTER_STACK_ENTRY *entries, size_t *count)
+{
+    return access_each(port, entries, count, false);
 }
 
 GC_API GCWritePortStacked(PORT_HANDLE port, PORT_REGISTER_STACK_ENTRY *entries, size_t *count)
 {
-    for (size_t i = 0; entries && count && i < *count; i++) {
-        size_t size = entries[i].Size;
-        GC_ERROR result = GCWritePort(port, entries[i].Address, entries[i].pBuffer, &size);
-        if (result != GC_ERR_SUCCESS) {
-            *count = i;
-            return result;
-        }
-    }
-    return entries && count ? GC_ERR_SUCCESS : fail(GC_ERR_INVALID_PARAMETER, "no entries");
+    return access_each(port, entries, count, true);
 }
 
 static void description_url(char url[96])
@@ -416,14 +418,25 @@ static void description_url(char url[96])
     snprintf(url, 96, "Local:///" FILE_NAME ";%x;%zx?SchemaVersion=1.1.0", DESCRIPTION_ADDRESS, length);
 }
 
-/* System, interface, device and stream have no description: an error, as no file is not an answer. */
+/* What a handle is of, in the standard's words; NULL, and last_error is set. */
+static const char *module_of(PORT_HANDLE port)
+{
+    return find(port, PORT)                           ? "TLRemoteDevice"
+           : find(port, STREAM)                       ? "TLDataStream"
+           : find(port, DEVICE)                       ? "TLDevice"
+           : check_interface(port) == GC_ERR_SUCCESS ? "TLInterface"
+           : check_system(port) == GC_ERR_SUCCESS    ? "TLSystem"
+                                                     : NULL;
+}
+
+/* The other modules have no description: an error, as consumers take an empty list for one. */
 static GC_ERROR check_described(PORT_HANDLE port)
 {
-    if (find(port, PORT))
-        return GC_ERR_SUCCESS;
-    bool is_module = check_system(port) == GC_ERR_SUCCESS || check_interface(port) == GC_ERR_SUCCESS ||
-                     find(port, DEVICE) || find(port, STREAM);
-    return is_module ? fail(GC_ERR_NOT_AVAILABLE, "only the remote device has a description") : last_error;
+    if (!module_of(port))
+        return last_error;
+    if (!find(port, PORT))
+        return fail(GC_ERR_NOT_AVAILABLE, "only the remote device has a description");
+    return GC_ERR_SUCCESS;
 }
 
 GC_API GCGetNumPortURLs(PORT_HANDLE port, uint32_t *count)
@@ -470,21 +483,24 @@ GC_API GCGetPortInfo(PORT_HANDLE port, PORT_INFO_CMD command, INFO_DATATYPE *typ
                      size_t *size)
 {
     Reply reply = {type, buffer, size};
-    FIND(device, port, PORT);
+    const char *module = module_of(port);
+    if (!module)
+        return last_error;
+    Device *device = find(port, PORT);
     switch (command) {
-    case PORT_INFO_ID: return answer_text(reply, device->id);
+    case PORT_INFO_ID: return answer_text(reply, device ? device->id : module);
     case PORT_INFO_VENDOR: return answer_text(reply, VENDOR);
     case PORT_INFO_MODEL: return answer_text(reply, features[F_DeviceModelName].choices);
     case PORT_INFO_TLTYPE: return answer_text(reply, TL_TYPE);
-    case PORT_INFO_MODULE: return answer_text(reply, "TLRemoteDevice");
-    case PORT_INFO_LITTLE_ENDIAN:
-    case PORT_INFO_ACCESS_READ:
-    case PORT_INFO_ACCESS_WRITE: return answer_bool(reply, true);
+    case PORT_INFO_MODULE: return answer_text(reply, module);
+    case PORT_INFO_LITTLE_ENDIAN: return answer_bool(reply, true);
     case PORT_INFO_BIG_ENDIAN:
-    case PORT_INFO_ACCESS_NA:
-    case PORT_INFO_ACCESS_NI: return answer_bool(reply, false);
+    case PORT_INFO_ACCESS_NA: return answer_bool(reply, false);
+    case PORT_INFO_ACCESS_READ:
+    case PORT_INFO_ACCESS_WRITE: return answer_bool(reply, device != NULL);
+    case PORT_INFO_ACCESS_NI: return answer_bool(reply, device == NULL);
     case PORT_INFO_VERSION: return answer_text(reply, PRODUCER_VERSION);
-    case PORT_INFO_PORTNAME: return answer_text(reply, "Device");
+    case PORT_INFO_PORTNAME: return answer_text(reply, device ? "Device" : module);
     default: return no_such_info(command);
     }
 }

@@ -972,8 +972,8 @@ class Bare:
         return code.value, text.value.decode()
 
 
-@pytest.fixture
-def stream(producer: Path) -> Iterator[tuple[Bare, ctypes.c_void_p]]:
+@contextmanager
+def open_stream(producer: Path) -> Iterator[tuple[Bare, ctypes.c_void_p]]:
     bare = Bare(producer)
     assert bare.call("GCInitLib") == 0
     try:
@@ -982,6 +982,12 @@ def stream(producer: Path) -> Iterator[tuple[Bare, ctypes.c_void_p]]:
         yield bare, bare.handle("DevOpenDataStream", device, b"vqi-stream")
     finally:
         assert bare.call("GCCloseLib") == 0
+
+
+@pytest.fixture
+def stream(producer: Path) -> Iterator[tuple[Bare, ctypes.c_void_p]]:
+    with open_stream(producer) as opened_stream:
+        yield opened_stream
 
 
 def test_before_the_library_is_open_nothing_works(producer: Path) -> None:
@@ -1014,6 +1020,86 @@ def test_misuse_is_answered_with_the_standards_errors(
     assert bare.call("DSFlushQueue", data_stream, 77) == -1009
     assert bare.call("GCRegisterEvent", data_stream, 0, ctypes.byref(size)) == -1003
     assert bare.last_error()[0] == -1003
+
+
+INPUT_TO_OUTPUT, OUTPUT_DISCARD, ALL_TO_INPUT, UNQUEUED_TO_INPUT, ALL_DISCARD = range(5)
+
+
+class Queues:
+    """Buffers of a stream, and where they must be; nothing is acquired."""
+
+    def __init__(self, bare: Bare, stream: ctypes.c_void_p) -> None:
+        self.bare, self.stream = bare, stream
+        self.event = bare.handle("GCRegisterEvent", stream, 1)
+        self.announced: list[int] = []
+        self.input: set[int] = set()
+        self.output: set[int] = set()
+
+    def announce(self, _: int) -> None:
+        size = ctypes.c_size_t(64)
+        made = self.bare.handle("DSAllocAndAnnounceBuffer", self.stream, size, None).value
+        assert made is not None
+        self.announced.append(made)
+
+    def queue(self, number: int) -> None:
+        buffer = self.announced[number] if number < len(self.announced) else None
+        is_queued = buffer in self.input | self.output
+        wanted = -1006 if buffer is None else -1004 if is_queued else 0
+        assert self.bare.call("DSQueueBuffer", self.stream, ctypes.c_void_p(buffer)) == wanted
+        if buffer is not None and not is_queued:
+            self.input.add(buffer)
+
+    def revoke(self, number: int) -> None:
+        buffer = self.announced.pop(number) if number < len(self.announced) else None
+        wanted = -1006 if buffer is None else 0
+        revoked = self.bare.call("DSRevokeBuffer", self.stream, ctypes.c_void_p(buffer), None, None)
+        assert revoked == wanted
+        self.input -= {buffer}
+        self.output -= {buffer}
+
+    def flush(self, how: int) -> None:
+        assert self.bare.call("DSFlushQueue", self.stream, how) == 0
+        if how == INPUT_TO_OUTPUT:
+            self.output |= self.input
+        if how in (OUTPUT_DISCARD, ALL_TO_INPUT, ALL_DISCARD):
+            self.output = set()
+        if how in (ALL_TO_INPUT, UNQUEUED_TO_INPUT):
+            self.input = set(self.announced) - self.output
+        if how in (INPUT_TO_OUTPUT, ALL_DISCARD):
+            self.input = set()
+
+    def fetch(self, _: int) -> None:
+        data, size = (ctypes.c_void_p * 2)(), ctypes.c_size_t(16)
+        at_once = ctypes.c_uint64(0)
+        result = self.bare.call("EventGetData", self.event, data, ctypes.byref(size), at_once)
+        assert result == (0 if self.output else -1011)
+        if result == 0:
+            self.output.remove(data[0])
+
+    def check(self) -> None:
+        counts = (len(self.announced), len(self.input), len(self.output))
+        for command, count in zip((3, 4, 5), counts, strict=True):
+            size, found = ctypes.c_size_t(8), ctypes.c_size_t()
+            told = (None, ctypes.byref(found), ctypes.byref(size))
+            assert self.bare.call("DSGetInfo", self.stream, command, *told) == 0
+            assert found.value == count
+
+
+_STEPS = st.tuples(
+    st.sampled_from(["announce", "announce", "queue", "queue", "revoke", "flush", "fetch"]),
+    st.integers(0, 4),
+)
+
+
+@checked(max_examples=60, deadline=None)
+@given(steps=st.lists(_STEPS, max_size=30))
+def test_each_buffer_is_in_one_place(producer: Path, steps: list[tuple[str, int]]) -> None:
+    """Input pool, output queue and consumer against a model of them."""
+    with open_stream(producer) as (bare, stream):
+        queues = Queues(bare, stream)
+        for step, number in steps:
+            getattr(queues, step)(number)
+            queues.check()
 
 
 def test_who_waits_is_sent_away_when_the_stream_closes(

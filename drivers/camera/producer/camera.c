@@ -301,57 +301,56 @@ static void begin_frame(Camera *camera, const ScanLine *line)
     }
 }
 
-static void add_chunks(const Camera *camera, Buffer *buffer, int64_t timestamp_ns)
+static void add_chunks(const Camera *camera, Buffer *buffer)
 {
     const Frame *frame = &camera->frame;
+    FrameInfo *info = &buffer->frame;
     const FeatureId ids[MOST_SELECTED] = {F_ChunkFrameID, F_ChunkTimestamp, F_ChunkEncoderValue,
                                           F_ChunkLineStatusAll, F_ChunkCounterValue};
-    const int64_t contents[MOST_SELECTED] = {(int64_t)frame->id, timestamp_ns, frame->encoder_value,
-                                             frame->lines, frame->counter_value};
-    buffer->chunk_count = 0;
-    for (int i = 0; i < MOST_SELECTED && !frame->is_incomplete && INTEGER_OF(camera, ChunkModeActive); i++) {
+    const int64_t contents[MOST_SELECTED] = {(int64_t)info->id, (int64_t)info->timestamp_ns,
+                                             frame->encoder_value, frame->lines, frame->counter_value};
+    if (frame->is_incomplete || !INTEGER_OF(camera, ChunkModeActive))
+        return;
+    for (int i = 0; i < MOST_SELECTED; i++) {
         if (!camera->values[F_ChunkEnable][i].integer)
             continue;
-        memcpy(buffer->base + buffer->size_filled, &contents[i], 8);
-        buffer->chunks[buffer->chunk_count++] =
-            (SINGLE_CHUNK_DATA){(uint64_t)ids[i], (ptrdiff_t)buffer->size_filled, 8};
-        buffer->size_filled += 8;
+        memcpy(buffer->base + info->bytes, &contents[i], 8);
+        info->chunks[info->chunk_count++] =
+            (SINGLE_CHUNK_DATA){(uint64_t)ids[i], (ptrdiff_t)info->bytes, 8};
+        info->bytes += 8;
     }
-    buffer->chunk_bytes = buffer->chunk_count * 8;
 }
 
 static void describe_frame(const Camera *camera, Buffer *buffer, int64_t timestamp_ns)
 {
     const Frame *frame = &camera->frame;
     int64_t rows = frame->rows < frame->rows_kept ? frame->rows : frame->rows_kept;
-    buffer->is_incomplete = frame->is_incomplete;
-    buffer->frame_id = frame->id;
-    buffer->timestamp_ns = (uint64_t)timestamp_ns;
-    buffer->pixel_format = (uint64_t)INTEGER_OF(camera, PixelFormat);
-    buffer->width = (size_t)INTEGER_OF(camera, Width);
-    buffer->offset_x = (size_t)INTEGER_OF(camera, OffsetX);
-    buffer->height = (size_t)(frame->is_wrong_height ? rows : INTEGER_OF(camera, Height));
-    buffer->rows = (size_t)rows;
-    buffer->size_filled = (size_t)(rows * row_bytes(camera));
-    add_chunks(camera, buffer, timestamp_ns);
+    buffer->frame = (FrameInfo){
+        .is_incomplete = frame->is_incomplete,
+        .id = frame->id,
+        .timestamp_ns = (uint64_t)timestamp_ns,
+        .pixel_format = (uint64_t)INTEGER_OF(camera, PixelFormat),
+        .width = (size_t)INTEGER_OF(camera, Width),
+        .offset_x = (size_t)INTEGER_OF(camera, OffsetX),
+        .height = (size_t)(frame->is_wrong_height ? rows : INTEGER_OF(camera, Height)),
+        .rows = (size_t)rows,
+        .bytes = (size_t)(rows * row_bytes(camera)),
+    };
+    add_chunks(camera, buffer);
 }
 
 static void deliver_twice(Camera *camera, Buffer *buffer)
 {
     Buffer *copy = stream_take(&camera->stream);
-    if (copy && copy->size >= buffer->size_filled) {
-        Buffer keep = *copy;
-        memcpy(copy->base, buffer->base, buffer->size_filled);
-        *copy = *buffer;
-        copy->next = keep.next, copy->next_announced = keep.next_announced, copy->place = keep.place;
-        copy->base = keep.base, copy->size = keep.size, copy->is_owned = keep.is_owned;
-        copy->user_pointer = keep.user_pointer;
+    bool has_room = copy && copy->size >= buffer->frame.bytes;
+    if (has_room) {
+        memcpy(copy->base, buffer->base, buffer->frame.bytes);
+        copy->frame = buffer->frame;
     } else if (copy) {
         stream_give_back(&camera->stream, copy);
-        copy = NULL;
     }
     stream_deliver(&camera->stream, buffer);
-    if (copy)
+    if (has_room)
         stream_deliver(&camera->stream, copy);
 }
 

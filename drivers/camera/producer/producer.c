@@ -997,32 +997,32 @@ GC_API DSGetBufferInfo(DS_HANDLE handle, BUFFER_HANDLE named, BUFFER_INFO_CMD co
     case BUFFER_INFO_SIZE: return answer_size(reply, buffer->size);
     case BUFFER_INFO_USER_PTR: return answer_pointer(reply, buffer->user_pointer);
     case BUFFER_INFO_TIMESTAMP:
-    case BUFFER_INFO_TIMESTAMP_NS: return answer_u64(reply, buffer->timestamp_ns);
+    case BUFFER_INFO_TIMESTAMP_NS: return answer_u64(reply, buffer->frame.timestamp_ns);
     case BUFFER_INFO_NEW_DATA: return answer_bool(reply, buffer->is_new);
     case BUFFER_INFO_IS_QUEUED:
         return answer_bool(reply, buffer->place == IN_INPUT || buffer->place == IN_OUTPUT);
     case BUFFER_INFO_IS_ACQUIRING: return answer_bool(reply, buffer->place == FILLING);
-    case BUFFER_INFO_IS_INCOMPLETE: return answer_bool(reply, buffer->is_incomplete);
+    case BUFFER_INFO_IS_INCOMPLETE: return answer_bool(reply, buffer->frame.is_incomplete);
     case BUFFER_INFO_TLTYPE: return answer_text(reply, TL_TYPE);
     case BUFFER_INFO_SIZE_FILLED:
-    case BUFFER_INFO_DATA_SIZE: return answer_size(reply, buffer->size_filled);
-    case BUFFER_INFO_WIDTH: return answer_size(reply, buffer->width);
-    case BUFFER_INFO_HEIGHT: return answer_size(reply, buffer->height);
-    case BUFFER_INFO_XOFFSET: return answer_size(reply, buffer->offset_x);
+    case BUFFER_INFO_DATA_SIZE: return answer_size(reply, buffer->frame.bytes);
+    case BUFFER_INFO_WIDTH: return answer_size(reply, buffer->frame.width);
+    case BUFFER_INFO_HEIGHT: return answer_size(reply, buffer->frame.height);
+    case BUFFER_INFO_XOFFSET: return answer_size(reply, buffer->frame.offset_x);
     case BUFFER_INFO_YOFFSET:
     case BUFFER_INFO_XPADDING:
     case BUFFER_INFO_YPADDING:
     case BUFFER_INFO_IMAGEOFFSET: return answer_size(reply, 0);
-    case BUFFER_INFO_FRAMEID: return answer_u64(reply, buffer->frame_id);
-    case BUFFER_INFO_IMAGEPRESENT: return answer_bool(reply, buffer->rows > 0);
+    case BUFFER_INFO_FRAMEID: return answer_u64(reply, buffer->frame.id);
+    case BUFFER_INFO_IMAGEPRESENT: return answer_bool(reply, buffer->frame.rows > 0);
     case BUFFER_INFO_PAYLOADTYPE: return answer_size(reply, PAYLOAD_TYPE_IMAGE);
-    case BUFFER_INFO_PIXELFORMAT: return answer_u64(reply, buffer->pixel_format);
+    case BUFFER_INFO_PIXELFORMAT: return answer_u64(reply, buffer->frame.pixel_format);
     case BUFFER_INFO_PIXELFORMAT_NAMESPACE: return answer_u64(reply, PIXELFORMAT_NAMESPACE_PFNC_32BIT);
-    case BUFFER_INFO_DELIVERED_IMAGEHEIGHT: return answer_size(reply, buffer->rows);
-    case BUFFER_INFO_DELIVERED_CHUNKPAYLOADSIZE: return answer_size(reply, buffer->chunk_bytes);
+    case BUFFER_INFO_DELIVERED_IMAGEHEIGHT: return answer_size(reply, buffer->frame.rows);
+    case BUFFER_INFO_DELIVERED_CHUNKPAYLOADSIZE: return answer_size(reply, 8 * buffer->frame.chunk_count);
     case BUFFER_INFO_PIXEL_ENDIANNESS: return answer_i32(reply, PIXELENDIANNESS_LITTLE);
     case BUFFER_INFO_DATA_LARGER_THAN_BUFFER: return answer_bool(reply, false);
-    case BUFFER_INFO_CONTAINS_CHUNKDATA: return answer_bool(reply, buffer->chunk_count > 0);
+    case BUFFER_INFO_CONTAINS_CHUNKDATA: return answer_bool(reply, buffer->frame.chunk_count > 0);
     default: return no_such_info(command);
     }
 }
@@ -1035,13 +1035,13 @@ GC_API DSGetBufferChunkData(DS_HANDLE handle, BUFFER_HANDLE named, SINGLE_CHUNK_
     Buffer *buffer = named;
     if (!count)
         return fail(GC_ERR_INVALID_PARAMETER, "no place for the number");
-    if (!buffer->chunk_count)
+    if (!buffer->frame.chunk_count)
         return fail(GC_ERR_NO_DATA, "the buffer has no chunks");
-    if (chunks && *count < buffer->chunk_count)
-        return fail(GC_ERR_BUFFER_TOO_SMALL, "the buffer has %zu chunks", buffer->chunk_count);
+    if (chunks && *count < buffer->frame.chunk_count)
+        return fail(GC_ERR_BUFFER_TOO_SMALL, "the buffer has %zu chunks", buffer->frame.chunk_count);
     if (chunks)
-        memcpy(chunks, buffer->chunks, buffer->chunk_count * sizeof *chunks);
-    *count = buffer->chunk_count;
+        memcpy(chunks, buffer->frame.chunks, buffer->frame.chunk_count * sizeof *chunks);
+    *count = buffer->frame.chunk_count;
     return GC_ERR_SUCCESS;
 }
 

@@ -112,7 +112,7 @@ GC_ERROR stream_queue(Stream *stream, Buffer *buffer)
     pthread_mutex_lock(&stream->lock);
     bool is_free = buffer->place == WITH_CONSUMER;
     if (is_free) {
-        buffer->size_filled = 0;
+        buffer->frame.bytes = 0;
         append(&stream->input, buffer, IN_INPUT);
     }
     pthread_mutex_unlock(&stream->lock);

@@ -163,7 +163,6 @@ GC_ERROR stream_flush(Stream *stream, ACQ_QUEUE_TYPE how)
     return result;
 }
 
-
 Buffer *stream_take(Stream *stream)
 {
     pthread_mutex_lock(&stream->lock);

@@ -148,17 +148,18 @@ def _own_runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @contextmanager
 def opened(producer: Path, serial: str = SERIAL, **features: Any) -> Iterator[Peer]:
-    from harvesters.core import Harvester, ParameterKey, ParameterSet
+    from harvesters.core import Harvester
 
     harvester = Harvester()
     try:
         harvester.add_file(str(producer), check_existence=True)
         harvester.update()
-        config = ParameterSet({ParameterKey.NUM_BUFFERS_FOR_FETCH_CALL: 32})
-        acquirer = harvester.create({"serial_number": serial}, config=config)
+        acquirer = harvester.create({"serial_number": serial})
         peer = Peer(acquirer)
         try:
             peer.set(**features)
+            # Enough for a stall of this machine: nothing is lost unless it is meant.
+            acquirer.num_buffers = max(16, min(512, 2**26 // peer.get("PayloadSize")))
             yield peer
         finally:
             # Of a device that is gone, harvesters' stop() raises, and its destroy() then works.

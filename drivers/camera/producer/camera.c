@@ -16,6 +16,7 @@ enum { SINGLE_FRAME, MULTI_FRAME };
 
 static const int64_t NEVER = INT64_MAX, SLICE_NS = 4000000, LATE_NS = 300000000;
 static const double SENSOR_LINES_PER_S = 200000;
+static const double LONGEST_S = 1e8; /* no belt is watched for years */
 /* A scan line falls on the row it is nearest above; far less than a row, far more than rounding. */
 static const double ROW_TOLERANCE = 1e-3;
 
@@ -72,7 +73,7 @@ static int64_t belt_time(const Belt *belt, double row)
     double even_s = (row - belt->row) / belt->rows_per_s, s = even_s;
     for (int i = 0; belt->jitter > 0 && i < 40; i++)
         s = even_s - wander_s(belt, s);
-    return s > 1e8 ? NEVER : belt->since_ns + llround(s * 1e9);
+    return s > LONGEST_S ? NEVER : belt->since_ns + llround(fmax(s, -LONGEST_S) * 1e9);
 }
 
 static void set_belt(Camera *camera, int64_t now)
@@ -155,6 +156,8 @@ static Value greatest(const Camera *camera, FeatureId id)
         return (Value){.integer = sensor_width - INTEGER_OF(camera, OffsetX)};
     if (id == F_OffsetX)
         return (Value){.integer = sensor_width - INTEGER_OF(camera, Width)};
+    if (id == F_SimBeltEpoch)
+        return (Value){.integer = now_ns() + 3600ll * 1000000000};
     if (id == F_AcquisitionLineRate)
         return (Value){.real = fmin(rate, 1e6 / REAL_OF(camera, ExposureTime))};
     if (id == F_ExposureTime && is_triggered(camera, LINE_START))

@@ -39,8 +39,10 @@ static const char *fault_of_header(const SourceHeader *header, uint64_t bytes)
         return "has another version than this producer";
     if (header->width < 16 || header->width > MAX_WIDTH)
         return "has a width beyond the sensor's";
-    if (!(header->pixel_pitch_mm > 0) || !(header->nominal_exposure_us > 0))
-        return "has no pixel pitch or exposure above 0";
+    if (!(header->pixel_pitch_mm >= 1e-4 && header->pixel_pitch_mm <= 100))
+        return "has a pixel pitch that is not within 0.0001 and 100 mm";
+    if (!(header->nominal_exposure_us >= 0.01 && header->nominal_exposure_us <= 1e6))
+        return "has an exposure that is not within 0.01 and 1000000 us";
     if (!header->belt_rows || !header->period_rows || header->period_rows > INT64_MAX / 2)
         return "has no scan lines";
     if (!lies_within(header->belt_offset, header->belt_rows, header->width, bytes) ||

@@ -208,6 +208,8 @@ def _answers() -> bool:
 TIMES = "tells when a frame was taken"
 ONE_OWNER = "belongs to one program at a time"
 PLATES = "shows plates"
+GIGE = "is behind GigE Vision on a wire"
+FAULTS = "fails where it is told to"
 
 _AREA = {"Width": WIDTH, "Height": HEIGHT, "PixelFormat": "Mono8"}
 PEERS = [
@@ -219,7 +221,7 @@ PEERS = [
         aravis,
         {**_AREA, "AcquisitionFrameRate": 200.0},
         gige_camera,
-        frozenset({TIMES, ONE_OWNER}),
+        frozenset({TIMES, ONE_OWNER, GIGE}),
     ),
     Peer(
         "own",
@@ -227,13 +229,9 @@ PEERS = [
         own,
         {**_AREA, "AcquisitionLineRate": 8000.0},
         own_locks,
-        frozenset({TIMES, ONE_OWNER, PLATES}),
+        frozenset({TIMES, ONE_OWNER, PLATES, FAULTS}),
     ),
 ]
-
-
-def peer_named(name: str) -> Peer:
-    return next(peer for peer in PEERS if peer.name == name)
 
 
 def peers(*abilities: str) -> Any:

@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 from camera_peers import (
+    FAULTS,
+    GIGE,
     ONE_OWNER,
     PLATES,
     TIMES,
@@ -23,7 +25,6 @@ from camera_peers import (
     Peer,
     gige_belt,
     gige_camera,
-    peer_named,
     peers,
 )
 from station_rig import Rig, RunResult, wait_until
@@ -112,9 +113,10 @@ def test_a_frame_has_the_time_it_was_taken_not_the_time_it_was_fetched(peer: Pee
     assert [f.timestamp_ns for f in waited] == sorted(f.timestamp_ns for f in waited)
 
 
-def test_16_bit_frame_ids_count_on_past_their_end() -> None:
+@peers(GIGE)
+def test_16_bit_frame_ids_count_on_past_their_end(peer: Peer) -> None:
     """The GigE camera begins near the end of its counter: 1 follows 65535."""
-    with peer_named("aravis").running() as settings, opened(settings) as camera:
+    with peer.running() as settings, opened(settings) as camera:
         camera.start()
         ids = [frame.frame_id for frame in grab(camera, 300)]
         assert camera._ids._wraps == 1, "the camera's counter did not come to its end"
@@ -130,8 +132,8 @@ def is_ramp(frame: Frame) -> bool:
     )
 
 
-def test_packets_lost_on_the_wire_are_seen_in_their_frames() -> None:
-    peer = peer_named("aravis")
+@peers(GIGE)
+def test_packets_lost_on_the_wire_are_seen_in_their_frames(peer: Peer) -> None:
     producer = peer.producer()
     with gige_camera(lost_per_thousand=20), opened(peer.settings(producer)) as camera:
         camera.start()
@@ -143,9 +145,10 @@ def test_packets_lost_on_the_wire_are_seen_in_their_frames() -> None:
     assert all(is_ramp(frame) for frame in whole)
 
 
-def test_frames_that_our_producer_spoils_are_seen() -> None:
+@peers(FAULTS)
+def test_frames_that_our_producer_spoils_are_seen(peer: Peer) -> None:
     faults = {"SimIncompleteFrames": "5", "SimShortFrames": "8", "SimLostFrames": "11"}
-    with peer_named("own").running() as settings, opened(settings, **faults) as camera:
+    with peer.running() as settings, opened(settings, **faults) as camera:
         camera.start()
         frames = {frame.frame_id: frame for frame in grab(camera, 20)}
     assert set(range(20)) - set(frames) == {11}
@@ -172,8 +175,8 @@ def wait_for_loss(camera: Camera) -> None:
         camera.start()
 
 
-def test_a_gige_camera_that_is_unplugged_is_lost_and_found_again() -> None:
-    peer = peer_named("aravis")
+@peers(GIGE)
+def test_unplugged_it_is_lost_and_found_again(peer: Peer) -> None:
     producer = peer.producer()
     with gige_camera() as plugged:
         camera = opened(peer.settings(producer))
@@ -189,9 +192,10 @@ def test_a_gige_camera_that_is_unplugged_is_lost_and_found_again() -> None:
             assert len(grab(again, 3)) == 3
 
 
-def test_our_producers_disconnect_is_a_loss() -> None:
+@peers(FAULTS)
+def test_our_producers_disconnect_is_a_loss(peer: Peer) -> None:
     with (
-        peer_named("own").running() as settings,
+        peer.running() as settings,
         opened(settings, SimDisconnectFrames="10") as camera,
     ):
         camera.start()
@@ -282,27 +286,29 @@ def recorded_belt(folder: Path) -> Path:
     return path
 
 
-def station_over_gige(folder: Path) -> Rig:
+def station_over_gige(peer: Peer, folder: Path) -> Rig:
     folder.mkdir()
-    peer = peer_named("aravis")
     settings = peer.settings(peer.producer())
     settings["features"] = {**settings["features"], "AcquisitionFrameRate": 60.0}
     return station_over(folder, settings)
 
 
-def over_gige(folder: Path, strip: Path, lost_share: float, *options: str) -> RunResult:
+def over_gige(peer: Peer, folder: Path, strip: Path, lost_share: float, *options: str) -> RunResult:
     with gige_belt(strip, lost_share):
-        return station_over_gige(folder).run(*options)
+        return station_over_gige(peer, folder).run(*options)
 
 
-def test_plates_over_a_lossy_gige_link_are_judged_whole_or_not_at_all(tmp_path: Path) -> None:
+@peers(GIGE)
+def test_plates_over_a_lossy_gige_link_are_judged_whole_or_not_at_all(
+    peer: Peer, tmp_path: Path
+) -> None:
     """The same belt with and without lost packets: what is decided was seen bit by bit."""
     strip = recorded_belt(tmp_path)
-    clean = over_gige(tmp_path / "clean", strip, 0.0, "--plates", "16")
+    clean = over_gige(peer, tmp_path / "clean", strip, 0.0, "--plates", "16")
     assert clean.status == 0, clean.stderr
     assert (clean.summary["lost_frames"], clean.summary["incomplete_frames"]) == (0, 0)
     assert {record["verdict"] for record in clean.records} == {"PASS", "FAIL"}
-    lossy = over_gige(tmp_path / "lossy", strip, 0.002, "--plates", "16")
+    lossy = over_gige(peer, tmp_path / "lossy", strip, 0.002, "--plates", "16")
     assert lossy.status == 0, lossy.stderr
     assert lossy.summary["incomplete_frames"] > 0
     known = {record["pixels_sha256"]: record["verdict"] for record in clean.records}
@@ -315,11 +321,12 @@ def test_plates_over_a_lossy_gige_link_are_judged_whole_or_not_at_all(tmp_path: 
         assert known.get(record["pixels_sha256"]) == record["verdict"], record["detail"]
 
 
-def test_a_gige_camera_unplugged_under_the_station_is_a_fault_until_it_is_back(
-    tmp_path: Path,
+@peers(GIGE)
+def test_unplugged_under_the_station_it_is_a_fault_until_it_is_back(
+    peer: Peer, tmp_path: Path
 ) -> None:
     strip = recorded_belt(tmp_path)
-    rig = station_over_gige(tmp_path / "station")
+    rig = station_over_gige(peer, tmp_path / "station")
     with ExitStack() as plugged:
         plugged.enter_context(gige_belt(strip))
         with rig.running():

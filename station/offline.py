@@ -11,6 +11,7 @@ from drivers.camera import Frame
 from models.classifier import Classifier
 from station.acquisition import Tick
 from station.config import Loaded, Recipe
+from station.flat_field import FlatField, correct, correction_of
 from station.inspection import FailingTile, Inspector, PlateScored, PlateWork
 from station.product import geometry_of
 from station.record import DefectBody, Reason, Verdict
@@ -55,14 +56,17 @@ class PictureInspector:
         classifier: Classifier,
         pixel_pitch_mm: float,
         threads: int,
+        flat_field: FlatField | None = None,
     ) -> None:
-        """`classifier` has at least `threads` sessions. Its self-test runs here."""
+        """`classifier` has at least `threads` sessions. Its self-test runs here. With `flat_field`
+        pictures are scan lines as the camera delivers them; a station keeps corrected ones."""
         classifier.self_test()
         self._recipe = recipe
         self._classifier = classifier
         self._pixel_pitch_mm = pixel_pitch_mm
         self._threads = threads
         self._threshold = classifier.threshold_for(recipe.value.model.threshold)
+        self._flat_field = flat_field
 
     def inspect(self, picture: Pixels) -> Inspection:
         """Judge a picture, uint8 (rows, columns). Raises `ConfigError` if the recipe's lane does
@@ -74,6 +78,8 @@ class PictureInspector:
                 f"at least {MIN_SIDE_PX} x {MIN_SIDE_PX} px"
             )
         geometry = geometry_of(self._recipe, self._pixel_pitch_mm, picture.shape[1])
+        if self._flat_field is not None:
+            picture = _flattened(picture, self._flat_field)
         events = self._cut(picture, geometry)
         plates = [event.plate for event in events if isinstance(event, PlateOpened)]
         gaps = [event for event in events if isinstance(event, Gap)]
@@ -126,6 +132,17 @@ class PictureInspector:
             tuple(judged.scores),
             tuple(judged.defects),
         )
+
+
+def _flattened(picture: Pixels, flat_field: FlatField) -> Pixels:
+    if picture.shape[1] != flat_field.width:
+        raise ValueError(
+            f"{picture.shape[1]} px wide; flat field {flat_field.id} is of scan lines of "
+            f"{flat_field.width} px"
+        )
+    picture = np.array(picture, np.uint8)
+    correct(picture, correction_of(flat_field))
+    return picture
 
 
 def _on_belt(picture: Pixels, geometry: Geometry) -> Pixels:

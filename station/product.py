@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from drivers.camera import CameraInfo
 from models.card import ModelError
 from models.registry import exported_model, shipped_model
 from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe
+from station.flat_field import FlatField, FlatFieldRefused, load
 from station.tiling import Geometry
 
 
@@ -45,3 +47,15 @@ def geometry_of(recipe: Loaded[Recipe], pixel_pitch_mm: float, scan_line_px: int
         return Geometry.of(recipe.value, pixel_pitch_mm, scan_line_px)
     except ValueError as error:
         raise ConfigError(f"{recipe.source}: lane: {error}") from error
+
+
+def load_flat_field(configuration: Loaded[Configuration], camera: CameraInfo) -> FlatField | None:
+    """The approved flat field of this camera; None where none is configured. Raises
+    `ConfigError`."""
+    wanted = configuration.value.flat_field
+    if wanted is None:
+        return None
+    try:
+        return load(wanted.file, wanted.sha256, camera.serial, camera.width)
+    except FlatFieldRefused as error:
+        raise ConfigError(f"{configuration.source}: flat_field.file: {error}") from error

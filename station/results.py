@@ -12,6 +12,7 @@ import numpy as np
 from drivers.camera import CameraInfo
 from models.classifier import Classifier
 from station.config import Configuration, Loaded, PlateRecipe, Recipe
+from station.flat_field import FlatField
 from station.inspection import PlateWork
 from station.record import (
     DefectBody,
@@ -40,6 +41,7 @@ class Context:
     provenance: Provenance
     is_self_tested: bool
     """The classifier reproduced its golden scores in this process."""
+    flat_field: FlatField | None = None
 
     @property
     def station_id(self) -> str:
@@ -200,6 +202,8 @@ def _body(context: Context, *, sequence: int, **fields: object) -> ResultBody:
         "runtime": classifier.runtime,
         "camera_serial": context.camera.serial,
         "camera_features_sha256": context.camera.features_sha256,
+        "flat_field_id": context.flat_field.id if context.flat_field else None,
+        "flat_field_sha256": context.flat_field.sha256 if context.flat_field else None,
         "decided_ns": time.monotonic_ns(),
     }
     return ResultBody.model_validate({**values, **fields})

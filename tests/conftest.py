@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Generator
+import subprocess
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -63,12 +64,7 @@ def real_data() -> Path:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Which camera ran which part of the contract."""
     marks: dict[str, dict[str, str]] = {}
-    for outcome, mark in {
-        "passed": "ok",
-        "skipped": "skip",
-        "failed": "FAIL",
-        "error": "FAIL",
-    }.items():
+    for outcome, mark in _MARKS.items():
         for report in terminalreporter.getreports(outcome):
             found = _CAMERA_TEST.search(report.nodeid)
             if found and found[2] in _CAMERAS:
@@ -80,3 +76,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for test, row in marks.items():
         cells = "".join(f"{row.get(name, '-'):>10}" for name in _CAMERAS)
         terminalreporter.line(f"{test.replace('_', ' '):72.72}{cells}")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MB that can be filled for real."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.skip(f"cannot mount a small file system here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

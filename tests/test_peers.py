@@ -235,7 +235,7 @@ print(json.dumps(seen))
 @peers()
 def test_harvesters_own_flow_works(peer: Peer) -> None:
     with peer.running() as settings:
-        from drivers.camera.producers import producer_path
+        from drivers.camera.gentl import producer_path
 
         path = producer_path(Path(settings["producer"]))
         done = in_another_program(_README, str(path), peer.serial, json.dumps(settings["features"]))

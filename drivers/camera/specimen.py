@@ -9,7 +9,7 @@ product. Levels are 8-bit: about 90 between dots, 170 on dots, 4 to 20 on the be
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -20,11 +20,14 @@ from drivers.camera.marks import DEFECT_INSET_MM, Mark, random_marks
 from drivers.camera.settings import SpecimenSettings
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 
 BELT_LEVEL = 12.0
 BELT_RANGE = (4, 20)
 PLATE_RANGE = (48, 250)
 """Levels that a plate's own pixels never leave, however strong noise and defects are."""
+GRADED_SHARE = 0.75
+"""Pitch at the trailing edge of a plate with graded dots, of the one at its leading edge."""
 _EDGE_BAND_MM = 3.0
 """Border in which no defect may darken the plate: the outline is always found."""
 assert DEFECT_INSET_MM > _EDGE_BAND_MM
@@ -41,6 +44,15 @@ class Lattice:
     """Relative growth of the diameter from there to the far edge."""
     is_staggered: bool
     rotation_deg: float
+    far_pitch_mm: float | None = None
+    """Pitch downweb at the trailing edge; grows or shrinks evenly to it. None: as `pitch_mm`."""
+
+    def rows_before(self, y_mm: Doubles, length_mm: float) -> Doubles:
+        """Rows of dots between the leading edge and `y_mm`, for a square lattice."""
+        change = ((self.far_pitch_mm or self.pitch_mm) - self.pitch_mm) / length_mm
+        if change == 0:
+            return y_mm / self.pitch_mm
+        return np.log1p(change * y_mm / self.pitch_mm) / change
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +78,8 @@ class Specimen:
 
     width_mm: float
     length_mm: float
-    lattice: Lattice
+    lattice: Lattice | None
+    """None: a plate without dots, or with dots finer than a pixel."""
     lighting: Lighting
     marks: tuple[Mark, ...] = ()
 
@@ -91,7 +104,13 @@ class Specimen:
         if is_defective:
             size_mm = (settings.width_mm, settings.length_mm)
             marks = random_marks(size_mm, settings.contrast_scale, rng)
-        lattice, lighting = _random_lattice(rng, variety), _random_lighting(rng, variety)
+        lattice: Lattice | None = _random_lattice(rng, variety)
+        lighting = _random_lighting(rng, variety)
+        if settings.dots == "none":
+            lattice = None
+        elif settings.dots == "graded" and lattice is not None:
+            far_mm = GRADED_SHARE * lattice.pitch_mm
+            lattice = replace(lattice, is_staggered=False, rotation_deg=0.0, far_pitch_mm=far_mm)
         return cls(settings.width_mm, settings.length_mm, lattice, lighting, marks)
 
 
@@ -210,6 +229,10 @@ def _coverage(pose: Pose, shape: tuple[int, int]) -> NDArray[np.uint8]:
 
 def _dots(specimen: Specimen, pose: Pose, shape: tuple[int, int]) -> Floats:
     """1 on a dot, 0 between dots, softly from one to the other; shape as given."""
+    if specimen.lattice is None:
+        return np.zeros(shape, np.float32)
+    if specimen.lattice.far_pitch_mm is not None:
+        return _graded_dots(specimen, specimen.lattice, pose, shape)
     lattice, pitch_px = specimen.lattice, specimen.lattice.pitch_mm / pose.pixel_pitch_mm
     turn = math.radians(lattice.rotation_deg + pose.skew_deg)
     waves = 3 if lattice.is_staggered else 2
@@ -232,6 +255,23 @@ def _dots(specimen: Specimen, pose: Pose, shape: tuple[int, int]) -> Floats:
     left[:, -1] += 0.5
     field: Floats = left.astype(np.float32) @ np.stack(by_column).astype(np.float32)
     return np.clip(field, 0, 1, out=field)
+
+
+def _graded_dots(
+    specimen: Specimen, lattice: Lattice, pose: Pose, shape: tuple[int, int]
+) -> Floats:
+    """As `_dots`; rows that come closer downweb are no sum of products on a plate askew."""
+    turn = math.radians(pose.skew_deg)
+    along = (np.arange(shape[0])[:, None] - pose.centre_y_px) * pose.pixel_pitch_mm
+    across = (np.arange(shape[1])[None, :] - pose.centre_x_px) * pose.pixel_pitch_mm
+    x_mm = across * math.cos(turn) + along * math.sin(turn)
+    y_mm = along * math.cos(turn) - across * math.sin(turn) + pose.half_length_mm
+    rows = lattice.rows_before(np.clip(y_mm, 0, specimen.length_mm), specimen.length_mm)
+    period_px = lattice.pitch_mm / pose.pixel_pitch_mm
+    gain, cut = _cut(lattice, specimen.lighting.blur_mm, 2, period_px, pose)
+    level = cut[0] + (cut[1] - cut[0]) * np.clip(y_mm / specimen.length_mm, 0, 1)
+    field = np.cos(2 * math.pi * x_mm / lattice.pitch_mm) + np.cos(2 * math.pi * rows) - level
+    return np.clip(field * gain + 0.5, 0, 1).astype(np.float32)
 
 
 def _cut(

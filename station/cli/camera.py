@@ -12,8 +12,8 @@ import numpy as np
 import typer
 
 from drivers.camera import EndOfSource, Frame, open_camera
+from drivers.camera.gentl import list_cameras, producers_on_path
 from drivers.camera.producer.build import build_producer
-from drivers.camera.producers import list_cameras, producers_on_path
 from drivers.camera.settings import CameraSettings
 from drivers.errors import DeviceError
 from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json

@@ -17,6 +17,7 @@ from models.classifier import Classifier
 from models.registry import find_model
 from station.cli.common import JsonOption, exit_on_config_error, fail, print_json
 from station.config import EX_CONFIG, ConfigError, Loaded, Recipe, load_configuration, load_recipe
+from station.flat_field import FlatField, FlatFieldRefused, load_any_camera
 from station.offline import Inspection, PictureInspector
 from station.precision import load_classifier
 from station.product import model_folder
@@ -41,10 +42,14 @@ def inspect(
         float | None,
         typer.Option(min=1e-6, help="Size of a pixel; default: 0.1, or the station's."),
     ] = None,
+    raw: Annotated[
+        bool,
+        typer.Option(help="As the camera took them: apply the flat field of --config."),
+    ] = False,
     is_json: JsonOption = False,
 ) -> None:
     """Judge each picture as one plate. Exit status 1 if any could not be read."""
-    inspector = _open_inspector(recipe, model, config, pixel_pitch_mm)
+    inspector = _open_inspector(recipe, model, config, pixel_pitch_mm, raw)
     failed = False
     for path, error in _pictures(paths):
         try:
@@ -66,7 +71,11 @@ def inspect(
 
 
 def _open_inspector(
-    source: str | None, model: str | None, config: str | None, pixel_pitch_mm: float | None
+    source: str | None,
+    model: str | None,
+    config: str | None,
+    pixel_pitch_mm: float | None,
+    is_raw: bool,
 ) -> PictureInspector:
     threads, usual_mm = len(os.sched_getaffinity(0)), _USUAL_PITCH_MM
     with exit_on_config_error():
@@ -79,9 +88,21 @@ def _open_inspector(
             else:
                 recipe = load_recipe(source or _WHOLE_IMAGE)
                 classifier = _load_fp32(recipe, model, threads)
-            return PictureInspector(recipe, classifier, pixel_pitch_mm or usual_mm, threads)
+            field = _flat_field(config) if is_raw else None
+            pitch_mm = pixel_pitch_mm or usual_mm
+            return PictureInspector(recipe, classifier, pitch_mm, threads, field)
         except ModelError as error:
             fail(str(error), EX_CONFIG)
+
+
+def _flat_field(config: str | None) -> FlatField:
+    wanted = None if config is None else load_configuration(config).value.flat_field
+    if wanted is None:
+        raise ConfigError("--raw: no flat field; name a --config FILE that has [flat_field]")
+    try:
+        return load_any_camera(wanted.file, wanted.sha256)
+    except FlatFieldRefused as error:
+        raise ConfigError(f"{config}: flat_field.file: {error}") from error
 
 
 def _load_fp32(recipe: Loaded[Recipe], model: str | None, threads: int) -> Classifier:

@@ -12,10 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from drivers.camera.producer.build import build_producer, source_sha256
 from drivers.errors import DeviceBusy, DeviceNotFound, DeviceRefused, DriverMissing
 
 VIKY = Path("viky")
 """Names the area-scan simulator that comes with the genicam package."""
+LINESCAN = Path("linescan")
+"""Names the line-scan simulator that comes with vqi and is built where it is wanted."""
 _PATH_VARIABLE = "GENICAM_GENTL64_PATH"
 _PRECHECK_LIMIT_S = 20.0
 _NEEDED = tuple(
@@ -53,6 +56,8 @@ def producers_on_path() -> list[Path]:
 
 def producer_path(producer: Path) -> Path:
     """Where a producer's file lies. Raises `DeviceNotFound`, `DriverMissing`."""
+    if producer == LINESCAN:
+        return build_producer(_cache_folder())
     if producer == VIKY:
         package = find_spec("genicam")
         if package is None or package.origin is None:
@@ -64,6 +69,12 @@ def producer_path(producer: Path) -> Path:
             f"{producer}: no such GenTL producer; {_PATH_VARIABLE} names: {on_path}"
         )
     return producer.resolve()
+
+
+def _cache_folder() -> Path:
+    """Where what is built here lies: the service manager's cache, or the user's."""
+    given = os.environ.get("CACHE_DIRECTORY") or os.environ.get("XDG_CACHE_HOME")
+    return Path(given or Path.home() / ".cache") / "vqi" / f"producer-{source_sha256()[:12]}"
 
 
 def sha256_of(path: Path) -> str:

@@ -267,9 +267,11 @@ class GenicamCamera(Camera):
         self._next_probe_s = time.monotonic() + _PROBE_S
         try:
             # A cached value would answer for a camera that is gone.
-            _ = self._nodes.Width.get_value(ignore_cache=True)
+            width = int(self._nodes.Width.get_value(ignore_cache=True))
         except Exception as error:
             raise self._lost(str(error)) from error
+        if width != self.info.width:
+            raise self._lost(f"it was reset: Width is {width}, not {self.info.width}")
 
     def _lost(self, why: str) -> DeviceLost:
         self._is_lost = True

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from drivers.camera.producer.build import build_producer, source_sha256
-from drivers.errors import DeviceNotFound, DeviceRefused, DriverMissing
+from drivers.errors import DeviceBusy, DeviceNotFound, DeviceRefused, DriverMissing
 
 VIKY = Path("viky")
 """Names the area-scan simulator that comes with the genicam package."""
@@ -82,7 +82,10 @@ def sha256_of(path: Path) -> str:
 
 
 def load_producer(path: Path) -> Any:
-    """A harvester with this producer alone. Raises `DriverMissing`, `DeviceRefused`."""
+    """A harvester with this producer alone.
+
+    Raises `DriverMissing`, `DeviceRefused`, `DeviceBusy`.
+    """
     try:
         from harvesters.core import Harvester
     except ImportError as error:
@@ -94,6 +97,9 @@ def load_producer(path: Path) -> Any:
     harvester = Harvester()
     harvester.add_file(str(path), check_existence=True)
     harvester.update()
+    if not harvester._systems:  # harvesters keeps what TLOpen said to itself
+        harvester.reset()
+        raise DeviceBusy(f"{path}: this producer opens once in a program, and it is open here")
     return harvester
 
 

@@ -29,6 +29,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from drivers.camera import CameraInfo
 from drivers.camera.recording import StripWriter
 from drivers.stacklight import LightState
 from models.classifier import Classifier
@@ -318,6 +319,7 @@ class Station:
             "precision": self._why_precision,
             "camera_serial": self._context.camera.serial,
             **_flat_field_names(self._context.flat_field),
+            **_feature_detail(self._context.camera),
             **{f"machine_{key}": value for key, value in self._machine_scores.items()},
         }
         started = self._change("start", "station", detail)
@@ -791,6 +793,19 @@ def _flat_field_names(flat_field: FlatField | None) -> dict[str, str]:
     if flat_field is None:
         return {}
     return {"flat_field_id": flat_field.id, "flat_field_sha256": flat_field.sha256}
+
+
+def _feature_detail(camera: CameraInfo) -> dict[str, str]:
+    """A camera's features as it read them back; what it rounded is said, never just accepted."""
+    if not camera.features:
+        return {}
+    detail = {
+        "camera_features": json.dumps(camera.features),
+        "camera_features_sha256": camera.features_sha256,
+    }
+    if camera.rounded:
+        detail["camera_rounded"] = json.dumps(camera.rounded)
+    return detail
 
 
 def _latency_ms(body: ResultBody, commanded_ns: int) -> float | None:

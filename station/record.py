@@ -181,6 +181,8 @@ class ResultBody(Body):
     flat_field_id: str | None = None
     flat_field_sha256: str | None = None
     """None where scan lines are judged as the camera delivers them."""
+    camera_features_sha256: str = ""
+    """Of the features as the camera read them back."""
     opened_ns: int
     last_scan_line_ns: int | None
     """When the plate's last scan line was in memory."""

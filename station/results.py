@@ -203,6 +203,7 @@ def _body(context: Context, *, sequence: int, **fields: object) -> ResultBody:
         "camera_serial": context.camera.serial,
         "flat_field_id": context.flat_field.id if context.flat_field else None,
         "flat_field_sha256": context.flat_field.sha256 if context.flat_field else None,
+        "camera_features_sha256": context.camera.features_sha256,
         "decided_ns": time.monotonic_ns(),
     }
     return ResultBody.model_validate({**values, **fields})

@@ -55,8 +55,8 @@ _MOST_UNEVEN_PX = 3.0
 _EDGE_DOUBT_PX = 0.5
 """A side lies where half of its step is reached: light, optics and the cut decide on this much."""
 
-_SCALE_TOLERANCE = 0.005
-_MOST_OUT_OF_SQUARE_DEG = 0.1
+SCALE_TOLERANCE = 0.005
+MOST_OUT_OF_SQUARE_DEG = 0.1
 
 
 class ScaleRefused(ValueError):
@@ -115,18 +115,18 @@ def scale_findings(scale: Scale, pixel_pitch_mm: float) -> tuple[str, ...]:
     """What is wrong with the scale, and what to do; empty if nothing."""
     across, along = scale.crossweb_mm_per_px.value, scale.downweb_mm_per_px.value
     findings = []
-    if abs(across / pixel_pitch_mm - 1) > _SCALE_TOLERANCE:
+    if abs(across / pixel_pitch_mm - 1) > SCALE_TOLERANCE:
         findings.append(
             f"crossweb: {across:.5f} mm per pixel, {pixel_pitch_mm:g} is configured; correct "
             "camera.pixel_pitch_mm, or the working distance"
         )
-    if abs(scale.aspect.value - 1) > _SCALE_TOLERANCE:
+    if abs(scale.aspect.value - 1) > SCALE_TOLERANCE:
         findings.append(
             f"downweb: {along:.5f} mm per pixel, {across:.5f} crossweb: the picture is stretched "
             f"{across / along:.4f} x; multiply EncoderDivider (or divide AcquisitionLineRate) by "
             f"{across / along:.4f}"
         )
-    if abs(scale.squareness_deg.value) > _MOST_OUT_OF_SQUARE_DEG:
+    if abs(scale.squareness_deg.value) > MOST_OUT_OF_SQUARE_DEG:
         findings.append(
             f"the scan line is {scale.squareness_deg.value:+.3f} deg from square to the travel; "
             "turn the camera"

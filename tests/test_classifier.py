@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
@@ -394,6 +396,21 @@ def test_shipped_weights_are_small_and_flat() -> None:
     size_bytes = sum(path.stat().st_size for path in SHIPPED.iterdir())
     assert size_bytes < 2_500_000
     assert read_card(SHIPPED).mflops < 100
+
+
+def test_the_runtime_keeps_its_blocked_layout_from_end_to_end(tmp_path: Path) -> None:
+    """A layer between that ONNX Runtime cannot run blocked would reorder every tile twice."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    options.log_severity_level = 3  # it warns that the file is for this processor alone
+    ort.InferenceSession(SHIPPED / "model.onnx", options, providers=["CPUExecutionProvider"])
+    graph = onnx.load(tmp_path / "optimised.onnx").graph
+    kinds = Counter((node.domain, node.op_type) for node in graph.node)
+    assert kinds["com.microsoft.nchwc", "Conv"] > 20
+    assert kinds["", "Conv"] == 0
+    assert kinds["com.microsoft.nchwc", "ReorderInput"] == 0
+    assert kinds["com.microsoft.nchwc", "ReorderOutput"] <= 2, "the scores' way and the map's"
 
 
 def test_the_runtime_tells_nobody(tmp_path: Path) -> None:

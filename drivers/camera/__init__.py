@@ -5,6 +5,8 @@ A scan line is one row of pixels. *Downweb* is axis 0, along the travel; *crossw
 
 from __future__ import annotations
 
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -70,7 +72,8 @@ class Frame:
     is_incomplete: bool = False
     """True if the camera or its link says that pixels are missing."""
     encoder_value: int | None = None
-    """Encoder count at the first scan line, one count a scan line; None without an encoder."""
+    """Scan lines that the encoder has counted before the first one of this frame; None where no
+    encoder triggers the scan lines."""
     plate_counter: int | None = None
     """Plates whose leading edge passed the trigger input before the first scan line, if known."""
     truth: tuple[PlateTruth, ...] = ()
@@ -96,6 +99,8 @@ class CameraInfo:
     pixel_format: str
     line_rate_hz: float | None = None
     """None where the camera has no AcquisitionLineRate."""
+    exposure_us: float | None = None
+    """None where the camera has no ExposureTime."""
     is_patient: bool = False
     """True if the source waits for its reader: nothing passes by while nobody takes frames."""
     producer_path: str | None = None
@@ -103,6 +108,14 @@ class CameraInfo:
     """Of the GenTL producer's file, for provenance."""
     features: dict[str, str] = field(default_factory=dict)
     """Features applied, as read back from the camera."""
+    rounded: dict[str, str] = field(default_factory=dict)
+    """Of those that the camera rounded: what was asked for."""
+
+    @property
+    def features_sha256(self) -> str:
+        """Of the features as the camera read them back, by name: equal sets, equal hash."""
+        text = json.dumps(self.features, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @property
     def max_frame_bytes(self) -> int:
@@ -134,6 +147,10 @@ class Camera(ABC):
         within `timeout_s`. An incomplete frame is returned, marked, never hidden. Raises
         `DeviceLost` within 1 s of a disconnect, `EndOfSource` at the end of a finite source.
         """
+
+    def temperature_c(self) -> float | None:
+        """The camera's temperature in degrees Celsius; None where it does not tell."""
+        return None
 
     @abstractmethod
     def stop(self) -> None:

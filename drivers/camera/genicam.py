@@ -1,81 +1,43 @@
 """A camera behind a GenTL producer, through harvesters.
 
-harvesters holds the interpreter while it waits, drops incomplete frames silently, and reports a
-disconnect as a timeout; so frames are taken from its event monitor directly (a private attribute:
-the version is pinned), copied, and their buffers queued again at once. A producer that crashes when
-it is loaded takes only a throw-away process with it.
+harvesters holds the interpreter while it waits, drops incomplete frames silently, leaves padding in
+scan lines, and reports a disconnect as a timeout; so frames are taken from its event monitor
+directly (a private attribute: the version is pinned), copied, and their buffers queued again at
+once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
 import signal
-import subprocess
-import sys
 import time
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drivers.camera import Camera, CameraInfo, Frame
+from drivers.camera.features import (
+    HERTZ,
+    MICROSECONDS,
+    Applied,
+    apply_features,
+    read_feature,
+    read_in,
+)
+from drivers.camera.producers import load_producer, producer_path, sha256_of
 from drivers.camera.settings import GenicamCameraSettings
-from drivers.errors import DeviceBusy, DeviceLost, DeviceNotFound, DeviceRefused, DriverMissing
+from drivers.errors import DeviceBusy, DeviceLost, DeviceNotFound, DeviceRefused
 
 Pixels = NDArray[np.uint8]
 
-VIKY = Path("viky")
-"""Names the area-scan simulator that comes with the genicam package."""
-_PATH_VARIABLE = "GENICAM_GENTL64_PATH"
-_PRECHECK_LIMIT_S = 20.0
 _POLL_S = 0.001
 _PROBE_S = 0.3
 """A silent camera is asked for a register this often: a disconnect looks like a timeout."""
-_PRECHECK = """
-import ctypes, sys
-library = ctypes.CDLL(sys.argv[1])
-needed = ("GCInitLib", "GCGetLastError", "TLOpen")
-missing = [name for name in needed if not hasattr(library, name)]
-if missing:
-    sys.exit("not a GenTL producer: it lacks " + ", ".join(missing))
-from harvesters.core import Harvester
-harvester = Harvester()
-harvester.add_file(sys.argv[1], check_existence=True)
-harvester.update()
-print(len(harvester.device_info_list))
-harvester.reset()
-"""
-
-
-def producers_on_path() -> list[Path]:
-    """Producers in the folders of GENICAM_GENTL64_PATH."""
-    folders = [Path(part) for part in os.environ.get(_PATH_VARIABLE, "").split(":") if part]
-    return sorted(file for folder in folders for file in folder.glob("*.cti"))
-
-
-def list_cameras(producer: Path) -> list[dict[str, str]]:
-    """The cameras that a producer finds. Raises `DriverMissing`, `DeviceNotFound`,
-    `DeviceRefused`."""
-    path = _producer_path(producer)
-    harvester = _load(path)
-    try:
-        return [
-            {
-                "producer": str(path),
-                "vendor": str(info.vendor),
-                "model": str(info.model),
-                "serial": str(info.serial_number),
-                "tl_type": str(info.tl_type),
-            }
-            for info in harvester.device_info_list
-        ]
-    finally:
-        harvester.reset()
+_CLOCK_DRIFT = 100e-6
+"""A camera's quartz and this host's go apart by no more than this."""
+_WRAP_16 = 0xFFFF
+"""GigE Vision 1.x counts its blocks from 1 to this and begins again at 1."""
 
 
 class GenicamCamera(Camera):
@@ -83,25 +45,36 @@ class GenicamCamera(Camera):
 
     def __init__(self, settings: GenicamCameraSettings) -> None:
         self._serial = settings.serial
-        self._path = _producer_path(settings.producer)
-        self._harvester = _load(self._path)
+        self._path = producer_path(settings.producer)
+        self._harvester = load_producer(self._path)
         self._acquirer: Any = None
         self._is_running = False
         self._is_lost = False
-        self._first_id: int | None = None
         self._next_probe_s = 0.0
+        self._ids = _FrameIds()
+        self._clock = _DeviceClock()
+        self._chunks: _Chunks | None = None
+        self._is_height_variable = False
         try:
             self._open(settings.buffers)
-            features = {name: self._apply(name, value) for name, value in settings.features.items()}
-            self.info = self._read_info(features)
+            applied = apply_features(self._nodes, settings.features, self._serial)
+            self.info = self._read_info(applied)
         except BaseException:
             self.close()
             raise
 
+    @property
+    def node_map(self) -> Any:
+        """The camera's features, for tools that list them."""
+        return self._nodes
+
     def start(self) -> None:
         if self._is_lost:
             raise self._lost("it was disconnected; open it again")
-        self._first_id = None
+        self._ids = _FrameIds()
+        self._clock = _DeviceClock()
+        self._chunks = _Chunks(self._nodes)
+        self._is_height_variable = _is_on(self._nodes, "FrameActive")
         self._next_probe_s = time.monotonic() + _PROBE_S
         try:
             self._acquirer.start()
@@ -130,6 +103,10 @@ class GenicamCamera(Camera):
             if time.monotonic() >= deadline:
                 return None
             time.sleep(_POLL_S)
+
+    def temperature_c(self) -> float | None:
+        value = read_feature(self._nodes, "DeviceTemperature")
+        return None if value is None else float(value)
 
     def stop(self) -> None:
         if self._is_running:
@@ -167,7 +144,8 @@ class GenicamCamera(Camera):
             self._acquirer.num_buffers = buffers
         except Exception as error:
             text = f"camera {self._serial} behind {self._path}: {error}"
-            if "ResourceInUse" in type(error).__name__:
+            # In use here, or controlled by another program (GenTL 1.6, IFOpenDevice).
+            if type(error).__name__ in ("ResourceInUseException", "AccessDeniedException"):
                 raise DeviceBusy(f"{text}; another program holds it") from error
             raise DeviceRefused(text) from error
         finally:
@@ -175,38 +153,12 @@ class GenicamCamera(Camera):
             with contextlib.suppress(ValueError):
                 signal.signal(signal.SIGINT, handler)
 
-    def _apply(self, name: str, value: bool | int | float | str) -> str:
-        """Set a feature and read it back."""
-        try:
-            node = self._nodes.get_node(name)
-            if node is None:
-                raise DeviceRefused(f"camera {self._serial} has no feature {name}")
-            node.value = value
-            found = node.value
-        except DeviceRefused:
-            raise
-        except Exception as error:
-            raise DeviceRefused(
-                f"camera {self._serial} refuses {name} = {value!r}: {error}"
-            ) from error
-        is_same = (
-            abs(float(found) - value) <= 1e-3 * max(1.0, abs(value))
-            if isinstance(value, float)
-            else str(found) == str(value)
-        )
-        if not is_same:
-            raise DeviceRefused(
-                f"camera {self._serial}: {name} is {found!r} after setting it to {value!r}"
-            )
-        return str(found)
-
-    def _read_info(self, features: dict[str, str]) -> CameraInfo:
+    def _read_info(self, applied: Applied) -> CameraInfo:
         info = next(
             item
             for item in self._harvester.device_info_list
             if str(item.serial_number) == self._serial
         )
-        rate = self._read("AcquisitionLineRate")
         return CameraInfo(
             driver="genicam",
             vendor=str(info.vendor),
@@ -215,19 +167,13 @@ class GenicamCamera(Camera):
             width=int(self._nodes.Width.value),
             frame_height=int(self._nodes.Height.value),
             pixel_format=str(self._nodes.PixelFormat.value),
-            line_rate_hz=None if rate is None else float(rate),
+            line_rate_hz=read_in(self._nodes, "AcquisitionLineRate", HERTZ),
+            exposure_us=read_in(self._nodes, "ExposureTime", MICROSECONDS),
             producer_path=str(self._path),
-            producer_sha256=hashlib.sha256(self._path.read_bytes()).hexdigest(),
-            features=features,
+            producer_sha256=sha256_of(self._path),
+            features=applied.values,
+            rounded=applied.rounded,
         )
-
-    def _read(self, name: str) -> Any:
-        """A feature's value; None where the camera has no such feature."""
-        try:
-            node = self._nodes.get_node(name)
-            return None if node is None else node.value
-        except Exception:  # noqa: BLE001  not implemented, not available, not readable
-            return None
 
     @property
     def _nodes(self) -> Any:
@@ -248,33 +194,37 @@ class GenicamCamera(Camera):
         return monitor.buffer
 
     def _copy(self, buffer: Any, into: Pixels) -> Frame:
-        """Copy a buffer's delivered scan lines; stale ones below them are left out."""
-        width, height = int(buffer.width), self._delivered_height(buffer)
-        code = int(buffer.pixel_format)
-        row_bytes = -(-width * _bits_a_pixel(code) // 8)
-        raw = np.frombuffer(buffer.raw_buffer, np.uint8)[int(buffer.image_offset) :]
-        rows = min(height, len(raw) // row_bytes, len(into) // row_bytes)
-        size = rows * row_bytes
-        into[:size] = raw[:size]
+        """Copy a buffer's delivered scan lines; stale ones below and padding beside them are left
+        out."""
+        arrived_ns = time.monotonic_ns()
+        code, width = _layout(buffer)
+        if not width:
+            return self._empty(buffer, arrived_ns, into)
+        pixels = _copy_scan_lines(buffer, width, -(-width * _bits_a_pixel(code) // 8), into)
+        is_short = len(pixels) < self.info.frame_height and not self._is_height_variable
+        assert self._chunks is not None
+        encoder_value, plate_counter = self._chunks.read(self._acquirer, buffer)
         return Frame(
-            pixels=into[:size].reshape(rows, row_bytes),
+            pixels=pixels,
             width=width,
-            frame_id=self._frame_id(int(buffer.frame_id)),
-            timestamp_ns=time.monotonic_ns(),
+            frame_id=self._ids.counted(int(buffer.frame_id)),
+            timestamp_ns=self._clock.on_host(_timestamp_ns(buffer), arrived_ns),
             pixel_format=_pixel_format(code),
-            is_incomplete=not buffer.is_complete() or rows < self.info.frame_height,
+            is_incomplete=not buffer.is_complete() or is_short,
+            encoder_value=encoder_value,
+            plate_counter=plate_counter,
         )
 
-    def _frame_id(self, number: int) -> int:
-        if self._first_id is None:
-            self._first_id = number
-        return number - self._first_id
-
-    def _delivered_height(self, buffer: Any) -> int:
-        try:
-            return int(buffer.delivered_image_height)
-        except Exception:  # noqa: BLE001  optional in GenTL; the full height then
-            return int(buffer.height)
+    def _empty(self, buffer: Any, arrived_ns: int, into: Pixels) -> Frame:
+        """A frame whose leader was lost: nobody knows where its pixels belong."""
+        return Frame(
+            pixels=into[:0].reshape(0, self.info.width),
+            width=self.info.width,
+            frame_id=self._ids.counted(int(buffer.frame_id)),
+            timestamp_ns=self._clock.last_ns or arrived_ns,
+            pixel_format=self.info.pixel_format,
+            is_incomplete=True,
+        )
 
     def _probe(self) -> None:
         """Ask the camera for a register now and then. Raises `DeviceLost`."""
@@ -282,13 +232,130 @@ class GenicamCamera(Camera):
             return
         self._next_probe_s = time.monotonic() + _PROBE_S
         try:
-            _ = self._nodes.Width.value
+            # A cached value would answer for a camera that is gone.
+            _ = self._nodes.Width.get_value(ignore_cache=True)
         except Exception as error:
             raise self._lost(str(error)) from error
 
     def _lost(self, why: str) -> DeviceLost:
         self._is_lost = True
         return DeviceLost(f"camera {self._serial}: {why}")
+
+
+class _FrameIds:
+    """Frame ids counted from 0, also past the end of a 16-bit counter."""
+
+    def __init__(self) -> None:
+        self._first: int | None = None
+        self._last = 0
+        self._wraps = 0
+
+    def counted(self, number: int) -> int:
+        if self._first is None:
+            self._first = number
+        is_wrapped = self._last <= _WRAP_16 and self._last - number > _WRAP_16 // 2
+        self._wraps += is_wrapped
+        self._last = number
+        return number - self._first + self._wraps * _WRAP_16
+
+
+class _DeviceClock:
+    """A camera's timestamps on this host's CLOCK_MONOTONIC.
+
+    A frame arrives after its last scan line was taken, never before: of all frames, the one that
+    waited least tells the two clocks' offset best.
+    """
+
+    def __init__(self) -> None:
+        self._offset_ns: float | None = None
+        self._told_ns = self._device_ns = 0
+        self.last_ns = 0
+        """What was told last; 0 before the first frame."""
+
+    def on_host(self, device_ns: int | None, arrived_ns: int) -> int:
+        """When the last scan line was in the camera; its arrival where the camera does not say."""
+        self.last_ns = arrived_ns if device_ns is None else self._mapped(device_ns, arrived_ns)
+        return self.last_ns
+
+    def _mapped(self, device_ns: int, arrived_ns: int) -> int:
+        offset_ns = arrived_ns - device_ns
+        # A clock that goes back began anew; some cameras tell only the part of a second.
+        if self._offset_ns is not None and device_ns >= self._device_ns:
+            drift_ns = (arrived_ns - self._told_ns) * _CLOCK_DRIFT
+            offset_ns = int(min(offset_ns, self._offset_ns + drift_ns))
+        self._offset_ns, self._told_ns, self._device_ns = offset_ns, arrived_ns, device_ns
+        return device_ns + offset_ns
+
+
+class _Chunks:
+    """What the camera sends with a frame, where it does: encoder and plate counter (SFNC)."""
+
+    def __init__(self, nodes: Any) -> None:
+        self._nodes = nodes
+        self._is_active = bool(read_feature(nodes, "ChunkModeActive"))
+        source = str(read_feature(nodes, "TriggerSource[LineStart]"))
+        is_by_encoder = _is_on(nodes, "LineStart") and source.startswith("Encoder")
+        divider = read_feature(nodes, "EncoderDivider") if is_by_encoder else None
+        self._counts_a_scan_line = None if divider is None else int(divider)
+
+    def read(self, acquirer: Any, buffer: Any) -> tuple[int | None, int | None]:
+        """Scan lines that the encoder has counted, and plates, at the frame's first scan line.
+
+        Counts of an encoder that does not trigger the scan lines say nothing of missing ones.
+        """
+        if not self._is_active:
+            return None, None
+        acquirer._update_chunk_data(buffer=buffer, is_manual=True)
+        counts = read_feature(self._nodes, "ChunkEncoderValue")
+        plates = read_feature(self._nodes, "ChunkCounterValue")
+        scan_lines = None
+        if counts is not None and self._counts_a_scan_line:
+            scan_lines = int(counts) // self._counts_a_scan_line
+        return scan_lines, None if plates is None else int(plates)
+
+
+def _is_on(nodes: Any, trigger: str) -> bool:
+    return str(read_feature(nodes, f"TriggerMode[{trigger}]")) == "On"
+
+
+def _copy_scan_lines(buffer: Any, width: int, row_bytes: int, into: Pixels) -> Pixels:
+    height, stride = _delivered_height(buffer), row_bytes + _padding(buffer)
+    raw = np.frombuffer(buffer.raw_buffer, np.uint8)[int(buffer.image_offset) :]
+    rows = min(height, len(raw) // stride, len(into) // row_bytes)
+    pixels = into[: rows * row_bytes].reshape(rows, row_bytes)
+    np.copyto(pixels, raw[: rows * stride].reshape(rows, stride)[:, :row_bytes])
+    return pixels
+
+
+def _layout(buffer: Any) -> tuple[int, int]:
+    """Code of the pixel format, and width; 0 and 0 where a lost leader leaves them unknown."""
+    try:
+        return int(buffer.pixel_format), int(buffer.width)
+    except Exception:
+        if buffer.is_complete():
+            raise
+        return 0, 0
+
+
+def _padding(buffer: Any) -> int:
+    try:
+        return int(buffer.padding_x)
+    except Exception:  # noqa: BLE001  optional in GenTL; none then
+        return 0
+
+
+def _delivered_height(buffer: Any) -> int:
+    try:
+        return int(buffer.delivered_image_height)
+    except Exception:  # noqa: BLE001  optional in GenTL; the full height then
+        return int(buffer.height)
+
+
+def _timestamp_ns(buffer: Any) -> int | None:
+    try:
+        return int(buffer.timestamp_ns) or None
+    except Exception:  # noqa: BLE001  optional in GenTL
+        return None
 
 
 def _bits_a_pixel(code: int) -> int:
@@ -301,53 +368,3 @@ def _pixel_format(code: int) -> str:
     from harvesters.util.pfnc import dict_by_ints
 
     return str(dict_by_ints.get(code, f"0x{code:08X}"))
-
-
-def _producer_path(producer: Path) -> Path:
-    if producer == VIKY:
-        package = find_spec("genicam")
-        if package is None or package.origin is None:
-            raise DriverMissing("the package genicam is not installed: pip install genicam==1.6.0")
-        producer = Path(package.origin).parent / "viky.cti"
-    if not producer.is_file():
-        on_path = ", ".join(map(str, producers_on_path())) or "none"
-        raise DeviceNotFound(
-            f"{producer}: no such GenTL producer; {_PATH_VARIABLE} names: {on_path}"
-        )
-    return producer.resolve()
-
-
-def _load(path: Path) -> Any:
-    try:
-        from harvesters.core import Harvester
-    except ImportError as error:
-        raise DriverMissing(
-            f"harvesters or genicam does not load: {error}; "
-            "Debian's package libpython3.11 has the shared Python that genicam needs"
-        ) from error
-    _precheck(path)
-    harvester = Harvester()
-    harvester.add_file(str(path), check_existence=True)
-    harvester.update()
-    return harvester
-
-
-@cache
-def _precheck(path: Path) -> None:
-    """Load the producer in a process of its own: a bad one crashes whoever loads it."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", _PRECHECK, str(path)],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_PRECHECK_LIMIT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise DeviceRefused(f"{path}: loading this producer takes too long") from error
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        raise DeviceRefused(f"{path}: loading it crashes ({name}); not a GenTL producer?")
-    if done.returncode:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise DeviceRefused(f"{path}: this producer does not load: {''.join(last)}")

@@ -76,13 +76,18 @@ class FaultSettings(Settings):
     wrong_pixel_format: tuple[int, ...] = Field((), description="Frames in Mono12.")
 
 
-class SimulatedCameraSettings(LineScanSettings):
-    """A belt with rendered plates under a paced line-scan camera."""
+class BeltSettings(Settings):
+    """Which plates a simulated belt carries."""
 
-    type: Literal["simulated"]
     seed: Count = Field(1, ge=0, description="Same seed, same belt.")
     bank_plates: Count = Field(16, ge=1, le=4096, description="Different plates rendered ahead.")
     specimen: SpecimenSettings = SpecimenSettings()
+
+
+class SimulatedCameraSettings(LineScanSettings, BeltSettings):
+    """A belt with rendered plates under a paced line-scan camera."""
+
+    type: Literal["simulated"]
     is_paced: bool = Field(True, description="False delivers frames as fast as they are taken.")
     belt_file: Path | None = Field(
         None,
@@ -127,13 +132,26 @@ class GenicamCameraSettings(Settings):
     """A camera behind a GenTL producer."""
 
     type: Literal["genicam"]
-    producer: Path = Field(description="The vendor's .cti file; `viky` names the one in the wheel.")
+    producer: Path = Field(
+        description="The vendor's .cti file; `linescan` is built here with gcc, from the line-scan "
+        "simulator that comes with vqi; `viky` is the area-scan one in genicam's wheel."
+    )
     serial: str = Field(min_length=1, description="DeviceSerialNumber; another serial is refused.")
     pixel_pitch_mm: Number = Field(0.1, gt=0, le=10, description="Size of a pixel on the plate.")
     buffers: Count = Field(64, ge=4, le=1024, description="Buffers announced to the producer.")
     features: dict[str, bool | int | float | str] = Field(
-        default_factory=dict, description="SFNC features in the order to apply them."
+        default_factory=dict,
+        description="SFNC features; one that a selector chooses as Name[Selected].",
     )
+    belt: BeltSettings | None = Field(
+        None, description="Plates that the line-scan simulator sees; no other camera can be told."
+    )
+
+    @model_validator(mode="after")
+    def _only_the_simulator_sees_a_rendered_belt(self) -> GenicamCameraSettings:
+        if self.belt is not None and "SimSource" in self.features:
+            raise ValueError("belt and the feature SimSource both say what the simulator sees")
+        return self
 
 
 CameraSettings = Annotated[

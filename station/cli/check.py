@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from drivers.camera import CameraInfo
 from drivers.errors import DeviceError
 from drivers.stacklight import open_stack_light
 from models.card import ModelError
@@ -110,9 +111,16 @@ def _check_camera(settings: Configuration, recipe: Loaded[Recipe], is_running: b
         rate = "" if info.line_rate_hz is None else f", {info.line_rate_hz:g} scan lines/s"
         return (
             f"{info.vendor} {info.model} {info.serial}, {info.width} px {info.pixel_format}{rate}"
+            f"{_rounded(info)}"
         )
     finally:
         camera.close()
+
+
+def _rounded(info: CameraInfo) -> str:
+    """What the camera made of the values that it did not take as they were."""
+    texts = [f"{name} {info.features[name]} for {asked}" for name, asked in info.rounded.items()]
+    return f"; warning: the camera rounded {', '.join(texts)}" if texts else ""
 
 
 def _check_light(settings: Configuration, is_running: bool) -> str:

@@ -486,8 +486,7 @@ static bool next_line(Camera *camera, ScanLine *line)
         return false;
     line->number = camera->line;
     line->next_number = camera->line + 1;
-    line->seen_ns = now_ns();
-    line->done_ns = line->seen_ns;
+    line->seen_ns = line->done_ns = camera->software_ns;
     line->row = belt_row(&camera->belt, line->seen_ns);
     return true;
 }
@@ -545,6 +544,7 @@ static int64_t next_wake(Camera *camera, int64_t now)
 static void *run(void *argument)
 {
     Camera *camera = argument;
+    pthread_setname_np(pthread_self(), "vqi-camera");
     pthread_mutex_lock(&camera->lock);
     while (!camera->is_closing) {
         int64_t now = now_ns();
@@ -641,9 +641,10 @@ static void command(Camera *camera, FeatureId id, int64_t now)
         start(camera, now);
     else if (id == F_AcquisitionStop)
         stop(camera);
-    else if (id == F_TriggerSoftware)
+    else if (id == F_TriggerSoftware) {
         camera->software_triggers[selected(camera, id)]++;
-    else if (id == F_TimestampLatch)
+        camera->software_ns = now;
+    } else if (id == F_TimestampLatch)
         INTEGER_OF(camera, TimestampLatchValue) = now;
     else if (id == F_EncoderReset)
         camera->encoder_zero = counts_at(camera, row);

@@ -44,7 +44,7 @@ typedef struct {
     int64_t line; /* the next scan line's number: of the clock, the encoder's pulses or the triggers */
     int64_t highest_pulse, ready_ns;
     int64_t encoder_zero, counter_zero;
-    int64_t software_triggers[3];
+    int64_t software_triggers[3], software_ns;
     bool is_framing, is_in_step, was_covered;
     Frame frame;
     int64_t last_number, frames_left;

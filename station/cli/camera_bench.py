@@ -283,7 +283,7 @@ def _say_scale(measured: Scale, findings: tuple[str, ...]) -> None:
         "rotation of the plate": (measured.rotation_deg, "deg"),
     }
     for name, (each, unit) in rows.items():
-        typer.echo(f"{name:22}  {each.value:.6f} +- {each.standard_error:.6f} {unit}")
+        typer.echo(f"{name:22}  {each.value:.6f} +- {each.standard_error:.1e} {unit}".rstrip())
     typer.echo(f"{'residual':22}  {1000 * measured.residual_mm:.1f} um")
     for finding in findings:
         typer.echo(f"warning: {finding}")

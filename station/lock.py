@@ -7,6 +7,8 @@ import os
 import time
 from pathlib import Path
 
+STATION_LOCK = "station.lock"
+"""Held by the one station of a runtime folder."""
 WAIT_S = 3.0
 """A predecessor that is just ending is waited for so long."""
 _RETRY_S = 0.02

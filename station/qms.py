@@ -33,10 +33,17 @@ _TRIGGERS = {"row_no_update", "row_no_delete", "row_no_replace"}
 _TAIL_ROWS = 100
 """Checked at each start (I12); `vqi log verify` checks all."""
 _BUSY_TIMEOUT_S = 1.0
+_MOST_REFERENCES = 64
+"""Of recipes and cameras that a log remembers; an older one is learned anew."""
 _CODES_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _CODES_FULL = {sqlite3.SQLITE_FULL}
 
 Json = dict[str, Any]
+
+_SIGNED_FILES = """
+    SELECT coalesce(body ->> '$.detail.file_sha256', '') FROM row
+    WHERE kind = 'change' AND body ->> '$.what' = 'commissioned' ORDER BY seq DESC LIMIT 100
+"""
 
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
@@ -174,6 +181,26 @@ class Store:
         body: Json = json.loads(found[0].body)
         return body
 
+    def open_attentions(self) -> list[Json]:
+        """Bodies of attentions that began and have not ended, oldest first."""
+        begun: dict[tuple[str, float | None, float | None], Json] = {}
+        for row in self._query("SELECT body FROM row WHERE kind = 'attention' ORDER BY seq", {}):
+            body: Json = json.loads(row.body)
+            key = (body["name"], body["start_mm"], body["end_mm"])
+            begun.pop(key, None)
+            if body["is_begin"]:
+                begun[key] = body
+        return list(begun.values())
+
+    def references(self) -> list[Json]:
+        """The newest reference of the light for each key."""
+        rows = self._query(
+            "SELECT body FROM row WHERE kind = 'reference' AND seq IN (SELECT max(seq) FROM row "
+            "WHERE kind = 'reference' GROUP BY body ->> '$.key') ORDER BY seq DESC LIMIT :most",
+            {"most": _MOST_REFERENCES},
+        )
+        return [json.loads(row.body) for row in rows]
+
     def last_sequence(self) -> int:
         """Highest plate sequence number ever given; 0 if none."""
         return self._scalar("SELECT max(sequence) FROM row WHERE sequence IS NOT NULL") or 0
@@ -187,6 +214,10 @@ class Store:
             "SELECT max(plate_ordinal) FROM row WHERE plate_ordinal IS NOT NULL "
             f"AND seq >= {began_anew or 0}"
         )
+
+    def signed_files(self) -> list[str]:
+        """The sha256 of each commissioning file that was signed, the latest first."""
+        return [row[0] for row in self._query(_SIGNED_FILES, {})]
 
     def close(self) -> None:
         self._connection.close()
@@ -461,6 +492,10 @@ class Reader:
         query = "SELECT body FROM row WHERE kind = :kind AND written_at >= :since ORDER BY seq"
         for row in self._connection.execute(text(query), {"kind": kind, "since": since}):
             yield json.loads(row[0])
+
+    def signed_files(self) -> list[str]:
+        """The sha256 of each commissioning file that was signed, the latest first."""
+        return [row[0] for row in self._connection.execute(text(_SIGNED_FILES))]
 
     def stats(self, wanted: Filter) -> Json:
         """Counts by verdict and by reason."""

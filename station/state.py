@@ -8,6 +8,10 @@ from enum import StrEnum
 from drivers.camera import CameraInfo
 from station.record import Provenance
 
+SIMULATOR_VENDOR = "VQI"
+"""The vendor that the GenTL simulator beside this program names: never production, whatever was
+signed. Tests build it under another name, so that a production pass is seen on the wire."""
+
 
 class StationState(StrEnum):
     PREOPERATIONAL = "PREOPERATIONAL"
@@ -27,15 +31,50 @@ class Commissioned:
     producer_sha256: str
 
 
-def provenance(camera: CameraInfo, commissioned: Commissioned | None) -> Provenance:
+@dataclass(frozen=True, slots=True)
+class NotCommissioned:
+    """Nothing that was signed holds here; `why` is for people."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a camera's frames come from, and why this is so."""
+
+    provenance: Provenance
+    why: str
+
+
+def provenance(camera: CameraInfo, commissioned: Commissioned | NotCommissioned) -> Origin:
     """Where this camera's frames come from; the only place that says `production`.
 
     A GenICam camera is production only if its serial and its producer's sha256 are those that
-    commissioning signed; otherwise it counts as simulated, for GenTL producers simulate too.
+    commissioning signed and it is not the simulator; otherwise it counts as simulated, for GenTL
+    producers simulate too.
     """
     if camera.driver == "replay":
-        return Provenance.REPLAYED
-    if camera.driver != "genicam" or commissioned is None:
-        return Provenance.SIMULATED
-    found = Commissioned(camera.serial, camera.producer_sha256 or "")
-    return Provenance.PRODUCTION if found == commissioned else Provenance.SIMULATED
+        return Origin(Provenance.REPLAYED, "the camera is a replay")
+    doubt = _doubt(camera, commissioned)
+    if doubt is not None:
+        return Origin(Provenance.SIMULATED, doubt)
+    return Origin(Provenance.PRODUCTION, f"camera {camera.serial} is the one that was signed")
+
+
+def _doubt(camera: CameraInfo, commissioned: Commissioned | NotCommissioned) -> str | None:
+    """Why this camera's plates are not production; None if they are."""
+    if camera.driver != "genicam":
+        return f"the camera's driver is {camera.driver}"
+    if camera.vendor == SIMULATOR_VENDOR:
+        return f"the camera is the simulator (vendor {camera.vendor})"
+    if isinstance(commissioned, NotCommissioned):
+        return commissioned.why
+    if not camera.serial or camera.serial != commissioned.camera_serial:
+        return f"camera {commissioned.camera_serial} was signed, this is {camera.serial or 'none'}"
+    if not camera.producer_sha256 or camera.producer_sha256 != commissioned.producer_sha256:
+        return (
+            f"the producer {camera.producer_path} is not the file that was signed "
+            f"(sha256 {(camera.producer_sha256 or 'unknown')[:12]}, signed "
+            f"{commissioned.producer_sha256[:12]})"
+        )
+    return None

@@ -15,19 +15,25 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from producer_rig import SignedLine, belt_settings
 from pty_recorder import read_log
 from station_rig import Rig, check_conservation, children, shared_memory, start_vqi, vqi, wait_until
 
 from drivers.camera.settings import SimulatedCameraSettings
 from drivers.camera.simulated import belt_plates_before
+from drivers.errors import DriverMissing
 from station.config import load_configuration
 from station.qms import Reader, verify
 
+Json = dict[str, Any]
+MakeLine = Callable[[Path, Json, int], tuple[Rig, SimulatedCameraSettings]]
+"""From a folder, the tower's settings and the belt's beginning."""
 TARGETS = ("parent", "lamp", "journal", "station", "camera", "all")
 PASS_OFF_LIMIT_S = 2.0
 REPLACED_LIMIT_S = 3.0
@@ -42,6 +48,10 @@ class KillLoop:
     rig: Rig
     seed: int
     tower_log: Path
+    belt: SimulatedCameraSettings
+    """The belt under the camera, whichever camera that is."""
+    epoch_ns: int
+    """When it began to run."""
     run: subprocess.Popen[bytes] | None = None
     kills_with_pass: int = 0
     kills: Counter[str] = field(default_factory=Counter)
@@ -70,13 +80,10 @@ class KillLoop:
 
     def check_belt(self, stopped_ns: int) -> None:
         """The log's last plate is the last that the belt, which nobody can kill, had carried."""
-        settings = load_configuration(str(self.rig.folder / "station.toml")).value.camera
-        assert isinstance(settings, SimulatedCameraSettings)
-        epoch_ns = json.loads(Path(self.rig.camera["belt_file"]).read_text())["epoch_monotonic_ns"]
 
         def carried(at_ns: int) -> int:
-            scan_line = int((at_ns - epoch_ns) / 1e9 * settings.line_rate_hz)
-            return belt_plates_before(settings, scan_line)
+            scan_line = int((at_ns - self.epoch_ns) / 1e9 * self.belt.line_rate_hz)
+            return belt_plates_before(self.belt, scan_line)
 
         last = max(row["plate_ordinal"] or 0 for row in self.rig.rows("opened"))
         # Frames are up to half a second old when they are seen.
@@ -188,23 +195,55 @@ def _is_alive(pid: int) -> bool:
         return False
 
 
-def kill_loop(folder: Path, kills: int, with_pass: int) -> KillLoop:
+_SPECIMEN = {"gap_mm": 100.0, "contrast_scale": 3.0, "defective_share": 0.2}
+
+
+def simulated_line(folder: Path, tower: Json, epoch_ns: int) -> tuple[Rig, SimulatedCameraSettings]:
+    """A line under the simulated camera: its passes are not production."""
+    (folder / "belt.json").write_text(json.dumps({"epoch_monotonic_ns": epoch_ns}))
+    camera = {"belt_file": str(folder / "belt.json"), "bank_plates": 2}
+    rig = Rig(folder, camera=camera, specimen=_SPECIMEN, light={"device": tower})
+    belt = load_configuration(str(rig.write())).value.camera
+    assert isinstance(belt, SimulatedCameraSettings)
+    return rig, belt
+
+
+def production_line(
+    folder: Path, tower: Json, epoch_ns: int
+) -> tuple[Rig, SimulatedCameraSettings]:
+    """A line under the C producer as another vendor's, signed: its passes are production."""
+    try:
+        line = SignedLine(
+            folder, {"ChunkModeActive": True, "SimBeltEpoch": epoch_ns}, _SPECIMEN, light=tower
+        )
+    except DriverMissing as error:
+        pytest.skip(str(error))
+    return line.rig, belt_settings(_SPECIMEN)
+
+
+def kill_loop(folder: Path, kills: int, with_pass: int, make_line: MakeLine) -> KillLoop:
     log, link = folder / "tower.log", folder / "tower"
     recorder = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("pty_recorder.py")), str(link), str(log)],
         start_new_session=True,
     )
     shared = shared_memory()
-    rig = Rig(
-        folder,
-        camera={"belt_file": str(folder / "belt.json"), "bank_plates": 2},
-        specimen={"gap_mm": 100.0, "contrast_scale": 3.0, "defective_share": 0.2},
-        light={"device": {"type": "serial_tower", "port": str(link)}},
-    )
-    (folder / "belt.json").write_text(json.dumps({"epoch_monotonic_ns": time.monotonic_ns()}))
-    loop = KillLoop(rig, seed=kills, tower_log=log)
+    epoch_ns = time.monotonic_ns()
     try:
+        rig, belt = make_line(folder, {"type": "serial_tower", "port": str(link)}, epoch_ns)
+        loop = KillLoop(rig, seed=kills, tower_log=log, belt=belt, epoch_ns=epoch_ns)
         wait_until(link.is_symlink, 5.0, "the tower")
+        _go(loop, kills, with_pass)
+    finally:
+        recorder.terminate()
+        recorder.wait()
+    assert shared_memory() == shared
+    return loop
+
+
+def _go(loop: KillLoop, kills: int, with_pass: int) -> None:
+    rig = loop.rig
+    try:
         loop.go(kills, with_pass)
         done = vqi("log", "verify", "--journal", str(rig.journal))
         assert done.returncode == 0, done.stdout + done.stderr
@@ -215,15 +254,21 @@ def kill_loop(folder: Path, kills: int, with_pass: int) -> KillLoop:
         if loop.run is not None and loop.run.poll() is None:
             loop.run.terminate()
             loop.run.wait(30.0)
-        recorder.terminate()
-        recorder.wait()
-    assert shared_memory() == shared
-    return loop
 
 
 def test_kills_lose_nothing_and_leave_no_green(tmp_path: Path) -> None:
-    loop = kill_loop(tmp_path, kills=len(TARGETS), with_pass=3)
+    loop = kill_loop(tmp_path, len(TARGETS), with_pass=3, make_line=simulated_line)
     assert set(loop.kills) == set(TARGETS)
+
+
+def test_kills_put_out_the_production_pass_too(tmp_path: Path) -> None:
+    folder = tmp_path / "line"
+    folder.mkdir()
+    loop = kill_loop(folder, len(TARGETS), with_pass=3, make_line=production_line)
+    assert set(loop.kills) == set(TARGETS)
+    commands = {row["command"] for row in loop.rig.rows("actuation")}
+    assert "pass" in commands
+    assert "pass_not_production" not in commands
 
 
 def test_a_start_after_a_kill_at_any_moment_of_the_start_before(tmp_path: Path) -> None:
@@ -278,7 +323,7 @@ def test_the_conservation_check_misses_no_missing_row(tmp_path: Path, kind: str)
 @pytest.mark.long
 @pytest.mark.timeout(3000)
 def test_two_hundred_kills(tmp_path: Path) -> None:
-    loop = kill_loop(tmp_path, kills=200, with_pass=100)
+    loop = kill_loop(tmp_path, kills=200, with_pass=100, make_line=simulated_line)
     print(
         f"{sum(loop.kills.values())} kills {dict(loop.kills)}, {loop.kills_with_pass} with a pass "
         f"shown; off after at most {loop.slowest_off_s:.2f} s, replaced after at most "

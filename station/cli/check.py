@@ -23,6 +23,7 @@ from station.cli.common import (
     load_or_exit,
     print_json,
 )
+from station.commissioned import read_commissioned
 from station.config import Configuration, Loaded, Recipe
 from station.control import send_command
 from station.ipc import PeerGone
@@ -30,6 +31,8 @@ from station.machine import accept_scores, test_on_this_machine
 from station.precision import Chosen, load_classifier
 from station.product import geometry_of, load_product
 from station.qms import DATABASE, Reader, StoreError, verify
+from station.record import Provenance
+from station.state import provenance
 
 _SQLITE_FIXED = (3, 51, 3)
 
@@ -103,7 +106,11 @@ def _precision(chosen: Chosen) -> str:
 
 def _check_camera(settings: Configuration, recipe: Loaded[Recipe], is_running: bool) -> str:
     if is_running:
-        return "in use by the running station"
+        status = send_command(settings.station.runtime_dir, "status")["status"]
+        return (
+            "in use by the running station; "
+            f"plates are {status['provenance']}: {status['provenance_why']}"
+        )
     camera = CameraProcess(settings.camera, settings.station.ring_s)
     try:
         info = camera.info
@@ -111,10 +118,26 @@ def _check_camera(settings: Configuration, recipe: Loaded[Recipe], is_running: b
         rate = "" if info.line_rate_hz is None else f", {info.line_rate_hz:g} scan lines/s"
         return (
             f"{info.vendor} {info.model} {info.serial}, {info.width} px {info.pixel_format}{rate}"
-            f"{_rounded(info)}"
+            f"{_rounded(info)}; {_check_origin(settings, info)}"
         )
     finally:
         camera.close()
+
+
+def _check_origin(settings: Configuration, info: CameraInfo) -> str:
+    """Whose plates these would be. A problem where a commissioning file is configured in vain."""
+    directory, signed = settings.journal.directory, list[str]()
+    if (directory / DATABASE).exists():
+        with Reader(directory) as reader:
+            signed = reader.signed_files()
+    file = settings.commissioning_file
+    origin = provenance(info, read_commissioned(file, settings.station.id, signed))
+    if origin.provenance is Provenance.PRODUCTION:
+        return f"plates are production: {origin.why}"
+    text = f"plates are not production: {origin.why}"
+    if file is not None:
+        raise Problem(text)
+    return text
 
 
 def _rounded(info: CameraInfo) -> str:

@@ -1,0 +1,118 @@
+"""The production pass on the wire: the C producer under another vendor's name, and a signature.
+
+A proof that nothing but a signed camera lights the production pass proves nothing where no pass is
+ever lit; here the same station shows it, and stops showing it for each reason there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from producer_rig import SignedLine
+from pty_recorder import PtyRecorder, adafruit_elements
+
+from drivers.errors import DriverMissing
+from station.state import SIMULATOR_VENDOR
+
+VENDOR = "Acme"
+PASS, PASS_NOT_PRODUCTION = {"green": "on"}, {"green": "on", "yellow": "blink"}
+
+
+def run(line: SignedLine, tower: PtyRecorder) -> tuple[set[str], list[dict[str, str]]]:
+    """Provenances of a run's records, and the patterns that the tower showed."""
+    result = line.rig.run("--plates", "6")
+    assert result.status == 0, result.stderr
+    assert result.summary["pass"] > 0
+    return {row["provenance"] for row in result.records}, shown(tower)
+
+
+def shown(tower: PtyRecorder) -> list[dict[str, str]]:
+    """The pattern after each write."""
+    patterns, data = [], b""
+    for _, part in list(tower.records):
+        data += part
+        patterns.append(adafruit_elements(data))
+    return patterns
+
+
+def a_line(folder: Path, vendor: str) -> SignedLine:
+    folder.mkdir()
+    light = {"type": "serial_tower", "port": str(folder / "tower")}
+    try:
+        return SignedLine(folder, light=light, vendor=vendor)
+    except DriverMissing as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> SignedLine:
+    return a_line(tmp_path / "line", VENDOR)
+
+
+def _tamper(line: SignedLine) -> None:
+    line.file.write_bytes(line.file.read_bytes().replace(b"sat", b"fat"))
+
+
+def _remove(line: SignedLine) -> None:
+    line.file.unlink()
+
+
+def _put_back_an_older_one(line: SignedLine) -> None:
+    older = line.file.read_bytes()
+    line.sign(who="Another")
+    line.file.write_bytes(older)
+
+
+def _change_the_producer(line: SignedLine) -> None:
+    """Another build of the same source, as an update of a vendor's library is."""
+    path = Path(line.rig.camera["producer"])
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def _sign_another_camera(line: SignedLine) -> None:
+    line.sign(camera_serial="Acme-LS-2")
+
+
+def test_only_a_signed_camera_lights_the_production_pass(line: SignedLine) -> None:
+    with PtyRecorder(line.rig.folder / "tower") as tower:
+        provenances, patterns = run(line, tower)
+        assert provenances == {"production"}
+        assert PASS in patterns
+        assert PASS_NOT_PRODUCTION not in patterns
+        commands = {row["command"] for row in line.rig.rows("actuation")}
+        assert "pass" in commands
+        assert "pass_not_production" not in commands
+        assert not any(row["is_simulated"] for row in line.rig.rows("result"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (_tamper, "changed since"),
+        (_remove, "cannot be read"),
+        (_put_back_an_older_one, "an older file"),
+        (_change_the_producer, "is not the file that was signed"),
+        (_sign_another_camera, "camera Acme-LS-2 was signed"),
+    ],
+)
+def test_anything_else_never_does(
+    line: SignedLine, spoil: Callable[[SignedLine], None], why: str
+) -> None:
+    spoil(line)
+    with PtyRecorder(line.rig.folder / "tower") as tower:
+        provenances, patterns = run(line, tower)
+    assert provenances == {"simulated"}
+    assert PASS_NOT_PRODUCTION in patterns, "a pass was shown, but not the production one"
+    assert PASS not in patterns
+    start = next(row for row in line.rig.rows("change") if row["what"] == "start")
+    assert why in start["detail"]["provenance_why"]
+
+
+def test_the_simulator_under_its_own_name_never_does(tmp_path: Path) -> None:
+    line = a_line(tmp_path / "line", SIMULATOR_VENDOR)
+    with PtyRecorder(line.rig.folder / "tower") as tower:
+        provenances, patterns = run(line, tower)
+    assert provenances == {"simulated"}
+    assert PASS not in patterns

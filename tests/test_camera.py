@@ -387,7 +387,7 @@ class FakeBuffer:
     width, height = 240, 120
 
     def __init__(self, rows: int, is_complete: bool = True) -> None:
-        self.raw_buffer = np.arange(self.width * self.height, dtype=np.uint32).astype(np.uint8)
+        self.raw_buffer = np.arange(240 * 120, dtype=np.uint32).astype(np.uint8)
         self.delivered_image_height = rows
         self.frame_id = 7
         self.is_queued = False
@@ -441,6 +441,66 @@ def test_an_incomplete_or_short_buffer_is_marked_and_holds_nothing_stale(
     assert frame.is_incomplete
     assert frame.height == rows
     assert buffer.is_queued, "it goes back to the producer whatever it was"
+
+
+def handed_over(*buffers: FakeBuffer) -> list[Frame]:
+    """What the driver makes of these buffers."""
+    with genicam(features={"Width": 240, "Height": 120}) as camera:
+        camera.start()
+        acquirer = camera._acquirer
+        real, acquirer._new_buffer_event_monitor_dict = (
+            acquirer._new_buffer_event_monitor_dict,
+            {0: FakeMonitor(*buffers)},
+        )
+        frames = grab(camera, len(buffers))
+        acquirer._new_buffer_event_monitor_dict = real
+    return frames
+
+
+class Leaderless(FakeBuffer):
+    """Its first packet was lost, and with it what the buffer looks like."""
+
+    @property
+    def width(self) -> int:
+        raise OSError("not available")
+
+
+def test_a_frame_whose_leader_was_lost_is_incomplete_and_in_its_place() -> None:
+    before, lost, zero, after = (
+        FakeBuffer(120),
+        Leaderless(0, is_complete=False),
+        FakeBuffer(0, is_complete=False),
+        FakeBuffer(120),
+    )
+    zero.width = zero.pixel_format = 0
+    for number, buffer in enumerate([before, lost, zero, after]):
+        buffer.frame_id = 7 + number
+    frames = handed_over(before, lost, zero, after)
+    assert [frame.frame_id for frame in frames] == [0, 1, 2, 3]
+    assert [frame.is_incomplete for frame in frames] == [False, True, True, False]
+    assert [frame.height for frame in frames] == [120, 0, 0, 120]
+    times = [frame.timestamp_ns for frame in frames]
+    assert times == sorted(times)
+    assert lost.is_queued
+    assert zero.is_queued
+
+
+def test_a_device_clock_that_begins_anew_does_not_set_frames_back() -> None:
+    buffers = [FakeBuffer(120) for _ in range(4)]
+    for number, (buffer, ns) in enumerate(zip(buffers, [900, 950, 10, 60], strict=True)):
+        buffer.frame_id, buffer.timestamp_ns = number, ns * 1_000_000
+    before_ns = time.monotonic_ns()
+    times = [frame.timestamp_ns for frame in handed_over(*buffers)]
+    assert times == sorted(times)
+    assert times[2] >= before_ns
+
+
+def test_padding_beside_scan_lines_is_left_out() -> None:
+    buffer = FakeBuffer(100)
+    buffer.padding_x = 8
+    (frame,) = handed_over(buffer)
+    assert frame.pixels.shape == (100, 240)
+    assert np.array_equal(frame.pixels, buffer.raw_buffer[: 100 * 248].reshape(100, 248)[:, :240])
 
 
 def test_a_camera_that_answers_no_register_is_lost_within_a_second() -> None:

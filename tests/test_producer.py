@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -228,17 +230,14 @@ def test_constants_are_those_of_the_genicam_package() -> None:
     assert checked_names > 100
 
 
-def test_an_unchanged_build_is_not_repeated(tmp_path: Path) -> None:
-    first = build_producer(tmp_path)
-    made = first.stat().st_mtime_ns
-    assert build_producer(tmp_path) == first
-    assert first.stat().st_mtime_ns == made
-    build_producer(tmp_path, vendor="Other")
-    assert first.stat().st_mtime_ns != made
-    assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "vqi-linescan.cti",
-        "vqi-linescan.cti.inputs",
-    ]
+def test_an_unchanged_build_is_not_repeated(producer: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(producer.parent, tmp_path / "copy"))
+    made = (folder / producer.name).stat().st_mtime_ns
+    path = build_producer(folder)
+    assert path.stat().st_mtime_ns == made
+    build_producer(folder, vendor="Other")
+    assert path.stat().st_mtime_ns != made
+    assert {file.name for file in folder.iterdir()} == {path.name, f"{path.name}.inputs"}
 
 
 @pytest.mark.parametrize("vendor", ["", "a" * 33, 'x"', "a/b", "a\nb"])
@@ -257,16 +256,12 @@ def test_without_gcc_one_line_names_the_package(
     assert result.exit_code == 1
 
 
-def test_the_command_says_how_consumers_find_it(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["producer", "--out", str(tmp_path), "--vendor", "X"])
+def test_the_command_builds_cameras_of_another_vendor(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["producer", "--out", str(tmp_path), "--vendor", "Acme"])
     assert result.exit_code == 0, result.output
     path, export = result.stdout.splitlines()
-    assert Path(path).is_file()
     assert export == f"export GENICAM_GENTL64_PATH={tmp_path}"
-
-
-def test_another_vendor_name_is_another_camera(tmp_path: Path) -> None:
-    with opened(build_producer(tmp_path, vendor="Acme"), "Acme-LS-2") as peer:
+    with opened(Path(path), "Acme-LS-2") as peer:
         assert peer.get("DeviceVendorName") == "Acme"
         assert peer.get("DeviceSerialNumber") == "Acme-LS-2"
 
@@ -285,14 +280,34 @@ def test_every_feature_reads_and_explains_itself(producer: Path) -> None:
                 _ = None if hasattr(node, "execute") else node.value
 
 
+_ROW = re.compile(
+    r"^FEATURE\((?P<name>\w+), (?P<kind>\w+), \"\w+\", (?P<access>\w+), \w+, \"(?P<unit>[^\"]*)\""
+    r".*, \w+, \"(?P<tooltip>[^\"]*)\"\)$",
+    re.MULTILINE,
+)
+
+
+def feature_rows() -> list[dict[str, str]]:
+    return [match.groupdict() for match in _ROW.finditer((FOLDER / "features.def").read_text())]
+
+
 def table_of_features() -> list[str]:
-    return re.findall(r"^FEATURE\((\w+),", (FOLDER / "features.def").read_text(), re.MULTILINE)
+    return [row["name"] for row in feature_rows()]
+
+
+def readme_rows() -> list[str]:
+    """The feature table of the README as it must be."""
+    rows = ["| feature | kind | unit | what |", "|---|---|---|---|"]
+    for row in feature_rows():
+        access = {"RO": ", read only", "LOCKED": ", locked while streaming"}.get(row["access"], "")
+        kind = row["kind"].lower() + access
+        rows.append(f"| `{row['name']}` | {kind} | {row['unit']} | {row['tooltip']} |")
+    return rows
 
 
 def test_the_readme_lists_every_feature() -> None:
-    text = (FOLDER / "README.md").read_text()
-    listed = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
-    assert listed == table_of_features()
+    assert len(feature_rows()) > 80
+    assert "\n".join(readme_rows()) in (FOLDER / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -916,6 +931,98 @@ def test_pictures_of_another_width_are_refused() -> None:
     wrong = Source(np.zeros((1, 64), np.uint8), [np.zeros((5, 32), np.uint8)], [(0, 0)], 5, 0.1)
     with pytest.raises(ValueError, match="64 px"):
         memory_source(wrong)
+
+
+# --- the C interface, misused ---------------------------------------------------------------------
+
+
+class Bare:
+    """The producer's functions, called as C calls them."""
+
+    def __init__(self, producer: Path) -> None:
+        self.library = ctypes.CDLL(str(producer))
+
+    def call(self, name: str, *arguments: Any) -> int:
+        return int(getattr(self.library, name)(*arguments))
+
+    def handle(self, name: str, *arguments: Any) -> ctypes.c_void_p:
+        handle = ctypes.c_void_p()
+        assert self.call(name, *arguments, ctypes.byref(handle)) == 0
+        return handle
+
+    def last_error(self) -> tuple[int, str]:
+        code, size = ctypes.c_int32(), ctypes.c_size_t(512)
+        text = ctypes.create_string_buffer(512)
+        assert self.call("GCGetLastError", ctypes.byref(code), text, ctypes.byref(size)) == 0
+        return code.value, text.value.decode()
+
+
+@pytest.fixture
+def stream(producer: Path) -> Iterator[tuple[Bare, ctypes.c_void_p]]:
+    bare = Bare(producer)
+    assert bare.call("GCInitLib") == 0
+    try:
+        interface = bare.handle("TLOpenInterface", bare.handle("TLOpen"), b"vqi-belt")
+        device = bare.handle("IFOpenDevice", interface, SERIAL.encode(), 4)
+        yield bare, bare.handle("DevOpenDataStream", device, b"vqi-stream")
+    finally:
+        assert bare.call("GCCloseLib") == 0
+
+
+def test_before_the_library_is_open_nothing_works(producer: Path) -> None:
+    bare, handle = Bare(producer), ctypes.c_void_p()
+    for name in ("GCCloseLib", "TLOpen", "TLClose", "DevClose", "DSClose"):
+        arguments = () if name == "GCCloseLib" else (ctypes.byref(handle),)
+        assert bare.call(name, *arguments) == -1002, name
+
+
+def test_misuse_is_answered_with_the_standards_errors(
+    stream: tuple[Bare, ctypes.c_void_p],
+) -> None:
+    bare, data_stream = stream
+    size, type_, small = ctypes.c_size_t(), ctypes.c_int32(), ctypes.create_string_buffer(1)
+    memory = ctypes.create_string_buffer(1024)
+    buffer = bare.handle("DSAnnounceBuffer", data_stream, memory, ctypes.c_size_t(1024), None)
+
+    assert bare.call("DSQueueBuffer", ctypes.c_void_p(0x1234), buffer) == -1006
+    assert bare.call("DSQueueBuffer", data_stream, ctypes.c_void_p(0x1234)) == -1006
+    assert "no buffer announced" in bare.last_error()[1]
+    assert bare.call("DSQueueBuffer", data_stream, buffer) == 0
+    assert bare.call("DSQueueBuffer", data_stream, buffer) == -1004
+    ask = (data_stream, 0, ctypes.byref(type_))
+    assert bare.call("DSGetInfo", *ask, None, ctypes.byref(size)) == 0
+    assert size.value == len(b"vqi-stream") + 1
+    size.value = 1
+    assert bare.call("DSGetInfo", *ask, small, ctypes.byref(size)) == -1016
+    assert bare.call("DSGetInfo", data_stream, 999, None, None, ctypes.byref(size)) == -1003
+    assert bare.call("DSGetInfo", *ask, None, None) == -1009
+    assert bare.call("DSFlushQueue", data_stream, 77) == -1009
+    assert bare.call("GCRegisterEvent", data_stream, 0, ctypes.byref(size)) == -1003
+    assert bare.last_error()[0] == -1003
+
+
+def test_who_waits_is_sent_away_when_the_stream_closes(
+    stream: tuple[Bare, ctypes.c_void_p],
+) -> None:
+    bare, data_stream = stream
+    event = bare.handle("GCRegisterEvent", data_stream, 1)
+    results: list[int] = []
+
+    def wait() -> None:
+        data, size = ctypes.create_string_buffer(16), ctypes.c_size_t(16)
+        forever = ctypes.c_uint64(2**64 - 1)
+        results.append(bare.call("EventGetData", event, data, ctypes.byref(size), forever))
+
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert bare.call("EventKill", event) == 0
+    waiting.join(10)
+    waiting = threading.Thread(target=wait)
+    waiting.start()
+    assert bare.call("DSClose", data_stream) == 0
+    waiting.join(10)
+    assert results[0] == -1012
+    assert results[1] in (-1012, -1006)
 
 
 # --- under a consumer of nothing but GenTL --------------------------------------------------------

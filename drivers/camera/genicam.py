@@ -144,7 +144,8 @@ class GenicamCamera(Camera):
             self._acquirer.num_buffers = buffers
         except Exception as error:
             text = f"camera {self._serial} behind {self._path}: {error}"
-            if "ResourceInUse" in type(error).__name__:
+            # In use here, or controlled by another program (GenTL 1.6, IFOpenDevice).
+            if type(error).__name__ in ("ResourceInUseException", "AccessDeniedException"):
                 raise DeviceBusy(f"{text}; another program holds it") from error
             raise DeviceRefused(text) from error
         finally:
@@ -196,7 +197,9 @@ class GenicamCamera(Camera):
         """Copy a buffer's delivered scan lines; stale ones below and padding beside them are left
         out."""
         arrived_ns = time.monotonic_ns()
-        code, width = int(buffer.pixel_format), int(buffer.width)
+        code, width = _layout(buffer)
+        if not width:
+            return self._empty(buffer, arrived_ns, into)
         pixels = _copy_scan_lines(buffer, width, -(-width * _bits_a_pixel(code) // 8), into)
         is_short = len(pixels) < self.info.frame_height and not self._is_height_variable
         assert self._chunks is not None
@@ -212,15 +215,25 @@ class GenicamCamera(Camera):
             plate_counter=plate_counter,
         )
 
+    def _empty(self, buffer: Any, arrived_ns: int, into: Pixels) -> Frame:
+        """A frame whose leader was lost: nobody knows where its pixels belong."""
+        return Frame(
+            pixels=into[:0].reshape(0, self.info.width),
+            width=self.info.width,
+            frame_id=self._ids.counted(int(buffer.frame_id)),
+            timestamp_ns=self._clock.last_ns or arrived_ns,
+            pixel_format=self.info.pixel_format,
+            is_incomplete=True,
+        )
+
     def _probe(self) -> None:
         """Ask the camera for a register now and then. Raises `DeviceLost`."""
         if time.monotonic() < self._next_probe_s:
             return
         self._next_probe_s = time.monotonic() + _PROBE_S
         try:
-            width = self._nodes.Width
-            width.node.invalidate_node()  # or a cached value answers for a camera that is gone
-            _ = width.value
+            # A cached value would answer for a camera that is gone.
+            _ = self._nodes.Width.get_value(ignore_cache=True)
         except Exception as error:
             raise self._lost(str(error)) from error
 
@@ -255,17 +268,22 @@ class _DeviceClock:
 
     def __init__(self) -> None:
         self._offset_ns: float | None = None
-        self._told_ns = 0
+        self._told_ns = self._device_ns = 0
+        self.last_ns = 0
+        """What was told last; 0 before the first frame."""
 
     def on_host(self, device_ns: int | None, arrived_ns: int) -> int:
         """When the last scan line was in the camera; its arrival where the camera does not say."""
-        if device_ns is None:
-            return arrived_ns
+        self.last_ns = arrived_ns if device_ns is None else self._mapped(device_ns, arrived_ns)
+        return self.last_ns
+
+    def _mapped(self, device_ns: int, arrived_ns: int) -> int:
         offset_ns = arrived_ns - device_ns
-        if self._offset_ns is not None:
+        # A clock that goes back began anew; some cameras tell only the part of a second.
+        if self._offset_ns is not None and device_ns >= self._device_ns:
             drift_ns = (arrived_ns - self._told_ns) * _CLOCK_DRIFT
             offset_ns = int(min(offset_ns, self._offset_ns + drift_ns))
-        self._offset_ns, self._told_ns = offset_ns, arrived_ns
+        self._offset_ns, self._told_ns, self._device_ns = offset_ns, arrived_ns, device_ns
         return device_ns + offset_ns
 
 
@@ -307,6 +325,16 @@ def _copy_scan_lines(buffer: Any, width: int, row_bytes: int, into: Pixels) -> P
     pixels = into[: rows * row_bytes].reshape(rows, row_bytes)
     np.copyto(pixels, raw[: rows * stride].reshape(rows, stride)[:, :row_bytes])
     return pixels
+
+
+def _layout(buffer: Any) -> tuple[int, int]:
+    """Code of the pixel format, and width; 0 and 0 where a lost leader leaves them unknown."""
+    try:
+        return int(buffer.pixel_format), int(buffer.width)
+    except Exception:
+        if buffer.is_complete():
+            raise
+        return 0, 0
 
 
 def _padding(buffer: Any) -> int:

@@ -544,6 +544,7 @@ static int64_t next_wake(Camera *camera, int64_t now)
 static void *run(void *argument)
 {
     Camera *camera = argument;
+    pthread_setname_np(pthread_self(), "vqi-camera");
     pthread_mutex_lock(&camera->lock);
     while (!camera->is_closing) {
         int64_t now = now_ns();

@@ -164,9 +164,10 @@ static Device *find(const void *handle, Part part)
 
 /* --- devices across processes --- */
 
-/* A file of a device in the user's runtime folder. */
+/* A file of a device in the user's runtime folder; "" where that folder is somebody else's. */
 static void runtime_path(char path[256], int index, const char *suffix)
 {
+    struct stat status;
     const char *runtime = getenv("XDG_RUNTIME_DIR");
     if (runtime && *runtime == '/')
         snprintf(path, 256, "%.120s/vqi-linescan", runtime);
@@ -174,7 +175,10 @@ static void runtime_path(char path[256], int index, const char *suffix)
         snprintf(path, 256, "/tmp/vqi-linescan-%u", (unsigned)getuid());
     mkdir(path, 0700);
     size_t length = strlen(path);
-    snprintf(path + length, 256 - length, "/%s.%s", SERIALS[index], suffix);
+    if (lstat(path, &status) < 0 || !S_ISDIR(status.st_mode) || status.st_uid != geteuid())
+        *path = 0;
+    else
+        snprintf(path + length, 256 - length, "/%s.%s", SERIALS[index], suffix);
 }
 
 static int open_lock_file(int index)
@@ -282,6 +286,7 @@ static void close_stream(Device *device)
     if (!device->is_open[STREAM])
         return;
     device->is_open[STREAM] = device->is_open[EVENT] = 0;
+    stream_end_waiting(&device->camera->stream);
     camera_release_buffer(device->camera);
     pthread_mutex_lock(&device->camera->stream.lock);
     device->camera->stream.is_grabbing = false;

@@ -57,6 +57,17 @@ void stream_init(Stream *stream)
     pthread_condattr_destroy(&attributes);
 }
 
+void stream_end_waiting(Stream *stream)
+{
+    pthread_mutex_lock(&stream->lock);
+    stream->is_ending = true;
+    pthread_cond_broadcast(&stream->filled);
+    while (stream->waiting)
+        pthread_cond_wait(&stream->filled, &stream->lock);
+    stream->is_ending = false;
+    pthread_mutex_unlock(&stream->lock);
+}
+
 void stream_destroy(Stream *stream)
 {
     while (stream->announced)
@@ -86,12 +97,14 @@ Buffer *stream_announce(Stream *stream, void *base, size_t size, void *user_poin
     return buffer;
 }
 
-bool stream_has(const Stream *stream, const void *wanted)
+bool stream_has(Stream *stream, const void *wanted)
 {
-    for (const Buffer *buffer = stream->announced; buffer; buffer = buffer->next_announced)
-        if (buffer == wanted)
-            return true;
-    return false;
+    pthread_mutex_lock(&stream->lock);
+    const Buffer *buffer = stream->announced;
+    while (buffer && buffer != wanted)
+        buffer = buffer->next_announced;
+    pthread_mutex_unlock(&stream->lock);
+    return buffer != NULL;
 }
 
 GC_ERROR stream_queue(Stream *stream, Buffer *buffer)
@@ -206,19 +219,24 @@ GC_ERROR stream_wait(Stream *stream, uint64_t timeout_ms, Buffer **buffer)
     struct timespec until = after_ms(is_endless ? 0 : timeout_ms);
     GC_ERROR result = GC_ERR_SUCCESS;
     pthread_mutex_lock(&stream->lock);
-    while (!stream->output.first && !stream->is_killed && result == GC_ERR_SUCCESS) {
+    stream->waiting++;
+    while (!stream->output.first && !stream->is_killed && !stream->is_ending &&
+           result == GC_ERR_SUCCESS) {
         if (is_endless)
             pthread_cond_wait(&stream->filled, &stream->lock);
         else if (pthread_cond_timedwait(&stream->filled, &stream->lock, &until) == ETIMEDOUT)
             result = GC_ERR_TIMEOUT;
     }
-    if (stream->is_killed) {
+    if (stream->is_killed || stream->is_ending) {
         stream->is_killed = false;
         result = GC_ERR_ABORT;
     } else if (stream->output.first) {
         *buffer = pop(&stream->output, WITH_CONSUMER);
         result = GC_ERR_SUCCESS;
     }
+    stream->waiting--;
+    if (stream->is_ending)
+        pthread_cond_broadcast(&stream->filled);
     pthread_mutex_unlock(&stream->lock);
     return result;
 }

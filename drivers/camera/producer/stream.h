@@ -37,14 +37,15 @@ typedef struct {
     Buffer *announced;
     size_t announced_count;
     Queue input, output;
-    bool is_grabbing, is_killed;
+    bool is_grabbing, is_killed, is_ending;
+    int waiting; /* consumers in stream_wait */
     uint64_t remaining, delivered, underruns, started, fired;
 } Stream;
 
 void stream_init(Stream *stream);
 void stream_destroy(Stream *stream);
 Buffer *stream_announce(Stream *stream, void *base, size_t size, void *user_pointer);
-bool stream_has(const Stream *stream, const void *buffer);
+bool stream_has(Stream *stream, const void *buffer);
 GC_ERROR stream_queue(Stream *stream, Buffer *buffer);
 GC_ERROR stream_revoke(Stream *stream, Buffer *buffer);
 GC_ERROR stream_flush(Stream *stream, ACQ_QUEUE_TYPE how);
@@ -53,6 +54,8 @@ GC_ERROR stream_flush(Stream *stream, ACQ_QUEUE_TYPE how);
 Buffer *stream_take(Stream *stream);
 void stream_give_back(Stream *stream, Buffer *buffer);
 void stream_deliver(Stream *stream, Buffer *buffer);
+/* Sends away whoever waits; returns when they are gone. */
+void stream_end_waiting(Stream *stream);
 /* Waits for a filled buffer: GC_ERR_TIMEOUT, GC_ERR_ABORT after EventKill. */
 GC_ERROR stream_wait(Stream *stream, uint64_t timeout_ms, Buffer **buffer);
 

@@ -240,7 +240,11 @@ def _table(name: str, values: Json) -> str:
 
 def _toml(value: object) -> str:
     if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + " }"
+        return (
+            "{ "
+            + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items())
+            + " }"
+        )
     if isinstance(value, bool):
         return str(value).lower()
     return json.dumps(value)

@@ -31,8 +31,8 @@ class LineRatePlan:
     aspect: float
     """Downweb over crossweb pitch; 1 is square."""
     period_us: float
-    mb_per_s: float
-    """Pixels to carry, 1 byte each."""
+    mb_per_s: float | None
+    """Pixels to carry, 1 byte each; None where the width is unknown."""
     warnings: tuple[str, ...]
 
 
@@ -55,7 +55,7 @@ def plan_line_rate(
     if used is not None and counts_per_mm is not None:
         pitch_mm = used / counts_per_mm
     rate_hz = belt_mm_s / pitch_mm
-    mb_per_s = rate_hz * (width or 0) / 1e6
+    mb_per_s = None if width is None else rate_hz * width / 1e6
     return LineRatePlan(
         line_rate_hz=rate_hz,
         line_rate_square_hz=belt_mm_s / pixel_pitch_mm,
@@ -122,7 +122,10 @@ def _exposure_warnings(rate_hz: float, exposure_us: float | None) -> list[str]:
 
 
 def _camera_warnings(
-    rate_hz: float, max_rate_hz: float | None, mb_per_s: float, link_mb_per_s: float | None
+    rate_hz: float,
+    max_rate_hz: float | None,
+    mb_per_s: float | None,
+    link_mb_per_s: float | None,
 ) -> list[str]:
     warnings = []
     if max_rate_hz is not None and rate_hz > max_rate_hz:
@@ -130,7 +133,7 @@ def _camera_warnings(
             f"the camera cannot: {rate_hz:.0f} scan lines/s, at most {max_rate_hz:.0f}; slow the "
             f"belt to {max_rate_hz / rate_hz:.0%}, or use larger pixels"
         )
-    if link_mb_per_s is not None and mb_per_s > _LINK_SHARE * link_mb_per_s:
+    if link_mb_per_s and mb_per_s and mb_per_s > _LINK_SHARE * link_mb_per_s:
         warnings.append(
             f"the link cannot: {mb_per_s:.1f} MB/s, at most {_LINK_SHARE:.0%} of "
             f"{link_mb_per_s:g} MB/s; lower Width or the belt's speed, or use a faster link"

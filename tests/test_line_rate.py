@@ -23,6 +23,7 @@ def test_a_plan_agrees_with_itself(
     assert math.isclose(plan.line_rate_hz * divider, belt_mm_s * counts_per_mm)
     assert math.isclose(plan.aspect * plan.line_rate_hz, plan.line_rate_square_hz)
     assert math.isclose(plan.period_us * plan.line_rate_hz, 1e6)
+    assert plan.mb_per_s is not None
     assert math.isclose(plan.mb_per_s, plan.line_rate_hz * 4096 / 1e6)
     is_square = abs(plan.aspect - 1) <= 0.005
     assert is_square == (not any("not square" in text for text in plan.warnings))

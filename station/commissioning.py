@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivers.camera import MONO8, CameraInfo, EndOfSource, Frame
-from drivers.camera.settings import CameraSettings, GenicamCameraSettings
+from drivers.camera.settings import CameraSettings
 from drivers.errors import (
     DeviceBusy,
     DeviceError,
@@ -41,6 +41,7 @@ from station.delays import DelayUnknown
 from station.flat_field import FlatFieldRefused
 from station.record import utc_now
 from station.scale import ScaleRefused
+from station.scan_lines import with_target
 
 Pixels = NDArray[np.uint8]
 
@@ -251,7 +252,7 @@ class Bench:
         """
         if self.is_simulator:
             found.note(f"simulated target: {target}")
-            return self._with_target(target)
+            return with_target(self.settings.camera, target)
         question = _TARGETS[target]
         is_there, how = self.answers.confirm(f"target_{target.lower()}", question)
         if not is_there:
@@ -259,21 +260,15 @@ class Bench:
         found.note(f"{question} yes, {how}")
         return self.settings.camera
 
-    def _with_target(self, target: str) -> CameraSettings:
-        camera = self.settings.camera
-        if not isinstance(camera, GenicamCameraSettings):
-            return camera
-        return camera.model_copy(update={"features": {**camera.features, "SimTarget": target}})
-
     @property
     def is_simulator(self) -> bool:
         """Whether the camera can set its own target (feature SimTarget)."""
         if self._is_simulator is None:
             self._is_simulator = False
-            if isinstance(self.settings.camera, GenicamCameraSettings):
-                with contextlib.suppress(DeviceRefused):
-                    CameraProcess(self._with_target("Belt"), self.settings.station.ring_s).close()
-                    self._is_simulator = True
+            with contextlib.suppress(DeviceRefused):
+                belt = with_target(self.settings.camera, "Belt")
+                CameraProcess(belt, self.settings.station.ring_s).close()
+                self._is_simulator = True
         return self._is_simulator
 
 

@@ -59,7 +59,7 @@ from station.msa import (
 )
 from station.offline import PictureInspector
 from station.precision import load_classifier
-from station.product import load_flat_field
+from station.product import geometry_of, load_flat_field
 from station.qms import IMAGES, Reader, verify
 from station.record import Verdict, score_text, utc_now
 from station.scale import (
@@ -69,6 +69,8 @@ from station.scale import (
     measure_scale,
     scale_findings,
 )
+from station.strip import scan_line_edges
+from station.tiling import OUTSIDE, Geometry
 from station.warm_up import WarmUpLimits, WarmUpSample, judge_warm_up
 
 DRY_RUN_PLATES = 200
@@ -421,9 +423,9 @@ def delays(bench: Bench, found: Findings) -> None:
 
 def _check_trigger(bench: Bench, found: Findings, taken: Capture, belt_mm_s: float) -> None:
     """Every plate that is seen was counted, and the delay between the two is known."""
-    recipe, pitch_mm = bench.recipe.value.plate, bench.settings.camera.pixel_pitch_mm
-    least_px = 0.5 * recipe.width_mm / pitch_mm
-    frames = list(_with_leading_edges(taken, recipe.belt_level, least_px))
+    pitch_mm = bench.settings.camera.pixel_pitch_mm
+    geometry = geometry_of(bench.recipe, pitch_mm, taken.info.width)
+    frames = list(_with_leading_edges(taken, geometry))
     counters = [frame.plate_counter for frame in taken.frames if frame.plate_counter is not None]
     seen, counted = sum(len(edges) for _, edges in frames), counters[-1] - counters[0]
     # A plate at either end may be seen or counted outside of what was taken.
@@ -444,16 +446,14 @@ def _check_trigger(bench: Bench, found: Findings, taken: Capture, belt_mm_s: flo
     found.facts["trigger to picture"] = f"{delay.mm:.1f} mm, {delay.ms:.1f} ms"
 
 
-def _with_leading_edges(
-    taken: Capture, belt_level: int, least_px: float
-) -> Iterator[tuple[Frame, list[int]]]:
-    """Each frame with the rows at which a plate begins: half of its width is bright from there."""
-    is_covered = True
+def _with_leading_edges(taken: Capture, geometry: Geometry) -> Iterator[tuple[Frame, list[int]]]:
+    """Each frame with the rows at which a plate begins, as the station sees them."""
+    was_plate = True
     for frame in taken.frames:
-        covered = np.count_nonzero(frame.pixels > belt_level, axis=1) > least_px
-        before = np.concatenate([[is_covered], covered[:-1]])
-        yield frame, np.flatnonzero(covered & ~before).tolist()
-        is_covered = bool(covered[-1])
+        is_plate = scan_line_edges(frame.pixels, geometry)[0] != OUTSIDE
+        before = np.concatenate([[was_plate], is_plate[:-1]])
+        yield frame, np.flatnonzero(is_plate & ~before).tolist()
+        was_plate = bool(is_plate[-1])
 
 
 # --- lamp and I/O ---------------------------------------------------------------------------------

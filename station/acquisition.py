@@ -25,7 +25,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from drivers.camera import Camera, CameraInfo, EndOfSource, Frame, PlateTruth, open_camera
+from drivers.camera import (
+    Break,
+    Camera,
+    CameraHealth,
+    CameraInfo,
+    EndOfSource,
+    Frame,
+    PlateTruth,
+    open_camera,
+)
 from drivers.camera.settings import CameraSettings
 from drivers.errors import (
     DeviceBusy,
@@ -39,8 +48,6 @@ from station.ipc import Channel, Json, PeerGone, channel_pair
 
 TICK_S = 0.25
 """Liveness travels through the whole station this often, also when no plate comes."""
-_TICKS_A_TEMPERATURE = 20
-"""Reading a register takes a camera's link a millisecond, in which no frame is taken."""
 _START_TIMEOUT_S = 120.0
 _SLOTS_WITHOUT_RATE = 32
 _SLOTS_MIN = 8
@@ -61,8 +68,7 @@ class Tick:
     grabbed: int
     overrun: int
     """Frames that found no free slot: seen as lost by their missing ids."""
-    temperature_c: float | None = None
-    """The camera's own temperature, if it tells."""
+    health: CameraHealth
 
 
 class CameraGone(ConnectionError):
@@ -114,9 +120,10 @@ class CameraProcess:
         except PeerGone as error:
             raise CameraGone(f"the camera process died ({self._exit_text()})") from error
         if body["op"] == "tick":
-            return Tick(**{key: value for key, value in body.items() if key != "op"})
+            health = CameraHealth(**body["health"])
+            return Tick(body["number"], body["grabbed"], body["overrun"], health)
         if body["op"] == "end":
-            raise EndOfSource
+            raise EndOfSource(*(Break(**item) for item in body["breaks"]))
         if body["op"] == "error":
             raise CameraGone(body["message"])
         return self._frame(body), body["slot"]
@@ -164,8 +171,9 @@ class CameraProcess:
         row_bytes, height = body.pop("row_bytes"), body.pop("height")
         pixels = self._memory[body["slot"]][: row_bytes * height].reshape(height, row_bytes)
         truth = tuple(_truth(item) for item in body["truth"])
-        header = {k: v for k, v in body.items() if k not in ("op", "slot", "truth")}
-        return Frame(pixels=pixels, truth=truth, **header)
+        breaks = tuple(Break(**item) for item in body["breaks"])
+        header = {k: v for k, v in body.items() if k not in ("op", "slot", "truth", "breaks")}
+        return Frame(pixels=pixels, truth=truth, breaks=breaks, **header)
 
     def _exit_text(self) -> str:
         try:
@@ -261,6 +269,7 @@ def _header(slot: int, frame: Frame) -> Json:
         "encoder_value": frame.encoder_value,
         "plate_counter": frame.plate_counter,
         "truth": [asdict(truth) for truth in frame.truth],
+        "breaks": [asdict(item) for item in frame.breaks],
     }
 
 
@@ -275,8 +284,8 @@ def _serve(channel: Channel) -> None:
             channel.receive()  # start
             camera.start()
             _deliver(camera, channel, ring)
-    except EndOfSource:
-        channel.send({"op": "end"})
+    except EndOfSource as end:
+        channel.send({"op": "end", "breaks": [asdict(item) for item in end.breaks]})
         _wait_for_end_of_file(channel)
     except DeviceError as error:
         channel.send({"op": "error", "message": str(error), "kind": type(error).__name__})
@@ -284,7 +293,6 @@ def _serve(channel: Channel) -> None:
 
 def _deliver(camera: Camera, channel: Channel, ring: _Ring) -> None:
     grabbed, number, next_tick = 0, 0, 0.0
-    temperature_c = camera.temperature_c()
     while True:
         if not camera.info.is_patient or ring.wait_for_slot(TICK_S / 4):
             slot, into = ring.next_slot()
@@ -294,9 +302,8 @@ def _deliver(camera: Camera, channel: Channel, ring: _Ring) -> None:
                 ring.send(slot, frame)
         if time.monotonic() >= next_tick:
             number, next_tick = number + 1, time.monotonic() + TICK_S
-            if number % _TICKS_A_TEMPERATURE == 0:
-                temperature_c = camera.temperature_c()
-            tick = asdict(Tick(number, grabbed, ring.overrun, temperature_c)) | {"op": "tick"}
+            tick = {"op": "tick", "number": number, "grabbed": grabbed, "overrun": ring.overrun}
+            tick["health"] = asdict(camera.health())
             # A station that does not read gets no ticks, and so no green.
             with contextlib.suppress(BlockingIOError):
                 channel.send(tick, timeout_s=0)

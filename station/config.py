@@ -27,7 +27,8 @@ from drivers.stacklight.settings import (
 SHIPPED_PREFIX = "shipped:"
 EX_CONFIG = 78
 """Exit status of a bad configuration (sysexits.h); the service manager does not restart on it."""
-
+DEFAULT_RECORD_GB = 20.0
+"""`vqi run --record` takes so much disk at most: half an hour at 12 MB/s."""
 
 T = TypeVar("T")
 
@@ -144,6 +145,56 @@ class KeepRecipe(Settings):
     is_pass_preview: bool = Field(True, description="Keep a small JPEG of every passed plate.")
 
 
+class HealthRecipe(Settings):
+    """From when on the station calls a person before plates are lost. No verdict depends on it."""
+
+    dirt_contrast: Number = Field(
+        0.02,
+        gt=0,
+        lt=1,
+        description="A camera column so much darker or brighter than those beside it is dirt, or "
+        "a dead pixel, where it stays in place while plates lie shifted crossweb.",
+    )
+    dirt_plates: Count = Field(
+        8, ge=4, le=64, description="Dirt is on three quarters of the last so many plates."
+    )
+    light_change: Number = Field(
+        0.1, gt=0, lt=1, description="Change of the plates' level since the reference was learned."
+    )
+    light_plates: Count = Field(
+        20, ge=4, le=1000, description="It is on three quarters of the last so many plates."
+    )
+    reference_plates: Count = Field(
+        50, ge=4, le=10_000, description="Plates that the light's reference is learned from."
+    )
+    length_change: Number = Field(
+        0.01, gt=0, lt=1, description="Difference of a plate's length from length_mm."
+    )
+    length_plates: Count = Field(
+        10, ge=4, le=1000, description="The belt slips if three of the last so many plates differ."
+    )
+    dark_level: Number | None = Field(
+        None, gt=0, le=254, description="8-bit level of a plate; default 1.5 x plate.belt_level."
+    )
+    unlit_share: Number = Field(
+        0.01, gt=0, le=1, description="Share of a plate's pixels at level 0 or 255."
+    )
+    exposure_plates: Count = Field(
+        3, ge=2, le=1000, description="So many plates in a row that are too dark or saturated."
+    )
+    min_temperature_c: Number = Field(0.0, ge=-60, le=100, description="Of the camera, if it says.")
+    max_temperature_c: Number = Field(65.0, ge=-60, le=150)
+
+    @model_validator(mode="after")
+    def _temperatures_agree(self) -> HealthRecipe:
+        if self.min_temperature_c >= self.max_temperature_c:
+            raise ValueError(
+                f"min_temperature_c {self.min_temperature_c:g} is not below max_temperature_c "
+                f"{self.max_temperature_c:g}"
+            )
+        return self
+
+
 class Recipe(Settings):
     """What defines a product's inspection."""
 
@@ -155,6 +206,7 @@ class Recipe(Settings):
     grid: GridRecipe = GridRecipe()
     model: ModelRecipe
     keep: KeepRecipe = KeepRecipe()
+    health: HealthRecipe = HealthRecipe()
     deadline_s: Number = Field(
         2.0,
         gt=0,

@@ -1,4 +1,5 @@
-"""Commands to a running station: status, halt, resume, acknowledge, over its control socket."""
+"""Commands to a running station over its control socket: status, halt, resume, acknowledge, learn
+the light anew."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from pathlib import Path
 from station.ipc import Channel, Json, Listener, PeerGone, connect
 
 _MAX_CLIENTS = 16
-_OPS = ("status", "halt", "resume", "ack")
+_OPS = ("status", "halt", "resume", "ack", "relearn")
 
 
 def control_path(runtime_dir: Path) -> Path:

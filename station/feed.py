@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from drivers.camera import MONO8, CameraInfo, EndOfSource, Frame
-from drivers.camera.recording import StripWriter
+from drivers.camera import MONO8, Break, CameraInfo, EndOfSource, Frame
+from drivers.camera.recorder import StripRecorder
 from drivers.camera.settings import CameraSettings
 from drivers.errors import DeviceError
 from station.acquisition import CameraGone, CameraProcess, Tick
@@ -103,7 +103,7 @@ class Feed:
         post: Post,
         next_sequence: int,
         plates: int | None,
-        recorder: StripWriter | None,
+        recorder: StripRecorder | None,
     ) -> None:
         self.counts = FeedCounts()
         self._camera: CameraProcess | None = camera
@@ -137,8 +137,8 @@ class Feed:
         self._is_stopping.set()
         if self._thread.ident is not None:
             self._thread.join(timeout=10.0)
-        elif self._camera is not None:  # never started
-            self._camera.close()
+        else:  # never started
+            self._release()
 
     # --- the thread -----------------------------------------------------------------------------
 
@@ -150,10 +150,13 @@ class Feed:
         except BaseException as error:  # noqa: BLE001  the station decides what to do
             self._post(FeedFailed(error))
         finally:
-            if self._camera is not None:
-                self._camera.close()
-            if self._recorder is not None:
-                self._recorder.close()
+            self._release()
+
+    def _release(self) -> None:
+        if self._camera is not None:
+            self._camera.close()
+        if self._recorder is not None:
+            self._recorder.close()
 
     def _begin(self) -> None:
         assert self._camera is not None
@@ -173,8 +176,9 @@ class Feed:
             except CameraGone as error:
                 self._lose_camera(str(error))
                 continue
-            except EndOfSource:
-                self._handle(self._cutter.finish())
+            except EndOfSource as end:
+                for known in end.breaks:
+                    self._break_off(known)
                 return
             self._check_silence()
             if item is None:
@@ -188,7 +192,10 @@ class Feed:
 
     def _take(self, frame: Frame, slot: int) -> None:
         assert self._camera is not None
+        for known in frame.breaks:
+            self._break_off(known)
         self._count(frame)
+        # A copy, as delivered: what comes after this may change the pixels where they lie.
         if self._recorder is not None:
             self._recorder.append(frame)
         self._flatten(frame)
@@ -213,8 +220,25 @@ class Feed:
         self._last_frame_id, self._last_frame_at = frame.frame_id, time.monotonic()
 
     def _end(self) -> None:
-        self._handle(self._cutter.stop_plate(Reason.INTERRUPTED, "the station was stopped"))
+        self._break_off(Break("ended", "the station was stopped"))
         self._post(FeedEnded())
+
+    def _break_off(self, known: Break) -> None:
+        """The scan lines end here, now or when this strip was recorded: a replay comes to the same
+        plates, whatever the time is then."""
+        if self._recorder is not None:
+            self._recorder.mark(known)
+        if known.kind == "belt_stopped":
+            events = self._cutter.stop_plate(Reason.BELT_STOPPED, known.text)
+        elif known.kind == "ended":
+            events = self._cutter.stop_plate(Reason.INTERRUPTED, known.text)
+        elif known.kind == "finished":
+            events = self._cutter.finish()
+        else:
+            self._last_frame_id = None
+            self.counts.lost_frames += known.frames
+            events = self._cutter.lose(known.text)
+        self._handle(events)
 
     # --- what the strip says --------------------------------------------------------------------
 
@@ -270,11 +294,12 @@ class Feed:
     # --- a camera that is gone or silent --------------------------------------------------------
 
     def _check_silence(self) -> None:
+        if self._context.camera.is_patient:  # its belt stands still whenever nobody looks
+            return
         timeout_s = self._context.recipe.value.plate.belt_stop_timeout_s
         silent_s = time.monotonic() - self._last_frame_at
         if self._work is not None and silent_s > timeout_s:
-            detail = f"no scan line for {timeout_s:g} s"
-            self._handle(self._cutter.stop_plate(Reason.BELT_STOPPED, detail))
+            self._break_off(Break("belt_stopped", f"no scan line for {timeout_s:g} s"))
 
     def _check_liveness(self) -> None:
         """A camera process ticks also while no plate comes; one that does not hangs."""
@@ -286,8 +311,7 @@ class Feed:
         self._post(CameraState(problem))
         self._camera.close()
         self._camera = None
-        self._last_frame_id = None
-        self._handle(self._cutter.lose(problem))
+        self._break_off(Break("lost", problem))
 
     def _reopen(self) -> None:
         """Open the same camera again in a fresh process; another one is refused."""

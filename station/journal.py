@@ -83,8 +83,8 @@ class JournalClient:
     def hello(self) -> Json:
         """What the last life left: last_sequence, open_plates (bodies), without_actuation (result
         ids), held (body of a FAIL or UNDECIDED that nobody acknowledged), last_plate_ordinal,
-        last_tick_at, signed_files (sha256 of commissioning files, the latest first), head (seq,
-        chain)."""
+        attentions and references (bodies), last_tick_at, signed_files (sha256 of commissioning
+        files, the latest first), head (seq, chain)."""
         return self._connected.request({"op": "hello"}, timeout_s=30.0)
 
     def submit(
@@ -356,6 +356,8 @@ class _Journal:
             ],
             "held": self._store.held_result(),
             "last_plate_ordinal": self._store.last_plate_ordinal(),
+            "attentions": self._store.open_attentions(),
+            "references": self._store.references(),
             "last_tick_at": self._last_tick_at,
             "signed_files": self._store.signed_files(),
             "head": {"seq": seq, "chain_sha256": chain},

@@ -21,7 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -30,12 +30,13 @@ import cv2
 import numpy as np
 
 from drivers.camera import CameraInfo
-from drivers.camera.recording import StripWriter
+from drivers.camera.recorder import Bounds, StripRecorder
+from drivers.camera.recording import RecordingError
 from drivers.stacklight import LightState
 from models.classifier import Classifier
 from station.acquisition import CameraProcess, Tick
 from station.commissioned import read_commissioned
-from station.config import ConfigError, Configuration, Loaded, Recipe
+from station.config import DEFAULT_RECORD_GB, ConfigError, Configuration, Loaded, Recipe
 from station.control import ControlServer
 from station.feed import (
     CameraState,
@@ -47,6 +48,7 @@ from station.feed import (
     PlateStarted,
 )
 from station.flat_field import FlatField
+from station.health import Health, HealthRow, look_at, reference_key
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Json, PeerGone
 from station.lamp import LampAnswer, LampClient, LampError
@@ -58,11 +60,13 @@ from station.precision import load_classifier
 from station.product import geometry_of, load_flat_field
 from station.record import (
     ActuationBody,
+    AttentionBody,
     ChangeBody,
     DowntimeBody,
     OpenedBody,
     Provenance,
     Reason,
+    ReferenceBody,
     ResultBody,
     Verdict,
     utc_now,
@@ -82,7 +86,7 @@ _CONNECT_TIMEOUT_S = 15.0
 _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
 _LAMP_ANSWER_S = 0.5
-_NOT_BLOCKING = {"lamp", "log"}
+_NOT_BLOCKING = {"lamp", "log", "recording"}
 _PATIENCE_S = 5.0
 _WITHOUT_END = {Reason.INTERRUPTED, Reason.BELT_STOPPED}
 """Why a plate's last scan line was never seen."""
@@ -102,12 +106,20 @@ class LogDamaged:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordingProblem:
+    """The strip is not, or not wholly, recorded; plates are inspected all the same."""
+
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """How this run differs from an endless one."""
 
     plates: int | None = None
     seconds: float | None = None
     record: Path | None = None
+    record_gb: float = DEFAULT_RECORD_GB
     is_restart: bool = False
     """Started again after a failure: the confirmed FAULT write stands for the lamp test."""
 
@@ -242,6 +254,7 @@ class Station:
         )
         self._origin = provenance(camera.info, commissioned)
         self._context = self._make_context(camera, classifier)
+        self._health = self._make_health(hello)
         self._feed = self._make_feed(camera, hello)
         self._say_start(hello)
 
@@ -291,7 +304,7 @@ class Station:
             lambda: self._pool.take(patience_s),
             accounted_ordinal=hello["last_plate_ordinal"],
         )
-        record = self._options.record
+        self._recorder = self._open_recorder(camera.info)
         return Feed(
             camera,
             self._settings.camera,
@@ -302,7 +315,39 @@ class Station:
             self._post,
             next_sequence=hello["last_sequence"] + 1,
             plates=self._options.plates,
-            recorder=StripWriter(record, camera.info) if record else None,
+            recorder=self._recorder,
+        )
+
+    def _open_recorder(self, info: CameraInfo) -> StripRecorder | None:
+        """A recording that cannot begin ends a start by hand, and never one after a failure."""
+        directory = self._options.record
+        if directory is None:
+            return None
+        # Twice, so that the log has room to go on when others fill the rest.
+        reserve = 2 * 10**6 * self._settings.journal.min_free_mb
+        bounds = Bounds(int(self._options.record_gb * 1e9), reserve)
+        try:
+            return StripRecorder(
+                directory, info, bounds, lambda text: self._post(RecordingProblem(text))
+            )
+        except (RecordingError, OSError) as error:
+            if not self._options.is_restart:
+                raise StationError(f"--record: {error}") from error
+            self._post(RecordingProblem(f"nothing is recorded: {error}"))
+            return None
+
+    def _make_health(self, hello: Json) -> Health:
+        """With what the log knows: a restart forgets neither dirt nor how bright the light was."""
+        context, recipe = self._context, self._recipe.value
+        key = reference_key(recipe.id, context.camera)
+        known = [ReferenceBody.model_validate(body) for body in hello["references"]]
+        return Health(
+            recipe,
+            context.geometry,
+            self._settings.station.id,
+            key,
+            next((body for body in known if body.key == key), None),
+            [AttentionBody.model_validate(body) for body in hello["attentions"]],
         )
 
     def _say_start(self, hello: Json) -> None:
@@ -324,10 +369,13 @@ class Station:
             "camera_serial": self._context.camera.serial,
             "provenance": self._origin.provenance,
             "provenance_why": self._origin.why,
-            **_flat_field_names(self._context.flat_field),
             **_feature_detail(self._context.camera),
+            **_flat_field_names(self._context.flat_field),
             **{f"machine_{key}": value for key, value in self._machine_scores.items()},
         }
+        if self._recorder is not None:
+            detail["recording"] = str(self._options.record)
+        self._say_attentions({})
         started = self._change("start", "station", detail)
         self._outbox.submit([started], done=lambda _: self._on_started())
 
@@ -435,7 +483,11 @@ class Station:
                 self._set_problem("camera", problem)
             case LogDamaged(problem):
                 self._set_problem("log", problem)
-                self._policy.set_attention(problem)
+                self._set_attention()
+            case RecordingProblem(problem):
+                self._set_problem("recording", problem)
+                self._set_attention()
+                self._outbox.submit([self._change("recording", "station", {"problem": problem})])
             case FeedEnded():
                 self._end("the source has ended")
             case FeedFailed(error):
@@ -497,8 +549,6 @@ class Station:
 
     def _on_committed(self, body: ResultBody, work: PlateWork | None, answer: Json) -> None:
         """The record is durable: only from here on may the lamp show a pass."""
-        if work is not None:
-            self._pool.give_back(work.buffer)
         is_late = self._context.is_late(body.last_scan_line_ns)
         # A light that turns green over the next plate would speak of that one.
         is_late = is_late or body.sequence < self._newest_opened
@@ -510,6 +560,10 @@ class Station:
         arrays = ("tile_grid", "tile_scores")
         record = {key: value for key, value in body.as_json().items() if key not in arrays}
         self._emit({"record": record | answer["pictures"], "latency_ms": latency_ms})
+        if work is not None:
+            # After the lamp's command: no light waits for what a plate says of the station.
+            self._say_health(self._health.plate(look_at(body, work, self._context.geometry)))
+            self._pool.give_back(work.buffer)
 
     def _actuate(self, body: ResultBody, is_late: bool) -> float | None:
         """Command the light for this result and write down what was commanded; the time from the
@@ -548,6 +602,7 @@ class Station:
     def _on_tick(self, tick: Tick) -> None:
         """A tick came through camera, ring and inspection: on to the journal."""
         self._outbox.tick(tick.number)
+        self._say_health(self._health.camera(tick.health))
 
     def _on_journal_tick(self, answer: Json) -> None:
         self._set_problem("journal", "" if answer["ok"] else answer["error"])
@@ -564,6 +619,32 @@ class Station:
         if self._last_tick_ns - self._last_figures_ns > 1e9:
             self._last_figures_ns = self._last_tick_ns
             self._emit({"figures": self.summary()})
+
+    # --- health ---------------------------------------------------------------------------------
+
+    def _say_health(self, rows: list[HealthRow]) -> None:
+        for row in rows:
+            self._outbox.submit([row])
+            if isinstance(row, AttentionBody):
+                self._say_attentions({"attention": row.as_json()})
+
+    def _say_attentions(self, event: Json) -> None:
+        """Tell whoever watches, and the light."""
+        self._emit({**event, "attentions": self._attentions})
+        self._set_attention()
+
+    @property
+    def _attentions(self) -> list[str]:
+        return [body.text for body in self._health.attentions]
+
+    def _set_attention(self) -> None:
+        """The light calls a person, where no plate's result is shown, until nothing is left."""
+        texts = [self._problems[part] for part in ("log", "recording") if part in self._problems]
+        texts += self._attentions
+        if texts:
+            self._policy.set_attention("; ".join(texts))
+        else:
+            self._policy.clear_attention()
 
     # --- lamp -----------------------------------------------------------------------------------
 
@@ -741,6 +822,8 @@ class Station:
             self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
         elif op == "ack":
             self._policy.acknowledge()
+        elif op == "relearn":
+            self._say_health(self._health.relearn())
         self._set_fault()
         self._update_light()
         self._outbox.submit([self._change(op, who, {})])
@@ -758,6 +841,7 @@ class Station:
             "state": str(self._state),
             "problems": self._problems,
             **self._origin_words(),
+            "attentions": self._attentions if hasattr(self, "_health") else [],
             "light": str(state),
             "light_result_id": shown_id,
             "last_verdict_at": self._last_verdict_at,
@@ -792,20 +876,17 @@ class Station:
             "seconds": round(seconds, 3),
             "mb_per_s": round(counts.bytes / 1e6 / seconds, 3),
             "latency_ms": _percentiles(statistics.latencies_ms),
+            "attentions": self._attentions,
             "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         }
+        if self._recorder is not None:
+            figures["recording"] = asdict(self._recorder.counts)
         if statistics.truly_good + statistics.truly_defective:
             figures["truly_defective"] = statistics.truly_defective
             figures["truly_good"] = statistics.truly_good
             figures["escapes"] = statistics.escapes
             figures["false_rejects"] = statistics.false_rejects
         return figures
-
-
-def _flat_field_names(flat_field: FlatField | None) -> dict[str, str]:
-    if flat_field is None:
-        return {}
-    return {"flat_field_id": flat_field.id, "flat_field_sha256": flat_field.sha256}
 
 
 def _feature_detail(camera: CameraInfo) -> dict[str, str]:
@@ -819,6 +900,12 @@ def _feature_detail(camera: CameraInfo) -> dict[str, str]:
     if camera.rounded:
         detail["camera_rounded"] = json.dumps(camera.rounded)
     return detail
+
+
+def _flat_field_names(flat_field: FlatField | None) -> dict[str, str]:
+    if flat_field is None:
+        return {}
+    return {"flat_field_id": flat_field.id, "flat_field_sha256": flat_field.sha256}
 
 
 def _latency_ms(body: ResultBody, commanded_ns: int) -> float | None:

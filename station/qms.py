@@ -33,6 +33,8 @@ _TRIGGERS = {"row_no_update", "row_no_delete", "row_no_replace"}
 _TAIL_ROWS = 100
 """Checked at each start (I12); `vqi log verify` checks all."""
 _BUSY_TIMEOUT_S = 1.0
+_MOST_REFERENCES = 64
+"""Of recipes and cameras that a log remembers; an older one is learned anew."""
 _CODES_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _CODES_FULL = {sqlite3.SQLITE_FULL}
 
@@ -178,6 +180,26 @@ class Store:
         found = self._query("SELECT body FROM row WHERE seq = :seq", {"seq": newest})
         body: Json = json.loads(found[0].body)
         return body
+
+    def open_attentions(self) -> list[Json]:
+        """Bodies of attentions that began and have not ended, oldest first."""
+        begun: dict[tuple[str, float | None, float | None], Json] = {}
+        for row in self._query("SELECT body FROM row WHERE kind = 'attention' ORDER BY seq", {}):
+            body: Json = json.loads(row.body)
+            key = (body["name"], body["start_mm"], body["end_mm"])
+            begun.pop(key, None)
+            if body["is_begin"]:
+                begun[key] = body
+        return list(begun.values())
+
+    def references(self) -> list[Json]:
+        """The newest reference of the light for each key."""
+        rows = self._query(
+            "SELECT body FROM row WHERE kind = 'reference' AND seq IN (SELECT max(seq) FROM row "
+            "WHERE kind = 'reference' GROUP BY body ->> '$.key') ORDER BY seq DESC LIMIT :most",
+            {"most": _MOST_REFERENCES},
+        )
+        return [json.loads(row.body) for row in rows]
 
     def last_sequence(self) -> int:
         """Highest plate sequence number ever given; 0 if none."""

@@ -178,11 +178,11 @@ class ResultBody(Body):
     runtime: str
     """Classifier runtime, version, precision and processor."""
     camera_serial: str
+    camera_features_sha256: str = ""
+    """Of the features as the camera read them back."""
     flat_field_id: str | None = None
     flat_field_sha256: str | None = None
     """None where scan lines are judged as the camera delivers them."""
-    camera_features_sha256: str = ""
-    """Of the features as the camera read them back."""
     opened_ns: int
     last_scan_line_ns: int | None
     """When the plate's last scan line was in memory."""
@@ -263,8 +263,50 @@ class ChangeBody(Body):
     detail: dict[str, str] = Field(default_factory=dict)
 
 
+class AttentionBody(Body):
+    """The station needs a person before plates are lost, or does no longer; no verdict changes."""
+
+    kind: Literal["attention"] = "attention"
+    result_id: str | None
+    """The plate with which it began or ended; None before the first plate."""
+    since_result_id: str | None
+    """The first plate that showed it."""
+    name: str
+    """What was watched: `dirt`, `light`, `exposure`, `length`, `temperature`."""
+    is_begin: bool
+    text: str
+    """For people: what to do, or what is off, and where."""
+    measured: float
+    limit: float
+    """Both in `unit`; signed where both directions count, the limit then holds for the size."""
+    unit: str
+    start_mm: float | None = None
+    end_mm: float | None = None
+    """Where on the scan line, from its left end; None where it is not a matter of place."""
+
+
+class ReferenceBody(Body):
+    """The light as it was after commissioning: what later plates are held against."""
+
+    kind: Literal["reference"] = "reference"
+    result_id: str
+    """The last plate that it was learned from."""
+    key: str
+    """Recipe, camera and camera features that it holds for."""
+    plates: int
+    levels: tuple[float | None, ...]
+    """Mean 8-bit level of plates in equal parts of the scan line; None where no plate lay."""
+
+
 AnyBody = Annotated[
-    OpenedBody | ResultBody | ActuationBody | DowntimeBody | ReviewBody | ChangeBody,
+    OpenedBody
+    | ResultBody
+    | ActuationBody
+    | DowntimeBody
+    | ReviewBody
+    | ChangeBody
+    | AttentionBody
+    | ReferenceBody,
     Field(discriminator="kind"),
 ]
 

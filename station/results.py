@@ -201,9 +201,9 @@ def _body(context: Context, *, sequence: int, **fields: object) -> ResultBody:
         "model_sha256": classifier.model_sha256,
         "runtime": classifier.runtime,
         "camera_serial": context.camera.serial,
+        "camera_features_sha256": context.camera.features_sha256,
         "flat_field_id": context.flat_field.id if context.flat_field else None,
         "flat_field_sha256": context.flat_field.sha256 if context.flat_field else None,
-        "camera_features_sha256": context.camera.features_sha256,
         "decided_ns": time.monotonic_ns(),
     }
     return ResultBody.model_validate({**values, **fields})

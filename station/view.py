@@ -32,6 +32,7 @@ class LiveView:
         self._lamp: Json = {"state": LightState.FAULT, "result_id": ""}
         self._state = "PREOPERATIONAL"
         self._problem = ""
+        self._attentions: list[str] = []
         self._counts = {"PASS": 0, "FAIL": 0, "UNDECIDED": 0}
         self._figures: Json = {}
 
@@ -42,6 +43,7 @@ class LiveView:
         # What the lamp process took, not what the station asked for.
         self._lamp = event.get("lamp", self._lamp)
         self._figures = event.get("figures", self._figures)
+        self._attentions = event.get("attentions", self._attentions)
         if "state" in event:
             self._state = event["state"]
             self._problem = "; ".join(event["problems"].values())
@@ -100,6 +102,8 @@ class LiveView:
         text = Text(f"{self._state}   {counts}   {rate}")
         if self._problem:
             text.append(f"\n{self._problem}", style="bold red")
+        for attention in self._attentions:
+            text.append(f"\nATTENTION: {attention}", style="bold yellow")
         return text
 
 
@@ -117,6 +121,11 @@ def plain_line(event: Json) -> str | None:
         return f"station {event['state']}{': ' + problems if problems else ''}"
     if "problem" in event:
         return f"{event['problem']['part']}: {event['problem']['text']}"
+    if "attention" in event:
+        row = event["attention"]
+        return f"ATTENTION{'' if row['is_begin'] else ' ended'}: {row['text']}"
+    if event.get("attentions"):
+        return "\n".join(f"ATTENTION: {text}" for text in event["attentions"])
     return None
 
 
@@ -125,6 +134,8 @@ def print_summary(console: Console, summary: Json) -> None:
     for key, value in summary.items():
         if isinstance(value, dict):
             value = "  ".join(f"{name} {figure}" for name, figure in value.items()) or "none"
+        elif isinstance(value, list):
+            value = "; ".join(value) or "none"
         table.add_row(key.replace("_", " "), str(value))
     console.print(table)
 

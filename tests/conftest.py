@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+import re
+import subprocess
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+from camera_peers import PEERS
 
 REQUIRES_PEERS = os.environ.get("VQI_REQUIRE_PEERS") == "1"
 REAL_DATA = Path(os.environ.get("VQI_REAL_DATA", "../shared/data"))
 _MAY_SKIP = ("needs a real device", "no gpio-sim here", "no real images", "this processor has no")
 """Reasons that count as a skip where every peer is installed."""
+_MARKS = {"passed": "ok", "skipped": "skip", "failed": "FAIL", "error": "FAIL"}
+_CAMERAS = ["simulated", "pictures", "strip", *(peer.name for peer in PEERS)]
+_CAMERA_TEST = re.compile(r"test_(?:camera|peers)\.py::test_(\w+)\[(\w+)\]$")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -53,3 +59,37 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"no real images in {REAL_DATA}; set VQI_REAL_DATA")
     return REAL_DATA
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which camera ran which part of the contract."""
+    marks: dict[str, dict[str, str]] = {}
+    for outcome, mark in _MARKS.items():
+        for report in terminalreporter.getreports(outcome):
+            found = _CAMERA_TEST.search(report.nodeid)
+            if found and found[2] in _CAMERAS:
+                marks.setdefault(found[1], {})[found[2]] = mark
+    if not marks:
+        return
+    terminalreporter.section("cameras and what each ran (-: it lacks what that needs)")
+    terminalreporter.line(" " * 72 + "".join(f"{name:>10}" for name in _CAMERAS))
+    for test, row in marks.items():
+        cells = "".join(f"{row.get(name, '-'):>10}" for name in _CAMERAS)
+        terminalreporter.line(f"{test.replace('_', ' '):72.72}{cells}")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 MB that can be filled for real."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.skip(f"cannot mount a small file system here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

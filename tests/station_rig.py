@@ -42,6 +42,7 @@ class Rig:
     """Overrides of the camera's keys."""
     specimen: Json = field(default_factory=dict)
     faults: Json = field(default_factory=dict)
+    wear: Json = field(default_factory=dict)
     light: Json = field(default_factory=lambda: {"device": {"type": "simulated"}})
     fail_hold_s: float | None = 0.05
     threshold: float | None = None
@@ -86,6 +87,8 @@ class Rig:
         }
         if camera["type"] != "simulated":
             camera = {"type": camera["type"], **self.camera}
+        if "belt" in camera:
+            camera["belt"] = {"seed": 3, "bank_plates": 4, "specimen": specimen, **camera["belt"]}
         light = {**self.light}
         if self.fail_hold_s is not None:
             light["fail_hold_s"] = self.fail_hold_s
@@ -100,6 +103,7 @@ class Rig:
         ) + _table("camera", camera)
         if camera["type"] == "simulated":
             text += _table("camera.specimen", specimen) + _table("camera.faults", self.faults)
+            text += _table("camera.wear", self.wear)
         text += _table(
             "journal",
             {
@@ -150,6 +154,30 @@ class Rig:
 
         with Reader(self.journal) as reader:
             return list(reader.bodies(kind))
+
+
+def linescan_camera(producer: str = "linescan", **features: object) -> Json:
+    """The rig's belt under the line-scan simulator, its encoder triggering the scan lines."""
+    return {
+        "type": "genicam",
+        "producer": producer,
+        "serial": "VQI-LS-1",
+        "pixel_pitch_mm": 0.1,
+        "features": {
+            "Width": 768,
+            "Height": FRAME_HEIGHT,
+            "PixelFormat": "Mono8",
+            "ExposureTime": 10.0,
+            "TriggerSource[LineStart]": "Encoder0",
+            "TriggerMode[LineStart]": "On",
+            "EncoderDivider": 2,
+            "ChunkModeActive": True,
+            "SimEncoderResolution": 20.0,
+            "SimBeltSpeed": LINE_RATE_HZ / 10,
+            **features,
+        },
+        "belt": {},
+    }
 
 
 @dataclass
@@ -240,11 +268,8 @@ def _table(name: str, values: Json) -> str:
 
 def _toml(value: object) -> str:
     if isinstance(value, dict):
-        return (
-            "{ "
-            + ", ".join(f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items())
-            + " }"
-        )
+        items = (f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items())
+        return "{ " + ", ".join(items) + " }"
     if isinstance(value, bool):
         return str(value).lower()
     return json.dumps(value)

@@ -13,13 +13,20 @@ from numpy.typing import NDArray
 from models.training.data import (
     DataError,
     Sample,
-    load_tile,
+    load_tiles,
     load_truth,
     read_folder,
     read_splits,
 )
 
 HEAD = "file,label,split"
+
+
+def load_tile(*files: Path) -> NDArray[np.uint8]:
+    """The first of these pictures as a tile, loaded together."""
+    samples = [Sample(file, file.name, 0, "train", file.name) for file in files]
+    tile: NDArray[np.uint8] = load_tiles(samples)[0, 0]
+    return tile
 
 
 def write(path: Path, picture: NDArray[np.generic]) -> Path:
@@ -104,9 +111,12 @@ def test_a_thin_mark_survives_whatever_the_picture_measures(tmp_path: Path) -> N
 
 def test_levels_of_12_bits_are_not_taken_for_16(tmp_path: Path) -> None:
     levels = np.linspace(0, 4095, 1600).reshape(40, 40).astype(np.uint16)
-    with pytest.raises(DataError, match="levels up to 4095 of 65535; 10 or 12 bits"):
-        load_tile(write(tmp_path / "12.png", levels))
-    assert load_tile(write(tmp_path / "16.png", levels * 16)).max() > 200
+    dark = write(tmp_path / "12.png", levels)
+    with pytest.raises(DataError, match="levels up to 4095 of 65535 in pictures of 16 bits"):
+        load_tile(dark)
+    bright = write(tmp_path / "16.png", levels * 16)
+    assert load_tile(bright).max() > 200
+    assert load_tile(dark, bright).max() == 15, "a dark picture among bright ones is just dark"
 
 
 def sample_of(root: Path, **changes: object) -> Sample:

@@ -9,12 +9,10 @@ import os
 import shutil
 import signal
 import struct
-import subprocess
 import tempfile
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -404,23 +402,6 @@ def test_every_fault_makes_its_plate_undecided_and_the_station_recovers(rig: Rig
 
 
 # --- a journal that cannot be written -----------------------------------------------------------
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 MB that can be filled for real."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        pytest.skip(f"cannot mount a small file system here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
 
 
 def test_a_full_disk_stops_the_station_until_there_is_room(rig: Rig, small_disk: Path) -> None:

@@ -25,7 +25,7 @@ torch = pytest.importorskip("torch", reason="needs package torch (the `train` ex
 
 from models.classifier import Classifier  # noqa: E402
 from models.training.count import count_mflops, count_parameters  # noqa: E402
-from models.training.data import DataError, load_tile, read_folder, select  # noqa: E402
+from models.training.data import DataError, Sample, load_tiles, read_folder, select  # noqa: E402
 from models.training.evaluate import auroc, evaluate, rate  # noqa: E402
 from models.training.export import ExportError, export, read_network, to_onnx  # noqa: E402
 from models.training.fit import (  # noqa: E402
@@ -279,7 +279,8 @@ def test_a_picture_of_any_shape_is_seen_whole(tmp_path: Path) -> None:
     picture = np.zeros((100, 600), np.uint8)
     picture[:, 580:] = 255
     cv2.imwrite(str(tmp_path / "wide.png"), picture)
-    assert load_tile(tmp_path / "wide.png")[:, -4:].min() > 200
+    sample = Sample(tmp_path / "wide.png", "wide.png", 0, "train", "wide")
+    assert load_tiles([sample])[0, 0, :, -4:].min() > 200
 
 
 @pytest.mark.parametrize(

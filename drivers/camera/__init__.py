@@ -10,7 +10,7 @@ import json
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 if TYPE_CHECKING:  # the lamp process imports settings beside this and must stay free of numpy
     import numpy as np
@@ -53,6 +53,20 @@ class PlateTruth:
 
 
 @dataclass(frozen=True, slots=True)
+class Break:
+    """What a station knew to have happened between two frames.
+
+    `started` again · `lost`: what passed is unknown · `damaged`: so is the recording ·
+    `belt_stopped` · `ended`: it was stopped · `finished`: its source came to its own end.
+    """
+
+    kind: Literal["started", "lost", "damaged", "belt_stopped", "ended", "finished"]
+    text: str
+    frames: int = 0
+    """Frames known to be missing, beyond those that the frame ids tell of."""
+
+
+@dataclass(frozen=True, slots=True)
 class Frame:
     """One delivered buffer.
 
@@ -77,6 +91,8 @@ class Frame:
     plate_counter: int | None = None
     """Plates whose leading edge passed the trigger input before the first scan line, if known."""
     truth: tuple[PlateTruth, ...] = ()
+    breaks: tuple[Break, ...] = ()
+    """What came before this frame; only a recorded strip knows it."""
 
     @property
     def height(self) -> int:
@@ -123,8 +139,20 @@ class CameraInfo:
         return 2 * self.width * self.frame_height
 
 
+@dataclass(frozen=True, slots=True)
+class CameraHealth:
+    """What a camera says of itself while it runs; None where it does not say."""
+
+    temperature_c: float | None = None
+    """DeviceTemperature."""
+
+
 class EndOfSource(Exception):
-    """A replay that plays once has delivered its last frame."""
+    """A replay that plays once has delivered its last frame; `breaks` came after it."""
+
+    def __init__(self, *breaks: Break) -> None:
+        super().__init__("the source has ended")
+        self.breaks = breaks
 
 
 class Camera(ABC):
@@ -148,10 +176,6 @@ class Camera(ABC):
         `DeviceLost` within 1 s of a disconnect, `EndOfSource` at the end of a finite source.
         """
 
-    def temperature_c(self) -> float | None:
-        """The camera's temperature in degrees Celsius; None where it does not tell."""
-        return None
-
     @abstractmethod
     def stop(self) -> None:
         """End acquisition. Safe to call twice and after a loss."""
@@ -159,6 +183,11 @@ class Camera(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release the device. Safe to call twice and after a loss."""
+
+    def health(self) -> CameraHealth:
+        """How the camera is. Asked four times a second between frames: a driver whose camera
+        answers slowly gives what it read last. Raises nothing."""
+        return CameraHealth()
 
     def __enter__(self) -> Self:
         return self

@@ -9,6 +9,7 @@ once.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import time
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drivers.camera import Camera, CameraInfo, Frame
+from drivers.camera import Camera, CameraHealth, CameraInfo, Frame
 from drivers.camera.features import (
     HERTZ,
     MICROSECONDS,
@@ -25,15 +26,18 @@ from drivers.camera.features import (
     read_feature,
     read_in,
 )
-from drivers.camera.producers import load_producer, producer_path, sha256_of
-from drivers.camera.settings import GenicamCameraSettings
+from drivers.camera.gentl import load_producer, producer_path, sha256_of
+from drivers.camera.settings import GenicamCameraSettings, SimulatedCameraSettings
 from drivers.errors import DeviceBusy, DeviceLost, DeviceNotFound, DeviceRefused
 
 Pixels = NDArray[np.uint8]
 
 _POLL_S = 0.001
+_BELT_PLATES = 100_000
+"""Plates of a rendered belt before it repeats."""
 _PROBE_S = 0.3
 """A silent camera is asked for a register this often: a disconnect looks like a timeout."""
+_HEALTH_S = 5.0
 _CLOCK_DRIFT = 100e-6
 """A camera's quartz and this host's go apart by no more than this."""
 _WRAP_16 = 0xFFFF
@@ -50,13 +54,16 @@ class GenicamCamera(Camera):
         self._acquirer: Any = None
         self._is_running = False
         self._is_lost = False
-        self._next_probe_s = 0.0
+        self._next_probe_s = self._next_health_s = 0.0
+        self._health = CameraHealth()
         self._ids = _FrameIds()
         self._clock = _DeviceClock()
         self._chunks: _Chunks | None = None
         self._is_height_variable = False
+        self._belt: int | None = None
         try:
             self._open(settings.buffers)
+            self._lay_belt(settings)
             applied = apply_features(self._nodes, settings.features, self._serial)
             self.info = self._read_info(applied)
         except BaseException:
@@ -104,9 +111,14 @@ class GenicamCamera(Camera):
                 return None
             time.sleep(_POLL_S)
 
-    def temperature_c(self) -> float | None:
-        value = read_feature(self._nodes, "DeviceTemperature")
-        return None if value is None else float(value)
+    def health(self) -> CameraHealth:
+        """What the camera said of itself at most `_HEALTH_S` ago: a register takes its link a
+        millisecond, in which no frame is taken."""
+        if time.monotonic() >= self._next_health_s and not self._is_lost:
+            self._next_health_s = time.monotonic() + _HEALTH_S
+            value = read_feature(self._nodes, "DeviceTemperature")
+            self._health = CameraHealth(None if value is None else float(value))
+        return self._health
 
     def stop(self) -> None:
         if self._is_running:
@@ -125,6 +137,9 @@ class GenicamCamera(Camera):
             with contextlib.suppress(Exception):
                 self._harvester.reset()
             self._harvester = None
+        if self._belt is not None:
+            os.close(self._belt)
+            self._belt = None
 
     # --- opening --------------------------------------------------------------------------------
 
@@ -152,6 +167,25 @@ class GenicamCamera(Camera):
             # harvesters takes SIGINT for itself.
             with contextlib.suppress(ValueError):
                 signal.signal(signal.SIGINT, handler)
+
+    def _lay_belt(self, settings: GenicamCameraSettings) -> None:
+        """Render the plates that the line-scan simulator shall see, and show it where they are.
+
+        Not one of the features of `info`: where the memory lies differs from start to start.
+        """
+        if settings.belt is None:
+            return
+        from drivers.camera.producer.source import belt_source
+
+        belt = SimulatedCameraSettings(
+            type="simulated",
+            width=int(settings.features.get("Width", 4096)),
+            pixel_pitch_mm=settings.pixel_pitch_mm,
+            **settings.belt.model_dump(),
+        )
+        self._belt = belt_source(belt, _BELT_PLATES)
+        where = {"SimSource": f"/proc/self/fd/{self._belt}"}
+        apply_features(self._nodes, where, self._serial)
 
     def _read_info(self, applied: Applied) -> CameraInfo:
         info = next(
@@ -233,9 +267,11 @@ class GenicamCamera(Camera):
         self._next_probe_s = time.monotonic() + _PROBE_S
         try:
             # A cached value would answer for a camera that is gone.
-            _ = self._nodes.Width.get_value(ignore_cache=True)
+            width = int(self._nodes.Width.get_value(ignore_cache=True))
         except Exception as error:
             raise self._lost(str(error)) from error
+        if width != self.info.width:
+            raise self._lost(f"it was reset: Width is {width}, not {self.info.width}")
 
     def _lost(self, why: str) -> DeviceLost:
         self._is_lost = True

@@ -76,6 +76,24 @@ class FaultSettings(Settings):
     wrong_pixel_format: tuple[int, ...] = Field((), description="Frames in Mono12.")
 
 
+class WearSettings(Settings):
+    """What ages or gets dirty on the simulated belt, in a run of frames."""
+
+    from_frame: Count = Field(0, ge=0, description="First frame, counted as for the faults.")
+    until_frame: Count | None = Field(None, ge=0, description="First frame that is well again.")
+    dirt_mm: tuple[Number, Number] | None = Field(
+        None, description="Dirt on the lens: from and to, crossweb from the scan line's left end."
+    )
+    dirt_contrast: Number = Field(
+        -0.05, ge=-1, le=1, description="Relative change of brightness below the dirt."
+    )
+    light_level: Number = Field(1.0, gt=0, le=10, description="Brightness, relative.")
+    stretch: Number = Field(
+        1.0, ge=0.8, le=1.2, description="Length of plates in scan lines: a belt that slips."
+    )
+    temperature_c: Number | None = Field(None, description="Of the camera; None: it has none.")
+
+
 class BeltSettings(Settings):
     """Which plates a simulated belt carries."""
 
@@ -95,6 +113,7 @@ class SimulatedCameraSettings(LineScanSettings, BeltSettings):
         "Without it the belt starts with the camera.",
     )
     faults: FaultSettings = FaultSettings()
+    wear: WearSettings = WearSettings()
 
     @model_validator(mode="after")
     def _plate_fits_in_the_scan_line(self) -> SimulatedCameraSettings:
@@ -106,6 +125,18 @@ class SimulatedCameraSettings(LineScanSettings, BeltSettings):
                 f"{self.specimen.lateral_offset_mm:g} mm off centre, does not fit in a scan line "
                 f"of {room_mm:g} mm"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _wear_fits_on_the_belt(self) -> SimulatedCameraSettings:
+        room_mm, (start_mm, end_mm) = self.width * self.pixel_pitch_mm, self.wear.dirt_mm or (0, 1)
+        if not 0 <= start_mm < end_mm <= max(room_mm, 1):
+            raise ValueError(
+                f"wear.dirt_mm {start_mm:g} to {end_mm:g} does not lie in a scan line of "
+                f"{room_mm:g} mm"
+            )
+        if (self.wear.stretch - 1) * self.specimen.length_mm >= self.specimen.gap_mm:
+            raise ValueError(f"wear.stretch {self.wear.stretch:g} leaves no gap between plates")
         return self
 
 
@@ -121,11 +152,20 @@ class ReplayCameraSettings(Settings):
         le=1e6,
         description="Paced at this rate; None plays as fast as frames are taken.",
     )
+    timing: Literal["recorded"] | None = Field(
+        None, description="recorded: a strip's frames come when they came to the station."
+    )
     pixel_pitch_mm: Number = Field(0.1, gt=0, le=10, description="Size of a pixel on the plate.")
     is_loop: bool = Field(False, description="Start again at the end.")
     gap_scan_lines: Count = Field(
         200, ge=0, description="Black scan lines before, between and after images of a folder."
     )
+
+    @model_validator(mode="after")
+    def _has_one_pace(self) -> ReplayCameraSettings:
+        if self.timing is not None and self.line_rate_hz is not None:
+            raise ValueError("timing and line_rate_hz exclude each other: leave one of them out")
+        return self
 
 
 class GenicamCameraSettings(Settings):

@@ -14,11 +14,12 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from drivers.camera import MONO8, Camera, CameraInfo, Frame, PlateTruth
-from drivers.camera.settings import FaultSettings, SimulatedCameraSettings
+from drivers.camera import MONO8, Camera, CameraHealth, CameraInfo, Frame, PlateTruth
+from drivers.camera.settings import FaultSettings, SimulatedCameraSettings, WearSettings
 from drivers.camera.specimen import RenderedPlate, Specimen, plate_rows, render, render_belt
 from drivers.errors import DeviceLost, DeviceRefused
 
@@ -65,6 +66,7 @@ class SimulatedCamera(Camera):
         self._frame_s = settings.frame_height / settings.line_rate_hz
         self._epoch_s = None if settings.belt_file is None else _read_epoch_s(settings)
         self._bank = render_bank(settings)
+        self._stretched = _stretched(self._bank, settings.wear.stretch)
         self._belt = render_empty_belt(settings)
         self._order = lru_cache(maxsize=4)(partial(shuffled, settings))
         self.lost_frames = 0
@@ -117,6 +119,10 @@ class SimulatedCamera(Camera):
 
     def stop(self) -> None:
         self._is_running = False
+
+    def health(self) -> CameraHealth:
+        wear = self._settings.wear
+        return CameraHealth(wear.temperature_c if _is_worn(wear, self._next) else None)
 
     def close(self) -> None:
         self.stop()
@@ -207,10 +213,12 @@ class SimulatedCamera(Camera):
         _copy_cyclic(self._belt, first, pixels)
         last_plate = self._slots.plates_before(first + height)
         for ordinal in range(max(1, self._slots.plates_before(first)), last_plate + 1):
-            picture, start = self._plate(ordinal).pixels, self._slots.start(ordinal) - first
+            picture, start = self._picture(ordinal), self._slots.start(ordinal) - first
             top, bottom = max(start, 0), min(start + len(picture), height)
             if top < bottom:
                 pixels[top:bottom] = picture[top - start : bottom - start]
+        if _is_worn(self._settings.wear, number):
+            _wear_out(pixels, self._settings.wear, self._settings.pixel_pitch_mm)
 
     def _truth(self, number: int) -> tuple[PlateTruth, ...]:
         """The plates whose leading edge lies in a belt frame."""
@@ -223,8 +231,19 @@ class SimulatedCamera(Camera):
         )
 
     def _plate(self, ordinal: int) -> RenderedPlate:
+        return self._bank[self._place(ordinal)]
+
+    def _picture(self, ordinal: int) -> Pixels:
+        """A plate as the belt's travel makes it look when it arrives."""
+        arrives = self._slots.start(ordinal) // self._settings.frame_height
+        if self._stretched and _is_worn(self._settings.wear, arrives):
+            return self._stretched[self._place(ordinal)]
+        return self._plate(ordinal).pixels
+
+    def _place(self, ordinal: int) -> int:
+        """Which plate of the bank it is."""
         lap, place = divmod(ordinal - 1, len(self._bank))
-        return self._bank[self._order(lap)[place]]
+        return self._order(lap)[place]
 
 
 def shuffled(settings: SimulatedCameraSettings, lap: int) -> tuple[int, ...]:
@@ -256,6 +275,32 @@ def render_bank(settings: SimulatedCameraSettings) -> list[RenderedPlate]:
 
     with ThreadPoolExecutor(_RENDER_THREADS) as pool:
         return list(pool.map(make, range(count)))
+
+
+def _is_worn(wear: WearSettings, number: int) -> bool:
+    is_over = wear.until_frame is not None and number >= wear.until_frame
+    return number >= wear.from_frame and not is_over
+
+
+def _stretched(bank: list[RenderedPlate], stretch: float) -> list[Pixels]:
+    """The plates' pictures with more (or fewer) scan lines; none where it changes nothing."""
+    if stretch == 1.0:
+        return []
+    sizes = [(plate.pixels.shape[1], round(len(plate.pixels) * stretch)) for plate in bank]
+    return [
+        np.asarray(cv2.resize(plate.pixels, size, interpolation=cv2.INTER_LINEAR), np.uint8)
+        for plate, size in zip(bank, sizes, strict=True)
+    ]
+
+
+def _wear_out(pixels: Pixels, wear: WearSettings, pixel_pitch_mm: float) -> None:
+    """Weaken the light, then what lies below the dirt."""
+    if wear.light_level != 1.0:
+        cv2.convertScaleAbs(pixels, dst=pixels, alpha=wear.light_level)
+    if wear.dirt_mm is not None:
+        start, end = (round(at / pixel_pitch_mm) for at in wear.dirt_mm)
+        below = pixels[:, start : max(end, start + 1)]
+        below[:] = cv2.convertScaleAbs(below, alpha=1 + wear.dirt_contrast)
 
 
 def _removed_rows(number: int, faults: FaultSettings, height: int) -> range:

@@ -27,7 +27,7 @@ SPLITS = ("train", "val", "test")
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 _TEST_SHARE = 5
 _DARK_LEVEL = 4095
-"""A picture of 16 bits that nowhere exceeds it is one of 12 bits, and would become nearly black."""
+"""Pictures of 16 bits that nowhere exceed it have 12 bits, and would become nearly black."""
 _GREATEST_CLASS = 127
 """A mask that nowhere exceeds it holds numbers of classes (or 1), not white."""
 
@@ -89,10 +89,20 @@ def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
 
 
 def load_tiles(samples: Sequence[Sample]) -> NDArray[np.uint8]:
-    """The pictures as uint8 (n, 1, 224, 224). Raises `DataError` for one that cannot be read."""
+    """The pictures as uint8 (n, 1, 224, 224). Raises `DataError` for one that cannot be read, and
+    if all those of 16 bits are so dark that they have fewer."""
     tiles = np.empty((len(samples), 1, TILE_PX, TILE_PX), np.uint8)
+    brightest = 0
     for tile, sample in zip(tiles, samples, strict=True):
-        tile[0] = load_tile(sample.file)
+        picture = _read(sample.file)
+        if picture.dtype == np.uint16:
+            brightest = max(brightest, int(picture.max()))
+        tile[0] = _fit(_grey(sample.file, picture))
+    if 0 < brightest <= _DARK_LEVEL:
+        raise DataError(
+            f"{samples[0].file.parent}: levels up to {brightest} of 65535 in pictures of 16 bits; "
+            "10 or 12 bits in them? multiply them so that white is 65535"
+        )
     return tiles
 
 
@@ -134,17 +144,13 @@ def _ends(start: float, end: float) -> tuple[int, int]:
     return first, min(max(round(end), first + 1), TILE_PX)
 
 
-def load_tile(path: Path) -> NDArray[np.uint8]:
-    """One picture, grey 224 x 224. Raises `DataError`."""
-    return _fit(_grey(path, _read(path)))
-
-
 def _read(path: Path) -> NDArray[np.generic]:
     data = np.frombuffer(path.read_bytes(), np.uint8)
     picture = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if len(data) else None
     if picture is None:
         raise DataError(f"{path}: not a picture that can be read; repair or remove it")
-    return picture
+    has_transparency = picture.ndim == 3 and picture.shape[2] in (2, 4)
+    return picture[:, :, :-1] if has_transparency else picture
 
 
 def data_sha256(samples: Sequence[Sample]) -> str:
@@ -268,17 +274,10 @@ def _check_groups(root: Path, samples: Sequence[Sample]) -> None:
 
 
 def _grey(path: Path, picture: NDArray[np.generic], is_mask: bool = False) -> NDArray[np.uint8]:
-    """Grey and 8 bits deep: colour by luminance, a transparency channel ignored."""
-    if picture.ndim == 3 and picture.shape[2] in (2, 4):
-        picture = picture[:, :, :-1]
+    """Grey and 8 bits deep: colour by luminance."""
     if is_mask and picture.max() <= _GREATEST_CLASS:
         picture = picture.astype(np.uint8)
     if picture.dtype == np.uint16:
-        if picture.max() <= _DARK_LEVEL:
-            raise DataError(
-                f"{path}: levels up to {picture.max()} of 65535; 10 or 12 bits in a file of 16? "
-                "multiply them so that white is 65535"
-            )
         picture = (picture.astype(np.uint32) // 257).astype(np.uint8)
     if picture.dtype != np.uint8:
         raise DataError(f"{path}: pixels are {picture.dtype}; 8 or 16 bits wanted")

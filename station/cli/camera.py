@@ -15,8 +15,8 @@ import typer
 from drivers.camera import open_camera
 from drivers.camera.feature_tree import Feature, feature_tree
 from drivers.camera.genicam import GenicamCamera
+from drivers.camera.gentl import list_cameras, producers_on_path
 from drivers.camera.producer.build import build_producer
-from drivers.camera.producers import list_cameras, producers_on_path
 from drivers.camera.settings import CameraSettings
 from drivers.errors import DeviceError
 from station.cli.camera_bench import delays, focus, rate, scale

@@ -11,6 +11,7 @@ import math
 import shlex
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -26,6 +27,14 @@ ConfigOption = Annotated[
         help="Configuration file, or shipped:simulated.",
         show_default=False,
     ),
+]
+RecordOption = Annotated[
+    Path | None,
+    typer.Option(help="Record the strip in this folder, or go on with the recording there."),
+]
+RecordGbOption = Annotated[
+    float,
+    typer.Option(min=0.001, help="Disk the recording takes at most; its oldest part is deleted."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a row on stdout.")]
 

@@ -59,3 +59,9 @@ def resume(config: ConfigOption, is_json: JsonOption = False) -> None:
 def ack(config: ConfigOption, is_json: JsonOption = False) -> None:
     """Acknowledge a FAIL or UNDECIDED that the light holds."""
     _command(config, "ack", is_json)
+
+
+@app.command()
+def relearn(config: ConfigOption, is_json: JsonOption = False) -> None:
+    """The light, camera or exposure was changed on purpose: learn the light's reference anew."""
+    _command(config, "relearn", is_json)

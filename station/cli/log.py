@@ -146,6 +146,19 @@ def stats(
 
 
 @app.command()
+def attentions(
+    config: Config = None, journal: Journal = None, since: Since = None, is_json: JsonOption = False
+) -> None:
+    """When the station began to need a person, and when no more; oldest first."""
+    with _reader(config, journal) as reader:
+        for row in reader.bodies("attention", since or ""):
+            if is_json:
+                print_json(row)
+            else:
+                typer.echo(_attention_line(row))
+
+
+@app.command()
 def export(
     config: Config = None,
     journal: Journal = None,
@@ -215,6 +228,14 @@ def _line(row: Json) -> str:
     review = f"reviewed {row['review']['verdict']}" if row["review"] else ""
     parts = (row["written_at"], row["result_id"], f"{row['verdict']:9}", score, reason, places)
     return "  ".join(part for part in (*parts, review) if part)
+
+
+def _attention_line(row: Json) -> str:
+    state = "ATTENTION" if row["is_begin"] else "ended    "
+    figures = f"measured {row['measured']:.4g}, limit {row['limit']:.4g} {row['unit']}"
+    since = f"since {row['since_result_id']}" if row["since_result_id"] else ""
+    parts = (row["written_at"], row["result_id"], state, row["text"], figures, since)
+    return "  ".join(part for part in parts if part)
 
 
 def _export_row(row: Json) -> Json:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,11 +13,13 @@ from rich.live import Live
 from station.cli.common import (
     ConfigOption,
     JsonOption,
+    RecordGbOption,
+    RecordOption,
     exit_on_config_error,
     json_line,
     load_or_exit,
 )
-from station.config import Configuration, Loaded
+from station.config import DEFAULT_RECORD_GB, Configuration, Loaded
 from station.ipc import Json
 from station.outlet import Outlet, Write, write_line
 from station.product import load_product
@@ -30,7 +31,8 @@ def run(
     config: ConfigOption,
     plates: Annotated[int | None, typer.Option(min=1, help="End after so many plates.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="End after this time.")] = None,
-    record: Annotated[Path | None, typer.Option(help="Record the strip in this folder.")] = None,
+    record: RecordOption = None,
+    record_gb: RecordGbOption = DEFAULT_RECORD_GB,
     is_json: JsonOption = False,
 ) -> None:
     """Run the station until it is told to stop (Ctrl-C)."""
@@ -38,7 +40,8 @@ def run(
     with exit_on_config_error():
         load_product(loaded)
     options = [] if seconds is None else ["--seconds", str(seconds)]
-    options += [] if record is None else ["--record", str(record)]
+    if record is not None:
+        options += ["--record", str(record), "--record-gb", str(record_gb)]
 
     def start(show: Write, log: Callable[[str], None]) -> Supervisor:
         return Supervisor(config, plates, options, show, log)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import logging
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from station.cli.common import ConfigOption, exit_on_config_error, fail, load_or_exit
+from station.cli.common import (
+    ConfigOption,
+    RecordGbOption,
+    RecordOption,
+    exit_on_config_error,
+    fail,
+    load_or_exit,
+)
+from station.config import DEFAULT_RECORD_GB
 from station.outlet import Outlet, write_json_line
 
 app = typer.Typer(no_args_is_help=True)
@@ -47,7 +54,8 @@ def station(
     config: ConfigOption,
     plates: Annotated[int | None, typer.Option(min=1, help="End after so many plates.")] = None,
     seconds: Annotated[float | None, typer.Option(min=0.1, help="End after this time.")] = None,
-    record: Annotated[Path | None, typer.Option(help="Record the strip in this folder.")] = None,
+    record: RecordOption = None,
+    record_gb: RecordGbOption = DEFAULT_RECORD_GB,
     restart: RestartOption = False,
 ) -> None:
     """Inspect. Events go to stdout, one JSON object a line."""
@@ -62,7 +70,7 @@ def station(
 
     with exit_on_config_error():
         recipe = load_product(loaded)
-        options = Options(plates, seconds, record, restart)
+        options = Options(plates, seconds, record, record_gb, restart)
         with Outlet(write_json_line) as events:
             try:
                 status = Station(loaded, recipe, options, events.emit).run()

@@ -45,12 +45,18 @@ def build_producer(folder: Path, vendor: str = "VQI", sanitize: bool = False) ->
     return target.resolve()
 
 
-def _inputs(compiler: str, flags: list[str]) -> str:
-    """Digest of everything that the result depends on."""
-    digest = hashlib.sha256(repr((os.path.realpath(compiler), flags)).encode())
+def source_sha256() -> str:
+    """Of the simulator's source."""
+    digest = hashlib.sha256()
     for file in sorted([*_FOLDER.glob("*.[ch]"), *_FOLDER.glob("*.def")]):
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()
+
+
+def _inputs(compiler: str, flags: list[str]) -> str:
+    """Digest of everything that the result depends on."""
+    inputs = (os.path.realpath(compiler), flags, source_sha256())
+    return hashlib.sha256(repr(inputs).encode()).hexdigest()
 
 
 def _compile(compiler: str, flags: list[str], target: Path) -> None:

@@ -12,10 +12,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from drivers.errors import DeviceNotFound, DeviceRefused, DriverMissing
+from drivers.camera.producer.build import build_producer, source_sha256
+from drivers.errors import DeviceBusy, DeviceNotFound, DeviceRefused, DriverMissing
 
 VIKY = Path("viky")
 """Names the area-scan simulator that comes with the genicam package."""
+LINESCAN = Path("linescan")
+"""Names the line-scan simulator that comes with vqi and is built where it is wanted."""
 _PATH_VARIABLE = "GENICAM_GENTL64_PATH"
 _PRECHECK_LIMIT_S = 20.0
 _NEEDED = tuple(
@@ -53,6 +56,8 @@ def producers_on_path() -> list[Path]:
 
 def producer_path(producer: Path) -> Path:
     """Where a producer's file lies. Raises `DeviceNotFound`, `DriverMissing`."""
+    if producer == LINESCAN:
+        return build_producer(_cache_folder())
     if producer == VIKY:
         package = find_spec("genicam")
         if package is None or package.origin is None:
@@ -66,12 +71,21 @@ def producer_path(producer: Path) -> Path:
     return producer.resolve()
 
 
+def _cache_folder() -> Path:
+    """Where what is built here lies: the service manager's cache, or the user's."""
+    given = os.environ.get("CACHE_DIRECTORY") or os.environ.get("XDG_CACHE_HOME")
+    return Path(given or Path.home() / ".cache") / "vqi" / f"producer-{source_sha256()[:12]}"
+
+
 def sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def load_producer(path: Path) -> Any:
-    """A harvester with this producer alone. Raises `DriverMissing`, `DeviceRefused`."""
+    """A harvester with this producer alone.
+
+    Raises `DriverMissing`, `DeviceRefused`, `DeviceBusy`.
+    """
     try:
         from harvesters.core import Harvester
     except ImportError as error:
@@ -83,6 +97,9 @@ def load_producer(path: Path) -> Any:
     harvester = Harvester()
     harvester.add_file(str(path), check_existence=True)
     harvester.update()
+    if not harvester._systems:  # harvesters keeps what TLOpen said to itself
+        harvester.reset()
+        raise DeviceBusy(f"{path}: this producer opens once in a program, and it is open here")
     return harvester
 
 

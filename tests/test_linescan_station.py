@@ -1,0 +1,49 @@
+"""The station over the line-scan simulator: real GenTL bytes through harvesters, real processes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from station_rig import Rig, check_conservation, linescan_camera
+
+if shutil.which("gcc") is None:
+    pytest.skip("the line-scan simulator is built with gcc", allow_module_level=True)
+
+_SAME = ("verdict", "reason", "score", "tile_grid", "tile_scores", "pixels_sha256", "defects")
+
+
+@pytest.fixture
+def belt() -> dict[str, Any]:
+    return {"contrast_scale": 3.0}
+
+
+def by_plate(rig: Rig) -> dict[int, dict[str, Any]]:
+    rows = {row["plate_ordinal"]: row for row in rig.rows("result")}
+    return {ordinal: {key: row[key] for key in _SAME} for ordinal, row in rows.items()}
+
+
+def test_the_same_pixels_give_the_same_scores_whatever_camera_brings_them(
+    tmp_path: Path, belt: dict[str, Any]
+) -> None:
+    folders = [tmp_path / name for name in ("simulated", "linescan")]
+    for folder in folders:
+        folder.mkdir()
+    rigs = [
+        Rig(folders[0], specimen=belt),
+        Rig(folders[1], specimen=belt, camera=linescan_camera()),
+    ]
+    for rig in rigs:
+        result = rig.run("--plates", "8")
+        assert result.status == 0, result.stderr
+        assert result.summary["lost_frames"] == 0
+        assert result.summary["undecided"] == 0, [row["detail"] for row in result.records]
+        check_conservation(rig)
+    simulated, linescan = map(by_plate, rigs)
+    assert simulated == linescan
+    assert len(simulated) == 8
+    start = next(row for row in rigs[1].rows("change") if row["what"] == "start")
+    assert start["detail"]["camera_serial"] == "VQI-LS-1"
+    assert len(start["detail"]["camera_features_sha256"]) == 64

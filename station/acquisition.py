@@ -36,7 +36,14 @@ from drivers.camera import (
     open_camera,
 )
 from drivers.camera.settings import CameraSettings
-from drivers.errors import DeviceError, DeviceLost
+from drivers.errors import (
+    DeviceBusy,
+    DeviceError,
+    DeviceLost,
+    DeviceNotFound,
+    DeviceRefused,
+    DriverMissing,
+)
 from station.ipc import Channel, Json, PeerGone, channel_pair
 
 TICK_S = 0.25
@@ -46,6 +53,11 @@ _SLOTS_WITHOUT_RATE = 32
 _SLOTS_MIN = 8
 _CLOSE_LIMIT_S = 2.0
 """A camera has so long to stop; a driver that hangs, or still opens its camera, is killed."""
+_ERRORS: dict[str, type[DeviceError]] = {
+    kind.__name__: kind
+    for kind in (DeviceBusy, DeviceLost, DeviceNotFound, DeviceRefused, DriverMissing)
+}
+"""What a driver says at its opening keeps its kind on the way here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +154,7 @@ class CameraProcess:
         except TimeoutError as error:
             raise DeviceLost(f"the camera did not open within {_START_TIMEOUT_S:g} s") from error
         if body["op"] == "error":
-            raise DeviceError(body["message"])
+            raise _ERRORS.get(body["kind"], DeviceError)(body["message"])
         return CameraInfo(**body["info"])
 
     def _make_ring(self) -> mmap.mmap:
@@ -276,7 +288,7 @@ def _serve(channel: Channel) -> None:
         channel.send({"op": "end", "breaks": [asdict(item) for item in end.breaks]})
         _wait_for_end_of_file(channel)
     except DeviceError as error:
-        channel.send({"op": "error", "message": str(error)})
+        channel.send({"op": "error", "message": str(error), "kind": type(error).__name__})
 
 
 def _deliver(camera: Camera, channel: Channel, ring: _Ring) -> None:

@@ -289,6 +289,7 @@ def _serve(channel: Channel) -> None:
         _wait_for_end_of_file(channel)
     except DeviceError as error:
         channel.send({"op": "error", "message": str(error), "kind": type(error).__name__})
+        _wait_for_end_of_file(channel)
 
 
 def _deliver(camera: Camera, channel: Channel, ring: _Ring) -> None:
@@ -310,7 +311,8 @@ def _deliver(camera: Camera, channel: Channel, ring: _Ring) -> None:
 
 
 def _wait_for_end_of_file(channel: Channel) -> None:
-    """Keep the frames in flight readable until the station has taken them."""
+    """Keep what is in flight readable until the station has taken it: the frames, and the last
+    message, which a socket that is closed with slot returns unread would give after an error."""
     while True:
         channel.receive()
 

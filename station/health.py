@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from drivers.camera import CameraHealth, CameraInfo
+from drivers.camera import CameraInfo
 from station.config import HealthRecipe, Recipe
 from station.crossweb import Profile, column_profile, deviations, median, spread
 from station.inspection import PlateWork
@@ -39,6 +39,8 @@ _SLIPPING = 3
 """Plates of another length among the last: one may be a broken plate."""
 _RELEASE = 0.8
 """Share of its limit below which a value counts as well again."""
+_LIT_FEATURES = ("Exposure", "Gain", "BlackLevel", "Gamma")
+"""Features of a camera that change levels begin like these (SFNC)."""
 _READINGS = 8
 """Readings of the temperature, four a second."""
 _SPAN_C = 10.0
@@ -87,6 +89,13 @@ class Seen:
     unlit_share: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CameraHealth:
+    """What the camera says of itself while it runs; None where it does not say."""
+
+    temperature_c: float | None = None
+
+
 def look_at(body: ResultBody, work: PlateWork, geometry: Geometry) -> Seen:
     """Everything that the watches need of a plate; its buffer may be reused afterwards."""
     if work.problem not in _JUDGED:
@@ -115,8 +124,9 @@ def _size_changes(body: ResultBody, geometry: Geometry) -> tuple[float | None, f
 
 def reference_key(recipe_id: str, camera: CameraInfo) -> str:
     """What a reference of the light holds for: another recipe, camera or exposure has its own."""
-    features = " ".join(f"{name}={value}" for name, value in sorted(camera.features.items()))
-    return " ".join(part for part in (recipe_id, camera.serial, features) if part)
+    features = sorted(camera.features.items())
+    lit = [f"{name}={value}" for name, value in features if name.startswith(_LIT_FEATURES)]
+    return " ".join((recipe_id, camera.serial, *lit))
 
 
 @dataclass(frozen=True, slots=True)

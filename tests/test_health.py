@@ -13,14 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as some
+from numpy.typing import NDArray
 from station_rig import LINE_RATE_HZ, Rig, vqi, wait_until
 
-from drivers.camera import CameraHealth, CameraInfo, PlateTruth
-from drivers.camera.settings import SimulatedCameraSettings
+from drivers.camera import CameraInfo, Frame, PlateTruth
+from drivers.camera.settings import SimulatedCameraSettings, SpecimenSettings
 from drivers.camera.simulated import SimulatedCamera, Slots
+from drivers.camera.specimen import Specimen, render
 from station.config import Recipe
 from station.crossweb import Profile, column_profile, deviations
-from station.health import SECTIONS, Health, HealthRow, Seen, look_at, reference_key
+from station.health import SECTIONS, CameraHealth, Health, HealthRow, Seen, look_at, reference_key
 from station.inspection import PlateWork
 from station.ipc import Json
 from station.qms import Store
@@ -149,6 +151,33 @@ def test_a_healthy_belt_calls_nobody(seed: int, skew_deg: float, lateral_offset_
     rows = watch(health(), plates, 120)
     assert attentions(rows) == []
     assert [number for number, _ in rows] == [10], "the reference, learned once"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_product_is_taken_for_dirt(seed: int) -> None:
+    """Square and staggered lattices of any pitch and rotation, on plates that lie nearly straight."""
+    rng = np.random.default_rng(seed)
+    size = SpecimenSettings(width_mm=60, length_mm=40)
+    lattice = Specimen.random(size, rng, is_defective=False, variety=1.0).lattice
+    watched = health()
+    for number in range(1, 61):
+        specimen = replace(Specimen.random(size, rng, number % 2 == 0), lattice=lattice)
+        shift_mm, skew_deg = rng.uniform(-5, 5), rng.uniform(-0.2, 0.2)
+        plate = cut(render(specimen, PITCH_MM, WIDTH_PX, shift_mm, skew_deg, rng).pixels)
+        rows = watched.plate(look(plate, number))
+        assert not attentions([(number, row) for row in rows])
+
+
+def cut(picture: NDArray[np.uint8]) -> Plate:
+    """The plate in a picture that it fills from the first to the last scan line."""
+    belt = np.full((2, GEOMETRY.min_gap_px + GEOMETRY.margin_px, WIDTH_PX), 12, np.uint8)
+    strip = np.concatenate([belt[0], picture, belt[1]])
+    pixels = np.zeros((buffer_lines(GEOMETRY), WIDTH_PX), np.uint8)
+    cutter = StripCutter(GEOMETRY, len(strip), lambda: pixels, is_height_fixed=False)
+    events = cutter.feed(Frame(strip, WIDTH_PX, frame_id=0, timestamp_ns=0))
+    (closed,) = (event for event in events if isinstance(event, PlateClosed))
+    assert closed.reason is None, closed.detail
+    return closed.plate
 
 
 def test_random_defects_are_no_dirt() -> None:
@@ -344,6 +373,8 @@ def test_another_camera_recipe_or_exposure_has_its_own_reference() -> None:
         reference_key("a", replace(info, features={"ExposureTime": "200"})),
     }
     assert len(keys) == 4
+    divided = replace(info, features={"ExposureTime": "250", "EncoderDivider": "3"})
+    assert reference_key("a", divided) in keys, "what changes no level forgets nothing"
 
 
 @pytest.mark.parametrize(
@@ -488,7 +519,7 @@ def test_a_value_at_its_limit_does_not_flicker(at: float, noise: list[float]) ->
     st.sampled_from([0.02, 0.1, 1.0]),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_profile_has_finite_deviations(levels: np.ndarray, pitch_mm: float) -> None:
+def test_any_profile_has_finite_deviations(levels: NDArray[np.float64], pitch_mm: float) -> None:
     found = deviations(levels, pitch_mm)
     assert found.shape == levels.shape
     assert np.isfinite(found).all()

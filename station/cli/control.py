@@ -63,5 +63,5 @@ def ack(config: ConfigOption, is_json: JsonOption = False) -> None:
 
 @app.command()
 def relearn(config: ConfigOption, is_json: JsonOption = False) -> None:
-    """The light, camera or exposure was changed on purpose: learn the light's reference anew."""
+    """The light was changed on purpose: learn anew how bright plates are under it."""
     _command(config, "relearn", is_json)

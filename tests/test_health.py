@@ -155,7 +155,7 @@ def test_a_healthy_belt_calls_nobody(seed: int, skew_deg: float, lateral_offset_
 
 @pytest.mark.parametrize("seed", range(6))
 def test_no_product_is_taken_for_dirt(seed: int) -> None:
-    """Square and staggered lattices of any pitch and rotation, on plates that lie nearly straight."""
+    """Square and staggered lattices of any pitch and rotation, plates that lie nearly straight."""
     rng = np.random.default_rng(seed)
     size = SpecimenSettings(width_mm=60, length_mm=40)
     lattice = Specimen.random(size, rng, is_defective=False, variety=1.0).lattice

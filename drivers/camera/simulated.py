@@ -12,7 +12,7 @@ import math
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import cv2
 import numpy as np
@@ -67,10 +67,8 @@ class SimulatedCamera(Camera):
         self._epoch_s = None if settings.belt_file is None else _read_epoch_s(settings)
         self._bank = render_bank(settings)
         self._stretched = _stretched(self._bank, settings.wear.stretch)
-        self._belt = render_belt(
-            _BELT_ROWS, settings.width, np.random.default_rng([settings.seed, 1])
-        )
-        self._order = lru_cache(maxsize=4)(self._shuffle)
+        self._belt = render_empty_belt(settings)
+        self._order = lru_cache(maxsize=4)(partial(shuffled, settings))
         self.lost_frames = 0
         self._is_lost = False
         self._is_running = False
@@ -247,10 +245,16 @@ class SimulatedCamera(Camera):
         lap, place = divmod(ordinal - 1, len(self._bank))
         return self._order(lap)[place]
 
-    def _shuffle(self, lap: int) -> tuple[int, ...]:
-        """Every plate of the bank once a lap, in an order of its own."""
-        rng = np.random.default_rng([self._settings.seed, 2, lap])
-        return tuple(rng.permutation(len(self._bank)).tolist())
+
+def shuffled(settings: SimulatedCameraSettings, lap: int) -> tuple[int, ...]:
+    """Every plate of the bank once a lap, in an order of its own."""
+    rng = np.random.default_rng([settings.seed, 2, lap])
+    return tuple(rng.permutation(settings.bank_plates).tolist())
+
+
+def render_empty_belt(settings: SimulatedCameraSettings) -> Pixels:
+    """Scan lines of the belt without plates, which repeat without end."""
+    return render_belt(_BELT_ROWS, settings.width, np.random.default_rng([settings.seed, 1]))
 
 
 def render_bank(settings: SimulatedCameraSettings) -> list[RenderedPlate]:

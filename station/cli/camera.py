@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ import typer
 
 from drivers.camera import EndOfSource, Frame, open_camera
 from drivers.camera.genicam import list_cameras, producers_on_path
+from drivers.camera.producer.build import build_producer
 from drivers.camera.settings import CameraSettings
 from drivers.errors import DeviceError
 from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json
@@ -69,6 +71,24 @@ def _configured(settings: CameraSettings) -> list[dict[str, str]]:
             "tl_type": "configured",
         }
     ]
+
+
+@app.command()
+def producer(
+    out: Annotated[Path, typer.Option(help="Folder for vqi-linescan.cti.")] = Path("var/producer"),
+    vendor: Annotated[str, typer.Option(help="Vendor name that its cameras have.")] = "VQI",
+) -> None:
+    """Build the GenTL line-scan simulator, for this station and any other GenTL consumer."""
+    try:
+        path = build_producer(out, vendor)
+    except ValueError as error:
+        fail(str(error), 2)
+    except DeviceError as error:
+        fail(str(error))
+    except OSError as error:
+        fail(f"{out}: cannot be written: {error.strerror}")
+    typer.echo(path)
+    typer.echo(f"export GENICAM_GENTL64_PATH={shlex.quote(str(path.parent))}")
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""A GenTL producer in C that simulates line-scan cameras; see README.md in this folder."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,8 @@ from numpy.typing import NDArray
 from station_rig import LINE_RATE_HZ, Rig, vqi, wait_until
 
 from drivers.camera import CameraInfo, Frame, PlateTruth
+from drivers.camera.producer.build import build_producer
+from drivers.camera.producer.source import belt_source
 from drivers.camera.settings import SimulatedCameraSettings, SpecimenSettings
 from drivers.camera.simulated import SimulatedCamera, Slots
 from drivers.camera.specimen import Specimen, render
@@ -664,3 +668,40 @@ def test_the_light_can_be_learned_anew(rig: Rig) -> None:
     levels = [row["levels"][SECTIONS // 2] for row in rig.rows("reference")]
     assert levels[1] / levels[0] == pytest.approx(0.8, abs=0.03)
     assert [row["what"] for row in rig.rows("change")] == ["start", "relearn", "stop"]
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc: apt-get install gcc libc6-dev")
+@pytest.mark.parametrize(
+    ("features", "text"),
+    [
+        (
+            {"SimDirtPosition": 340, "SimDirtWidth": 40, "SimDirtContrast": 6.0},
+            "clean crossweb 32-",
+        ),
+        ({"SimDeadPixel": 303}, "clean crossweb 30.3-30.4 mm"),
+        ({"SimLightLevel": 40.0}, "plates are dark: level 4"),
+        ({"SimBeltSpeed": 390.0}, "belt slips or encoder is off: plates 3.0% longer"),
+        ({"SimVignetting": 20.0}, ""),
+    ],
+)
+def test_faults_of_a_camera_behind_gentl_are_named(
+    features: Json, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line-scan simulator in C has faults of its own, made by other means than ours."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # its locks, apart from other tests'
+    producer = build_producer(tmp_path / "producer")
+    source = belt_source(camera_settings(3, {}, 6, gap_mm=60.0), plates=60)
+    straight = {"Width": WIDTH_PX, "Height": FRAME_HEIGHT, "AcquisitionLineRate": LINE_RATE_HZ}
+    straight |= {"SimBeltSpeed": LINE_RATE_HZ * PITCH_MM}
+    try:
+        belt_file = tmp_path / "belt"
+        shutil.copyfile(f"/proc/self/fd/{source}", belt_file)
+    finally:
+        os.close(source)
+    camera = {"type": "genicam", "producer": str(producer), "serial": "VQI-LS-1"}
+    camera["features"] = {"SimSource": str(belt_file), **straight, **features}  # type: ignore[assignment]
+    result = Rig(tmp_path, camera=camera).run("--plates", "10")
+    assert result.status == 0, result.stderr
+    found = result.summary["attentions"]
+    assert len(found) == bool(text), found
+    assert not text or found[0].startswith(text)

@@ -287,6 +287,15 @@ def test_plates_that_all_lie_alike_tell_nothing_of_dirt() -> None:
     assert not attentions(watch(health(), belt(3, wear, lateral_offset_mm=0.0), 30))
 
 
+def test_dirt_that_was_not_cleaned_is_named_again_after_relearning() -> None:
+    wear = {"dirt_mm": (41.0, 47.0), "dirt_contrast": -0.05}
+    watched, plates = health(), belt(3, wear)
+    assert len(attentions(watch(watched, plates, 12))) == 1
+    assert [row.is_begin for row in watched.relearn() if isinstance(row, AttentionBody)] == [False]
+    assert watched.attentions == []
+    assert [number for number, _ in attentions(watch(watched, plates, 12))] in ([6], [7], [8])
+
+
 def test_two_places_are_two_attentions_and_a_growing_one_is_named_anew() -> None:
     rng = np.random.default_rng(1)
     watched = health()
@@ -479,6 +488,7 @@ def test_a_hot_camera_calls_a_person_once() -> None:
     assert not at(64.0, 50), "within two degrees of the limit it stays"
     assert len(begun) == len(at(62.0, 8)) == 1
     assert "at least 0 C" in str(at(-5.0, 8)[0])
+    assert len(at(None, 8)) == 1, "a camera that says nothing any more calls nobody"
 
 
 # --- nothing flickers, nothing breaks -----------------------------------------------------------

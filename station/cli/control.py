@@ -63,5 +63,5 @@ def ack(config: ConfigOption, is_json: JsonOption = False) -> None:
 
 @app.command()
 def relearn(config: ConfigOption, is_json: JsonOption = False) -> None:
-    """The light was changed on purpose: learn anew how bright plates are under it."""
+    """After cleaning, or a new light: forget what ATTENTION saw, learn the light anew."""
     _command(config, "relearn", is_json)

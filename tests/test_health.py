@@ -680,38 +680,44 @@ def test_the_light_can_be_learned_anew(rig: Rig) -> None:
     assert [row["what"] for row in rig.rows("change")] == ["start", "relearn", "stop"]
 
 
+DIRT = {"SimDirtPosition": 340, "SimDirtWidth": 40, "SimDirtContrast": 6.0}
+DEAD_PIXEL = {"SimDeadPixel": 303}
+
+
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc: apt-get install gcc libc6-dev")
 @pytest.mark.parametrize(
-    ("features", "text"),
+    ("features", "texts"),
     [
-        (
-            {"SimDirtPosition": 340, "SimDirtWidth": 40, "SimDirtContrast": 6.0},
-            "clean crossweb 32-",
-        ),
-        ({"SimDeadPixel": 303}, "clean crossweb 30.3-30.4 mm"),
-        ({"SimLightLevel": 40.0}, "plates are dark: level 4"),
-        ({"SimBeltSpeed": 390.0}, "belt slips or encoder is off: plates 3.0% longer"),
-        ({"SimVignetting": 20.0}, ""),
+        ({**DIRT, "SimBeltSpeed": 390.0}, {"clean crossweb 32-36 mm", "belt slips"}),
+        ({**DEAD_PIXEL, "SimVignetting": 20.0}, {"clean crossweb 30.3-30.4 mm"}),
+        ({"SimLightLevel": 40.0}, {"plates are dark"}),
     ],
 )
 def test_faults_of_a_camera_behind_gentl_are_named(
-    features: Json, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    features: Json, texts: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The line-scan simulator in C has faults of its own, made by other means than ours."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # its locks, apart from other tests'
-    producer = build_producer(tmp_path / "producer")
     source = belt_source(camera_settings(3, {}, 6, gap_mm=60.0), plates=60)
-    straight = {"Width": WIDTH_PX, "Height": FRAME_HEIGHT, "AcquisitionLineRate": LINE_RATE_HZ}
-    straight |= {"SimBeltSpeed": LINE_RATE_HZ * PITCH_MM}
     try:
-        belt_file = tmp_path / "belt"
-        shutil.copyfile(f"/proc/self/fd/{source}", belt_file)
+        shutil.copyfile(f"/proc/self/fd/{source}", tmp_path / "belt")
     finally:
         os.close(source)
-    camera = {"type": "genicam", "producer": str(producer), "serial": "VQI-LS-1"}
-    camera["features"] = {"SimSource": str(belt_file), **straight, **features}  # type: ignore[assignment]
-    result = Rig(tmp_path, camera=camera).run("--plates", "10")
+    camera: Json = {
+        "type": "genicam",
+        "producer": str(build_producer(tmp_path / "producer")),
+        "serial": "VQI-LS-1",
+        "features": {
+            "SimSource": str(tmp_path / "belt"),
+            "Width": WIDTH_PX,
+            "Height": FRAME_HEIGHT,
+            "AcquisitionLineRate": LINE_RATE_HZ,
+            "SimBeltSpeed": LINE_RATE_HZ * PITCH_MM,
+            **features,
+        },
+    }
+    result = Rig(tmp_path, camera=camera).run("--plates", "9")
     assert result.status == 0, result.stderr
     found = result.summary["attentions"]
-    assert len(found) == bool(text), found
-    assert not text or found[0].startswith(text)
+    assert len(found) == len(texts), found
+    assert all(any(line.startswith(text) for line in found) for text in texts), found

@@ -160,6 +160,8 @@ def simulated_camera(folder: Path, frames: dict[str, list[int]], epoch_ns: int) 
 
 def producer_camera(folder: Path, frames: dict[str, list[int]], epoch_ns: int) -> str:
     source = folder / "belt.lines"
+    # Where the simulator keeps a device for one program at a time: others may use theirs.
+    os.environ["XDG_RUNTIME_DIR"] = str(folder)
     descriptor = belt_source(BELT, plates=400)
     source.write_bytes(Path(f"/proc/self/fd/{descriptor}").read_bytes())
     os.close(descriptor)

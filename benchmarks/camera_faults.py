@@ -54,7 +54,7 @@ BELT = SimulatedCameraSettings.model_validate(
 )
 SLOTS = Slots(BELT)
 PLATE_ROWS = SLOTS.period - SLOTS.gap
-STALL_S, LATE_S, OTHER_SERIAL_S = 0.4, 0.3, 1.0
+STALL_S, OTHER_SERIAL_S = 0.4, 3.0
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ PRODUCER = (
     Fault("frame 0.3 s late", "SimLateFrames", outage_s=1.5, is_harmless=True),
     Fault("half as high", "SimWrongHeightFrames"),
     Fault("disconnect", "SimDisconnectFrames", outage_s=9.0),
-    Fault("other serial for 1 s", "SimOtherSerialFrames", outage_s=11.0),
+    Fault("other serial for 3 s", "SimOtherSerialFrames", outage_s=11.0),
 )
 
 
@@ -160,6 +160,8 @@ def simulated_camera(folder: Path, frames: dict[str, list[int]], epoch_ns: int) 
 
 def producer_camera(folder: Path, frames: dict[str, list[int]], epoch_ns: int) -> str:
     source = folder / "belt.lines"
+    # Where the simulator keeps a device for one program at a time: others may use theirs.
+    os.environ["XDG_RUNTIME_DIR"] = str(folder)
     descriptor = belt_source(BELT, plates=400)
     source.write_bytes(Path(f"/proc/self/fd/{descriptor}").read_bytes())
     os.close(descriptor)

@@ -93,15 +93,18 @@ def read_feature(node_map: Any, name: str) -> Any:
         return None
 
 
-def read_in(node_map: Any, name: str, factors: Mapping[str, float]) -> float | None:
-    """A number in a unit of ours: `factors` holds what a camera's unit is multiplied by.
+def read_in(
+    node_map: Any, name: str, factors: Mapping[str, float], limit: str = "value"
+) -> float | None:
+    """A number in a unit of ours: `factors` holds what a camera's unit is multiplied by. `limit`
+    "max" gives the most that it may be.
 
     Vendors give rates in Hz or kHz and times in us, ms or s; a unit that is not told is taken to be
     the first of `factors`.
     """
-    value = read_feature(node_map, name)
-    if value is None:
+    if read_feature(node_map, name) is None:
         return None
+    value = getattr(node_map.get_node(name), limit)
     unit = str(node_map.get_node(name).unit).strip()
     return float(value) * factors.get(unit, next(iter(factors.values())))
 

@@ -13,7 +13,7 @@ _COMMANDS = {
     "serve": "one process of the station, for the units",
     "check": "validate, open each device, verify the model",
     "inspect": "pictures as plates",
-    "camera": "list cameras, take a picture",
+    "camera": "commission a camera: features, picture, flat field, focus, rate, scale",
     "light": "show a state, test the lamp",
     "control": "a running station: status, halt, resume, ack",
     "commission": "a guided acceptance run, its report, the signature",

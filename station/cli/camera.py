@@ -1,24 +1,34 @@
-"""`vqi camera`: list cameras, take a picture."""
+"""`vqi camera`: who is there, what it can, and a picture; see also camera_bench and camera_live."""
 
 from __future__ import annotations
 
+import itertools
 import shlex
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import cv2
-import numpy as np
 import typer
 
-from drivers.camera import EndOfSource, Frame, open_camera
+from drivers.camera import open_camera
+from drivers.camera.feature_tree import Feature, feature_tree
+from drivers.camera.genicam import GenicamCamera
 from drivers.camera.gentl import list_cameras, producers_on_path
 from drivers.camera.producer.build import build_producer
 from drivers.camera.settings import CameraSettings
 from drivers.errors import DeviceError
+from station.cli.camera_bench import delays, focus, rate, scale
+from station.cli.camera_live import live
+from station.cli.camera_target import calibrate, warm_up
 from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json
+from station.scan_lines import take_scan_lines
 
 app = typer.Typer(no_args_is_help=True)
+for command in (live, calibrate, focus, rate, scale, delays):
+    app.command()(command)
+app.command("warm-up")(warm_up)
 
 
 @app.command("list")
@@ -102,31 +112,61 @@ def snap(
     try:
         with open_camera(settings) as camera:
             camera.start()
-            taken = _grab(camera.info.max_frame_bytes, frames, camera.grab)
+            taken = take_scan_lines(camera, frames * camera.info.frame_height)
     except DeviceError as error:
         fail(str(error))
     try:
-        out.write_bytes(cv2.imencode(".png", np.concatenate(taken))[1].tobytes())
+        out.write_bytes(cv2.imencode(".png", taken)[1].tobytes())
     except OSError as error:
         fail(f"{out}: cannot be written: {error.strerror}")
-    rows, width = sum(len(pixels) for pixels in taken), taken[0].shape[1]
-    typer.echo(f"{out}: {width} x {rows} px of {camera.info.serial}")
+    typer.echo(f"{out}: {taken.shape[1]} x {len(taken)} px of {camera.info.serial}")
 
 
-def _grab(frame_bytes: int, frames: int, grab: Any) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
-    into = np.empty(frame_bytes, np.uint8)
-    taken: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
-    for _ in range(3 * frames):
-        try:
-            frame: Frame | None = grab(into, 2.0)
-        except EndOfSource:
-            if taken:
-                return taken
-            fail("the source has no frames")
-        if frame is None:
-            fail("the camera delivers no frames within 2 s; is it triggered?")
-        if not frame.is_incomplete and (not taken or frame.pixels.shape[1] == taken[0].shape[1]):
-            taken.append(frame.pixels.copy())
-        if len(taken) == frames:
-            return taken
-    fail(f"only {len(taken)} of {3 * frames} frames were complete; check the link")
+@app.command()
+def features(
+    config: ConfigOption,
+    text: Annotated[
+        str, typer.Option("--filter", help="Only what has this in name, category or tooltip.")
+    ] = "",
+    is_json: JsonOption = False,
+) -> None:
+    """The camera's features by category: value, unit, range, access, what each is for."""
+    settings = load_or_exit(config).value.camera
+    try:
+        with open_camera(settings) as camera:
+            if not isinstance(camera, GenicamCamera):
+                fail(f"camera.type is {settings.type}: it has no features (GenICam); see --help")
+            found = feature_tree(camera.node_map)
+    except DeviceError as error:
+        fail(str(error))
+    wanted = [row for row in found if _matches(row, text)]
+    if not wanted:
+        fail(f"none of {len(found)} features has {text!r} in name, category or tooltip")
+    if is_json:
+        for row in wanted:
+            print_json(asdict(row))
+    else:
+        _print_tree(wanted)
+
+
+def _matches(feature: Feature, text: str) -> bool:
+    return text.lower() in f"{feature.name} {feature.category} {feature.tooltip}".lower()
+
+
+def _print_tree(rows: list[Feature]) -> None:
+    width = max(len(row.name) for row in rows)
+    for category, group in itertools.groupby(rows, lambda row: row.category):
+        typer.echo(category)
+        for row in group:
+            typer.echo(f"  {row.name:{width}}  {row.access:10}  {_as_text(row)}")
+            typer.echo(f"  {'':{width}}  {'':10}  {row.tooltip}")
+
+
+def _as_text(row: Feature) -> str:
+    value = "" if row.value is None else f"{row.value:g}" if row.kind == "Float" else str(row.value)
+    limits = ", ".join(row.choices)
+    if row.minimum is not None and row.maximum is not None and row.access == "read/write":
+        step = f" step {row.increment:g}" if row.increment and row.increment != 1 else ""
+        limits = f"{row.minimum:g} to {row.maximum:g}{step}"
+    chosen = f" by {', '.join(row.selectors)}" if row.selectors else ""
+    return f"{value} {row.unit}".strip() + (f"  [{limits}]" if limits else "") + chosen

@@ -85,11 +85,8 @@ def tlsimu() -> str:
     folder = CACHE / "tlsimu"
     if not folder.is_dir():
         with tempfile.TemporaryDirectory(dir=_made(CACHE)) as scratch:
-            wheel = _wheel(_TLSIMU_WHEEL, Path(scratch))
-            for name in ("TLSimu.cti", "libVirtualFG.so"):
-                entry = next(e for e in wheel.namelist() if e.endswith(f"/{name}"))
-                (_made(Path(scratch) / "out") / name).write_bytes(wheel.read(entry))
-            (Path(scratch) / "out").rename(folder)
+            out = _unpacked(_TLSIMU_WHEEL, Path(scratch))
+            next(out.rglob("TLSimu.cti")).parent.rename(folder)
     return str(folder / "TLSimu.cti")
 
 
@@ -99,8 +96,7 @@ def vmbpy() -> Path:
     folder = CACHE / _VMBPY_WHEEL
     if not folder.is_dir():
         with tempfile.TemporaryDirectory(dir=_made(CACHE)) as scratch:
-            _wheel(_VMBPY_WHEEL, Path(scratch)).extractall(Path(scratch) / "out")
-            (Path(scratch) / "out").rename(folder)
+            _unpacked(_VMBPY_WHEEL, Path(scratch)).rename(folder)
     return folder
 
 
@@ -109,8 +105,8 @@ def _made(folder: Path) -> Path:
     return folder
 
 
-def _wheel(name: str, folder: Path) -> zipfile.ZipFile:
-    """Fetched from the package index; a skip where that cannot be had."""
+def _unpacked(name: str, folder: Path) -> Path:
+    """A wheel from the package index; a skip where that cannot be had."""
     pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
     done = subprocess.run(
         [*pip, "-d", str(folder), name], capture_output=True, text=True, check=False
@@ -118,7 +114,9 @@ def _wheel(name: str, folder: Path) -> zipfile.ZipFile:
     if done.returncode:
         why = done.stderr.strip().splitlines()[-1:]
         pytest.skip(f"pip cannot fetch {name}: {''.join(why)}")
-    return zipfile.ZipFile(next(folder.glob("*.whl")))
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        wheel.extractall(folder / "out")
+    return folder / "out"
 
 
 @cache

@@ -14,7 +14,9 @@ TEST_STAMP = $(VENV)/.test-stamp
 run: $(RUN_STAMP)
 	$(VENV)/bin/vqi run --config $(CONFIG) $(ARGS)
 
-test: $(TEST_STAMP)
+# The line-scan simulator is built with gcc; `make run` needs no compiler.
+test: APT += gcc libc6-dev
+test: $(TEST_STAMP) | system
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
@@ -22,7 +24,8 @@ test: $(TEST_STAMP)
 	$(VENV)/bin/python -m pytest $(ARGS)
 
 # Every optional peer; a skip for a missing package then counts as a failure.
-peers: $(TEST_STAMP)
+peers: APT += gcc libc6-dev pkg-config libaravis-dev aravis-tools
+peers: $(TEST_STAMP) | system
 	$(VENV)/bin/pip install -q -e .[plant,edge]
 
 # The shipped weights, from nothing, under ./var/weights: hours on two cores. What is trained

@@ -7,7 +7,8 @@ never repairs anything. Whatever is absent (a device, a file, an answer) makes a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import cv2
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivers.camera import MONO8, CameraInfo, EndOfSource, Frame
-from drivers.camera.settings import CameraSettings, GenicamCameraSettings
+from drivers.camera.settings import CameraSettings
 from drivers.errors import (
     DeviceBusy,
     DeviceError,
@@ -25,7 +26,7 @@ from drivers.errors import (
     DriverMissing,
 )
 from models.card import ModelError
-from station.acquisition import CameraGone, CameraProcess
+from station.acquisition import CameraGone, CameraProcess, Tick
 from station.commission_record import (
     Basis,
     Check,
@@ -36,9 +37,11 @@ from station.commission_record import (
 )
 from station.commissioning_report import measured
 from station.config import ConfigError, Configuration, Loaded, Recipe
+from station.delays import DelayUnknown
 from station.flat_field import FlatFieldRefused
 from station.record import utc_now
 from station.scale import ScaleRefused
+from station.scan_lines import with_target
 
 Pixels = NDArray[np.uint8]
 
@@ -79,18 +82,20 @@ class Answers:
         answer = self.ask(f"{question} [y/n]").strip().lower()
         return answer in ("y", "yes"), "confirmed at the terminal"
 
-    def text(self, key: str, question: str) -> str:
-        """What was answered. Raises `NotDone` where nothing was."""
+    def text(self, key: str, question: str, default: str | None = None) -> str:
+        """What was answered. Raises `NotDone` where nothing was and nothing is usual."""
         answer = self.given.get(key)
         if answer is None and self.ask is not None:
-            answer = self.ask(question)
-        if not answer or not answer.strip():
+            usual = "" if default is None else f" (usually {default})"
+            answer = self.ask(question + usual)
+        answer = (answer or "").strip() or default
+        if answer is None:
             raise NotDone(f"not given: {question} (--answer {key}=…)")
-        return answer.strip()
+        return answer
 
-    def number(self, key: str, question: str) -> float:
+    def number(self, key: str, question: str, default: str | None = None) -> float:
         """A positive number. Raises `NotDone`, `StepFailed` where it is none."""
-        answer = self.text(key, question)
+        answer = self.text(key, question, default)
         with contextlib.suppress(ValueError):
             if 0 < float(answer) < float("inf"):
                 return float(answer)
@@ -125,41 +130,84 @@ def capture(settings: CameraSettings, ring_s: float, scan_lines: int) -> Capture
 
     Raises `DeviceError`, `StepFailed` where no frames come or they are not Mono8.
     """
-    camera = CameraProcess(settings, ring_s)
-    try:
-        camera.start()
+    with camera_running(settings, ring_s) as camera:
         frames = list(_frames(camera, scan_lines))
-    except CameraGone as error:
-        raise DeviceLost(str(error)) from error
-    finally:
-        camera.close()
     whole = [frame.pixels for frame in frames if not frame.is_incomplete]
     if not whole:
         raise StepFailed("the camera delivered no whole frame; check trigger and link")
     return Capture(camera.info, np.concatenate(whole), tuple(frames))
 
 
-def _frames(camera: CameraProcess, scan_lines: int) -> Iterable[Frame]:
+@contextlib.contextmanager
+def camera_running(settings: CameraSettings, ring_s: float) -> Iterator[CameraProcess]:
+    """The camera, acquiring, in a process of its own. Raises `DeviceError`."""
+    camera = CameraProcess(settings, ring_s)
+    try:
+        camera.start()
+        yield camera
+    except CameraGone as error:
+        raise DeviceLost(str(error)) from error
+    finally:
+        camera.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What a camera that runs on says at one moment."""
+
+    at_s: float
+    """Monotonic."""
+    temperature_c: float | None
+    level: float
+    """Mean grey level of the frames since the look before."""
+
+
+def watch(settings: CameraSettings, ring_s: float, every_s: float) -> Iterator[Look]:
+    """Look at a running camera again and again, without end. Raises as `capture` does."""
+    with camera_running(settings, ring_s) as camera:
+        levels: list[float] = []
+        temperature_c, heard_s = None, time.monotonic()
+        next_s = heard_s + every_s
+        while True:
+            item = _item(camera)
+            now = time.monotonic()
+            if isinstance(item, Tick):
+                temperature_c = item.temperature_c
+            elif item is not None:
+                heard_s = now
+                levels.append(float(item[0].pixels.mean()))
+                camera.release(item[1])
+            _check_silence(now - heard_s)
+            if now >= next_s and levels:
+                yield Look(now, temperature_c, sum(levels) / len(levels))
+                next_s, levels = next_s + every_s, []
+
+
+def _item(camera: CameraProcess) -> tuple[Frame, int] | Tick | None:
+    item = camera.receive(timeout_s=0.25)
+    if isinstance(item, tuple) and item[0].pixel_format != MONO8:
+        raise StepFailed(f"the camera delivers {item[0].pixel_format}; set PixelFormat = Mono8")
+    return item
+
+
+def _check_silence(silent_s: float) -> None:
+    if silent_s > _SILENCE_S:
+        raise StepFailed(f"the camera delivers no frames within {_SILENCE_S:g} s; is it triggered?")
+
+
+def _frames(camera: CameraProcess, scan_lines: int) -> Iterator[Frame]:
     """Frames with pixels of their own, until so many scan lines are there or the source ends."""
-    taken, silent_s = 0, 0.0
+    taken, heard_s = 0, time.monotonic()
     while taken < scan_lines:
         try:
-            item = camera.receive(timeout_s=0.25)
+            item = _item(camera)
         except EndOfSource:
             return
-        if not isinstance(item, tuple):
-            silent_s += 0.25
-            if silent_s > _SILENCE_S:
-                raise StepFailed(
-                    f"the camera delivers no frames within {_SILENCE_S:g} s; is it triggered?"
-                )
-            continue
-        frame, slot = item
-        if frame.pixel_format != MONO8:
-            raise StepFailed(f"the camera delivers {frame.pixel_format}; set PixelFormat = Mono8")
-        silent_s, taken = 0.0, taken + frame.height
-        yield _copied(frame)
-        camera.release(slot)
+        _check_silence(time.monotonic() - heard_s)
+        if isinstance(item, tuple):
+            heard_s, taken = time.monotonic(), taken + item[0].height
+            yield _copied(item[0])
+            camera.release(item[1])
 
 
 def _copied(frame: Frame) -> Frame:
@@ -178,6 +226,8 @@ class Bench:
     recipe: Loaded[Recipe]
     basis: Basis
     folder: RunFolder
+    before: RunFolder | None
+    """The run that this one is compared with."""
     answers: Answers
     who: str
     say: Callable[[str], None]
@@ -188,38 +238,37 @@ class Bench:
     def settings(self) -> Configuration:
         return self.configuration.value
 
-    def capture(self, scan_lines: int, features: Mapping[str, bool | int | float | str]) -> Capture:
-        """Scan lines with further features applied after the configured ones."""
-        camera = self.settings.camera
-        if features and isinstance(camera, GenicamCameraSettings):
-            merged = {**camera.features, **features}
-            camera = camera.model_copy(update={"features": merged})
-        return capture(camera, self.settings.station.ring_s, scan_lines)
+    def capture(self, scan_lines: int) -> Capture:
+        """Scan lines of whatever passes."""
+        return capture(self.settings.camera, self.settings.station.ring_s, scan_lines)
 
     def capture_target(self, found: Findings, target: str, scan_lines: int) -> Capture:
-        """Scan lines of a target: the simulator puts it there, a person before a real camera.
+        """Scan lines of a target, see `at_target`."""
+        return capture(self.at_target(found, target), self.settings.station.ring_s, scan_lines)
 
-        `target` is a choice of the simulator's SimTarget. Raises `NotDone`.
+    def at_target(self, found: Findings, target: str) -> CameraSettings:
+        """The camera's settings while it sees a target: the simulator puts it there, a person
+        before a real camera. `target` is a choice of the simulator's SimTarget. Raises `NotDone`.
         """
-        question = _TARGETS[target]
         if self.is_simulator:
             found.note(f"simulated target: {target}")
-            return self.capture(scan_lines, {"SimTarget": target})
+            return with_target(self.settings.camera, target)
+        question = _TARGETS[target]
         is_there, how = self.answers.confirm(f"target_{target.lower()}", question)
         if not is_there:
             raise NotDone(f"{question} no")
         found.note(f"{question} yes, {how}")
-        return self.capture(scan_lines, {})
+        return self.settings.camera
 
     @property
     def is_simulator(self) -> bool:
         """Whether the camera can set its own target (feature SimTarget)."""
         if self._is_simulator is None:
             self._is_simulator = False
-            if isinstance(self.settings.camera, GenicamCameraSettings):
-                with contextlib.suppress(DeviceRefused):
-                    self.capture(1, {"SimTarget": "Belt"})
-                    self._is_simulator = True
+            with contextlib.suppress(DeviceRefused):
+                belt = with_target(self.settings.camera, "Belt")
+                CameraProcess(belt, self.settings.station.ring_s).close()
+                self._is_simulator = True
         return self._is_simulator
 
 
@@ -266,6 +315,7 @@ class Findings:
 
     def show_pixels(self, name: str, pixels: Pixels, caption: str) -> None:
         """Grey pixels, uint8 (rows, columns), as a JPEG of at most some hundred px a side."""
+        pixels = pixels[: 2 * pixels.shape[1]]
         scale = _PICTURE_SIDE_PX / max(pixels.shape)
         if scale < 1:
             size = (max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale)))
@@ -302,7 +352,15 @@ class Step:
 
 
 _ABSENT = (NotDone, DeviceNotFound, DriverMissing, DeviceBusy)
-_FAILURES = (StepFailed, DeviceError, FlatFieldRefused, ScaleRefused, ModelError, ConfigError)
+_FAILURES = (
+    StepFailed,
+    DelayUnknown,
+    DeviceError,
+    FlatFieldRefused,
+    ScaleRefused,
+    ModelError,
+    ConfigError,
+)
 
 
 def run_step(bench: Bench, step: Step) -> StepResult:

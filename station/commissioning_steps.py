@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 import subprocess
@@ -16,19 +17,31 @@ from pathlib import Path
 
 import numpy as np
 
-from drivers.camera import CameraInfo
+from drivers.camera import CameraInfo, Frame
 from drivers.camera.picture import PictureError, read_grey_picture
-from drivers.camera.settings import GenicamCameraSettings
+from drivers.camera.settings import CameraSettings, GenicamCameraSettings
 from drivers.stacklight import LightState, StackLight, open_stack_light
 from station.chart import line_chart
-from station.commissioning import Bench, Capture, Findings, NotDone, Step, StepFailed
+from station.commissioning import (
+    Bench,
+    Capture,
+    Findings,
+    NotDone,
+    Step,
+    StepFailed,
+    watch,
+)
+from station.delays import measure_trigger_delay, plan_reject, sightings
 from station.flat_field import (
+    FlatFieldRefused,
     correct,
     correction_of,
     measure_flat_field,
     residual_non_uniformity,
 )
+from station.focus import FocusReading, FocusZone, judge_focus, measure_focus
 from station.ipc import Json
+from station.line_rate import plan_line_rate
 from station.msa import (
     EFFECTIVENESS,
     FALSE_ALARM_RATE,
@@ -46,7 +59,7 @@ from station.msa import (
 )
 from station.offline import PictureInspector
 from station.precision import load_classifier
-from station.product import load_flat_field
+from station.product import geometry_of, load_flat_field
 from station.qms import IMAGES, Reader, verify
 from station.record import Verdict, score_text, utc_now
 from station.scale import (
@@ -56,6 +69,9 @@ from station.scale import (
     measure_scale,
     scale_findings,
 )
+from station.strip import scan_line_edges
+from station.tiling import OUTSIDE, Geometry
+from station.warm_up import WarmUpLimits, WarmUpSample, judge_warm_up
 
 DRY_RUN_PLATES = 200
 _TARGET_SCAN_LINES = 2048
@@ -69,8 +85,18 @@ _UNDECIDED_SHARE = 0.01
 _DRY_RUN_LIMIT_S = 4 * 3600.0
 _STATE_S = 1.0
 """A light state is shown this long before its confirmation is asked for."""
-_SCALE_PLATES = 4
-"""Lengths of a plate, so that one lies whole in the picture with belt around it."""
+_PLATE_LENGTHS = 4
+"""So many plate lengths of belt hold one whole plate with belt around it."""
+_RATE_TOLERANCE = 0.005
+_DELAY_LOOKS = 3
+_DELAY_ERROR_MM = 5.0
+_LOOK_S = 5.0
+_LOOKS = 12
+"""At least so many in a warm-up's time."""
+_MOST_WARM_UPS = 6
+"""What has not become still in so many times the time asked for is not going to."""
+_MOST_RISE_PX = 4.0
+_READING = "reading"
 _SAMPLES_FILE = "samples.csv"
 
 
@@ -91,7 +117,6 @@ def camera(bench: Bench, found: Findings) -> None:
         "frame_height": str(info.frame_height),
         "pixel_format": info.pixel_format,
         "features_sha256": info.features_sha256,
-        **{f"feature {name}": value for name, value in info.features.items()},
     }
     found.check("driver", info.driver, "genicam", info.driver == "genicam")
     if isinstance(wanted, GenicamCameraSettings):
@@ -103,11 +128,11 @@ def camera(bench: Bench, found: Findings) -> None:
 
 
 def _first_look(bench: Bench) -> Capture:
-    taken = bench.capture(_LEAST_SCAN_LINES, {})
+    taken = bench.capture(_LEAST_SCAN_LINES)
     rate_hz = taken.info.line_rate_hz
     if rate_hz is None or rate_hz * _FIRST_LOOK_S <= _LEAST_SCAN_LINES:
         return taken
-    return bench.capture(round(rate_hz * _FIRST_LOOK_S), {})
+    return bench.capture(round(rate_hz * _FIRST_LOOK_S))
 
 
 def _check_feature(found: Findings, info: CameraInfo, name: str, wanted: str) -> None:
@@ -117,6 +142,153 @@ def _check_feature(found: Findings, info: CameraInfo, name: str, wanted: str) ->
     found.check(f"feature {name}", got, wanted, got == wanted or is_rounded)
     if is_rounded:
         found.note(f"{name}: the camera rounded {info.rounded[name]} to {got}")
+
+
+# --- warm-up --------------------------------------------------------------------------------------
+
+
+def warm_up(bench: Bench, found: Findings) -> None:
+    """Temperature and dark level have stopped moving; waits until they have."""
+    usual = f"{WarmUpLimits().minutes:g}"
+    question = "minutes in which temperature and dark level must not move"
+    limits = WarmUpLimits(minutes=bench.answers.number("warm_up_minutes", question, usual))
+    every_s = min(_LOOK_S, 60 * limits.minutes / _LOOKS)
+    samples: list[WarmUpSample] = []
+    camera = bench.at_target(found, "Dark")
+    for look in watch(camera, bench.settings.station.ring_s, every_s):
+        samples.append(WarmUpSample(look.at_s, look.temperature_c, look.level))
+        judged = judge_warm_up(samples, limits)
+        if len(samples) % _LOOKS == 0:
+            bench.say(f"      {judged.detail}")
+        is_over = look.at_s - samples[0].at_s > _MOST_WARM_UPS * 60 * limits.minutes
+        if judged.is_stable or is_over:
+            break
+    found.check(
+        "temperature and dark level still for",
+        judged.stable_for_s / 60,
+        f">= {limits.minutes:g} min",
+        judged.is_stable,
+        "min",
+    )
+    found.note(judged.detail)
+    found.facts["dark level"] = f"{samples[-1].dark_level:.2f}"
+    _chart_warm_up(found, samples, every_s)
+
+
+def _chart_warm_up(found: Findings, samples: list[WarmUpSample], every_s: float) -> None:
+    readings = {
+        "temperature, C": [sample.temperature_c for sample in samples],
+        "dark level": [sample.dark_level for sample in samples],
+    }
+    for name, values in readings.items():
+        if None in values:
+            continue
+        line = {name: np.array(values, np.float64)}
+        chart = line_chart(f"Warm-up: {name}", f"looks, every {every_s:g} s", name, line)
+        found.picture(f"{name.split(',')[0]}.svg", chart, f"Warm-up: {name}")
+        if name.startswith("temperature"):
+            found.facts["temperature"] = f"{values[-1]:.1f} C"
+
+
+# --- rate -----------------------------------------------------------------------------------------
+
+
+def rate(bench: Bench, found: Findings) -> None:
+    """Belt, pixel pitch, encoder and exposure agree, and scan lines come as fast as they must."""
+    belt_mm_s = bench.answers.number("belt_mm_s", "speed of the belt, mm/s")
+    features = bench.settings.camera
+    by_encoder = _encoder_divider(features)
+    counts_per_mm = None
+    if by_encoder is not None:
+        question = "encoder counts a millimetre of belt, as the camera counts them"
+        counts_per_mm = bench.answers.number("encoder_counts_per_mm", question)
+    taken = _first_look(bench)
+    info, pitch_mm = taken.info, bench.settings.camera.pixel_pitch_mm
+    plan = plan_line_rate(
+        belt_mm_s, pitch_mm, counts_per_mm, by_encoder, info.exposure_us, info.width
+    )
+    measured_hz = _line_rate_hz(taken)
+    wanted_hz = plan.line_rate_square_hz
+    found.check(
+        "line rate, from the frames' times",
+        measured_hz,
+        f"{wanted_hz:.6g} Hz within {100 * _RATE_TOLERANCE:g} %, for square pixels",
+        measured_hz is not None and abs(measured_hz / wanted_hz - 1) <= _RATE_TOLERANCE,
+        "Hz",
+    )
+    words = "; ".join(plan.warnings) or "all agree"
+    found.check("belt, pixel, encoder, exposure", words, "all agree", not plan.warnings)
+    found.facts |= {
+        "belt": f"{belt_mm_s:g} mm/s",
+        "pixel pitch": f"{pitch_mm:g} mm",
+        "line period": f"{1e6 / wanted_hz:.6g} us",
+        "exposure": "not told" if info.exposure_us is None else f"{info.exposure_us:g} us",
+        "pixels to carry": f"{plan.mb_per_s:.4g} MB/s",
+        "encoder": "none" if counts_per_mm is None else f"{counts_per_mm:g} counts/mm",
+        "encoder divider": "none" if by_encoder is None else str(by_encoder),
+    }
+
+
+def _encoder_divider(camera: CameraSettings) -> int | None:
+    """The divider where an encoder triggers the scan lines; None where they run free."""
+    features = camera.features if isinstance(camera, GenicamCameraSettings) else {}
+    is_by_encoder = str(features.get("TriggerMode[LineStart]", "Off")) == "On" and str(
+        features.get("TriggerSource[LineStart]", "")
+    ).startswith("Encoder")
+    return int(features.get("EncoderDivider", 1)) if is_by_encoder else None
+
+
+def _line_rate_hz(taken: Capture) -> float | None:
+    """Scan lines a second between the ends of the first and the last frame."""
+    first, last = taken.frames[0], taken.frames[-1]
+    seconds = (last.timestamp_ns - first.timestamp_ns) / 1e9
+    frames = last.frame_id - first.frame_id
+    return frames * taken.info.frame_height / seconds if frames > 0 and seconds > 0 else None
+
+
+# --- focus ----------------------------------------------------------------------------------------
+
+
+def focus(bench: Bench, found: Findings) -> None:
+    """Edges are sharp in each zone of the scan line, and as sharp as they were at the FAT."""
+    lines = _plate_scan_lines(bench)
+    taken = bench.capture_target(found, "Belt", lines)
+    reading = measure_focus(taken.pixels)
+    for zone in reading.zones:
+        place = f"edges at px {zone.start_px}-{zone.end_px}"
+        if zone.score is None:
+            found.facts[place] = "no plate is seen there"
+            continue
+        rise = zone.rise_px
+        is_ok = rise is not None and rise <= _MOST_RISE_PX
+        found.check(f"{place}, 10-90 %", rise, f"<= {_MOST_RISE_PX:g} px", is_ok, "px")
+    seen = [zone for zone in reading.zones if zone.score is not None]
+    found.check("zones that show a plate", float(len(seen)), ">= 1", bool(seen))
+    found.facts[_READING] = json.dumps([dataclasses.asdict(zone) for zone in reading.zones])
+    _compare_focus(bench, found, reading)
+    found.show_pixels("plates", taken.pixels, "Plates as the focus was measured on")
+
+
+def _compare_focus(bench: Bench, found: Findings, reading: FocusReading) -> None:
+    kept = bench.before.steps().get("focus") if bench.before else None
+    if kept is None or _READING not in kept.facts:
+        return
+    zones = tuple(FocusZone(**zone) for zone in json.loads(kept.facts[_READING]))
+    scores = [zone.score for zone in zones if zone.score is not None]
+    reference = FocusReading(zones, sum(scores) / len(scores) if scores else None, None)
+    if [z.end_px for z in zones] != [z.end_px for z in reading.zones]:
+        found.note("the FAT had another width: sharpness is not compared")
+        return
+    verdict = judge_focus(reading, reference)
+    words = "; ".join(verdict.problems) or f"{verdict.worst_share:.0%} in the worst zone"
+    found.check("sharpness, of the FAT's", words, "not softer", verdict.is_ok)
+
+
+def _plate_scan_lines(bench: Bench) -> int:
+    """Scan lines in which a plate lies whole, with belt around it."""
+    plate, pitch_mm = bench.recipe.value.plate, bench.settings.camera.pixel_pitch_mm
+    longest_mm = plate.max_length_mm or 1.25 * plate.length_mm
+    return math.ceil(_PLATE_LENGTHS * longest_mm / pitch_mm)
 
 
 # --- flat field -----------------------------------------------------------------------------------
@@ -157,10 +329,12 @@ def flat_field(bench: Bench, found: Findings) -> None:
             _AGED_LIGHT <= share <= 1 / _AGED_LIGHT,
             "%",
         )
-    # Last: a target with dirt is refused with its place, and the figures above stand beside it.
-    fresh = measure_flat_field(dark.pixels, bright.pixels, bright.info.serial)
-    found.check("target and lens", "no structure", "no structure", True)
-    found.facts["level"] = f"{fresh.level:.2f}"
+    try:
+        fresh = measure_flat_field(dark.pixels, bright.pixels, bright.info.serial)
+    except FlatFieldRefused as error:
+        found.check("target and lens", str(error), "clean and even", False)
+    else:
+        found.check("target and lens", f"level {fresh.level:.1f}", "clean and even", True)
 
 
 # --- scale ----------------------------------------------------------------------------------------
@@ -170,8 +344,7 @@ def scale(bench: Bench, found: Findings) -> None:
     """The plate itself says how many mm a pixel has downweb and crossweb; a wrong encoder divider
     stretches the picture."""
     plate, pitch_mm = bench.recipe.value.plate, bench.settings.camera.pixel_pitch_mm
-    longest_mm = plate.max_length_mm or 1.25 * plate.length_mm
-    taken = bench.capture_target(found, "Belt", math.ceil(_SCALE_PLATES * longest_mm / pitch_mm))
+    taken = bench.capture_target(found, "Belt", _plate_scan_lines(bench))
     found.show_pixels("plates", taken.pixels, "Plates as the scale was measured on")
     measured = measure_scale(taken.pixels, plate, pitch_mm)
     across, along = measured.crossweb_mm_per_px, measured.downweb_mm_per_px
@@ -209,6 +382,78 @@ def scale(bench: Bench, found: Findings) -> None:
 
 def _with_error(measured: Measured, unit: str) -> str:
     return f"{measured.value:.6g} +- {measured.standard_error:.2g} {unit} (standard error)"
+
+
+# --- delays ---------------------------------------------------------------------------------------
+
+
+def delays(bench: Bench, found: Findings) -> None:
+    """From the plate trigger to the picture, as the frames show it, and on to the reject point."""
+    belt_mm_s = bench.answers.number("belt_mm_s", "speed of the belt, mm/s")
+    taken = bench.capture_target(found, "Belt", _DELAY_LOOKS * _plate_scan_lines(bench))
+    if all(frame.plate_counter is None for frame in taken.frames):
+        question = "the frames carry no plate counter; type none if the line has no plate trigger"
+        if bench.answers.text("plate_trigger", question) != "none":
+            raise NotDone("the frames carry no plate counter: enable its chunk")
+        found.facts["plate trigger"] = "none"
+    else:
+        _check_trigger(bench, found, taken, belt_mm_s)
+    question = "from the camera to the reject point, mm; none if the line has none"
+    distance = bench.answers.text("reject_distance_mm", question)
+    if distance == "none":
+        found.facts["reject point"] = "none"
+        found.check("belt", belt_mm_s, "> 0 mm/s", True, "mm/s")
+        return
+    distance_mm = bench.answers.number("reject_distance_mm", question)
+    recipe = bench.recipe.value
+    length_mm = recipe.plate.max_length_mm or 1.25 * recipe.plate.length_mm
+    deadline_ms = 1000 * recipe.deadline_s
+    plan = plan_reject(distance_mm, belt_mm_s, length_mm, deadline_ms)
+    found.check(
+        "time left for the verdict",
+        plan.decision_ms,
+        f">= {deadline_ms:g} ms, the recipe's deadline",
+        not plan.problems,
+        "ms",
+    )
+    found.facts["reject delay"] = f"{plan.ms:.1f} ms after the leading edge, {plan.mm:g} mm"
+    for problem in plan.problems:
+        found.note(problem)
+
+
+def _check_trigger(bench: Bench, found: Findings, taken: Capture, belt_mm_s: float) -> None:
+    """Every plate that is seen was counted, and the delay between the two is known."""
+    pitch_mm = bench.settings.camera.pixel_pitch_mm
+    geometry = geometry_of(bench.recipe, pitch_mm, taken.info.width)
+    frames = list(_with_leading_edges(taken, geometry))
+    counters = [frame.plate_counter for frame in taken.frames if frame.plate_counter is not None]
+    seen, counted = sum(len(edges) for _, edges in frames), counters[-1] - counters[0]
+    # A plate at either end may be seen or counted outside of what was taken.
+    found.check(
+        "plates counted by the trigger",
+        float(counted),
+        f"{seen} seen, give or take one at the ends",
+        seen > 0 and abs(counted - seen) <= 1,
+    )
+    delay = measure_trigger_delay(sightings(frames), pitch_mm, belt_mm_s)
+    found.check(
+        "trigger delay known within",
+        delay.standard_error_mm,
+        f"<= {_DELAY_ERROR_MM:g} mm (standard error)",
+        delay.standard_error_mm <= _DELAY_ERROR_MM,
+        "mm",
+    )
+    found.facts["trigger to picture"] = f"{delay.mm:.1f} mm, {delay.ms:.1f} ms"
+
+
+def _with_leading_edges(taken: Capture, geometry: Geometry) -> Iterator[tuple[Frame, list[int]]]:
+    """Each frame with the rows at which a plate begins, as the station sees them."""
+    was_plate = True
+    for frame in taken.frames:
+        is_plate = scan_line_edges(frame.pixels, geometry)[0] != OUTSIDE
+        before = np.concatenate([[was_plate], is_plate[:-1]])
+        yield frame, np.flatnonzero(is_plate & ~before).tolist()
+        was_plate = bool(is_plate[-1])
 
 
 # --- lamp and I/O ---------------------------------------------------------------------------------
@@ -502,8 +747,12 @@ def _check_figure(
 
 STEPS = (
     Step("camera", "Camera and features", camera),
+    Step("warm_up", "Warm-up", warm_up),
+    Step("rate", "Line rate", rate),
     Step("flat_field", "Flat field", flat_field),
+    Step("focus", "Focus", focus),
     Step("scale", "Scale", scale),
+    Step("delays", "Trigger and reject delay", delays),
     Step("lamp", "Lamp and I/O", lamp),
     Step("dry_run", "Dry run", dry_run, runs_the_station=True),
     Step("limit_samples", "Limit samples", limit_samples),

@@ -64,6 +64,7 @@ def a_bench(folder: Path, rig: Rig | None = None, **changes: Any) -> Bench:
         "recipe": load_product(configuration) if rig else load_recipe("shipped:demo-lgp"),
         "basis": BASIS,
         "folder": RunFolder(folder, Run.FAT),
+        "before": None,
         "answers": Answers(),
         "who": "A. Engineer",
         "say": lambda _: None,

@@ -81,8 +81,7 @@ def commission(
     given = Answers(_answers(answers, answer), yes, _prompt if sys.stdin.isatty() else None)
     with exit_on_config_error(), _errors():
         bench = _bench(config, run, folder, given, who or getpass.getuser(), plates, is_json)
-        before = RunFolder(bench.folder.path.parent, Run.FAT) if run is Run.SAT else None
-        report = _go(bench, wanted, before, is_again=bool(step), is_json=is_json)
+        report = _go(bench, wanted, is_again=bool(step), is_json=is_json)
         write_report(report, bench.folder)
     _say_end(report, bench.folder, is_json)
     raise typer.Exit(1 if report.open_steps else 0)
@@ -100,8 +99,7 @@ def sign_(
     loaded = load_or_exit(config)
     with exit_on_config_error(), _errors():
         recipe = load_product(loaded)
-        kept = RunFolder(_folder(loaded.value, folder), run)
-        before = RunFolder(kept.path.parent, Run.FAT) if run is Run.SAT else None
+        kept, before = _folders(loaded.value, folder, run)
         basis = _basis(loaded, recipe)
         report = build_report(loaded.value.station.id, kept, _TITLES, basis, before)
         signed = sign_report(loaded, report, kept, who)
@@ -154,8 +152,12 @@ def _errors() -> Iterator[None]:
         fail(str(error))
 
 
-def _folder(settings: Configuration, given: Path | None) -> Path:
-    return given or settings.journal.directory / "commissioning"
+def _folders(
+    settings: Configuration, given: Path | None, run: Run
+) -> tuple[RunFolder, RunFolder | None]:
+    """The run's folder, and that of the run which it is compared with."""
+    directory = given or settings.journal.directory / "commissioning"
+    return RunFolder(directory, run), RunFolder(directory, Run.FAT) if run is Run.SAT else None
 
 
 def _basis(loaded: Loaded[Configuration], recipe: Loaded[Recipe]) -> Basis:
@@ -181,11 +183,13 @@ def _bench(
 ) -> Bench:
     loaded = load_or_exit(config)
     recipe = load_product(loaded)
+    kept, before = _folders(loaded.value, folder, run)
     return Bench(
         configuration=loaded,
         recipe=recipe,
         basis=_basis(loaded, recipe),
-        folder=RunFolder(_folder(loaded.value, folder), run),
+        folder=kept,
+        before=before,
         answers=answers,
         who=who,
         say=lambda text: typer.echo(text, err=is_json),
@@ -193,9 +197,7 @@ def _bench(
     )
 
 
-def _go(
-    bench: Bench, wanted: list[Step], before: RunFolder | None, is_again: bool, is_json: bool
-) -> Report:
+def _go(bench: Bench, wanted: list[Step], is_again: bool, is_json: bool) -> Report:
     done = bench.folder.steps()
     for step in wanted:
         known = done.get(step.name)
@@ -205,7 +207,7 @@ def _go(
             continue
         bench.say(f"{step.title} ({step.name})")
         _say_step(_do(bench, step), bench, is_json)
-    return build_report(bench.settings.station.id, bench.folder, _TITLES, bench.basis, before)
+    return build_report(bench.settings.station.id, bench.folder, _TITLES, bench.basis, bench.before)
 
 
 def _do(bench: Bench, step: Step) -> StepResult:

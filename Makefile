@@ -22,7 +22,8 @@ test: $(TEST_STAMP)
 	$(VENV)/bin/python -m pytest $(ARGS)
 
 # Every optional peer; a skip for a missing package then counts as a failure.
-peers: $(TEST_STAMP)
+peers: APT += gcc libc6-dev pkg-config libaravis-dev aravis-tools
+peers: $(TEST_STAMP) | system
 	$(VENV)/bin/pip install -q -e .[plant,edge]
 
 # The shipped weights, from nothing, under ./var/weights: hours on two cores. What is trained

@@ -28,7 +28,6 @@ from pydantic import TypeAdapter
 from drivers.camera import (
     Break,
     Camera,
-    CameraHealth,
     CameraInfo,
     EndOfSource,
     Frame,
@@ -48,6 +47,8 @@ from station.ipc import Channel, Json, PeerGone, channel_pair
 
 TICK_S = 0.25
 """Liveness travels through the whole station this often, also when no plate comes."""
+_TICKS_A_TEMPERATURE = 20
+"""Reading a register takes a camera's link a millisecond, in which no frame is taken."""
 _START_TIMEOUT_S = 120.0
 _SLOTS_WITHOUT_RATE = 32
 _SLOTS_MIN = 8
@@ -68,7 +69,8 @@ class Tick:
     grabbed: int
     overrun: int
     """Frames that found no free slot: seen as lost by their missing ids."""
-    health: CameraHealth
+    temperature_c: float | None = None
+    """The camera's own temperature, if it tells."""
 
 
 class CameraGone(ConnectionError):
@@ -120,8 +122,7 @@ class CameraProcess:
         except PeerGone as error:
             raise CameraGone(f"the camera process died ({self._exit_text()})") from error
         if body["op"] == "tick":
-            health = CameraHealth(**body["health"])
-            return Tick(body["number"], body["grabbed"], body["overrun"], health)
+            return Tick(**{key: value for key, value in body.items() if key != "op"})
         if body["op"] == "end":
             raise EndOfSource(*(Break(**item) for item in body["breaks"]))
         if body["op"] == "error":
@@ -289,10 +290,12 @@ def _serve(channel: Channel) -> None:
         _wait_for_end_of_file(channel)
     except DeviceError as error:
         channel.send({"op": "error", "message": str(error), "kind": type(error).__name__})
+        _wait_for_end_of_file(channel)
 
 
 def _deliver(camera: Camera, channel: Channel, ring: _Ring) -> None:
     grabbed, number, next_tick = 0, 0, 0.0
+    temperature_c = camera.temperature_c()
     while True:
         if not camera.info.is_patient or ring.wait_for_slot(TICK_S / 4):
             slot, into = ring.next_slot()
@@ -302,15 +305,17 @@ def _deliver(camera: Camera, channel: Channel, ring: _Ring) -> None:
                 ring.send(slot, frame)
         if time.monotonic() >= next_tick:
             number, next_tick = number + 1, time.monotonic() + TICK_S
-            tick = {"op": "tick", "number": number, "grabbed": grabbed, "overrun": ring.overrun}
-            tick["health"] = asdict(camera.health())
+            if number % _TICKS_A_TEMPERATURE == 0:
+                temperature_c = camera.temperature_c()
+            tick = asdict(Tick(number, grabbed, ring.overrun, temperature_c)) | {"op": "tick"}
             # A station that does not read gets no ticks, and so no green.
             with contextlib.suppress(BlockingIOError):
                 channel.send(tick, timeout_s=0)
 
 
 def _wait_for_end_of_file(channel: Channel) -> None:
-    """Keep the frames in flight readable until the station has taken them."""
+    """Keep what is in flight readable until the station has taken it: the frames, and the last
+    message, which a socket that is closed with slot returns unread would give after an error."""
     while True:
         channel.receive()
 

@@ -18,7 +18,13 @@ import numpy as np
 from pydantic import ValidationError
 
 from drivers.camera import Frame
-from drivers.camera.settings import SimulatedCameraSettings, SpecimenSettings
+from drivers.camera.producer.source import NOMINAL_EXPOSURE_US
+from drivers.camera.settings import (
+    CameraSettings,
+    GenicamCameraSettings,
+    SimulatedCameraSettings,
+    SpecimenSettings,
+)
 from drivers.camera.simulated import SimulatedCamera
 from models.runtimes import processor_name
 from station.config import Configuration, Loaded, Recipe
@@ -184,12 +190,16 @@ def _one_plate(
 
 
 def _dense(settings: Configuration, recipe: Loaded[Recipe]) -> SimulatedCameraSettings:
-    """The configured camera, simulated, 4096 px wide, with the recipe's plates close together.
-    Raises `BenchError` if they do not fit."""
+    """The configured belt, 4096 px wide, with the recipe's plates close together.
+
+    Raises `BenchError` if they do not fit.
+    """
     camera = settings.camera
     specimen, frame_height = SpecimenSettings(), _FRAME_HEIGHT
     if isinstance(camera, SimulatedCameraSettings):
         specimen, frame_height = camera.specimen, camera.frame_height
+    elif isinstance(camera, GenicamCameraSettings) and camera.belt is not None:
+        specimen = camera.belt.specimen
     plate = recipe.value.plate
     dense = {
         "width_mm": plate.width_mm,
@@ -275,7 +285,6 @@ def _bench_toml(
     recipe = settings.station.recipe
     if not recipe.startswith("shipped:"):
         recipe = str(Path(recipe).resolve())
-    specimen = camera.specimen.model_dump()
     return "\n".join(
         [
             "[station]",
@@ -284,14 +293,7 @@ def _bench_toml(
             f"runtime_dir = {json.dumps(str(work / 'run'))}",
             f"inspect_threads = {settings.station.inspect_threads}",
             f"precision_dir = {json.dumps(str(settings.precision_dir.resolve()))}",
-            "[camera]",
-            'type = "simulated"',
-            f"line_rate_hz = {rate_hz:.1f}",
-            f"frame_height = {camera.frame_height}",
-            f"pixel_pitch_mm = {camera.pixel_pitch_mm}",
-            f"bank_plates = {camera.bank_plates}",
-            "[camera.specimen]",
-            *(f"{key} = {value}" for key, value in specimen.items()),
+            *_camera_toml(settings.camera, camera, rate_hz),
             "[journal]",
             f"directory = {json.dumps(str(work / 'journal'))}",
             "[light]",
@@ -299,6 +301,33 @@ def _bench_toml(
             "fail_hold_s = 0.1",
         ]
     )
+
+
+def _camera_toml(
+    configured: CameraSettings, belt: SimulatedCameraSettings, rate_hz: float
+) -> list[str]:
+    """The dense belt under the simulated camera, or under the line-scan simulator where that is
+    what the configuration has."""
+    settings = belt.specimen.model_dump(mode="json")
+    specimen = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+    bank = f"bank_plates = {belt.bank_plates}"
+    common = ["[camera]", f"pixel_pitch_mm = {belt.pixel_pitch_mm}"]
+    if not (isinstance(configured, GenicamCameraSettings) and configured.belt is not None):
+        own = ['type = "simulated"', f"line_rate_hz = {rate_hz:.1f}", bank]
+        own.append(f"frame_height = {belt.frame_height}")
+        return [*common, *own, "[camera.specimen]", *specimen]
+    features: dict[str, str | int | float] = {
+        "Width": belt.width,
+        "Height": belt.frame_height,
+        "PixelFormat": "Mono8",
+        "ExposureTime": NOMINAL_EXPOSURE_US,
+        "AcquisitionLineRate": round(rate_hz, 1),
+        "SimBeltSpeed": round(rate_hz, 1) * belt.pixel_pitch_mm,
+    }
+    names = {"producer": str(configured.producer), "serial": configured.serial}
+    own = ['type = "genicam"', *(f"{key} = {json.dumps(value)}" for key, value in names.items())]
+    own += ["[camera.features]", *(f"{key} = {json.dumps(v)}" for key, v in features.items())]
+    return [*common, *own, "[camera.belt]", bank, "[camera.belt.specimen]", *specimen]
 
 
 def _is_lossless(summary: Json) -> bool:

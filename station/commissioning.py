@@ -172,7 +172,7 @@ def watch(settings: CameraSettings, ring_s: float, every_s: float) -> Iterator[L
             item = _item(camera)
             now = time.monotonic()
             if isinstance(item, Tick):
-                temperature_c = item.health.temperature_c
+                temperature_c = item.temperature_c
             elif item is not None:
                 heard_s = now
                 levels.append(float(item[0].pixels.mean()))

@@ -152,8 +152,9 @@ class HealthRecipe(Settings):
         0.02,
         gt=0,
         lt=1,
-        description="A camera column so much darker or brighter than those beside it is dirt, or "
-        "a dead pixel, where it stays in place while plates lie shifted crossweb.",
+        description="A camera column so much darker or brighter than those beside it, and four "
+        "times as much as is usual in the plate, is dirt or a dead pixel where it stays in place "
+        "while plates lie shifted crossweb.",
     )
     dirt_plates: Count = Field(
         8, ge=4, le=64, description="Dirt is on three quarters of the last so many plates."

@@ -13,20 +13,20 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from drivers.camera import CameraHealth, CameraInfo
-from station.config import HealthRecipe, Recipe
-from station.crossweb import Profile, column_profile, deviations, median, spread
+from drivers.camera import CameraInfo
+from station.config import Recipe
+from station.crossweb import Floats, Profile, column_profile, deviations, median
+from station.dirt import NEAR_MM, Dirt, Place
 from station.inspection import PlateWork
 from station.record import AttentionBody, Reason, ReferenceBody, ResultBody
 from station.tiling import TILE_PX, Geometry
 
-Floats = NDArray[np.float64]
 HealthRow = AttentionBody | ReferenceBody
 
 SECTIONS = 16
@@ -34,11 +34,13 @@ SECTIONS = 16
 _COVERED = 0.8
 """A section counts where a plate covers so much of it."""
 _NEED = 0.75
-"""Share of the last plates on which dirt or a change of light must be."""
+"""Share of the last plates on which a change of light must be."""
 _SLIPPING = 3
 """Plates of another length among the last: one may be a broken plate."""
 _RELEASE = 0.8
 """Share of its limit below which a value counts as well again."""
+_LIT_FEATURES = ("Exposure", "Gain", "BlackLevel", "Gamma")
+"""Features of a camera that change levels begin like these (SFNC)."""
 _READINGS = 8
 """Readings of the temperature, four a second."""
 _SPAN_C = 10.0
@@ -48,18 +50,9 @@ _EDGE_BIAS_PX = 12
 """The outline lies inside the plate by 1.5 of the cells in which it is found."""
 _ODD = 0.2
 """A plate so much longer or shorter is two plates, or part of one."""
-_SHOWS = 0.5
-"""Share of its limit at which a column counts to the dirt beside it."""
-_USUAL = 4.0
-"""What is usual in a plate's profile, times this, is no dirt."""
 _MOST_PLACES = 8
-_RELATIVE = "relative"
-_NEAR_MM = 1.0
 _GROWN_MM = 2.0
-_FIXED = 0.25
-"""So much better must what is seen fit together by camera columns than by places on the plate."""
-_LEAST_SHIFT_PX = 5.0
-"""Standard deviation of the plates' places; less says nothing, for a place is known to 2 px."""
+_RELATIVE = "relative"
 _JUDGED = {
     None,
     Reason.SHORT,
@@ -85,6 +78,13 @@ class Seen:
     """Relative to the recipe's length, downweb."""
     width_change: float | None = None
     unlit_share: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CameraHealth:
+    """What the camera says of itself while it runs; None where it does not say."""
+
+    temperature_c: float | None = None
 
 
 def look_at(body: ResultBody, work: PlateWork, geometry: Geometry) -> Seen:
@@ -115,8 +115,9 @@ def _size_changes(body: ResultBody, geometry: Geometry) -> tuple[float | None, f
 
 def reference_key(recipe_id: str, camera: CameraInfo) -> str:
     """What a reference of the light holds for: another recipe, camera or exposure has its own."""
-    features = " ".join(f"{name}={value}" for name, value in sorted(camera.features.items()))
-    return " ".join(part for part in (recipe_id, camera.serial, features) if part)
+    features = sorted(camera.features.items())
+    lit = [f"{name}={value}" for name, value in features if name.startswith(_LIT_FEATURES)]
+    return " ".join((recipe_id, camera.serial, *lit))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,20 +138,13 @@ class _Watch:
     Begins once one of them is beyond its limit, on the same side, in `need` of the last `plates`.
     """
 
-    def __init__(
-        self, name: str, plates: int, need: int, words: Callable[[int, float], _Words]
-    ) -> None:
+    def __init__(self, plates: int, need: int, words: Callable[[int, float], _Words]) -> None:
         """`words(place, ratio)` describes a value by its place and its multiple of the limit."""
-        self.name = name
         self._need = need
         self._most_left = plates - need if 2 * need > plates else 0
         self._words = words
         self._ratios: deque[Floats] = deque(maxlen=plates)
         self._ids: deque[str | None] = deque(maxlen=plates)
-
-    def forget(self) -> None:
-        self._ratios.clear()
-        self._ids.clear()
 
     def take(self, result_id: str | None, ratios: Sequence[float] | Floats) -> None:
         """One plate's values; NaN where there is none."""
@@ -177,136 +171,6 @@ class _Watch:
         ratios = np.stack(self._ratios)
         off = (np.abs(ratios) > _RELEASE).sum(axis=0).max()
         return len(ratios) == self._ratios.maxlen and bool(off <= self._most_left)
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Dirt that was found: columns of the camera, and what it looked like."""
-
-    start: int
-    end: int
-    words: _Words
-    since: str
-    is_streak: bool
-    """Seen in the profile; defects' boxes say less well where it lies."""
-
-
-class _Dirt:
-    """Finds what stays at the same camera columns while plates lie shifted.
-
-    Two witnesses: columns of the profile that stand out, also where no tile fails, and the boxes of
-    defects. Both are kept per plate as multiples of what counts.
-    """
-
-    def __init__(self, recipe: HealthRecipe, pixel_pitch_mm: float, scan_line_px: int) -> None:
-        self._contrast = recipe.dirt_contrast
-        self._plates = recipe.dirt_plates
-        self._need = math.ceil(_NEED * self._plates)
-        self._pitch_mm = pixel_pitch_mm
-        shape = (self._plates, scan_line_px)
-        self._streaks = np.zeros(shape, np.float32)
-        self._boxes = np.zeros(shape, np.float32)
-        self._scales = np.zeros(self._plates, np.float32)
-        self._covered = np.zeros((self._plates, 2), np.int64)
-        self._middles = np.zeros(self._plates)
-        self._ids: deque[str] = deque(maxlen=self._plates)
-        self._taken = 0
-
-    def take(self, seen: Seen, profile: Profile, found: Floats) -> None:
-        """One plate, and by how much each column of its profile stands out."""
-        row, self._taken = self._taken % self._plates, self._taken + 1
-        inside = slice(profile.left_px, profile.right_px)
-        self._scales[row] = max(self._contrast, _USUAL * spread(found))
-        self._streaks[row] = 0
-        self._streaks[row, inside] = found / self._scales[row]
-        self._boxes[row] = 0
-        for start, end in seen.defects:
-            self._boxes[row, start:end] = 1
-        self._covered[row] = profile.left_px, profile.right_px
-        self._middles[row] = profile.middle_px
-        self._ids.append(seen.result_id)
-
-    def places(self) -> Iterator[_Place]:
-        """Where dirt is now."""
-        for values, words in ((self._streaks, self._streak), (self._boxes, self._box)):
-            for start, end in self._lasting(values):
-                if self._is_fixed(values, start, end):
-                    since = self._since(values, start, end)
-                    is_streak = values is self._streaks
-                    yield _Place(start, end, words(start, end), since, is_streak)
-
-    def is_clean(self, place: _Place) -> bool:
-        """Enough plates lay there, and nearly none of them shows it any more."""
-        covers = (self._covered[:, 0] <= place.start) & (self._covered[:, 1] >= place.end)
-        covers &= np.arange(self._plates) < self._taken
-        shows = self._shows(self._streaks, place.start, place.end)
-        shows |= self._shows(self._boxes, place.start, place.end)
-        shown = int((shows & covers).sum())
-        return int(covers.sum()) >= self._need and shown <= self._plates - self._need
-
-    def _lasting(self, values: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
-        """Runs of columns that stand out on enough plates, with what belongs to them beside."""
-        for sign in (-1, 1):
-            core = (sign * values >= 1).sum(axis=0) >= self._need
-            if core.any():
-                wide = (sign * values >= _SHOWS).sum(axis=0) >= self._need
-                yield from self._runs(np.flatnonzero(wide), core)
-
-    def _runs(
-        self, columns: NDArray[np.intp], core: NDArray[np.bool_]
-    ) -> Iterator[tuple[int, int]]:
-        near = max(1, round(_NEAR_MM / self._pitch_mm))
-        for run in np.split(columns, np.flatnonzero(np.diff(columns) > near) + 1):
-            if core[run].any():
-                yield int(run[0]), int(run[-1]) + 1
-
-    def _is_fixed(self, values: NDArray[np.float32], start: int, end: int) -> bool:
-        """Is it the camera's, not the plate's? What is printed on the product, or pressed into it
-        by a damaged tool, moves with the plates. False where all lie alike: nothing tells then."""
-        known = min(self._taken, self._plates)
-        middles = self._middles[:known]
-        if middles.std() < _LEAST_SHIFT_PX:
-            return False
-        shifts = np.round(middles - median(middles)).astype(np.int64)
-        reach = int(np.abs(shifts).max()) + round(_NEAR_MM / self._pitch_mm)
-        columns = np.arange(start - reach, end + reach)
-        by_camera = self._misfit(values, np.broadcast_to(columns, (known, len(columns))))
-        by_plate = self._misfit(values, columns + shifts[:, None])
-        return by_plate - by_camera > _FIXED * (by_plate + by_camera)
-
-    def _misfit(self, values: NDArray[np.float32], columns: NDArray[np.int64]) -> float:
-        """How much the plates differ in their values at these columns of each."""
-        inside = np.clip(columns, 0, values.shape[1] - 1)
-        window = np.clip(np.take_along_axis(values[: len(columns)], inside, axis=1), -2, 2)
-        return float(np.square(window - window.mean(axis=0)).sum())
-
-    def _shows(self, values: NDArray[np.float32], start: int, end: int) -> NDArray[np.bool_]:
-        """Which of the last plates show something in half of these columns."""
-        middles = np.sort(np.abs(values[:, start:end]), axis=1)[:, (end - start) // 2]
-        return np.asarray(middles >= _SHOWS, np.bool_)
-
-    def _since(self, values: NDArray[np.float32], start: int, end: int) -> str:
-        order = np.arange(self._taken - len(self._ids), self._taken) % self._plates
-        return self._ids[int(self._shows(values, start, end)[order].argmax())]
-
-    def _streak(self, start: int, end: int) -> _Words:
-        rows = slice(0, min(self._taken, self._plates))
-        raw = self._streaks[rows, start:end] * self._scales[rows, None]
-        middles = np.sort(raw, axis=0)[len(raw) // 2]
-        measured = float(middles[int(np.abs(middles).argmax())])
-        return self._clean(start, end, measured, self._contrast, _RELATIVE)
-
-    def _box(self, start: int, end: int) -> _Words:
-        share = float(self._boxes[:, start:end].any(axis=1).mean())
-        return self._clean(start, end, share, self._need / self._plates, "share of plates")
-
-    def _clean(self, start: int, end: int, measured: float, limit: float, unit: str) -> _Words:
-        from_mm, to_mm = start * self._pitch_mm, end * self._pitch_mm
-        where = f"{from_mm:.1f}-{to_mm:.1f}"
-        if to_mm - from_mm >= _GROWN_MM:
-            where = f"{math.floor(from_mm + 1e-6)}-{math.ceil(to_mm - 1e-6)}"
-        text = f"clean crossweb {where} mm"
-        return _Words(text, measured, limit, unit, round(from_mm, 3), round(to_mm, 3))
 
 
 class _Light:
@@ -361,32 +225,35 @@ class Health:
         attentions: Sequence[AttentionBody] = (),
     ) -> None:
         """`reference` (of this key) and `attentions` (begun, not ended) are what the log knows."""
-        health = self._recipe = recipe.health
-        self._geometry, self._station_id, self._key = geometry, station_id, key
-        self._dark_level = health.dark_level or _DARK_LEVELS * recipe.plate.belt_level
-        self._length_mm = recipe.plate.length_mm
-        self._light = _Light(health.reference_plates, geometry.scan_line_px)
+        self._recipe, self._geometry = recipe.health, geometry
+        self._station_id, self._key = station_id, key
+        default_level = _DARK_LEVELS * recipe.plate.belt_level
+        self._dark_level = recipe.health.dark_level or default_level
+        self._light = _Light(recipe.health.reference_plates, geometry.scan_line_px)
         if reference is not None and len(reference.levels) == SECTIONS:
             known = [math.nan if level is None else level for level in reference.levels]
             self._light.reference = np.array(known)
-        self._dirt = _Dirt(health, geometry.pixel_pitch_mm, geometry.scan_line_px)
+        self._begun: dict[str, AttentionBody] = {}
+        self._places: dict[str, Place] = {}
+        self._last_id: str | None = None
+        self._begin_anew()
+        for body in attentions:
+            self._restore(body)
+
+    def _begin_anew(self) -> None:
+        """No plate and no reading is known."""
+        health, geometry = self._recipe, self._geometry
+        self._dirt = Dirt(health, geometry.pixel_pitch_mm, geometry.scan_line_px)
         self._lengths: deque[float] = deque(maxlen=health.length_plates)
         self._widths: deque[float] = deque(maxlen=health.length_plates)
         need = math.ceil(_NEED * health.light_plates)
-        watches = (
-            _Watch("light", health.light_plates, need, self._light_words),
-            _Watch(
-                "exposure", health.exposure_plates, health.exposure_plates, self._exposure_words
-            ),
-            _Watch("length", health.length_plates, _SLIPPING, self._length_words),
-            _Watch("temperature", _READINGS, _READINGS, self._temperature_words),
-        )
-        self._watches = {watch.name: watch for watch in watches}
-        self._begun: dict[str, AttentionBody] = {}
-        self._places: dict[str, _Place] = {}
-        for body in attentions:
-            self._restore(body)
-        self._last_id: str | None = None
+        dark = health.exposure_plates
+        self._watches = {
+            "light": _Watch(health.light_plates, need, self._light_words),
+            "exposure": _Watch(dark, dark, self._exposure_words),
+            "length": _Watch(health.length_plates, _SLIPPING, self._length_words),
+            "temperature": _Watch(_READINGS, _READINGS, self._temperature_words),
+        }
 
     @property
     def attentions(self) -> list[AttentionBody]:
@@ -409,20 +276,19 @@ class Health:
         return rows
 
     def camera(self, health: CameraHealth) -> list[HealthRow]:
-        """What the camera says of itself; nothing where it says nothing."""
-        temperature_c = health.temperature_c
-        if temperature_c is None or not math.isfinite(temperature_c):
-            return []
-        recipe = self._recipe
-        above = 1 + (temperature_c - recipe.max_temperature_c) / _SPAN_C
-        below = 1 + (recipe.min_temperature_c - temperature_c) / _SPAN_C
-        return self._take("temperature", (max(above, 0.0), max(below, 0.0)))
+        """What the camera says of itself. One that says nothing any more calls nobody."""
+        given = health.temperature_c
+        temperature_c = math.nan if given is None else given
+        above = 1 + (temperature_c - self._recipe.max_temperature_c) / _SPAN_C
+        below = 1 + (self._recipe.min_temperature_c - temperature_c) / _SPAN_C
+        return self._take("temperature", np.maximum((above, below), 0.0))
 
     def relearn(self) -> list[HealthRow]:
-        """The light was changed on purpose: its reference is learned anew."""
+        """Somebody cleaned or changed something: what was seen is forgotten, and the light's
+        reference is learned anew."""
         self._light.forget()
-        self._watches["light"].forget()
-        return [self._end("light")] if "light" in self._begun else []
+        self._begin_anew()
+        return [self._end(key) for key in list(self._begun)]
 
     # --- one watch after the other --------------------------------------------------------------
 
@@ -435,16 +301,16 @@ class Health:
         return [self._begin(name, name, *found)] if found else []
 
     def _look_at_dirt(self, seen: Seen, profile: Profile, found: Floats) -> list[HealthRow]:
-        self._dirt.take(seen, profile, found)
+        self._dirt.take(seen.result_id, profile, found, seen.defects)
         clean = [key for key, place in self._places.items() if self._dirt.is_clean(place)]
         rows: list[HealthRow] = [self._end(key) for key in clean]
         for place in self._dirt.places():
             rows += self._found_dirt(place)
         return rows
 
-    def _found_dirt(self, place: _Place) -> list[HealthRow]:
+    def _found_dirt(self, place: Place) -> list[HealthRow]:
         """A new place, or a known one that has grown or is known better: it is named anew."""
-        near, grown = (round(mm / self._geometry.pixel_pitch_mm) for mm in (_NEAR_MM, _GROWN_MM))
+        near, grown = (round(mm / self._geometry.pixel_pitch_mm) for mm in (NEAR_MM, _GROWN_MM))
         known = {
             key: other
             for key, other in self._places.items()
@@ -461,7 +327,7 @@ class Health:
         ended: list[HealthRow] = [self._end(key) for key in known]
         key = f"dirt {place.start}-{place.end}"
         self._places[key] = place
-        return [*ended, self._begin(key, "dirt", place.words, place.since)]
+        return [*ended, self._begin(key, "dirt", self._dirt_words(place), place.since)]
 
     def _look_at_exposure(self, seen: Seen, profile: Profile) -> list[HealthRow]:
         dark = self._dark_level / max(median(profile.levels), 1.0)
@@ -492,12 +358,7 @@ class Health:
             since_result_id=since,
             name=name,
             is_begin=True,
-            text=words.text,
-            measured=round(words.measured, 5),
-            limit=words.limit,
-            unit=words.unit,
-            start_mm=words.start_mm,
-            end_mm=words.end_mm,
+            **(asdict(words) | {"measured": round(words.measured, 5)}),
         )
         return self._begun[key]
 
@@ -516,10 +377,9 @@ class Health:
             start, end = (round((at or 0.0) / pitch_mm) for at in (body.start_mm, body.end_mm))
             start = min(max(start, 0), self._geometry.scan_line_px - 1)
             end = min(max(end, start + 1), self._geometry.scan_line_px)
-            words = _Words(body.text, body.measured, body.limit, body.unit)
-            key = f"dirt {start}-{end}"
-            since, is_streak = body.since_result_id or "", body.unit == _RELATIVE
-            self._places[key] = _Place(start, end, words, since, is_streak)
+            key, is_streak = f"dirt {start}-{end}", body.unit == _RELATIVE
+            since = body.since_result_id or ""
+            self._places[key] = Place(start, end, is_streak, body.measured, body.limit, since)
         self._begun[key] = body
 
     def _reference_row(self, result_id: str) -> ReferenceBody:
@@ -534,6 +394,16 @@ class Health:
         )
 
     # --- words ----------------------------------------------------------------------------------
+
+    def _dirt_words(self, place: Place) -> _Words:
+        pitch_mm = self._geometry.pixel_pitch_mm
+        start_mm, end_mm = round(place.start * pitch_mm, 3), round(place.end * pitch_mm, 3)
+        where = f"{start_mm:.1f}-{end_mm:.1f}"
+        if end_mm - start_mm >= _GROWN_MM:
+            where = f"{math.floor(start_mm)}-{math.ceil(end_mm)}"
+        unit = _RELATIVE if place.is_streak else "share of plates"
+        text = f"clean crossweb {where} mm"
+        return _Words(text, place.measured, place.limit, unit, start_mm, end_mm)
 
     def _light_words(self, place: int, ratio: float) -> _Words:
         change = ratio * self._recipe.light_change

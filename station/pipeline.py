@@ -48,7 +48,7 @@ from station.feed import (
     PlateStarted,
 )
 from station.flat_field import FlatField
-from station.health import Health, HealthRow, look_at, reference_key
+from station.health import CameraHealth, Health, HealthRow, look_at, reference_key
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Json, PeerGone
 from station.lamp import LampAnswer, LampClient, LampError
@@ -602,7 +602,7 @@ class Station:
     def _on_tick(self, tick: Tick) -> None:
         """A tick came through camera, ring and inspection: on to the journal."""
         self._outbox.tick(tick.number)
-        self._say_health(self._health.camera(tick.health))
+        self._say_health(self._health.camera(CameraHealth(tick.temperature_c)))
 
     def _on_journal_tick(self, answer: Json) -> None:
         self._set_problem("journal", "" if answer["ok"] else answer["error"])

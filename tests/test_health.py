@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +15,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as some
+from numpy.typing import NDArray
 from station_rig import LINE_RATE_HZ, Rig, vqi, wait_until
 
-from drivers.camera import CameraHealth, CameraInfo, PlateTruth
-from drivers.camera.settings import SimulatedCameraSettings
+from drivers.camera import CameraInfo, Frame, PlateTruth
+from drivers.camera.producer.build import build_producer
+from drivers.camera.producer.source import belt_source
+from drivers.camera.settings import SimulatedCameraSettings, SpecimenSettings
 from drivers.camera.simulated import SimulatedCamera, Slots
+from drivers.camera.specimen import Specimen, render
 from station.config import Recipe
 from station.crossweb import Profile, column_profile, deviations
-from station.health import SECTIONS, Health, HealthRow, Seen, look_at, reference_key
+from station.health import SECTIONS, CameraHealth, Health, HealthRow, Seen, look_at, reference_key
 from station.inspection import PlateWork
 from station.ipc import Json
 from station.qms import Store
@@ -151,6 +157,33 @@ def test_a_healthy_belt_calls_nobody(seed: int, skew_deg: float, lateral_offset_
     assert [number for number, _ in rows] == [10], "the reference, learned once"
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_no_product_is_taken_for_dirt(seed: int) -> None:
+    """Square and staggered lattices of any pitch and rotation, plates that lie nearly straight."""
+    rng = np.random.default_rng(seed)
+    size = SpecimenSettings(width_mm=60, length_mm=40)
+    lattice = Specimen.random(size, rng, is_defective=False, variety=1.0).lattice
+    watched = health()
+    for number in range(1, 61):
+        specimen = replace(Specimen.random(size, rng, number % 2 == 0), lattice=lattice)
+        shift_mm, skew_deg = rng.uniform(-5, 5), rng.uniform(-0.2, 0.2)
+        plate = cut(render(specimen, PITCH_MM, WIDTH_PX, shift_mm, skew_deg, rng).pixels)
+        rows = watched.plate(look(plate, number))
+        assert not attentions([(number, row) for row in rows])
+
+
+def cut(picture: NDArray[np.uint8]) -> Plate:
+    """The plate in a picture that it fills from the first to the last scan line."""
+    belt = np.full((2, GEOMETRY.min_gap_px + GEOMETRY.margin_px, WIDTH_PX), 12, np.uint8)
+    strip = np.concatenate([belt[0], picture, belt[1]])
+    pixels = np.zeros((buffer_lines(GEOMETRY), WIDTH_PX), np.uint8)
+    cutter = StripCutter(GEOMETRY, len(strip), lambda: pixels, is_height_fixed=False)
+    events = cutter.feed(Frame(strip, WIDTH_PX, frame_id=0, timestamp_ns=0))
+    (closed,) = (event for event in events if isinstance(event, PlateClosed))
+    assert closed.reason is None, closed.detail
+    return closed.plate
+
+
 def test_random_defects_are_no_dirt() -> None:
     """Six of ten plates fail, with up to three defects anywhere: thousands of plates, no dirt."""
     rng = np.random.default_rng(7)
@@ -254,6 +287,15 @@ def test_plates_that_all_lie_alike_tell_nothing_of_dirt() -> None:
     assert not attentions(watch(health(), belt(3, wear, lateral_offset_mm=0.0), 30))
 
 
+def test_dirt_that_was_not_cleaned_is_named_again_after_relearning() -> None:
+    wear = {"dirt_mm": (41.0, 47.0), "dirt_contrast": -0.05}
+    watched, plates = health(), belt(3, wear)
+    assert len(attentions(watch(watched, plates, 12))) == 1
+    assert [row.is_begin for row in watched.relearn() if isinstance(row, AttentionBody)] == [False]
+    assert watched.attentions == []
+    assert [number for number, _ in attentions(watch(watched, plates, 12))] in ([6], [7], [8])
+
+
 def test_two_places_are_two_attentions_and_a_growing_one_is_named_anew() -> None:
     rng = np.random.default_rng(1)
     watched = health()
@@ -344,6 +386,8 @@ def test_another_camera_recipe_or_exposure_has_its_own_reference() -> None:
         reference_key("a", replace(info, features={"ExposureTime": "200"})),
     }
     assert len(keys) == 4
+    divided = replace(info, features={"ExposureTime": "250", "EncoderDivider": "3"})
+    assert reference_key("a", divided) in keys, "what changes no level forgets nothing"
 
 
 @pytest.mark.parametrize(
@@ -444,6 +488,7 @@ def test_a_hot_camera_calls_a_person_once() -> None:
     assert not at(64.0, 50), "within two degrees of the limit it stays"
     assert len(begun) == len(at(62.0, 8)) == 1
     assert "at least 0 C" in str(at(-5.0, 8)[0])
+    assert len(at(None, 8)) == 1, "a camera that says nothing any more calls nobody"
 
 
 # --- nothing flickers, nothing breaks -----------------------------------------------------------
@@ -488,7 +533,7 @@ def test_a_value_at_its_limit_does_not_flicker(at: float, noise: list[float]) ->
     st.sampled_from([0.02, 0.1, 1.0]),
 )
 @settings(max_examples=60, deadline=None)
-def test_any_profile_has_finite_deviations(levels: np.ndarray, pitch_mm: float) -> None:
+def test_any_profile_has_finite_deviations(levels: NDArray[np.float64], pitch_mm: float) -> None:
     found = deviations(levels, pitch_mm)
     assert found.shape == levels.shape
     assert np.isfinite(found).all()
@@ -633,3 +678,46 @@ def test_the_light_can_be_learned_anew(rig: Rig) -> None:
     levels = [row["levels"][SECTIONS // 2] for row in rig.rows("reference")]
     assert levels[1] / levels[0] == pytest.approx(0.8, abs=0.03)
     assert [row["what"] for row in rig.rows("change")] == ["start", "relearn", "stop"]
+
+
+DIRT = {"SimDirtPosition": 340, "SimDirtWidth": 40, "SimDirtContrast": 6.0}
+DEAD_PIXEL = {"SimDeadPixel": 303}
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no gcc: apt-get install gcc libc6-dev")
+@pytest.mark.parametrize(
+    ("features", "texts"),
+    [
+        ({**DIRT, "SimBeltSpeed": 390.0}, {"clean crossweb 32-36 mm", "belt slips"}),
+        ({**DEAD_PIXEL, "SimVignetting": 20.0}, {"clean crossweb 30.3-30.4 mm"}),
+        ({"SimLightLevel": 40.0}, {"plates are dark"}),
+    ],
+)
+def test_faults_of_a_camera_behind_gentl_are_named(
+    features: Json, texts: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line-scan simulator in C has faults of its own, made by other means than ours."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))  # its locks, apart from other tests'
+    source = belt_source(camera_settings(3, {}, 6, gap_mm=60.0), plates=60)
+    try:
+        shutil.copyfile(f"/proc/self/fd/{source}", tmp_path / "belt")
+    finally:
+        os.close(source)
+    camera: Json = {
+        "type": "genicam",
+        "producer": str(build_producer(tmp_path / "producer")),
+        "serial": "VQI-LS-1",
+        "features": {
+            "SimSource": str(tmp_path / "belt"),
+            "Width": WIDTH_PX,
+            "Height": FRAME_HEIGHT,
+            "AcquisitionLineRate": LINE_RATE_HZ,
+            "SimBeltSpeed": LINE_RATE_HZ * PITCH_MM,
+            **features,
+        },
+    }
+    result = Rig(tmp_path, camera=camera).run("--plates", "9")
+    assert result.status == 0, result.stderr
+    found = result.summary["attentions"]
+    assert len(found) == len(texts), found
+    assert all(any(line.startswith(text) for line in found) for text in texts), found

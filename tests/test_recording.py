@@ -499,6 +499,7 @@ def test_a_replay_comes_to_the_same_records(
     reasons = Counter(row["reason"] for row in rig.rows("result"))
     assert {"incomplete", "stuck", "belt stopped", "gap"} <= set(reasons), reasons
     assert live.summary["camera_restarts"] == 1
+    assert any("disconnected at belt frame" in row["detail"] for row in rig.rows("result"))
     assert live.summary["pass"] > 3
     assert live.summary["fail"] > 3
     options = {"timing": "recorded"} if timing == "recorded" else {}

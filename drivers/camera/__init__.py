@@ -139,14 +139,6 @@ class CameraInfo:
         return 2 * self.width * self.frame_height
 
 
-@dataclass(frozen=True, slots=True)
-class CameraHealth:
-    """What a camera says of itself while it runs; None where it does not say."""
-
-    temperature_c: float | None = None
-    """DeviceTemperature."""
-
-
 class EndOfSource(Exception):
     """A replay that plays once has delivered its last frame; `breaks` came after it."""
 
@@ -176,6 +168,10 @@ class Camera(ABC):
         `DeviceLost` within 1 s of a disconnect, `EndOfSource` at the end of a finite source.
         """
 
+    def temperature_c(self) -> float | None:
+        """The camera's temperature in degrees Celsius; None where it does not tell."""
+        return None
+
     @abstractmethod
     def stop(self) -> None:
         """End acquisition. Safe to call twice and after a loss."""
@@ -183,11 +179,6 @@ class Camera(ABC):
     @abstractmethod
     def close(self) -> None:
         """Release the device. Safe to call twice and after a loss."""
-
-    def health(self) -> CameraHealth:
-        """How the camera is. Asked four times a second between frames: a driver whose camera
-        answers slowly gives what it read last. Raises nothing."""
-        return CameraHealth()
 
     def __enter__(self) -> Self:
         return self

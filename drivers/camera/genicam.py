@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drivers.camera import Camera, CameraHealth, CameraInfo, Frame
+from drivers.camera import Camera, CameraInfo, Frame
 from drivers.camera.features import (
     HERTZ,
     MICROSECONDS,
@@ -37,7 +37,6 @@ _BELT_PLATES = 100_000
 """Plates of a rendered belt before it repeats."""
 _PROBE_S = 0.3
 """A silent camera is asked for a register this often: a disconnect looks like a timeout."""
-_HEALTH_S = 5.0
 _CLOCK_DRIFT = 100e-6
 """A camera's quartz and this host's go apart by no more than this."""
 _WRAP_16 = 0xFFFF
@@ -54,8 +53,7 @@ class GenicamCamera(Camera):
         self._acquirer: Any = None
         self._is_running = False
         self._is_lost = False
-        self._next_probe_s = self._next_health_s = 0.0
-        self._health = CameraHealth()
+        self._next_probe_s = 0.0
         self._ids = _FrameIds()
         self._clock = _DeviceClock()
         self._chunks: _Chunks | None = None
@@ -111,14 +109,9 @@ class GenicamCamera(Camera):
                 return None
             time.sleep(_POLL_S)
 
-    def health(self) -> CameraHealth:
-        """What the camera said of itself at most `_HEALTH_S` ago: a register takes its link a
-        millisecond, in which no frame is taken."""
-        if time.monotonic() >= self._next_health_s and not self._is_lost:
-            self._next_health_s = time.monotonic() + _HEALTH_S
-            value = read_feature(self._nodes, "DeviceTemperature")
-            self._health = CameraHealth(None if value is None else float(value))
-        return self._health
+    def temperature_c(self) -> float | None:
+        value = read_feature(self._nodes, "DeviceTemperature")
+        return None if value is None else float(value)
 
     def stop(self) -> None:
         if self._is_running:

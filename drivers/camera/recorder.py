@@ -44,7 +44,8 @@ _SYNC_BYTES = 32 * 2**20
 """Written out and dropped from the page cache in steps of this size."""
 _BUFFERS_A_WRITE = 256
 _QUEUED_LIMIT = 10_000
-_CLOSE_LIMIT_S = 5.0
+_STALLED_S = 5.0
+"""A disk that takes nothing for so long at the end is not waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +98,14 @@ class StripRecorder:
         self.counts = RecordingCounts()
         self._directory = directory
         self._report = report
-        self._ring = _Ring(directory, info, bounds)
+        self._ring = _Ring(directory, info, bounds, self.counts)
         slots = max(_LEAST_SLOTS, queue_bytes // info.max_frame_bytes)
         self._slots = np.empty((slots, info.max_frame_bytes), np.uint8)
         # The last one given back is taken first: while the disk keeps up, few are ever touched.
         self._free = deque(range(slots))
         self._queue: queue.SimpleQueue[tuple[Frame, int] | Break | None] = queue.SimpleQueue()
-        self._lacking: list[int] = []
-        """Ids of the frames that found no free slot, since the last one that did."""
+        self._taken = 0
+        self._gap: _Lacking | None = None
         self._has_ended = False
         self._thread = threading.Thread(target=self._run, name="record", daemon=True)
         self._thread.start()
@@ -112,13 +113,15 @@ class StripRecorder:
     def append(self, frame: Frame) -> None:
         """Take a copy of a frame, as it was delivered."""
         if self._has_ended:
+            self.counts.lacking_frames += 1
             return
-        try:
-            slot = self._free.pop()
-        except IndexError:
+        # Once behind, one long gap: many short ones would leave no plate whole.
+        if len(self._free) < (len(self._slots) // 2 if self._gap else 1):
             self._lack(frame.frame_id)
             return
         self._tell_lacking()
+        slot = self._free.pop()
+        self._taken += 1
         pixels = self._slots[slot][: frame.pixels.size].reshape(frame.pixels.shape)
         np.copyto(pixels, frame.pixels)
         self._queue.put((replace(frame, pixels=pixels), slot))
@@ -134,10 +137,13 @@ class StripRecorder:
         self._queue.put(known)
 
     def close(self) -> None:
-        """Write what was taken; a disk that hangs is not waited for."""
+        """Write what was taken, as long as the disk takes it."""
         self._tell_lacking()
         self._queue.put(None)
-        self._thread.join(_CLOSE_LIMIT_S)
+        written = -1
+        while self._thread.is_alive() and self.counts.frames != written:
+            written = self.counts.frames
+            self._thread.join(_STALLED_S)
 
     def _lack(self, frame_id: int) -> None:
         if not self.counts.lacking_frames:
@@ -146,15 +152,14 @@ class StripRecorder:
                 "does not keep up"
             )
         self.counts.lacking_frames += 1
-        self._lacking.append(frame_id)
+        gap = self._gap = self._gap or _Lacking(frame_id)
+        gap.last_id, gap.frames = frame_id, gap.frames + 1
 
     def _tell_lacking(self) -> None:
-        if not self._lacking:
-            return
-        first, last, count = self._lacking[0], self._lacking[-1], len(self._lacking)
-        self._lacking.clear()
-        text = f"the recording lacks {count} frames, {first} to {last}: the disk did not keep up"
-        self._queue.put(Break("lost", text, count))
+        gap, self._gap = self._gap, None
+        if gap is not None:
+            text = f"the recording lacks {gap.frames} frames, {gap.first_id} to {gap.last_id}"
+            self._queue.put(Break("lost", f"{text}: the disk did not keep up", gap.frames))
 
     def _end(self, why: str) -> None:
         if not self._has_ended:
@@ -167,8 +172,9 @@ class StripRecorder:
         try:
             while self._write(self._take()):
                 pass
-        except (OSError, RecordingError) as error:
+        except Exception as error:  # noqa: BLE001  whatever it is, the inspection goes on
             self._end(_say(error))
+            self.counts.lacking_frames += self._taken - self.counts.frames
         finally:
             with contextlib.suppress(OSError):
                 self._ring.close()
@@ -190,19 +196,28 @@ class StripRecorder:
             elif item is not None:
                 frame, slot = item
                 self._ring.add(frame)
-                self.counts.bytes += frame.pixels.size
                 slots.append(slot)
         self._ring.flush()
-        self.counts.frames += len(slots)
         self._free.extend(slots)
         return None not in items
+
+
+@dataclass(slots=True)
+class _Lacking:
+    """Frames in a row that found no free slot."""
+
+    first_id: int
+    last_id: int = 0
+    frames: int = 0
 
 
 class _Ring:
     """The segments on the disk and the one that is written to."""
 
-    def __init__(self, directory: Path, info: CameraInfo, bounds: Bounds) -> None:
-        self._directory, self._bounds = directory, bounds
+    def __init__(
+        self, directory: Path, info: CameraInfo, bounds: Bounds, counts: RecordingCounts
+    ) -> None:
+        self._directory, self._bounds, self._counts = directory, bounds, counts
         self._first_line = segment_line(info)
         directory.mkdir(parents=True, exist_ok=True)
         if info.max_frame_bytes > bounds.segment_bytes:
@@ -224,7 +239,7 @@ class _Ring:
     def add(self, frame: Frame) -> None:
         if self._open.add(frame):
             return
-        self._open.flush()
+        self.flush()
         self._open.close()
         self._open = self._begin(self._open.segment.number + 1)
         if not self._open.add(frame):
@@ -234,7 +249,9 @@ class _Ring:
         self._open.add_line(break_line(known))
 
     def flush(self) -> None:
-        self._open.flush()
+        frames, size = self._open.flush()
+        self._counts.frames += frames
+        self._counts.bytes += size
 
     def close(self) -> None:
         self._open.close()
@@ -263,7 +280,8 @@ class _Ring:
                 f"{self._directory}: holds a recording of an earlier version; record into another "
                 "folder"
             )
-        found = camera_of(self._segments[-1]) if self._segments else None
+        known = (camera_of(segment) for segment in reversed(self._segments))
+        found = next((camera for camera in known if camera is not None), None)
         if found is not None and _identity(found) != _identity(info):
             raise RecordingError(
                 f"{self._directory}: holds a recording of {_describe(found)}, the camera is "
@@ -337,15 +355,18 @@ class _OpenSegment:
         self._lines.append(line)
         self._header_room -= len(line)
 
-    def flush(self) -> None:
-        """Pixels first: a header says that they are there."""
+    def flush(self) -> tuple[int, int]:
+        """Write what is kept; how many frames and bytes of pixels. Pixels first: a header says
+        that they are there."""
         _write_all(self._pixels, [buffer.data for buffer in self._buffers], self._written)
         _write_all(self._headers, [memoryview(b"".join(self._lines))], None)
+        written = len(self._buffers), self._end - self._written
         self._buffers.clear()
         self._lines.clear()
         self._written = self._end
         if self._written - self._synced >= _SYNC_BYTES:
             self._sync()
+        return written
 
     def close(self) -> None:
         if self._is_closed:
@@ -395,8 +416,10 @@ def _describe(info: CameraInfo) -> str:
     return f"{info.serial} ({info.width} x {info.frame_height} px, {info.pixel_format})"
 
 
-def _say(error: OSError | RecordingError) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+def _say(error: Exception) -> str:
+    if isinstance(error, RecordingError):
+        return str(error)
+    return (error.strerror if isinstance(error, OSError) else None) or repr(error)
 
 
 def _mb(size: int) -> str:

@@ -173,17 +173,14 @@ class _Strip:
     def __init__(self, strip: RecordedStrip) -> None:
         self._strip = strip
         self._id_shift = self._highest_id = 0
-        recorded = strip.info
-        self.info = CameraInfo(
+        # What the records say of the camera stays; that it is a production camera does not.
+        self.info = replace(
+            strip.info,
             driver="replay",
-            vendor=recorded.vendor,
-            model=f"replay of {recorded.model}",
-            serial=recorded.serial,
-            width=recorded.width,
-            frame_height=recorded.frame_height,
-            pixel_format=recorded.pixel_format,
-            line_rate_hz=recorded.line_rate_hz,
+            model=f"replay of {strip.info.model}",
             is_patient=True,
+            producer_path=None,
+            producer_sha256=None,
         )
 
     def play(self, lap: int) -> Iterator[_Due | Break]:

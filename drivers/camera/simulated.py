@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from drivers.camera import MONO8, Camera, CameraHealth, CameraInfo, Frame, PlateTruth
+from drivers.camera import MONO8, Camera, CameraInfo, Frame, PlateTruth
 from drivers.camera.settings import FaultSettings, SimulatedCameraSettings, WearSettings
 from drivers.camera.specimen import RenderedPlate, Specimen, plate_rows, render, render_belt
 from drivers.errors import DeviceLost, DeviceRefused
@@ -120,9 +120,9 @@ class SimulatedCamera(Camera):
     def stop(self) -> None:
         self._is_running = False
 
-    def health(self) -> CameraHealth:
+    def temperature_c(self) -> float | None:
         wear = self._settings.wear
-        return CameraHealth(wear.temperature_c if _is_worn(wear, self._next) else None)
+        return wear.temperature_c if _is_worn(wear, self._next) else None
 
     def close(self) -> None:
         self.stop()

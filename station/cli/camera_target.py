@@ -180,7 +180,7 @@ def warm_up(
             camera.start()
             for frame_lines in _dark_looks(camera, end):
                 level = float(frame_lines.mean())
-                samples.append(WarmUpSample(time.monotonic(), camera.health().temperature_c, level))
+                samples.append(WarmUpSample(time.monotonic(), camera.temperature_c(), level))
                 found = judge_warm_up(samples, limits)
                 _say_warm_up(found, is_json)
                 if found.is_stable:

@@ -63,5 +63,5 @@ def ack(config: ConfigOption, is_json: JsonOption = False) -> None:
 
 @app.command()
 def relearn(config: ConfigOption, is_json: JsonOption = False) -> None:
-    """The light, camera or exposure was changed on purpose: learn the light's reference anew."""
+    """After cleaning, or a new light: forget what ATTENTION saw, learn the light anew."""
     _command(config, "relearn", is_json)

@@ -10,6 +10,15 @@
 
 typedef enum { WITH_CONSUMER, IN_INPUT, FILLING, IN_OUTPUT } Place;
 
+/* What a consumer may ask of the frame in a buffer. */
+typedef struct {
+    bool is_incomplete;
+    uint64_t id, timestamp_ns, pixel_format;
+    size_t width, height, offset_x, rows, bytes;
+    size_t chunk_count;
+    SINGLE_CHUNK_DATA chunks[MOST_SELECTED];
+} FrameInfo;
+
 typedef struct Buffer {
     struct Buffer *next; /* in its queue */
     struct Buffer *next_announced;
@@ -18,12 +27,8 @@ typedef struct Buffer {
     size_t size;
     void *user_pointer;
     bool is_owned; /* allocated here */
-    /* of the frame in it */
-    bool is_new, is_incomplete;
-    uint64_t frame_id, timestamp_ns, pixel_format;
-    size_t width, height, offset_x, rows, size_filled, chunk_bytes;
-    size_t chunk_count;
-    SINGLE_CHUNK_DATA chunks[MOST_SELECTED];
+    bool is_new;
+    FrameInfo frame;
 } Buffer;
 
 typedef struct {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import shutil
@@ -279,6 +280,15 @@ def test_every_feature_reads_and_explains_itself(producer: Path) -> None:
             assert node.node.tooltip, name
             if not name.startswith("Chunk") or name in ("ChunkModeActive", "ChunkSelector"):
                 _ = None if hasattr(node, "execute") else node.value
+
+
+def test_each_module_has_a_description(producer: Path) -> None:
+    with opened(producer) as peer:
+        acquirer = peer.acquirer
+        assert acquirer.system.node_map.TLID.value == "VQI line-scan simulator"
+        assert acquirer.interface.node_map.InterfaceID.value == "vqi-belt"
+        assert acquirer.device.node_map.DeviceID.value == SERIAL
+        assert acquirer.data_streams[0].node_map.StreamID.value == "vqi-stream"
 
 
 _ROW = re.compile(
@@ -1234,6 +1244,40 @@ def test_no_source_whatever_it_says_leads_outside_its_file(
     assert "Sanitizer" not in done.stderr
     assert "runtime error" not in done.stderr
     assert done.returncode == 0 or "SimSource" in done.stderr, done.stderr
+
+
+_VIMBA = """
+import json, sys
+import vmbpy
+system = vmbpy.VmbSystem.get_instance()
+system.set_path_configuration(*sys.argv[2:])
+with system, system.get_camera_by_id("VQI-LS-1") as camera:
+    features = {"Height": 64, "AcquisitionLineRate": 20_000.0, "SimBeltSpeed": 2_000.0}
+    for name, value in features.items():
+        camera.get_feature_by_name(name).set(value)
+    frames = [
+        (frame.get_height(), frame.get_status().name, list(frame.get_buffer())[:: 64 * 4096 // 8])
+        for frame in camera.get_frame_generator(limit=3, timeout_ms=5000)
+    ]
+    found = [camera.get_serial(), len(camera.get_all_features()), frames]
+with open(sys.argv[1], "w") as file:
+    json.dump(found, file)
+"""
+
+
+def test_vimba_x_streams_from_it(producer: Path, tmp_path: Path) -> None:
+    """A vendor's consumer that knows nothing of this producer; by default it loads its own only."""
+    pytest.importorskip("vmbpy", reason="no vmbpy: pip install vmbpy==1.2.3")
+    allowed = '<TlRule vendor-type="*" interface-type="*" rule="allow"/>'
+    settings = tmp_path / "VmbC.xml"
+    settings.write_text(f"<Settings><TlLoading>{allowed}</TlLoading></Settings>")
+    found = tmp_path / "found.json"
+    command = [sys.executable, "-c", _VIMBA, *map(str, (found, producer.parent, settings))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    serial, features, frames = json.loads(found.read_text())
+    assert (serial, features) == (SERIAL, len(feature_rows()))
+    assert frames == [[64, "Complete", [12] * 8]] * 3
 
 
 def test_open_and_close_are_flat_in_memory(producer: Path, tmp_path: Path) -> None:

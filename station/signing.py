@@ -18,14 +18,21 @@ from drivers.camera import CameraInfo
 from drivers.errors import DeviceError
 from station.acquisition import CameraProcess
 from station.commission_record import RunFolder
-from station.commissioned import CommissioningFile, commissioned_change, sha256_hex
+from station.commissioned import (
+    CommissioningFile,
+    commissioned_change,
+    read_commissioned,
+    sha256_hex,
+)
 from station.commissioning_report import REPORT_HTML, REPORT_JSON, Report, html
 from station.config import Configuration, Loaded
 from station.ipc import NotPermitted, PeerGone
 from station.journal import JournalClient
 from station.lock import STATION_LOCK, take_lock
 from station.product import load_flat_field
+from station.qms import Reader, StoreError
 from station.record import utc_now
+from station.state import NotCommissioned
 
 _JOURNAL_START_S = 15.0
 
@@ -130,6 +137,43 @@ def _file(
         who=who,
         signed_at=utc_now(),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a commissioning file says; no findings if log and report agree with it."""
+
+    signed: dict[str, str]
+    findings: tuple[str, ...]
+
+
+def verify_signature(settings: Configuration, directory: Path) -> Signature:
+    """Hold the configured file against this station's log, and the report in `directory` against
+    the file. Raises `SigningError` where there is nothing to hold."""
+    path = settings.commissioning_file
+    if path is None:
+        raise SigningError("no [commissioning] file is configured")
+    try:
+        with Reader(settings.journal.directory) as reader:
+            judged = read_commissioned(path, settings.station.id, reader.signed_files())
+    except StoreError as error:
+        raise SigningError(str(error)) from error
+    if isinstance(judged, NotCommissioned):
+        return Signature({}, (judged.why,))
+    file = CommissioningFile.model_validate_json(path.read_bytes())
+    folder = directory / file.run
+    wanted = {REPORT_JSON: file.report_sha256, REPORT_HTML: file.report_html_sha256}
+    findings = [_report_finding(folder / name, sha256) for name, sha256 in wanted.items()]
+    signed = {key: str(value) for key, value in file.model_dump().items()}
+    return Signature(signed, tuple(finding for finding in findings if finding))
+
+
+def _report_finding(path: Path, sha256: str) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        return f"{path}: cannot be read: {error.strerror}"
+    return "" if sha256_hex(data) == sha256 else f"{path}: not the report that was signed"
 
 
 def sign(source: str, settings: Configuration, file: CommissioningFile, path: Path) -> int:

@@ -375,6 +375,12 @@ class Signable:
         done = vqi("commission", "--config", self.config, "--run", "sat", "--json")
         assert json.loads(done.stdout.splitlines()[-1])["is_signable"], done.stdout
 
+    def verify(self) -> list[str]:
+        done = vqi("commission", "verify", "--config", self.config, "--json")
+        findings: list[str] = json.loads(done.stdout)["findings"]
+        assert done.returncode == bool(findings)
+        return findings
+
     def sign(self) -> str:
         """What the command says, on stdout or stderr."""
         done = vqi("commission", "sign", "--config", self.config, "--who", "A. Engineer")
@@ -395,6 +401,16 @@ def test_a_signed_report_makes_its_camera_production(signable: Signable) -> None
     assert (signed["run"], signed["who"]) == ("sat", "A. Engineer")
     done = vqi("check", "--config", signable.config)
     assert "plates are production" in done.stdout
+    assert signable.verify() == []
+    page = signable.folder.path / "report.html"
+    before = page.read_bytes()
+    page.write_bytes(before.replace(b"A. Engineer", b"Z. Engineer"))
+    assert signable.verify() == [f"{page}: not the report that was signed"]
+    page.write_bytes(before)
+    file = signable.file.read_bytes()
+    signable.file.write_bytes(file + b" ")
+    assert "changed since" in signable.verify()[0]
+    signable.file.write_bytes(file)
 
 
 @pytest.mark.parametrize(

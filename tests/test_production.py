@@ -6,12 +6,15 @@ ever lit; here the same station shows it, and stops showing it for each reason t
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from producer_rig import SignedLine
 from pty_recorder import PtyRecorder, adafruit_elements
+from station_rig import children, wait_until
 
 from drivers.errors import DriverMissing
 from station.state import SIMULATOR_VENDOR
@@ -108,6 +111,23 @@ def test_anything_else_never_does(
     assert PASS not in patterns
     start = next(row for row in line.rig.rows("change") if row["what"] == "start")
     assert why in start["detail"]["provenance_why"]
+
+
+def test_a_producer_that_is_changed_while_the_station_runs_is_a_stranger(line: SignedLine) -> None:
+    """Provenance was judged by its sha256; the camera that comes back is not the one judged."""
+    path = Path(line.rig.camera["producer"])
+    with PtyRecorder(line.rig.folder / "tower"), line.rig.running() as process:
+        assert line.rig.status()["provenance"] == "production"
+        updated = path.with_name("updated.cti")
+        updated.write_bytes(path.read_bytes() + b"\0")
+        updated.replace(path)
+        os.kill(children(process.pid)["camera"], signal.SIGKILL)
+        wait_until(
+            lambda: "was changed" in line.rig.status()["problems"].get("camera", ""),
+            20.0,
+            "a word about the producer",
+        )
+        assert line.rig.status()["state"] == "ERROR"
 
 
 def test_the_simulator_under_its_own_name_never_does(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from station.precision import Chosen, load_classifier
 from station.product import geometry_of, load_product
 from station.qms import DATABASE, Reader, StoreError, verify
 from station.record import Provenance
-from station.state import provenance
+from station.state import Origin, provenance
 
 _SQLITE_FIXED = (3, 51, 3)
 
@@ -116,28 +116,29 @@ def _check_camera(settings: Configuration, recipe: Loaded[Recipe], is_running: b
         info = camera.info
         geometry_of(recipe, settings.camera.pixel_pitch_mm, info.width)
         rate = "" if info.line_rate_hz is None else f", {info.line_rate_hz:g} scan lines/s"
-        return (
+        text = (
             f"{info.vendor} {info.model} {info.serial}, {info.width} px {info.pixel_format}{rate}"
-            f"{_rounded(info)}; {_check_origin(settings, info)}"
+            f"{_rounded(info)}"
         )
+        origin = _origin(settings, info)
     finally:
         camera.close()
+    if origin.provenance is Provenance.PRODUCTION:
+        return f"{text}; plates are production: {origin.why}"
+    text += f"; plates are not production: {origin.why}"
+    if settings.commissioning_file is not None:
+        raise Problem(text)
+    return text
 
 
-def _check_origin(settings: Configuration, info: CameraInfo) -> str:
-    """Whose plates these would be. A problem where a commissioning file is configured in vain."""
+def _origin(settings: Configuration, info: CameraInfo) -> Origin:
+    """Whose plates these would be."""
     directory, signed = settings.journal.directory, list[str]()
     if (directory / DATABASE).exists():
         with Reader(directory) as reader:
             signed = reader.signed_files()
     file = settings.commissioning_file
-    origin = provenance(info, read_commissioned(file, settings.station.id, signed))
-    if origin.provenance is Provenance.PRODUCTION:
-        return f"plates are production: {origin.why}"
-    text = f"plates are not production: {origin.why}"
-    if file is not None:
-        raise Problem(text)
-    return text
+    return provenance(info, read_commissioned(file, settings.station.id, signed))
 
 
 def _rounded(info: CameraInfo) -> str:

@@ -34,7 +34,7 @@ from station.commissioning_report import REPORT_HTML, Report, build_report, writ
 from station.commissioning_steps import DRY_RUN_PLATES, STEPS
 from station.config import EX_CONFIG, Configuration, Loaded, Recipe
 from station.product import load_product, model_folder
-from station.signing import SigningError, sign_report, station_stopped
+from station.signing import SigningError, sign_report, station_stopped, verify_signature
 
 app = typer.Typer(invoke_without_command=True)
 
@@ -111,6 +111,22 @@ def sign_(
         typer.echo(f"{signed.path} signed by {who}: sha256 {signed.sha256}, row {signed.row}")
 
 
+@app.command()
+def verify(config: ConfigOption, folder: FolderOption = None, is_json: JsonOption = False) -> None:
+    """Hold the commissioning file against the log, and the report against the file."""
+    loaded = load_or_exit(config)
+    with _errors():
+        found = verify_signature(loaded.value, _directory(loaded.value, folder))
+    if is_json:
+        print_json({"signed": found.signed, "findings": list(found.findings)})
+    else:
+        for key, value in found.signed.items():
+            typer.echo(f"{key:22} {value}")
+        for finding in found.findings:
+            typer.echo(f"FAIL  {finding}")
+    raise typer.Exit(1 if found.findings else 0)
+
+
 def _chosen(names: list[str] | None) -> list[Step]:
     unknown = [name for name in names or () if name not in _TITLES]
     if unknown:
@@ -152,11 +168,15 @@ def _errors() -> Iterator[None]:
         fail(str(error))
 
 
+def _directory(settings: Configuration, given: Path | None) -> Path:
+    return given or settings.journal.directory / "commissioning"
+
+
 def _folders(
     settings: Configuration, given: Path | None, run: Run
 ) -> tuple[RunFolder, RunFolder | None]:
     """The run's folder, and that of the run which it is compared with."""
-    directory = given or settings.journal.directory / "commissioning"
+    directory = _directory(settings, given)
     return RunFolder(directory, run), RunFolder(directory, Run.FAT) if run is Run.SAT else None
 
 
@@ -205,9 +225,13 @@ def _go(bench: Bench, wanted: list[Step], is_again: bool, is_json: bool) -> Repo
         if is_passed and known is not None and known.basis == bench.basis and not is_again:
             bench.say(f"{step.title}: passed {known.finished_at[:19]} by {known.who}")
             continue
-        bench.say(f"{step.title} ({step.name})")
+        bench.say(f"{step.title} ({step.name}): {_first_sentence(step)}")
         _say_step(_do(bench, step), bench, is_json)
     return build_report(bench.settings.station.id, bench.folder, _TITLES, bench.basis, bench.before)
+
+
+def _first_sentence(step: Step) -> str:
+    return " ".join((step.do.__doc__ or "").split("\n\n")[0].split())
 
 
 def _do(bench: Bench, step: Step) -> StepResult:

@@ -56,7 +56,8 @@ class RejectDelay:
 
 
 def sightings(frames: Iterable[tuple[Frame, Sequence[int]]]) -> list[Sighting]:
-    """Plates in consecutive frames, each with the rows of its leading edges.
+    """Plates in consecutive frames, given with the rows of their leading edges; a trigger belongs
+    to the plate nearest to it.
 
     Raises `DelayUnknown` without a trigger counter, or where frames are missing.
     """
@@ -71,8 +72,24 @@ def sightings(frames: Iterable[tuple[Frame, Sequence[int]]]) -> list[Sighting]:
         line, previous = line + frame.height, frame
     if previous is not None and previous.plate_counter is None:
         raise DelayUnknown(_NO_COUNTER)
-    nearest = ((edge, min(steps, key=partial(_away, edge), default=None)) for edge in edges)
-    return [Sighting(float(edge), *step) for edge, step in nearest if step is not None]
+    if not steps:
+        return []
+    nearest = [Sighting(float(edge), *min(steps, key=partial(_away, edge))) for edge in edges]
+    return _alike(nearest)
+
+
+def _alike(plates: list[Sighting]) -> list[Sighting]:
+    """Without a plate whose own trigger came before the first frame, or comes after the last."""
+    if len(plates) < 3:
+        return plates
+    delays = np.array([_delay(plate) for plate in plates])
+    spacing = float(np.median(np.diff([plate.leading_edge for plate in plates])))
+    is_alike = np.abs(delays - np.median(delays)) < spacing / 4
+    return [plate for plate, keep in zip(plates, is_alike, strict=True) if keep]
+
+
+def _delay(plate: Sighting) -> float:
+    return plate.leading_edge - (plate.trigger_after + plate.trigger_before) / 2
 
 
 _NO_COUNTER = "the camera counts no trigger: enable the plate trigger input and its counter chunk"
@@ -99,9 +116,7 @@ def measure_trigger_delay(
     if not plates:
         raise DelayUnknown("no plate was both seen and counted; let plates pass")
     _check_speed(belt_mm_s)
-    middles = np.array(
-        [plate.leading_edge - (plate.trigger_after + plate.trigger_before) / 2 for plate in plates]
-    )
+    middles = np.array([_delay(plate) for plate in plates])
     frame = float(np.mean([plate.trigger_before - plate.trigger_after for plate in plates]))
     scan_lines = float(middles.mean())
     error = max(float(middles.std()), frame / math.sqrt(12)) / math.sqrt(len(plates))

@@ -330,10 +330,12 @@ def correct(pixels: Pixels, correction: Correction) -> None:
 
 
 def save(flat_field: FlatField, directory: Path) -> Path:
-    """Write `<id>.json`; its bytes have the flat field's sha256. Raises OSError."""
+    """Write `<id>.json`; its bytes have the flat field's sha256. Raises OSError, also where that
+    file is there: a configuration may name it."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{flat_field.id}.json"
-    path.write_bytes(_to_bytes(flat_field))
+    with path.open("xb") as file:
+        file.write(_to_bytes(flat_field))
     return path
 
 

@@ -41,16 +41,21 @@ def frames(camera: Camera, timeout_s: float = _SILENT_S) -> Iterator[Frame]:
         yield frame
 
 
-def take_scan_lines(camera: Camera, count: int) -> Pixels:
+def take_scan_lines(camera: Camera, count: int, is_gap_free: bool = False) -> Pixels:
     """`count` scan lines, uint8 (count, width), fewer where the source ends. Broken frames are
-    left out. Raises `DeviceTimeout`, `DeviceRefused`."""
+    left out; with `is_gap_free` taking begins anew after one. Raises `DeviceTimeout`,
+    `DeviceRefused`."""
     taken: list[Pixels] = []
-    lines = looked_at = 0
+    looked_at, last_id = 0, -1
     for frame in frames(camera):
         looked_at += camera.info.frame_height
-        if not frame.is_incomplete and frame.pixels.shape[1] == camera.info.width:
+        is_whole = not frame.is_incomplete and frame.pixels.shape[1] == camera.info.width
+        if is_gap_free and not (is_whole and frame.frame_id == last_id + 1):
+            taken.clear()
+        last_id = frame.frame_id
+        if is_whole:
             taken.append(frame.pixels.copy())
-            lines += frame.height
+        lines = sum(map(len, taken))
         if lines >= count:
             break
         if looked_at > _BROKEN_SHARE * (count + camera.info.frame_height):

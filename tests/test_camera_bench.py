@@ -308,9 +308,9 @@ def test_the_light_barrier_s_distance_is_found(simulator: Rig) -> None:
 
 def test_a_camera_that_warms_up_is_waited_for(simulator: Rig) -> None:
     config = with_features(simulator, SimDarkLevel=4.0, SimTemperatureDrift=60.0)
-    cold = ("warm-up", "--config", config, "--minutes", "0.1", "--seconds", "12")
+    cold = ("warm-up", "--config", config, "--minutes", "0.05", "--seconds", "5")
     rows = rows_of(*cold, status=1)
     assert rows[-1]["temperature_c"] > rows[0]["temperature_c"]
     config = with_features(simulator, SimTemperatureDrift=0.0)
-    rows = rows_of("warm-up", "--config", config, "--minutes", "0.1", "--seconds", "30")
+    rows = rows_of("warm-up", "--config", config, "--minutes", "0.03", "--seconds", "30")
     assert rows[-1]["is_stable"]

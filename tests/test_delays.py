@@ -48,6 +48,14 @@ def test_the_mean_over_plates_knows_more_than_a_frame(delay: int, seed: int) -> 
     assert found.ms == pytest.approx(found.mm / 0.3)
 
 
+def test_a_plate_whose_trigger_came_before_the_first_frame_does_not_count() -> None:
+    edges = [100 + 1000 * n for n in range(8)]
+    plates = sightings(frames(edges, 300, edges[-1] // HEIGHT + 1))
+    found = measure_trigger_delay(plates, 0.1, 300.0)
+    assert found.plates == 7
+    assert found.scan_lines == pytest.approx(300, abs=HEIGHT / 2)
+
+
 def test_without_a_counter_or_with_a_loss_it_is_unknown() -> None:
     with pytest.raises(DelayUnknown, match="counts no trigger: enable"):
         sightings(frames([500], 10, 20, has_counter=False))

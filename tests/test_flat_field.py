@@ -201,6 +201,8 @@ def test_what_was_saved_is_loaded_for_its_camera_only(tmp_path: Path) -> None:
         load(path, field.sha256, "S2", WIDTH)
     with pytest.raises(FlatFieldRefused, match="measured at 768 px, this camera delivers 4096"):
         load(path, field.sha256, "A/1", 4096)
+    with pytest.raises(FileExistsError):
+        save(field, tmp_path / "fields")
     with pytest.raises(FlatFieldRefused, match="No such file"):
         load(tmp_path / "none.json", field.sha256, "A/1", WIDTH)
 
@@ -253,6 +255,37 @@ def test_replayed_raw_scan_lines_and_a_raw_picture_get_the_same_bits(tmp_path: P
     with Reader(rig.journal) as reader:
         start = next(body for body in reader.bodies("change") if body["what"] == "start")
     assert start["detail"]["flat_field_sha256"] == field.sha256
+
+
+def with_flat_field(rig: Rig, serial: str = "SIM-3") -> tuple[FlatField, str]:
+    """The rig's station with a flat field of its camera."""
+    field = field_of(serial=serial)
+    path, config = save(field, rig.folder), rig.write()
+    table = f'[flat_field]\nfile = "{path}"\nsha256 = "{field.sha256}"\n'
+    config.write_text(config.read_text() + table)
+    return field, str(config)
+
+
+def test_frames_of_another_shape_are_still_refused_by_the_strip(tmp_path: Path) -> None:
+    faults = {"wrong_width": [8], "wrong_pixel_format": [14], "truncate": [20], "black": [26]}
+    rig = Rig(tmp_path, faults=faults)
+    _, config = with_flat_field(rig)
+    done = vqi("run", "--config", config, "--plates", "6", "--json")
+    assert done.returncode == 0, done.stderr
+    reasons = {json.loads(line).get("reason") for line in done.stdout.splitlines()[:-1]}
+    assert reasons & {"incomplete", "gap", "unlit"}
+    assert json.loads(done.stdout.splitlines()[-1])["summary"]["camera_restarts"] == 0
+
+
+def test_check_names_the_flat_field_or_what_is_wrong_with_it(tmp_path: Path) -> None:
+    field, config = with_flat_field(Rig(tmp_path))
+    done = vqi("check", "--config", config)
+    assert done.returncode == 0, done.stderr
+    assert f"flat field {field.id}" in done.stdout
+    (tmp_path / f"{field.id}.json").write_text("{}")
+    done = vqi("check", "--config", config)
+    assert done.returncode == 78
+    assert "flat_field.file" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -255,7 +255,7 @@ def scale(config: ConfigOption, is_json: JsonOption = False) -> None:
     try:
         with open_camera(loaded.value.camera) as camera:
             camera.start()
-            picture = take_scan_lines(camera, count)
+            picture = take_scan_lines(camera, count, is_gap_free=True)
         measured = measure_scale(picture, plate, pitch_mm)
     except (DeviceError, ScaleRefused) as error:
         fail(str(error))

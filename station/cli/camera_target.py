@@ -33,6 +33,8 @@ from station.warm_up import WarmUp, WarmUpLimits, WarmUpSample, judge_warm_up
 
 _SCAN_LINES = 4096
 _MOST_RESIDUAL = 0.005
+_WARM_UP_LOOKS = 60
+"""In the time that must be stable; at least one each 5 s."""
 _WARM_UP_EVERY_S = 5.0
 _WARM_UP_LINES = 256
 _UNIFORM = "Put an even white target over the whole scan line, the lens slightly defocused"
@@ -69,6 +71,7 @@ def calibrate(
     loaded = load_or_exit(config)
     if (dark is None) != (flat is None):
         fail("--dark and --flat belong together: one without light, one of the uniform target", 2)
+    folder = out or loaded.value.journal.directory.parent / "flat-fields"
     try:
         taken = _targets(loaded.value.camera, dark, flat, scan_lines)
         field = measure_flat_field(taken.dark, taken.bright, taken.serial)
@@ -78,11 +81,11 @@ def calibrate(
                 f"{residual:.2%} of unevenness is left, at most {_MOST_RESIDUAL:.1%}; take more "
                 "--scan-lines, or more light"
             )
-        path = save(field, out or loaded.value.journal.directory.parent / "flat-fields")
+        path = save(field, folder)
     except (FlatFieldRefused, DeviceError) as error:
         fail(str(error))
     except OSError as error:
-        fail(f"{out}: cannot be written: {error.strerror}")
+        fail(f"{folder}: cannot be written: {error.strerror}")
     _say_flat_field(field, path, residual, is_json)
 
 
@@ -178,7 +181,8 @@ def warm_up(
         aimed = _aimed(settings, "Dark", "Cover the lens")
         with open_camera(aimed) as camera:
             camera.start()
-            for frame_lines in _dark_looks(camera, end):
+            every_s = min(_WARM_UP_EVERY_S, 60 * minutes / _WARM_UP_LOOKS)
+            for frame_lines in _dark_looks(camera, every_s, end):
                 level = float(frame_lines.mean())
                 samples.append(WarmUpSample(time.monotonic(), camera.temperature_c(), level))
                 found = judge_warm_up(samples, limits)
@@ -190,7 +194,7 @@ def warm_up(
     fail(f"not warm within {seconds:g} s")
 
 
-def _dark_looks(camera: Camera, end: float) -> Iterator[Pixels]:
+def _dark_looks(camera: Camera, every_s: float, end: float) -> Iterator[Pixels]:
     """Some scan lines now and then; those between are taken and forgotten."""
     due = 0.0
     held: list[Pixels] = []
@@ -201,7 +205,7 @@ def _dark_looks(camera: Camera, end: float) -> Iterator[Pixels]:
         if sum(map(len, held)) >= _WARM_UP_LINES:
             yield np.concatenate(held)
             held.clear()
-            due = now + _WARM_UP_EVERY_S
+            due = now + every_s
         if now >= end:
             return
 

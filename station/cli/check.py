@@ -29,7 +29,7 @@ from station.control import send_command
 from station.ipc import PeerGone
 from station.machine import accept_scores, test_on_this_machine
 from station.precision import Chosen, load_classifier
-from station.product import geometry_of, load_product
+from station.product import geometry_of, load_flat_field, load_product
 from station.qms import DATABASE, Reader, StoreError, verify
 from station.record import Provenance
 from station.state import Origin, provenance
@@ -61,7 +61,7 @@ def check(
             ("configuration", lambda: f"{loaded.source} sha256 {loaded.sha256[:12]}"),
             ("recipe", lambda: f"{recipe.value.id} version {recipe.value.version}"),
             ("model", lambda: _check_model(loaded, recipe, accept)),
-            ("camera", lambda: _check_camera(loaded.value, recipe, is_running)),
+            ("camera", lambda: _check_camera(loaded, recipe, is_running)),
             ("light", lambda: _check_light(loaded.value, is_running)),
             ("journal", lambda: _check_journal(loaded.value)),
         ]
@@ -104,7 +104,14 @@ def _precision(chosen: Chosen) -> str:
     return f"warning: {chosen.why}" if chosen.is_warning else chosen.why
 
 
-def _check_camera(settings: Configuration, recipe: Loaded[Recipe], is_running: bool) -> str:
+def _flat_field(loaded: Loaded[Configuration], info: CameraInfo) -> str:
+    """Raises `ConfigError` for one that is not this camera's."""
+    field = load_flat_field(loaded, info)
+    return "" if field is None else f", flat field {field.id}"
+
+
+def _check_camera(loaded: Loaded[Configuration], recipe: Loaded[Recipe], is_running: bool) -> str:
+    settings = loaded.value
     if is_running:
         status = send_command(settings.station.runtime_dir, "status")["status"]
         return (
@@ -118,7 +125,7 @@ def _check_camera(settings: Configuration, recipe: Loaded[Recipe], is_running: b
         rate = "" if info.line_rate_hz is None else f", {info.line_rate_hz:g} scan lines/s"
         text = (
             f"{info.vendor} {info.model} {info.serial}, {info.width} px {info.pixel_format}{rate}"
-            f"{_rounded(info)}"
+            f"{_rounded(info)}{_flat_field(loaded, info)}"
         )
         origin = _origin(settings, info)
     finally:

@@ -14,7 +14,9 @@ TEST_STAMP = $(VENV)/.test-stamp
 run: $(RUN_STAMP)
 	$(VENV)/bin/vqi run --config $(CONFIG) $(ARGS)
 
-test: $(TEST_STAMP)
+# The line-scan simulator is built with gcc; `make run` needs no compiler.
+test: APT += gcc libc6-dev
+test: $(TEST_STAMP) | system
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy

@@ -64,7 +64,7 @@ def run_bench(
 ) -> Json:
     """Find the highest lossless rate by steps down from the network's own, `seconds` a try; then
     one more try at half of it."""
-    dense = _dense(loaded.value, recipe)
+    dense = dense_camera(loaded.value, recipe)
     alone = NetworkAlone(loaded, dense, recipe)
     before = alone.tiles_per_s(_ALONE_S)
 
@@ -189,7 +189,7 @@ def _one_plate(
     return rows, first.pixels, second.encoder_value - first.encoder_value
 
 
-def _dense(settings: Configuration, recipe: Loaded[Recipe]) -> SimulatedCameraSettings:
+def dense_camera(settings: Configuration, recipe: Loaded[Recipe]) -> SimulatedCameraSettings:
     """The configured belt, 4096 px wide, with the recipe's plates close together.
 
     Raises `BenchError` if they do not fit.

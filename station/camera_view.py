@@ -57,12 +57,13 @@ class LiveStrip:
 
     def take(self, frame: Frame) -> None:
         """Count a frame and keep a copy of its pixels."""
-        if self._last_id is not None and frame.frame_id > self._last_id + 1:
-            self._lost += frame.frame_id - self._last_id - 1
+        lost = 0 if self._last_id is None else max(0, frame.frame_id - self._last_id - 1)
         self._last_id = frame.frame_id
         self._frames += 1
+        self._lost += lost
         self._incomplete += frame.is_incomplete
-        self._scan_lines += frame.height
+        # What was lost passed too.
+        self._scan_lines += (1 + lost) * frame.height
         self._stamps.append((self._scan_lines, frame.timestamp_ns))
         is_like = not self._lines or self._lines[-1].shape[1] == frame.pixels.shape[1]
         if frame.height and is_like and not frame.is_incomplete:

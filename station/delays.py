@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -59,28 +60,35 @@ def sightings(frames: Iterable[tuple[Frame, Sequence[int]]]) -> list[Sighting]:
 
     Raises `DelayUnknown` without a trigger counter, or where frames are missing.
     """
-    found: list[Sighting] = []
     edges: list[int] = []
     steps: list[tuple[int, int]] = []
     line, previous = 0, None
     for frame, rows in frames:
-        if frame.plate_counter is None:
-            raise DelayUnknown(
-                "the camera counts no trigger: enable the plate trigger input and its counter chunk"
-            )
-        if previous is not None and frame.frame_id != previous.frame_id + 1:
-            raise DelayUnknown(f"frames before {frame.frame_id} are missing; take them again")
-        if previous is not None and previous.plate_counter is not None:
-            steps += [(line - previous.height, line)] * (
-                frame.plate_counter - previous.plate_counter
-            )
+        if previous is not None:
+            counted = _counted(previous, frame)
+            steps += [(line - previous.height, line)] * counted
         edges += [line + row for row in rows]
         line, previous = line + frame.height, frame
-    for edge in edges:
-        near = min(steps, key=lambda step: abs(sum(step) / 2 - edge), default=None)
-        if near is not None:
-            found.append(Sighting(float(edge), *near))
-    return found
+    if previous is not None and previous.plate_counter is None:
+        raise DelayUnknown(_NO_COUNTER)
+    nearest = ((edge, min(steps, key=partial(_away, edge), default=None)) for edge in edges)
+    return [Sighting(float(edge), *step) for edge, step in nearest if step is not None]
+
+
+_NO_COUNTER = "the camera counts no trigger: enable the plate trigger input and its counter chunk"
+
+
+def _counted(previous: Frame, frame: Frame) -> int:
+    """Plates that the trigger counted from one frame to the next. Raises `DelayUnknown`."""
+    if frame.plate_counter is None or previous.plate_counter is None:
+        raise DelayUnknown(_NO_COUNTER)
+    if frame.frame_id != previous.frame_id + 1:
+        raise DelayUnknown(f"frames before {frame.frame_id} are missing; take them again")
+    return frame.plate_counter - previous.plate_counter
+
+
+def _away(edge: int, step: tuple[int, int]) -> float:
+    return abs(sum(step) / 2 - edge)
 
 
 def measure_trigger_delay(

@@ -51,9 +51,7 @@ def plan_line_rate(
     counts = None if counts_per_mm is None else pixel_pitch_mm * counts_per_mm
     square = None if counts is None else max(1, round(counts))
     used = divider if divider is not None else square
-    pitch_mm = pixel_pitch_mm
-    if used is not None and counts_per_mm is not None:
-        pitch_mm = used / counts_per_mm
+    pitch_mm = used / counts_per_mm if used and counts_per_mm else pixel_pitch_mm
     rate_hz = belt_mm_s / pitch_mm
     mb_per_s = None if width is None else rate_hz * width / 1e6
     return LineRatePlan(

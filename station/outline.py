@@ -70,12 +70,8 @@ class SideSamples:
 
 def find_plate(pixels: Pixels, belt_level: int) -> PlateArea:
     """The largest plate in a picture, uint8 (rows, columns). Raises `NoOutline`."""
-    rows, columns = pixels.shape[0] // CELL_PX, pixels.shape[1] // CELL_PX
-    if not rows or not columns:
-        raise NoOutline("the picture is too small")
-    whole = pixels[: rows * CELL_PX, : columns * CELL_PX]
-    means = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
-    is_bright = (means > belt_level).astype(np.uint8)
+    is_bright = _bright_cells(pixels, belt_level)
+    rows, columns = is_bright.shape
     count, labels, stats, _ = cv2.connectedComponentsWithStats(is_bright, connectivity=4)
     if count < 2:
         raise NoOutline(
@@ -95,6 +91,15 @@ def find_plate(pixels: Pixels, belt_level: int) -> PlateArea:
         bottom_px=(top + height) * CELL_PX,
         cut_sides=tuple(side for side, is_cut in zip(SIDES, ends, strict=True) if is_cut),
     )
+
+
+def _bright_cells(pixels: Pixels, belt_level: int) -> Pixels:
+    rows, columns = pixels.shape[0] // CELL_PX, pixels.shape[1] // CELL_PX
+    if not rows or not columns:
+        raise NoOutline("the picture is too small")
+    whole = pixels[: rows * CELL_PX, : columns * CELL_PX]
+    means = cv2.resize(whole, (columns, rows), interpolation=cv2.INTER_AREA)
+    return (means > belt_level).astype(np.uint8)
 
 
 def sides_of(pixels: Pixels, area: PlateArea) -> dict[str, SideSamples]:

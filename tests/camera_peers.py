@@ -35,6 +35,7 @@ GIGE_SERIAL = "GV01"
 WIDTH, HEIGHT = 512, 64
 """Frames small enough that a burst of one fits in a UDP socket's default buffer."""
 _TLSIMU_WHEEL = "genicam==1.5.0"
+_VMBPY_WHEEL = "vmbpy==1.2.3"
 _GVCP = ("127.0.0.1", 3956)
 _DISCOVERY = bytes.fromhex("42 11 0002 0000 0001")
 _ARAVIS_FLAGS = (
@@ -82,25 +83,40 @@ def viky() -> str:
 def tlsimu() -> str:
     """Out of an older genicam wheel; its frame grabber's library must lie beside it."""
     folder = CACHE / "tlsimu"
-    names = ("TLSimu.cti", "libVirtualFG.so")
-    if not all((folder / name).is_file() for name in names):
-        folder.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(_wheel(folder)) as wheel:
-            for name in names:
-                entry = next(e for e in wheel.namelist() if e.endswith(f"/{name}"))
-                (folder / name).write_bytes(wheel.read(entry))
-    return str(folder / names[0])
+    if not folder.is_dir():
+        with tempfile.TemporaryDirectory(dir=_made(CACHE)) as scratch:
+            out = _unpacked(_TLSIMU_WHEEL, Path(scratch))
+            next(out.rglob("TLSimu.cti")).parent.rename(folder)
+    return str(folder / "TLSimu.cti")
 
 
-def _wheel(folder: Path) -> Path:
+@cache
+def vmbpy() -> Path:
+    """A folder with Allied Vision's package vmbpy; not installed, for nothing else may use it."""
+    folder = CACHE / _VMBPY_WHEEL
+    if not folder.is_dir():
+        with tempfile.TemporaryDirectory(dir=_made(CACHE)) as scratch:
+            _unpacked(_VMBPY_WHEEL, Path(scratch)).rename(folder)
+    return folder
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _unpacked(name: str, folder: Path) -> Path:
+    """A wheel from the package index; a skip where that cannot be had."""
     pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
     done = subprocess.run(
-        [*pip, "-d", str(folder), _TLSIMU_WHEEL], capture_output=True, text=True, check=False
+        [*pip, "-d", str(folder), name], capture_output=True, text=True, check=False
     )
     if done.returncode:
         why = done.stderr.strip().splitlines()[-1:]
-        pytest.skip(f"TLSimu.cti: pip cannot fetch {_TLSIMU_WHEEL}: {''.join(why)}")
-    return next(folder.glob("*.whl"))
+        pytest.skip(f"pip cannot fetch {name}: {''.join(why)}")
+    with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+        wheel.extractall(folder / "out")
+    return folder / "out"
 
 
 @cache
@@ -210,10 +226,17 @@ ONE_OWNER = "belongs to one program at a time"
 PLATES = "shows plates"
 GIGE = "is behind GigE Vision on a wire"
 FAULTS = "fails where it is told to"
+WHOLE = "has all that a strict GenTL consumer looks for"
 
 _AREA = {"Width": WIDTH, "Height": HEIGHT, "PixelFormat": "Mono8"}
 PEERS = [
-    Peer("viky", "1", viky, {"Width": 320, "PixelFormat": "Mono8", "AcquisitionFrameRate": 100.0}),
+    Peer(
+        "viky",
+        "1",
+        viky,
+        {"Width": 320, "PixelFormat": "Mono8", "AcquisitionFrameRate": 100.0},
+        abilities=frozenset({WHOLE}),
+    ),
     Peer("tlsimu", "SN_InterfaceA_0", tlsimu, _AREA, abilities=frozenset({TIMES})),
     Peer(
         "aravis",
@@ -229,7 +252,7 @@ PEERS = [
         own,
         {**_AREA, "AcquisitionLineRate": 8000.0},
         own_locks,
-        frozenset({TIMES, ONE_OWNER, PLATES, FAULTS}),
+        frozenset({TIMES, ONE_OWNER, PLATES, FAULTS, WHOLE}),
     ),
 ]
 

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from drivers.camera import CameraInfo, Frame
+from drivers.camera.recorder import Bounds, StripRecorder
+
 Pixels = NDArray[np.uint8]
+
+
+def record(folder: Path, camera: CameraInfo, pixels: Pixels) -> Path:
+    """Scan lines as a recording of a camera; the last part of a frame is left out."""
+    problems: list[str] = []
+    recorder = StripRecorder(folder, camera, Bounds(2**30, 0), problems.append)
+    height = camera.frame_height
+    for number, first in enumerate(range(0, len(pixels) - height + 1, height)):
+        frame = pixels[first : first + height]
+        recorder.append(Frame(frame, camera.width, number, number, encoder_value=first))
+    recorder.close()
+    assert not problems
+    return folder
 
 
 @dataclass(frozen=True)

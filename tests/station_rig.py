@@ -268,7 +268,10 @@ def _table(name: str, values: Json) -> str:
 
 def _toml(value: object) -> str:
     if isinstance(value, dict):
-        items = (f"{json.dumps(key)} = {_toml(item)}" for key, item in value.items())
+        items = (
+            f"{key if key.isidentifier() else json.dumps(key)} = {_toml(item)}"
+            for key, item in value.items()
+        )
         return "{ " + ", ".join(items) + " }"
     if isinstance(value, bool):
         return str(value).lower()

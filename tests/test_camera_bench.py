@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import shutil
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,15 +14,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from pty_recorder import read_log  # noqa: F401
-from sensor import Sensor
+from sensor import Sensor, record
 from station_rig import Rig, vqi
 
-from drivers.camera import CameraInfo, Frame
-from drivers.camera.recording import StripWriter
+from drivers.camera import CameraInfo
 
 SENSOR = Sensor(768, vignetting=0.2, non_uniformity=0.03, dark_level=4.0, seed=5)
-DOTS = "[plate]\ndot_pitch_mm = 1.2\n"
 
 
 @pytest.fixture
@@ -28,17 +28,24 @@ def rig(tmp_path: Path) -> Rig:
 
 
 @pytest.fixture
-def simulator(rig: Rig) -> Rig:
+def simulator(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rig:
     """A station before the GenTL simulator, whose belt carries the rig's plates."""
     if shutil.which("gcc") is None:
         pytest.skip("no gcc to build the simulator")
+    # Its devices are locked there: another test may have one open.
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     specimen = {"width_mm": 60.0, "length_mm": 40.0, "gap_mm": 40.0, "lateral_offset_mm": 3.0}
     rig.camera = {
         "type": "genicam",
         "producer": "linescan",
         "serial": "VQI-LS-1",
-        "features": {"Height": 64, "AcquisitionLineRate": 4000.0, "SimBeltSpeed": 400.0},
-        "belt": {"width": 768, "bank_plates": 2, "specimen": {**specimen, "skew_deg": 0.8}},
+        "features": {
+            "Width": 768,
+            "Height": 64,
+            "AcquisitionLineRate": 4000.0,
+            "SimBeltSpeed": 400.0,
+        },
+        "belt": {"bank_plates": 2, "specimen": {**specimen, "skew_deg": 0.8}},
     }
     return rig
 
@@ -115,9 +122,6 @@ def test_live_at_a_terminal_draws_the_picture(rig: Rig) -> None:
 
 def at_a_terminal(*arguments: str) -> str:
     """What a command draws on a pseudo-terminal of its own."""
-    import os
-    import pty
-    import sys
 
     pid, master = pty.fork()
     if pid == 0:
@@ -158,17 +162,12 @@ def test_a_calibrated_station_sees_an_even_target(simulator: Rig, tmp_path: Path
 
 
 def test_recordings_are_calibrated_without_the_camera(rig: Rig, tmp_path: Path) -> None:
-    paths = {}
-    for name, pixels in (("dark", SENSOR.dark(512)), ("flat", SENSOR.uniform(2048))):
-        paths[name] = tmp_path / name
-        info = CameraInfo("genicam", "V", "M", "S7", 768, 64, "Mono8")
-        writer = StripWriter(paths[name], info)
-        for number, first in enumerate(range(0, len(pixels), 64)):
-            writer.append(Frame(pixels[first : first + 64], 768, number, number))
-        writer.close()
+    camera = CameraInfo("genicam", "V", "M", "S7", 768, 64, "Mono8")
+    dark = record(tmp_path / "dark", camera, SENSOR.dark(512))
+    flat = record(tmp_path / "flat", camera, SENSOR.uniform(2048))
     (row,) = rows_of(
         *("calibrate", "--config", str(rig.write()), "--out", str(tmp_path / "fields")),
-        *("--dark", str(paths["dark"]), "--flat", str(paths["flat"])),
+        *("--dark", str(dark), "--flat", str(flat)),
     )
     assert row["camera_serial"] == "S7"
     assert row["non_uniformity_after"] <= 0.005

@@ -82,7 +82,7 @@ def test_the_reference_shows_the_defaults() -> None:
     assert set(DEFAULT_PATTERNS) == set(LightState)
     recipe = load_recipe("shipped:demo-lgp").value
     required = {"id", "version", "product", "lane", "model"}
-    size = recipe.plate.model_dump(include={"width_mm", "length_mm"})
+    size = recipe.plate.model_dump(include={"width_mm", "length_mm", "dot_pitch_mm"})
     plain = Recipe.model_validate({**recipe.model_dump(include=required), "plate": size})
     assert recipe == plain
 

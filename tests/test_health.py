@@ -226,6 +226,17 @@ def test_dirt_is_named_where_it_is_and_ends_when_it_is_cleaned(
     assert (begun.limit, begun.unit) == (0.02, "relative")
 
 
+def test_a_step_of_the_level_that_stays_in_place_is_named() -> None:
+    """Half of the scan line darker: a smear's edge, or a sensor's half that lost its gain."""
+    wear = {"dirt_mm": (38.4, 76.8), "dirt_contrast": -0.1, "from_frame": frame_of(15)}
+    found = attentions(watch(health(), belt(3, wear), 28))
+    steps = [(number, row) for number, row in found if row.name == "dirt"]
+    assert len(steps) == 1
+    assert steps[0][0] <= 15 + 8
+    assert steps[0][1].start_mm is not None
+    assert steps[0][1].start_mm <= 38.4 <= (steps[0][1].end_mm or 0) + 0.1
+
+
 def test_fainter_dirt_than_the_recipe_says_is_none() -> None:
     wear = {"dirt_mm": (41.0, 47.0), "dirt_contrast": -0.012}
     assert not attentions(watch(health(), belt(3, wear), 40))

@@ -21,16 +21,19 @@ from camera_peers import (
     ONE_OWNER,
     PLATES,
     TIMES,
+    WHOLE,
     Json,
     Peer,
     gige_belt,
     gige_camera,
     peers,
+    vmbpy,
 )
 from station_rig import Rig, RunResult, wait_until
 from test_camera import SETTINGS, grab, simulated
 
 from drivers.camera import Camera, Frame, open_camera
+from drivers.camera.gentl import producer_path
 from drivers.errors import DeviceBusy, DeviceLost, DeviceNotFound
 
 LOSS_LIMIT_S = 10.0
@@ -235,15 +238,31 @@ print(json.dumps(seen))
 @peers()
 def test_harvesters_own_flow_works(peer: Peer) -> None:
     with peer.running() as settings:
-        from drivers.camera.gentl import producer_path
-
         path = producer_path(Path(settings["producer"]))
-        done = in_another_program(_README, str(path), peer.serial, json.dumps(settings["features"]))
+        features = json.dumps(settings["features"])
+        done = in_another_program(_README, str(path), peer.serial, features)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.splitlines()[-1])
     assert len(seen) == 5
     assert {(width, name) for _, width, name, _ in seen} == {(peer.features["Width"], "Mono8")}
     assert max(brightest for *_, brightest in seen) > 0
+
+
+@peers(WHOLE)
+def test_allied_visions_consumer_streams_from_it(peer: Peer) -> None:
+    consumer = (Path(__file__).parent / "vmbc_consumer.py").read_text()
+    package = str(vmbpy())
+    with peer.running() as settings:
+        folder = producer_path(Path(settings["producer"])).parent
+        features = json.dumps(settings["features"])
+        done = in_another_program(consumer, package, str(folder), peer.serial, features)
+    assert done.returncode == 0, done.stdout + done.stderr
+    frames = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(frames) == 20
+    assert {frame["width"] for frame in frames} == {peer.features["Width"]}
+    assert {frame["status"] for frame in frames} == {0}
+    assert all(b["id"] > a["id"] for a, b in itertools.pairwise(frames))
+    assert max(frame["brightest"] for frame in frames) > 0
 
 
 # --- the whole station --------------------------------------------------------------------------

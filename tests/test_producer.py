@@ -924,6 +924,21 @@ def test_a_device_has_one_owner_and_a_killed_one_sets_it_free(producer: Path) ->
         assert peer.get("Width") == 4096
 
 
+def test_two_cameras_look_at_two_belts(producer: Path) -> None:
+    rows = numbered_rows(1000)
+    with (
+        on_rows(producer, rows, Height=100) as first,
+        source_path(strip_source(rows[::-1], 0.1)) as path,
+        opened(producer, "VQI-LS-2", SimSource=path, Height=50, **AT_ONE_ROW_A_LINE) as second,
+    ):
+        first.start()
+        second.start()
+        there = np.concatenate([row_numbers(frame.pixels) for frame in first.take(5)])
+        back = np.concatenate([row_numbers(frame.pixels) for frame in second.take(5)])
+    assert np.array_equal(there, np.arange(500))
+    assert np.array_equal(back, 999 - np.arange(250))
+
+
 # --- sources --------------------------------------------------------------------------------------
 
 

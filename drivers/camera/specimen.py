@@ -229,11 +229,17 @@ def _coverage(pose: Pose, shape: tuple[int, int]) -> NDArray[np.uint8]:
 
 def _dots(specimen: Specimen, pose: Pose, shape: tuple[int, int]) -> Floats:
     """1 on a dot, 0 between dots, softly from one to the other; shape as given."""
-    if specimen.lattice is None:
+    lattice = specimen.lattice
+    if lattice is None:
         return np.zeros(shape, np.float32)
-    if specimen.lattice.far_pitch_mm is not None:
-        return _graded_dots(specimen, specimen.lattice, pose, shape)
-    lattice, pitch_px = specimen.lattice, specimen.lattice.pitch_mm / pose.pixel_pitch_mm
+    if lattice.far_pitch_mm is not None:
+        return _graded_dots(specimen, lattice, pose, shape)
+    return _even_dots(lattice, specimen.lighting.blur_mm, pose, shape)
+
+
+def _even_dots(lattice: Lattice, blur_mm: float, pose: Pose, shape: tuple[int, int]) -> Floats:
+    """As `_dots`; one pitch everywhere is a sum of products."""
+    pitch_px = lattice.pitch_mm / pose.pixel_pitch_mm
     turn = math.radians(lattice.rotation_deg + pose.skew_deg)
     waves = 3 if lattice.is_staggered else 2
     angles = [turn + math.pi / (3 if lattice.is_staggered else 2) * k for k in range(waves)]
@@ -247,7 +253,7 @@ def _dots(specimen: Specimen, pose: Pose, shape: tuple[int, int]) -> Floats:
         across = 2 * math.pi / period_px * math.cos(angle) * columns
         by_row += [np.cos(along), -np.sin(along)]
         by_column += [np.cos(across), np.sin(across)]
-    gain, cut = _cut(lattice, specimen.lighting.blur_mm, waves, period_px, pose)
+    gain, cut = _cut(lattice, blur_mm, waves, period_px, pose)
     far = np.clip(rows / shape[0] + 0.5, 0, 1)
     by_row.append(-(cut[0] + (cut[1] - cut[0]) * far))
     by_column.append(np.ones_like(columns))

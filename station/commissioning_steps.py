@@ -196,12 +196,12 @@ def _chart_warm_up(found: Findings, samples: list[WarmUpSample], every_s: float)
 def rate(bench: Bench, found: Findings) -> None:
     """Belt, pixel pitch, encoder and exposure agree, and scan lines come as fast as they must."""
     belt_mm_s = bench.answers.number("belt_mm_s", "speed of the belt, mm/s")
-    features = bench.settings.camera
-    by_encoder = _encoder_divider(features)
+    by_encoder = _encoder_divider(bench.settings.camera)
     counts_per_mm = None
     if by_encoder is not None:
         question = "encoder counts a millimetre of belt, as the camera counts them"
-        counts_per_mm = bench.answers.number("encoder_counts_per_mm", question)
+        usual = _configured_counts(bench.settings.camera)
+        counts_per_mm = bench.answers.number("encoder_counts_per_mm", question, usual)
     taken = _first_look(bench)
     info, pitch_mm = taken.info, bench.settings.camera.pixel_pitch_mm
     plan = plan_line_rate(
@@ -236,6 +236,13 @@ def _encoder_divider(camera: CameraSettings) -> int | None:
         features.get("TriggerSource[LineStart]", "")
     ).startswith("Encoder")
     return int(features.get("EncoderDivider", 1)) if is_by_encoder else None
+
+
+def _configured_counts(camera: CameraSettings) -> str | None:
+    """Counts a mm by EncoderResolution, which says how many um a count is."""
+    features = camera.features if isinstance(camera, GenicamCameraSettings) else {}
+    resolution_um = features.get("EncoderResolution")
+    return None if resolution_um is None else f"{1000 / float(resolution_um):g}"
 
 
 def _line_rate_hz(taken: Capture) -> float | None:

@@ -27,8 +27,9 @@ from station.commission_record import (
 )
 from station.commissioned import sha256_hex
 from station.commissioning import Answers, Bench, Findings, NotDone, Step, StepFailed, run_step
+from station.commissioning_line import limit_samples, msa
 from station.commissioning_report import build_report, html
-from station.commissioning_steps import STEPS, limit_samples, msa
+from station.commissioning_steps import STEPS
 from station.config import load_configuration, load_recipe
 from station.product import load_product
 

@@ -271,15 +271,30 @@ def test_the_command_builds_cameras_of_another_vendor(tmp_path: Path) -> None:
 # --- features -------------------------------------------------------------------------------------
 
 
-def test_every_feature_reads_and_explains_itself(producer: Path) -> None:
+NOT_AVAILABLE, READ_ONLY, READ_WRITE = 1, 3, 4
+"""EAccessMode of GenApi."""
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_every_feature_explains_itself_and_takes_its_value_back(
+    is_streaming: bool, producer: Path
+) -> None:
+    locked = {False: READ_WRITE, True: READ_ONLY}[is_streaming]
+    modes = {"RO": READ_ONLY, "RW": READ_WRITE, "LOCKED": locked}
     with opened(producer) as peer:
-        peer.set(ChunkModeActive=True)
-        for name in table_of_features():
-            node = peer.nodes.get_node(name)
-            assert node is not None, name
-            assert node.node.tooltip, name
-            if not name.startswith("Chunk") or name in ("ChunkModeActive", "ChunkSelector"):
-                _ = None if hasattr(node, "execute") else node.value
+        if is_streaming:
+            peer.start()
+        for row in feature_rows():
+            node = peer.nodes.get_node(row["name"])
+            is_chunk, is_command = row["kind"] == "CHUNK", row["kind"] == "COMMAND"
+            mode = NOT_AVAILABLE if is_chunk else modes[row["access"]]
+            assert (row["name"], node.get_access_mode()) == (row["name"], mode)
+            assert node.node.tooltip == row["tooltip"]
+            assert getattr(node, "unit", "") == row["unit"]
+            if mode == READ_WRITE and not is_command:
+                node.value = node.value
+            elif not is_chunk and not is_command:
+                assert node.value is not None
 
 
 def test_each_module_has_a_description(producer: Path) -> None:

@@ -284,18 +284,25 @@ static GC_ERROR device_info(int index, DEVICE_INFO_CMD command, Reply reply)
 
 /* --- closing --- */
 
+/* No frame is begun from then on, and the one begun is dropped: its buffer is free. */
+static void end_grabbing(Camera *camera)
+{
+    pthread_mutex_lock(&camera->stream.lock);
+    camera->stream.is_grabbing = false;
+    pthread_mutex_unlock(&camera->stream.lock);
+    camera_release_buffer(camera);
+}
+
 static void close_stream(Device *device)
 {
+    Stream *stream = &device->camera->stream;
     if (!device->is_open[STREAM])
         return;
     device->is_open[STREAM] = device->is_open[EVENT] = 0;
-    stream_end_waiting(&device->camera->stream);
-    camera_release_buffer(device->camera);
-    pthread_mutex_lock(&device->camera->stream.lock);
-    device->camera->stream.is_grabbing = false;
-    pthread_mutex_unlock(&device->camera->stream.lock);
-    while (device->camera->stream.announced)
-        stream_revoke(&device->camera->stream, device->camera->stream.announced);
+    stream_end_waiting(stream);
+    end_grabbing(device->camera);
+    while (stream->announced)
+        stream_revoke(stream, stream->announced);
 }
 
 static void close_device(Device *device)
@@ -933,13 +940,13 @@ GC_API DSRevokeBuffer(DS_HANDLE handle, BUFFER_HANDLE buffer, void **base, void 
         return last_error;
     FIND(device, handle, STREAM);
     Buffer *revoked = buffer;
-    if (revoked->place == FILLING)
-        camera_release_buffer(device->camera);
     if (base)
         *base = revoked->is_owned ? NULL : revoked->base;
     if (user_pointer)
         *user_pointer = revoked->user_pointer;
-    return stream_revoke(stream, revoked);
+    while (stream_revoke(stream, revoked) == GC_ERR_BUSY)
+        camera_release_buffer(device->camera);
+    return GC_ERR_SUCCESS;
 }
 
 GC_API DSQueueBuffer(DS_HANDLE handle, BUFFER_HANDLE buffer)
@@ -983,11 +990,7 @@ GC_API DSStopAcquisition(DS_HANDLE handle, ACQ_STOP_FLAGS flags)
 {
     (void)flags; /* a frame begun is discarded either way: its buffer must be free at once */
     FIND(device, handle, STREAM);
-    Stream *stream = &device->camera->stream;
-    pthread_mutex_lock(&stream->lock);
-    stream->is_grabbing = false;
-    pthread_mutex_unlock(&stream->lock);
-    camera_release_buffer(device->camera);
+    end_grabbing(device->camera);
     return GC_ERR_SUCCESS;
 }
 

@@ -256,6 +256,12 @@ def test_without_a_study_nothing_is_known(tmp_path: Path) -> None:
         assert run_step(a_bench(tmp_path, answers=answers), step).status is Status.NOT_DONE
 
 
+def test_the_guide_walks_through_every_step() -> None:
+    guide = (Path(__file__).parents[1] / "deploy" / "COMMISSIONING.md").read_text()
+    headings = re.findall(r"^### (.*) \(`(\w+)`\)$", guide, re.MULTILINE)
+    assert headings == [(step.title, step.name) for step in STEPS]
+
+
 # --- the folder -----------------------------------------------------------------------------------
 
 

@@ -23,7 +23,8 @@ test: $(TEST_STAMP)
 
 # Every optional peer; a skip for a missing package then counts as a failure.
 peers: $(TEST_STAMP)
-	$(VENV)/bin/pip install -q -e .[plant,edge]
+	$(MAKE) system APT="gcc libc6-dev"
+	$(VENV)/bin/pip install -q -e .[plant,edge] vmbpy==1.2.3
 
 # The shipped weights, from nothing, under ./var/weights: hours on two cores. What is trained
 # on plates and scenes of any make judges tiles by itself, and is what small sets begin with.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import shutil
@@ -33,7 +34,7 @@ from drivers.errors import DriverMissing
 from station.cli.camera import app
 
 if shutil.which("gcc") is None:
-    pytest.skip("no gcc to build the simulator", allow_module_level=True)
+    pytest.skip("no gcc: apt-get install gcc libc6-dev", allow_module_level=True)
 
 FOLDER = Path(build.__file__).parent
 SERIAL = "VQI-LS-1"
@@ -148,17 +149,18 @@ def _own_runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @contextmanager
 def opened(producer: Path, serial: str = SERIAL, **features: Any) -> Iterator[Peer]:
-    from harvesters.core import Harvester, ParameterKey, ParameterSet
+    from harvesters.core import Harvester
 
     harvester = Harvester()
     try:
         harvester.add_file(str(producer), check_existence=True)
         harvester.update()
-        config = ParameterSet({ParameterKey.NUM_BUFFERS_FOR_FETCH_CALL: 32})
-        acquirer = harvester.create({"serial_number": serial}, config=config)
+        acquirer = harvester.create({"serial_number": serial})
         peer = Peer(acquirer)
         try:
             peer.set(**features)
+            # Enough for a stall of this machine: nothing is lost unless it is meant.
+            acquirer.num_buffers = max(16, min(512, 2**26 // peer.get("PayloadSize")))
             yield peer
         finally:
             # Of a device that is gone, harvesters' stop() raises, and its destroy() then works.
@@ -269,15 +271,39 @@ def test_the_command_builds_cameras_of_another_vendor(tmp_path: Path) -> None:
 # --- features -------------------------------------------------------------------------------------
 
 
-def test_every_feature_reads_and_explains_itself(producer: Path) -> None:
+NOT_AVAILABLE, READ_ONLY, READ_WRITE = 1, 3, 4
+"""EAccessMode of GenApi."""
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_every_feature_explains_itself_and_takes_its_value_back(
+    is_streaming: bool, producer: Path
+) -> None:
+    locked = {False: READ_WRITE, True: READ_ONLY}[is_streaming]
+    modes = {"RO": READ_ONLY, "RW": READ_WRITE, "LOCKED": locked}
     with opened(producer) as peer:
-        peer.set(ChunkModeActive=True)
-        for name in table_of_features():
-            node = peer.nodes.get_node(name)
-            assert node is not None, name
-            assert node.node.tooltip, name
-            if not name.startswith("Chunk") or name in ("ChunkModeActive", "ChunkSelector"):
-                _ = None if hasattr(node, "execute") else node.value
+        if is_streaming:
+            peer.start()
+        for row in feature_rows():
+            node = peer.nodes.get_node(row["name"])
+            is_chunk, is_command = row["kind"] == "CHUNK", row["kind"] == "COMMAND"
+            mode = NOT_AVAILABLE if is_chunk else modes[row["access"]]
+            assert (row["name"], node.get_access_mode()) == (row["name"], mode)
+            assert node.node.tooltip == row["tooltip"]
+            assert getattr(node, "unit", "") == row["unit"]
+            if mode == READ_WRITE and not is_command:
+                node.value = node.value
+            elif not is_chunk and not is_command:
+                assert node.value is not None
+
+
+def test_each_module_has_a_description(producer: Path) -> None:
+    with opened(producer) as peer:
+        acquirer = peer.acquirer
+        assert acquirer.system.node_map.TLID.value == "VQI line-scan simulator"
+        assert acquirer.interface.node_map.InterfaceID.value == "vqi-belt"
+        assert acquirer.device.node_map.DeviceID.value == SERIAL
+        assert acquirer.data_streams[0].node_map.StreamID.value == "vqi-stream"
 
 
 _ROW = re.compile(
@@ -582,6 +608,21 @@ def test_a_stopped_belt_shows_one_row_and_a_reversed_one_goes_back(producer: Pat
         peer.set(SimBeltDirection="Reverse")
         back = row_numbers(settle(peer))
         assert (np.diff(back) % 4000 == 3999).all()
+
+
+def test_changes_while_it_runs_act_from_a_scan_line_on(producer: Path) -> None:
+    """Speed and line rate change the step from row to row; the belt never jumps."""
+    with on_rows(producer, numbered_rows(39_000), Height=100) as peer:
+        peer.start()
+        taken = peer.take(2)
+        for speed, rate in ((4_000.0, 20_000.0), (1_000.0, 10_000.0), (2_000.0, 5_000.0)):
+            peer.set(SimBeltSpeed=speed)
+            peer.set(AcquisitionLineRate=rate)
+            taken += peer.take(6)
+    steps = np.diff(np.concatenate([row_numbers(frame.pixels) for frame in taken]))
+    assert steps.min() >= 0
+    assert steps.max() <= 4
+    assert set(steps[-100:].tolist()) == {4}
 
 
 def test_jitter_wanders_about_the_belts_speed(producer: Path) -> None:
@@ -908,6 +949,21 @@ def test_a_device_has_one_owner_and_a_killed_one_sets_it_free(producer: Path) ->
         assert peer.get("Width") == 4096
 
 
+def test_two_cameras_look_at_two_belts(producer: Path) -> None:
+    rows = numbered_rows(1000)
+    with (
+        on_rows(producer, rows, Height=100) as first,
+        source_path(strip_source(rows[::-1], 0.1)) as path,
+        opened(producer, "VQI-LS-2", SimSource=path, Height=50, **AT_ONE_ROW_A_LINE) as second,
+    ):
+        first.start()
+        second.start()
+        there = np.concatenate([row_numbers(frame.pixels) for frame in first.take(5)])
+        back = np.concatenate([row_numbers(frame.pixels) for frame in second.take(5)])
+    assert np.array_equal(there, np.arange(500))
+    assert np.array_equal(back, 999 - np.arange(250))
+
+
 # --- sources --------------------------------------------------------------------------------------
 
 
@@ -957,8 +1013,8 @@ class Bare:
         return code.value, text.value.decode()
 
 
-@pytest.fixture
-def stream(producer: Path) -> Iterator[tuple[Bare, ctypes.c_void_p]]:
+@contextmanager
+def open_stream(producer: Path) -> Iterator[tuple[Bare, ctypes.c_void_p]]:
     bare = Bare(producer)
     assert bare.call("GCInitLib") == 0
     try:
@@ -967,6 +1023,12 @@ def stream(producer: Path) -> Iterator[tuple[Bare, ctypes.c_void_p]]:
         yield bare, bare.handle("DevOpenDataStream", device, b"vqi-stream")
     finally:
         assert bare.call("GCCloseLib") == 0
+
+
+@pytest.fixture
+def stream(producer: Path) -> Iterator[tuple[Bare, ctypes.c_void_p]]:
+    with open_stream(producer) as opened_stream:
+        yield opened_stream
 
 
 def test_before_the_library_is_open_nothing_works(producer: Path) -> None:
@@ -999,6 +1061,86 @@ def test_misuse_is_answered_with_the_standards_errors(
     assert bare.call("DSFlushQueue", data_stream, 77) == -1009
     assert bare.call("GCRegisterEvent", data_stream, 0, ctypes.byref(size)) == -1003
     assert bare.last_error()[0] == -1003
+
+
+INPUT_TO_OUTPUT, OUTPUT_DISCARD, ALL_TO_INPUT, UNQUEUED_TO_INPUT, ALL_DISCARD = range(5)
+
+
+class Queues:
+    """Buffers of a stream, and where they must be; nothing is acquired."""
+
+    def __init__(self, bare: Bare, stream: ctypes.c_void_p) -> None:
+        self.bare, self.stream = bare, stream
+        self.event = bare.handle("GCRegisterEvent", stream, 1)
+        self.announced: list[int] = []
+        self.input: set[int] = set()
+        self.output: set[int] = set()
+
+    def announce(self, _: int) -> None:
+        size = ctypes.c_size_t(64)
+        made = self.bare.handle("DSAllocAndAnnounceBuffer", self.stream, size, None).value
+        assert made is not None
+        self.announced.append(made)
+
+    def queue(self, number: int) -> None:
+        buffer = self.announced[number] if number < len(self.announced) else None
+        is_queued = buffer in self.input | self.output
+        wanted = -1006 if buffer is None else -1004 if is_queued else 0
+        assert self.bare.call("DSQueueBuffer", self.stream, ctypes.c_void_p(buffer)) == wanted
+        if buffer is not None and not is_queued:
+            self.input.add(buffer)
+
+    def revoke(self, number: int) -> None:
+        buffer = self.announced.pop(number) if number < len(self.announced) else None
+        wanted = -1006 if buffer is None else 0
+        revoked = self.bare.call("DSRevokeBuffer", self.stream, ctypes.c_void_p(buffer), None, None)
+        assert revoked == wanted
+        self.input -= {buffer}
+        self.output -= {buffer}
+
+    def flush(self, how: int) -> None:
+        assert self.bare.call("DSFlushQueue", self.stream, how) == 0
+        if how == INPUT_TO_OUTPUT:
+            self.output |= self.input
+        if how in (OUTPUT_DISCARD, ALL_TO_INPUT, ALL_DISCARD):
+            self.output = set()
+        if how in (ALL_TO_INPUT, UNQUEUED_TO_INPUT):
+            self.input = set(self.announced) - self.output
+        if how in (INPUT_TO_OUTPUT, ALL_DISCARD):
+            self.input = set()
+
+    def fetch(self, _: int) -> None:
+        data, size = (ctypes.c_void_p * 2)(), ctypes.c_size_t(16)
+        at_once = ctypes.c_uint64(0)
+        result = self.bare.call("EventGetData", self.event, data, ctypes.byref(size), at_once)
+        assert result == (0 if self.output else -1011)
+        if result == 0:
+            self.output.remove(data[0])
+
+    def check(self) -> None:
+        counts = (len(self.announced), len(self.input), len(self.output))
+        for command, count in zip((3, 4, 5), counts, strict=True):
+            size, found = ctypes.c_size_t(8), ctypes.c_size_t()
+            told = (None, ctypes.byref(found), ctypes.byref(size))
+            assert self.bare.call("DSGetInfo", self.stream, command, *told) == 0
+            assert found.value == count
+
+
+_STEPS = st.tuples(
+    st.sampled_from(["announce", "announce", "queue", "queue", "revoke", "flush", "fetch"]),
+    st.integers(0, 4),
+)
+
+
+@checked(max_examples=60, deadline=None)
+@given(steps=st.lists(_STEPS, max_size=30))
+def test_each_buffer_is_in_one_place(producer: Path, steps: list[tuple[str, int]]) -> None:
+    """Input pool, output queue and consumer against a model of them."""
+    with open_stream(producer) as (bare, stream):
+        queues = Queues(bare, stream)
+        for step, number in steps:
+            getattr(queues, step)(number)
+            queues.check()
 
 
 def test_who_waits_is_sent_away_when_the_stream_closes(
@@ -1117,6 +1259,40 @@ def test_no_source_whatever_it_says_leads_outside_its_file(
     assert "Sanitizer" not in done.stderr
     assert "runtime error" not in done.stderr
     assert done.returncode == 0 or "SimSource" in done.stderr, done.stderr
+
+
+_VIMBA = """
+import json, sys
+import vmbpy
+system = vmbpy.VmbSystem.get_instance()
+system.set_path_configuration(*sys.argv[2:])
+with system, system.get_camera_by_id("VQI-LS-1") as camera:
+    features = {"Height": 64, "AcquisitionLineRate": 20_000.0, "SimBeltSpeed": 2_000.0}
+    for name, value in features.items():
+        camera.get_feature_by_name(name).set(value)
+    frames = [
+        (frame.get_height(), frame.get_status().name, list(frame.get_buffer())[:: 64 * 4096 // 8])
+        for frame in camera.get_frame_generator(limit=3, timeout_ms=5000)
+    ]
+    found = [camera.get_serial(), len(camera.get_all_features()), frames]
+with open(sys.argv[1], "w") as file:
+    json.dump(found, file)
+"""
+
+
+def test_vimba_x_streams_from_it(producer: Path, tmp_path: Path) -> None:
+    """A vendor's consumer that knows nothing of this producer; by default it loads its own only."""
+    pytest.importorskip("vmbpy", reason="no vmbpy: pip install vmbpy==1.2.3")
+    allowed = '<TlRule vendor-type="*" interface-type="*" rule="allow"/>'
+    settings = tmp_path / "VmbC.xml"
+    settings.write_text(f"<Settings><TlLoading>{allowed}</TlLoading></Settings>")
+    found = tmp_path / "found.json"
+    command = [sys.executable, "-c", _VIMBA, *map(str, (found, producer.parent, settings))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    serial, features, frames = json.loads(found.read_text())
+    assert (serial, features) == (SERIAL, len(feature_rows()))
+    assert frames == [[64, "Complete", [12] * 8]] * 3
 
 
 def test_open_and_close_are_flat_in_memory(producer: Path, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ _FLAGS = (
     # Consumers unload a producer while its threads may still run.
     "-Wl,-z,nodelete",
 )
-_SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+_SANITIZERS = "address,undefined,float-cast-overflow"
+_SANITIZE = (f"-fsanitize={_SANITIZERS}", "-fno-sanitize-recover=all", "-g")
 _STAMP_SUFFIX = ".inputs"
 
 

@@ -16,6 +16,7 @@ enum { SINGLE_FRAME, MULTI_FRAME };
 
 static const int64_t NEVER = INT64_MAX, SLICE_NS = 4000000, LATE_NS = 300000000;
 static const double SENSOR_LINES_PER_S = 200000;
+static const double LONGEST_S = 1e8; /* no belt is watched for years */
 /* A scan line falls on the row it is nearest above; far less than a row, far more than rounding. */
 static const double ROW_TOLERANCE = 1e-3;
 
@@ -32,10 +33,7 @@ int64_t now_ns(void)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-static int64_t floor_div(int64_t number, int64_t by)
-{
-    return number / by - (number % by < 0);
-}
+static int64_t floor_div(int64_t number, int64_t by) { return number / by - (number % by < 0); }
 
 #define INTEGER_OF(camera, name) ((camera)->values[F_##name][0].integer)
 #define REAL_OF(camera, name) ((camera)->values[F_##name][0].real)
@@ -75,7 +73,7 @@ static int64_t belt_time(const Belt *belt, double row)
     double even_s = (row - belt->row) / belt->rows_per_s, s = even_s;
     for (int i = 0; belt->jitter > 0 && i < 40; i++)
         s = even_s - wander_s(belt, s);
-    return s > 1e8 ? NEVER : belt->since_ns + llround(s * 1e9);
+    return s > LONGEST_S ? NEVER : belt->since_ns + llround(fmax(s, -LONGEST_S) * 1e9);
 }
 
 static void set_belt(Camera *camera, int64_t now)
@@ -113,10 +111,7 @@ static double barrier_row(const Camera *camera, double row)
     return row + REAL_OF(camera, SimBarrierDistance) / camera->scene.pixel_pitch_mm;
 }
 
-static int64_t whole_row(double row)
-{
-    return (int64_t)floor(row + ROW_TOLERANCE);
-}
+static int64_t whole_row(double row) { return (int64_t)floor(row + ROW_TOLERANCE); }
 
 static int64_t plates_before(const Camera *camera, double row)
 {
@@ -161,6 +156,8 @@ static Value greatest(const Camera *camera, FeatureId id)
         return (Value){.integer = sensor_width - INTEGER_OF(camera, OffsetX)};
     if (id == F_OffsetX)
         return (Value){.integer = sensor_width - INTEGER_OF(camera, Width)};
+    if (id == F_SimBeltEpoch)
+        return (Value){.integer = now_ns() + 3600ll * 1000000000};
     if (id == F_AcquisitionLineRate)
         return (Value){.real = fmin(rate, 1e6 / REAL_OF(camera, ExposureTime))};
     if (id == F_ExposureTime && is_triggered(camera, LINE_START))
@@ -181,7 +178,7 @@ size_t camera_payload_bytes(Camera *camera)
 static double temperature(const Camera *camera, int64_t now)
 {
     double minutes = (double)(now - camera->opened_ns) / 60e9;
-    return 40 + fmin(60, REAL_OF(camera, SimTemperatureDrift) * minutes);
+    return 40 + fmax(-60, fmin(60, REAL_OF(camera, SimTemperatureDrift) * minutes));
 }
 
 static Optics optics(const Camera *camera, int64_t now)
@@ -206,9 +203,6 @@ static Optics optics(const Camera *camera, int64_t now)
 
 static void prepare_sensor(Camera *camera, int64_t now)
 {
-    bool is_warming = REAL_OF(camera, SimTemperatureDrift) != 0 && REAL_OF(camera, SimDarkLevel) > 0;
-    if (camera->is_sensor_set && !is_warming)
-        return;
     Optics present = optics(camera, now);
     camera->is_sensor_set = sensor_set(&camera->sensor, &present, camera->scene.width);
 }
@@ -217,7 +211,8 @@ static void expose(Camera *camera, const ScanLine *line)
 {
     Frame *frame = &camera->frame;
     bool is_mono12 = INTEGER_OF(camera, PixelFormat) != PIXELFORMAT_MONO8;
-    prepare_sensor(camera, line->seen_ns);
+    if (!camera->is_sensor_set)
+        prepare_sensor(camera, line->seen_ns);
     if (camera->is_sensor_set)
         sensor_expose(&camera->sensor, &camera->scene, (Target)INTEGER_OF(camera, SimTarget),
                       whole_row(line->row), line->number, INTEGER_OF(camera, OffsetX),
@@ -244,7 +239,8 @@ static void tell_other_serial(const Camera *camera, int64_t now)
     FILE *file = fopen(camera->other_serial_path, "we");
     if (!file)
         return;
-    fprintf(file, "%lld\n", (long long)(now + llround(REAL_OF(camera, SimOtherSerialDuration) * 1e9)));
+    fprintf(file, "%lld\n",
+            (long long)(now + llround(REAL_OF(camera, SimOtherSerialDuration) * 1e9)));
     fclose(file);
 }
 
@@ -273,7 +269,8 @@ static bool apply_faults(Camera *camera, Frame *frame, int64_t height, int64_t n
     frame->is_wrong_height = is_listed(camera, F_SimWrongHeightFrames, number);
     frame->is_late = is_listed(camera, F_SimLateFrames, number);
     frame->is_duplicated = is_listed(camera, F_SimDuplicatedFrames, number);
-    if (frame->is_incomplete || frame->is_wrong_height || is_listed(camera, F_SimShortFrames, number))
+    if (frame->is_incomplete || frame->is_wrong_height ||
+        is_listed(camera, F_SimShortFrames, number))
         frame->rows_kept = height > 1 ? height / 2 : 1;
     return true;
 }
@@ -293,6 +290,9 @@ static void begin_frame(Camera *camera, const ScanLine *line)
             return;
     }
     camera->is_framing = camera->is_in_step = true;
+    /* It warms slowly enough to look once a frame. */
+    if (REAL_OF(camera, SimTemperatureDrift) != 0)
+        camera->is_sensor_set = false;
     if (!is_first_of_number || !is_listed(camera, F_SimLostFrames, number))
         frame->buffer = stream_take(&camera->stream);
     if (frame->buffer && frame->buffer->size < camera_payload_bytes(camera)) {
@@ -301,57 +301,57 @@ static void begin_frame(Camera *camera, const ScanLine *line)
     }
 }
 
-static void add_chunks(const Camera *camera, Buffer *buffer, int64_t timestamp_ns)
+static void add_chunks(const Camera *camera, Buffer *buffer)
 {
     const Frame *frame = &camera->frame;
+    FrameInfo *info = &buffer->frame;
     const FeatureId ids[MOST_SELECTED] = {F_ChunkFrameID, F_ChunkTimestamp, F_ChunkEncoderValue,
                                           F_ChunkLineStatusAll, F_ChunkCounterValue};
-    const int64_t contents[MOST_SELECTED] = {(int64_t)frame->id, timestamp_ns, frame->encoder_value,
-                                             frame->lines, frame->counter_value};
-    buffer->chunk_count = 0;
-    for (int i = 0; i < MOST_SELECTED && !frame->is_incomplete && INTEGER_OF(camera, ChunkModeActive); i++) {
+    const int64_t contents[MOST_SELECTED] = {(int64_t)info->id, (int64_t)info->timestamp_ns,
+                                             frame->encoder_value, frame->lines,
+                                             frame->counter_value};
+    if (frame->is_incomplete || !INTEGER_OF(camera, ChunkModeActive))
+        return;
+    for (int i = 0; i < MOST_SELECTED; i++) {
         if (!camera->values[F_ChunkEnable][i].integer)
             continue;
-        memcpy(buffer->base + buffer->size_filled, &contents[i], 8);
-        buffer->chunks[buffer->chunk_count++] =
-            (SINGLE_CHUNK_DATA){(uint64_t)ids[i], (ptrdiff_t)buffer->size_filled, 8};
-        buffer->size_filled += 8;
+        memcpy(buffer->base + info->bytes, &contents[i], 8);
+        info->chunks[info->chunk_count++] =
+            (SINGLE_CHUNK_DATA){(uint64_t)ids[i], (ptrdiff_t)info->bytes, 8};
+        info->bytes += 8;
     }
-    buffer->chunk_bytes = buffer->chunk_count * 8;
 }
 
 static void describe_frame(const Camera *camera, Buffer *buffer, int64_t timestamp_ns)
 {
     const Frame *frame = &camera->frame;
     int64_t rows = frame->rows < frame->rows_kept ? frame->rows : frame->rows_kept;
-    buffer->is_incomplete = frame->is_incomplete;
-    buffer->frame_id = frame->id;
-    buffer->timestamp_ns = (uint64_t)timestamp_ns;
-    buffer->pixel_format = (uint64_t)INTEGER_OF(camera, PixelFormat);
-    buffer->width = (size_t)INTEGER_OF(camera, Width);
-    buffer->offset_x = (size_t)INTEGER_OF(camera, OffsetX);
-    buffer->height = (size_t)(frame->is_wrong_height ? rows : INTEGER_OF(camera, Height));
-    buffer->rows = (size_t)rows;
-    buffer->size_filled = (size_t)(rows * row_bytes(camera));
-    add_chunks(camera, buffer, timestamp_ns);
+    buffer->frame = (FrameInfo){
+        .is_incomplete = frame->is_incomplete,
+        .id = frame->id,
+        .timestamp_ns = (uint64_t)timestamp_ns,
+        .pixel_format = (uint64_t)INTEGER_OF(camera, PixelFormat),
+        .width = (size_t)INTEGER_OF(camera, Width),
+        .offset_x = (size_t)INTEGER_OF(camera, OffsetX),
+        .height = (size_t)(frame->is_wrong_height ? rows : INTEGER_OF(camera, Height)),
+        .rows = (size_t)rows,
+        .bytes = (size_t)(rows * row_bytes(camera)),
+    };
+    add_chunks(camera, buffer);
 }
 
 static void deliver_twice(Camera *camera, Buffer *buffer)
 {
     Buffer *copy = stream_take(&camera->stream);
-    if (copy && copy->size >= buffer->size_filled) {
-        Buffer keep = *copy;
-        memcpy(copy->base, buffer->base, buffer->size_filled);
-        *copy = *buffer;
-        copy->next = keep.next, copy->next_announced = keep.next_announced, copy->place = keep.place;
-        copy->base = keep.base, copy->size = keep.size, copy->is_owned = keep.is_owned;
-        copy->user_pointer = keep.user_pointer;
+    bool has_room = copy && copy->size >= buffer->frame.bytes;
+    if (has_room) {
+        memcpy(copy->base, buffer->base, buffer->frame.bytes);
+        copy->frame = buffer->frame;
     } else if (copy) {
         stream_give_back(&camera->stream, copy);
-        copy = NULL;
     }
     stream_deliver(&camera->stream, buffer);
-    if (copy)
+    if (has_room)
         stream_deliver(&camera->stream, copy);
 }
 
@@ -501,7 +501,8 @@ static bool accept_line(Camera *camera, const ScanLine *line)
         return true;
     if (camera->software_triggers[LINE_START] > 0)
         camera->software_triggers[LINE_START]--;
-    if (TRIGGER(camera, TriggerSource, LINE_START) == FROM_ENCODER0 && line->seen_ns < camera->ready_ns) {
+    if (TRIGGER(camera, TriggerSource, LINE_START) == FROM_ENCODER0 &&
+        line->seen_ns < camera->ready_ns) {
         INTEGER_OF(camera, SimOvertriggeredLines)++;
         return false;
     }
@@ -535,7 +536,8 @@ static int64_t next_wake(Camera *camera, int64_t now)
         return NEVER;
     int64_t until = now + SLICE_NS;
     if (!is_triggered(camera, LINE_START) && camera->is_framing) {
-        int64_t end = clock_at(camera, camera->line + INTEGER_OF(camera, Height) - camera->frame.rows);
+        int64_t end =
+            clock_at(camera, camera->line + INTEGER_OF(camera, Height) - camera->frame.rows);
         until = end < until ? end : until;
     }
     return line.done_ns > until ? line.done_ns : until;
@@ -581,7 +583,8 @@ static void number_lines(Camera *camera, int64_t now)
     camera->line_period_ns = 1e9 / REAL_OF(camera, AcquisitionLineRate);
     double row = belt_row(&camera->belt, now);
     if (!is_triggered(camera, LINE_START)) {
-        double past = ceil((double)(now - camera->clock_ns) / camera->line_period_ns / (double)height);
+        double past =
+            ceil((double)(now - camera->clock_ns) / camera->line_period_ns / (double)height);
         camera->line = past > 0 ? (int64_t)past * height : 0;
     } else if (TRIGGER(camera, TriggerSource, LINE_START) == FROM_ENCODER0) {
         double pulses = row * counts_per_row(camera) / (double)INTEGER_OF(camera, EncoderDivider);
@@ -597,10 +600,10 @@ static void start(Camera *camera, int64_t now)
     int64_t mode = INTEGER_OF(camera, AcquisitionMode);
     set_belt(camera, now);
     if (INTEGER_OF(camera, SimBeltEpoch) == 0)
-        camera->belt.row = 0;
+        camera->belt.row = camera->encoder_zero = camera->counter_zero = 0;
     number_lines(camera, now);
-    camera->was_covered =
-        scene_is_covered(&camera->scene, whole_row(barrier_row(camera, belt_row(&camera->belt, now) - 1)));
+    camera->was_covered = scene_is_covered(
+        &camera->scene, whole_row(barrier_row(camera, belt_row(&camera->belt, now) - 1)));
     camera->last_number = INT64_MIN;
     camera->next_id = 0;
     camera->ready_ns = 0;
@@ -685,10 +688,7 @@ static void follow(Camera *camera, FeatureId id, int64_t now)
     camera->is_sensor_set = false;
 }
 
-static bool is_frame_list(const char *text)
-{
-    return text[strspn(text, "0123456789, ")] == 0;
-}
+static bool is_frame_list(const char *text) { return text[strspn(text, "0123456789, ")] == 0; }
 
 static void refresh(Camera *camera, FeatureId id)
 {
@@ -705,25 +705,29 @@ static void refresh(Camera *camera, FeatureId id)
     else if (id == F_LineStatusAll)
         INTEGER_OF(camera, LineStatusAll) = lines_at(camera, row);
     else if (id == F_LineStatus)
-        camera->values[id][selected(camera, id)].integer = lines_at(camera, row) >> selected(camera, id) & 1;
+        camera->values[id][selected(camera, id)].integer =
+            lines_at(camera, row) >> selected(camera, id) & 1;
     else if (id == F_PayloadSize)
         INTEGER_OF(camera, PayloadSize) = (int64_t)camera_payload_bytes(camera);
 }
 
 /* --- registers --- */
 
-static GC_ERROR read_register(Camera *camera, FeatureId id, Register which, void *bytes, size_t *count)
+static GC_ERROR read_register(Camera *camera, FeatureId id, Register which, void *bytes,
+                              size_t *count)
 {
     const Feature *feature = &features[id];
     size_t size = feature->kind == TEXT ? TEXT_BYTES : sizeof(Value);
     if (*count > size)
-        return fail(GC_ERR_INVALID_ADDRESS, "%s has %zu bytes, not %zu", feature->name, size, *count);
+        return fail(GC_ERR_INVALID_ADDRESS, "%s has %zu bytes, not %zu", feature->name, size,
+                    *count);
     if (feature->kind == TEXT) {
         memcpy(bytes, camera->texts[id], *count);
         return GC_ERR_SUCCESS;
     }
     refresh(camera, id);
-    Value value = which == REGISTER_MAXIMUM ? greatest(camera, id) : camera->values[id][selected(camera, id)];
+    Value value =
+        which == REGISTER_MAXIMUM ? greatest(camera, id) : camera->values[id][selected(camera, id)];
     if (feature->kind == COMMAND)
         value.integer = 0;
     memcpy(bytes, &value, *count);
@@ -736,7 +740,8 @@ static GC_ERROR check_number(const Camera *camera, FeatureId id, Value value)
     bool is_real = feature->kind == FLOAT;
     double number = is_real ? value.real : (double)value.integer, most = feature->maximum;
     if (feature->kind == ENUMERATION && !feature_has_choice(feature, value.integer))
-        return fail(GC_ERR_INVALID_VALUE, "%s has no choice %lld", feature->name, (long long)value.integer);
+        return fail(GC_ERR_INVALID_VALUE, "%s has no choice %lld", feature->name,
+                    (long long)value.integer);
     if (feature->kind == BOOLEAN && value.integer >> 1)
         return fail(GC_ERR_INVALID_VALUE, "%s is 0 or 1", feature->name);
     if (feature->kind != INTEGER && !is_real)
@@ -744,8 +749,8 @@ static GC_ERROR check_number(const Camera *camera, FeatureId id, Value value)
     if (most == BY_CAMERA)
         most = is_real ? greatest(camera, id).real : (double)greatest(camera, id).integer;
     if (!(number >= feature->minimum && number <= most))
-        return fail(GC_ERR_INVALID_VALUE, "%s = %.10g is not within %.10g and %.10g %s", feature->name,
-                    number, feature->minimum, most, feature->unit);
+        return fail(GC_ERR_INVALID_VALUE, "%s = %.10g is not within %.10g and %.10g %s",
+                    feature->name, number, feature->minimum, most, feature->unit);
     return GC_ERR_SUCCESS;
 }
 
@@ -762,7 +767,8 @@ static GC_ERROR write_text(Camera *camera, FeatureId id, const void *bytes, size
     memcpy(text, before, TEXT_BYTES);
     if (id == F_SimSource)
         return fail(GC_ERR_INVALID_VALUE, "SimSource: %s", why);
-    return fail(GC_ERR_INVALID_VALUE, "%s: a list of frame numbers is wanted, like 3, 17", features[id].name);
+    return fail(GC_ERR_INVALID_VALUE, "%s: a list of frame numbers is wanted, like 3, 17",
+                features[id].name);
 }
 
 static GC_ERROR write_register(Camera *camera, FeatureId id, const void *bytes, size_t count)
@@ -811,7 +817,8 @@ GC_ERROR camera_write(Camera *camera, uint64_t address, const void *bytes, size_
     Register which;
     FeatureId id = feature_at(address, &which);
     if (id == F_None || which == REGISTER_MAXIMUM)
-        return fail(GC_ERR_INVALID_ADDRESS, "no register to write at 0x%llx", (unsigned long long)address);
+        return fail(GC_ERR_INVALID_ADDRESS, "no register to write at 0x%llx",
+                    (unsigned long long)address);
     pthread_mutex_lock(&camera->lock);
     int64_t now = now_ns();
     /* What is past was seen with the values of then. */

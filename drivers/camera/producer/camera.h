@@ -15,7 +15,7 @@ typedef struct {
 
 /* A frame in the making. */
 typedef struct {
-    int64_t number; /* of the belt, from 0 */
+    int64_t number;          /* of the belt, from 0 */
     int64_t rows, rows_kept; /* exposed so far; those of them that go into the buffer */
     uint64_t id;
     int64_t encoder_value, counter_value, lines;
@@ -38,10 +38,10 @@ typedef struct {
     Sensor sensor;
     bool is_sensor_set;
     Belt belt;
-    /* Free-running scan line `clock_line` is seen at `clock_ns`, each further one a period later. */
+    /* Free-running, scan line `clock_line` is seen at `clock_ns`, each further one a period later */
     int64_t clock_ns, clock_line;
     double line_period_ns;
-    int64_t line; /* the next scan line's number: of the clock, the encoder's pulses or the triggers */
+    int64_t line; /* the next scan line's number, of the clock, of the encoder or of triggers */
     int64_t highest_pulse, ready_ns;
     int64_t encoder_zero, counter_zero;
     int64_t software_triggers[3], software_ns;

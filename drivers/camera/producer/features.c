@@ -6,10 +6,10 @@
 #include <string.h>
 
 const Feature features[FEATURE_COUNT] = {
-#define FEATURE(name, kind, category, access, visibility, unit, minimum, maximum, increment,  \
-                initial, choices, selector, tooltip)                                          \
-    {#name,   kind,    category, access,     visibility, unit, minimum, maximum, increment, \
-     initial, choices, F_##selector, tooltip},
+#define FEATURE(name, kind, category, access, visibility, unit, minimum, maximum, increment,       \
+                initial, choices, selector, tooltip)                                               \
+    {#name,   kind,      category, access,  visibility,   unit,   minimum,                         \
+     maximum, increment, initial,  choices, F_##selector, tooltip},
 #include "features.def"
 #undef FEATURE
 };
@@ -97,8 +97,8 @@ static void put_register(Page *page, FeatureId id, Register which)
         feature->name, suffix, is_chunk ? 0ull : (unsigned long long)address_of(id, which));
     put(page, "<AccessMode>%s</AccessMode><pPort>%s%s</pPort><Cachable>NoCache</Cachable>",
         is_read_only ? "RO" : "RW", is_chunk ? feature->name : "Device", is_chunk ? "Port" : "");
-    put(page, "%s<Endianess>LittleEndian</Endianess></%s>\n",
-        is_float ? "" : "<Sign>Signed</Sign>", element);
+    put(page, "%s<Endianess>LittleEndian</Endianess></%s>\n", is_float ? "" : "<Sign>Signed</Sign>",
+        element);
 }
 
 static void put_number(Page *page, const Feature *feature, const char *tag, double number)
@@ -126,8 +126,7 @@ static void put_choices(Page *page, const Feature *feature)
     char name[64];
     int64_t value = 0;
     for (int i = 0; i < feature_choice(feature, i, name, &value); i++)
-        put(page, "<EnumEntry Name=\"%s\"><Value>%lld</Value></EnumEntry>", name,
-            (long long)value);
+        put(page, "<EnumEntry Name=\"%s\"><Value>%lld</Value></EnumEntry>", name, (long long)value);
 }
 
 static void put_selected(Page *page, FeatureId selector)
@@ -137,24 +136,32 @@ static void put_selected(Page *page, FeatureId selector)
             put(page, "<pSelected>%s</pSelected>", features[id].name);
 }
 
-static void put_feature(Page *page, FeatureId id)
+/* What nodes of all kinds begin with. */
+static void put_head(Page *page, const Feature *feature)
 {
-    const Feature *feature = &features[id];
-    Kind kind = feature->kind;
-    put(page, "<%s Name=\"%s\" NameSpace=\"%s\"><ToolTip>%s</ToolTip>", ELEMENTS[kind],
+    put(page, "<%s Name=\"%s\" NameSpace=\"%s\"><ToolTip>%s</ToolTip>", ELEMENTS[feature->kind],
         feature->name, strncmp(feature->name, "Sim", 3) ? "Standard" : "Custom", feature->tooltip);
     put(page, "<Description>%s</Description><DisplayName>%s</DisplayName>", feature->tooltip,
         feature->name);
     put(page, "<Visibility>%s</Visibility>", VISIBILITIES[feature->visibility]);
     if (feature->access == LOCKED)
         put(page, "<pIsLocked>TLParamsLocked</pIsLocked>");
-    if (kind == TEXT) {
-        put(page, "<Address>0x%llx</Address><Length>%d</Length><AccessMode>%s</AccessMode>",
-            (unsigned long long)address_of(id, REGISTER_VALUE), TEXT_BYTES,
-            feature->access == RO ? "RO" : "RW");
-        put(page, "<pPort>Device</pPort><Cachable>NoCache</Cachable></StringReg>\n");
-        return;
-    }
+}
+
+static void put_text(Page *page, FeatureId id)
+{
+    put_head(page, &features[id]);
+    put(page, "<Address>0x%llx</Address><Length>%d</Length><AccessMode>%s</AccessMode>",
+        (unsigned long long)address_of(id, REGISTER_VALUE), TEXT_BYTES,
+        features[id].access == RO ? "RO" : "RW");
+    put(page, "<pPort>Device</pPort><Cachable>NoCache</Cachable></StringReg>\n");
+}
+
+static void put_valued(Page *page, FeatureId id)
+{
+    const Feature *feature = &features[id];
+    Kind kind = feature->kind;
+    put_head(page, feature);
     if (kind == ENUMERATION)
         put_choices(page, feature);
     put(page, "<pValue>%sRegister</pValue>", feature->name);
@@ -183,33 +190,51 @@ static void put_categories(Page *page)
             put(page, "<pFeature>%s</pFeature>", features[id].category);
     for (FeatureId id = 0; id < FEATURE_COUNT; id++) {
         if (id == 0 || strcmp(features[id].category, features[id - 1].category))
-            put(page, "</Category>\n<Category Name=\"%s\" NameSpace=\"%s\">",
-                features[id].category, strncmp(features[id].category, "Sim", 3) ? "Standard" : "Custom");
+            put(page, "</Category>\n<Category Name=\"%s\" NameSpace=\"%s\">", features[id].category,
+                strncmp(features[id].category, "Sim", 3) ? "Standard" : "Custom");
         put(page, "<pFeature>%s</pFeature>", features[id].name);
     }
     put(page, "</Category>\n");
+}
+
+static void put_header(Page *page, const char *model)
+{
+    put(page, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
+    put(page, "<RegisterDescription ModelName=\"%s\" VendorName=\"%s\" ", model, VENDOR);
+    put(page, "ToolTip=\"Line-scan camera simulator\" StandardNameSpace=\"None\" "
+              "SchemaMajorVersion=\"1\" SchemaMinorVersion=\"1\" SchemaSubMinorVersion=\"0\" "
+              "MajorVersion=\"1\" MinorVersion=\"0\" SubMinorVersion=\"0\" "
+              "ProductGuid=\"6f1dbd2e-27d8-4d2b-8a55-5d1f1e6c7a01\" "
+              "VersionGuid=\"6f1dbd2e-27d8-4d2b-8a55-5d1f1e6c7a02\" "
+              "xmlns=\"http://www.genicam.org/GenApi/Version_1_1\" "
+              "xmlns:xsi=\"http://www.w3.org/2001/XMLSchema-instance\" "
+              "xsi:schemaLocation=\"http://www.genicam.org/GenApi/Version_1_1 "
+              "http://www.genicam.org/GenApi/GenApiSchema_Version_1_1.xsd\">\n");
 }
 
 const char *description(size_t *length)
 {
     static Page page;
     if (!page.text) {
-        put(&page, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
-        put(&page, "<RegisterDescription ModelName=\"LineScanSimulator\" VendorName=\"%s\" ", VENDOR);
-        put(&page, "ToolTip=\"Line-scan camera simulator\" StandardNameSpace=\"None\" "
-                   "SchemaMajorVersion=\"1\" SchemaMinorVersion=\"1\" SchemaSubMinorVersion=\"0\" "
-                   "MajorVersion=\"1\" MinorVersion=\"0\" SubMinorVersion=\"0\" ");
-        put(&page, "ProductGuid=\"6f1dbd2e-27d8-4d2b-8a55-5d1f1e6c7a01\" "
-                   "VersionGuid=\"6f1dbd2e-27d8-4d2b-8a55-5d1f1e6c7a02\" "
-                   "xmlns=\"http://www.genicam.org/GenApi/Version_1_1\" "
-                   "xmlns:xsi=\"http://www.w3.org/2001/XMLSchema-instance\" "
-                   "xsi:schemaLocation=\"http://www.genicam.org/GenApi/Version_1_1 "
-                   "http://www.genicam.org/GenApi/GenApiSchema_Version_1_1.xsd\">\n");
+        put_header(&page, "LineScanSimulator");
         put_categories(&page);
         for (FeatureId id = 0; id < FEATURE_COUNT; id++)
-            put_feature(&page, id);
-        put(&page, "<Port Name=\"Device\" NameSpace=\"Standard\"></Port>\n</RegisterDescription>\n");
+            (features[id].kind == TEXT ? put_text : put_valued)(&page, id);
+        put(&page,
+            "<Port Name=\"Device\" NameSpace=\"Standard\"></Port>\n</RegisterDescription>\n");
     }
+    *length = page.length;
+    return page.text;
+}
+
+char *describe_module(const char *feature, const char *id, const char *port, size_t *length)
+{
+    Page page = {0};
+    put_header(&page, port);
+    put(&page, "<Category Name=\"Root\"><pFeature>%s</pFeature></Category>\n", feature);
+    put(&page, "<String Name=\"%s\" NameSpace=\"Standard\"><ToolTip>Unique id.</ToolTip>", feature);
+    put(&page, "<ImposedAccessMode>RO</ImposedAccessMode><Value>%s</Value></String>\n", id);
+    put(&page, "<Port Name=\"%s\"></Port>\n</RegisterDescription>\n", port);
     *length = page.length;
     return page.text;
 }

@@ -17,7 +17,7 @@
 #define TL_TYPE "Custom"
 #define INTERFACE_ID "vqi-belt"
 #define STREAM_ID "vqi-stream"
-#define FILE_NAME "vqi-linescan.xml"
+#define SYSTEM_ID VENDOR " line-scan simulator"
 
 typedef enum { DEVICE, PORT, STREAM, EVENT, PARTS } Part;
 
@@ -62,7 +62,8 @@ static GC_ERROR answer(Reply to, INFO_DATATYPE type, const void *data, size_t by
     if (to.type)
         *to.type = type;
     if (to.buffer && *to.size < bytes)
-        return fail(GC_ERR_BUFFER_TOO_SMALL, "the answer has %zu bytes, the buffer %zu", bytes, *to.size);
+        return fail(GC_ERR_BUFFER_TOO_SMALL, "the answer has %zu bytes, the buffer %zu", bytes,
+                    *to.size);
     if (to.buffer)
         memcpy(to.buffer, data, bytes);
     *to.size = bytes;
@@ -133,7 +134,8 @@ static GC_ERROR check(const void *handle, const int *users)
     if (!library_users)
         return fail(GC_ERR_NOT_INITIALIZED, "GCInitLib was not called");
     if (!users || handle != users || !*users)
-        return fail(GC_ERR_INVALID_HANDLE, "%p is no handle of an open module of this kind", handle);
+        return fail(GC_ERR_INVALID_HANDLE, "%p is no handle of an open module of this kind",
+                    handle);
     return GC_ERR_SUCCESS;
 }
 
@@ -150,16 +152,16 @@ static Device *find(const void *handle, Part part)
     return NULL;
 }
 
-#define FIND(device, handle, part)              \
-    Device *device = find(handle, part);        \
-    if (!device)                                \
+#define FIND(device, handle, part)                                                                 \
+    Device *device = find(handle, part);                                                           \
+    if (!device)                                                                                   \
     return last_error
 
-#define TRY(call)                         \
-    do {                                  \
-        GC_ERROR result_ = (call);        \
-        if (result_ != GC_ERR_SUCCESS)    \
-            return result_;               \
+#define TRY(call)                                                                                  \
+    do {                                                                                           \
+        GC_ERROR result_ = (call);                                                                 \
+        if (result_ != GC_ERR_SUCCESS)                                                             \
+            return result_;                                                                        \
     } while (0)
 
 /* --- devices across processes --- */
@@ -248,7 +250,8 @@ static int32_t access_status(int index)
 {
     Camera *camera = devices[index].camera;
     if (!camera)
-        return is_locked_elsewhere(index) ? DEVICE_ACCESS_STATUS_BUSY : DEVICE_ACCESS_STATUS_READWRITE;
+        return is_locked_elsewhere(index) ? DEVICE_ACCESS_STATUS_BUSY
+                                          : DEVICE_ACCESS_STATUS_READWRITE;
     pthread_mutex_lock(&camera->lock);
     bool is_gone = camera->is_gone;
     pthread_mutex_unlock(&camera->lock);
@@ -281,18 +284,25 @@ static GC_ERROR device_info(int index, DEVICE_INFO_CMD command, Reply reply)
 
 /* --- closing --- */
 
+/* No frame is begun from then on, and the one begun is dropped: its buffer is free. */
+static void end_grabbing(Camera *camera)
+{
+    pthread_mutex_lock(&camera->stream.lock);
+    camera->stream.is_grabbing = false;
+    pthread_mutex_unlock(&camera->stream.lock);
+    camera_release_buffer(camera);
+}
+
 static void close_stream(Device *device)
 {
+    Stream *stream = &device->camera->stream;
     if (!device->is_open[STREAM])
         return;
     device->is_open[STREAM] = device->is_open[EVENT] = 0;
-    stream_end_waiting(&device->camera->stream);
-    camera_release_buffer(device->camera);
-    pthread_mutex_lock(&device->camera->stream.lock);
-    device->camera->stream.is_grabbing = false;
-    pthread_mutex_unlock(&device->camera->stream.lock);
-    while (device->camera->stream.announced)
-        stream_revoke(&device->camera->stream, device->camera->stream.announced);
+    stream_end_waiting(stream);
+    end_grabbing(device->camera);
+    while (stream->announced)
+        stream_revoke(stream, stream->announced);
 }
 
 static void close_device(Device *device)
@@ -350,7 +360,7 @@ GC_API GCGetInfo(TL_INFO_CMD command, INFO_DATATYPE *type, void *buffer, size_t 
     Reply reply = {type, buffer, size};
     switch (command) {
     case TL_INFO_ID:
-    case TL_INFO_DISPLAYNAME: return answer_text(reply, VENDOR " line-scan simulator");
+    case TL_INFO_DISPLAYNAME: return answer_text(reply, SYSTEM_ID);
     case TL_INFO_VENDOR: return answer_text(reply, VENDOR);
     case TL_INFO_MODEL: return answer_text(reply, features[F_DeviceModelName].choices);
     case TL_INFO_VERSION: return answer_text(reply, PRODUCER_VERSION);
@@ -366,13 +376,65 @@ GC_API GCGetInfo(TL_INFO_CMD command, INFO_DATATYPE *type, void *buffer, size_t 
 
 /* --- ports --- */
 
-/* Of all modules only the remote device has registers. */
+typedef enum { SYSTEM, INTERFACE, LOCAL_DEVICE, DATA_STREAM, REMOTE_DEVICE, NO_MODULE } Module;
+
+static const struct {
+    const char *name, *port, *id_feature;
+} MODULES[NO_MODULE] = {
+    [SYSTEM] = {"TLSystem", "TLPort", "TLID"},
+    [INTERFACE] = {"TLInterface", "InterfacePort", "InterfaceID"},
+    [LOCAL_DEVICE] = {"TLDevice", "DevicePort", "DeviceID"},
+    [DATA_STREAM] = {"TLDataStream", "StreamPort", "StreamID"},
+    [REMOTE_DEVICE] = {"TLRemoteDevice", "Device", "DeviceSerialNumber"},
+};
+
+/* Which module a handle is of, and its id; NO_MODULE, and last_error is set. */
+static Module module_of(PORT_HANDLE port, const char **id)
+{
+    const Part parts[] = {PORT, DEVICE, STREAM};
+    const Module kinds[] = {REMOTE_DEVICE, LOCAL_DEVICE, DATA_STREAM};
+    for (int i = 0; i < 3; i++) {
+        Device *device = find(port, parts[i]);
+        *id = !device ? NULL : parts[i] == STREAM ? STREAM_ID : device->id;
+        if (device)
+            return kinds[i];
+    }
+    if (check_interface(port) == GC_ERR_SUCCESS) {
+        *id = INTERFACE_ID;
+        return INTERFACE;
+    }
+    *id = SYSTEM_ID;
+    return check_system(port) == GC_ERR_SUCCESS ? SYSTEM : NO_MODULE;
+}
+
+/* Of the modules that are not the remote device, only the description can be read. */
+static GC_ERROR read_module(Module module, const char *id, uint64_t address, void *buffer,
+                            size_t *size)
+{
+    size_t length;
+    char *text = describe_module(MODULES[module].id_feature, id, MODULES[module].port, &length);
+    uint64_t from = address - DESCRIPTION_ADDRESS;
+    bool is_there = address >= DESCRIPTION_ADDRESS && from < length;
+    if (is_there) {
+        *size = *size < length - from ? *size : length - from;
+        memcpy(buffer, text + from, *size);
+    }
+    free(text);
+    return is_there ? GC_ERR_SUCCESS
+                    : fail(GC_ERR_INVALID_ADDRESS, "%s has no registers", MODULES[module].name);
+}
+
 GC_API GCReadPort(PORT_HANDLE port, uint64_t address, void *buffer, size_t *size)
 {
-    FIND(device, port, PORT);
+    const char *id;
+    Module module = module_of(port, &id);
+    if (module == NO_MODULE)
+        return last_error;
     if (!buffer || !size)
         return fail(GC_ERR_INVALID_PARAMETER, "no place for what is read");
-    return camera_read(device->camera, address, buffer, size);
+    if (module != REMOTE_DEVICE)
+        return read_module(module, id, address, buffer, size);
+    return camera_read(find(port, PORT)->camera, address, buffer, size);
 }
 
 GC_API GCWritePort(PORT_HANDLE port, uint64_t address, const void *buffer, size_t *size)
@@ -383,74 +445,70 @@ GC_API GCWritePort(PORT_HANDLE port, uint64_t address, const void *buffer, size_
     return camera_write(device->camera, address, buffer, *size);
 }
 
-GC_API GCReadPortStacked(PORT_HANDLE port, PORT_REGISTER_STACK_ENTRY *entries, size_t *count)
+static GC_ERROR access_each(PORT_HANDLE port, PORT_REGISTER_STACK_ENTRY *entries, size_t *count,
+                            bool is_write)
 {
-    for (size_t i = 0; entries && count && i < *count; i++) {
-        size_t size = entries[i].Size;
-        GC_ERROR result = GCReadPort(port, entries[i].Address, entries[i].pBuffer, &size);
+    if (!entries || !count)
+        return fail(GC_ERR_INVALID_PARAMETER, "no entries");
+    for (size_t i = 0; i < *count; i++) {
+        PORT_REGISTER_STACK_ENTRY *entry = &entries[i];
+        size_t size = entry->Size;
+        GC_ERROR result = is_write ? GCWritePort(port, entry->Address, entry->pBuffer, &size)
+                                   : GCReadPort(port, entry->Address, entry->pBuffer, &size);
         if (result != GC_ERR_SUCCESS) {
             *count = i;
             return result;
         }
     }
-    return entries && count ? GC_ERR_SUCCESS : fail(GC_ERR_INVALID_PARAMETER, "no entries");
+    return GC_ERR_SUCCESS;
+}
+
+GC_API GCReadPortStacked(PORT_HANDLE port, PORT_REGISTER_STACK_ENTRY *entries, size_t *count)
+{
+    return access_each(port, entries, count, false);
 }
 
 GC_API GCWritePortStacked(PORT_HANDLE port, PORT_REGISTER_STACK_ENTRY *entries, size_t *count)
 {
-    for (size_t i = 0; entries && count && i < *count; i++) {
-        size_t size = entries[i].Size;
-        GC_ERROR result = GCWritePort(port, entries[i].Address, entries[i].pBuffer, &size);
-        if (result != GC_ERR_SUCCESS) {
-            *count = i;
-            return result;
-        }
-    }
-    return entries && count ? GC_ERR_SUCCESS : fail(GC_ERR_INVALID_PARAMETER, "no entries");
+    return access_each(port, entries, count, true);
 }
 
-static void description_url(char url[96])
+static size_t description_length(Module module, const char *id)
 {
     size_t length;
-    description(&length);
-    snprintf(url, 96, "Local:///" FILE_NAME ";%x;%zx?SchemaVersion=1.1.0", DESCRIPTION_ADDRESS, length);
-}
-
-/* System, interface, device and stream have no description: an error, as no file is not an answer. */
-static GC_ERROR check_described(PORT_HANDLE port)
-{
-    if (find(port, PORT))
-        return GC_ERR_SUCCESS;
-    bool is_module = check_system(port) == GC_ERR_SUCCESS || check_interface(port) == GC_ERR_SUCCESS ||
-                     find(port, DEVICE) || find(port, STREAM);
-    return is_module ? fail(GC_ERR_NOT_AVAILABLE, "only the remote device has a description") : last_error;
+    if (module == REMOTE_DEVICE)
+        description(&length);
+    else
+        free(describe_module(MODULES[module].id_feature, id, MODULES[module].port, &length));
+    return length;
 }
 
 GC_API GCGetNumPortURLs(PORT_HANDLE port, uint32_t *count)
 {
-    TRY(check_described(port));
-    return put_count(count, 1);
+    const char *id;
+    return module_of(port, &id) == NO_MODULE ? last_error : put_count(count, 1);
 }
 
 GC_API GCGetPortURL(PORT_HANDLE port, char *url, size_t *size)
 {
-    char text[96];
-    TRY(check_described(port));
-    description_url(text);
-    return answer_text((Reply){NULL, url, size}, text);
+    return GCGetPortURLInfo(port, 0, URL_INFO_URL, NULL, url, size);
 }
 
 GC_API GCGetPortURLInfo(PORT_HANDLE port, uint32_t index, URL_INFO_CMD command, INFO_DATATYPE *type,
                         void *buffer, size_t *size)
 {
     Reply reply = {type, buffer, size};
-    char url[96];
-    size_t length;
-    TRY(check_described(port));
+    char file[32], url[96];
+    const char *id;
+    Module module = module_of(port, &id);
+    if (module == NO_MODULE)
+        return last_error;
     if (index)
         return fail(GC_ERR_INVALID_INDEX, "there is one URL, not %u", index + 1);
-    description_url(url);
-    description(&length);
+    size_t length = description_length(module, id);
+    snprintf(file, sizeof file, "vqi-%s.xml", MODULES[module].name);
+    snprintf(url, sizeof url, "Local:///%s;%x;%zx?SchemaVersion=1.1.0", file, DESCRIPTION_ADDRESS,
+             length);
     switch (command) {
     case URL_INFO_URL: return answer_text(reply, url);
     case URL_INFO_SCHEMA_VER_MAJOR:
@@ -461,7 +519,7 @@ GC_API GCGetPortURLInfo(PORT_HANDLE port, uint32_t index, URL_INFO_CMD command, 
     case URL_INFO_FILE_REGISTER_ADDRESS: return answer_u64(reply, DESCRIPTION_ADDRESS);
     case URL_INFO_FILE_SIZE: return answer_u64(reply, length);
     case URL_INFO_SCHEME: return answer_i32(reply, URL_SCHEME_LOCAL);
-    case URL_INFO_FILENAME: return answer_text(reply, FILE_NAME);
+    case URL_INFO_FILENAME: return answer_text(reply, file);
     default: return no_such_info(command);
     }
 }
@@ -470,21 +528,24 @@ GC_API GCGetPortInfo(PORT_HANDLE port, PORT_INFO_CMD command, INFO_DATATYPE *typ
                      size_t *size)
 {
     Reply reply = {type, buffer, size};
-    FIND(device, port, PORT);
+    const char *id;
+    Module module = module_of(port, &id);
+    if (module == NO_MODULE)
+        return last_error;
     switch (command) {
-    case PORT_INFO_ID: return answer_text(reply, device->id);
+    case PORT_INFO_ID: return answer_text(reply, id);
     case PORT_INFO_VENDOR: return answer_text(reply, VENDOR);
     case PORT_INFO_MODEL: return answer_text(reply, features[F_DeviceModelName].choices);
     case PORT_INFO_TLTYPE: return answer_text(reply, TL_TYPE);
-    case PORT_INFO_MODULE: return answer_text(reply, "TLRemoteDevice");
+    case PORT_INFO_MODULE: return answer_text(reply, MODULES[module].name);
     case PORT_INFO_LITTLE_ENDIAN:
-    case PORT_INFO_ACCESS_READ:
-    case PORT_INFO_ACCESS_WRITE: return answer_bool(reply, true);
+    case PORT_INFO_ACCESS_READ: return answer_bool(reply, true);
     case PORT_INFO_BIG_ENDIAN:
     case PORT_INFO_ACCESS_NA:
     case PORT_INFO_ACCESS_NI: return answer_bool(reply, false);
+    case PORT_INFO_ACCESS_WRITE: return answer_bool(reply, module == REMOTE_DEVICE);
     case PORT_INFO_VERSION: return answer_text(reply, PRODUCER_VERSION);
-    case PORT_INFO_PORTNAME: return answer_text(reply, "Device");
+    case PORT_INFO_PORTNAME: return answer_text(reply, MODULES[module].port);
     default: return no_such_info(command);
     }
 }
@@ -517,18 +578,21 @@ GC_API EventGetData(EVENT_HANDLE event, void *buffer, size_t *size, uint64_t tim
     Buffer *filled;
     FIND(device, event, EVENT);
     if (!buffer || !size || *size < sizeof(EVENT_NEW_BUFFER_DATA))
-        return fail(GC_ERR_BUFFER_TOO_SMALL, "an event takes %zu bytes", sizeof(EVENT_NEW_BUFFER_DATA));
+        return fail(GC_ERR_BUFFER_TOO_SMALL, "an event takes %zu bytes",
+                    sizeof(EVENT_NEW_BUFFER_DATA));
     GC_ERROR result = stream_wait(&device->camera->stream, timeout_ms, &filled);
     if (result != GC_ERR_SUCCESS)
-        return fail(result, result == GC_ERR_TIMEOUT ? "no frame within the time" : "EventKill was called");
+        return fail(result,
+                    result == GC_ERR_TIMEOUT ? "no frame within the time" : "EventKill was called");
     EVENT_NEW_BUFFER_DATA data = {filled, filled->user_pointer};
     memcpy(buffer, &data, sizeof data);
     *size = sizeof data;
     return GC_ERR_SUCCESS;
 }
 
-GC_API EventGetDataInfo(EVENT_HANDLE event, const void *in, size_t in_size, EVENT_DATA_INFO_CMD command,
-                        INFO_DATATYPE *type, void *buffer, size_t *size)
+GC_API EventGetDataInfo(EVENT_HANDLE event, const void *in, size_t in_size,
+                        EVENT_DATA_INFO_CMD command, INFO_DATATYPE *type, void *buffer,
+                        size_t *size)
 {
     Reply reply = {type, buffer, size};
     EVENT_NEW_BUFFER_DATA data;
@@ -601,7 +665,8 @@ GC_API TLClose(TL_HANDLE system)
     return GC_ERR_SUCCESS;
 }
 
-GC_API TLGetInfo(TL_HANDLE system, TL_INFO_CMD command, INFO_DATATYPE *type, void *buffer, size_t *size)
+GC_API TLGetInfo(TL_HANDLE system, TL_INFO_CMD command, INFO_DATATYPE *type, void *buffer,
+                 size_t *size)
 {
     TRY(check_system(system));
     return GCGetInfo(command, type, buffer, size);
@@ -712,8 +777,8 @@ GC_API IFUpdateDeviceList(IF_HANDLE interface, bool8_t *is_changed, uint64_t tim
     return GC_ERR_SUCCESS;
 }
 
-GC_API IFGetDeviceInfo(IF_HANDLE interface, const char *id, DEVICE_INFO_CMD command, INFO_DATATYPE *type,
-                       void *buffer, size_t *size)
+GC_API IFGetDeviceInfo(IF_HANDLE interface, const char *id, DEVICE_INFO_CMD command,
+                       INFO_DATATYPE *type, void *buffer, size_t *size)
 {
     TRY(check_interface(interface));
     int index = find_device(id);
@@ -742,7 +807,8 @@ static GC_ERROR open_device(int index, const char *id)
     return GC_ERR_SUCCESS;
 }
 
-GC_API IFOpenDevice(IF_HANDLE interface, const char *id, DEVICE_ACCESS_FLAGS access, DEV_HANDLE *device)
+GC_API IFOpenDevice(IF_HANDLE interface, const char *id, DEVICE_ACCESS_FLAGS access,
+                    DEV_HANDLE *device)
 {
     TRY(check_interface(interface));
     int index = find_device(id);
@@ -853,14 +919,16 @@ static GC_ERROR announce(DS_HANDLE handle, void *base, size_t size, void *user_p
     return *buffer ? GC_ERR_SUCCESS : fail(GC_ERR_OUT_OF_MEMORY, "no memory for a buffer");
 }
 
-GC_API DSAnnounceBuffer(DS_HANDLE handle, void *base, size_t size, void *user_pointer, BUFFER_HANDLE *buffer)
+GC_API DSAnnounceBuffer(DS_HANDLE handle, void *base, size_t size, void *user_pointer,
+                        BUFFER_HANDLE *buffer)
 {
     if (!base)
         return fail(GC_ERR_INVALID_PARAMETER, "no memory is named");
     return announce(handle, base, size, user_pointer, buffer);
 }
 
-GC_API DSAllocAndAnnounceBuffer(DS_HANDLE handle, size_t size, void *user_pointer, BUFFER_HANDLE *buffer)
+GC_API DSAllocAndAnnounceBuffer(DS_HANDLE handle, size_t size, void *user_pointer,
+                                BUFFER_HANDLE *buffer)
 {
     return announce(handle, NULL, size, user_pointer, buffer);
 }
@@ -872,13 +940,13 @@ GC_API DSRevokeBuffer(DS_HANDLE handle, BUFFER_HANDLE buffer, void **base, void 
         return last_error;
     FIND(device, handle, STREAM);
     Buffer *revoked = buffer;
-    if (revoked->place == FILLING)
-        camera_release_buffer(device->camera);
     if (base)
         *base = revoked->is_owned ? NULL : revoked->base;
     if (user_pointer)
         *user_pointer = revoked->user_pointer;
-    return stream_revoke(stream, revoked);
+    while (stream_revoke(stream, revoked) == GC_ERR_BUSY)
+        camera_release_buffer(device->camera);
+    return GC_ERR_SUCCESS;
 }
 
 GC_API DSQueueBuffer(DS_HANDLE handle, BUFFER_HANDLE buffer)
@@ -922,15 +990,12 @@ GC_API DSStopAcquisition(DS_HANDLE handle, ACQ_STOP_FLAGS flags)
 {
     (void)flags; /* a frame begun is discarded either way: its buffer must be free at once */
     FIND(device, handle, STREAM);
-    Stream *stream = &device->camera->stream;
-    pthread_mutex_lock(&stream->lock);
-    stream->is_grabbing = false;
-    pthread_mutex_unlock(&stream->lock);
-    camera_release_buffer(device->camera);
+    end_grabbing(device->camera);
     return GC_ERR_SUCCESS;
 }
 
-GC_API DSGetInfo(DS_HANDLE handle, STREAM_INFO_CMD command, INFO_DATATYPE *type, void *buffer, size_t *size)
+GC_API DSGetInfo(DS_HANDLE handle, STREAM_INFO_CMD command, INFO_DATATYPE *type, void *buffer,
+                 size_t *size)
 {
     Reply reply = {type, buffer, size};
     FIND(device, handle, STREAM);
@@ -968,8 +1033,8 @@ GC_API DSGetBufferID(DS_HANDLE handle, uint32_t index, BUFFER_HANDLE *buffer)
     return put_handle(buffer, at);
 }
 
-GC_API DSGetBufferInfo(DS_HANDLE handle, BUFFER_HANDLE named, BUFFER_INFO_CMD command, INFO_DATATYPE *type,
-                       void *to, size_t *size)
+GC_API DSGetBufferInfo(DS_HANDLE handle, BUFFER_HANDLE named, BUFFER_INFO_CMD command,
+                       INFO_DATATYPE *type, void *to, size_t *size)
 {
     Reply reply = {type, to, size};
     Stream *stream = find_stream(handle, named);
@@ -981,37 +1046,40 @@ GC_API DSGetBufferInfo(DS_HANDLE handle, BUFFER_HANDLE named, BUFFER_INFO_CMD co
     case BUFFER_INFO_SIZE: return answer_size(reply, buffer->size);
     case BUFFER_INFO_USER_PTR: return answer_pointer(reply, buffer->user_pointer);
     case BUFFER_INFO_TIMESTAMP:
-    case BUFFER_INFO_TIMESTAMP_NS: return answer_u64(reply, buffer->timestamp_ns);
+    case BUFFER_INFO_TIMESTAMP_NS: return answer_u64(reply, buffer->frame.timestamp_ns);
     case BUFFER_INFO_NEW_DATA: return answer_bool(reply, buffer->is_new);
     case BUFFER_INFO_IS_QUEUED:
         return answer_bool(reply, buffer->place == IN_INPUT || buffer->place == IN_OUTPUT);
     case BUFFER_INFO_IS_ACQUIRING: return answer_bool(reply, buffer->place == FILLING);
-    case BUFFER_INFO_IS_INCOMPLETE: return answer_bool(reply, buffer->is_incomplete);
+    case BUFFER_INFO_IS_INCOMPLETE: return answer_bool(reply, buffer->frame.is_incomplete);
     case BUFFER_INFO_TLTYPE: return answer_text(reply, TL_TYPE);
     case BUFFER_INFO_SIZE_FILLED:
-    case BUFFER_INFO_DATA_SIZE: return answer_size(reply, buffer->size_filled);
-    case BUFFER_INFO_WIDTH: return answer_size(reply, buffer->width);
-    case BUFFER_INFO_HEIGHT: return answer_size(reply, buffer->height);
-    case BUFFER_INFO_XOFFSET: return answer_size(reply, buffer->offset_x);
+    case BUFFER_INFO_DATA_SIZE: return answer_size(reply, buffer->frame.bytes);
+    case BUFFER_INFO_WIDTH: return answer_size(reply, buffer->frame.width);
+    case BUFFER_INFO_HEIGHT: return answer_size(reply, buffer->frame.height);
+    case BUFFER_INFO_XOFFSET: return answer_size(reply, buffer->frame.offset_x);
     case BUFFER_INFO_YOFFSET:
     case BUFFER_INFO_XPADDING:
     case BUFFER_INFO_YPADDING:
     case BUFFER_INFO_IMAGEOFFSET: return answer_size(reply, 0);
-    case BUFFER_INFO_FRAMEID: return answer_u64(reply, buffer->frame_id);
-    case BUFFER_INFO_IMAGEPRESENT: return answer_bool(reply, buffer->rows > 0);
+    case BUFFER_INFO_FRAMEID: return answer_u64(reply, buffer->frame.id);
+    case BUFFER_INFO_IMAGEPRESENT: return answer_bool(reply, buffer->frame.rows > 0);
     case BUFFER_INFO_PAYLOADTYPE: return answer_size(reply, PAYLOAD_TYPE_IMAGE);
-    case BUFFER_INFO_PIXELFORMAT: return answer_u64(reply, buffer->pixel_format);
-    case BUFFER_INFO_PIXELFORMAT_NAMESPACE: return answer_u64(reply, PIXELFORMAT_NAMESPACE_PFNC_32BIT);
-    case BUFFER_INFO_DELIVERED_IMAGEHEIGHT: return answer_size(reply, buffer->rows);
-    case BUFFER_INFO_DELIVERED_CHUNKPAYLOADSIZE: return answer_size(reply, buffer->chunk_bytes);
+    case BUFFER_INFO_PIXELFORMAT: return answer_u64(reply, buffer->frame.pixel_format);
+    case BUFFER_INFO_PIXELFORMAT_NAMESPACE:
+        return answer_u64(reply, PIXELFORMAT_NAMESPACE_PFNC_32BIT);
+    case BUFFER_INFO_DELIVERED_IMAGEHEIGHT: return answer_size(reply, buffer->frame.rows);
+    case BUFFER_INFO_DELIVERED_CHUNKPAYLOADSIZE:
+        return answer_size(reply, 8 * buffer->frame.chunk_count);
     case BUFFER_INFO_PIXEL_ENDIANNESS: return answer_i32(reply, PIXELENDIANNESS_LITTLE);
     case BUFFER_INFO_DATA_LARGER_THAN_BUFFER: return answer_bool(reply, false);
-    case BUFFER_INFO_CONTAINS_CHUNKDATA: return answer_bool(reply, buffer->chunk_count > 0);
+    case BUFFER_INFO_CONTAINS_CHUNKDATA: return answer_bool(reply, buffer->frame.chunk_count > 0);
     default: return no_such_info(command);
     }
 }
 
-GC_API DSGetBufferChunkData(DS_HANDLE handle, BUFFER_HANDLE named, SINGLE_CHUNK_DATA *chunks, size_t *count)
+GC_API DSGetBufferChunkData(DS_HANDLE handle, BUFFER_HANDLE named, SINGLE_CHUNK_DATA *chunks,
+                            size_t *count)
 {
     Stream *stream = find_stream(handle, named);
     if (!stream)
@@ -1019,13 +1087,14 @@ GC_API DSGetBufferChunkData(DS_HANDLE handle, BUFFER_HANDLE named, SINGLE_CHUNK_
     Buffer *buffer = named;
     if (!count)
         return fail(GC_ERR_INVALID_PARAMETER, "no place for the number");
-    if (!buffer->chunk_count)
+    if (!buffer->frame.chunk_count)
         return fail(GC_ERR_NO_DATA, "the buffer has no chunks");
-    if (chunks && *count < buffer->chunk_count)
-        return fail(GC_ERR_BUFFER_TOO_SMALL, "the buffer has %zu chunks", buffer->chunk_count);
+    if (chunks && *count < buffer->frame.chunk_count)
+        return fail(GC_ERR_BUFFER_TOO_SMALL, "the buffer has %zu chunks",
+                    buffer->frame.chunk_count);
     if (chunks)
-        memcpy(chunks, buffer->chunks, buffer->chunk_count * sizeof *chunks);
-    *count = buffer->chunk_count;
+        memcpy(chunks, buffer->frame.chunks, buffer->frame.chunk_count * sizeof *chunks);
+    *count = buffer->frame.chunk_count;
     return GC_ERR_SUCCESS;
 }
 

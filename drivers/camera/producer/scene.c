@@ -39,13 +39,17 @@ static const char *fault_of_header(const SourceHeader *header, uint64_t bytes)
         return "has another version than this producer";
     if (header->width < 16 || header->width > MAX_WIDTH)
         return "has a width beyond the sensor's";
-    if (!(header->pixel_pitch_mm > 0) || !(header->nominal_exposure_us > 0))
-        return "has no pixel pitch or exposure above 0";
+    if (!(header->pixel_pitch_mm >= 1e-4 && header->pixel_pitch_mm <= 100))
+        return "has a pixel pitch that is not within 0.0001 and 100 mm";
+    if (!(header->nominal_exposure_us >= 0.01 && header->nominal_exposure_us <= 1e6))
+        return "has an exposure that is not within 0.01 and 1000000 us";
     if (!header->belt_rows || !header->period_rows || header->period_rows > INT64_MAX / 2)
         return "has no scan lines";
     if (!lies_within(header->belt_offset, header->belt_rows, header->width, bytes) ||
-        !lies_within(header->pictures_offset, header->picture_count, sizeof(SourcePicture), bytes) ||
-        !lies_within(header->placements_offset, header->placement_count, sizeof(SourcePlacement), bytes) ||
+        !lies_within(header->pictures_offset, header->picture_count, sizeof(SourcePicture),
+                     bytes) ||
+        !lies_within(header->placements_offset, header->placement_count, sizeof(SourcePlacement),
+                     bytes) ||
         header->pictures_offset % 8 || header->placements_offset % 8)
         return "is cut short";
     return NULL;
@@ -263,10 +267,7 @@ static uint32_t hash(uint32_t number)
 }
 
 /* Even in -1 to 1, the same for the same number. */
-static double spread(uint32_t number)
-{
-    return hash(number) / 2147483648.0 - 1;
-}
+static double spread(uint32_t number) { return hash(number) / 2147483648.0 - 1; }
 
 static double coefficient(const Optics *optics, int64_t x, int64_t width)
 {
@@ -275,7 +276,8 @@ static double coefficient(const Optics *optics, int64_t x, int64_t width)
     value *= 1 + optics->non_uniformity * spread((uint32_t)x);
     double from_dirt = fabs((double)(x - optics->dirt_position)) * 2;
     if (optics->dirt_width > 0 && from_dirt <= (double)optics->dirt_width)
-        value *= 1 - optics->dirt_contrast * cos(M_PI / 2 * from_dirt / (double)(optics->dirt_width + 1));
+        value *= 1 - optics->dirt_contrast *
+                         cos(M_PI / 2 * from_dirt / (double)(optics->dirt_width + 1));
     return x == optics->dead_pixel ? 0 : value;
 }
 
@@ -306,7 +308,8 @@ bool sensor_set(Sensor *sensor, const Optics *optics, int64_t width)
     if (!is_same_size || sensor->optics.noise != optics->noise)
         make_noise(sensor->noise, noise_count, optics->noise);
     for (int64_t x = 0; x < width; x++)
-        sensor->coefficients[x] = (uint16_t)fmin(65535, lround(coefficient(optics, x, width) * 4096));
+        sensor->coefficients[x] =
+            (uint16_t)fmin(65535, lround(coefficient(optics, x, width) * 4096));
     sensor->optics = *optics;
     sensor->is_neutral = optics->factor == 1 && optics->vignetting == 0 &&
                          optics->non_uniformity == 0 && optics->dark_level == 0 &&
@@ -322,52 +325,64 @@ void sensor_free(Sensor *sensor)
     memset(sensor, 0, sizeof *sensor);
 }
 
-static void add_row(uint32_t *restrict sums, const uint8_t *restrict row, uint32_t weight, int64_t count)
+static void add_row(uint32_t *restrict sums, const uint8_t *restrict row, uint32_t weight,
+                    int64_t count)
 {
     for (int64_t x = 0; x < count; x++)
         sums[x] += row[x] * weight;
 }
 
-/* Mean over a square of `radius` px about each pixel; its rim counts by its share, in 1/16. */
-static const uint8_t *blur(Sensor *sensor, const Scene *scene, Target target, int64_t row)
+/* Each column's mean over the rows within `radius`, on the 12 bit scale; a rim counts by its share,
+ * in 1/16. */
+static void blur_downweb(const Scene *scene, Target target, int64_t row, int64_t radius,
+                         uint32_t rim, uint32_t *means)
 {
-    int64_t width = sensor->width, whole = (int64_t)sensor->optics.defocus;
-    uint32_t rim = (uint32_t)lround((sensor->optics.defocus - (double)whole) * 16);
-    uint32_t *sums = sensor->blurred, *before = sums + width;
-    uint8_t *out = (uint8_t *)(before + width);
-    memset(sums, 0, (size_t)width * sizeof *sums);
-    for (int64_t i = -whole; i <= whole; i++)
-        add_row(sums, scene_row(scene, target, row + i), 16, width);
+    uint32_t weight = (uint32_t)(2 * radius + 1) * 16 + 2 * rim;
+    memset(means, 0, (size_t)scene->width * sizeof *means);
+    for (int64_t i = -radius; i <= radius; i++)
+        add_row(means, scene_row(scene, target, row + i), 16, scene->width);
     if (rim) {
-        add_row(sums, scene_row(scene, target, row - whole - 1), rim, width);
-        add_row(sums, scene_row(scene, target, row + whole + 1), rim, width);
+        add_row(means, scene_row(scene, target, row - radius - 1), rim, scene->width);
+        add_row(means, scene_row(scene, target, row + radius + 1), rim, scene->width);
     }
-    /* Means of each column on the 12 bit scale, then running sums of them. */
-    uint32_t side = (uint32_t)(2 * whole + 1) * 16 + 2 * rim, total = 0;
+    for (int64_t x = 0; x < scene->width; x++)
+        means[x] = (means[x] * 16 + weight / 2) / weight;
+}
+
+/* The same along the scan line, which ends at both sides, to 8 bit. `sums` is scratch. */
+static void blur_crossweb(const uint32_t *means, int64_t width, int64_t radius, uint32_t rim,
+                          uint32_t *sums, uint8_t *out)
+{
+    uint32_t total = 0;
+    for (int64_t x = 0; x < width; x++)
+        sums[x] = total += means[x];
     for (int64_t x = 0; x < width; x++) {
-        sums[x] = (sums[x] * 16 + side / 2) / side;
-        before[x] = total += sums[x];
-    }
-    for (int64_t x = 0; x < width; x++) {
-        int64_t first = x > whole ? x - whole : 0, last = x + whole < width ? x + whole : width - 1;
-        uint32_t weight = (uint32_t)(last - first + 1) * 16;
-        uint32_t sum = (before[last] - (first ? before[first - 1] : 0)) * 16;
-        if (first > 0) {
-            sum += sums[first - 1] * rim;
-            weight += rim;
-        }
-        if (last < width - 1) {
-            sum += sums[last + 1] * rim;
-            weight += rim;
-        }
+        int64_t first = x > radius ? x - radius : 0;
+        int64_t last = x + radius < width ? x + radius : width - 1;
+        uint32_t left = first > 0 ? rim : 0, right = last < width - 1 ? rim : 0;
+        uint32_t weight = (uint32_t)(last - first + 1) * 16 + left + right;
+        uint32_t sum = (sums[last] - (first ? sums[first - 1] : 0)) * 16;
+        sum += left ? means[first - 1] * left : 0;
+        sum += right ? means[last + 1] * right : 0;
         out[x] = (uint8_t)((sum + weight * 8) / (weight * 16));
     }
+}
+
+static const uint8_t *blur(Sensor *sensor, const Scene *scene, Target target, int64_t row)
+{
+    int64_t width = sensor->width, radius = (int64_t)sensor->optics.defocus;
+    uint32_t rim = (uint32_t)lround((sensor->optics.defocus - (double)radius) * 16);
+    uint32_t *means = sensor->blurred, *sums = means + width;
+    uint8_t *out = (uint8_t *)(sums + width);
+    blur_downweb(scene, target, row, radius, rim, means);
+    blur_crossweb(means, width, radius, rim, sums, out);
     return out;
 }
 
 /* The level of each pixel on the 12 bit scale, to 8 or 12 bit. */
-static void expose_mono8(const uint8_t *restrict in, const uint16_t *restrict by, const int16_t *restrict noise,
-                         int32_t dark, int64_t count, uint8_t *restrict out)
+static void expose_mono8(const uint8_t *restrict in, const uint16_t *restrict by,
+                         const int16_t *restrict noise, int32_t dark, int64_t count,
+                         uint8_t *restrict out)
 {
     for (int64_t x = 0; x < count; x++) {
         int32_t level = (int32_t)(((uint32_t)in[x] * by[x]) >> 8) + dark + noise[x];
@@ -376,8 +391,9 @@ static void expose_mono8(const uint8_t *restrict in, const uint16_t *restrict by
     }
 }
 
-static void expose_mono12(const uint8_t *restrict in, const uint16_t *restrict by, const int16_t *restrict noise,
-                          int32_t dark, int64_t count, uint16_t *restrict out)
+static void expose_mono12(const uint8_t *restrict in, const uint16_t *restrict by,
+                          const int16_t *restrict noise, int32_t dark, int64_t count,
+                          uint16_t *restrict out)
 {
     for (int64_t x = 0; x < count; x++) {
         int32_t level = (int32_t)(((uint32_t)in[x] * by[x]) >> 8) + dark + noise[x];

@@ -52,8 +52,8 @@ typedef struct {
     bool is_neutral;
     int64_t width;
     uint16_t *coefficients; /* of each pixel, 4096 is 1 */
-    int16_t *noise; /* NOISE_VALUES and one scan line more */
-    uint32_t *blurred; /* scratch: two rows of sums, then one of pixels */
+    int16_t *noise;         /* NOISE_VALUES and one scan line more */
+    uint32_t *blurred;      /* scratch: two rows of sums, then one of pixels */
 } Sensor;
 
 /* Prepares for rows of `width` px. False if memory is short. */

@@ -17,13 +17,13 @@
 typedef struct {
     char magic[8];
     uint32_t version;
-    uint32_t width; /* pixels of a scan line, one byte each */
-    double pixel_pitch_mm; /* of a pixel on the belt, crossweb and downweb */
+    uint32_t width;             /* pixels of a scan line, one byte each */
+    double pixel_pitch_mm;      /* of a pixel on the belt, crossweb and downweb */
     double nominal_exposure_us; /* at which pixels have the source's levels */
     uint64_t period_rows;
     uint64_t belt_offset;
     uint64_t belt_rows;
-    uint64_t pictures_offset; /* of SourcePicture[picture_count] */
+    uint64_t pictures_offset;   /* of SourcePicture[picture_count] */
     uint64_t placements_offset; /* of SourcePlacement[placement_count], ascending, disjoint */
     uint32_t picture_count;
     uint32_t placement_count;

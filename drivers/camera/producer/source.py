@@ -80,24 +80,27 @@ def memory_source(source: Source) -> int:
     return descriptor
 
 
-def belt_source(settings: SimulatedCameraSettings, plates: int) -> int:
-    """The simulated camera's belt in memory, its first `plates` plates repeated without end.
+def simulated_belt(settings: SimulatedCameraSettings, plates: int) -> Source:
+    """The simulated camera's belt, its first `plates` plates repeated without end.
 
-    A camera that reads one scan line of it a scan line delivers the very pixels of
-    `SimulatedCamera`, and counts the same plates.
+    A camera that reads one row of it a scan line delivers the very pixels of `SimulatedCamera`, and
+    counts the same plates.
     """
     slots, bank = Slots(settings), render_bank(settings)
     laps = -(-plates // len(bank))
     order = [number for lap in range(laps) for number in shuffled(settings, lap)][:plates]
-    return memory_source(
-        Source(
-            belt=render_empty_belt(settings),
-            pictures=[plate.pixels for plate in bank],
-            placements=[(slots.start(k + 1), number) for k, number in enumerate(order)],
-            period_rows=plates * slots.period,
-            pixel_pitch_mm=settings.pixel_pitch_mm,
-        )
+    return Source(
+        belt=render_empty_belt(settings),
+        pictures=[plate.pixels for plate in bank],
+        placements=[(slots.start(k + 1), number) for k, number in enumerate(order)],
+        period_rows=plates * slots.period,
+        pixel_pitch_mm=settings.pixel_pitch_mm,
     )
+
+
+def belt_source(settings: SimulatedCameraSettings, plates: int) -> int:
+    """`simulated_belt` in memory; the caller closes the descriptor."""
+    return memory_source(simulated_belt(settings, plates))
 
 
 def strip_source(pixels: Pixels, pixel_pitch_mm: float) -> int:

@@ -112,7 +112,7 @@ GC_ERROR stream_queue(Stream *stream, Buffer *buffer)
     pthread_mutex_lock(&stream->lock);
     bool is_free = buffer->place == WITH_CONSUMER;
     if (is_free) {
-        buffer->size_filled = 0;
+        buffer->frame.bytes = 0;
         append(&stream->input, buffer, IN_INPUT);
     }
     pthread_mutex_unlock(&stream->lock);
@@ -122,6 +122,10 @@ GC_ERROR stream_queue(Stream *stream, Buffer *buffer)
 GC_ERROR stream_revoke(Stream *stream, Buffer *buffer)
 {
     pthread_mutex_lock(&stream->lock);
+    if (buffer->place == FILLING) {
+        pthread_mutex_unlock(&stream->lock);
+        return GC_ERR_BUSY;
+    }
     if (buffer->place == IN_INPUT)
         drop(&stream->input, buffer);
     else if (buffer->place == IN_OUTPUT)
@@ -162,7 +166,6 @@ GC_ERROR stream_flush(Stream *stream, ACQ_QUEUE_TYPE how)
     pthread_mutex_unlock(&stream->lock);
     return result;
 }
-
 
 Buffer *stream_take(Stream *stream)
 {

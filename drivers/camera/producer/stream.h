@@ -10,6 +10,15 @@
 
 typedef enum { WITH_CONSUMER, IN_INPUT, FILLING, IN_OUTPUT } Place;
 
+/* What a consumer may ask of the frame in a buffer. */
+typedef struct {
+    bool is_incomplete;
+    uint64_t id, timestamp_ns, pixel_format;
+    size_t width, height, offset_x, rows, bytes;
+    size_t chunk_count;
+    SINGLE_CHUNK_DATA chunks[MOST_SELECTED];
+} FrameInfo;
+
 typedef struct Buffer {
     struct Buffer *next; /* in its queue */
     struct Buffer *next_announced;
@@ -18,12 +27,8 @@ typedef struct Buffer {
     size_t size;
     void *user_pointer;
     bool is_owned; /* allocated here */
-    /* of the frame in it */
-    bool is_new, is_incomplete;
-    uint64_t frame_id, timestamp_ns, pixel_format;
-    size_t width, height, offset_x, rows, size_filled, chunk_bytes;
-    size_t chunk_count;
-    SINGLE_CHUNK_DATA chunks[MOST_SELECTED];
+    bool is_new;
+    FrameInfo frame;
 } Buffer;
 
 typedef struct {
@@ -47,6 +52,7 @@ void stream_destroy(Stream *stream);
 Buffer *stream_announce(Stream *stream, void *base, size_t size, void *user_pointer);
 bool stream_has(Stream *stream, const void *buffer);
 GC_ERROR stream_queue(Stream *stream, Buffer *buffer);
+/* GC_ERR_BUSY while the buffer is being filled. */
 GC_ERROR stream_revoke(Stream *stream, Buffer *buffer);
 GC_ERROR stream_flush(Stream *stream, ACQ_QUEUE_TYPE how);
 

@@ -33,6 +33,8 @@ from station.strip import (
 
 _REOPEN_PAUSE_S = 0.5
 _HANG_LIMIT_S = 1.5
+_START_LIMIT_S = 10.0
+"""A camera makes its buffers when it begins: hundreds of MB for some."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,8 @@ class Feed:
         self._work: PlateWork | None = None
         self._last_frame_id: int | None = None
         self._heard_at = self._last_frame_at = time.monotonic()
+        self._silence_limit_s = _START_LIMIT_S
+        """Once it has been heard, a tick comes every 250 ms."""
         self._is_stopping = threading.Event()
         self._draw = random.Random()
         self._thread = threading.Thread(target=self._run, name="acquire", daemon=True)
@@ -161,6 +165,7 @@ class Feed:
     def _begin(self) -> None:
         assert self._camera is not None
         self._heard_at = self._last_frame_at = time.monotonic()
+        self._silence_limit_s = _START_LIMIT_S
         try:
             self._camera.start()
         except CameraGone as error:
@@ -184,7 +189,7 @@ class Feed:
             if item is None:
                 self._check_liveness()
                 continue
-            self._heard_at = time.monotonic()
+            self._heard_at, self._silence_limit_s = time.monotonic(), _HANG_LIMIT_S
             if isinstance(item, Tick):
                 self._inspector.tick(item)
             else:
@@ -303,8 +308,9 @@ class Feed:
 
     def _check_liveness(self) -> None:
         """A camera process ticks also while no plate comes; one that does not hangs."""
-        if time.monotonic() - self._heard_at > _HANG_LIMIT_S:
-            self._lose_camera(f"the camera process hangs: nothing for {_HANG_LIMIT_S:g} s")
+        limit_s = self._silence_limit_s
+        if time.monotonic() - self._heard_at > limit_s:
+            self._lose_camera(f"the camera process hangs: nothing for {limit_s:g} s")
 
     def _lose_camera(self, problem: str) -> None:
         assert self._camera is not None

@@ -44,9 +44,9 @@ int main(int count, char **words)
     if (!g_file_get_contents(words[1], &bytes, &strip.bytes, NULL) || !strip.bytes)
         return refuse("the strip cannot be read");
     strip.scan_lines = bytes;
-    ArvGvFakeCamera *gige = g_object_new(ARV_TYPE_GV_FAKE_CAMERA, "interface-name", "127.0.0.1",
-                                         "serial-number", words[2], "gvsp-lost-ratio",
-                                         atof(words[3]), NULL);
+    ArvGvFakeCamera *gige =
+        g_object_new(ARV_TYPE_GV_FAKE_CAMERA, "interface-name", "127.0.0.1", "serial-number",
+                     words[2], "gvsp-lost-ratio", atof(words[3]), NULL);
     if (!arv_gv_fake_camera_is_running(gige))
         return refuse("port 3956 of 127.0.0.1 is taken");
     strip.camera = arv_gv_fake_camera_get_fake_camera(gige);

@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-from drivers.camera.producer.build import build_producer
+from drivers.camera.producer import build
 from drivers.errors import DriverMissing
 
 Json = dict[str, Any]
@@ -34,6 +34,7 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "vqi-te
 GIGE_SERIAL = "GV01"
 WIDTH, HEIGHT = 512, 64
 """Frames small enough that a burst of one fits in a UDP socket's default buffer."""
+GENTL_HEADER = Path(build.__file__).with_name("gentl.h")
 _TLSIMU_WHEEL = "genicam==1.5.0"
 _VMBPY_WHEEL = "vmbpy==1.2.3"
 _GVCP = ("127.0.0.1", 3956)
@@ -41,6 +42,7 @@ _DISCOVERY = bytes.fromhex("42 11 0002 0000 0001")
 _ARAVIS_FLAGS = (
     *("-std=c11", "-O2", "-Wall", "-Wextra", "-Wpedantic", "-Werror"),
     *("-isystem", "/usr/include/aravis-0.8"),
+    *("-iquote", str(GENTL_HEADER.parent)),
 )
 _SHARED = ("-fPIC", "-shared", "-fvisibility=hidden", "-Wl,-z,nodelete")
 
@@ -122,7 +124,7 @@ def _unpacked(name: str, folder: Path) -> Path:
 @cache
 def own() -> str:
     try:
-        return str(build_producer(CACHE / "own"))
+        return str(build.build_producer(CACHE / "own"))
     except DriverMissing as error:
         pytest.skip(f"our own producer: {error}")
 
@@ -152,7 +154,8 @@ def _build(source: str, target: str, flags: tuple[str, ...] = ()) -> Path:
     if missing or not Path("/usr/include/aravis-0.8/arv.h").is_file():
         pytest.skip(f"{target}: apt-get install gcc pkg-config libaravis-dev")
     file = Path(__file__).parent / source
-    built = CACHE / hashlib.sha256(file.read_bytes() + repr(flags).encode()).hexdigest()[:16]
+    text = file.read_bytes() + GENTL_HEADER.read_bytes() + repr(flags).encode()
+    built = CACHE / hashlib.sha256(text).hexdigest()[:16]
     if not (built / target).is_file():
         built.mkdir(parents=True, exist_ok=True)
         libraries = [*_pkg_config("--cflags"), "-laravis-0.8", *_pkg_config("--libs")]

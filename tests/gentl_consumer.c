@@ -2,7 +2,8 @@
  *
  *     gentl_consumer FILE.cti SERIAL FRAMES CYCLES [FEATURE=VALUE ...]
  *
- * Each cycle lists the devices, opens one, reads its description, sets features, streams, closes.
+ * Each cycle lists the devices, opens one, reads its description, sets features, streams, closes;
+ * every other one without stopping first.
  * Prints one line a cycle: frames, incomplete ones, lost ones, and the memory held afterwards.
  */
 #include <dlfcn.h>
@@ -17,13 +18,13 @@ typedef int32_t Error;
 static void *library;
 
 /* A function of the producer, by name; its arguments are the standard's. */
-#define CALL(name, types, ...)                                                   \
-    do {                                                                         \
-        Error (*function) types;                                                 \
-        *(void **)&function = dlsym(library, #name);                             \
-        Error code = function ? function(__VA_ARGS__) : -1;                      \
-        if (code)                                                                \
-            complain(#name, code);                                               \
+#define CALL(name, types, ...)                                                                     \
+    do {                                                                                           \
+        Error(*function) types;                                                                    \
+        *(void **)&function = dlsym(library, #name);                                               \
+        Error code = function ? function(__VA_ARGS__) : -1;                                        \
+        if (code)                                                                                  \
+            complain(#name, code);                                                                 \
     } while (0)
 
 static void complain(const char *name, Error code)
@@ -125,7 +126,8 @@ static void stream_frames(Handle stream, Handle event, uint64_t frames)
            (unsigned long long)incomplete, (unsigned long long)lost, (unsigned long long)sum);
 }
 
-static void acquire(Handle port, Handle stream, const char *xml, uint64_t frames)
+/* A rude consumer takes its buffers away while frames are made, and closes without a word. */
+static void acquire(Handle port, Handle stream, const char *xml, uint64_t frames, int is_rude)
 {
     enum { BUFFERS = 8, NEW_BUFFER = 1, ALL_DISCARD = 4 };
     Handle event, buffers[BUFFERS];
@@ -141,25 +143,31 @@ static void acquire(Handle port, Handle stream, const char *xml, uint64_t frames
     CALL(DSStartAcquisition, (Handle, int32_t, uint64_t), stream, 0, UINT64_MAX);
     set(port, xml, "AcquisitionStart", "1");
     stream_frames(stream, event, frames);
-    set(port, xml, "AcquisitionStop", "1");
-    set(port, xml, "TLParamsLocked", "0");
-    CALL(DSStopAcquisition, (Handle, int32_t), stream, 0);
-    CALL(DSFlushQueue, (Handle, int32_t), stream, ALL_DISCARD);
+    if (!is_rude) {
+        set(port, xml, "AcquisitionStop", "1");
+        set(port, xml, "TLParamsLocked", "0");
+        CALL(DSStopAcquisition, (Handle, int32_t), stream, 0);
+        CALL(DSFlushQueue, (Handle, int32_t), stream, ALL_DISCARD);
+    }
     for (int i = 0; i < BUFFERS; i++) {
         void *memory, *private;
-        CALL(DSRevokeBuffer, (Handle, Handle, void **, void **), stream, buffers[i], &memory, &private);
+        CALL(DSRevokeBuffer, (Handle, Handle, void **, void **), stream, buffers[i], &memory,
+             &private);
         free(private);
     }
-    CALL(GCUnregisterEvent, (Handle, int32_t), stream, NEW_BUFFER);
+    if (!is_rude)
+        CALL(GCUnregisterEvent, (Handle, int32_t), stream, NEW_BUFFER);
 }
 
-static void use_device(Handle interface, const char *serial, uint64_t frames, char **settings)
+static void use_device(Handle interface, const char *serial, uint64_t frames, char **settings,
+                       int is_rude)
 {
     enum { EXCLUSIVE = 4 };
     Handle device, port, stream;
     char id[128];
     size_t size = sizeof id;
-    CALL(IFOpenDevice, (Handle, const char *, int32_t, Handle *), interface, serial, EXCLUSIVE, &device);
+    CALL(IFOpenDevice, (Handle, const char *, int32_t, Handle *), interface, serial, EXCLUSIVE,
+         &device);
     CALL(DevGetPort, (Handle, Handle *), device, &port);
     char *xml = read_description(port);
     for (; *settings; settings++) {
@@ -170,13 +178,14 @@ static void use_device(Handle interface, const char *serial, uint64_t frames, ch
     }
     CALL(DevGetDataStreamID, (Handle, uint32_t, char *, size_t *), device, 0, id, &size);
     CALL(DevOpenDataStream, (Handle, const char *, Handle *), device, id, &stream);
-    acquire(port, stream, xml, frames);
-    CALL(DSClose, (Handle), stream);
+    acquire(port, stream, xml, frames, is_rude);
+    if (!is_rude)
+        CALL(DSClose, (Handle), stream);
     CALL(DevClose, (Handle), device);
     free(xml);
 }
 
-static void cycle(const char *serial, uint64_t frames, char **settings)
+static void cycle(const char *serial, uint64_t frames, char **settings, int is_rude)
 {
     Handle system, interface;
     uint32_t count = 0;
@@ -195,7 +204,7 @@ static void cycle(const char *serial, uint64_t frames, char **settings)
         CALL(IFGetDeviceID, (Handle, uint32_t, char *, size_t *), interface, i, id, &size);
     }
     printf("devices=%u ", count);
-    use_device(interface, serial, frames, settings);
+    use_device(interface, serial, frames, settings, is_rude);
     CALL(IFClose, (Handle), interface);
     CALL(TLClose, (Handle), system);
     CALL(GCCloseLib, (void));
@@ -219,7 +228,7 @@ int main(int count, char **arguments)
         return 2;
     }
     for (int left = atoi(arguments[4]); left > 0; left--) {
-        cycle(arguments[2], strtoull(arguments[3], NULL, 10), arguments + 5);
+        cycle(arguments[2], strtoull(arguments[3], NULL, 10), arguments + 5, left % 2);
         printf(" rss_kb=%ld\n", resident_kb());
     }
     dlclose(library);

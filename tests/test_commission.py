@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pty_recorder import PtyRecorder
-from station_rig import Rig, vqi
+from station_rig import Rig, start_vqi, vqi, wait_until
 
 from drivers.camera import open_camera
 from station.commission_record import (
@@ -27,8 +27,9 @@ from station.commission_record import (
 )
 from station.commissioned import sha256_hex
 from station.commissioning import Answers, Bench, Findings, NotDone, Step, StepFailed, run_step
+from station.commissioning_line import limit_samples, msa
 from station.commissioning_report import build_report, html
-from station.commissioning_steps import STEPS, limit_samples, msa
+from station.commissioning_steps import STEPS
 from station.config import load_configuration, load_recipe
 from station.product import load_product
 
@@ -271,6 +272,24 @@ def test_a_run_goes_on_where_it_was_and_a_torn_file_is_not_a_step(tmp_path: Path
     )
     with pytest.raises(RunFolderError, match="says it is camera"):
         folder.steps()
+
+
+def test_a_run_that_is_killed_in_a_step_keeps_the_steps_before(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, camera={"bank_plates": 1})
+    config = str(rig.write())
+    steps = rig.journal / "commissioning" / "fat" / "steps"
+    run = start_vqi("commission", "--config", config, "--yes", "--answer", "warm_up_minutes=10")
+    try:
+        wait_until((steps / "camera.json").exists, 60.0, "the first step")
+    finally:
+        run.kill()
+        run.wait()
+    folder = RunFolder(rig.journal / "commissioning", Run.FAT)
+    assert list(folder.steps()) == ["camera"]
+    before = folder.steps()["camera"]
+    row = commission(rig, "--step", "lamp")[0]
+    assert row["status"] == "passed", "nothing that the killed run held is in the way"
+    assert folder.steps()["camera"] == before
 
 
 def test_a_picture_that_changed_is_found(tmp_path: Path) -> None:

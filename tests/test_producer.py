@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import re
 import shutil
@@ -270,15 +271,39 @@ def test_the_command_builds_cameras_of_another_vendor(tmp_path: Path) -> None:
 # --- features -------------------------------------------------------------------------------------
 
 
-def test_every_feature_reads_and_explains_itself(producer: Path) -> None:
+NOT_AVAILABLE, READ_ONLY, READ_WRITE = 1, 3, 4
+"""EAccessMode of GenApi."""
+
+
+@pytest.mark.parametrize("is_streaming", [False, True])
+def test_every_feature_explains_itself_and_takes_its_value_back(
+    is_streaming: bool, producer: Path
+) -> None:
+    locked = {False: READ_WRITE, True: READ_ONLY}[is_streaming]
+    modes = {"RO": READ_ONLY, "RW": READ_WRITE, "LOCKED": locked}
     with opened(producer) as peer:
-        peer.set(ChunkModeActive=True)
-        for name in table_of_features():
-            node = peer.nodes.get_node(name)
-            assert node is not None, name
-            assert node.node.tooltip, name
-            if not name.startswith("Chunk") or name in ("ChunkModeActive", "ChunkSelector"):
-                _ = None if hasattr(node, "execute") else node.value
+        if is_streaming:
+            peer.start()
+        for row in feature_rows():
+            node = peer.nodes.get_node(row["name"])
+            is_chunk, is_command = row["kind"] == "CHUNK", row["kind"] == "COMMAND"
+            mode = NOT_AVAILABLE if is_chunk else modes[row["access"]]
+            assert (row["name"], node.get_access_mode()) == (row["name"], mode)
+            assert node.node.tooltip == row["tooltip"]
+            assert getattr(node, "unit", "") == row["unit"]
+            if mode == READ_WRITE and not is_command:
+                node.value = node.value
+            elif not is_chunk and not is_command:
+                assert node.value is not None
+
+
+def test_each_module_has_a_description(producer: Path) -> None:
+    with opened(producer) as peer:
+        acquirer = peer.acquirer
+        assert acquirer.system.node_map.TLID.value == "VQI line-scan simulator"
+        assert acquirer.interface.node_map.InterfaceID.value == "vqi-belt"
+        assert acquirer.device.node_map.DeviceID.value == SERIAL
+        assert acquirer.data_streams[0].node_map.StreamID.value == "vqi-stream"
 
 
 _ROW = re.compile(
@@ -1234,6 +1259,40 @@ def test_no_source_whatever_it_says_leads_outside_its_file(
     assert "Sanitizer" not in done.stderr
     assert "runtime error" not in done.stderr
     assert done.returncode == 0 or "SimSource" in done.stderr, done.stderr
+
+
+_VIMBA = """
+import json, sys
+import vmbpy
+system = vmbpy.VmbSystem.get_instance()
+system.set_path_configuration(*sys.argv[2:])
+with system, system.get_camera_by_id("VQI-LS-1") as camera:
+    features = {"Height": 64, "AcquisitionLineRate": 20_000.0, "SimBeltSpeed": 2_000.0}
+    for name, value in features.items():
+        camera.get_feature_by_name(name).set(value)
+    frames = [
+        (frame.get_height(), frame.get_status().name, list(frame.get_buffer())[:: 64 * 4096 // 8])
+        for frame in camera.get_frame_generator(limit=3, timeout_ms=5000)
+    ]
+    found = [camera.get_serial(), len(camera.get_all_features()), frames]
+with open(sys.argv[1], "w") as file:
+    json.dump(found, file)
+"""
+
+
+def test_vimba_x_streams_from_it(producer: Path, tmp_path: Path) -> None:
+    """A vendor's consumer that knows nothing of this producer; by default it loads its own only."""
+    pytest.importorskip("vmbpy", reason="no vmbpy: pip install vmbpy==1.2.3")
+    allowed = '<TlRule vendor-type="*" interface-type="*" rule="allow"/>'
+    settings = tmp_path / "VmbC.xml"
+    settings.write_text(f"<Settings><TlLoading>{allowed}</TlLoading></Settings>")
+    found = tmp_path / "found.json"
+    command = [sys.executable, "-c", _VIMBA, *map(str, (found, producer.parent, settings))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    serial, features, frames = json.loads(found.read_text())
+    assert (serial, features) == (SERIAL, len(feature_rows()))
+    assert frames == [[64, "Complete", [12] * 8]] * 3
 
 
 def test_open_and_close_are_flat_in_memory(producer: Path, tmp_path: Path) -> None:

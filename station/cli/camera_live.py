@@ -35,10 +35,10 @@ def live(
     """The picture as it comes, with profile, histogram, saturation, focus and counters."""
     settings = load_or_exit(config).value.camera
     strip = LiveStrip()
-    end = None if seconds is None else time.monotonic() + seconds
     try:
         with open_camera(settings) as camera, _shown(strip, camera.info.serial, is_json) as show:
             camera.start()
+            end = None if seconds is None else time.monotonic() + seconds
             due = 0.0
             for frame in frames_or_silence(camera, _SILENT_S):
                 strip.take(frame)

@@ -30,8 +30,9 @@ from station.commission_record import (
     StepResult,
 )
 from station.commissioning import Answers, Bench, Step, run_step
+from station.commissioning_line import DRY_RUN_PLATES
 from station.commissioning_report import REPORT_HTML, Report, build_report, write_report
-from station.commissioning_steps import DRY_RUN_PLATES, STEPS
+from station.commissioning_steps import STEPS
 from station.config import EX_CONFIG, Configuration, Loaded, Recipe
 from station.product import load_product, model_folder
 from station.signing import SigningError, sign_report, station_stopped, verify_signature

@@ -178,7 +178,7 @@ size_t camera_payload_bytes(Camera *camera)
 static double temperature(const Camera *camera, int64_t now)
 {
     double minutes = (double)(now - camera->opened_ns) / 60e9;
-    return 40 + fmin(60, REAL_OF(camera, SimTemperatureDrift) * minutes);
+    return 40 + fmax(-60, fmin(60, REAL_OF(camera, SimTemperatureDrift) * minutes));
 }
 
 static Optics optics(const Camera *camera, int64_t now)
@@ -203,10 +203,6 @@ static Optics optics(const Camera *camera, int64_t now)
 
 static void prepare_sensor(Camera *camera, int64_t now)
 {
-    bool is_warming =
-        REAL_OF(camera, SimTemperatureDrift) != 0 && REAL_OF(camera, SimDarkLevel) > 0;
-    if (camera->is_sensor_set && !is_warming)
-        return;
     Optics present = optics(camera, now);
     camera->is_sensor_set = sensor_set(&camera->sensor, &present, camera->scene.width);
 }
@@ -215,7 +211,8 @@ static void expose(Camera *camera, const ScanLine *line)
 {
     Frame *frame = &camera->frame;
     bool is_mono12 = INTEGER_OF(camera, PixelFormat) != PIXELFORMAT_MONO8;
-    prepare_sensor(camera, line->seen_ns);
+    if (!camera->is_sensor_set)
+        prepare_sensor(camera, line->seen_ns);
     if (camera->is_sensor_set)
         sensor_expose(&camera->sensor, &camera->scene, (Target)INTEGER_OF(camera, SimTarget),
                       whole_row(line->row), line->number, INTEGER_OF(camera, OffsetX),
@@ -293,6 +290,9 @@ static void begin_frame(Camera *camera, const ScanLine *line)
             return;
     }
     camera->is_framing = camera->is_in_step = true;
+    /* It warms slowly enough to look once a frame. */
+    if (REAL_OF(camera, SimTemperatureDrift) != 0)
+        camera->is_sensor_set = false;
     if (!is_first_of_number || !is_listed(camera, F_SimLostFrames, number))
         frame->buffer = stream_take(&camera->stream);
     if (frame->buffer && frame->buffer->size < camera_payload_bytes(camera)) {
@@ -600,7 +600,7 @@ static void start(Camera *camera, int64_t now)
     int64_t mode = INTEGER_OF(camera, AcquisitionMode);
     set_belt(camera, now);
     if (INTEGER_OF(camera, SimBeltEpoch) == 0)
-        camera->belt.row = 0;
+        camera->belt.row = camera->encoder_zero = camera->counter_zero = 0;
     number_lines(camera, now);
     camera->was_covered = scene_is_covered(
         &camera->scene, whole_row(barrier_row(camera, belt_row(&camera->belt, now) - 1)));

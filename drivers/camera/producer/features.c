@@ -197,28 +197,44 @@ static void put_categories(Page *page)
     put(page, "</Category>\n");
 }
 
+static void put_header(Page *page, const char *model)
+{
+    put(page, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
+    put(page, "<RegisterDescription ModelName=\"%s\" VendorName=\"%s\" ", model, VENDOR);
+    put(page, "ToolTip=\"Line-scan camera simulator\" StandardNameSpace=\"None\" "
+              "SchemaMajorVersion=\"1\" SchemaMinorVersion=\"1\" SchemaSubMinorVersion=\"0\" "
+              "MajorVersion=\"1\" MinorVersion=\"0\" SubMinorVersion=\"0\" "
+              "ProductGuid=\"6f1dbd2e-27d8-4d2b-8a55-5d1f1e6c7a01\" "
+              "VersionGuid=\"6f1dbd2e-27d8-4d2b-8a55-5d1f1e6c7a02\" "
+              "xmlns=\"http://www.genicam.org/GenApi/Version_1_1\" "
+              "xmlns:xsi=\"http://www.w3.org/2001/XMLSchema-instance\" "
+              "xsi:schemaLocation=\"http://www.genicam.org/GenApi/Version_1_1 "
+              "http://www.genicam.org/GenApi/GenApiSchema_Version_1_1.xsd\">\n");
+}
+
 const char *description(size_t *length)
 {
     static Page page;
     if (!page.text) {
-        put(&page, "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n");
-        put(&page, "<RegisterDescription ModelName=\"LineScanSimulator\" VendorName=\"%s\" ",
-            VENDOR);
-        put(&page, "ToolTip=\"Line-scan camera simulator\" StandardNameSpace=\"None\" "
-                   "SchemaMajorVersion=\"1\" SchemaMinorVersion=\"1\" SchemaSubMinorVersion=\"0\" "
-                   "MajorVersion=\"1\" MinorVersion=\"0\" SubMinorVersion=\"0\" ");
-        put(&page, "ProductGuid=\"6f1dbd2e-27d8-4d2b-8a55-5d1f1e6c7a01\" "
-                   "VersionGuid=\"6f1dbd2e-27d8-4d2b-8a55-5d1f1e6c7a02\" "
-                   "xmlns=\"http://www.genicam.org/GenApi/Version_1_1\" "
-                   "xmlns:xsi=\"http://www.w3.org/2001/XMLSchema-instance\" "
-                   "xsi:schemaLocation=\"http://www.genicam.org/GenApi/Version_1_1 "
-                   "http://www.genicam.org/GenApi/GenApiSchema_Version_1_1.xsd\">\n");
+        put_header(&page, "LineScanSimulator");
         put_categories(&page);
         for (FeatureId id = 0; id < FEATURE_COUNT; id++)
             (features[id].kind == TEXT ? put_text : put_valued)(&page, id);
         put(&page,
             "<Port Name=\"Device\" NameSpace=\"Standard\"></Port>\n</RegisterDescription>\n");
     }
+    *length = page.length;
+    return page.text;
+}
+
+char *describe_module(const char *feature, const char *id, const char *port, size_t *length)
+{
+    Page page = {0};
+    put_header(&page, port);
+    put(&page, "<Category Name=\"Root\"><pFeature>%s</pFeature></Category>\n", feature);
+    put(&page, "<String Name=\"%s\" NameSpace=\"Standard\"><ToolTip>Unique id.</ToolTip>", feature);
+    put(&page, "<ImposedAccessMode>RO</ImposedAccessMode><Value>%s</Value></String>\n", id);
+    put(&page, "<Port Name=\"%s\"></Port>\n</RegisterDescription>\n", port);
     *length = page.length;
     return page.text;
 }

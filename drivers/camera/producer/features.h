@@ -65,5 +65,7 @@ int feature_choice(const Feature *feature, int index, char name[64], int64_t *va
 
 /* The description file, made once; its length without the final zero. */
 const char *description(size_t *length);
+/* One for a module that has nothing but an id, for the caller to free. */
+char *describe_module(const char *feature, const char *id, const char *port, size_t *length);
 
 #endif

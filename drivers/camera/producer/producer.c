@@ -17,7 +17,7 @@
 #define TL_TYPE "Custom"
 #define INTERFACE_ID "vqi-belt"
 #define STREAM_ID "vqi-stream"
-#define FILE_NAME "vqi-linescan.xml"
+#define SYSTEM_ID VENDOR " line-scan simulator"
 
 typedef enum { DEVICE, PORT, STREAM, EVENT, PARTS } Part;
 
@@ -284,18 +284,25 @@ static GC_ERROR device_info(int index, DEVICE_INFO_CMD command, Reply reply)
 
 /* --- closing --- */
 
+/* No frame is begun from then on, and the one begun is dropped: its buffer is free. */
+static void end_grabbing(Camera *camera)
+{
+    pthread_mutex_lock(&camera->stream.lock);
+    camera->stream.is_grabbing = false;
+    pthread_mutex_unlock(&camera->stream.lock);
+    camera_release_buffer(camera);
+}
+
 static void close_stream(Device *device)
 {
+    Stream *stream = &device->camera->stream;
     if (!device->is_open[STREAM])
         return;
     device->is_open[STREAM] = device->is_open[EVENT] = 0;
-    stream_end_waiting(&device->camera->stream);
-    camera_release_buffer(device->camera);
-    pthread_mutex_lock(&device->camera->stream.lock);
-    device->camera->stream.is_grabbing = false;
-    pthread_mutex_unlock(&device->camera->stream.lock);
-    while (device->camera->stream.announced)
-        stream_revoke(&device->camera->stream, device->camera->stream.announced);
+    stream_end_waiting(stream);
+    end_grabbing(device->camera);
+    while (stream->announced)
+        stream_revoke(stream, stream->announced);
 }
 
 static void close_device(Device *device)
@@ -353,7 +360,7 @@ GC_API GCGetInfo(TL_INFO_CMD command, INFO_DATATYPE *type, void *buffer, size_t 
     Reply reply = {type, buffer, size};
     switch (command) {
     case TL_INFO_ID:
-    case TL_INFO_DISPLAYNAME: return answer_text(reply, VENDOR " line-scan simulator");
+    case TL_INFO_DISPLAYNAME: return answer_text(reply, SYSTEM_ID);
     case TL_INFO_VENDOR: return answer_text(reply, VENDOR);
     case TL_INFO_MODEL: return answer_text(reply, features[F_DeviceModelName].choices);
     case TL_INFO_VERSION: return answer_text(reply, PRODUCER_VERSION);
@@ -369,13 +376,65 @@ GC_API GCGetInfo(TL_INFO_CMD command, INFO_DATATYPE *type, void *buffer, size_t 
 
 /* --- ports --- */
 
-/* Of all modules only the remote device has registers. */
+typedef enum { SYSTEM, INTERFACE, LOCAL_DEVICE, DATA_STREAM, REMOTE_DEVICE, NO_MODULE } Module;
+
+static const struct {
+    const char *name, *port, *id_feature;
+} MODULES[NO_MODULE] = {
+    [SYSTEM] = {"TLSystem", "TLPort", "TLID"},
+    [INTERFACE] = {"TLInterface", "InterfacePort", "InterfaceID"},
+    [LOCAL_DEVICE] = {"TLDevice", "DevicePort", "DeviceID"},
+    [DATA_STREAM] = {"TLDataStream", "StreamPort", "StreamID"},
+    [REMOTE_DEVICE] = {"TLRemoteDevice", "Device", "DeviceSerialNumber"},
+};
+
+/* Which module a handle is of, and its id; NO_MODULE, and last_error is set. */
+static Module module_of(PORT_HANDLE port, const char **id)
+{
+    const Part parts[] = {PORT, DEVICE, STREAM};
+    const Module kinds[] = {REMOTE_DEVICE, LOCAL_DEVICE, DATA_STREAM};
+    for (int i = 0; i < 3; i++) {
+        Device *device = find(port, parts[i]);
+        *id = !device ? NULL : parts[i] == STREAM ? STREAM_ID : device->id;
+        if (device)
+            return kinds[i];
+    }
+    if (check_interface(port) == GC_ERR_SUCCESS) {
+        *id = INTERFACE_ID;
+        return INTERFACE;
+    }
+    *id = SYSTEM_ID;
+    return check_system(port) == GC_ERR_SUCCESS ? SYSTEM : NO_MODULE;
+}
+
+/* Of the modules that are not the remote device, only the description can be read. */
+static GC_ERROR read_module(Module module, const char *id, uint64_t address, void *buffer,
+                            size_t *size)
+{
+    size_t length;
+    char *text = describe_module(MODULES[module].id_feature, id, MODULES[module].port, &length);
+    uint64_t from = address - DESCRIPTION_ADDRESS;
+    bool is_there = address >= DESCRIPTION_ADDRESS && from < length;
+    if (is_there) {
+        *size = *size < length - from ? *size : length - from;
+        memcpy(buffer, text + from, *size);
+    }
+    free(text);
+    return is_there ? GC_ERR_SUCCESS
+                    : fail(GC_ERR_INVALID_ADDRESS, "%s has no registers", MODULES[module].name);
+}
+
 GC_API GCReadPort(PORT_HANDLE port, uint64_t address, void *buffer, size_t *size)
 {
-    FIND(device, port, PORT);
+    const char *id;
+    Module module = module_of(port, &id);
+    if (module == NO_MODULE)
+        return last_error;
     if (!buffer || !size)
         return fail(GC_ERR_INVALID_PARAMETER, "no place for what is read");
-    return camera_read(device->camera, address, buffer, size);
+    if (module != REMOTE_DEVICE)
+        return read_module(module, id, address, buffer, size);
+    return camera_read(find(port, PORT)->camera, address, buffer, size);
 }
 
 GC_API GCWritePort(PORT_HANDLE port, uint64_t address, const void *buffer, size_t *size)
@@ -414,60 +473,42 @@ GC_API GCWritePortStacked(PORT_HANDLE port, PORT_REGISTER_STACK_ENTRY *entries, 
     return access_each(port, entries, count, true);
 }
 
-static void description_url(char url[96])
+static size_t description_length(Module module, const char *id)
 {
     size_t length;
-    description(&length);
-    snprintf(url, 96, "Local:///" FILE_NAME ";%x;%zx?SchemaVersion=1.1.0", DESCRIPTION_ADDRESS,
-             length);
-}
-
-/* What a handle is of, in the standard's words; NULL, and last_error is set. */
-static const char *module_of(PORT_HANDLE port)
-{
-    return find(port, PORT)                          ? "TLRemoteDevice"
-           : find(port, STREAM)                      ? "TLDataStream"
-           : find(port, DEVICE)                      ? "TLDevice"
-           : check_interface(port) == GC_ERR_SUCCESS ? "TLInterface"
-           : check_system(port) == GC_ERR_SUCCESS    ? "TLSystem"
-                                                     : NULL;
-}
-
-/* The other modules have no description: an error, as consumers take an empty list for one. */
-static GC_ERROR check_described(PORT_HANDLE port)
-{
-    if (!module_of(port))
-        return last_error;
-    if (!find(port, PORT))
-        return fail(GC_ERR_NOT_AVAILABLE, "only the remote device has a description");
-    return GC_ERR_SUCCESS;
+    if (module == REMOTE_DEVICE)
+        description(&length);
+    else
+        free(describe_module(MODULES[module].id_feature, id, MODULES[module].port, &length));
+    return length;
 }
 
 GC_API GCGetNumPortURLs(PORT_HANDLE port, uint32_t *count)
 {
-    TRY(check_described(port));
-    return put_count(count, 1);
+    const char *id;
+    return module_of(port, &id) == NO_MODULE ? last_error : put_count(count, 1);
 }
 
 GC_API GCGetPortURL(PORT_HANDLE port, char *url, size_t *size)
 {
-    char text[96];
-    TRY(check_described(port));
-    description_url(text);
-    return answer_text((Reply){NULL, url, size}, text);
+    return GCGetPortURLInfo(port, 0, URL_INFO_URL, NULL, url, size);
 }
 
 GC_API GCGetPortURLInfo(PORT_HANDLE port, uint32_t index, URL_INFO_CMD command, INFO_DATATYPE *type,
                         void *buffer, size_t *size)
 {
     Reply reply = {type, buffer, size};
-    char url[96];
-    size_t length;
-    TRY(check_described(port));
+    char file[32], url[96];
+    const char *id;
+    Module module = module_of(port, &id);
+    if (module == NO_MODULE)
+        return last_error;
     if (index)
         return fail(GC_ERR_INVALID_INDEX, "there is one URL, not %u", index + 1);
-    description_url(url);
-    description(&length);
+    size_t length = description_length(module, id);
+    snprintf(file, sizeof file, "vqi-%s.xml", MODULES[module].name);
+    snprintf(url, sizeof url, "Local:///%s;%x;%zx?SchemaVersion=1.1.0", file, DESCRIPTION_ADDRESS,
+             length);
     switch (command) {
     case URL_INFO_URL: return answer_text(reply, url);
     case URL_INFO_SCHEMA_VER_MAJOR:
@@ -478,7 +519,7 @@ GC_API GCGetPortURLInfo(PORT_HANDLE port, uint32_t index, URL_INFO_CMD command, 
     case URL_INFO_FILE_REGISTER_ADDRESS: return answer_u64(reply, DESCRIPTION_ADDRESS);
     case URL_INFO_FILE_SIZE: return answer_u64(reply, length);
     case URL_INFO_SCHEME: return answer_i32(reply, URL_SCHEME_LOCAL);
-    case URL_INFO_FILENAME: return answer_text(reply, FILE_NAME);
+    case URL_INFO_FILENAME: return answer_text(reply, file);
     default: return no_such_info(command);
     }
 }
@@ -487,24 +528,24 @@ GC_API GCGetPortInfo(PORT_HANDLE port, PORT_INFO_CMD command, INFO_DATATYPE *typ
                      size_t *size)
 {
     Reply reply = {type, buffer, size};
-    const char *module = module_of(port);
-    if (!module)
+    const char *id;
+    Module module = module_of(port, &id);
+    if (module == NO_MODULE)
         return last_error;
-    Device *device = find(port, PORT);
     switch (command) {
-    case PORT_INFO_ID: return answer_text(reply, device ? device->id : module);
+    case PORT_INFO_ID: return answer_text(reply, id);
     case PORT_INFO_VENDOR: return answer_text(reply, VENDOR);
     case PORT_INFO_MODEL: return answer_text(reply, features[F_DeviceModelName].choices);
     case PORT_INFO_TLTYPE: return answer_text(reply, TL_TYPE);
-    case PORT_INFO_MODULE: return answer_text(reply, module);
-    case PORT_INFO_LITTLE_ENDIAN: return answer_bool(reply, true);
+    case PORT_INFO_MODULE: return answer_text(reply, MODULES[module].name);
+    case PORT_INFO_LITTLE_ENDIAN:
+    case PORT_INFO_ACCESS_READ: return answer_bool(reply, true);
     case PORT_INFO_BIG_ENDIAN:
-    case PORT_INFO_ACCESS_NA: return answer_bool(reply, false);
-    case PORT_INFO_ACCESS_READ:
-    case PORT_INFO_ACCESS_WRITE: return answer_bool(reply, device != NULL);
-    case PORT_INFO_ACCESS_NI: return answer_bool(reply, device == NULL);
+    case PORT_INFO_ACCESS_NA:
+    case PORT_INFO_ACCESS_NI: return answer_bool(reply, false);
+    case PORT_INFO_ACCESS_WRITE: return answer_bool(reply, module == REMOTE_DEVICE);
     case PORT_INFO_VERSION: return answer_text(reply, PRODUCER_VERSION);
-    case PORT_INFO_PORTNAME: return answer_text(reply, device ? "Device" : module);
+    case PORT_INFO_PORTNAME: return answer_text(reply, MODULES[module].port);
     default: return no_such_info(command);
     }
 }
@@ -899,13 +940,13 @@ GC_API DSRevokeBuffer(DS_HANDLE handle, BUFFER_HANDLE buffer, void **base, void 
         return last_error;
     FIND(device, handle, STREAM);
     Buffer *revoked = buffer;
-    if (revoked->place == FILLING)
-        camera_release_buffer(device->camera);
     if (base)
         *base = revoked->is_owned ? NULL : revoked->base;
     if (user_pointer)
         *user_pointer = revoked->user_pointer;
-    return stream_revoke(stream, revoked);
+    while (stream_revoke(stream, revoked) == GC_ERR_BUSY)
+        camera_release_buffer(device->camera);
+    return GC_ERR_SUCCESS;
 }
 
 GC_API DSQueueBuffer(DS_HANDLE handle, BUFFER_HANDLE buffer)
@@ -949,11 +990,7 @@ GC_API DSStopAcquisition(DS_HANDLE handle, ACQ_STOP_FLAGS flags)
 {
     (void)flags; /* a frame begun is discarded either way: its buffer must be free at once */
     FIND(device, handle, STREAM);
-    Stream *stream = &device->camera->stream;
-    pthread_mutex_lock(&stream->lock);
-    stream->is_grabbing = false;
-    pthread_mutex_unlock(&stream->lock);
-    camera_release_buffer(device->camera);
+    end_grabbing(device->camera);
     return GC_ERR_SUCCESS;
 }
 

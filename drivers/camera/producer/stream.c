@@ -122,6 +122,10 @@ GC_ERROR stream_queue(Stream *stream, Buffer *buffer)
 GC_ERROR stream_revoke(Stream *stream, Buffer *buffer)
 {
     pthread_mutex_lock(&stream->lock);
+    if (buffer->place == FILLING) {
+        pthread_mutex_unlock(&stream->lock);
+        return GC_ERR_BUSY;
+    }
     if (buffer->place == IN_INPUT)
         drop(&stream->input, buffer);
     else if (buffer->place == IN_OUTPUT)

@@ -52,6 +52,7 @@ void stream_destroy(Stream *stream);
 Buffer *stream_announce(Stream *stream, void *base, size_t size, void *user_pointer);
 bool stream_has(Stream *stream, const void *buffer);
 GC_ERROR stream_queue(Stream *stream, Buffer *buffer);
+/* GC_ERR_BUSY while the buffer is being filled. */
 GC_ERROR stream_revoke(Stream *stream, Buffer *buffer);
 GC_ERROR stream_flush(Stream *stream, ACQ_QUEUE_TYPE how);
 

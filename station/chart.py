@@ -63,8 +63,8 @@ def _axes(low: float, high: float, longest: int, x_label: str, y_label: str) -> 
     )
     return [
         frame,
-        _text(_LEFT - 4, _TOP + 10, f"{high:.4g}", "end"),
-        _text(_LEFT - 4, bottom, f"{low:.4g}", "end"),
+        _text(_LEFT - 4, _TOP + 10, f"{high:.6g}", "end"),
+        _text(_LEFT - 4, bottom, f"{low:.6g}", "end"),
         _text(_LEFT, bottom + 14, "0", "start"),
         _text(right, bottom + 14, str(longest - 1), "end"),
         _text((_LEFT + right) / 2, bottom + 26, x_label, "middle"),

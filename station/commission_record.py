@@ -12,7 +12,7 @@ import re
 from enum import StrEnum
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 STEPS_FOLDER = "steps"
 
@@ -85,6 +85,13 @@ class StepResult(Part):
     started_at: str
     finished_at: str
     basis: Basis
+
+    @model_validator(mode="after")
+    def _passes_by_its_checks(self) -> StepResult:
+        is_good = bool(self.checks) and all(check.is_ok for check in self.checks)
+        if self.status is Status.PASSED and not is_good:
+            raise ValueError("a step has passed only if it has checks and all are as expected")
+        return self
 
 
 class RunFolderError(Exception):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator
 
@@ -62,8 +61,6 @@ _MOST_WARM_UPS = 6
 """What has not become still in so many times the time asked for is not going to."""
 _MOST_RISE_PX = 4.0
 """10 to 90 % of an edge: the simulated plates' have 2 px in focus, 5 at a blur of radius 2 px."""
-_READING = "reading"
-"""The fact that keeps the zones for the next run to compare with."""
 
 
 # --- camera ---------------------------------------------------------------------------------------
@@ -225,35 +222,39 @@ def _line_rate_hz(taken: Capture) -> float | None:
 
 def focus(bench: Bench, found: Findings) -> None:
     """Edges are sharp in each zone of the scan line, and as sharp as they were at the FAT."""
-    lines = _plate_scan_lines(bench)
-    taken = bench.capture_target(found, "Belt", lines)
+    taken = bench.capture_target(found, "Belt", _plate_scan_lines(bench))
     reading = measure_focus(taken.pixels)
     for zone in reading.zones:
-        place = f"edges at px {zone.start_px}-{zone.end_px}"
-        if zone.score is None:
-            found.facts[place] = "no plate is seen there"
-            continue
-        rise = zone.rise_px
-        is_ok = rise is not None and rise <= _MOST_RISE_PX
-        found.check(f"{place}, 10-90 %", rise, f"<= {_MOST_RISE_PX:g} px", is_ok, "px")
-    seen = [zone for zone in reading.zones if zone.score is not None]
-    found.check("zones that show a plate", float(len(seen)), ">= 1", bool(seen))
-    found.facts[_READING] = json.dumps([dataclasses.asdict(zone) for zone in reading.zones])
-    _compare_focus(bench, found, reading)
+        found.facts[_sharpness(zone)] = "no plate" if zone.score is None else f"{zone.score:.6g}"
+        if zone.score is not None:
+            what = f"edges at px {zone.start_px}-{zone.end_px}, 10-90 %"
+            is_ok = zone.rise_px is not None and zone.rise_px <= _MOST_RISE_PX
+            found.check(what, zone.rise_px, f"<= {_MOST_RISE_PX:g} px", is_ok, "px")
+    seen = sum(zone.score is not None for zone in reading.zones)
+    found.check("zones that show a plate", float(seen), ">= 1", seen >= 1)
     found.show_pixels("plates", taken.pixels, "Plates as the focus was measured on")
+    _compare_focus(bench, found, reading)
+
+
+def _sharpness(zone: FocusZone) -> str:
+    """The fact that keeps a zone's score for the next run to compare with."""
+    return f"sharpness at px {zone.start_px}-{zone.end_px}"
 
 
 def _compare_focus(bench: Bench, found: Findings, reading: FocusReading) -> None:
     kept = bench.before.steps().get("focus") if bench.before else None
-    if kept is None or _READING not in kept.facts:
+    if kept is None:
         return
-    zones = tuple(FocusZone(**zone) for zone in json.loads(kept.facts[_READING]))
-    scores = [zone.score for zone in zones if zone.score is not None]
-    reference = FocusReading(zones, sum(scores) / len(scores) if scores else None, None)
-    if [z.end_px for z in zones] != [z.end_px for z in reading.zones]:
-        found.note("the FAT had another width: sharpness is not compared")
+    texts = [kept.facts.get(_sharpness(zone)) for zone in reading.zones]
+    if None in texts or kept.basis.recipe_sha256 != bench.basis.recipe_sha256:
+        found.note("the FAT had another width or recipe: its sharpness says nothing here")
         return
-    verdict = judge_focus(reading, reference)
+    scores = [None if text == "no plate" else float(text or "nan") for text in texts]
+    zones = tuple(
+        dataclasses.replace(zone, score=score, rise_px=None)
+        for zone, score in zip(reading.zones, scores, strict=True)
+    )
+    verdict = judge_focus(reading, FocusReading(zones, score=None, tilt=None))
     words = "; ".join(verdict.problems) or f"{verdict.worst_share:.0%} in the worst zone"
     found.check("sharpness, of the FAT's", words, "not softer", verdict.is_ok)
 

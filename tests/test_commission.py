@@ -274,6 +274,20 @@ def test_a_run_goes_on_where_it_was_and_a_torn_file_is_not_a_step(tmp_path: Path
         folder.steps()
 
 
+@pytest.mark.parametrize("changes", [{"checks": ()}, {"measured": None, "is_ok": False}])
+def test_a_step_that_was_edited_to_have_passed_is_no_step(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    folder = RunFolder(tmp_path, Run.FAT)
+    folder.write_step(a_step("camera"))
+    path = folder.path / "steps" / "camera.json"
+    row = json.loads(path.read_text())
+    row.update(changes) if "checks" in changes else row["checks"][0].update(changes)
+    path.write_text(json.dumps(row))
+    with pytest.raises(RunFolderError, match="no finished step"):
+        folder.steps()
+
+
 def test_a_run_that_is_killed_in_a_step_keeps_the_steps_before(tmp_path: Path) -> None:
     rig = Rig(tmp_path, camera={"bank_plates": 1})
     config = str(rig.write())
@@ -473,3 +487,4 @@ def test_without_a_place_for_the_file_nothing_is_signed(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "no [commissioning] file" in done.stderr
     assert vqi("commission", "--config", config, "--step", "none").returncode == 2
+    assert vqi("commission", "sign", "--config", config, "--who", " ").returncode == 2

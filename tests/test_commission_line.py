@@ -153,6 +153,21 @@ def test_what_is_wrong_is_found_by_its_step(
         assert words in (steps / f"{step}.json").read_text()
 
 
+def test_the_second_run_finds_what_became_softer_since_the_first(line: Line) -> None:
+    assert line.commission("--step", "focus")["focus"]["status"] == "passed"
+    for defocus, is_found in ((0.0, False), (1.0, True)):
+        options = ("--run", "sat", "--step", "focus")
+        row = line.commission(*options, SimDefocus=defocus)["focus"]
+        assert ("sharpness, of the FAT's" in wrong(row)) == is_found
+
+
+def test_what_the_camera_rounded_is_said(line: Line) -> None:
+    row = line.commission("--step", "camera", ExposureTime=10.04)["camera"]
+    assert row["status"] == "passed"
+    kept = (line.rig.journal / "commissioning" / "fat" / "steps" / "camera.json").read_text()
+    assert "ExposureTime: the camera rounded 10.04 to 10.0" in kept
+
+
 def test_a_camera_that_is_not_there_is_not_done(line: Line) -> None:
     serial = line.rig.camera["serial"]
     try:

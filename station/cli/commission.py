@@ -97,6 +97,8 @@ def sign_(
     is_json: JsonOption = False,
 ) -> None:
     """Sign a run whose every step has passed: its camera's plates become production."""
+    if not who.strip():
+        raise typer.BadParameter("a name is wanted", param_hint="--who")
     loaded = load_or_exit(config)
     with exit_on_config_error(), _errors():
         recipe = load_product(loaded)

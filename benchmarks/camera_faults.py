@@ -219,9 +219,10 @@ def is_fault(window: list[Json]) -> bool:
 
 
 def said(event: Json) -> list[str]:
-    """What an event says for the log, without its numbers."""
+    """What an event says for the log, without its folders and numbers."""
     if "problem" in event:
-        text = re.sub(r"\d+", "N", event["problem"]["text"].splitlines()[0])
+        text = re.sub(r"/\S+/", "", event["problem"]["text"].splitlines()[0])
+        text = re.sub(r"\d+", "N", text)
         return [f"{event['problem']['part']}: {text}"]
     return [f"station {event['state']}"] if "state" in event else []
 

@@ -33,6 +33,8 @@ _BAR_PX = 40
 class LiveFigures:
     """What the last scan lines say."""
 
+    is_silent: bool
+    """No frame came for a while."""
     frames: int
     lost_frames: int
     incomplete_frames: int
@@ -53,13 +55,17 @@ class LiveStrip:
         self._stamps: deque[tuple[int, int]] = deque(maxlen=64)
         self._scan_lines = 0
         self._last_id: int | None = None
-        self._frames = self._lost = self._incomplete = 0
+        self.frames = self._lost = self._incomplete = 0
+        self._is_silent = False
 
-    def take(self, frame: Frame) -> None:
-        """Count a frame and keep a copy of its pixels."""
+    def take(self, frame: Frame | None) -> None:
+        """Count a frame and keep a copy of its pixels; None: none came for a while."""
+        self._is_silent = frame is None
+        if frame is None:
+            return
         lost = 0 if self._last_id is None else max(0, frame.frame_id - self._last_id - 1)
         self._last_id = frame.frame_id
-        self._frames += 1
+        self.frames += 1
         self._lost += lost
         self._incomplete += frame.is_incomplete
         # What was lost passed too.
@@ -83,7 +89,8 @@ class LiveStrip:
         pixels = self.pixels
         reading = measure_focus(pixels) if pixels.size else None
         return LiveFigures(
-            frames=self._frames,
+            is_silent=self._is_silent,
+            frames=self.frames,
             lost_frames=self._lost,
             incomplete_frames=self._incomplete,
             line_rate_hz=self._rate_hz(),
@@ -105,7 +112,7 @@ def live_panel(strip: LiveStrip, title: str) -> RenderableType:
     """Picture, profile, histogram and figures."""
     pixels, figures = strip.pixels, strip.figures()
     if not pixels.size:
-        return Panel(Text("no whole frame yet"), title=title)
+        return Panel(Text(f"no whole frame yet\n{live_line(figures)}"), title=title)
     side = Table.grid(padding=(0, 1))
     side.add_row(half_blocks(pixels, _COLUMNS, _ROWS), Text("\n".join(histogram(pixels))))
     parts: list[RenderableType] = [
@@ -118,11 +125,15 @@ def live_panel(strip: LiveStrip, title: str) -> RenderableType:
 
 def live_line(figures: LiveFigures) -> str:
     """The figures as one line of text."""
-    rate = "?" if figures.line_rate_hz is None else f"{figures.line_rate_hz:.0f}"
+    rate = "? scan lines/s"
+    if figures.line_rate_hz is not None:
+        rate = f"{figures.line_rate_hz:.0f} scan lines/s"
+    if figures.is_silent:
+        rate = "no frames come; is the camera triggered?"
     focus = "none" if figures.focus is None else f"{figures.focus:.5f}"
     tilt = "" if figures.tilt is None else f" tilt {figures.tilt:+.0%}"
     return (
-        f"{rate} scan lines/s  frames {figures.frames} lost {figures.lost_frames} incomplete "
+        f"{rate}  frames {figures.frames} lost {figures.lost_frames} incomplete "
         f"{figures.incomplete_frames}  mean {figures.mean:.0f} saturated "
         f"{figures.saturated_share:.2%} unlit {figures.unlit_share:.2%}  focus {focus}{tilt}"
     )

@@ -66,6 +66,12 @@ class PlateRecipe(Settings):
     max_unlit_share: Number = Field(
         0.02, gt=0, le=1, description="Share of pixels at level 0 or 255 that a plate may have."
     )
+    max_streak_share: Number = Field(
+        0.25,
+        gt=0,
+        le=1,
+        description="A streak along the whole plate that is darker or brighter by more hides it.",
+    )
     belt_stop_timeout_s: Number = Field(
         3.0, gt=0, le=3600, description="No scan line for this long inside a plate: UNDECIDED."
     )

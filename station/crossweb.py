@@ -26,6 +26,11 @@ _FULL_WIDTH = 0.97
 _BACKGROUND_MM = 40.0
 """What is narrower than half of this stands out from the background."""
 _BLOCK_MM = 2.0
+_STREAK_MM = 2.0
+_SECTIONS = 4
+"""A streak is seen in each of so many parts of the plate's length; a defect ends somewhere."""
+_EVERY = 7
+"""Scan lines looked at for streaks: no dots repeat in this step."""
 _WAVES = 8
 _LONGEST_WAVE_PX = 30
 _NEAR_BINS = 24
@@ -76,6 +81,44 @@ def _full_lines(plate: Plate) -> slice | None:
         return None
     lines = slice(int(full[0]), int(full[-1]) + 1)
     return lines if (left[lines] != OUTSIDE).all() else None
+
+
+def streak_share(plate: Plate, pixel_pitch_mm: float) -> float:
+    """The strongest change of brightness, relative, of a streak at least `_STREAK_MM` wide that
+    runs the plate's whole length; 0 where too little is seen.
+
+    Below a streak of dirt, or a glare, nobody sees the plate: a network that learned defects, which
+    end somewhere, may call it good.
+    """
+    lines = _full_lines(plate)
+    if plate.pixels is None or lines is None:
+        return 0.0
+    left, right = (side[lines] for side in plate.region)
+    block = max(1, round(_STREAK_MM / 2 / pixel_pitch_mm))
+    count = (int(right.min()) - int(left.max())) // block
+    if count * block < LEAST_PX or lines.stop - lines.start < _SECTIONS * _EVERY:
+        return 0.0
+    first = int(left.max())
+    seen = plate.pixels[lines.start : lines.stop : _EVERY, first : first + count * block]
+    found = [_block_deviations(part, block, pixel_pitch_mm) for part in _sections(seen)]
+    dark, bright = np.max(found, axis=0), np.min(found, axis=0)
+    return float(max(-np.expm1(dark.min()), np.expm1(bright.max()), 0.0))
+
+
+def _sections(seen: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
+    return [np.ascontiguousarray(part) for part in np.array_split(seen, _SECTIONS)]
+
+
+def _block_deviations(part: NDArray[np.uint8], block: int, pixel_pitch_mm: float) -> Floats:
+    """Logarithm of each block's level over the running median of those around it."""
+    means = cv2.reduce(part, 0, cv2.REDUCE_AVG, dtype=cv2.CV_32F)[0]
+    logs = np.log(np.maximum(means.reshape(-1, block).mean(axis=1), 0.5)).astype(np.float64)
+    reach = min(round(_BACKGROUND_MM / pixel_pitch_mm / block), len(logs) - 1) // 2
+    padded = np.pad(logs, reach, mode="reflect")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
+    middles = np.sort(windows, axis=1)[:, reach]
+    deviating: Floats = logs - middles
+    return deviating
 
 
 def deviations(levels: Floats, pixel_pitch_mm: float) -> Floats:

@@ -113,11 +113,13 @@ def _size_changes(body: ResultBody, geometry: Geometry) -> tuple[float | None, f
     return (length, width) if abs(length) < _ODD else (None, None)
 
 
-def reference_key(recipe_id: str, camera: CameraInfo) -> str:
-    """What a reference of the light holds for: another recipe, camera or exposure has its own."""
+def reference_key(recipe_id: str, camera: CameraInfo, flat_field_id: str | None = None) -> str:
+    """What a reference of the light holds for: another recipe, camera, exposure or flat field has
+    its own."""
     features = sorted(camera.features.items())
     lit = [f"{name}={value}" for name, value in features if name.startswith(_LIT_FEATURES)]
-    return " ".join((recipe_id, camera.serial, *lit))
+    flattened = () if flat_field_id is None else (flat_field_id,)
+    return " ".join((recipe_id, camera.serial, *flattened, *lit))
 
 
 @dataclass(frozen=True, slots=True)

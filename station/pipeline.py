@@ -339,7 +339,8 @@ class Station:
     def _make_health(self, hello: Json) -> Health:
         """With what the log knows: a restart forgets neither dirt nor how bright the light was."""
         context, recipe = self._context, self._recipe.value
-        key = reference_key(recipe.id, context.camera)
+        flat_field = context.flat_field
+        key = reference_key(recipe.id, context.camera, flat_field.id if flat_field else None)
         known = [ReferenceBody.model_validate(body) for body in hello["references"]]
         return Health(
             recipe,

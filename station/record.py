@@ -61,6 +61,8 @@ class Reason(StrEnum):
     INTERRUPTED = "interrupted"
     """The station died with the plate on the belt."""
     UNLIT = "unlit"
+    OBSCURED = "obscured"
+    """A streak along the whole plate hides what lies below it."""
     """Too dark or saturated to be judged."""
     STUCK = "stuck"
     """The camera repeated the same pixels."""

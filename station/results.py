@@ -12,6 +12,7 @@ import numpy as np
 from drivers.camera import CameraInfo
 from models.classifier import Classifier
 from station.config import Configuration, Loaded, PlateRecipe, Recipe
+from station.crossweb import streak_share
 from station.flat_field import FlatField
 from station.inspection import PlateWork
 from station.record import (
@@ -101,6 +102,8 @@ def judge(
             threshold=threshold,
             unlit_share=work.unlit_share,
             max_unlit_share=plate_recipe.max_unlit_share,
+            streak_share=streak_share(work.plate, geometry.pixel_pitch_mm),
+            max_streak_share=plate_recipe.max_streak_share,
             is_self_tested=is_self_tested,
             is_late=is_late,
         )

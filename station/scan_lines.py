@@ -21,22 +21,31 @@ _BROKEN_SHARE = 3
 """So many times the frames wanted are looked at for whole ones."""
 
 
-def frames(camera: Camera, timeout_s: float = _SILENT_S) -> Iterator[Frame]:
-    """Frames as they come, whole or not; each valid until the next is asked for. Ends with the
-    source. Raises `DeviceTimeout` in silence, `DeviceRefused` for another pixel format."""
+def frames_or_silence(camera: Camera, timeout_s: float) -> Iterator[Frame | None]:
+    """Frames as they come, whole or not, None each time that none comes within `timeout_s`.
+
+    A frame is valid until the next is asked for. Ends with the source. Raises `DeviceRefused` for
+    another pixel format.
+    """
     into = np.empty(camera.info.max_frame_bytes, np.uint8)
     while True:
         try:
             frame = camera.grab(into, timeout_s)
         except EndOfSource:
             return
+        if frame is not None and frame.pixel_format != MONO8:
+            raise DeviceRefused(
+                f"the camera delivers {frame.pixel_format}; set PixelFormat = {MONO8!r}"
+            )
+        yield frame
+
+
+def frames(camera: Camera, timeout_s: float = _SILENT_S) -> Iterator[Frame]:
+    """The same, where silence is an error. Raises `DeviceTimeout`, `DeviceRefused`."""
+    for frame in frames_or_silence(camera, timeout_s):
         if frame is None:
             raise DeviceTimeout(
                 f"the camera delivers no frames within {timeout_s:g} s; is it triggered?"
-            )
-        if frame.pixel_format != MONO8:
-            raise DeviceRefused(
-                f"the camera delivers {frame.pixel_format}; set PixelFormat = {MONO8!r}"
             )
         yield frame
 

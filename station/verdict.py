@@ -42,6 +42,9 @@ class Evidence:
     unlit_share: float
     """Share of the region's pixels at level 0 or 255."""
     max_unlit_share: float
+    streak_share: float
+    """Strongest change of brightness of a streak along the whole plate, relative."""
+    max_streak_share: float
     is_self_tested: bool
     """The active model is hash-verified and reproduced its golden scores."""
     is_late: bool = False
@@ -70,6 +73,8 @@ def decide(evidence: Evidence) -> tuple[Verdict, Reason | None]:
         return Verdict.UNDECIDED, Reason.UNCOVERED
     if any(is_failing(tile.score, evidence.threshold) for tile in evidence.scores):
         return Verdict.FAIL, None
+    if not evidence.streak_share <= evidence.max_streak_share:
+        return Verdict.UNDECIDED, Reason.OBSCURED
     if evidence.is_late:
         return Verdict.UNDECIDED, Reason.DEADLINE
     return Verdict.PASS, None

@@ -21,6 +21,14 @@ from drivers.camera import CameraInfo
 
 SENSOR = Sensor(768, vignetting=0.2, non_uniformity=0.03, dark_level=4.0, seed=5)
 
+ENCODER = {
+    "SimEncoderResolution": 100.0,
+    "EncoderResolution": 10.0,
+    "TriggerSource_LineStart": "Encoder0",
+    "TriggerMode_LineStart": "On",
+    "ExposureTime": 20.0,
+}
+
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Rig:
@@ -111,6 +119,16 @@ def test_live_without_a_terminal_is_text(rig: Rig) -> None:
     assert done.returncode == 0, done.stderr
     assert "frames 20 lost 0 incomplete 0" in done.stdout.splitlines()[-1]
     assert "\x1b" not in done.stdout
+
+
+def test_live_waits_for_a_belt_that_stands_still(simulator: Rig) -> None:
+    config = with_features(simulator, **ENCODER, EncoderDivider=10, SimBeltDirection="Stopped")
+    rows = rows_of("live", "--config", config, "--seconds", "1.5")
+    assert rows[-1]["is_silent"]
+    assert rows[-1]["frames"] == 0
+    done = vqi("camera", "snap", "--config", config)
+    assert done.returncode == 1
+    assert "no frames within 2 s; is it triggered?" in done.stderr
 
 
 def test_live_at_a_terminal_draws_the_picture(rig: Rig) -> None:
@@ -239,14 +257,6 @@ def test_no_plate_and_no_reference_are_told(simulator: Rig, tmp_path: Path) -> N
 
 
 # --- rate, scale, delays, warm-up -----------------------------------------------------------------
-
-ENCODER = {
-    "SimEncoderResolution": 100.0,
-    "EncoderResolution": 10.0,
-    "TriggerSource_LineStart": "Encoder0",
-    "TriggerMode_LineStart": "On",
-    "ExposureTime": 20.0,
-}
 
 
 def test_a_wrong_divider_is_found_by_rate_and_by_scale(simulator: Rig) -> None:

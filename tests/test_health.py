@@ -25,7 +25,7 @@ from drivers.camera.settings import SimulatedCameraSettings, SpecimenSettings
 from drivers.camera.simulated import SimulatedCamera, Slots
 from drivers.camera.specimen import Specimen, render
 from station.config import Recipe
-from station.crossweb import Profile, column_profile, deviations
+from station.crossweb import Profile, column_profile, deviations, streak_share
 from station.health import SECTIONS, CameraHealth, Health, HealthRow, Seen, look_at, reference_key
 from station.inspection import PlateWork
 from station.ipc import Json
@@ -393,10 +393,11 @@ def test_another_camera_recipe_or_exposure_has_its_own_reference() -> None:
     keys = {
         reference_key("a", info),
         reference_key("b", info),
+        reference_key("a", info, "S1-20261126T060000Z"),
         reference_key("a", replace(info, serial="2")),
         reference_key("a", replace(info, features={"ExposureTime": "200"})),
     }
-    assert len(keys) == 4
+    assert len(keys) == 5
     divided = replace(info, features={"ExposureTime": "250", "EncoderDivider": "3"})
     assert reference_key("a", divided) in keys, "what changes no level forgets nothing"
 
@@ -561,10 +562,40 @@ def test_the_lattice_goes_and_the_streak_stays() -> None:
     assert deviations(levels, PITCH_MM)[205:255].mean() == pytest.approx(-0.03, abs=0.006)
 
 
+@pytest.mark.parametrize("skew_deg", [0.0, 0.8])
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_no_product_hides_itself_and_dirt_over_the_whole_length_does(
+    seed: int, skew_deg: float
+) -> None:
+    for plate, _ in zip(belt(seed, skew_deg=skew_deg, contrast_scale=4.0), range(12), strict=False):
+        assert streak_share(plate, PITCH_MM) < 0.12
+        assert plate.pixels is not None
+        columns = plate.pixels[:, 380:440]
+        clean = columns.copy()
+        for light in (0.6, 1.4):
+            columns[:] = np.minimum(clean * light, 255)
+            assert streak_share(plate, PITCH_MM) == pytest.approx(0.4, abs=0.06)
+        columns[:] = clean
+        columns[200:300] = 10  # strong, but it ends somewhere: a defect
+        assert streak_share(plate, PITCH_MM) < 0.12
+
+
+def test_a_plate_below_strong_dirt_is_never_good(tmp_path: Path) -> None:
+    """The network learned defects, which end somewhere; what lies below dirt nobody sees."""
+    wear = {"dirt_mm": [30.0, 36.0], "dirt_contrast": -0.6}
+    rig = Rig(tmp_path, specimen={"defective_share": 0.0}, wear=wear)
+    result = rig.run("--plates", "6")
+    assert result.status == 0, result.stderr
+    verdicts = {(row["verdict"], row["reason"]) for row in result.records}
+    assert verdicts <= {("UNDECIDED", "obscured"), ("FAIL", None)}, verdicts
+
+
 def test_a_plate_that_is_too_narrow_has_no_profile() -> None:
     plate = next(belt(1))
+    assert streak_share(plate, PITCH_MM) < 0.12
     plate.region_right[: plate.region_lines] = plate.region_left[: plate.region_lines] + 100
     assert column_profile(plate) is None
+    assert streak_share(plate, PITCH_MM) == 0.0
     plate.region_right[: plate.region_lines] = plate.region_left[: plate.region_lines] = -1
     assert column_profile(plate) is None
 

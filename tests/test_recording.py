@@ -324,7 +324,7 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(small_disk: Path) -> No
     said: list[str] = []
     folder = small_disk / "strip"
     recorder = StripRecorder(folder, INFO, Bounds(10**6, 0), said.append)
-    (small_disk / "ballast").write_bytes(bytes(small_disk_room(small_disk)))
+    fill(small_disk)
     number = 0
     while not said:
         recorder.append(frame_of(number))
@@ -340,10 +340,11 @@ def test_a_full_disk_ends_the_recording_and_nothing_else(small_disk: Path) -> No
     assert ids(read(folder)) == list(range(recorder.counts.frames))
 
 
-def small_disk_room(disk: Path) -> int:
-    """What is free on a disk, less a little."""
-    free = os.statvfs(disk)
-    return free.f_bavail * free.f_frsize - 100_000
+def fill(disk: Path) -> None:
+    """Leave no room for another segment; somebody else may take some meanwhile."""
+    room = os.statvfs(disk)
+    with contextlib.suppress(OSError):
+        (disk / "ballast").write_bytes(bytes(room.f_bavail * room.f_frsize - 100_000))
 
 
 def test_nobody_waits_for_a_disk_that_hangs(tmp_path: Path) -> None:
@@ -415,18 +416,19 @@ def test_a_damaged_frame_is_a_break_before_the_next(tmp_path: Path) -> None:
 
 
 def test_frames_come_when_they_came_to_the_station(tmp_path: Path) -> None:
-    """Frames 10 ms apart, then one 300 ms later, then another run of the station."""
+    """Frames 10 ms apart; two other runs of the station, of which one has a pause of 300 ms."""
     write(tmp_path, range(5))
     write(tmp_path, range(34, 35))
     recorder = StripRecorder(tmp_path, INFO, AMPLE, pytest.fail)
     for number in (5000, 5030):
         recorder.append(frame_of(number))
     recorder.close()
+    started_ms = time.monotonic_ns() / 1e6
     frames, _ = play(replay(tmp_path, timing="recorded"))
-    times_ms = np.array([frame.timestamp_ns for frame in frames]) / 1e6
-    assert times_ms[4] - times_ms[0] >= 30
-    assert times_ms[-1] - times_ms[-2] >= 200, "the one before it may itself come late"
-    assert times_ms[-1] - times_ms[0] < 5000, "a night between two runs is not waited for"
+    # Late frames are caught up with: none comes before its time.
+    came_ms = np.array([frame.timestamp_ns for frame in frames]) / 1e6 - started_ms
+    assert (came_ms >= [0, 10, 20, 30, 40, 40, 40, 340]).all(), came_ms
+    assert came_ms[-1] < 40_000, "the night between two runs is not waited for"
     with pytest.raises(ValueError, match="exclude each other"):
         replay(tmp_path, timing="recorded", line_rate_hz=100.0)
     (tmp_path / "empty").mkdir()
@@ -570,7 +572,7 @@ def test_a_full_disk_does_not_stop_the_station(tmp_path: Path, small_disk: Path)
     strip = small_disk / "strip"
     with rig.running("--record", str(strip), "--record-gb", "0.02"):
         wait_until(lambda: rig.status().get("plates", 0) > 1, 20.0, "plates")
-        (small_disk / "ballast").write_bytes(bytes(small_disk_room(small_disk)))
+        fill(small_disk)
         wait_until(lambda: "recording" in rig.status()["problems"], 30.0, "the problem")
         status = rig.status()
         assert "the disk is full" in status["problems"]["recording"]

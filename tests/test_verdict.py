@@ -41,6 +41,8 @@ EVIDENCE = st.builds(
     threshold=ANY_FLOAT,
     unlit_share=st.one_of(st.just(0.0), ANY_FLOAT),
     max_unlit_share=st.floats(0, 1),
+    streak_share=st.one_of(st.just(0.0), ANY_FLOAT),
+    max_streak_share=st.floats(0, 1),
     is_self_tested=st.sampled_from([True, True, True, False]),
     is_late=st.sampled_from([False, False, False, True]),
 )
@@ -57,6 +59,7 @@ def test_pass_means_that_all_of_i1_holds(evidence: Evidence) -> None:
     assert not evidence.is_late
     assert 0 <= evidence.threshold <= 1
     assert evidence.unlit_share <= evidence.max_unlit_share
+    assert evidence.streak_share <= evidence.max_streak_share
     assert len({(t.column, t.row) for t in evidence.scores}) == evidence.tiles_expected > 0
     assert all(math.isfinite(t.score) and t.score <= evidence.threshold for t in evidence.scores)
 
@@ -70,6 +73,8 @@ def plate(scores: list[float], **changes: object) -> Evidence:
         "threshold": 0.5,
         "unlit_share": 0.0,
         "max_unlit_share": 0.02,
+        "streak_share": 0.05,
+        "max_streak_share": 0.25,
         "is_self_tested": True,
         **changes,
     }
@@ -87,6 +92,8 @@ def test_what_is_unknown_is_undecided_with_its_reason() -> None:
     assert decide(plate([], tiles_expected=0)) == (Verdict.UNDECIDED, Reason.UNCOVERED)
     assert decide(plate([0.1], is_self_tested=False)) == (Verdict.UNDECIDED, Reason.MODEL)
     assert decide(plate([0.1], unlit_share=0.5)) == (Verdict.UNDECIDED, Reason.UNLIT)
+    assert decide(plate([0.1], streak_share=0.3)) == (Verdict.UNDECIDED, Reason.OBSCURED)
+    assert decide(plate([0.9], streak_share=0.3)) == (Verdict.FAIL, None)
     assert decide(plate([0.9], problem=Reason.SKEWED)) == (Verdict.UNDECIDED, Reason.SKEWED)
     assert decide(plate([0.1], is_late=True)) == (Verdict.UNDECIDED, Reason.DEADLINE)
     assert decide(plate([0.9], is_late=True)) == (Verdict.FAIL, None), "a late fail is a fail"

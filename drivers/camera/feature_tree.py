@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,10 @@ _ACCESS = ("not implemented", "not available", "write", "read", "read/write")
 """By GenApi's EAccessMode."""
 _VISIBILITY = ("Beginner", "Expert", "Guru", "Invisible")
 _READABLE = (3, 4)
+_OWN_CORRECTION = re.compile(r"flat_?field|shading|^ffc|prnu|dsnu|^nuc(enable|mode)", re.IGNORECASE)
+"""What makers call it; SFNC has no name for it."""
+_SWITCH = re.compile(r"(Enable|Mode|Active)$")
+_OFF = (False, None, "Off", "False", "Disabled", "Disable", "None", "Bypass")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,17 @@ class Feature:
 def feature_tree(node_map: Any) -> list[Feature]:
     """Every implemented feature of a camera, category by category, as it lists them."""
     return list(_in_category(node_map.get_node("Root"), ""))
+
+
+def own_corrections(features: list[Feature]) -> list[str]:
+    """Switches of the camera's own flat-field correction that are on, as `Name = value`."""
+    return [
+        f"{feature.name} = {feature.value}"
+        for feature in features
+        if _OWN_CORRECTION.search(feature.name)
+        and _SWITCH.search(feature.name)
+        and feature.value not in _OFF
+    ]
 
 
 def _in_category(category: Any, path: str) -> Iterator[Feature]:

@@ -8,6 +8,7 @@ recording and nothing else.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import queue
 import threading
@@ -419,7 +420,9 @@ def _describe(info: CameraInfo) -> str:
 def _say(error: Exception) -> str:
     if isinstance(error, RecordingError):
         return str(error)
-    return (error.strerror if isinstance(error, OSError) else None) or repr(error)
+    if not isinstance(error, OSError):
+        return repr(error)
+    return "the disk is full" if error.errno == errno.ENOSPC else error.strerror or repr(error)
 
 
 def _mb(size: int) -> str:

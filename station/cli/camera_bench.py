@@ -43,12 +43,13 @@ from station.focus import FocusReading, judge_focus, measure_focus
 from station.line_rate import LineRatePlan, plan_line_rate
 from station.product import geometry_of, load_product
 from station.scale import Measured, Scale, ScaleRefused, measure_scale, scale_findings
-from station.scan_lines import Pixels, frames, take_scan_lines
+from station.scan_lines import Pixels, frames, frames_or_silence, take_scan_lines
 from station.strip import scan_line_edges
 from station.tiling import OUTSIDE, Geometry
 
 _FOCUS_LINES = 256
 _FOCUS_S = 3.0
+_SILENT_S = 0.5
 _SCALE_PLATES = 4
 """Lengths of a plate in a picture: one lies whole in it, also stretched."""
 
@@ -106,8 +107,8 @@ def _readings(camera: Camera, seconds: float | None) -> Iterator[FocusReading]:
     """A reading for each `_FOCUS_LINES` scan lines, while the time lasts."""
     end = None if seconds is None else time.monotonic() + seconds
     held: list[Pixels] = []
-    for frame in frames(camera):
-        if not frame.is_incomplete:
+    for frame in frames_or_silence(camera, _SILENT_S):
+        if frame is not None and not frame.is_incomplete:
             held.append(frame.pixels.copy())
         if sum(map(len, held)) >= _FOCUS_LINES:
             yield measure_focus(np.concatenate(held))

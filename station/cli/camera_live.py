@@ -16,8 +16,10 @@ from drivers.camera import open_camera
 from drivers.errors import DeviceError
 from station.camera_view import LiveStrip, as_row, live_line, live_panel
 from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json
-from station.scan_lines import frames
+from station.scan_lines import frames_or_silence
 
+_SILENT_S = 0.5
+"""A belt that stands still under an encoder trigger is no error here; the picture says so."""
 _EVERY_S = 0.25
 _TEXT_EVERY_S = 1.0
 
@@ -38,11 +40,11 @@ def live(
             camera.start()
             end = None if seconds is None else time.monotonic() + seconds
             due = 0.0
-            for number, frame in enumerate(frames(camera), start=1):
+            for frame in frames_or_silence(camera, _SILENT_S):
                 strip.take(frame)
                 if time.monotonic() >= due:
                     due = time.monotonic() + show()
-                if number == count or (end is not None and time.monotonic() >= end):
+                if strip.frames == count or (end is not None and time.monotonic() >= end):
                     break
             show()
     except DeviceError as error:

@@ -14,6 +14,7 @@ import numpy as np
 import typer
 
 from drivers.camera import Camera, open_camera
+from drivers.camera.feature_tree import feature_tree, own_corrections
 from drivers.camera.features import read_feature
 from drivers.camera.genicam import GenicamCamera
 from drivers.camera.settings import CameraSettings, GenicamCameraSettings, ReplayCameraSettings
@@ -100,12 +101,23 @@ def _targets(
             raise FlatFieldRefused(f"dark and flat are of two cameras: {first} and {second}")
         return _Taken(serials.pop() if serials else _serial_of(settings), unlit, lit, None)
     with open_camera(_aimed(settings, "Dark", "Cover the lens or the lamp")) as camera:
+        _refuse_own_correction(camera)
         camera.start()
         unlit = take_scan_lines(camera, scan_lines)
     with open_camera(_aimed(settings, "Uniform", _UNIFORM)) as camera:
         camera.start()
         lit, fresh = take_scan_lines(camera, scan_lines), take_scan_lines(camera, scan_lines)
     return _Taken(camera.info.serial, unlit, lit, fresh)
+
+
+def _refuse_own_correction(camera: Camera) -> None:
+    if isinstance(camera, GenicamCamera):
+        on = own_corrections(feature_tree(camera.node_map))
+        if on:
+            raise FlatFieldRefused(
+                f"the camera corrects by itself: {', '.join(on)}; switch that off in "
+                "[camera.features], or leave the flat field to the camera"
+            )
 
 
 def _aimed(settings: CameraSettings, target: str, instruction: str) -> CameraSettings:

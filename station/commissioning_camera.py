@@ -60,8 +60,8 @@ _LOOKS = 12
 _MOST_WARM_UPS = 6
 """What has not become still in so many times the time asked for is not going to."""
 _MOST_RISE_PX = 4.0
-"""10 to 90 % of an edge: the simulated plates' have 2 px in focus, 4.2 at a blur of radius 3 px. What
-is lost less than that is found against the FAT's sharpness."""
+"""10 to 90 % of an edge: the simulated plates' have 2 px in focus, 4.2 at a blur of radius 3 px. A
+smaller loss is found against the FAT's sharpness."""
 
 
 # --- camera ---------------------------------------------------------------------------------------

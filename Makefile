@@ -6,6 +6,7 @@ VENV ?= .venv
 CONFIG ?= config/simulated.toml
 PYTHON ?= python3
 APT = python3-venv libgl1 libglib2.0-0 libpython3.11
+PYTEST = $(VENV)/bin/python -m pytest
 RUN_STAMP = $(VENV)/.run-stamp
 TEST_STAMP = $(VENV)/.test-stamp
 
@@ -14,6 +15,7 @@ TEST_STAMP = $(VENV)/.test-stamp
 run: $(RUN_STAMP)
 	$(VENV)/bin/vqi run --config $(CONFIG) $(ARGS)
 
+# Most tests wait for a belt, so two run at a time; 5 says that ARGS names none of that kind.
 # The line-scan simulator is built with gcc; `make run` needs no compiler.
 test: APT += gcc libc6-dev
 test: $(TEST_STAMP) | system
@@ -21,7 +23,8 @@ test: $(TEST_STAMP) | system
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(PYTEST) -n 2 --dist loadgroup -m "not alone" $(ARGS) || [ $$? = 5 ]
+	$(PYTEST) -m alone $(ARGS) || [ $$? = 5 ]
 
 # Every optional peer; a skip for a missing package then counts as a failure.
 peers: APT += gcc libc6-dev pkg-config libaravis-dev aravis-tools

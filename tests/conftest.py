@@ -17,11 +17,15 @@ _MAY_SKIP = ("needs a real device", "no gpio-sim here", "no real images", "this 
 """Reasons that count as a skip where every peer is installed."""
 _MARKS = {"passed": "ok", "skipped": "skip", "failed": "FAIL", "error": "FAIL"}
 _CAMERAS = ["simulated", "pictures", "strip", *(peer.name for peer in PEERS)]
-_CAMERA_TEST = re.compile(r"test_(?:camera|peers)\.py::test_(\w+)\[(\w+)\]$")
+_CAMERA_TEST = re.compile(r"test_(?:camera|peers)\.py::test_(\w+)\[(\w+)\](?:@\w+)?$")
+_GROUPS = {"test_camera": "cameras", "test_peers": "cameras"}
+"""Files whose tests run in one process, where that is not one each: a GigE Vision camera has one
+port of this machine."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        item.add_marker(pytest.mark.xdist_group(_GROUPS.get(item.path.stem, item.path.stem)))
         if item.get_closest_marker("long") and not REQUIRES_PEERS:
             item.add_marker(pytest.mark.skip(reason="long; set VQI_REQUIRE_PEERS=1"))
         if item.get_closest_marker("hardware") and "VQI_HARDWARE" not in os.environ:
@@ -51,6 +55,14 @@ def pytest_make_collect_report(
     report = yield
     _fail_unless_allowed(report)
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_simulators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The GenTL simulator's cameras have one owner; each process of tests has its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
+        yield
 
 
 @pytest.fixture(scope="session")

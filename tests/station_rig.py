@@ -257,9 +257,11 @@ def check_conservation(rig: Rig) -> None:
 
 
 def shared_memory() -> set[str]:
-    """What lies in shared memory; joblib's semaphores belong to somebody who trains."""
+    """What lies in shared memory, without what belongs to somebody who trains or reads a camera's
+    description: joblib's and GenApi's semaphores."""
     names = {entry.name for entry in Path("/dev/shm").iterdir()}
-    return {name for name in names if not name.startswith("sem.loky-")}
+    others = (name for name in names if name.startswith("sem.loky-") or "GenICam_XML" in name)
+    return names.difference(others)
 
 
 def _table(name: str, values: Json) -> str:

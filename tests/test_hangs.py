@@ -25,6 +25,8 @@ from station.journal import journal_path
 from station.lamp import lamp_path
 from station.qms import DATABASE
 
+pytestmark = pytest.mark.alone
+
 
 @pytest.fixture
 def rig(tmp_path: Path) -> Rig:

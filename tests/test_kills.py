@@ -34,6 +34,8 @@ from station.qms import Reader, verify
 Json = dict[str, Any]
 MakeLine = Callable[[Path, Json, int], tuple[Rig, SimulatedCameraSettings]]
 """From a folder, the tower's settings and the belt's beginning."""
+pytestmark = pytest.mark.alone
+
 TARGETS = ("parent", "lamp", "journal", "station", "camera", "all")
 PASS_OFF_LIMIT_S = 2.0
 REPLACED_LIMIT_S = 3.0

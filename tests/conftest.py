@@ -23,6 +23,7 @@ _GROUPS = {"test_camera": "cameras", "test_peers": "cameras"}
 port of this machine."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.xdist_group(_GROUPS.get(item.path.stem, item.path.stem)))

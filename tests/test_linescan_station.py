@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-from station_rig import Rig, check_conservation, linescan_camera
+from station_rig import Rig, check_conservation, children, linescan_camera, wait_until
 
 if shutil.which("gcc") is None:
     pytest.skip("the line-scan simulator is built with gcc", allow_module_level=True)
@@ -47,3 +50,20 @@ def test_the_same_pixels_give_the_same_scores_whatever_camera_brings_them(
     start = next(row for row in rigs[1].rows("change") if row["what"] == "start")
     assert start["detail"]["camera_serial"] == "VQI-LS-1"
     assert len(start["detail"]["camera_features_sha256"]) == 64
+
+
+def test_a_stall_of_the_inspection_loses_nothing(tmp_path: Path, belt: dict[str, Any]) -> None:
+    """The ring and the producer's buffers hold what comes in 300 ms."""
+    rig = Rig(tmp_path, specimen=belt, camera=linescan_camera())
+    with rig.running() as process:
+        wait_until(lambda: rig.status().get("plates", 0) > 1, 30.0, "plates")
+        station = children(process.pid)["station"]
+        for _ in range(5):
+            os.kill(station, signal.SIGSTOP)
+            time.sleep(0.3)
+            os.kill(station, signal.SIGCONT)
+            plates = rig.status()["plates"]
+            wait_until(lambda: rig.status().get("plates", 0) > plates, 20.0, "the next plate")  # noqa: B023
+        status = rig.status()
+    assert status["lost_frames"] == status["gaps"] == status["camera_restarts"] == 0
+    assert status["undecided"] == 0

@@ -877,7 +877,7 @@ def test_a_disconnected_device_is_found_again(producer: Path) -> None:
 def serials(producer: Path) -> set[str]:
     """What a fresh process finds."""
     code = (
-        "import sys; from pathlib import Path; from drivers.camera.genicam import list_cameras; "
+        "import sys; from pathlib import Path; from drivers.camera.gentl import list_cameras; "
         "print(*(row['serial'] for row in list_cameras(Path(sys.argv[1]))))"
     )
     done = subprocess.run(

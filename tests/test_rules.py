@@ -33,12 +33,13 @@ def test_anything():
 def test_where_every_peer_is_installed_a_skip_for_a_package_fails(
     tmp_path: Path, module: str, body: str, fails: bool
 ) -> None:
-    shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
+    here = Path(__file__).parent
+    shutil.copy(here / "conftest.py", tmp_path)
     (tmp_path / "test_one.py").write_text(_TESTS.format(module=module, body=body))
     for requires, expected in (("1", fails), ("0", False)):
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)],
-            env={**os.environ, "VQI_REQUIRE_PEERS": requires},
+            env={**os.environ, "VQI_REQUIRE_PEERS": requires, "PYTHONPATH": str(here)},
             cwd=tmp_path,
             capture_output=True,
             text=True,

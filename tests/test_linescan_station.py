@@ -31,21 +31,22 @@ def by_plate(rig: Rig) -> dict[int, dict[str, Any]]:
 def test_the_same_pixels_give_the_same_scores_whatever_camera_brings_them(
     tmp_path: Path, belt: dict[str, Any]
 ) -> None:
-    folders = [tmp_path / name for name in ("simulated", "linescan")]
-    for folder in folders:
-        folder.mkdir()
-    rigs = [
-        Rig(folders[0], specimen=belt),
-        Rig(folders[1], specimen=belt, camera=linescan_camera()),
-    ]
-    for rig in rigs:
-        result = rig.run("--plates", "8")
+    strip = str(tmp_path / "strip")
+    cameras: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+        "simulated": ({}, ()),
+        "linescan": (linescan_camera(), ("--record", strip, "--record-gb", "0.5")),
+        "replay": ({"type": "replay", "path": strip}, ()),
+    }
+    rigs = [Rig(tmp_path / name, camera, belt) for name, (camera, _) in cameras.items()]
+    for rig, (_, options) in zip(rigs, cameras.values(), strict=True):
+        rig.folder.mkdir()
+        result = rig.run("--plates", "8", *options)
         assert result.status == 0, result.stderr
         assert result.summary["lost_frames"] == 0
         assert result.summary["undecided"] == 0, [row["detail"] for row in result.records]
         check_conservation(rig)
-    simulated, linescan = map(by_plate, rigs)
-    assert simulated == linescan
+    simulated, linescan, replay = map(by_plate, rigs)
+    assert simulated == linescan == replay
     assert len(simulated) == 8
     start = next(row for row in rigs[1].rows("change") if row["what"] == "start")
     assert start["detail"]["camera_serial"] == "VQI-LS-1"

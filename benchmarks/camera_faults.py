@@ -5,7 +5,8 @@
 `simulated` is the Python belt; `producer` the GenTL simulator, built with gcc and loaded through
 harvesters, which renders the same belt. Prints one table: what record, log and lamp said of the
 plates that each fault touched, and after how long the next plate was judged. Exit status 1 if a
-touched plate passed, a plate that the belt carried has no record, or the station did not recover.
+plate that lacked a pixel passed, one that the belt carried has no record, or the station did not
+recover.
 """
 
 from __future__ import annotations
@@ -322,7 +323,9 @@ def main() -> int:
     print_table(chosen, cases)
     for text in wrong:
         print(f"WRONG: {text}")
-    print("no touched plate passed, every plate has its record" if not wrong else "failed")
+    print(
+        "no plate that lacked a pixel passed, every plate has its record" if not wrong else "failed"
+    )
     return 1 if wrong else 0
 
 

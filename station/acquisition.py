@@ -47,8 +47,6 @@ from station.ipc import Channel, Json, PeerGone, channel_pair
 
 TICK_S = 0.25
 """Liveness travels through the whole station this often, also when no plate comes."""
-_TICKS_A_TEMPERATURE = 20
-"""Reading a register takes a camera's link a millisecond, in which no frame is taken."""
 _START_TIMEOUT_S = 120.0
 _SLOTS_WITHOUT_RATE = 32
 _SLOTS_MIN = 8
@@ -295,7 +293,6 @@ def _serve(channel: Channel) -> None:
 
 def _deliver(camera: Camera, channel: Channel, ring: _Ring) -> None:
     grabbed, number, next_tick = 0, 0, 0.0
-    temperature_c = camera.temperature_c()
     while True:
         if not camera.info.is_patient or ring.wait_for_slot(TICK_S / 4):
             slot, into = ring.next_slot()
@@ -305,9 +302,8 @@ def _deliver(camera: Camera, channel: Channel, ring: _Ring) -> None:
                 ring.send(slot, frame)
         if time.monotonic() >= next_tick:
             number, next_tick = number + 1, time.monotonic() + TICK_S
-            if number % _TICKS_A_TEMPERATURE == 0:
-                temperature_c = camera.temperature_c()
-            tick = asdict(Tick(number, grabbed, ring.overrun, temperature_c)) | {"op": "tick"}
+            tick = asdict(Tick(number, grabbed, ring.overrun, camera.temperature_c()))
+            tick["op"] = "tick"
             # A station that does not read gets no ticks, and so no green.
             with contextlib.suppress(BlockingIOError):
                 channel.send(tick, timeout_s=0)

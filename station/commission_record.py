@@ -67,6 +67,8 @@ class Basis(Part):
     recipe_sha256: str
     model_id: str
     model_sha256: str
+    producer_sha256: str = "none"
+    """Of the GenTL producer's file; none for a camera without."""
 
 
 class StepResult(Part):

@@ -39,6 +39,7 @@ from station.commissioning_report import measured
 from station.config import ConfigError, Configuration, Loaded, Recipe
 from station.delays import DelayUnknown
 from station.flat_field import FlatFieldRefused
+from station.qms import StoreError
 from station.record import utc_now
 from station.scale import ScaleRefused
 from station.scan_lines import with_target
@@ -132,10 +133,14 @@ def capture(settings: CameraSettings, ring_s: float, scan_lines: int) -> Capture
     """
     with camera_running(settings, ring_s) as camera:
         frames = list(_frames(camera, scan_lines))
-    whole = [frame.pixels for frame in frames if not frame.is_incomplete]
+    whole = [frame.pixels for frame in frames if _is_whole(frame, camera.info)]
     if not whole:
         raise StepFailed("the camera delivered no whole frame; check trigger and link")
     return Capture(camera.info, np.concatenate(whole), tuple(frames))
+
+
+def _is_whole(frame: Frame, info: CameraInfo) -> bool:
+    return not frame.is_incomplete and frame.height > 0 and frame.width == info.width
 
 
 @contextlib.contextmanager
@@ -169,7 +174,7 @@ def watch(settings: CameraSettings, ring_s: float, every_s: float) -> Iterator[L
         temperature_c, heard_s = None, time.monotonic()
         next_s = heard_s + every_s
         while True:
-            item = _item(camera)
+            item = _running_item(camera)
             now = time.monotonic()
             if isinstance(item, Tick):
                 temperature_c = item.temperature_c
@@ -181,6 +186,13 @@ def watch(settings: CameraSettings, ring_s: float, every_s: float) -> Iterator[L
             if now >= next_s and levels:
                 yield Look(now, temperature_c, sum(levels) / len(levels))
                 next_s, levels = next_s + every_s, []
+
+
+def _running_item(camera: CameraProcess) -> tuple[Frame, int] | Tick | None:
+    try:
+        return _item(camera)
+    except EndOfSource as error:
+        raise StepFailed("the source has ended; a camera is wanted that runs on") from error
 
 
 def _item(camera: CameraProcess) -> tuple[Frame, int] | Tick | None:
@@ -360,6 +372,7 @@ _FAILURES = (
     ScaleRefused,
     ModelError,
     ConfigError,
+    StoreError,
 )
 
 

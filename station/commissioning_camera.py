@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from drivers.camera import CameraInfo, Frame
+from drivers.camera.features import Value, is_same_value
 from drivers.camera.settings import CameraSettings, GenicamCameraSettings
 from station.chart import line_chart
 from station.commissioning import (
@@ -85,7 +86,7 @@ def camera(bench: Bench, found: Findings) -> None:
     found.check("driver", info.driver, "genicam", info.driver == "genicam")
     if isinstance(wanted, GenicamCameraSettings):
         for name, value in wanted.features.items():
-            _check_feature(found, info, name, str(value))
+            _check_feature(found, info, name, value)
     found.check("lost frames", taken.lost_frames, "0", taken.lost_frames == 0)
     found.check("incomplete frames", taken.incomplete_frames, "0", taken.incomplete_frames == 0)
     found.show_pixels("first-look", taken.pixels, "What the camera sees, as it is set")
@@ -99,11 +100,12 @@ def first_look(bench: Bench) -> Capture:
     return bench.capture(round(rate_hz * _FIRST_LOOK_S))
 
 
-def _check_feature(found: Findings, info: CameraInfo, name: str, wanted: str) -> None:
+def _check_feature(found: Findings, info: CameraInfo, name: str, wanted: Value) -> None:
     """The driver refuses a value that became another; one that was rounded is said."""
     got = info.features.get(name)
     is_rounded = name in info.rounded
-    found.check(f"feature {name}", got, wanted, got == wanted or is_rounded)
+    is_ok = is_rounded or (got is not None and is_same_value(wanted, got))
+    found.check(f"feature {name}", got, str(wanted), is_ok)
     if is_rounded:
         found.note(f"{name}: the camera rounded {info.rounded[name]} to {got}")
 

@@ -29,6 +29,7 @@ _BLOCK_MM = 2.0
 _STREAK_MM = 2.0
 _SECTIONS = 4
 """A streak is seen in each of so many parts of the plate's length; a defect ends somewhere."""
+_FITS = 5
 _EVERY = 7
 """Scan lines looked at for streaks: no dots repeat in this step."""
 _WAVES = 8
@@ -100,7 +101,7 @@ def streak_share(plate: Plate, pixel_pitch_mm: float) -> float:
         return 0.0
     first = int(left.max())
     seen = plate.pixels[lines.start : lines.stop : _EVERY, first : first + count * block]
-    found = [_block_deviations(part, block, pixel_pitch_mm) for part in _sections(seen)]
+    found = [_block_deviations(part, block) for part in _sections(seen)]
     dark, bright = np.max(found, axis=0), np.min(found, axis=0)
     return float(max(-np.expm1(dark.min()), np.expm1(bright.max()), 0.0))
 
@@ -109,16 +110,26 @@ def _sections(seen: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:
     return [np.ascontiguousarray(part) for part in np.array_split(seen, _SECTIONS)]
 
 
-def _block_deviations(part: NDArray[np.uint8], block: int, pixel_pitch_mm: float) -> Floats:
-    """Logarithm of each block's level over the running median of those around it."""
+def _block_deviations(part: NDArray[np.uint8], block: int) -> Floats:
+    """Logarithm of each block's level over what light and product make of the whole width."""
     means = cv2.reduce(part, 0, cv2.REDUCE_AVG, dtype=cv2.CV_32F)[0]
     logs = np.log(np.maximum(means.reshape(-1, block).mean(axis=1), 0.5)).astype(np.float64)
-    reach = min(round(_BACKGROUND_MM / pixel_pitch_mm / block), len(logs) - 1) // 2
-    padded = np.pad(logs, reach, mode="reflect")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1)
-    middles = np.sort(windows, axis=1)[:, reach]
-    deviating: Floats = logs - middles
+    deviating: Floats = logs - _slow_change(logs)
     return deviating
+
+
+def _slow_change(logs: Floats) -> Floats:
+    """A parabola through most of the blocks: dirt of any width below half of the plate's is not
+    followed, where a running median follows what is wider than half of its window."""
+    place = np.linspace(-1, 1, len(logs))
+    powers = np.stack((np.ones_like(place), place, place**2))
+    fitted = np.full_like(logs, median(logs))
+    for _ in range(_FITS):
+        off = np.abs(logs - fitted)
+        weights = 1 / np.maximum(off, max(median(off), 0.02)) ** 2
+        weighted = powers * weights
+        fitted = np.linalg.solve(weighted @ powers.T, weighted @ logs) @ powers
+    return fitted
 
 
 def deviations(levels: Floats, pixel_pitch_mm: float) -> Floats:

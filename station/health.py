@@ -290,7 +290,15 @@ class Health:
         reference is learned anew."""
         self._light.forget()
         self._begin_anew()
-        return [self._end(key) for key in list(self._begun)]
+        # Or a restart before enough plates would bring the old one back.
+        nothing = ReferenceBody(
+            station_id=self._station_id,
+            result_id=self._last_id or "",
+            key=self._key,
+            plates=0,
+            levels=(),
+        )
+        return [nothing, *(self._end(key) for key in list(self._begun))]
 
     # --- one watch after the other --------------------------------------------------------------
 

@@ -57,7 +57,7 @@ from station.lock import STATION_LOCK, take_lock
 from station.machine import test_on_this_machine
 from station.outbox import Outbox
 from station.precision import load_classifier
-from station.product import geometry_of, load_flat_field
+from station.product import check_strip, geometry_of, load_flat_field
 from station.record import (
     ActuationBody,
     AttentionBody,
@@ -249,6 +249,7 @@ class Station:
         self._open_lamp(_CONNECT_TIMEOUT_S)
         self._test_lamp(is_restart=self._options.is_restart or bool(hello["open_plates"]))
         camera = CameraProcess(settings.camera, settings.station.ring_s)
+        check_strip(self._configuration, camera.info)
         commissioned = read_commissioned(
             settings.commissioning_file, settings.station.id, hello["signed_files"]
         )

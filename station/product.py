@@ -49,6 +49,16 @@ def geometry_of(recipe: Loaded[Recipe], pixel_pitch_mm: float, scan_line_px: int
         raise ConfigError(f"{recipe.source}: lane: {error}") from error
 
 
+def check_strip(configuration: Loaded[Configuration], camera: CameraInfo) -> None:
+    """Raises `ConfigError` for a camera that shows parts of the belt only."""
+    if camera.is_frame_triggered:
+        raise ConfigError(
+            f"{configuration.source}: camera.features: TriggerMode[FrameStart] or [FrameActive] is "
+            "On; plates are cut from a strip without gaps, so let frames follow one another and "
+            "trigger scan lines at most (TriggerMode[LineStart])"
+        )
+
+
 def load_flat_field(configuration: Loaded[Configuration], camera: CameraInfo) -> FlatField | None:
     """The approved flat field of this camera; None where none is configured. Raises
     `ConfigError`."""

@@ -47,7 +47,8 @@ def frames(camera: Camera, timeout_s: float = _SILENT_S) -> Iterator[Frame]:
             raise DeviceTimeout(
                 f"the camera delivers no frames within {timeout_s:g} s; is it triggered?"
             )
-        yield frame
+        if frame.height:  # of a frame whose beginning was lost nothing is there
+            yield frame
 
 
 def take_scan_lines(camera: Camera, count: int, is_gap_free: bool = False) -> Pixels:

@@ -131,7 +131,7 @@ def _file(
         features_sha256=info.features_sha256,
         flat_field_id=flat_field.id if flat_field else None,
         flat_field_sha256=flat_field.sha256 if flat_field else None,
-        **basis.model_dump(),
+        **basis.model_dump(exclude={"producer_sha256"}),
         report_sha256=sha256_hex(files[0]),
         report_html_sha256=sha256_hex(files[1]),
         who=who,

@@ -8,11 +8,15 @@ import subprocess
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from camera_peers import PEERS
 
 REQUIRES_PEERS = os.environ.get("VQI_REQUIRE_PEERS") == "1"
 REAL_DATA = Path(os.environ.get("VQI_REAL_DATA", "../shared/data"))
+# Beside two other tests an example may take long; pytest has a limit of its own.
+hypothesis.settings.register_profile("station", deadline=None)
+hypothesis.settings.load_profile("station")
 _MAY_SKIP = ("needs a real device", "no gpio-sim here", "no real images", "this processor has no")
 """Reasons that count as a skip where every peer is installed."""
 _MARKS = {"passed": "ok", "skipped": "skip", "failed": "FAIL", "error": "FAIL"}

@@ -10,7 +10,14 @@ from genicam.genapi import NodeMap
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drivers.camera.features import HERTZ, MICROSECONDS, apply_features, read_feature, read_in
+from drivers.camera.features import (
+    HERTZ,
+    MICROSECONDS,
+    apply_features,
+    is_same_value,
+    read_feature,
+    read_in,
+)
 from drivers.camera.genicam import _DeviceClock, _FrameIds
 from drivers.errors import DeviceRefused
 
@@ -57,6 +64,20 @@ def test_a_value_that_the_camera_rounds_is_told(nodes: Any) -> None:
     assert applied.values == {"ExposureTime": "123.5", "Width": "2048"}
     assert applied.rounded == {"ExposureTime": "123.46"}
     assert apply_features(nodes, {"ExposureTime": 100.0}, "C1").rounded == {}
+    assert apply_features(nodes, {"ExposureTime": 100}, "C1").rounded == {}
+
+
+def test_a_number_is_the_same_however_it_is_written() -> None:
+    for value, found in (
+        (250, "250.0"),
+        (250.0, 250),
+        (4096, "4096"),
+        (True, "True"),
+        ("On", "On"),
+    ):
+        assert is_same_value(value, found)
+    for value, found in ((250, "250.1"), (True, "False"), ("On", "Off"), ("1", "1.0")):
+        assert not is_same_value(value, found)
 
 
 def test_a_value_that_the_camera_changes_is_refused(nodes: Any) -> None:

@@ -570,13 +570,26 @@ def test_no_product_hides_itself_and_dirt_over_the_whole_length_does(
     for plate, _ in zip(belt(seed, skew_deg=skew_deg, contrast_scale=4.0), range(12), strict=False):
         assert streak_share(plate, PITCH_MM) < 0.12
         assert plate.pixels is not None
-        columns = plate.pixels[:, 380:440]
-        clean = columns.copy()
-        for light in (0.6, 1.4):
-            columns[:] = np.minimum(clean * light, 255)
-            assert streak_share(plate, PITCH_MM) == pytest.approx(0.4, abs=0.06)
-        columns[:] = clean
-        columns[200:300] = 10  # strong, but it ends somewhere: a defect
+        profile = column_profile(plate)
+        assert profile is not None
+        side = profile.left_px
+        for columns in (slice(380, 440), slice(300, 510), slice(side, side + 120)):
+            part = plate.pixels[:, columns]
+            clean = part.copy()
+            for light in (0.6, 1.4):
+                part[:] = np.minimum(clean * light, 255)
+                assert streak_share(plate, PITCH_MM) > 0.27
+            part[:] = clean
+        plate.pixels[200:300, 380:440] = 10  # strong, but it ends somewhere: a defect
+        assert streak_share(plate, PITCH_MM) < 0.12
+
+
+@pytest.mark.parametrize("falls_to", [0.5, 0.8])
+def test_light_that_falls_towards_the_sides_hides_nothing(falls_to: float) -> None:
+    for plate, _ in zip(belt(4), range(6), strict=False):
+        assert plate.pixels is not None
+        place = np.linspace(-1, 1, plate.pixels.shape[1])
+        plate.pixels[:] = plate.pixels * (1 - (1 - falls_to) * place**2)
         assert streak_share(plate, PITCH_MM) < 0.12
 
 
@@ -716,9 +729,10 @@ def test_the_light_can_be_learned_anew(rig: Rig) -> None:
         wait_until(lambda: "below" in str(rig.status()["attentions"]), 40.0, "the dim light")
         assert vqi("control", "relearn", "--config", config).returncode == 0
         assert rig.status()["attentions"] == []
-        wait_until(lambda: len(rig.rows("reference")) == 2, 20.0, "a new reference")
-    levels = [row["levels"][SECTIONS // 2] for row in rig.rows("reference")]
-    assert levels[1] / levels[0] == pytest.approx(0.8, abs=0.03)
+        wait_until(lambda: len(rig.rows("reference")) == 3, 20.0, "a new reference")
+    first, forgotten, anew = (row["levels"] for row in rig.rows("reference"))
+    assert forgotten == [], "a start before the new one would know none"
+    assert anew[SECTIONS // 2] / first[SECTIONS // 2] == pytest.approx(0.8, abs=0.03)
     assert [row["what"] for row in rig.rows("change")] == ["start", "relearn", "stop"]
 
 

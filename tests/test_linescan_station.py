@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from station_rig import Rig, check_conservation, children, linescan_camera, wait_until
+from station_rig import Rig, check_conservation, children, linescan_camera, vqi, wait_until
 
 if shutil.which("gcc") is None:
     pytest.skip("the line-scan simulator is built with gcc", allow_module_level=True)
@@ -68,3 +68,16 @@ def test_a_stall_of_the_inspection_loses_nothing(tmp_path: Path, belt: dict[str,
         status = rig.status()
     assert status["lost_frames"] == status["gaps"] == status["camera_restarts"] == 0
     assert status["undecided"] == 0
+
+
+@pytest.mark.parametrize("trigger", ["FrameStart", "FrameActive"])
+def test_a_camera_that_shows_parts_of_the_belt_is_refused(tmp_path: Path, trigger: str) -> None:
+    features = {f"TriggerSource[{trigger}]": "Line0", f"TriggerMode[{trigger}]": "On"}
+    if trigger == "FrameActive":
+        features["TriggerActivation[FrameActive]"] = "LevelHigh"
+    rig = Rig(tmp_path, camera=linescan_camera(**features))
+    for command in (("run", "--json"), ("check",)):
+        done = vqi(*command, "--config", str(rig.write()))
+        assert done.returncode == 78, done.stderr
+        assert "camera.features" in done.stderr
+        assert "strip without gaps" in done.stderr

@@ -117,6 +117,8 @@ class CameraInfo:
     """None where the camera has no AcquisitionLineRate."""
     exposure_us: float | None = None
     """None where the camera has no ExposureTime."""
+    is_frame_triggered: bool = False
+    """True if a trigger begins or ends frames: belt passes unseen between them."""
     is_patient: bool = False
     """True if the source waits for its reader: nothing passes by while nobody takes frames."""
     producer_path: str | None = None

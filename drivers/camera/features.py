@@ -5,6 +5,7 @@ A feature that a selector chooses is named with it: `TriggerMode[LineStart]`.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -171,9 +172,10 @@ def _rounded(wanted: Mapping[str, Value], found: Mapping[str, Any], camera: str)
     """Numbers that the camera rounded. Raises `DeviceRefused` for what it changed."""
     rounded = {}
     for name, value in wanted.items():
-        if _is_same(value, found[name]):
+        if is_same_value(value, found[name]):
             continue
-        if not (isinstance(value, float) and abs(found[name] - value) <= _ROUNDING * abs(value)):
+        is_number = isinstance(found[name], float) and not isinstance(value, str)
+        if not (is_number and abs(found[name] - float(value)) <= _ROUNDING * abs(float(value))):
             raise DeviceRefused(
                 f"camera {camera}: {name} is {found[name]!r} after setting it to {value!r}"
             )
@@ -181,7 +183,10 @@ def _rounded(wanted: Mapping[str, Value], found: Mapping[str, Any], camera: str)
     return rounded
 
 
-def _is_same(value: Value, found: Any) -> bool:
-    if isinstance(value, float) or isinstance(found, float):
+def is_same_value(value: Value, found: Any) -> bool:
+    """Whether a camera took a value as it is: 250 and 250.0 are one, also as text."""
+    with contextlib.suppress(ValueError):
+        found = float(found) if isinstance(value, int | float) else found
+    if isinstance(found, float) and not isinstance(value, str):
         return abs(float(found) - float(value)) <= 1e-9 * max(1.0, abs(float(value)))
     return str(found) == str(value)

@@ -172,7 +172,8 @@ class GenicamCamera(Camera):
 
         belt = SimulatedCameraSettings(
             type="simulated",
-            width=int(settings.features.get("Width", 4096)),
+            width=int(settings.features.get("Width", 4096))
+            + int(settings.features.get("OffsetX", 0)),
             pixel_pitch_mm=settings.pixel_pitch_mm,
             **settings.belt.model_dump(),
         )
@@ -195,6 +196,8 @@ class GenicamCamera(Camera):
             frame_height=int(self._nodes.Height.value),
             pixel_format=str(self._nodes.PixelFormat.value),
             line_rate_hz=read_in(self._nodes, "AcquisitionLineRate", HERTZ),
+            is_frame_triggered=_is_on(self._nodes, "FrameStart")
+            or _is_on(self._nodes, "FrameActive"),
             exposure_us=read_in(self._nodes, "ExposureTime", MICROSECONDS),
             producer_path=str(self._path),
             producer_sha256=sha256_of(self._path),

@@ -409,12 +409,14 @@ def _free_bytes(directory: Path) -> int:
     return disk.f_bavail * disk.f_frsize
 
 
-def _identity(info: CameraInfo) -> tuple[str, int, int, str]:
-    return info.serial, info.width, info.frame_height, info.pixel_format
+def _identity(info: CameraInfo) -> tuple[str, int, int, str, str]:
+    shape = info.serial, info.width, info.frame_height, info.pixel_format
+    return *shape, info.features_sha256
 
 
 def _describe(info: CameraInfo) -> str:
-    return f"{info.serial} ({info.width} x {info.frame_height} px, {info.pixel_format})"
+    features = f", features {info.features_sha256[:12]}" if info.features else ""
+    return f"{info.serial} ({info.width} x {info.frame_height} px, {info.pixel_format}{features})"
 
 
 def _say(error: Exception) -> str:

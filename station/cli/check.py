@@ -29,7 +29,7 @@ from station.control import send_command
 from station.ipc import PeerGone
 from station.machine import accept_scores, test_on_this_machine
 from station.precision import Chosen, load_classifier
-from station.product import geometry_of, load_flat_field, load_product
+from station.product import check_strip, geometry_of, load_flat_field, load_product
 from station.qms import DATABASE, Reader, StoreError, verify
 from station.record import Provenance
 from station.state import Origin, provenance
@@ -121,6 +121,7 @@ def _check_camera(loaded: Loaded[Configuration], recipe: Loaded[Recipe], is_runn
     camera = CameraProcess(settings.camera, settings.station.ring_s)
     try:
         info = camera.info
+        check_strip(loaded, info)
         geometry_of(recipe, settings.camera.pixel_pitch_mm, info.width)
         rate = "" if info.line_rate_hz is None else f", {info.line_rate_hz:g} scan lines/s"
         text = (

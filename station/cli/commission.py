@@ -12,6 +12,9 @@ from typing import Annotated
 
 import typer
 
+from drivers.camera.gentl import producer_path, sha256_of
+from drivers.camera.settings import CameraSettings, GenicamCameraSettings
+from drivers.errors import DeviceError
 from models.card import ModelError, read_card
 from station.cli.common import (
     ConfigOption,
@@ -192,7 +195,16 @@ def _basis(loaded: Loaded[Configuration], recipe: Loaded[Recipe]) -> Basis:
         recipe_sha256=recipe.sha256,
         model_id=card.id,
         model_sha256=card.sha256,
+        producer_sha256=_producer_sha256(loaded.value.camera),
     )
+
+
+def _producer_sha256(camera: CameraSettings) -> str:
+    """A producer that is not there is the camera step's to say."""
+    if isinstance(camera, GenicamCameraSettings):
+        with contextlib.suppress(DeviceError, OSError):
+            return sha256_of(producer_path(camera.producer))
+    return "none"
 
 
 def _bench(

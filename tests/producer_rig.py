@@ -81,6 +81,16 @@ def producer_rig(
     return rig
 
 
+def viky_rig(folder: Path) -> tuple[Rig, Path]:
+    """A station with a demonstration camera of the genicam package, a real producer without a
+    compiler, and the commissioning file that it names."""
+    rig, file = Rig(folder, recipe_lines="[lane]\nend_mm = 30.0\n"), folder / "commissioning.json"
+    features = {"Width": 320, "Height": 240, "PixelFormat": "Mono8"}
+    rig.camera = {"type": "genicam", "producer": "viky", "serial": "1", "features": features}
+    rig.tables = f'[commissioning]\nfile = "{file}"\n'
+    return rig, file
+
+
 def a_file(**changes: Any) -> CommissioningFile:
     """What commissioning could have signed."""
     values: dict[str, Any] = {

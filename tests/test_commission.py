@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from producer_rig import viky_rig
 from pty_recorder import PtyRecorder
 from station_rig import Rig, start_vqi, vqi, wait_until
 
@@ -387,13 +388,7 @@ class Signable:
     """A station with a real producer's camera whose every step has passed."""
 
     def __init__(self, folder: Path) -> None:
-        features = {"Width": 320, "Height": 240, "PixelFormat": "Mono8"}
-        self.rig = Rig(folder, recipe_lines="[lane]\nend_mm = 30.0\n")
-        self.rig.camera = {
-            "type": "genicam", "producer": "viky", "serial": "1", "features": features
-        }  # fmt: skip
-        self.file = folder / "commissioning.json"
-        self.rig.tables = f'[commissioning]\nfile = "{self.file}"\n'
+        self.rig, self.file = viky_rig(folder)
         self.config = str(self.rig.write())
         self.folder = RunFolder(self.rig.journal / "commissioning", Run.SAT)
         self.pass_all()

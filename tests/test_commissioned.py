@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from producer_rig import SHA, a_file
-from station_rig import Rig, vqi
+from producer_rig import SHA, a_file, viky_rig
+from station_rig import vqi
 
 from drivers.camera import CameraInfo, open_camera
 from station.commissioned import judge_file, read_commissioned, sha256_hex
@@ -139,13 +139,7 @@ class Viky:
     """A station with one of the demonstration cameras of the genicam package, a real producer."""
 
     def __init__(self, folder: Path) -> None:
-        features = {"Width": 320, "Height": 240, "PixelFormat": "Mono8"}
-        self.rig = Rig(folder, recipe_lines="[lane]\nend_mm = 30.0\n")
-        self.rig.camera = {
-            "type": "genicam", "producer": "viky", "serial": "1", "features": features
-        }  # fmt: skip
-        self.file = folder / "commissioning.json"
-        self.rig.tables = f'[commissioning]\nfile = "{self.file}"\n'
+        self.rig, self.file = viky_rig(folder)
         self.config = str(self.rig.write())
         self.settings = load_configuration(self.config).value
 

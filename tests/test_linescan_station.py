@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from station_rig import Rig, check_conservation, children, linescan_camera, vqi, wait_until
 
+from drivers.camera import open_camera
+from station.config import load_configuration
+
 if shutil.which("gcc") is None:
     pytest.skip("the line-scan simulator is built with gcc", allow_module_level=True)
 
@@ -68,6 +71,14 @@ def test_a_stall_of_the_inspection_loses_nothing(tmp_path: Path, belt: dict[str,
         status = rig.status()
     assert status["lost_frames"] == status["gaps"] == status["camera_restarts"] == 0
     assert status["undecided"] == 0
+
+
+def test_the_belt_reaches_as_far_as_the_camera_looks(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, camera=linescan_camera(Width=512, OffsetX=256))
+    camera = load_configuration(str(rig.write())).value.camera
+    with open_camera(camera) as opened:
+        assert opened.info.width == 512
+        assert opened.info.features["OffsetX"] == "256"
 
 
 @pytest.mark.parametrize("trigger", ["FrameStart", "FrameActive"])

@@ -996,10 +996,10 @@ class Bare:
     """The producer's functions, called as C calls them."""
 
     def __init__(self, producer: Path) -> None:
-        self.library = ctypes.CDLL(str(producer))
+        self._functions = ctypes.CDLL(str(producer))
 
     def call(self, name: str, *arguments: Any) -> int:
-        return int(getattr(self.library, name)(*arguments))
+        return int(getattr(self._functions, name)(*arguments))
 
     def handle(self, name: str, *arguments: Any) -> ctypes.c_void_p:
         handle = ctypes.c_void_p()

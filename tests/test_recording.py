@@ -157,6 +157,7 @@ def test_what_is_no_recording_to_go_on_with_is_refused_by_name(tmp_path: Path) -
     cases = {
         "T-1 \\(64 x 16 px": (replace(INFO, width=32), AMPLE),
         "recording of T-1": (replace(INFO, serial="T-2"), AMPLE),
+        "the camera is .* features": (replace(INFO, features={"ExposureTime": "20"}), AMPLE),
         "more than the bound": (INFO, Bounds(100_000, 0)),
         "do not fit": (INFO, Bounds(10**18, 0)),
         "left for the station": (INFO, Bounds(10**8, 10**18)),

@@ -206,7 +206,9 @@ def gige_belt(strip: Path, lost_share: float = 0.0) -> Iterator[Process]:
 
 @contextmanager
 def _answering(command: list[str]) -> Iterator[Process]:
-    assert not _answers(), f"a GigE Vision camera already answers at {_GVCP}"
+    assert not _answers(), f"a GigE Vision camera already answers at {_GVCP}; stop that one"
+    # It goes with the tests also where they are killed: one that stays would fail the next run.
+    command = ["setpriv", "--pdeathsig", "KILL", "--", *command]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 10.0

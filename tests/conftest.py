@@ -11,13 +11,20 @@ from pathlib import Path
 import hypothesis
 import pytest
 from camera_peers import PEERS
+from own_network import enter_own_network
 
 REQUIRES_PEERS = os.environ.get("VQI_REQUIRE_PEERS") == "1"
 REAL_DATA = Path(os.environ.get("VQI_REAL_DATA", "../shared/data"))
 # Beside two other tests an example may take long; pytest has a limit of its own.
 hypothesis.settings.register_profile("station", deadline=None)
 hypothesis.settings.load_profile("station")
-_MAY_SKIP = ("needs a real device", "no gpio-sim here", "no real images", "this processor has no")
+_MAY_SKIP = (
+    "needs a real device",
+    "no gpio-sim here",
+    "no network of its own here",
+    "no real images",
+    "this processor has no",
+)
 """Reasons that count as a skip where every peer is installed."""
 _MARKS = {"passed": "ok", "skipped": "skip", "failed": "FAIL", "error": "FAIL"}
 _CAMERAS = ["simulated", "pictures", "strip", *(peer.name for peer in PEERS)]
@@ -60,6 +67,12 @@ def pytest_make_collect_report(
     report = yield
     _fail_unless_allowed(report)
     return report
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_loopback() -> None:
+    """Where it may not be, tests share this machine's ports, one process each (`_GROUPS`)."""
+    enter_own_network()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,7 +1,8 @@
 """The lamp process: owns the stack light's port and lets every state lapse to FAULT.
 
 A station's command carries an absolute monotonic expiry; when no newer one has come by then, the
-light shows FAULT. Imports neither numpy nor ONNX Runtime nor a database: it must be back at once.
+light shows FAULT. What is obeyed and what lapses is decided in station/lease.py; sockets, device
+and clock are here. Imports neither numpy nor ONNX Runtime nor a database: it must be back at once.
 """
 
 from __future__ import annotations
@@ -24,21 +25,14 @@ from drivers.errors import DeviceError
 from drivers.stacklight import LightState, StackLight, open_stack_light
 from station.config import EX_CONFIG, Configuration, LightSettings
 from station.ipc import Channel, Json, Listener, PeerGone, connect
+from station.lease import FAULT, LAMP_TEST_S, Claims, LightLease, Show, Write
 from station.lock import take_lock
 from station.record import Provenance
 from station.systemd import lifeline, notify
 
-MAX_LEASE_S = 2.0
-"""A command whose expiry lies further ahead is a mistake and is dropped."""
-MAX_PASS_LEASE_S = 1.2
-"""A pass lapses this long after its command at the latest, whatever was asked for."""
-LAMP_TEST_S = 0.8
-
 _TURN_S = 0.25
 """The loop waits this long at most; the watchdog is fed in every turn."""
 _REOPEN_S = 0.5
-_REWRITE_S = 1.0
-"""FAULT is written again this often: a light that was off meanwhile shows it when it is back."""
 _MAX_CLIENTS = 16
 
 _log = logging.getLogger(__name__)
@@ -216,29 +210,6 @@ def _say(event: Json) -> None:
         os.write(1, line.encode())
 
 
-@dataclass(frozen=True, slots=True)
-class _Show:
-    """A validated command."""
-
-    number: int
-    state: LightState
-    result_id: str
-    provenance: Provenance | None
-    expires_ns: int
-
-    @classmethod
-    def parse(cls, body: Json) -> _Show:
-        """Raises KeyError, TypeError, ValueError, OverflowError."""
-        provenance = body["provenance"]
-        return cls(
-            int(body["n"]),
-            LightState(body["state"]),
-            str(body["result_id"]),
-            None if provenance is None else Provenance(provenance),
-            int(body["expires_ns"]),
-        )
-
-
 class _Lamp:
     """One thread, one loop: a device write that hangs stops it, and with it the watchdog."""
 
@@ -248,20 +219,13 @@ class _Lamp:
         self._device: StackLight | None = None
         self._problem = ""
         """Why there is no device."""
-        self._state: LightState | None = None
-        """What the device took last; None while that is unknown."""
-        self._result_id = ""
-        self._is_confirmed = False
-        self._shown_ns = 0
-        self._expires_ns: int | None = None
-        """When `_state` lapses; None for FAULT, which does not."""
+        self._claims = Claims()
+        self._light = LightLease(self._claims)
         self._reopen_ns = 0
         self._listener: Listener | None = None
-        self._clients: set[Channel] = set()
-        self._holder: Channel | None = None
-        """The station that owns the lamp."""
-        self._tester: Channel | None = None
-        """Who waits for the end of a lamp test."""
+        self._owners = itertools.count(1)
+        self._clients: dict[int, Channel] = {}
+        """By their numbers in the leases."""
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._exit_status: int | None = None
@@ -305,8 +269,9 @@ class _Lamp:
 
     def _until_next_s(self) -> float:
         due_ns = [self._reopen_ns] if self._device is None else []
-        if self._expires_ns is not None:
-            due_ns.append(self._expires_ns)
+        lapse_ns = self._light.next_due_ns()
+        if lapse_ns is not None:
+            due_ns.append(lapse_ns)
         now_ns = time.monotonic_ns()
         return min([_TURN_S, *(max(0, due - now_ns) / 1e9 for due in due_ns)])
 
@@ -327,7 +292,7 @@ class _Lamp:
         if self._listener is not None:
             self._listener.path.unlink(missing_ok=True)
             self._listener.close()
-        for client in self._clients:
+        for client in self._clients.values():
             client.close()
 
     # --- the device -------------------------------------------------------------------------------
@@ -341,30 +306,25 @@ class _Lamp:
             device.close()
             raise
         self._device, self._problem = device, ""
-        self._took(LightState.FAULT, "", None, is_confirmed)
+        self._took(FAULT, is_confirmed)
 
-    def _write(self, state: LightState, result_id: str, expires_ns: int | None) -> str:
-        """Show `state` until `expires_ns`; why it is not shown, empty if it is."""
+    def _write(self, write: Write) -> str:
+        """Tell the device; why it is not shown, empty if it is."""
         if self._device is None:
             return self._problem
         try:
-            is_confirmed = self._device.show(state)
+            is_confirmed = self._device.show(write.state)
         except DeviceError as error:
             self._lose_device(error)
             return self._problem
-        self._took(state, result_id, expires_ns, is_confirmed)
+        self._took(write, is_confirmed)
         return ""
 
-    def _took(
-        self, state: LightState, result_id: str, expires_ns: int | None, is_confirmed: bool
-    ) -> None:
-        if (state, result_id) != (self._state, self._result_id):
-            _say({"lamp": {"state": str(state), "result_id": result_id}})
-        self._state, self._result_id, self._expires_ns = state, result_id, expires_ns
-        self._is_confirmed, self._shown_ns = is_confirmed, time.monotonic_ns()
-
-    def _show_fault(self) -> str:
-        return self._write(LightState.FAULT, "", None)
+    def _took(self, write: Write, is_confirmed: bool) -> None:
+        before = self._light.shown
+        self._light.took(write, is_confirmed, time.monotonic_ns())
+        if before is None or before.write.meaning != write.meaning:
+            _say({"lamp": {"state": str(write.state), "result_id": write.result_id}})
 
     def _lose_device(self, error: DeviceError) -> None:
         assert self._device is not None
@@ -372,13 +332,13 @@ class _Lamp:
         self._device.close()
         self._device = None
         self._problem = str(error)
-        self._state, self._result_id, self._expires_ns = None, "", None
+        self._light.lost()
         # At once: a device that merely choked may still show a pass.
         self._reopen_ns = time.monotonic_ns()
         self._end_test(self._problem)
 
     def _keep_device(self) -> None:
-        """Look for a lost device; write FAULT again while nothing else is shown."""
+        """Look for a lost device."""
         now_ns = time.monotonic_ns()
         if self._device is None and now_ns >= self._reopen_ns:
             try:
@@ -388,16 +348,16 @@ class _Lamp:
                 self._reopen_ns = time.monotonic_ns() + int(_REOPEN_S * 1e9)
             else:
                 _log.warning("the stack light is back and shows FAULT")
-        elif self._expires_ns is None and now_ns - self._shown_ns >= _REWRITE_S * 1e9:
-            self._show_fault()
 
     def _lapse(self) -> None:
-        """What nobody renewed ends."""
-        if self._expires_ns is None or time.monotonic_ns() < self._expires_ns:
+        """What nobody renewed ends; FAULT is written again while nothing else is shown."""
+        write = self._light.due(time.monotonic_ns())
+        if write is None or self._light.shown is None:
             return
-        if self._tester is None:
-            _log.warning("%s was not renewed: FAULT", self._state)
-        self._end_test(self._show_fault())
+        lapsed = self._light.shown.write
+        if lapsed.lease is not None and self._light.tester is None:
+            _log.warning("%s was not renewed: FAULT", lapsed.state)
+        self._end_test(self._write(write))
 
     # --- the clients ------------------------------------------------------------------------------
 
@@ -407,110 +367,92 @@ class _Lamp:
         if len(self._clients) >= _MAX_CLIENTS:
             client.close()
             return
-        self._clients.add(client)
-        self._selector.register(client, selectors.EVENT_READ, lambda: self._serve(client))
+        owner = next(self._owners)
+        self._clients[owner] = client
+        self._selector.register(client, selectors.EVENT_READ, lambda: self._serve(owner))
 
-    def _serve(self, client: Channel) -> None:
+    def _serve(self, owner: int) -> None:
         """Answer one message; one a turn, so that a flood does not hold up a lapse."""
+        client = self._clients[owner]
         try:
             packet = client.receive(timeout_s=0)
             packet.close()
-            answer = self._handle(client, packet.body)
+            answer = self._handle(owner, packet.body)
             if answer is not None:
                 client.send(answer, timeout_s=0)
         except PeerGone:
-            self._drop(client)
+            self._drop(owner)
         except BlockingIOError:
             # Either nothing was there, or a client does not read its answers: those are lost.
             return
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             _log.warning("a client sent nonsense and was dropped: %r", error)
-            self._drop(client)
+            self._drop(owner)
 
-    def _drop(self, client: Channel) -> None:
-        if client not in self._clients:
-            return
-        self._clients.discard(client)
+    def _drop(self, owner: int) -> None:
+        client = self._clients.pop(owner)
         self._selector.unregister(client)
         client.close()
-        if client is self._tester:
-            self._tester = None
-        if client is self._holder:
-            self._holder = None
-            self._show_fault()
+        write = self._light.leave(owner)
+        if write is not None:
+            self._write(write)
 
-    def _handle(self, client: Channel, body: Json) -> Json | None:
+    def _handle(self, owner: int, body: Json) -> Json | None:
         match body["op"]:
             case "show":
-                return self._handle_show(client, _Show.parse(body))
+                return self._handle_show(owner, Show.parse(body))
             case "status":
                 return {"op": "status", **self._status()}
             case "test":
-                return self._start_test(client)
+                return self._start_test(owner)
             case other:
                 raise ValueError(f"unknown op {other!r}")
 
-    def _handle_show(self, client: Channel, show: _Show) -> Json:
-        reason = self._refusal(client, show)
-        if not reason:
-            if show.provenance is not None:
-                self._holder = client
-            self._end_test("ended by a show")
-            expires_ns = show.expires_ns
-            if show.state.is_pass:
-                limit_ns = time.monotonic_ns() + int(MAX_PASS_LEASE_S * 1e9)
-                expires_ns = min(expires_ns, limit_ns)
-            reason = self._write(show.state, show.result_id, expires_ns)
-        return {
-            "op": "show",
-            "n": show.number,
-            "is_confirmed": not reason and self._is_confirmed,
-            "shown_ns": None if reason else self._shown_ns,
-            "reason": reason,
-        }
+    def _handle_show(self, owner: int, show: Show) -> Json:
+        write = self._light.show(owner, show, time.monotonic_ns())
+        if isinstance(write, str):
+            return _show_answer(show.number, reason=write)
+        self._end_test("ended by a show")
+        reason = self._write(write)
+        shown = self._light.shown
+        if shown is None:
+            return _show_answer(show.number, reason=reason)
+        return _show_answer(show.number, shown.is_confirmed, shown.since_ns)
 
-    def _refusal(self, client: Channel, show: _Show) -> str:
-        """Why this command is not obeyed; empty if it is."""
-        if self._holder not in (None, client):
-            return "another station holds the lamp"
-        if show.state is LightState.LAMP_TEST:
-            return "all elements at once is for the lamp test"
-        if show.state is LightState.PASS and show.provenance is not Provenance.PRODUCTION:
-            return "pass is for production plates only"
-        ahead_s = (show.expires_ns - time.monotonic_ns()) / 1e9
-        if ahead_s <= 0:
-            return f"stale: expired {-ahead_s:.3f} s ago"
-        if ahead_s > MAX_LEASE_S:
-            return f"the lease ends {ahead_s:.1f} s ahead, at most {MAX_LEASE_S} s are allowed"
-        return ""
-
-    def _start_test(self, client: Channel) -> Json | None:
-        reason = ""
-        if self._holder not in (None, client):
-            reason = "a station holds the lamp"
-        elif self._tester is not None:
-            reason = "another lamp test runs"
-        else:
-            expires_ns = time.monotonic_ns() + int(LAMP_TEST_S * 1e9)
-            reason = self._write(LightState.LAMP_TEST, "", expires_ns)
+    def _start_test(self, owner: int) -> Json | None:
+        write = self._light.test(owner, time.monotonic_ns())
+        reason = write if isinstance(write, str) else self._write(write)
         if reason:
             return {"op": "test", "reason": reason}
-        self._tester = client  # answered at its end
+        self._light.tester = owner  # answered at its end
         return None
 
     def _end_test(self, reason: str) -> None:
-        if self._tester is None:
+        tester = self._light.end_test()
+        if tester is None:
             return
-        tester, self._tester = self._tester, None
         with contextlib.suppress(PeerGone, BlockingIOError):
-            tester.send({"op": "test", "reason": reason}, timeout_s=0)
+            self._clients[tester].send({"op": "test", "reason": reason}, timeout_s=0)
 
     def _status(self) -> Json:
+        shown = self._light.shown
         return {
-            "state": "unknown" if self._state is None else str(self._state),
-            "result_id": self._result_id,
-            "is_confirmed": self._is_confirmed and self._state is not None,
-            "is_held": self._holder is not None,
+            "state": str(shown.write.state) if shown else "unknown",
+            "result_id": shown.write.result_id if shown else "",
+            "is_confirmed": shown is not None and shown.is_confirmed,
+            "is_held": self._claims.holder is not None,
             "device": self._device.description if self._device else "",
             "problem": self._problem,
         }
+
+
+def _show_answer(
+    number: int, is_confirmed: bool = False, shown_ns: int | None = None, reason: str = ""
+) -> Json:
+    return {
+        "op": "show",
+        "n": number,
+        "is_confirmed": is_confirmed,
+        "shown_ns": shown_ns,
+        "reason": reason,
+    }

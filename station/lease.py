@@ -8,6 +8,7 @@ absolute expiry that nobody but the lamp process checks. Times are CLOCK_MONOTON
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any
 
 from drivers.stacklight import LightState
@@ -20,6 +21,10 @@ MAX_PASS_LEASE_S = 1.2
 LAMP_TEST_S = 0.8
 REWRITE_S = 1.0
 """FAULT is written again this often: a light that was off meanwhile shows it when it is back."""
+DOUBT_REWRITE_S = 0.25
+"""And this often while the light is not believed."""
+BELIEVED_AFTER = 3
+"""So many commands in a row must succeed until what failed is believed again."""
 
 _MAX_NUMBER = 2**63
 
@@ -89,6 +94,10 @@ class Show:
     """None: a person's show, which claims nothing."""
     expires_ns: int
 
+    @property
+    def meaning(self) -> tuple[LightState, str]:
+        return self.state, self.result_id
+
     @classmethod
     def parse(cls, body: dict[str, Any]) -> Show:
         """Raises KeyError, TypeError, ValueError."""
@@ -134,6 +143,34 @@ class Write:
         return self.state, self.result_id
 
 
+class Confirmation(Enum):
+    """What is known of a device that was told something."""
+
+    READ_BACK = auto()
+    """It was read back, and shows what it was told."""
+    NONE_POSSIBLE = auto()
+    """It cannot be read back; the bytes left."""
+    CONTRADICTED = auto()
+    """It was read back, and could not confirm."""
+
+
+class Belief:
+    """Whether somebody who was told something may be taken to have done it."""
+
+    def __init__(self) -> None:
+        self.doubt = ""
+        """Why not; empty if it may."""
+        self._successes = 0
+
+    def failed(self, why: str) -> None:
+        self.doubt, self._successes = why, 0
+
+    def worked(self) -> None:
+        self._successes += 1
+        if self._successes >= BELIEVED_AFTER:
+            self.doubt = ""
+
+
 FAULT = Write(LightState.FAULT)
 
 
@@ -143,6 +180,7 @@ class Shown:
 
     write: Write
     is_confirmed: bool
+    """It was read back."""
     since_ns: int
 
 
@@ -156,11 +194,17 @@ class LightLease:
         """What the device is believed to show; None while that is unknown."""
         self.tester: int | None = None
         """Who waits for the end of a lamp test."""
+        self.belief = Belief()
+        self._tried_ns = 0
+        """When the device was told something last, whether it took it or not."""
 
-    def show(self, owner: int, show: Show, now_ns: int) -> Write | str:
-        """What to write for this command, or why it is not obeyed."""
+    def show(self, owner: int, show: Show, now_ns: int, newest: Show | None) -> Write | str:
+        """What to write for this command, or why it is not obeyed. `newest`: the last command that
+        this connection has sent so far, as far as that is known; None if it is closed."""
         lease = Lease(owner, show.expires_ns)
         reason = self._claims.refusal(show.number, lease, now_ns) or _misuse(show)
+        if show.state.is_pass and not reason:
+            reason = self._pass_refusal(show, newest)
         if reason:
             return reason
         if show.provenance is not None:
@@ -168,6 +212,13 @@ class LightLease:
         if show.state.is_pass:
             lease = lease.capped(now_ns, MAX_PASS_LEASE_S)
         return Write(show.state, show.result_id, lease)
+
+    def _pass_refusal(self, show: Show, newest: Show | None) -> str:
+        """A pass that is over before it begins is not shown for a moment either."""
+        if newest is None or newest.meaning != show.meaning:
+            return "the pass was over when its command was read"
+        doubt = self.belief.doubt
+        return f"the light is not believed: {doubt}" if doubt else ""
 
     def test(self, owner: int, now_ns: int) -> Write | str:
         """What to write for a lamp test, or why there is none now."""
@@ -186,31 +237,31 @@ class LightLease:
 
     def due(self, now_ns: int) -> Write | None:
         """What to write because nobody renewed what is shown, or because FAULT has grown old."""
-        if self.shown is None:
-            return None
-        lease = self.shown.write.lease
-        if lease is None:
-            is_old = now_ns - self.shown.since_ns >= REWRITE_S * 1e9
-            return FAULT if is_old else None
-        return None if lease.is_live(now_ns) else FAULT
+        lease = self.shown.write.lease if self.shown else None
+        if lease is not None:
+            return None if lease.is_live(now_ns) else FAULT
+        pause_s = DOUBT_REWRITE_S if self.belief.doubt else REWRITE_S
+        return FAULT if now_ns - self._tried_ns >= pause_s * 1e9 else None
 
     def next_due_ns(self) -> int | None:
         """When the lease of what is shown ends; None where there is none."""
         lease = self.shown.write.lease if self.shown else None
         return None if lease is None else lease.expires_ns
 
-    def took(self, write: Write, is_confirmed: bool, now_ns: int) -> None:
-        """The device took `write`."""
-        self.shown = Shown(write, is_confirmed, now_ns)
+    def took(self, write: Write, confirmation: Confirmation, now_ns: int) -> None:
+        """The device was told `write`, and this is what is known of it."""
+        self._tried_ns = now_ns
+        if confirmation is Confirmation.CONTRADICTED:
+            self.lost(f"it did not show {write.state} when it was read back", now_ns)
+            return
+        self.shown = Shown(write, confirmation is Confirmation.READ_BACK, now_ns)
+        self.belief.worked()
 
-    def lost(self) -> None:
-        """The device is gone or did not take what it was told: it may show anything."""
+    def lost(self, why: str, now_ns: int) -> None:
+        """The device is gone or did not do what it was told: it may show anything."""
+        self._tried_ns = now_ns
         self.shown = None
-
-    def end_test(self) -> int | None:
-        """Who is to be told that the lamp test is over; None if none ran."""
-        tester, self.tester = self.tester, None
-        return tester
+        self.belief.failed(why)
 
 
 def _misuse(show: Show) -> str:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,12 +39,15 @@ from station.commissioned import read_commissioned
 from station.config import DEFAULT_RECORD_GB, ConfigError, Configuration, Loaded, Recipe
 from station.control import ControlServer
 from station.feed import (
+    BeltBegan,
+    BeltMoved,
     CameraState,
     Feed,
     FeedEnded,
     FeedFailed,
     GapSeen,
     PlateGrew,
+    PlateLeft,
     PlateStarted,
 )
 from station.flat_field import FlatField
@@ -53,12 +56,14 @@ from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, 
 from station.ipc import Json, PeerGone
 from station.lamp import LampAnswer, LampClient, LampError
 from station.light_policy import LightPolicy
+from station.line_side import LineSide, Word
 from station.lock import STATION_LOCK, take_lock
 from station.machine import test_on_this_machine
 from station.outbox import Outbox
 from station.precision import load_classifier
 from station.product import check_strip, geometry_of, load_flat_field
 from station.record import (
+    AcceptBody,
     ActuationBody,
     AttentionBody,
     ChangeBody,
@@ -86,9 +91,10 @@ _CONNECT_TIMEOUT_S = 15.0
 _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
 _LAMP_ANSWER_S = 0.5
-_NOT_BLOCKING = {"lamp", "log", "recording"}
-_DROPS_READY = {"lamp"}
+_NOT_BLOCKING = {"lamp", "log", "recording", "plc", "accept", "late"}
+_DROPS_READY = {"lamp", "accept", "late"}
 """Problems that keep no plate from being judged, but must keep the next one from coming."""
+_LATE = "a plate passed, but was past its accept point first; acknowledge it"
 _PATIENCE_S = 5.0
 _WITHOUT_END = {Reason.INTERRUPTED, Reason.BELT_STOPPED}
 """Why a plate's last scan line was never seen."""
@@ -144,6 +150,8 @@ class _Statistics:
     truly_defective: int = 0
     truly_good: int = 0
     tiles: int = 0
+    accepts: Counter[str] = field(default_factory=Counter)
+    """Plates that passed, by what the accept output was told of them."""
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
 
     def add(self, body: ResultBody) -> None:
@@ -192,6 +200,9 @@ class Station:
         self._actuations: dict[int, _Actuation] = {}
         self._in_work: set[str] = set()
         """Results of plates that were opened and whose scores are not all in."""
+        self._line_side = LineSide(self._settings)
+        self._without_record: set[str] = set()
+        """Results of plates that were opened and whose records are not durable."""
         self._statistics = _Statistics()
         self._newest_opened = 0
         """Sequence of the last plate whose leading edge was seen."""
@@ -319,6 +330,7 @@ class Station:
             next_sequence=hello["last_sequence"] + 1,
             plates=self._options.plates,
             recorder=self._recorder,
+            watches_belt=self._line_side.has_accept,
         )
 
     def _open_recorder(self, info: CameraInfo) -> StripRecorder | None:
@@ -362,6 +374,8 @@ class Station:
         if hello["held"] is not None and self._settings.light.fail_hold_s is None:
             held = ResultBody.model_validate(hello["held"])
             self._policy.decided(held.verdict, held.result_id, is_production=False)
+        if hello["has_late_plates"]:
+            self._set_problem("late", _LATE)
         for body in hello["open_plates"]:
             opened = OpenedBody.model_validate(body)
             self._write_result(interrupted_body(self._context, opened), None)
@@ -417,6 +431,7 @@ class Station:
                 key.data()
             self._keep_connections()
             self._update_light()
+            self._tell_outputs()
             if deadline is not None and time.monotonic() >= deadline:
                 deadline = None
                 self._end("time is up")
@@ -477,6 +492,12 @@ class Station:
                 self._on_grew(work)
             case PlateScored(work):
                 self._on_scored(work)
+            case PlateLeft(result_id, belt_place):
+                self._line_side.plate_ended(result_id, belt_place)
+            case BeltMoved(place):
+                self._line_side.belt_moved(place)
+            case BeltBegan(frame_height):
+                self._line_side.belt_began(frame_height)
             case GapSeen(sequence, gap):
                 self._write_result(gap_body(self._context, sequence, gap), None)
             case Joined():
@@ -502,6 +523,8 @@ class Station:
 
     def _on_opened(self, work: PlateWork) -> None:
         self._in_work.add(work.result_id)
+        self._without_record.add(work.result_id)
+        self._line_side.plate_began(work.result_id, work.belt_place)
         self._newest_opened = work.sequence
         self._policy.plate_opened()
         self._update_light()
@@ -554,11 +577,14 @@ class Station:
     def _on_committed(self, body: ResultBody, work: PlateWork | None, answer: Json) -> None:
         """The record is durable: only from here on may the lamp show a pass."""
         is_late = self._context.is_late(body.last_scan_line_ns)
+        self._without_record.discard(body.result_id)
+        self._line_side.result(body, is_late)
         # A light that turns green over the next plate would speak of that one.
         is_late = is_late or body.sequence < self._newest_opened
         is_production = body.provenance is Provenance.PRODUCTION
         self._policy.decided(body.verdict, body.result_id, is_production, is_late=is_late)
         latency_ms = self._actuate(body, is_late)
+        self._tell_outputs()
         self._statistics.add(body)
         self._last_verdict_at = utc_now()
         arrays = ("tile_grid", "tile_scores")
@@ -619,6 +645,7 @@ class Station:
         self._last_tick_ns = time.monotonic_ns()
         self._set_problem("liveness", "")
         self._update_light(force=True)
+        self._tell_outputs(is_tick=True)
         notify("WATCHDOG=1")
         if self._last_tick_ns - self._last_figures_ns > 1e9:
             self._last_figures_ns = self._last_tick_ns
@@ -641,10 +668,15 @@ class Station:
     def _attentions(self) -> list[str]:
         return [body.text for body in self._health.attentions]
 
+    @property
+    def _attention_texts(self) -> list[str]:
+        parts = ("log", "recording", "plc", "accept", "late")
+        texts = [self._problems[part] for part in parts if part in self._problems]
+        return texts + (self._attentions if hasattr(self, "_health") else [])
+
     def _set_attention(self) -> None:
         """The light calls a person, where no plate's result is shown, until nothing is left."""
-        texts = [self._problems[part] for part in ("log", "recording") if part in self._problems]
-        texts += self._attentions
+        texts = self._attention_texts
         if texts:
             self._policy.set_attention("; ".join(texts))
         else:
@@ -701,6 +733,8 @@ class Station:
             return
         for answer in answers:
             self._on_lamp_answer(answer)
+        for event in self._lamp.take_events():
+            self._on_output_event(event)
 
     def _on_lamp_answer(self, answer: LampAnswer) -> None:
         self._set_problem("lamp", "" if answer.is_shown else f"not shown: {answer.reason}")
@@ -735,6 +769,57 @@ class Station:
         )
         self._outbox.submit([body])
 
+    # --- PLC and accept ---------------------------------------------------------------------------
+
+    def _tell_outputs(self, is_tick: bool = False) -> None:
+        """How the station is, what became of plates, where the belt is; before the first tick,
+        nothing: the outputs say that nobody is there."""
+        if not (self._line_side.is_used and self._last_tick_ns) or self._lamp is None:
+            return
+        word = Word(
+            ready=not self._not_ready,
+            busy=bool(self._without_record),
+            error=bool(self._blocking),
+            attention=bool(self._attention_texts),
+        )
+        try:
+            self._line_side.flush(self._lamp, word, self._last_tick_ns, is_tick)
+        except PeerGone:
+            self._lose_lamp()
+        except BlockingIOError:  # it does not read; the next turn tries again
+            return
+
+    def _on_output_event(self, event: Json) -> None:
+        match event["op"]:
+            case "plc":
+                self._set_problem("plc", event["problem"])
+            case "plc_ack":
+                self._acknowledge("plc")
+            case "accept_problem":
+                self._set_problem("accept", event["problem"])
+            case "accept":
+                self._on_accept({key: value for key, value in event.items() if key != "op"})
+        self._set_attention()
+
+    def _on_accept(self, told: Json) -> None:
+        """The accept output was told what to do about a plate that passed, and why."""
+        body = AcceptBody(station_id=self._settings.station.id, **told)
+        self._statistics.accepts[body.command] += 1
+        self._outbox.submit([body])
+        if body.command == "withheld_late":
+            detail = {"result_id": body.result_id}
+            self._outbox.submit([self._change("withheld_late", "station", detail)])
+            self._set_problem("late", _LATE)
+
+    def _acknowledge(self, who: str) -> None:
+        """A person has seen what was held, and what came too late."""
+        self._policy.acknowledge()
+        self._set_problem("late", "")
+        self._set_attention()
+        self._outbox.submit([self._change("ack", who, {})])
+
+    # --- the lamp process goes and comes ----------------------------------------------------------
+
     def _lose_lamp(self) -> None:
         if self._lamp is None:
             return
@@ -742,6 +827,7 @@ class Station:
         self._lamp.close()
         self._lamp = None
         self._policy.end_pass()
+        self._line_side.forget_lamp()
         self._set_problem("lamp", "the lamp process is gone")
         self._give_up_actuations(older_than_s=0.0, detail="the lamp process died")
 
@@ -836,12 +922,13 @@ class Station:
         elif op == "resume" and self._state is StationState.HALTED:
             self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
         elif op == "ack":
-            self._policy.acknowledge()
+            self._acknowledge(who)
         elif op == "relearn":
             self._say_health(self._health.relearn())
         self._set_fault()
         self._update_light()
-        self._outbox.submit([self._change(op, who, {})])
+        if op != "ack":
+            self._outbox.submit([self._change(op, who, {})])
         return {"ok": True, "state": str(self._state)}
 
     def _change(self, what: str, who: str, detail: dict[str, str]) -> ChangeBody:
@@ -896,6 +983,9 @@ class Station:
             "attentions": self._attentions,
             "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         }
+        if self._line_side.has_accept:
+            names = ("accept", "withheld_late", "withheld")
+            figures["accept"] = {name: statistics.accepts[name] for name in names}
         if self._recorder is not None:
             figures["recording"] = asdict(self._recorder.counts)
         if statistics.truly_good + statistics.truly_defective:

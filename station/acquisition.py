@@ -69,6 +69,8 @@ class Tick:
     """Frames that found no free slot: seen as lost by their missing ids."""
     temperature_c: float | None = None
     """The camera's own temperature, if it tells."""
+    ring_filled: int = 0
+    """Slots of the ring that hold frames."""
 
 
 class CameraGone(ConnectionError):
@@ -106,6 +108,10 @@ class CameraProcess:
             self._channel.send({"op": "start"})
         except (PeerGone, TimeoutError) as error:
             raise CameraGone(f"the camera process died before its start: {error}") from error
+
+    @property
+    def ring_slots(self) -> int:
+        return self._slots
 
     def receive(self, timeout_s: float) -> tuple[Frame, int] | Tick | None:
         """The next frame with its slot, or a tick; None after `timeout_s`.
@@ -226,6 +232,10 @@ class _Ring:
         self._free = deque(range(slots))
         self.overrun = 0
 
+    @property
+    def filled(self) -> int:
+        return len(self._memory) - len(self._free)
+
     def next_slot(self) -> tuple[int | None, NDArray[np.uint8]]:
         self.take_returns()
         if not self._free:
@@ -302,8 +312,8 @@ def _deliver(camera: Camera, channel: Channel, ring: _Ring) -> None:
                 ring.send(slot, frame)
         if time.monotonic() >= next_tick:
             number, next_tick = number + 1, time.monotonic() + TICK_S
-            tick = asdict(Tick(number, grabbed, ring.overrun, camera.temperature_c()))
-            tick["op"] = "tick"
+            said = Tick(number, grabbed, ring.overrun, camera.temperature_c(), ring.filled)
+            tick = {"op": "tick", **asdict(said)}
             # A station that does not read gets no ticks, and so no green.
             with contextlib.suppress(BlockingIOError):
                 channel.send(tick, timeout_s=0)

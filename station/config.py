@@ -7,10 +7,11 @@ import hashlib
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, IPvAnyAddress, TypeAdapter, ValidationError, model_validator
 
 from drivers.camera.settings import CameraSettings
 from drivers.io.settings import DigitalIoSettings, ModbusIoSettings, output_names
@@ -350,6 +351,21 @@ class FlatFieldSettings(Settings):
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of the file's bytes.")
 
 
+class MetricsSettings(Settings):
+    """Where `vqi serve metrics` shows figures to Prometheus."""
+
+    address: IPvAnyAddress = Field(
+        IPv4Address("127.0.0.1"), description="Of this machine; 0.0.0.0 for all that it has."
+    )
+    port: Count = Field(9790, ge=1, le=65_535)
+    stale_verdict_s: Number = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="A plate seen so long ago without a durable verdict: /health says 503.",
+    )
+
+
 class Configuration(Settings):
     """One station. Relative paths are relative to the current directory."""
 
@@ -361,6 +377,7 @@ class Configuration(Settings):
     commissioning: CommissioningSettings | None = None
     plc: PlcSettings | None = None
     accept: AcceptSettings | None = None
+    metrics: MetricsSettings | None = None
 
     @property
     def commissioning_file(self) -> Path | None:

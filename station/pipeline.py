@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,6 +38,7 @@ from station.acquisition import CameraProcess, Tick
 from station.commissioned import read_commissioned
 from station.config import DEFAULT_RECORD_GB, ConfigError, Configuration, Loaded, Recipe
 from station.control import ControlServer
+from station.counters import StageTimes
 from station.feed import (
     CameraState,
     Feed,
@@ -71,6 +72,7 @@ from station.record import (
     Verdict,
     utc_now,
 )
+from station.release import program_version
 from station.results import (
     Context,
     gap_body,
@@ -145,9 +147,11 @@ class _Statistics:
     truly_good: int = 0
     tiles: int = 0
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
+    reasons: Counter[tuple[Verdict, Reason | None]] = field(default_factory=Counter)
 
     def add(self, body: ResultBody) -> None:
         self.verdicts[body.verdict] += 1
+        self.reasons[body.verdict, body.reason] += 1
         self.gaps += body.reason is Reason.GAP
         self.tiles += body.tiles
         if body.truth_is_defective is None or body.verdict is Verdict.UNDECIDED:
@@ -156,6 +160,20 @@ class _Statistics:
         self.truly_good += not body.truth_is_defective
         self.escapes += body.truth_is_defective and body.verdict is Verdict.PASS
         self.false_rejects += not body.truth_is_defective and body.verdict is Verdict.FAIL
+
+
+@dataclass(slots=True)
+class _LampCounts:
+    """What became of this run's commands to the lamp process."""
+
+    commands: int = 0
+    renewals: int = 0
+    """Commands that repeat the one before: the lease goes on."""
+    confirmed: int = 0
+    taken: int = 0
+    """Sent to a device that cannot be read back."""
+    refused: int = 0
+    unanswered: int = 0
 
 
 class Station:
@@ -193,6 +211,12 @@ class Station:
         self._in_work: set[str] = set()
         """Results of plates that were opened and whose scores are not all in."""
         self._statistics = _Statistics()
+        self._times = StageTimes()
+        self._lamp_counts = _LampCounts()
+        self._opened_ns: dict[str, int] = {}
+        """Results of plates that were opened and have no durable record, oldest first."""
+        self._last_verdict_ns = 0
+        self._camera_tick: Tick | None = None
         self._newest_opened = 0
         """Sequence of the last plate whose leading edge was seen."""
         self._is_ending = False
@@ -502,6 +526,7 @@ class Station:
 
     def _on_opened(self, work: PlateWork) -> None:
         self._in_work.add(work.result_id)
+        self._opened_ns[work.result_id] = time.monotonic_ns()
         self._newest_opened = work.sequence
         self._policy.plate_opened()
         self._update_light()
@@ -533,6 +558,8 @@ class Station:
             descriptor=buffer.descriptor if buffer else None,
             done=lambda answer: self._on_committed(body, work, answer),
         )
+        if work is not None:
+            work.submitted_ns = time.monotonic_ns()
 
     def _pixels(self, work: PlateWork, is_passed: bool) -> Json | None:
         """What the journal process reads from the plate's buffer, and what it keeps of it."""
@@ -553,12 +580,16 @@ class Station:
 
     def _on_committed(self, body: ResultBody, work: PlateWork | None, answer: Json) -> None:
         """The record is durable: only from here on may the lamp show a pass."""
+        self._last_verdict_ns = time.monotonic_ns()
+        self._opened_ns.pop(body.result_id, None)
         is_late = self._context.is_late(body.last_scan_line_ns)
         # A light that turns green over the next plate would speak of that one.
         is_late = is_late or body.sequence < self._newest_opened
         is_production = body.provenance is Provenance.PRODUCTION
         self._policy.decided(body.verdict, body.result_id, is_production, is_late=is_late)
         latency_ms = self._actuate(body, is_late)
+        if latency_ms is not None and work is not None:
+            self._count_times(body, work, latency_ms)
         self._statistics.add(body)
         self._last_verdict_at = utc_now()
         arrays = ("tile_grid", "tile_scores")
@@ -568,6 +599,17 @@ class Station:
             # After the lamp's command: no light waits for what a plate says of the station.
             self._say_health(self._health.plate(look_at(body, work, self._context.geometry)))
             self._pool.give_back(work.buffer)
+
+    def _count_times(self, body: ResultBody, work: PlateWork, latency_ms: float) -> None:
+        last_ns = body.last_scan_line_ns or 0
+        commanded_ns = last_ns + round(latency_ms * 1e6)
+        took = self._times.took
+        took("scored", last_ns, work.scored_ns)
+        took("verdict", work.scored_ns, body.decided_ns)
+        took("submitted", body.decided_ns, work.submitted_ns)
+        took("committed", work.submitted_ns, self._last_verdict_ns)
+        took("commanded", self._last_verdict_ns, commanded_ns)
+        self._times.commanded(last_ns, commanded_ns)
 
     def _actuate(self, body: ResultBody, is_late: bool) -> float | None:
         """Command the light for this result and write down what was commanded; the time from the
@@ -605,6 +647,7 @@ class Station:
 
     def _on_tick(self, tick: Tick) -> None:
         """A tick came through camera, ring and inspection: on to the journal."""
+        self._camera_tick = tick
         self._outbox.tick(tick.number)
         self._say_health(self._health.camera(CameraHealth(tick.temperature_c)))
 
@@ -688,6 +731,8 @@ class Station:
             return None
         except BlockingIOError:
             return None
+        self._lamp_counts.renewals += wanted == self._shown
+        self._lamp_counts.commands += wanted != self._shown
         self._shown = wanted
         return number
 
@@ -704,8 +749,11 @@ class Station:
 
     def _on_lamp_answer(self, answer: LampAnswer) -> None:
         self._set_problem("lamp", "" if answer.is_shown else f"not shown: {answer.reason}")
+        self._count_answer(answer)
         actuation = self._actuations.pop(answer.number, None)
         if actuation is not None:
+            if answer.is_confirmed and answer.shown_ns is not None:
+                self._times.took("confirmed", actuation.commanded_ns, answer.shown_ns)
             self._write_actuation(
                 actuation.result_id,
                 actuation.command,
@@ -714,6 +762,12 @@ class Station:
                 answer.shown_ns if answer.is_shown else None,
                 answer.reason,
             )
+
+    def _count_answer(self, answer: LampAnswer) -> None:
+        counts = self._lamp_counts
+        counts.refused += not answer.is_shown
+        counts.confirmed += answer.is_confirmed
+        counts.taken += answer.is_shown and not answer.is_confirmed
 
     def _write_actuation(
         self,
@@ -750,6 +804,7 @@ class Station:
         for number, actuation in list(self._actuations.items()):
             if actuation.commanded_ns <= limit_ns:
                 del self._actuations[number]
+                self._lamp_counts.unanswered += 1
                 self._write_actuation(
                     actuation.result_id,
                     actuation.command,
@@ -850,7 +905,7 @@ class Station:
     def status(self) -> Json:
         """What the station is doing now."""
         state, shown_id = self._shown or (LightState.FAULT, "")
-        tick_age = (time.monotonic_ns() - self._last_tick_ns) / 1e9 if self._last_tick_ns else None
+        oldest_ns = next(iter(self._opened_ns.values()), 0)
         return {
             "station_id": self._settings.station.id,
             "state": str(self._state),
@@ -862,10 +917,69 @@ class Station:
             "light": str(state),
             "light_result_id": shown_id,
             "last_verdict_at": self._last_verdict_at,
-            "tick_age_s": tick_age,
+            "tick_age_s": _age_s(self._last_tick_ns),
+            "verdict_age_s": _age_s(self._last_verdict_ns),
+            "waiting_s": _age_s(oldest_ns) or 0.0,
             "pid": os.getpid(),
             "camera_pid": self._feed.camera_pid if hasattr(self, "_feed") else None,
-            **(self.summary() if hasattr(self, "_feed") else {}),
+            "version": program_version(),
+            "uptime_s": round(time.monotonic() - self._started_at, 3),
+            "results": self._results_by_reason(),
+            "lamp_commands": asdict(self._lamp_counts),
+            "times": self._times.as_json(),
+            **(self._parts() | self._depths() | self.summary() if hasattr(self, "_feed") else {}),
+        }
+
+    def _results_by_reason(self) -> list[Json]:
+        found = sorted(self._statistics.reasons.items(), key=str)
+        return [
+            {"verdict": str(verdict), "reason": reason and str(reason), "count": count}
+            for (verdict, reason), count in found
+        ]
+
+    def _parts(self) -> Json:
+        """What judges, and what it is judged by."""
+        recipe, classifier = self._context.recipe, self._context.classifier
+        return {
+            "recipe": {
+                "id": recipe.value.id,
+                "version": recipe.value.version,
+                "sha256": recipe.sha256,
+            },
+            "configuration_sha256": self._configuration.sha256,
+            "model": {
+                "id": classifier.model_id,
+                "sha256": classifier.model_sha256,
+                "runtime": classifier.runtime,
+                "precision": classifier.precision,
+            },
+        }
+
+    def _depths(self) -> Json:
+        """The camera, and how full everything is that can fill."""
+        camera, tick = self._context.camera, self._camera_tick
+        unsent, unanswered = self._outbox.depths
+        return {
+            "camera": {
+                "serial": camera.serial,
+                "vendor": camera.vendor,
+                "model": camera.model,
+                "temperature_c": tick and tick.temperature_c,
+                "overrun_frames": tick.overrun if tick else 0,
+            },
+            "queues": {
+                "ring": tick.ring_filled if tick else 0,
+                "inspect": self._inspector.waiting,
+                "plate_buffers": self._pool.in_use,
+                "outbox_unsent": unsent,
+                "outbox_unanswered": unanswered,
+                "lamp_answers": len(self._actuations),
+                "plates_open": len(self._opened_ns),
+            },
+            "capacities": {
+                "ring": self._feed.ring_slots,
+                "plate_buffers": self._settings.station.plate_buffers,
+            },
         }
 
     def _origin_words(self) -> Json:
@@ -923,6 +1037,11 @@ def _flat_field_names(flat_field: FlatField | None) -> dict[str, str]:
     if flat_field is None:
         return {}
     return {"flat_field_id": flat_field.id, "flat_field_sha256": flat_field.sha256}
+
+
+def _age_s(since_ns: int) -> float | None:
+    """Seconds since a moment on CLOCK_MONOTONIC; None if it has not come (0)."""
+    return (time.monotonic_ns() - since_ns) / 1e9 if since_ns else None
 
 
 def _latency_ms(body: ResultBody, commanded_ns: int) -> float | None:

@@ -44,7 +44,8 @@ def run(
         options += ["--record", str(record), "--record-gb", str(record_gb)]
 
     def start(show: Write, log: Callable[[str], None]) -> Supervisor:
-        return Supervisor(config, plates, options, show, log)
+        has_metrics = loaded.value.metrics is not None
+        return Supervisor(config, plates, options, show, log, has_metrics)
 
     if is_json:
         supervisor, status = _run_lines(start, _record_line)

@@ -76,6 +76,15 @@ def journal(config: ConfigOption) -> None:
 
 
 @app.command()
+def metrics(config: ConfigOption) -> None:
+    """Show figures to Prometheus, and /health."""
+    from station.metrics_server import serve
+
+    _log_to_stderr()
+    raise typer.Exit(serve(load_or_exit(config).value))
+
+
+@app.command()
 def station(
     config: ConfigOption,
     plates: Annotated[int | None, typer.Option(min=1, help="End after so many plates.")] = None,

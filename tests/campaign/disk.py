@@ -33,6 +33,12 @@ class Disk:
     def mount(self) -> None:
         run("mount", "-o", "loop,errors=remount-ro", self.image, self.folder)
 
+    @property
+    def device(self) -> str:
+        """The loop device's name."""
+        lines = (line.split() for line in Path("/proc/mounts").read_text().splitlines())
+        return next(Path(one[0]).name for one in lines if one[1] == str(self.folder))
+
     def cut_power(self) -> None:
         """What has not reached the disk by now never will; every later write fails."""
         descriptor = os.open(self.folder, os.O_RDONLY)

@@ -59,3 +59,4 @@ def now_ns() -> int:
 
 
 from campaign import kinds_processes as _processes  # noqa: E402, F401
+from campaign import kinds_storage as _storage  # noqa: E402, F401

@@ -13,6 +13,8 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from drivers.camera.settings import CameraSettings
+from drivers.io.settings import DigitalIoSettings, ModbusIoSettings, output_names
+from drivers.plc.settings import PlcSettings
 from drivers.settings import Count, Number, Settings
 from drivers.stacklight import LightState
 from drivers.stacklight.settings import (
@@ -309,6 +311,32 @@ def _abilities(device: StackLightSettings) -> tuple[set[Element] | None, set[Ele
     return None, set()
 
 
+ACCEPT_OUTPUT = "accept"
+
+
+class AcceptSettings(Settings):
+    """The output that lets a good plate through: on only while a plate that passed is there."""
+
+    distance_mm: Number = Field(
+        gt=0, le=100_000, description="From the camera's scan line to the accept point."
+    )
+    pulse_ms: Count = Field(gt=0, le=10_000, description="How long it is on for a plate.")
+    max_position_age_s: Number = Field(
+        0.5, gt=0, le=5, description="Without a frame for longer, the belt's place is unknown."
+    )
+    device: DigitalIoSettings = Field(description="With an output named accept.")
+
+    @model_validator(mode="after")
+    def _device_can_do_it(self) -> AcceptSettings:
+        if ACCEPT_OUTPUT not in output_names(self.device):
+            raise ValueError(f"device.outputs has no {ACCEPT_OUTPUT}; name the output so")
+        if isinstance(self.device, ModbusIoSettings) and self.device.pulse_offset is not None:
+            unit_ms = self.device.pulse_unit_ms
+            if self.pulse_ms % unit_ms:
+                raise ValueError(f"pulse_ms is no multiple of device.pulse_unit_ms {unit_ms}")
+        return self
+
+
 class CommissioningSettings(Settings):
     """What makes this station's plates production."""
 
@@ -331,6 +359,8 @@ class Configuration(Settings):
     light: LightSettings
     flat_field: FlatFieldSettings | None = None
     commissioning: CommissioningSettings | None = None
+    plc: PlcSettings | None = None
+    accept: AcceptSettings | None = None
 
     @property
     def commissioning_file(self) -> Path | None:
@@ -413,11 +443,25 @@ def _explain_one(item: dict[str, Any], model: type[Any]) -> str:
     return f"{key}: {message[0].lower()}{message[1:]}{shown}"
 
 
+_CHOSEN: dict[tuple[str, ...], tuple[int, ...]] = {
+    ("camera",): (1,),
+    ("light", "device"): (2,),
+    ("accept", "device"): (2,),
+    ("plc",): (1,),
+    ("plc", "io", "device"): (3,),
+}
+"""Where pydantic names the type that chose a device's settings."""
+
+
 def _written(location: tuple[Any, ...]) -> list[str]:
     """Keys as they stand in the file: without the type that chose a device's settings."""
-    chosen = {("camera",): 1, ("light", "device"): 2}
-    at = next((at for start, at in chosen.items() if location[: len(start)] == start), None)
-    keys = [str(part) for place, part in enumerate(location) if place != at]
+    places = {
+        place
+        for start, places in _CHOSEN.items()
+        if location[: len(start)] == start
+        for place in places
+    }
+    keys = [str(part) for place, part in enumerate(location) if place not in places]
     return [key for key in keys if key != "[key]"]
 
 

@@ -87,6 +87,8 @@ _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
 _LAMP_ANSWER_S = 0.5
 _NOT_BLOCKING = {"lamp", "log", "recording"}
+_DROPS_READY = {"lamp"}
+"""Problems that keep no plate from being judged, but must keep the next one from coming."""
 _PATIENCE_S = 5.0
 _WITHOUT_END = {Reason.INTERRUPTED, Reason.BELT_STOPPED}
 """Why a plate's last scan line was never seen."""
@@ -807,6 +809,17 @@ class Station:
         """Problems that keep plates from being judged or recorded."""
         return [text for part, text in self._problems.items() if part not in _NOT_BLOCKING]
 
+    @property
+    def _not_ready(self) -> list[str]:
+        """Why no plate should come now; empty if one may. The one place that says so."""
+        reasons = [] if self._state is StationState.OPERATIONAL else [f"the state is {self._state}"]
+        if self._is_ending:
+            reasons.append("the station is ending")
+        drops = _DROPS_READY | (self._problems.keys() - _NOT_BLOCKING)
+        return reasons + [
+            f"{part}: {self._problems[part]}" for part in self._problems.keys() & drops
+        ]
+
     def _set_fault(self) -> None:
         """The light shows FAULT while anything blocks or a person has halted the station."""
         reasons = [*self._blocking, *(["halted"] if self._state is StationState.HALTED else [])]
@@ -842,6 +855,8 @@ class Station:
             "station_id": self._settings.station.id,
             "state": str(self._state),
             "problems": self._problems,
+            "ready": not self._not_ready,
+            "not_ready": self._not_ready,
             **self._origin_words(),
             "attentions": self._attentions if hasattr(self, "_health") else [],
             "light": str(state),

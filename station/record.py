@@ -216,12 +216,14 @@ class ResultBody(Body):
 
 
 class ActuationBody(Body):
-    """What the lamp was told for a result, after the result's commit."""
+    """What an output was told for a result, after the result's commit: the light for each result,
+    accept for one that passed, at most once each."""
 
     kind: Literal["actuation"] = "actuation"
+    output: Literal["light", "accept"] = "light"
     result_id: str
     command: str
-    """The light state commanded, or `withheld_late`, `withheld`."""
+    """The light state commanded, or `accept`, or `withheld_late`, `withheld`."""
     is_confirmed: bool | None
     """True read back, False sent without read-back, None not sent or not answered."""
     commanded_ns: int

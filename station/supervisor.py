@@ -24,14 +24,9 @@ from types import FrameType
 
 from station.config import EX_CONFIG
 from station.ipc import Json
-from station.systemd import LIFELINE_VARIABLE
+from station.systemd import LIFELINE_VARIABLE, pauses_after
 
 _STOP_LIMIT_S = 15.0
-_LONGEST_PAUSE_S = 5.0
-_STEADY_S = 30.0
-"""A process that lived so long starts again without a pause."""
-_LEAST_LIFE_S = 1.0
-"""One that is replaced at once gets a pause if it lived shorter than this."""
 _AWAY_S = 0.5
 """After a pause of this process itself, what it did not hear says nothing."""
 
@@ -250,11 +245,10 @@ class Supervisor:
     def _plan_restart(self, child: _Child, status: int) -> None:
         role, now = child.role, time.monotonic()
         self.report.restarts[role.name] = self.report.restarts.get(role.name, 0) + 1
-        life_s, pause_s = now - child.started_at, 0.0
-        if life_s < (_LEAST_LIFE_S if role.is_replaced_at_once else _STEADY_S):
-            pause_s = self._pauses.get(role.name, 0.0)
-        self._pauses[role.name] = min(max(2 * pause_s, 0.25), _LONGEST_PAUSE_S)
-        self._due[role.name] = now + pause_s
+        planned_s = self._pauses.get(role.name, 0.0)
+        pauses = pauses_after(now - child.started_at, planned_s, role.is_replaced_at_once)
+        self._pauses[role.name] = pauses.next_s
+        self._due[role.name] = now + pauses.pause_s
         self._log(f"the {role.name} process ended ({_how(status)}); starting it again")
         self._start_due()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -16,8 +18,10 @@ from station.cli.common import (
     fail,
     load_or_exit,
 )
-from station.config import DEFAULT_RECORD_GB
+from station.config import DEFAULT_RECORD_GB, EX_CONFIG, Configuration
 from station.outlet import Outlet, write_json_line
+from station.supervisor import JOURNAL, LAMP, STATION, Role
+from station.systemd import UnitLife, is_unit
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -26,6 +30,24 @@ def _log_to_stderr() -> None:
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s"
     )
+
+
+@contextlib.contextmanager
+def _unit_life(role: Role, settings: Configuration) -> Iterator[bool]:
+    """What the supervisor of `vqi run` does for its children, a unit's process does for itself: it
+    waits longer before each start that follows a failing one. True if this start follows one."""
+    if not is_unit():
+        yield False
+        return
+    file = settings.station.runtime_dir / f"{role.name}.life"
+    life = UnitLife(file, role.is_replaced_at_once)
+    life.begin(role.start_limit_s)
+    try:
+        yield life.is_restart
+    except typer.Exit as end:
+        if end.exit_code in (0, EX_CONFIG):
+            life.end()
+        raise
 
 
 RestartOption = Annotated[bool, typer.Option("--restart", help="Started again after a failure.")]
@@ -37,7 +59,9 @@ def lamp(config: ConfigOption, restart: RestartOption = False) -> None:
     from station.lamp import serve
 
     _log_to_stderr()
-    raise typer.Exit(serve(load_or_exit(config).value, restart))
+    settings = load_or_exit(config).value
+    with _unit_life(LAMP, settings) as is_restart:
+        raise typer.Exit(serve(settings, restart or is_restart))
 
 
 @app.command()
@@ -46,7 +70,9 @@ def journal(config: ConfigOption) -> None:
     from station.journal import serve
 
     _log_to_stderr()
-    raise typer.Exit(serve(load_or_exit(config).value))
+    settings = load_or_exit(config).value
+    with _unit_life(JOURNAL, settings):
+        raise typer.Exit(serve(settings))
 
 
 @app.command()
@@ -63,14 +89,13 @@ def station(
     loaded = load_or_exit(config)
     from drivers.errors import DeviceError
     from models.card import ModelError
-    from station.config import EX_CONFIG
     from station.outbox import OutboxError
     from station.pipeline import Options, Station, StationError
     from station.product import load_product
 
-    with exit_on_config_error():
+    with _unit_life(STATION, loaded.value) as is_restart, exit_on_config_error():
         recipe = load_product(loaded)
-        options = Options(plates, seconds, record, record_gb, restart)
+        options = Options(plates, seconds, record, record_gb, restart or is_restart)
         with Outlet(write_json_line) as events:
             try:
                 status = Station(loaded, recipe, options, events.emit).run()
@@ -78,4 +103,4 @@ def station(
                 fail(str(error), EX_CONFIG)
             except (StationError, OutboxError, DeviceError, OSError) as error:
                 fail(str(error))
-    raise typer.Exit(status)
+        raise typer.Exit(status)

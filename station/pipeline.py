@@ -35,6 +35,7 @@ from drivers.camera.recording import RecordingError
 from drivers.stacklight import LightState
 from models.classifier import Classifier
 from station.acquisition import CameraProcess, Tick
+from station.actuation import Actuated, Actuation, Committed, Meaning
 from station.commissioned import read_commissioned
 from station.config import DEFAULT_RECORD_GB, ConfigError, Configuration, Loaded, Recipe
 from station.control import ControlServer
@@ -52,7 +53,7 @@ from station.flat_field import FlatField
 from station.health import CameraHealth, Health, HealthRow, look_at, reference_key
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Json, PeerGone
-from station.lamp import LampAnswer, LampClient, LampError
+from station.lamp import LampClient, LampError
 from station.light_policy import LightPolicy
 from station.lock import STATION_LOCK, take_lock
 from station.machine import test_on_this_machine
@@ -70,6 +71,7 @@ from station.record import (
     ReferenceBody,
     ResultBody,
     Verdict,
+    current_boot_id,
     utc_now,
 )
 from station.release import program_version
@@ -87,7 +89,6 @@ from station.systemd import exit_with_starter, notify
 _CONNECT_TIMEOUT_S = 15.0
 _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
-_LAMP_ANSWER_S = 0.5
 _NOT_BLOCKING = {"lamp", "log", "recording"}
 _DROPS_READY = {"lamp"}
 """Problems that keep no plate from being judged, but must keep the next one from coming."""
@@ -129,15 +130,6 @@ class Options:
 
 
 @dataclass(slots=True)
-class _Actuation:
-    """A lamp command for a result that waits for the lamp's answer."""
-
-    result_id: str
-    command: str
-    commanded_ns: int
-
-
-@dataclass(slots=True)
 class _Statistics:
     verdicts: dict[Verdict, int] = field(default_factory=lambda: dict.fromkeys(Verdict, 0))
     gaps: int = 0
@@ -160,20 +152,6 @@ class _Statistics:
         self.truly_good += not body.truth_is_defective
         self.escapes += body.truth_is_defective and body.verdict is Verdict.PASS
         self.false_rejects += not body.truth_is_defective and body.verdict is Verdict.FAIL
-
-
-@dataclass(slots=True)
-class _LampCounts:
-    """What became of this run's commands to the lamp process."""
-
-    commands: int = 0
-    renewals: int = 0
-    """Commands that repeat the one before: the lease goes on."""
-    confirmed: int = 0
-    taken: int = 0
-    """Sent to a device that cannot be read back."""
-    refused: int = 0
-    unanswered: int = 0
 
 
 class Station:
@@ -199,6 +177,7 @@ class Station:
         self._selector.register(self._wake, selectors.EVENT_READ, self._drain_inbox)
         light = self._settings.light
         self._policy = LightPolicy(light.fail_hold_s, light.pass_hold_s)
+        self._actuation = Actuation(self._policy, self._send_show, self._write_actuation)
         self._outbox = Outbox(
             self._settings.station.runtime_dir,
             self._selector,
@@ -206,19 +185,14 @@ class Station:
             lambda problem: self._set_problem("journal", problem),
         )
         self._lamp: LampClient | None = None
-        self._shown: tuple[LightState, str] | None = None
-        self._actuations: dict[int, _Actuation] = {}
         self._in_work: set[str] = set()
         """Results of plates that were opened and whose scores are not all in."""
         self._statistics = _Statistics()
         self._times = StageTimes()
-        self._lamp_counts = _LampCounts()
         self._opened_ns: dict[str, int] = {}
         """Results of plates that were opened and have no durable record, oldest first."""
         self._last_verdict_ns = 0
         self._camera_tick: Tick | None = None
-        self._newest_opened = 0
-        """Sequence of the last plate whose leading edge was seen."""
         self._is_ending = False
         self._failure: BaseException | None = None
         self._joined_since: str | None = None
@@ -382,10 +356,11 @@ class Station:
         """Write what the last life left open, and that a new one begins."""
         self._joined_since = hello["last_tick_at"]
         for result_id in hello["without_actuation"]:
-            self._write_actuation(result_id, "withheld", None, 0, None, "the station died before")
-        if hello["held"] is not None and self._settings.light.fail_hold_s is None:
-            held = ResultBody.model_validate(hello["held"])
-            self._policy.decided(held.verdict, held.result_id, is_production=False)
+            self._write_actuation(
+                Actuated(result_id, "withheld", 0, detail="the station died before")
+            )
+        if hello["held"] is not None:
+            self._hold_again(ResultBody.model_validate(hello["held"]))
         for body in hello["open_plates"]:
             opened = OpenedBody.model_validate(body)
             self._write_result(interrupted_body(self._context, opened), None)
@@ -406,6 +381,13 @@ class Station:
         self._say_attentions({})
         started = self._change("start", "station", detail)
         self._outbox.submit([started], done=lambda _: self._on_started())
+
+    def _hold_again(self, body: ResultBody) -> None:
+        """A restart is no acknowledgement: what nobody took out yet is held on."""
+        # Another boot has another clock: then the hold time begins anew.
+        is_same_clock = body.boot_id == current_boot_id()
+        since_ns = body.decided_ns if is_same_clock else time.monotonic_ns()
+        self._policy.decided(body.verdict, body.result_id, is_production=False, now_ns=since_ns)
 
     def _on_started(self) -> None:
         """The log took the start: only now is it known that it can be written (I12)."""
@@ -440,13 +422,13 @@ class Station:
             for key, _ in self._selector.select(timeout=0.05):
                 key.data()
             self._keep_connections()
-            self._update_light()
+            self._actuation.update(time.monotonic_ns())
             if deadline is not None and time.monotonic() >= deadline:
                 deadline = None
                 self._end("time is up")
 
     def _is_idle(self) -> bool:
-        in_flight = self._in_work or self._actuations or not self._outbox.is_empty
+        in_flight = self._in_work or self._actuation.is_waiting or not self._outbox.is_empty
         return not in_flight or self._failure is not None
 
     def _end(self, why: str) -> None:
@@ -494,8 +476,7 @@ class Station:
             case PlateStarted(work):
                 self._on_opened(work)
             case FailingTile(work):
-                self._policy.failing_tile(work.result_id)
-                self._update_light()
+                self._actuation.failing_tile(work.result_id, time.monotonic_ns())
                 self._on_grew(work)
             case PlateGrew(work):
                 self._on_grew(work)
@@ -527,9 +508,7 @@ class Station:
     def _on_opened(self, work: PlateWork) -> None:
         self._in_work.add(work.result_id)
         self._opened_ns[work.result_id] = time.monotonic_ns()
-        self._newest_opened = work.sequence
-        self._policy.plate_opened()
-        self._update_light()
+        self._actuation.plate_opened(work.sequence, time.monotonic_ns())
         self._outbox.submit([opened_body(self._context, work)])
 
     def _on_grew(self, work: PlateWork) -> None:
@@ -582,12 +561,17 @@ class Station:
         """The record is durable: only from here on may the lamp show a pass."""
         self._last_verdict_ns = time.monotonic_ns()
         self._opened_ns.pop(body.result_id, None)
-        is_late = self._context.is_late(body.last_scan_line_ns)
-        # A light that turns green over the next plate would speak of that one.
-        is_late = is_late or body.sequence < self._newest_opened
-        is_production = body.provenance is Provenance.PRODUCTION
-        self._policy.decided(body.verdict, body.result_id, is_production, is_late=is_late)
-        latency_ms = self._actuate(body, is_late)
+        committed = Committed(
+            body.result_id,
+            body.sequence,
+            body.verdict,
+            is_production=body.provenance is Provenance.PRODUCTION,
+            is_late=self._context.is_late(body.last_scan_line_ns),
+        )
+        is_told = self._actuation.committed(committed, time.monotonic_ns())
+        latency_ms = _latency_ms(body, time.monotonic_ns()) if is_told else None
+        if latency_ms is not None:
+            self._statistics.latencies_ms.append(latency_ms)
         if latency_ms is not None and work is not None:
             self._count_times(body, work, latency_ms)
         self._statistics.add(body)
@@ -610,26 +594,6 @@ class Station:
         took("committed", work.submitted_ns, self._last_verdict_ns)
         took("commanded", self._last_verdict_ns, commanded_ns)
         self._times.commanded(last_ns, commanded_ns)
-
-    def _actuate(self, body: ResultBody, is_late: bool) -> float | None:
-        """Command the light for this result and write down what was commanded; the time from the
-        last scan line in memory to the command, in ms."""
-        number = self._update_light(force=True)
-        commanded_ns = time.monotonic_ns()
-        latency_ms = _latency_ms(body, commanded_ns) if number is not None else None
-        if latency_ms is not None:
-            self._statistics.latencies_ms.append(latency_ms)
-        state, shown_id = self._shown or (LightState.FAULT, "")
-        if number is None:
-            self._write_actuation(body.result_id, "withheld", None, 0, None, "no lamp process")
-        elif shown_id == body.result_id:
-            self._actuations[number] = _Actuation(body.result_id, str(state), commanded_ns)
-        elif body.verdict is Verdict.PASS and is_late:
-            self._write_actuation(body.result_id, "withheld_late", None, commanded_ns, None, "")
-        else:
-            detail = f"the light shows {state} of {shown_id or 'no plate'}"
-            self._write_actuation(body.result_id, "withheld", None, commanded_ns, None, detail)
-        return latency_ms
 
     def _on_joined(self, joined: Joined) -> None:
         until = utc_now()
@@ -661,7 +625,7 @@ class Station:
         lamp process is being replaced: its starter sees to that, and plates are recorded."""
         self._last_tick_ns = time.monotonic_ns()
         self._set_problem("liveness", "")
-        self._update_light(force=True)
+        self._actuation.renew(self._last_tick_ns)
         notify("WATCHDOG=1")
         if self._last_tick_ns - self._last_figures_ns > 1e9:
             self._last_figures_ns = self._last_tick_ns
@@ -700,7 +664,6 @@ class Station:
         lamp.connect(timeout_s)
         self._lamp = lamp
         self._selector.register(lamp, selectors.EVENT_READ, self._read_lamp)
-        self._set_problem("lamp", "")
 
     def _test_lamp(self, is_restart: bool) -> None:
         """Light every element once; after a failure the confirmed FAULT write stands for it."""
@@ -709,32 +672,27 @@ class Station:
             if not is_restart:
                 self._lamp.test()
                 return
-            state = self._lamp.status()["state"]
+            status = self._lamp.status()
         except (LampError, PeerGone, TimeoutError) as error:
             raise StationError(f"the lamp test failed: {error}") from error
-        if state != LightState.FAULT:
-            raise StationError("the lamp did not confirm FAULT; check the lamp's device")
+        if status["state"] != LightState.FAULT or status["doubt"]:
+            # Plates are inspected and recorded; no pass shows until the light is believed.
+            self._actuation.distrust(status["doubt"] or f"it shows {status['state']}, not fault")
+            self._say_doubt()
 
-    def _update_light(self, force: bool = False) -> int | None:
-        """Command what the light should mean now; the command's number if one was sent."""
-        wanted = self._policy.wanted(time.monotonic_ns())
-        if self._state is StationState.PREOPERATIONAL or (wanted == self._shown and not force):
+    def _send_show(self, wanted: Meaning) -> int | None:
+        """The command's number; None if no lamp process takes it."""
+        if self._lamp is None or self._state is StationState.PREOPERATIONAL:
             return None
-        if self._lamp is None:
-            return None
+        state, result_id = wanted
+        provenance, lease_s = self._context.provenance, self._settings.light.lease_s
         try:
-            number: int = self._lamp.send_show(
-                wanted[0], wanted[1], self._context.provenance, self._settings.light.lease_s
-            )
+            return self._lamp.send_show(state, result_id, provenance, lease_s)
         except PeerGone:
             self._lose_lamp()
-            return None
         except BlockingIOError:
-            return None
-        self._lamp_counts.renewals += wanted == self._shown
-        self._lamp_counts.commands += wanted != self._shown
-        self._shown = wanted
-        return number
+            pass
+        return None
 
     def _read_lamp(self) -> None:
         if self._lamp is None:  # lost while an event before this one was handled
@@ -745,48 +703,16 @@ class Station:
             self._lose_lamp()
             return
         for answer in answers:
-            self._on_lamp_answer(answer)
+            self._actuation.answered(answer)
+        self._say_doubt()
 
-    def _on_lamp_answer(self, answer: LampAnswer) -> None:
-        self._set_problem("lamp", "" if answer.is_shown else f"not shown: {answer.reason}")
-        self._count_answer(answer)
-        actuation = self._actuations.pop(answer.number, None)
-        if actuation is not None:
-            if answer.is_confirmed and answer.shown_ns is not None:
-                self._times.took("confirmed", actuation.commanded_ns, answer.shown_ns)
-            self._write_actuation(
-                actuation.result_id,
-                actuation.command,
-                answer.is_confirmed if answer.is_shown else None,
-                actuation.commanded_ns,
-                answer.shown_ns if answer.is_shown else None,
-                answer.reason,
-            )
+    def _say_doubt(self) -> None:
+        self._set_problem("lamp", self._actuation.doubt)
 
-    def _count_answer(self, answer: LampAnswer) -> None:
-        counts = self._lamp_counts
-        counts.refused += not answer.is_shown
-        counts.confirmed += answer.is_confirmed
-        counts.taken += answer.is_shown and not answer.is_confirmed
-
-    def _write_actuation(
-        self,
-        result_id: str,
-        command: str,
-        is_confirmed: bool | None,
-        commanded_ns: int,
-        shown_ns: int | None,
-        detail: str,
-    ) -> None:
-        body = ActuationBody(
-            station_id=self._settings.station.id,
-            result_id=result_id,
-            command=command,
-            is_confirmed=is_confirmed,
-            commanded_ns=commanded_ns,
-            shown_ns=shown_ns,
-            detail=detail,
-        )
+    def _write_actuation(self, actuated: Actuated) -> None:
+        if actuated.is_confirmed and actuated.shown_ns is not None:
+            self._times.took("confirmed", actuated.commanded_ns, actuated.shown_ns)
+        body = ActuationBody(station_id=self._settings.station.id, **asdict(actuated))
         self._outbox.submit([body])
 
     def _lose_lamp(self) -> None:
@@ -795,34 +721,19 @@ class Station:
         self._selector.unregister(self._lamp)
         self._lamp.close()
         self._lamp = None
-        self._policy.end_pass()
-        self._set_problem("lamp", "the lamp process is gone")
-        self._give_up_actuations(older_than_s=0.0, detail="the lamp process died")
-
-    def _give_up_actuations(self, older_than_s: float, detail: str) -> None:
-        limit_ns = time.monotonic_ns() - int(older_than_s * 1e9)
-        for number, actuation in list(self._actuations.items()):
-            if actuation.commanded_ns <= limit_ns:
-                del self._actuations[number]
-                self._lamp_counts.unanswered += 1
-                self._write_actuation(
-                    actuation.result_id,
-                    actuation.command,
-                    None,
-                    actuation.commanded_ns,
-                    None,
-                    detail,
-                )
+        self._actuation.lamp_lost()
+        self._say_doubt()
 
     def _keep_connections(self) -> None:
         """Look for a journal or lamp process that has been replaced."""
-        self._give_up_actuations(_LAMP_ANSWER_S, "the lamp process did not answer")
+        self._actuation.check(time.monotonic_ns())
+        self._say_doubt()
         self._check_liveness()
         self._outbox.keep_connected()
         if self._lamp is None:
             with contextlib.suppress(PeerGone, TimeoutError):
                 self._open_lamp(timeout_s=0.0)
-                self._update_light(force=True)
+                self._actuation.renew(time.monotonic_ns())
         if "camera" in self._problems:
             # No tick comes while a camera opens; the light shows FAULT, and a restart would only
             # open it anew. The acquire thread's own limit ends a camera that never opens.
@@ -895,7 +806,7 @@ class Station:
         elif op == "relearn":
             self._say_health(self._health.relearn())
         self._set_fault()
-        self._update_light()
+        self._actuation.update(time.monotonic_ns())
         self._outbox.submit([self._change(op, who, {})])
         return {"ok": True, "state": str(self._state)}
 
@@ -904,7 +815,7 @@ class Station:
 
     def status(self) -> Json:
         """What the station is doing now."""
-        state, shown_id = self._shown or (LightState.FAULT, "")
+        state, shown_id = self._actuation.shown or (LightState.FAULT, "")
         oldest_ns = next(iter(self._opened_ns.values()), 0)
         return {
             "station_id": self._settings.station.id,
@@ -916,6 +827,7 @@ class Station:
             "attentions": self._attentions if hasattr(self, "_health") else [],
             "light": str(state),
             "light_result_id": shown_id,
+            "light_confirmation": self._actuation.confirmation,
             "last_verdict_at": self._last_verdict_at,
             "tick_age_s": _age_s(self._last_tick_ns),
             "verdict_age_s": _age_s(self._last_verdict_ns),
@@ -925,7 +837,7 @@ class Station:
             "version": program_version(),
             "uptime_s": round(time.monotonic() - self._started_at, 3),
             "results": self._results_by_reason(),
-            "lamp_commands": asdict(self._lamp_counts),
+            "lamp_commands": asdict(self._actuation.counts),
             "times": self._times.as_json(),
             **(self._parts() | self._depths() | self.summary() if hasattr(self, "_feed") else {}),
         }

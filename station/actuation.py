@@ -112,6 +112,11 @@ class Actuation:
         """Some result waits for the lamp's answer."""
         return any(command.result for command in self._commands.values())
 
+    @property
+    def waiting(self) -> int:
+        """Commands that the lamp process has not answered yet."""
+        return len(self._commands)
+
     # --- plates -----------------------------------------------------------------------------------
 
     def plate_opened(self, sequence: int, now_ns: int) -> None:

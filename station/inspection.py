@@ -92,6 +92,8 @@ class PlateWork:
     sequence: int
     buffer: PlateBuffer | None
     is_audit_sample: bool
+    belt_place: int | None = None
+    """Scan lines of belt travel at the leading edge; None where nobody asked."""
     problem: Reason | None = None
     detail: str = ""
     tiles_expected: int = 0

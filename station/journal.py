@@ -96,9 +96,9 @@ class JournalClient:
 
     def hello(self) -> Json:
         """What the last life left: last_sequence, open_plates (bodies), without_actuation (result
-        ids), held (body of a FAIL or UNDECIDED that nobody acknowledged), last_plate_ordinal,
-        attentions and references (bodies), last_tick_at, signed_files (sha256 of commissioning
-        files, the latest first), head (seq, chain)."""
+        ids), held (body of a FAIL or UNDECIDED that nobody acknowledged), has_late_plates,
+        last_plate_ordinal, attentions and references (bodies), last_tick_at, signed_files (sha256
+        of commissioning files, the latest first), head (seq, chain)."""
         return self._connected.request({"op": "hello"}, timeout_s=30.0)
 
     def submit(
@@ -383,6 +383,7 @@ class _Journal:
                 body["result_id"] for body in self._store.results_without_actuation()
             ],
             "held": self._store.held_result(),
+            "has_late_plates": self._store.has_late_plates(),
             "last_plate_ordinal": self._store.last_plate_ordinal(),
             "attentions": self._store.open_attentions(),
             "references": self._store.references(),

@@ -45,6 +45,8 @@ class PlateResult:
     sequence: int
     verdict: Verdict
     provenance: Provenance
+    is_late: bool
+    """Its deadline has passed: it does not count as good."""
 
     def as_json(self) -> Json:
         return {
@@ -52,6 +54,7 @@ class PlateResult:
             "sequence": self.sequence,
             "verdict": str(self.verdict),
             "provenance": str(self.provenance),
+            "is_late": self.is_late,
         }
 
     @classmethod
@@ -62,6 +65,7 @@ class PlateResult:
             whole_number(body["sequence"]),
             Verdict(body["verdict"]),
             Provenance(body["provenance"]),
+            body["is_late"] is not False,
         )
 
 
@@ -159,7 +163,7 @@ class Outputs:
         if self._plc is not None:
             self._plc.say(word, is_tick, now_ns)
         if self._accept is not None:
-            self._accept.renew(word.expires_ns)
+            self._accept.renew(0 if word.error else word.expires_ns)
 
     def result(self, result: PlateResult, now_ns: int) -> None:
         if self._plc is not None:
@@ -247,10 +251,11 @@ class Plc:
             self._handshake.renew(word, is_tick, now_ns)
 
     def result(self, result: PlateResult, now_ns: int) -> None:
+        is_pass = result.verdict is Verdict.PASS
         plate = PlateWord(
             result.sequence,
-            is_pass=result.verdict is Verdict.PASS,
-            is_undecided=result.verdict is Verdict.UNDECIDED,
+            is_pass=is_pass and not result.is_late,
+            is_undecided=result.verdict is Verdict.UNDECIDED or (is_pass and result.is_late),
             is_production=result.provenance is Provenance.PRODUCTION,
         )
         with self._lock:
@@ -413,6 +418,8 @@ class Accept:
             self._say(decision, None, 0, None)
 
     def _refusal(self, result: PlateResult) -> str:
+        if result.is_late:
+            return "its deadline had passed"
         is_production = result.provenance is Provenance.PRODUCTION
         if is_production or self._settings.device.type == "simulated":
             return ""
@@ -543,7 +550,7 @@ class Accept:
                 "result_id": decision.result_id,
                 "command": str(decision.fate),
                 "is_confirmed": is_confirmed,
-                "commanded_ns": commanded_ns,
+                "commanded_ns": commanded_ns or None,
                 "shown_ns": shown_ns,
                 "detail": detail,
             }

@@ -41,12 +41,15 @@ from station.config import DEFAULT_RECORD_GB, ConfigError, Configuration, Loaded
 from station.control import ControlServer
 from station.counters import StageTimes
 from station.feed import (
+    BeltBegan,
+    BeltMoved,
     CameraState,
     Feed,
     FeedEnded,
     FeedFailed,
     GapSeen,
     PlateGrew,
+    PlateLeft,
     PlateStarted,
 )
 from station.flat_field import FlatField
@@ -55,12 +58,14 @@ from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, 
 from station.ipc import Json, PeerGone
 from station.lamp import LampClient, LampError
 from station.light_policy import LightPolicy
+from station.line_side import LineSide, Word
 from station.lock import STATION_LOCK, take_lock
 from station.machine import test_on_this_machine
 from station.outbox import Outbox
 from station.precision import load_classifier
 from station.product import check_strip, geometry_of, load_flat_field
 from station.record import (
+    AcceptBody,
     ActuationBody,
     AttentionBody,
     ChangeBody,
@@ -89,9 +94,10 @@ from station.systemd import exit_with_starter, notify
 _CONNECT_TIMEOUT_S = 15.0
 _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
-_NOT_BLOCKING = {"lamp", "log", "recording"}
-_DROPS_READY = {"lamp"}
+_NOT_BLOCKING = {"lamp", "log", "recording", "plc", "accept", "late"}
+_DROPS_READY = {"lamp", "accept", "late"}
 """Problems that keep no plate from being judged, but must keep the next one from coming."""
+_LATE = "a plate passed, but was past its accept point first; acknowledge it"
 _PATIENCE_S = 5.0
 _WITHOUT_END = {Reason.INTERRUPTED, Reason.BELT_STOPPED}
 """Why a plate's last scan line was never seen."""
@@ -138,6 +144,8 @@ class _Statistics:
     truly_defective: int = 0
     truly_good: int = 0
     tiles: int = 0
+    accepts: Counter[str] = field(default_factory=Counter)
+    """Plates that passed, by what the accept output was told of them."""
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
     reasons: Counter[tuple[Verdict, Reason | None]] = field(default_factory=Counter)
 
@@ -187,6 +195,8 @@ class Station:
         self._lamp: LampClient | None = None
         self._in_work: set[str] = set()
         """Results of plates that were opened and whose scores are not all in."""
+        self._line_side = LineSide(self._settings)
+        """Results of plates that were opened and whose records are not durable."""
         self._statistics = _Statistics()
         self._times = StageTimes()
         self._opened_ns: dict[str, int] = {}
@@ -317,6 +327,7 @@ class Station:
             next_sequence=hello["last_sequence"] + 1,
             plates=self._options.plates,
             recorder=self._recorder,
+            watches_belt=self._line_side.has_accept,
         )
 
     def _open_recorder(self, info: CameraInfo) -> StripRecorder | None:
@@ -361,6 +372,8 @@ class Station:
             )
         if hello["held"] is not None:
             self._hold_again(ResultBody.model_validate(hello["held"]))
+        if hello["has_late_plates"]:
+            self._set_problem("late", _LATE)
         for body in hello["open_plates"]:
             opened = OpenedBody.model_validate(body)
             self._write_result(interrupted_body(self._context, opened), None)
@@ -423,6 +436,7 @@ class Station:
                 key.data()
             self._keep_connections()
             self._actuation.update(time.monotonic_ns())
+            self._tell_outputs()
             if deadline is not None and time.monotonic() >= deadline:
                 deadline = None
                 self._end("time is up")
@@ -482,6 +496,12 @@ class Station:
                 self._on_grew(work)
             case PlateScored(work):
                 self._on_scored(work)
+            case PlateLeft(result_id, belt_place):
+                self._line_side.plate_ended(result_id, belt_place)
+            case BeltMoved(place):
+                self._line_side.belt_moved(place)
+            case BeltBegan(frame_height):
+                self._line_side.belt_began(frame_height)
             case GapSeen(sequence, gap):
                 self._write_result(gap_body(self._context, sequence, gap), None)
             case Joined():
@@ -508,6 +528,7 @@ class Station:
     def _on_opened(self, work: PlateWork) -> None:
         self._in_work.add(work.result_id)
         self._opened_ns[work.result_id] = time.monotonic_ns()
+        self._line_side.plate_began(work.result_id, work.belt_place)
         self._actuation.plate_opened(work.sequence, time.monotonic_ns())
         self._outbox.submit([opened_body(self._context, work)])
 
@@ -561,15 +582,18 @@ class Station:
         """The record is durable: only from here on may the lamp show a pass."""
         self._last_verdict_ns = time.monotonic_ns()
         self._opened_ns.pop(body.result_id, None)
+        is_late = self._context.is_late(body.last_scan_line_ns)
+        self._line_side.result(body, is_late)
         committed = Committed(
             body.result_id,
             body.sequence,
             body.verdict,
             is_production=body.provenance is Provenance.PRODUCTION,
-            is_late=self._context.is_late(body.last_scan_line_ns),
+            is_late=is_late,
         )
         is_told = self._actuation.committed(committed, time.monotonic_ns())
         latency_ms = _latency_ms(body, time.monotonic_ns()) if is_told else None
+        self._tell_outputs()
         if latency_ms is not None:
             self._statistics.latencies_ms.append(latency_ms)
         if latency_ms is not None and work is not None:
@@ -626,6 +650,7 @@ class Station:
         self._last_tick_ns = time.monotonic_ns()
         self._set_problem("liveness", "")
         self._actuation.renew(self._last_tick_ns)
+        self._tell_outputs(is_tick=True)
         notify("WATCHDOG=1")
         if self._last_tick_ns - self._last_figures_ns > 1e9:
             self._last_figures_ns = self._last_tick_ns
@@ -648,10 +673,15 @@ class Station:
     def _attentions(self) -> list[str]:
         return [body.text for body in self._health.attentions]
 
+    @property
+    def _attention_texts(self) -> list[str]:
+        parts = ("log", "recording", "plc", "accept", "late")
+        texts = [self._problems[part] for part in parts if part in self._problems]
+        return texts + (self._attentions if hasattr(self, "_health") else [])
+
     def _set_attention(self) -> None:
         """The light calls a person, where no plate's result is shown, until nothing is left."""
-        texts = [self._problems[part] for part in ("log", "recording") if part in self._problems]
-        texts += self._attentions
+        texts = self._attention_texts
         if texts:
             self._policy.set_attention("; ".join(texts))
         else:
@@ -705,6 +735,8 @@ class Station:
         for answer in answers:
             self._actuation.answered(answer)
         self._say_doubt()
+        for event in self._lamp.take_events():
+            self._on_output_event(event)
 
     def _say_doubt(self) -> None:
         self._set_problem("lamp", self._actuation.doubt)
@@ -715,12 +747,64 @@ class Station:
         body = ActuationBody(station_id=self._settings.station.id, **asdict(actuated))
         self._outbox.submit([body])
 
+    # --- PLC and accept ---------------------------------------------------------------------------
+
+    def _tell_outputs(self, is_tick: bool = False) -> None:
+        """How the station is, what became of plates, where the belt is; before the first tick,
+        nothing: the outputs say that nobody is there."""
+        if not (self._line_side.is_used and self._last_tick_ns) or self._lamp is None:
+            return
+        word = Word(
+            ready=not self._not_ready,
+            busy=bool(self._opened_ns),
+            error=bool(self._blocking),
+            attention=bool(self._attention_texts),
+        )
+        try:
+            self._line_side.flush(self._lamp, word, self._last_tick_ns, is_tick)
+        except PeerGone:
+            self._lose_lamp()
+        except BlockingIOError:  # it does not read; the next turn tries again
+            return
+
+    def _on_output_event(self, event: Json) -> None:
+        match event["op"]:
+            case "plc":
+                self._set_problem("plc", event["problem"])
+            case "plc_ack":
+                self._acknowledge("plc")
+            case "accept_problem":
+                self._set_problem("accept", event["problem"])
+            case "accept":
+                self._on_accept({key: value for key, value in event.items() if key != "op"})
+        self._set_attention()
+
+    def _on_accept(self, told: Json) -> None:
+        """The accept output was told what to do about a plate that passed, and why."""
+        body = AcceptBody(station_id=self._settings.station.id, **told)
+        self._statistics.accepts[body.command] += 1
+        self._outbox.submit([body])
+        if body.command == "withheld_late":
+            detail = {"result_id": body.result_id}
+            self._outbox.submit([self._change("withheld_late", "station", detail)])
+            self._set_problem("late", _LATE)
+
+    def _acknowledge(self, who: str) -> None:
+        """A person has seen what was held, and what came too late."""
+        self._policy.acknowledge()
+        self._set_problem("late", "")
+        self._set_attention()
+        self._outbox.submit([self._change("ack", who, {})])
+
+    # --- the lamp process goes and comes ----------------------------------------------------------
+
     def _lose_lamp(self) -> None:
         if self._lamp is None:
             return
         self._selector.unregister(self._lamp)
         self._lamp.close()
         self._lamp = None
+        self._line_side.forget_lamp()
         self._actuation.lamp_lost()
         self._say_doubt()
 
@@ -802,12 +886,13 @@ class Station:
         elif op == "resume" and self._state is StationState.HALTED:
             self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
         elif op == "ack":
-            self._policy.acknowledge()
+            self._acknowledge(who)
         elif op == "relearn":
             self._say_health(self._health.relearn())
         self._set_fault()
         self._actuation.update(time.monotonic_ns())
-        self._outbox.submit([self._change(op, who, {})])
+        if op != "ack":
+            self._outbox.submit([self._change(op, who, {})])
         return {"ok": True, "state": str(self._state)}
 
     def _change(self, what: str, who: str, detail: dict[str, str]) -> ChangeBody:
@@ -885,7 +970,7 @@ class Station:
                 "plate_buffers": self._pool.in_use,
                 "outbox_unsent": unsent,
                 "outbox_unanswered": unanswered,
-                "lamp_answers": len(self._actuations),
+                "lamp_answers": self._actuation.waiting,
                 "plates_open": len(self._opened_ns),
             },
             "capacities": {
@@ -922,6 +1007,9 @@ class Station:
             "attentions": self._attentions,
             "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         }
+        if self._line_side.has_accept:
+            names = ("accept", "withheld_late", "withheld")
+            figures["accept"] = {name: statistics.accepts[name] for name in names}
         if self._recorder is not None:
             figures["recording"] = asdict(self._recorder.counts)
         if statistics.truly_good + statistics.truly_defective:

@@ -217,17 +217,30 @@ class ResultBody(Body):
 
 
 class ActuationBody(Body):
-    """What an output was told for a result, after the result's commit: the light for each result,
-    accept for one that passed, at most once each."""
+    """What the lamp was told for a result, after the result's commit."""
 
     kind: Literal["actuation"] = "actuation"
-    output: Literal["light", "accept"] = "light"
     result_id: str
     command: str
-    """The light state commanded, or `accept`, or `withheld_late`, `withheld`."""
+    """The light state commanded, or `withheld_late`, `withheld`."""
     is_confirmed: bool | None
     """True read back, False sent without read-back, None not sent or not answered."""
     commanded_ns: int
+    shown_ns: int | None
+    detail: str = ""
+
+
+class AcceptBody(Body):
+    """What the accept output was told for a result that passed. A kind of its own: actuation rows
+    are one for each result, these are at most one."""
+
+    kind: Literal["accept"] = "accept"
+    result_id: str
+    command: Literal["accept", "withheld_late", "withheld"]
+    """`withheld_late`: the plate was past its accept point before its verdict."""
+    is_confirmed: bool | None
+    """True read back, False sent without read-back, None not sent or not taken."""
+    commanded_ns: int | None
     shown_ns: int | None
     detail: str = ""
 
@@ -307,6 +320,7 @@ AnyBody = Annotated[
     OpenedBody
     | ResultBody
     | ActuationBody
+    | AcceptBody
     | DowntimeBody
     | ReviewBody
     | ChangeBody

@@ -92,6 +92,9 @@ class Report:
             for key in _TRUTHS
             if key in before or key in figures
         }
+        if "accept" in figures:
+            accepts = figures["accept"], before.get("accept", {})
+            sums["accept"] = {key: sum(part.get(key, 0) for part in accepts) for key in accepts[0]}
         counts = {verdict.lower(): self.verdicts[verdict] for verdict in _VERDICTS}
         self.summary = {
             **figures,

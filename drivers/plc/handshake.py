@@ -8,6 +8,7 @@ The rules:
 3. Between two results RESULT_VALID is off: until that was handed out, for `LOW_S` at least, and
    until ACK is off. So an ACK that was meant for one plate is never taken for the next.
 4. OK and NG are two bits; both are off while RESULT_VALID is. Not NG never means OK.
+5. Under an error no plate is OK: one that is shown is withdrawn, one that comes is undecided.
 """
 
 from __future__ import annotations
@@ -62,6 +63,8 @@ class Handshake:
         """The station said how it is; `is_tick`: because a tick has travelled through it."""
         self._lapse(now_ns)
         self._word = word
+        if word.error:
+            self._withdraw(now_ns)
         self.heartbeat = (self.heartbeat + is_tick) % 2**16
 
     def result(self, plate: PlateWord, now_ns: int) -> None:
@@ -71,7 +74,7 @@ class Handshake:
             return
         self.overruns += (self._shown is not None) + (self._next is not None)
         self._drop_valid(now_ns)
-        self._next = plate
+        self._next = _doubted(plate) if self._word.error else plate
         self._advance(now_ns)
 
     def revoke(self, now_ns: int) -> None:
@@ -102,6 +105,12 @@ class Handshake:
             late=self.late,
         )
 
+    def _withdraw(self, now_ns: int) -> None:
+        if self._shown is not None and self._shown.is_pass:
+            self._drop_valid(now_ns)
+        if self._next is not None:
+            self._next = _doubted(self._next)
+
     def _lapse(self, now_ns: int) -> None:
         if self._word is not None and now_ns >= self._word.expires_ns:
             self.revoke(now_ns)
@@ -116,6 +125,12 @@ class Handshake:
         if self._next is not None and self._shown is None and was_low and not self._ack:
             self._shown, self._next = self._next, None
             self._last = self._shown.sequence
+
+
+def _doubted(plate: PlateWord) -> PlateWord:
+    if not plate.is_pass:
+        return plate
+    return replace(plate, is_pass=False, is_undecided=True)
 
 
 def _said(word: StationWord, plate: PlateWord | None) -> PlcOutputs:

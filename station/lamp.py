@@ -334,7 +334,9 @@ class _Lamp:
 
     def _open_with_fault(self) -> None:
         """Open the device and show FAULT before anything else. Raises `DeviceError`."""
-        device = open_stack_light(self._settings.device, self._settings.pattern_table)
+        device = open_stack_light(
+            self._settings.device, self._settings.pattern_table, self._settings.buzzer_s
+        )
         try:
             is_confirmed = device.show(LightState.FAULT)
         except DeviceError:

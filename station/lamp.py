@@ -391,7 +391,7 @@ class _Lamp:
         self._runtime_dir = configuration.station.runtime_dir
         self._claims = Claims()
         self._light = Light(
-            lambda: open_stack_light(settings.device, settings.pattern_table),
+            lambda: open_stack_light(settings.device, settings.pattern_table, settings.buzzer_s),
             self._claims,
             lambda write: _say({"lamp": {"state": write.state, "result_id": write.result_id}}),
         )

@@ -196,7 +196,6 @@ class Station:
         self._in_work: set[str] = set()
         """Results of plates that were opened and whose scores are not all in."""
         self._line_side = LineSide(self._settings)
-        """Results of plates that were opened and whose records are not durable."""
         self._statistics = _Statistics()
         self._times = StageTimes()
         self._opened_ns: dict[str, int] = {}

@@ -23,7 +23,7 @@ from typing import Self
 from drivers.errors import DeviceError
 from drivers.stacklight import LightState, StackLight, open_stack_light
 from station.config import EX_CONFIG, Configuration, LightSettings
-from station.ipc import SOCKETS, Channel, Json, Listener, PeerGone, connect
+from station.ipc import Channel, Json, Listener, PeerGone, connect
 from station.lock import take_lock
 from station.record import Provenance
 from station.systemd import lifeline, notify
@@ -45,7 +45,7 @@ _log = logging.getLogger(__name__)
 
 
 def lamp_path(runtime_dir: Path) -> Path:
-    return runtime_dir / SOCKETS["lamp"]
+    return runtime_dir / "lamp.sock"
 
 
 class LampError(Exception):
@@ -265,7 +265,6 @@ class _Lamp:
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._exit_status: int | None = None
-        self._counts = dict.fromkeys(("shows", "refusals", "lapses", "device_losses"), 0)
 
     def run(self, is_restart: bool) -> int:
         """Raises `DeviceError` if the device cannot be opened or does not take FAULT at start."""
@@ -370,7 +369,6 @@ class _Lamp:
     def _lose_device(self, error: DeviceError) -> None:
         assert self._device is not None
         _log.error("%s", error)
-        self._counts["device_losses"] += 1
         self._device.close()
         self._device = None
         self._problem = str(error)
@@ -398,7 +396,6 @@ class _Lamp:
         if self._expires_ns is None or time.monotonic_ns() < self._expires_ns:
             return
         if self._tester is None:
-            self._counts["lapses"] += 1
             _log.warning("%s was not renewed: FAULT", self._state)
         self._end_test(self._show_fault())
 
@@ -464,7 +461,6 @@ class _Lamp:
                 limit_ns = time.monotonic_ns() + int(MAX_PASS_LEASE_S * 1e9)
                 expires_ns = min(expires_ns, limit_ns)
             reason = self._write(show.state, show.result_id, expires_ns)
-        self._counts["refusals" if reason else "shows"] += 1
         return {
             "op": "show",
             "n": show.number,
@@ -518,5 +514,4 @@ class _Lamp:
             "device": self._device.description if self._device else "",
             "problem": self._problem,
             "pid": os.getpid(),
-            "counts": dict(self._counts),
         }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from typing import Annotated
 
 import typer
@@ -16,16 +14,18 @@ from station.cli.common import (
     fail,
     load_or_exit,
 )
-from station.config import DEFAULT_RECORD_GB
+from station.config import DEFAULT_RECORD_GB, Configuration, Loaded
+from station.logs import set_up_logging
 from station.outlet import Outlet, write_json_line
 
 app = typer.Typer(no_args_is_help=True)
 
 
-def _log_to_stderr() -> None:
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s"
-    )
+def _begin(process: str, config: str) -> Loaded[Configuration]:
+    """The configuration, or exit status 78; from here on this process logs."""
+    loaded = load_or_exit(config)
+    set_up_logging(process, loaded.value.station.id)
+    return loaded
 
 
 RestartOption = Annotated[bool, typer.Option("--restart", help="Started again after a failure.")]
@@ -36,8 +36,7 @@ def lamp(config: ConfigOption, restart: RestartOption = False) -> None:
     """Own the stack light; let a pass lapse."""
     from station.lamp import serve
 
-    _log_to_stderr()
-    raise typer.Exit(serve(load_or_exit(config).value, restart))
+    raise typer.Exit(serve(_begin("lamp", config).value, restart))
 
 
 @app.command()
@@ -45,8 +44,7 @@ def journal(config: ConfigOption) -> None:
     """Own the QMS log."""
     from station.journal import serve
 
-    _log_to_stderr()
-    raise typer.Exit(serve(load_or_exit(config).value))
+    raise typer.Exit(serve(_begin("journal", config).value))
 
 
 @app.command()
@@ -54,8 +52,7 @@ def metrics(config: ConfigOption) -> None:
     """Show figures to Prometheus, and /health."""
     from station.metrics_server import serve
 
-    _log_to_stderr()
-    raise typer.Exit(serve(load_or_exit(config).value))
+    raise typer.Exit(serve(_begin("metrics", config).value))
 
 
 @app.command()
@@ -68,8 +65,7 @@ def station(
     restart: RestartOption = False,
 ) -> None:
     """Inspect. Events go to stdout, one JSON object a line."""
-    _log_to_stderr()
-    loaded = load_or_exit(config)
+    loaded = _begin("station", config)
     from drivers.errors import DeviceError
     from models.card import ModelError
     from station.config import EX_CONFIG

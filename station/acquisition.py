@@ -44,7 +44,9 @@ from drivers.errors import (
     DriverMissing,
 )
 from station.ipc import Channel, Json, PeerGone, channel_pair
+from station.logs import get_logger, set_up_logging
 
+_LOG = get_logger("camera")
 TICK_S = 0.25
 """Liveness travels through the whole station this often, also when no plate comes."""
 _START_TIMEOUT_S = 120.0
@@ -297,6 +299,7 @@ def _serve(channel: Channel) -> None:
         channel.send({"op": "end", "breaks": [asdict(item) for item in end.breaks]})
         _wait_for_end_of_file(channel)
     except DeviceError as error:
+        _LOG.error("the camera is lost", error=str(error))
         channel.send({"op": "error", "message": str(error), "kind": type(error).__name__})
         _wait_for_end_of_file(channel)
 
@@ -343,6 +346,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 def main() -> int:
     _die_with(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_up_logging("camera")
     with (
         Channel(socket.socket(fileno=int(sys.argv[1]))) as channel,
         contextlib.suppress(PeerGone),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import logging
 import mmap
 import os
 import select
@@ -45,6 +44,7 @@ from station.ipc import (
     connect,
 )
 from station.lock import take_lock
+from station.logs import get_logger
 from station.qms import (
     DATABASE,
     IMAGES,
@@ -60,7 +60,7 @@ from station.record import AnyBody, Body, ImageBody, ResultBody, rfc3339, utc_no
 from station.release import program_version
 from station.systemd import exit_with_starter, notify
 
-_LOG = logging.getLogger("journal")
+_LOG = get_logger("journal")
 _BODIES: TypeAdapter[AnyBody] = TypeAdapter(AnyBody)
 _LOCK = "lock"
 _LAST_TICK = "last-tick"
@@ -191,19 +191,18 @@ def serve(configuration: Configuration) -> int:
     try:
         lock = take_lock(directory / _LOCK)
     except OSError as error:
-        _LOG.error("journal.directory %s cannot be used: %s", directory, error.strerror)
+        _LOG.error(f"journal.directory {directory} cannot be used: {error.strerror}")
         return EX_CONFIG
     if lock is None:
         _LOG.error(
-            "journal.directory %s: another station's journal process writes this log; give each "
-            "station a folder of its own",
-            directory,
+            f"journal.directory {directory}: another station's journal process writes this log; "
+            "give each station a folder of its own"
         )
         return EX_CONFIG
     try:
         return _Journal(configuration).run()
     except (StoreError, SyncFailed, OSError) as error:
-        _LOG.error("%s: cannot write: %s", directory, error)
+        _LOG.error("cannot write", directory=str(directory), error=str(error))
         return 1
     finally:
         os.close(lock)
@@ -344,7 +343,7 @@ class _Journal:
             try:
                 self._handle(client, packet.body, packet.descriptors)
             except (LookupError, TypeError, ValueError) as error:
-                _LOG.warning("a client sent nonsense and was dropped: %r", error)
+                _LOG.warning("a client sent nonsense and was dropped", error=repr(error))
                 self._drop(client)
             finally:
                 packet.close()
@@ -582,7 +581,7 @@ class _Journal:
         try:
             publish_snapshot(self._directory)
         except Exception as error:  # noqa: BLE001  the log itself is not affected
-            _LOG.warning("the snapshot could not be renewed: %s", error)
+            _LOG.warning("the snapshot could not be renewed", error=str(error))
         # A long log is copied less often, so that copying stays a small part of the work.
         pause_s = _SNAPSHOT_PAUSES * (time.monotonic() - started)
         self._snapshot_due = max(self._snapshot_due, time.monotonic() + pause_s)
@@ -616,7 +615,7 @@ class _Journal:
         moved = self._images.clean(referenced, since)
         self._counts.orphans += moved
         if moved:
-            _LOG.warning("%d pictures without a row moved to quarantine", moved)
+            _LOG.warning("pictures without a row moved to quarantine", count=moved)
 
 
 def _size(path: Path) -> int:

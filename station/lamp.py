@@ -25,7 +25,7 @@ from typing import Self
 from drivers.errors import DeviceError
 from drivers.stacklight import LightState, StackLight, open_stack_light
 from station.config import EX_CONFIG, Configuration
-from station.ipc import SOCKETS, Channel, Json, Listener, NotAMessage, PeerGone, connect
+from station.ipc import Channel, Json, Listener, NotAMessage, PeerGone, connect
 from station.lease import (
     FAULT,
     LAMP_TEST_S,
@@ -54,7 +54,7 @@ _log = logging.getLogger(__name__)
 
 
 def lamp_path(runtime_dir: Path) -> Path:
-    return runtime_dir / SOCKETS["lamp"]
+    return runtime_dir / "lamp.sock"
 
 
 class LampError(Exception):
@@ -284,7 +284,6 @@ class Light:
         self.lease = LightLease(claims)
         self.problem = ""
         """Why there is no device."""
-        self.counts = dict.fromkeys(("shows", "refusals", "lapses", "device_losses"), 0)
         self._device: StackLight | None = None
         self._reopen_ns = 0
 
@@ -333,9 +332,6 @@ class Light:
             return
         write = self.lease.due(now_ns)
         if write is not None:
-            shown = self.lease.shown
-            is_lapse = shown is not None and shown.write.lease is not None
-            self.counts["lapses"] += is_lapse and self.lease.tester is None
             self.write(write)
 
     def next_due_ns(self) -> int | None:
@@ -366,7 +362,6 @@ class Light:
     def _lose(self, error: DeviceError) -> None:
         assert self._device is not None
         _log.error("%s", error)
-        self.counts["device_losses"] += 1
         self._device.close()
         self._device = None
         self.miss(error)
@@ -537,7 +532,6 @@ class _Lamp:
         write = self._light.lease.show(owner, show, time.monotonic_ns(), newest)
         reason = write if isinstance(write, str) else self._light.write(write)
         shown = None if reason else self._light.lease.shown
-        self._light.counts["refusals" if reason else "shows"] += 1
         return {
             "op": "show",
             "n": show.number,
@@ -594,7 +588,6 @@ class _Lamp:
             "problem": self._light.problem,
             "doubt": self._light.lease.belief.doubt,
             "pid": os.getpid(),
-            "counts": dict(self._light.counts),
             **self._outputs.status(),
         }
 

@@ -88,8 +88,6 @@ FIGURES: Final = (
              "Commands that renewed a lease"),
     _gauge("lamp", "is_confirmed", "vqi_lamp_confirmed", "", "The device was read back: 1"),
     _gauge("lamp", "is_held", "vqi_lamp_held", "", "A station holds the lamp: 1"),
-    _counter("lamp", "counts.lapses", "vqi_lamp_lapses", "Leases that ran out: FAULT was shown"),
-    _counter("lamp", "counts.device_losses", "vqi_lamp_device_losses", "The device was lost"),
     _gauge("journal", "tick_age_s", "vqi_journal_tick_age", "seconds",
            "Since the journal said that it could write"),
     _gauge("journal", "waiting_s", "vqi_journal_waiting_age", "seconds",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import signal
 import socket
 import threading
@@ -26,12 +25,13 @@ from prometheus_client.exposition import choose_encoder
 
 from station.config import EX_CONFIG, Configuration, MetricsSettings
 from station.ipc import Json
+from station.logs import get_logger
 from station.metrics import ASK_TIMEOUT_S, StationCollector
 from station.processes import ask_all
 from station.state import StationState
 from station.systemd import exit_with_starter, notify
 
-_LOG = logging.getLogger("metrics")
+_LOG = get_logger("metrics")
 _MAX_CONNECTIONS = 8
 """More are closed at once."""
 _REQUEST_LIMIT_S = 3.0
@@ -210,8 +210,8 @@ def serve(configuration: Configuration) -> int:
     try:
         server = _Server(settings, pages)
     except OSError as error:
-        _LOG.error("metrics.port %s:%d cannot be listened at: %s", settings.address,
-                   settings.port, error.strerror)  # fmt: skip
+        where = f"{settings.address}:{settings.port}"
+        _LOG.error(f"metrics.port {where} cannot be listened at: {error.strerror}")
         return EX_CONFIG
 
     def stop(number: int, frame: FrameType | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import resource
@@ -60,6 +61,7 @@ from station.lamp import LampClient, LampError
 from station.light_policy import LightPolicy
 from station.line_side import LineSide, Word
 from station.lock import STATION_LOCK, take_lock
+from station.logs import get_logger
 from station.machine import test_on_this_machine
 from station.outbox import Outbox
 from station.precision import load_classifier
@@ -91,6 +93,7 @@ from station.state import StationState, provenance
 from station.strip import Joined, StripCutter, buffer_lines
 from station.systemd import exit_with_starter, notify
 
+_LOG = get_logger("station")
 _CONNECT_TIMEOUT_S = 15.0
 _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
@@ -599,6 +602,9 @@ class Station:
             self._count_times(body, work, latency_ms)
         self._statistics.add(body)
         self._last_verdict_at = utc_now()
+        if body.verdict is not Verdict.PASS:
+            said = {"verdict": str(body.verdict), "reason": body.reason, "detail": body.detail}
+            _LOG.info("result", result_id=body.result_id, **said)
         arrays = ("tile_grid", "tile_scores")
         record = {key: value for key, value in body.as_json().items() if key not in arrays}
         self._emit({"record": record | answer["pictures"], "latency_ms": latency_ms})
@@ -661,6 +667,8 @@ class Station:
         for row in rows:
             self._outbox.submit([row])
             if isinstance(row, AttentionBody):
+                word = "attention" if row.is_begin else "attention ended"
+                _LOG.warning(word, result_id=row.result_id, name=row.name, text=row.text)
                 self._say_attentions({"attention": row.as_json()})
 
     def _say_attentions(self, event: Json) -> None:
@@ -743,6 +751,8 @@ class Station:
     def _write_actuation(self, actuated: Actuated) -> None:
         if actuated.is_confirmed and actuated.shown_ns is not None:
             self._times.took("confirmed", actuated.commanded_ns, actuated.shown_ns)
+        if actuated.shown_ns is None and actuated.command != "withheld":
+            _LOG.warning("light", **asdict(actuated))
         body = ActuationBody(station_id=self._settings.station.id, **asdict(actuated))
         self._outbox.submit([body])
 
@@ -837,6 +847,7 @@ class Station:
 
     def _set_state(self, state: StationState) -> None:
         if state is not self._state:
+            _LOG.info("state", state=str(state), problems=dict(self._problems))
             self._state = state
             self._emit({"state": str(state), "problems": dict(self._problems)})
 
@@ -844,6 +855,9 @@ class Station:
         """A part of the station has a problem (or none, with an empty text)."""
         if self._problems.get(part, "") == problem:
             return
+        _LOG.log(
+            logging.WARNING if problem else logging.INFO, "problem", part=part, problem=problem
+        )
         if problem:
             self._problems[part] = problem
             self._emit({"problem": {"part": part, "text": problem}})

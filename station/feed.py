@@ -194,6 +194,11 @@ class Feed:
     def camera_pid(self) -> int | None:
         return self._camera.pid if self._camera else None
 
+    @property
+    def ring_slots(self) -> int | None:
+        camera = self._camera
+        return camera.ring_slots if camera else None
+
     def start(self) -> None:
         self._thread.start()
 

@@ -386,7 +386,7 @@ class _Lamp:
         self._runtime_dir = configuration.station.runtime_dir
         self._claims = Claims()
         self._light = Light(
-            lambda: open_stack_light(settings.device, settings.pattern_table),
+            lambda: open_stack_light(settings.device, settings.pattern_table, settings.buzzer_s),
             self._claims,
             lambda write: _say({"lamp": {"state": write.state, "result_id": write.result_id}}),
         )
@@ -587,6 +587,7 @@ class _Lamp:
             "device": self._light.device,
             "problem": self._light.problem,
             "doubt": self._light.lease.belief.doubt,
+            "pid": os.getpid(),
             **self._outputs.status(),
         }
 

@@ -88,7 +88,8 @@ def score_text(score: float | str) -> str:
 
 
 @cache
-def _current_boot_id() -> str:
+def current_boot_id() -> str:
+    """Which CLOCK_MONOTONIC times of this machine may be compared with one another."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -99,7 +100,7 @@ class Body(BaseModel):
 
     station_id: str
     written_at: str = Field(default_factory=utc_now)
-    boot_id: str = Field(default_factory=_current_boot_id)
+    boot_id: str = Field(default_factory=current_boot_id)
 
     def as_json(self) -> dict[str, Any]:
         """The row as JSON knows it: a number that is none (NaN, infinity) becomes its name."""

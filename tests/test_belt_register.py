@@ -95,7 +95,7 @@ def steady(speed: float = SPEED, seconds: float = 5.0) -> Belt:
     return Belt([Leg(seconds, speed)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32), st.floats(100, 9000), st.floats(0, 0.3), st.floats(0.001, 0.015))
 def test_a_plate_is_accepted_at_its_point_or_not_at_all(
     seed: int, speed: float, jitter: float, latency_s: float

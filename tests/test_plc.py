@@ -196,7 +196,7 @@ class HandshakeMachine(RuleBasedStateMachine):
 
 
 TestHandshake = HandshakeMachine.TestCase
-TestHandshake.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestHandshake.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 
 
 def alive(handshake: Handshake, now_ns: int) -> None:

@@ -143,7 +143,9 @@ def report(runs: list[Json], kinds: list[Kind]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="campaign", description=__doc__)
-    parser.add_argument("--runs", type=int, default=50, help="of each kind, with those in the ledger")
+    parser.add_argument(
+        "--runs", type=int, default=50, help="of each kind, with those in the ledger"
+    )
     parser.add_argument("--minutes", type=float, help="begin no fault after that")
     parser.add_argument("--kinds", default="", help="names or parts of names, by commas")
     parser.add_argument("--seed", type=int, default=1)

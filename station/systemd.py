@@ -79,7 +79,7 @@ class Pauses:
     """How long the next start of a failing process waits, and the one after it, should that fail."""
 
     pause_s: float = 0.0
-    next_s: float = _FIRST_PAUSE_S
+    next_s: float = 0.0
 
 
 def pauses_after(life_s: float, planned_s: float, is_replaced_at_once: bool) -> Pauses:

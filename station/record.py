@@ -88,7 +88,8 @@ def score_text(score: float | str) -> str:
 
 
 @cache
-def _current_boot_id() -> str:
+def current_boot_id() -> str:
+    """Which CLOCK_MONOTONIC times of this machine may be compared with one another."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -99,7 +100,7 @@ class Body(BaseModel):
 
     station_id: str
     written_at: str = Field(default_factory=utc_now)
-    boot_id: str = Field(default_factory=_current_boot_id)
+    boot_id: str = Field(default_factory=current_boot_id)
 
     def as_json(self) -> dict[str, Any]:
         """The row as JSON knows it: a number that is none (NaN, infinity) becomes its name."""
@@ -229,6 +230,21 @@ class ActuationBody(Body):
     detail: str = ""
 
 
+class AcceptBody(Body):
+    """What the accept output was told for a result that passed. A kind of its own: actuation rows
+    are one for each result, these are at most one."""
+
+    kind: Literal["accept"] = "accept"
+    result_id: str
+    command: Literal["accept", "withheld_late", "withheld"]
+    """`withheld_late`: the plate was past its accept point before its verdict."""
+    is_confirmed: bool | None
+    """True read back, False sent without read-back, None not sent or not taken."""
+    commanded_ns: int | None
+    shown_ns: int | None
+    detail: str = ""
+
+
 class DowntimeBody(Body):
     """The time in which the station could not count plates, and what the trigger counted in it."""
 
@@ -304,6 +320,7 @@ AnyBody = Annotated[
     OpenedBody
     | ResultBody
     | ActuationBody
+    | AcceptBody
     | DowntimeBody
     | ReviewBody
     | ChangeBody

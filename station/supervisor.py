@@ -39,11 +39,14 @@ class Role:
     watchdog_s: float
     start_limit_s: float = 120.0
     is_replaced_at_once: bool = False
+    is_needed: bool = True
+    """Without it no plate is inspected: a run ends if it cannot start."""
 
 
 LAMP = Role("lamp", watchdog_s=1.0, start_limit_s=5.0, is_replaced_at_once=True)
 JOURNAL = Role("journal", watchdog_s=10.0)
 STATION = Role("station", watchdog_s=10.0)
+METRICS = Role("metrics", watchdog_s=10.0, is_needed=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -89,6 +92,9 @@ class Report:
             for key in _TRUTHS
             if key in before or key in figures
         }
+        if "accept" in figures:
+            accepts = figures["accept"], before.get("accept", {})
+            sums["accept"] = {key: sum(part.get(key, 0) for part in accepts) for key in accepts[0]}
         counts = {verdict.lower(): self.verdicts[verdict] for verdict in _VERDICTS}
         self.summary = {
             **figures,
@@ -101,7 +107,8 @@ class Report:
 
 
 class Supervisor:
-    """Runs lamp, journal and station until the station ends. `show` gets the station's events."""
+    """Runs lamp, journal and station, and metrics where wanted, until the station ends. `show` gets
+    the station's events."""
 
     def __init__(
         self,
@@ -110,7 +117,9 @@ class Supervisor:
         station_options: list[str],
         show: Callable[[Json], None],
         log: Callable[[str], None],
+        has_metrics: bool = False,
     ) -> None:
+        self._roles = (LAMP, JOURNAL, STATION, *([METRICS] if has_metrics else []))
         self._config = config
         self._plates = plates
         self._station_options = station_options
@@ -134,7 +143,7 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         try:
-            for role in (LAMP, JOURNAL, STATION):
+            for role in self._roles:
                 self._start(role)
             while self._status is None:
                 turned_at = time.monotonic()
@@ -159,7 +168,7 @@ class Supervisor:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "station.cli", *self._arguments(role)],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL if role is JOURNAL else subprocess.PIPE,
+            stdout=subprocess.PIPE if role in (LAMP, STATION) else subprocess.DEVNULL,
             pass_fds=(self._lifeline,),
             env={
                 **os.environ,
@@ -186,7 +195,7 @@ class Supervisor:
             arguments += self._station_options
             if self._plates is not None:
                 arguments += ["--plates", str(max(1, self._plates - self.report.plates))]
-        is_restart = role is not JOURNAL and self.report.restarts.get(role.name)
+        is_restart = role in (LAMP, STATION) and self.report.restarts.get(role.name)
         return arguments + (["--restart"] if is_restart else [])
 
     def _read_events(self, child: _Child) -> None:
@@ -233,12 +242,21 @@ class Supervisor:
             return
         if child.role is STATION and (status == 0 or self._is_stopping):
             self._status = 0 if status == -signal.SIGTERM else status
+        elif not child.role.is_needed:
+            self._end_unneeded(child, status)
         elif status == EX_CONFIG or (child.role is STATION and not self._was_operational):
             self._status = status if status > 0 else 1
         elif not child.is_ready and not self._was_operational:
             if status < 0:  # else it has said itself what is wrong
                 self._log(f"the {name} process could not start ({_how(status)})")
             self._status = 1
+        else:
+            self._plan_restart(child, status)
+
+    def _end_unneeded(self, child: _Child, status: int) -> None:
+        """It never ends the run; one that cannot do its work as configured is not tried again."""
+        if status == EX_CONFIG:
+            self._log(f"the {child.role.name} process cannot run as configured; going on without")
         else:
             self._plan_restart(child, status)
 
@@ -253,7 +271,7 @@ class Supervisor:
         self._start_due()
 
     def _start_due(self) -> None:
-        for role in (LAMP, JOURNAL, STATION):
+        for role in self._roles:
             if role.name in self._due and self._due[role.name] <= time.monotonic():
                 del self._due[role.name]
                 self._start(role)
@@ -295,7 +313,7 @@ class Supervisor:
     def _stop_all(self) -> None:
         """Station, journal, lamp: each ends before what it reports to."""
         self._status = 1 if self._status is None else self._status
-        for role in (STATION, JOURNAL, LAMP):
+        for role in (METRICS, STATION, JOURNAL, LAMP):
             child = self._children.get(role.name)
             if child is None:
                 continue

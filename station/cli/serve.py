@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import sys
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -18,7 +16,8 @@ from station.cli.common import (
     fail,
     load_or_exit,
 )
-from station.config import DEFAULT_RECORD_GB, EX_CONFIG, Configuration
+from station.config import DEFAULT_RECORD_GB, EX_CONFIG, Configuration, Loaded
+from station.logs import set_up_logging
 from station.outlet import Outlet, write_json_line
 from station.supervisor import JOURNAL, LAMP, STATION, Role
 from station.systemd import UnitLife, is_unit
@@ -26,10 +25,11 @@ from station.systemd import UnitLife, is_unit
 app = typer.Typer(no_args_is_help=True)
 
 
-def _log_to_stderr() -> None:
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s"
-    )
+def _begin(process: str, config: str) -> Loaded[Configuration]:
+    """The configuration, or exit status 78; from here on this process logs."""
+    loaded = load_or_exit(config)
+    set_up_logging(process, loaded.value.station.id)
+    return loaded
 
 
 @contextlib.contextmanager
@@ -58,8 +58,7 @@ def lamp(config: ConfigOption, restart: RestartOption = False) -> None:
     """Own the stack light; let a pass lapse."""
     from station.lamp import serve
 
-    _log_to_stderr()
-    settings = load_or_exit(config).value
+    settings = _begin("lamp", config).value
     with _unit_life(LAMP, settings) as is_restart:
         raise typer.Exit(serve(settings, restart or is_restart))
 
@@ -69,10 +68,17 @@ def journal(config: ConfigOption) -> None:
     """Own the QMS log."""
     from station.journal import serve
 
-    _log_to_stderr()
-    settings = load_or_exit(config).value
+    settings = _begin("journal", config).value
     with _unit_life(JOURNAL, settings):
         raise typer.Exit(serve(settings))
+
+
+@app.command()
+def metrics(config: ConfigOption) -> None:
+    """Show figures to Prometheus, and /health."""
+    from station.metrics_server import serve
+
+    raise typer.Exit(serve(_begin("metrics", config).value))
 
 
 @app.command()
@@ -85,8 +91,7 @@ def station(
     restart: RestartOption = False,
 ) -> None:
     """Inspect. Events go to stdout, one JSON object a line."""
-    _log_to_stderr()
-    loaded = load_or_exit(config)
+    loaded = _begin("station", config)
     from drivers.errors import DeviceError
     from models.card import ModelError
     from station.outbox import OutboxError

@@ -150,6 +150,7 @@ def _read(file: Path) -> tuple[float, float] | None:
 
 
 def _write(file: Path, next_pause_s: float) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".new")
     temporary.write_text(json.dumps({"next_pause_s": next_pause_s, "started_s": time.monotonic()}))
     temporary.rename(file)

@@ -25,7 +25,7 @@ from station_rig import Rig
 from drivers.stacklight import LightState
 from station.config import load_configuration
 from station.lamp import LampClient
-from station.supervisor import JOURNAL, LAMP, STATION, Role
+from station.supervisor import JOURNAL, LAMP, METRICS, STATION, Role
 from station.systemd import LONGEST_PAUSE_S, STEADY_S, UnitLife, pauses_after
 
 CHECKOUT = Path(__file__).parents[1]
@@ -114,7 +114,7 @@ def test_code_made_at_run_time_stays_below_1_5_and_is_the_stations_alone(machine
         assert settings_of(service)["MemoryDenyWriteExecute"] == ["yes"]
 
 
-@pytest.mark.parametrize("role", [LAMP, JOURNAL, STATION])
+@pytest.mark.parametrize("role", [LAMP, JOURNAL, STATION, METRICS])
 def test_units_and_supervisor_wait_equally_long(role: Role) -> None:
     settings = settings_of(f"vqi-{role.name}")
     assert seconds(settings["WatchdogSec"][-1]) == role.watchdog_s

@@ -76,7 +76,7 @@ def _exit_at_end_of_file(descriptor: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Pauses:
-    """How long the next start of a failing process waits, and the one after it, should that fail."""
+    """How long the next start of a failing process waits, and the one after it if that fails."""
 
     pause_s: float = 0.0
     next_s: float = 0.0

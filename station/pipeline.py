@@ -55,6 +55,7 @@ from station.lamp import LampAnswer, LampClient, LampError
 from station.light_policy import LightPolicy
 from station.lock import STATION_LOCK, take_lock
 from station.machine import test_on_this_machine
+from station.maintenance import READY_LEVEL
 from station.outbox import Outbox
 from station.precision import load_classifier
 from station.product import check_strip, geometry_of, load_flat_field
@@ -86,7 +87,8 @@ _CONNECT_TIMEOUT_S = 15.0
 _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
 _LAMP_ANSWER_S = 0.5
-_NOT_BLOCKING = {"lamp", "log", "recording"}
+_NOT_BLOCKING = {"lamp", "log", "recording", "pictures", "disk", "upkeep"}
+_CALLS_A_PERSON = ("log", "recording", "disk", "upkeep")
 _PATIENCE_S = 5.0
 _WITHOUT_END = {Reason.INTERRUPTED, Reason.BELT_STOPPED}
 """Why a plate's last scan line was never seen."""
@@ -186,6 +188,8 @@ class Station:
             lambda problem: self._set_problem("journal", problem),
         )
         self._lamp: LampClient | None = None
+        self._upkeep: Json = {}
+        """What the journal process last said of its disk, backups and clock."""
         self._shown: tuple[LightState, str] | None = None
         self._actuations: dict[int, _Actuation] = {}
         self._in_work: set[str] = set()
@@ -607,9 +611,21 @@ class Station:
         self._say_health(self._health.camera(CameraHealth(tick.temperature_c)))
 
     def _on_journal_tick(self, answer: Json) -> None:
+        self._on_upkeep(answer["upkeep"])
         self._set_problem("journal", "" if answer["ok"] else answer["error"])
         if answer["ok"]:
             self._on_durable_tick()
+
+    def _on_upkeep(self, upkeep: Json) -> None:
+        """What the journal says of disk, backups and clock: plates are judged all the same."""
+        if upkeep == self._upkeep:
+            return
+        self._upkeep = upkeep
+        is_ready = upkeep["disk_level"] < READY_LEVEL
+        self._set_problem("pictures", upkeep["disk"] if is_ready else "")
+        self._set_problem("disk", "" if is_ready else upkeep["disk"])
+        self._set_problem("upkeep", "; ".join(upkeep["attentions"]))
+        self._set_attention()
 
     def _on_durable_tick(self) -> None:
         """The tick has been everywhere: the lease is renewed and the watchdog fed, also while the
@@ -641,7 +657,7 @@ class Station:
 
     def _set_attention(self) -> None:
         """The light calls a person, where no plate's result is shown, until nothing is left."""
-        texts = [self._problems[part] for part in ("log", "recording") if part in self._problems]
+        texts = [self._problems[part] for part in _CALLS_A_PERSON if part in self._problems]
         texts += self._attentions
         if texts:
             self._policy.set_attention("; ".join(texts))
@@ -844,6 +860,7 @@ class Station:
             "problems": self._problems,
             **self._origin_words(),
             "attentions": self._attentions if hasattr(self, "_health") else [],
+            "upkeep": self._upkeep,
             "light": str(state),
             "light_result_id": shown_id,
             "last_verdict_at": self._last_verdict_at,

@@ -7,23 +7,25 @@ import hashlib
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
+from ipaddress import IPv4Address
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, IPvAnyAddress, TypeAdapter, ValidationError, model_validator
 
 from drivers.camera.settings import CameraSettings
+from drivers.io.settings import DigitalIoSettings, ModbusIoSettings, output_names
+from drivers.plc.settings import PlcSettings
 from drivers.settings import Count, Number, Settings
 from drivers.stacklight import LightState
-from drivers.stacklight.settings import (
-    DEFAULT_PATTERNS,
-    Element,
-    GpioStackLightSettings,
-    LightPattern,
-    SerialTowerSettings,
-    StackLightSettings,
+from drivers.stacklight.profiles import (
+    DEFAULT_PROFILE,
+    ProfileName,
+    ambiguities,
+    pattern_table,
 )
+from drivers.stacklight.settings import Abilities, LightPattern, Mode, StackLightSettings
 from station.record import PictureClass
 
 SHIPPED_PREFIX = "shipped:"
@@ -313,15 +315,19 @@ class RetentionSettings(Settings):
         return {kind: rule for kind, rule in given.items() if rule is not None}
 
 
-_MAY_LIGHT_PASS = {LightState.PASS, LightState.PASS_NOT_PRODUCTION, LightState.LAMP_TEST}
-
-
 class LightSettings(Settings):
     """The stack light and what it means at this site."""
 
     device: StackLightSettings
+    profile: ProfileName = Field(DEFAULT_PROFILE, description="What each state looks like.")
     patterns: dict[LightState, LightPattern] = Field(
-        default_factory=dict, description="Replaces the default pattern of the states it names."
+        default_factory=dict, description="Replaces the profile's pattern of the states it names."
+    )
+    buzzer: dict[LightState, Mode] = Field(
+        default_factory=dict, description="States that sound the buzzer; left out: none."
+    )
+    buzzer_s: Number = Field(
+        10.0, gt=0, le=86_400, description="It sounds so long when a state begins, then is silent."
     )
     lease_s: Number = Field(1.2, ge=0.5, le=1.2, description="A pass not renewed goes out.")
     fail_hold_s: Number | None = Field(
@@ -335,44 +341,57 @@ class LightSettings(Settings):
     @property
     def pattern_table(self) -> dict[LightState, LightPattern]:
         """A pattern for every state; the lamp test lights whatever any of them uses."""
-        table = {**DEFAULT_PATTERNS, **self.patterns}
-        if LightState.LAMP_TEST not in self.patterns:
-            used = (element for pattern in table.values() for element in pattern)
-            all_of_them: LightPattern = dict.fromkeys(used, "on")
-            table[LightState.LAMP_TEST] = DEFAULT_PATTERNS[LightState.LAMP_TEST] | all_of_them
-        return table
+        return pattern_table(self.profile, self.patterns, self.buzzer)
 
     @model_validator(mode="after")
     def _patterns_can_be_shown_and_told_apart(self) -> LightSettings:
         table = self.pattern_table
-        for state in (LightState.PASS, LightState.PASS_NOT_PRODUCTION, LightState.LAMP_TEST):
-            twins = [other for other in table if other != state and table[other] == table[state]]
-            if twins:
-                raise ValueError(f"patterns.{state} is the same as patterns.{twins[0]}")
-        for state in table.keys() - _MAY_LIGHT_PASS:
-            if table[LightState.PASS].items() <= table[state].items():
-                raise ValueError(f"patterns.{state} lights all that patterns.pass lights")
-        elements, blinking = _abilities(self.device)
-        if elements is None:
-            return self
+        abilities = self.device.abilities
+        unclear = ambiguities(table)
+        if unclear:
+            raise ValueError(f"{unclear[0]}; give one of them another pattern")
         for state, pattern in table.items():
             for element, mode in pattern.items():
-                if element not in elements or (mode == "blink" and element not in blinking):
-                    lack = "" if element not in elements else " that blinks by itself"
-                    raise ValueError(
-                        f"patterns.{state} wants {element} {mode}, but the device has no "
-                        f"{element}{lack}; give the state another pattern"
-                    )
+                if abilities is not None and mode not in abilities.get(element, ()):
+                    raise ValueError(_cannot_show(state, element, mode, abilities))
         return self
 
 
-def _abilities(device: StackLightSettings) -> tuple[set[Element] | None, set[Element]]:
-    """Elements that the device has, and those that can blink; None where it can draw anything."""
-    if isinstance(device, SerialTowerSettings):
-        return set(device.elements), {k for k, v in device.elements.items() if v.blink}
-    if isinstance(device, GpioStackLightSettings):
-        return set(device.lines), set(device.lines)
-    return None, set()
+def _cannot_show(state: LightState, element: str, mode: str, abilities: Abilities) -> str:
+    """Which state the device cannot express, and what to do about it."""
+    given = ", ".join(abilities)
+    lack = f"no {element} (it has {given})"
+    advice = f"give [light.patterns] {state} a pattern of its elements, or choose another profile"
+    if element in abilities:
+        lack = f"no {element} that flashes"
+        advice = f"give [light.patterns] {state} another pattern, or blink_hz where it has that key"
+    return f"patterns.{state} wants {element} {mode}, but the device has {lack}; {advice}"
+
+
+ACCEPT_OUTPUT = "accept"
+
+
+class AcceptSettings(Settings):
+    """The output that lets a good plate through: on only while a plate that passed is there."""
+
+    distance_mm: Number = Field(
+        gt=0, le=100_000, description="From the camera's scan line to the accept point."
+    )
+    pulse_ms: Count = Field(gt=0, le=10_000, description="How long it is on for a plate.")
+    max_position_age_s: Number = Field(
+        0.5, gt=0, le=5, description="Without a frame for longer, the belt's place is unknown."
+    )
+    device: DigitalIoSettings = Field(description="With an output named accept.")
+
+    @model_validator(mode="after")
+    def _device_can_do_it(self) -> AcceptSettings:
+        if ACCEPT_OUTPUT not in output_names(self.device):
+            raise ValueError(f"device.outputs has no {ACCEPT_OUTPUT}; name the output so")
+        if isinstance(self.device, ModbusIoSettings) and self.device.pulse_offset is not None:
+            unit_ms = self.device.pulse_unit_ms
+            if self.pulse_ms % unit_ms:
+                raise ValueError(f"pulse_ms is no multiple of device.pulse_unit_ms {unit_ms}")
+        return self
 
 
 class CommissioningSettings(Settings):
@@ -388,6 +407,21 @@ class FlatFieldSettings(Settings):
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of the file's bytes.")
 
 
+class MetricsSettings(Settings):
+    """Where `vqi serve metrics` shows figures to Prometheus."""
+
+    address: IPvAnyAddress = Field(
+        IPv4Address("127.0.0.1"), description="Of this machine; 0.0.0.0 for all that it has."
+    )
+    port: Count = Field(9790, ge=1, le=65_535)
+    stale_verdict_s: Number = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="A plate seen so long ago without a durable verdict: /health says 503.",
+    )
+
+
 class Configuration(Settings):
     """One station. Relative paths are relative to the current directory."""
 
@@ -398,6 +432,9 @@ class Configuration(Settings):
     light: LightSettings
     flat_field: FlatFieldSettings | None = None
     commissioning: CommissioningSettings | None = None
+    plc: PlcSettings | None = None
+    accept: AcceptSettings | None = None
+    metrics: MetricsSettings | None = None
 
     @property
     def commissioning_file(self) -> Path | None:
@@ -480,11 +517,25 @@ def _explain_one(item: dict[str, Any], model: type[Any]) -> str:
     return f"{key}: {message[0].lower()}{message[1:]}{shown}"
 
 
+_CHOSEN: dict[tuple[str, ...], tuple[int, ...]] = {
+    ("camera",): (1,),
+    ("light", "device"): (2,),
+    ("accept", "device"): (2,),
+    ("plc",): (1,),
+    ("plc", "io", "device"): (3,),
+}
+"""Where pydantic names the type that chose a device's settings."""
+
+
 def _written(location: tuple[Any, ...]) -> list[str]:
     """Keys as they stand in the file: without the type that chose a device's settings."""
-    chosen = {("camera",): 1, ("light", "device"): 2}
-    at = next((at for start, at in chosen.items() if location[: len(start)] == start), None)
-    keys = [str(part) for place, part in enumerate(location) if place != at]
+    places = {
+        place
+        for start, places in _CHOSEN.items()
+        if location[: len(start)] == start
+        for place in places
+    }
+    keys = [str(part) for place, part in enumerate(location) if place not in places]
     return [key for key in keys if key != "[key]"]
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import subprocess
 import threading
@@ -20,13 +19,13 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any, TypeVar
 
 from station.clock import Clock, ClockWatch, SystemClock
 from station.config import ConfigError, Configuration, KeepRecipe, load_recipe
 from station.idle import start_idle
 from station.images import ImageFolder, Quarantine
+from station.logs import get_logger
 from station.qms import DATABASE, Store, StoreRefused
 from station.record import (
     BackupBody,
@@ -51,7 +50,7 @@ from station.retention import (
     pictures_of,
 )
 
-_LOG = logging.getLogger("journal.maintenance")
+_LOG = get_logger("journal.maintenance")
 Json = dict[str, Any]
 _B = TypeVar("_B", RetentionBody, ClockBody, DiskBody)
 
@@ -421,8 +420,6 @@ class Upkeep:
                 "ahead_s": clock.ahead_s,
                 "doubt": clock.doubt,
             },
-            "wal_mb": _size_mb(self._directory / f"{DATABASE}-wal"),
-            "database_mb": _size_mb(self._directory / DATABASE),
             "attentions": self.attentions(),
         }
 
@@ -474,7 +471,7 @@ class Upkeep:
         self._work, self._done_in_plan = _Work.of(plan), 0
 
     def _on_no_plan(self, said: str) -> None:
-        _LOG.warning("pictures that may go were not found: %s", said)
+        _LOG.warning("pictures that may go were not found", said=said)
         self._sweep_due = time.monotonic() + _SWEEP_EVERY_S
         self._failed_plans += 1
         if self._failed_plans >= _PLANS_MAY_FAIL:
@@ -633,9 +630,3 @@ def _last(store: Store, body: type[_B]) -> _B | None:
     """The newest row of a kind."""
     found = store.last_body(body.model_fields["kind"].default)
     return None if found is None else body.model_validate(found)
-
-
-def _size_mb(path: Path) -> float:
-    with contextlib.suppress(FileNotFoundError):
-        return round(path.stat().st_size / 1e6, 3)
-    return 0.0

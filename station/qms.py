@@ -30,7 +30,7 @@ DATABASE = "journal.db"
 SNAPSHOT = "journal-snapshot.db"
 IMAGES = "images"
 EMPTY_CHAIN = "0" * 64
-_ONCE_A_RESULT = ("opened", "result", "actuation")
+_ONCE_A_RESULT = ("opened", "result", "actuation", "accept")
 _TRIGGERS = {"row_no_update", "row_no_delete", "row_no_replace"}
 _TAIL_ROWS = 100
 """Checked at each start (I12); `vqi log verify` checks all."""
@@ -139,9 +139,10 @@ class Store:
     def append(self, bodies: Sequence[Body]) -> list[int]:
         """Write rows in one transaction, durable on return; the sequence number of each.
 
-        An opened, result or actuation row that is there already is not written again. Raises
-        `ContradictionError` if it says something else, `StoreRefused` if it may be tried again,
-        another `StoreError` if the file cannot be written; in each case nothing of `bodies` is.
+        An opened, result, actuation or accept row that is there already is not written again.
+        Raises `ContradictionError` if it says something else, `StoreRefused` if it may be tried
+        again, another `StoreError` if the file cannot be written; in each case nothing of `bodies`
+        is.
         """
         seq, link = self._seq, self._chain
         numbers = []
@@ -183,6 +184,11 @@ class Store:
         found = self._query("SELECT body FROM row WHERE seq = :seq", {"seq": newest})
         body: Json = json.loads(found[0].body)
         return body
+
+    def has_late_plates(self) -> bool:
+        """Whether a plate was withheld from accept for its lateness since a person last
+        acknowledged."""
+        return self._last_change("withheld_late") > self._last_change("ack")
 
     def open_attentions(self) -> list[Json]:
         """Bodies of attentions that began and have not ended, oldest first."""

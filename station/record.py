@@ -101,7 +101,7 @@ def score_text(score: float | str) -> str:
 
 @cache
 def current_boot_id() -> str:
-    """Of the boot that `*_ns` and `boot_s` count from."""
+    """Which CLOCK_MONOTONIC times of this machine may be compared with one another."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
@@ -249,6 +249,21 @@ class ActuationBody(Body):
     is_confirmed: bool | None
     """True read back, False sent without read-back, None not sent or not answered."""
     commanded_ns: int
+    shown_ns: int | None
+    detail: str = ""
+
+
+class AcceptBody(Body):
+    """What the accept output was told for a result that passed. A kind of its own: actuation rows
+    are one for each result, these are at most one."""
+
+    kind: Literal["accept"] = "accept"
+    result_id: str
+    command: Literal["accept", "withheld_late", "withheld"]
+    """`withheld_late`: the plate was past its accept point before its verdict."""
+    is_confirmed: bool | None
+    """True read back, False sent without read-back, None not sent or not taken."""
+    commanded_ns: int | None
     shown_ns: int | None
     detail: str = ""
 
@@ -435,6 +450,7 @@ AnyBody = Annotated[
     OpenedBody
     | ResultBody
     | ActuationBody
+    | AcceptBody
     | DowntimeBody
     | ReviewBody
     | ChangeBody

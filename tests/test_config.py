@@ -11,10 +11,15 @@ from station_rig import Rig, vqi
 
 from drivers.camera.settings import GenicamCameraSettings
 from drivers.stacklight import LightState
+from drivers.stacklight.boards import ADAFRUIT_5125
+from drivers.stacklight.profiles import DEFAULT_PATTERNS
 from drivers.stacklight.settings import (
-    ADAFRUIT_5125,
-    DEFAULT_PATTERNS,
+    GpioLine,
     GpioStackLightSettings,
+    ModbusRelaySettings,
+    PatliteSettings,
+    SerialElement,
+    SerialRead,
     SerialTowerSettings,
 )
 from station.config import (
@@ -62,7 +67,12 @@ def test_the_references_name_every_key() -> None:
         LightSettings,
         GenicamCameraSettings,
         SerialTowerSettings,
+        SerialElement,
+        SerialRead,
+        ModbusRelaySettings,
+        PatliteSettings,
         GpioStackLightSettings,
+        GpioLine,
     ):
         missing = {key for key in _keys(model) if not re.search(rf"\b{key}\b", station)}
         assert not missing, model.__name__
@@ -77,7 +87,7 @@ def test_the_reference_shows_the_defaults() -> None:
     assert given.station == bare
     assert given.journal == JournalSettings(directory=given.journal.directory)
     assert isinstance(given.light.device, SerialTowerSettings)
-    assert given.light.device.elements == ADAFRUIT_5125
+    assert given.light.device.byte_map == ADAFRUIT_5125
     assert given.light.pattern_table == DEFAULT_PATTERNS
     assert set(DEFAULT_PATTERNS) == set(LightState)
     recipe = load_recipe("shipped:demo-lgp").value
@@ -149,7 +159,7 @@ MISTAKES: dict[str, tuple[tuple[str, str], tuple[str, ...]]] = {
             '{ type = "simulated" }',
             '{ type = "gpio", chip = "x", lines = { red = { offset = 1 } } }',
         ),
-        ("light: patterns.", "the device has no ", "give the state another pattern"),
+        ("light: patterns.pass wants green on", "the device has no green (it has red)", "profile"),
     ),
 }
 

@@ -1,0 +1,166 @@
+"""The campaign's command line; see `docs/campaign.md`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from campaign.kinds import KINDS, Kind
+from campaign.ledger import ROOT, Ledger, State, deaths, table
+
+Json = dict[str, Any]
+_RUNS_IN_A_LIFE = 12
+_LIFE_LIMIT_S = 600.0
+_MAX_FRUITLESS = 6
+"""Lives that brought no run at all, until the campaign gives up."""
+
+
+class Campaign:
+    """Gives lives to `stations` workers until every kind has its runs or the time is up."""
+
+    def __init__(self, options: argparse.Namespace, kinds: list[Kind]) -> None:
+        self._options, self._kinds = options, kinds
+        self._state = State.now()
+        self.ledger = Ledger(options.ledger, self._state)
+        self._until = time.time() + 60 * (options.minutes or 1e6)
+        self._planned: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        self._draw = random.Random(options.seed)
+        self._lives = self._fruitless = 0
+
+    def run(self) -> None:
+        base = "/dev/shm" if Path("/dev/shm").is_dir() else None
+        with tempfile.TemporaryDirectory(prefix="vqi-campaign-", dir=base) as folder:
+            slots = [
+                threading.Thread(target=self._slot, args=(Path(folder),), daemon=True)
+                for _ in range(self._options.stations)
+            ]
+            for slot in slots:
+                slot.start()
+            for slot in slots:
+                slot.join()
+
+    def _slot(self, folder: Path) -> None:
+        while time.time() < self._until and self._fruitless < _MAX_FRUITLESS:
+            order = self._next_order(folder)
+            if order is None:
+                return
+            before = len(self._counting())
+            self._live(order)
+            with self._lock:
+                for name, _ in order["plan"]:
+                    self._planned[name] -= 1
+                self._fruitless = 0 if len(self._counting()) > before else self._fruitless + 1
+            self._say_progress()
+
+    def _live(self, order: Json) -> None:
+        paths = [str(ROOT), str(ROOT / "tests")]
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "campaign.worker", json.dumps(order)]
+        process = subprocess.Popen(command, env=environment, cwd=ROOT)
+        try:
+            process.wait(_LIFE_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _counting(self) -> list[Json]:
+        return [run for run in self.ledger.counting() if not run["broken"]]
+
+    def _next_order(self, folder: Path) -> Json | None:
+        """A life for the kinds that have the fewest runs; None once each has enough."""
+        with self._lock:
+            done = Counter(run["kind"] for run in self._counting()) + self._planned
+            waiting = [kind for kind in self._kinds if done[kind.name] < self._options.runs]
+            if not waiting:
+                return None
+            self._draw.shuffle(waiting)
+            first = min(waiting, key=lambda kind: done[kind.name])
+            family = [kind for kind in waiting if kind.family == first.family]
+            plan = []
+            while len(plan) < _RUNS_IN_A_LIFE and family:
+                chosen = min(family, key=lambda kind: done[kind.name])
+                plan.append((chosen.name, self._seed(chosen.name, done[chosen.name])))
+                done[chosen.name] += 1
+                self._planned[chosen.name] += 1
+                family = [kind for kind in family if done[kind.name] < self._options.runs]
+            self._lives += 1
+            return self._order(folder / f"life-{self._lives}", first, plan)
+
+    def _order(self, folder: Path, first: Kind, plan: list[tuple[str, int]]) -> Json:
+        return {
+            "folder": str(folder),
+            "camera": first.camera,
+            "plan": plan,
+            "seed": self._seed("life", self._lives),
+            "broken": None,
+            "until": self._until,
+            "ledger": str(self._options.ledger.resolve()),
+            "commit": self._state.commit,
+            "dirty": self._state.dirty,
+            "stations": self._options.stations,
+        }
+
+    def _seed(self, name: str, number: int) -> int:
+        return zlib.crc32(f"{self._options.seed}/{name}/{number}".encode())
+
+    def _say_progress(self) -> None:
+        runs = self._counting()
+        bad = sum(bool(run["said"]) for run in runs)
+        fewest = min((sum(r["kind"] == k.name for r in runs) for k in self._kinds), default=0)
+        print(f"{len(runs)} runs, at least {fewest} of each kind, {bad} with findings", flush=True)
+
+
+def choose(wanted: str) -> list[Kind]:
+    """Kinds whose name contains one of the words; all for an empty text."""
+    words = [word.strip() for word in wanted.split(",") if word.strip()]
+    exact = [KINDS[word] for word in words if word in KINDS]
+    others = [word for word in words if word not in KINDS]
+    found = [kind for kind in KINDS.values() if any(word in kind.name for word in others)]
+    return list(KINDS.values()) if not words else [*exact, *found]
+
+
+def report(runs: list[Json], kinds: list[Kind]) -> int:
+    names = {kind.name for kind in kinds} | {"clean stop"}
+    runs = [run for run in runs if run["kind"] in names]
+    print(*table(runs), "", deaths(runs), sep="\n")
+    bad = [run for run in runs if run["said"]]
+    for run in bad:
+        print(f"WRONG: {run['kind']}, seed {run['seed']}: {'; '.join(run['said'])}")
+    return 1 if bad or not runs else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="campaign", description=__doc__)
+    parser.add_argument("--runs", type=int, default=50, help="of each kind, with those in the ledger")
+    parser.add_argument("--minutes", type=float, help="begin no fault after that")
+    parser.add_argument("--kinds", default="", help="names or parts of names, by commas")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--stations", type=int, default=3, help="at the same time")
+    parser.add_argument("--ledger", type=Path, default=ROOT / "var/campaign/ledger.jsonl")
+    parser.add_argument("--table", action="store_true", help="only print what the ledger holds")
+    parser.add_argument("--list", action="store_true", help="only print the kinds")
+    options = parser.parse_args()
+    kinds = choose(options.kinds)
+    if options.list:
+        print(*sorted(kind.name for kind in kinds), sep="\n")
+        return 0
+    campaign = Campaign(options, kinds)
+    if not options.table:
+        campaign.run()
+    return report(campaign._counting(), kinds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

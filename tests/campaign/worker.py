@@ -77,7 +77,8 @@ class Worker:
             print(f"{name}, seed {seed}: {traceback.format_exc()}", flush=True)
             return False
         self._add(engine, outcome)
-        return outcome.recovery_s is not None
+        is_over = bool(outcome.said) and self._order["broken"] is not None
+        return outcome.recovery_s is not None and not is_over
 
     def _end(self, engine: Engine) -> None:
         """A clean stop, as every life ends: nothing may be left undone."""

@@ -164,9 +164,13 @@ def report(runs: list[Json], kinds: list[Kind]) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="campaign", description=__doc__)
-    parser.add_argument("--runs", type=int, help="of each kind, with those in the ledger; default 50")
+    parser.add_argument(
+        "--runs", type=int, help="of each kind, with those in the ledger; default 50"
+    )
     parser.add_argument("--power-cuts", type=int, default=0, metavar="N")
-    parser.add_argument("--system-calls", action="store_true", help="of a commit, each killed in turn")
+    parser.add_argument(
+        "--system-calls", action="store_true", help="of a commit, each killed in turn"
+    )
     parser.add_argument("--controls", action="store_true", help="wrong stations, each to be caught")
     parser.add_argument("--minutes", type=float, help="begin no fault after that")
     parser.add_argument("--kinds", default="", help="names or parts of names, by commas")

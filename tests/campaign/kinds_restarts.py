@@ -33,7 +33,9 @@ def _kept(path: Path) -> Iterator[None]:
         path.write_bytes(before)
 
 
-def _refused(life: Life, path: Path, spoil: Callable[[], None], statuses: tuple[int, ...]) -> Strike:
+def _refused(
+    life: Life, path: Path, spoil: Callable[[], None], statuses: tuple[int, ...]
+) -> Strike:
     """The station is stopped, a file is spoiled, the next start must say no; then it is put back."""
     began_ns = now_ns()
     life.stop()

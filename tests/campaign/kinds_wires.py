@@ -261,5 +261,3 @@ def _control(life: Life, op: str) -> None:
             channel.request({"op": op}, 2.0)
     except (OSError, PeerGone) as error:
         raise NotThere(f"the control socket: {error}") from error
-
-

@@ -129,5 +129,3 @@ def _by_faults(name: str, seed: int, live: Live, ledger: Ledger) -> tuple[str, i
 
 def count(runs: list[Json], kind: str) -> int:
     return sum(run.get("runs", 1) for run in runs if run["kind"] == kind)
-
-

@@ -41,7 +41,10 @@ class Calls:
 
 
 def kill_each(
-    folder: Path, seed: int, say: Callable[[str], None] = lambda text: None, limit: int | None = None
+    folder: Path,
+    seed: int,
+    say: Callable[[str], None] = lambda text: None,
+    limit: int | None = None,
 ) -> Calls:
     """`limit`: only so many calls, spread over the commit."""
     journal = JournalRig(folder, seed)

@@ -95,7 +95,11 @@ class Worker:
         )
 
     def _add(self, engine: Engine, outcome: Outcome) -> None:
-        run = {**outcome.as_json(), "stations": self._order["stations"], "broken": self._order["broken"]}
+        run = {
+            **outcome.as_json(),
+            "stations": self._order["stations"],
+            "broken": self._order["broken"],
+        }
         self._ledger.add(run)
         if outcome.said and not self._order["broken"]:
             self._keep(engine, outcome)

@@ -343,6 +343,7 @@ def test_close_changes_nothing_and_may_be_repeated(bench: Bench) -> None:
 def test_it_says_what_was_opened(bench: Bench) -> None:
     with bench.open() as light:
         assert "light" in light.description or "tower" in light.description
+        assert light.can_confirm == bench.settings.can_confirm
 
 
 @each(*(kind for kind in KINDS if kind != "simulated"))

@@ -64,6 +64,7 @@ def test(config: ConfigOption) -> None:
     )
     elements = ", ".join(settings.light.pattern_table[LightState.LAMP_TEST])
     typer.echo(f"lamp test sent to {elements}; did all of them light up?")
+    typer.echo(f"this light is {settings.light.device.nature}")
 
 
 def _through_lamp_or_device(

@@ -80,8 +80,9 @@ def _through_lamp_or_device(
             except NotPermitted:
                 raise
             except PeerGone:
+                light = settings.light
                 with (
-                    open_stack_light(settings.light.device, settings.light.pattern_table) as device,
+                    open_stack_light(light.device, light.pattern_table, light.buzzer_s) as device,
                     _exit_on_sigterm(),
                 ):
                     with_device(device)

@@ -151,7 +151,7 @@ def test_redaction_takes_what_secret_names_hold(secret: str) -> None:
     for text in (f'password = "{secret}"', f"api_key={secret}", f"token: '{secret}'",
                  f'secret = """\n{secret}\n"""'):  # fmt: skip
         assert secret not in redact_text(text).partition(REDACTED)[2]
-        assert redact_text(text).endswith(REDACTED)
+        assert REDACTED in redact_text(text)[-len(REDACTED) - 1 :]
 
 
 # --- a reader that does not read ----------------------------------------------------------------

@@ -19,7 +19,7 @@ from station.cli.common import (
 from station.config import DEFAULT_RECORD_GB, EX_CONFIG, Configuration, Loaded
 from station.logs import set_up_logging
 from station.outlet import Outlet, write_json_line
-from station.supervisor import JOURNAL, LAMP, STATION, Role
+from station.supervisor import JOURNAL, LAMP, METRICS, STATION, Role
 from station.systemd import UnitLife, is_unit
 
 app = typer.Typer(no_args_is_help=True)
@@ -78,7 +78,9 @@ def metrics(config: ConfigOption) -> None:
     """Show figures to Prometheus, and /health."""
     from station.metrics_server import serve
 
-    raise typer.Exit(serve(_begin("metrics", config).value))
+    settings = _begin("metrics", config).value
+    with _unit_life(METRICS, settings):
+        raise typer.Exit(serve(settings))
 
 
 @app.command()

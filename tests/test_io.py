@@ -237,3 +237,30 @@ def test_mistakes_in_settings_are_named() -> None:
     line = GpioIoLine(offset=3)
     with pytest.raises(ValidationError, match="line 3 has two names"):
         GpioIoSettings(type="gpio", chip="c", outputs={"a": line}, inputs={"b": line})
+
+
+@pytest.mark.gpio_sim
+def test_gpio_on_the_kernels_simulator() -> None:
+    """A chip of the kernel's gpio-sim: real libgpiod, real ioctls; needs root and configfs."""
+    configfs = Path("/sys/kernel/config/gpio-sim")
+    if not configfs.is_dir() or os.geteuid() != 0:
+        pytest.skip("no gpio-sim here: needs root, configfs and CONFIG_GPIO_SIM")
+    chip = configfs / "vqi-io"
+    bank = chip / "bank0"
+    bank.mkdir(parents=True)
+    try:
+        (bank / "num_lines").write_text("8")
+        (chip / "live").write_text("1")
+        name = (bank / "chip_name").read_text().strip()
+        lines = Path("/sys/devices/platform") / (chip / "dev_name").read_text().strip() / name
+        settings = gpio_settings().model_copy(update={"chip": f"/dev/{name}"})
+        with GpioIo(settings) as io:
+            assert io.write({"a": True, "b": True}) is True
+            levels = [(lines / f"sim_gpio{line}" / "value").read_text()[0] for line in (0, 1)]
+            assert levels == ["1", "0"], "b is on at the low level"
+            (lines / "sim_gpio3" / "pull").write_text("pull-up")
+            assert io.read() == {"x": True, "y": False}
+    finally:
+        (chip / "live").write_text("0")
+        bank.rmdir()
+        chip.rmdir()

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from drivers.errors import DeviceError
@@ -500,6 +500,11 @@ class Accept:
         shown_ns = time.monotonic_ns()
         if not self._device.times_pulses:
             self._off_ns = commanded_ns + int(seconds * 1e9)
+        late_s = (shown_ns - commanded_ns) / 1e9
+        if late_s > decision.spare_s:
+            self._end_pulse()
+            why = f"switched on up to {1000 * late_s:.0f} ms late, and off before the next plate"
+            decision = replace(decision, why=why)
         self._say(decision, is_confirmed, commanded_ns, shown_ns)
 
     def _end_pulse(self) -> None:
@@ -558,7 +563,7 @@ class Accept:
 
 
 def _withheld(decision: Decision, why: str) -> Decision:
-    return Decision(decision.result_id, Fate.WITHHELD, why, decision.off_by)
+    return replace(decision, fate=Fate.WITHHELD, why=why)
 
 
 def _whole(value: object) -> int:

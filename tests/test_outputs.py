@@ -390,6 +390,22 @@ def test_a_module_that_cannot_time_is_switched_off_by_the_process(site: Site) ->
         assert 0.08 < (off_ns - on_ns) / 1e9 < 0.4
 
 
+def test_a_pulse_that_comes_late_ends_before_the_next_plate(site: Site) -> None:
+    site.start()
+    with site.client() as client:
+        speaker = Speaker(client)
+        speaker.say()
+        speaker.travel(0.3, *PLATE, ("t-2", False, 980), ("t-2", True, 1300))
+        speaker.result()
+        site.module.delay_s = 0.03
+        speaker.travel(0.6)
+        (row,) = (event for event in speaker.hear() if event["op"] == "accept")
+        assert "late, and off before the next plate" in row["detail"]
+        on, off = [level for level in site.module.history if level[1] == 0][-2:]
+        assert (on[2], off[2]) == (True, False)
+        assert (off[0] - on[0]) / 1e9 < 0.5
+
+
 def test_a_module_that_is_lost_is_named_and_found_again(site: Site) -> None:
     site.start()
     with site.client() as client:

@@ -226,6 +226,8 @@ class Plc:
         self._heard_ns = time.monotonic_ns()
         """When the PLC's heartbeat changed last."""
         self._problem = ""
+        self._told = (0, 0)
+        """Counts that the station knows."""
         self._reopen_ns = 0
 
     def open(self, is_restart: bool) -> None:
@@ -278,10 +280,12 @@ class Plc:
                 self._miss(error)
         if self._link is not None:
             self._say_problem(self._link.problem or self._silence(now_ns))
+            if self._told != (self._handshake.overruns, self._inputs.triggers):
+                self.tell_problem()
 
     def status(self) -> Json:
         with self._lock:
-            outputs = self._handshake.outputs(time.monotonic_ns())
+            outputs = self._handshake.look(time.monotonic_ns())
             inputs = self._inputs
         return {
             "device": self._link.description if self._link else "",
@@ -307,7 +311,13 @@ class Plc:
         return f"the PLC's heartbeat has not changed for {limit_s:g} s; see whether it runs"
 
     def tell_problem(self) -> None:
-        self._events.add({"op": "plc", "problem": self._problem})
+        """With its counts, which the station shows."""
+        with self._lock:
+            self._told = (self._handshake.overruns, self._inputs.triggers)
+        overruns, triggers = self._told
+        self._events.add(
+            {"op": "plc", "problem": self._problem, "overruns": overruns, "triggers": triggers}
+        )
 
     def _say_problem(self, problem: str) -> None:
         if problem != self._problem:

@@ -54,7 +54,7 @@ tcp_port = {port}
 heartbeat_timeout_s = 1.0
 [accept]
 distance_mm = 100.0
-pulse_ms = 100
+pulse_ms = {pulse_ms}
 device = {device}
 """
 
@@ -69,6 +69,7 @@ class Site:
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
     is_timed: bool = True
     """The module times its pulses."""
+    pulse_ms: int = 100
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         config = self.folder / "station.toml"
@@ -77,7 +78,9 @@ class Site:
             f'{{ type = "modbus", host = "127.0.0.1", tcp_port = {self.module.port}, '
             f"outputs = {{ accept = 0 }}{offset} }}"
         )
-        config.write_text(CONFIG.format(folder=self.folder, port=self.port, device=device))
+        config.write_text(
+            CONFIG.format(folder=self.folder, port=self.port, device=device, pulse_ms=self.pulse_ms)
+        )
         process = subprocess.Popen(
             [sys.executable, "-c", SERVE, str(config), *arguments],
             stdout=subprocess.DEVNULL,
@@ -391,19 +394,20 @@ def test_a_module_that_cannot_time_is_switched_off_by_the_process(site: Site) ->
 
 
 def test_a_pulse_that_comes_late_ends_before_the_next_plate(site: Site) -> None:
+    """A plate that nobody has seen may be 100 mm behind: 330 ms, of which the pulse takes 200."""
+    site.pulse_ms = 200
     site.start()
     with site.client() as client:
         speaker = Speaker(client)
         speaker.say()
-        speaker.travel(0.3, *PLATE, ("t-2", False, 980), ("t-2", True, 1300))
+        speaker.travel(0.3, *PLATE)
         speaker.result()
-        site.module.delay_s = 0.03
-        speaker.travel(0.6)
+        site.module.delay_s = 0.07
+        speaker.travel(0.7)
         (row,) = (event for event in speaker.hear() if event["op"] == "accept")
         assert "late, and off before the next plate" in row["detail"]
-        on, off = [level for level in site.module.history if level[1] == 0][-2:]
-        assert (on[2], off[2]) == (True, False)
-        assert (off[0] - on[0]) / 1e9 < 0.5
+        levels = [is_on for _, coil, is_on in site.module.history if coil == 0]
+        assert levels[-1] is False
 
 
 def test_a_module_that_is_lost_is_named_and_found_again(site: Site) -> None:

@@ -56,7 +56,8 @@ CASES = (Case(3000, 64, 0.1), Case(3000, 256, 0.1), Case(1000, 64, 0.3), Case(12
 @dataclass(frozen=True)
 class Errors:
     case: Case
-    passed: int
+    reached: int
+    """Plates that passed and whose point the belt reached."""
     fates: dict[str, int]
     mm: list[float]
     shares: list[float]
@@ -67,7 +68,7 @@ class Errors:
         return {
             "belt_mm_s": self.case.speed * PITCH_MM,
             "frame_mm": self.case.height * PITCH_MM,
-            "passed": self.passed,
+            "reached": self.reached,
             **self.fates,
             "error_mm_p50": round(float(p50), 2),
             "error_mm_p99": round(float(p99), 2),
@@ -177,7 +178,9 @@ def _errors(
         shares.append(abs(error) / limit)
     counts = Counter(str(event["command"]) for event in told)
     fates = {name: counts[name] for name in ("accept", "withheld", "withheld_late")}
-    return Errors(case, sum(is_pass for _, is_pass in plates.values()), fates, mm, shares)
+    farthest = max(frame.end for frame in belt.frames(case.height)) - DISTANCE_MM / PITCH_MM
+    reached = sum(is_pass and edge <= farthest for edge, is_pass in plates.values())
+    return Errors(case, reached, fates, mm, shares)
 
 
 def main() -> int:

@@ -210,6 +210,23 @@ class Outputs:
                 part.close()
 
 
+def switch_off(configuration: Configuration) -> list[str]:
+    """Say that nobody is here and switch accept off, where no lamp process runs; what failed."""
+    problems = []
+    if configuration.accept is not None:
+        try:
+            with open_digital_io(configuration.accept.device) as device:
+                device.write({ACCEPT_OUTPUT: False})
+        except DeviceError as error:
+            problems.append(f"accept: {error}")
+    if configuration.plc is not None and configuration.plc.type != "modbus_server":
+        try:
+            open_plc_link(configuration.plc).close()
+        except DeviceError as error:
+            problems.append(f"plc: {error}")
+    return problems
+
+
 # --- the PLC --------------------------------------------------------------------------------------
 
 

@@ -378,6 +378,24 @@ def test_accept_is_off_when_the_process_begins_and_ends(site: Site) -> None:
     assert not site.module.lit()[0]
 
 
+def test_what_the_service_manager_calls_after_a_death_switches_accept_off(site: Site) -> None:
+    site.is_timed = False
+    process = site.start()
+    site.client().close()
+    process.kill()
+    process.wait()
+    site.module.coils[0] = True
+    config = str(site.folder / "station.toml")
+    command = [sys.executable, "-m", "station.cli", "light", "show", "fault", "--config", config]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert not site.module.lit()[0]
+    site.module.stop()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "accept: " in done.stderr
+    site.module.start()
+
+
 def test_a_module_that_cannot_time_is_switched_off_by_the_process(site: Site) -> None:
     site.is_timed = False
     site.start()

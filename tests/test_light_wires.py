@@ -292,6 +292,26 @@ def test_an_answer_that_belongs_to_the_request_before_is_not_taken(line: Line) -
                 light.show(LightState.FAIL)
 
 
+def test_what_was_said_on_the_line_before_the_request_is_no_answer(line: Line) -> None:
+    """A relay that is stuck, and an older answer that says that it is lit."""
+    with line.open() as light:
+        assert light.show(LightState.PASS) is True
+        line.bridge.near.send(crc(bytes.fromhex("01 01 01 02")))
+        assert light.show(LightState.UNDECIDED) is True
+        line.board.stuck.add("red")
+        line.bridge.near.send(crc(bytes.fromhex("01 01 01 01")))
+        with pytest.raises(DeviceTimeout, match="red read back wrong"):
+            light.show(LightState.FAIL)
+
+
+@pytest.mark.parametrize("line", [{"red": 0}], indirect=True)
+def test_an_answer_to_something_else_is_none(line: Line) -> None:
+    """A board that says of every request that red is lit."""
+    line.board.answers = lambda data: crc(bytes.fromhex("01 01 01 01")) if data else data
+    with line.open() as light, pytest.raises(DeviceTimeout, match="answers another request"):
+        light.show(LightState.FAIL)
+
+
 def test_what_the_board_refuses_is_said(tmp_path: Path) -> None:
     it = Line(tmp_path, {"red": 5000, "green": 5001})
     try:

@@ -1,7 +1,8 @@
 """The lamp process: owns the stack light's port and lets every state lapse to FAULT.
 
 A station's command carries an absolute monotonic expiry; when no newer one has come by then, the
-light shows FAULT. Imports neither numpy nor ONNX Runtime nor a database: it must be back at once.
+light shows FAULT. What is obeyed and what lapses is decided in station/lease.py; sockets, device
+and clock are here. Imports neither numpy nor ONNX Runtime nor a database: it must be back at once.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import selectors
 import signal
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,24 +24,31 @@ from typing import Self
 
 from drivers.errors import DeviceError
 from drivers.stacklight import LightState, StackLight, open_stack_light
-from station.config import EX_CONFIG, Configuration, LightSettings
-from station.ipc import Channel, Json, Listener, PeerGone, connect
+from station.config import EX_CONFIG, Configuration
+from station.ipc import Channel, Json, Listener, NotAMessage, PeerGone, connect
+from station.lease import (
+    FAULT,
+    LAMP_TEST_S,
+    MAX_PASS_LEASE_S,
+    Claims,
+    Confirmation,
+    Lease,
+    LightLease,
+    Show,
+    Write,
+    whole_number,
+)
 from station.lock import take_lock
+from station.outputs import BeltNews, Outputs, PlateResult, parse_word
 from station.record import Provenance
 from station.systemd import lifeline, notify
-
-MAX_LEASE_S = 2.0
-"""A command whose expiry lies further ahead is a mistake and is dropped."""
-MAX_PASS_LEASE_S = 1.2
-"""A pass lapses this long after its command at the latest, whatever was asked for."""
-LAMP_TEST_S = 0.8
 
 _TURN_S = 0.25
 """The loop waits this long at most; the watchdog is fed in every turn."""
 _REOPEN_S = 0.5
-_REWRITE_S = 1.0
-"""FAULT is written again this often: a light that was off meanwhile shows it when it is back."""
 _MAX_CLIENTS = 16
+_MAX_BATCH = 8
+"""Messages of one client that are looked at together."""
 
 _log = logging.getLogger(__name__)
 
@@ -64,10 +73,14 @@ class LampAnswer:
     is_shown: bool
     is_confirmed: bool
     """True if the device was read back; never True where `is_shown` is False."""
+    can_confirm: bool
+    """The device can be read back at all."""
     shown_ns: int | None
     """CLOCK_MONOTONIC after the device took it; None if it is not shown."""
     reason: str
     """Why it is not shown; empty if it is."""
+    doubt: str
+    """Why the light is not believed, and shows no pass; empty if it is."""
 
 
 class LampClient:
@@ -78,6 +91,7 @@ class LampClient:
         self._channel: Channel | None = None
         self._numbers = itertools.count(1)
         self._answers: list[LampAnswer] = []
+        self._events: list[Json] = []
 
     def connect(self, timeout_s: float) -> None:
         """Wait up to `timeout_s` for the lamp process. Raises `PeerGone`."""
@@ -106,6 +120,32 @@ class LampClient:
         )
         return number
 
+    def send_word(
+        self, *, ready: bool, busy: bool, error: bool, attention: bool, tick: bool, lease_s: float
+    ) -> None:
+        """Tell PLC and accept how the station is from now for `lease_s`; `tick`: because one has
+        travelled. Only the station that holds the lamp is heard. Raises as `send_show`."""
+        word = {"ready": ready, "busy": busy, "error": error, "attention": attention}
+        self._send({"op": "word", **word, "tick": tick}, lease_s)
+
+    def send_result(self, result: PlateResult, lease_s: float) -> None:
+        """Tell them a plate's durable verdict. Raises as `send_show`."""
+        self._send({"op": "result", **result.as_json()}, lease_s)
+
+    def send_belt(self, news: BeltNews, lease_s: float) -> None:
+        """Tell accept where the belt is and what it carries. Raises as `send_show`."""
+        self._send({"op": "belt", **news.as_json()}, lease_s)
+
+    def take_events(self) -> list[Json]:
+        """What the other outputs had to say in what `receive_ready` received."""
+        events, self._events = self._events, []
+        return events
+
+    def _send(self, body: Json, lease_s: float) -> None:
+        expires_ns = time.monotonic_ns() + int(lease_s * 1e9)
+        number = next(self._numbers)
+        self._connected().send({**body, "n": number, "expires_ns": expires_ns}, timeout_s=0)
+
     def fileno(self) -> int:
         return self._connected().fileno()
 
@@ -114,7 +154,11 @@ class LampClient:
         answers, self._answers = self._answers, []
         while True:
             try:
-                answers.append(_answer(self._receive(timeout_s=0)))
+                body = self._receive(timeout_s=0)
+                if body["op"] == "show":
+                    answers.append(_answer(body))
+                else:
+                    self._events.append(body)
             except BlockingIOError:
                 return answers
             except PeerGone:
@@ -124,7 +168,8 @@ class LampClient:
 
     def status(self) -> Json:
         """What the lamp process shows: state (`unknown` while the device is lost), result_id,
-        is_confirmed, is_held (by a station), device, problem.
+        is_confirmed, can_confirm, is_held (by a station), device, problem (why there is none),
+        doubt (why the light is not believed).
 
         Raises `PeerGone`, TimeoutError.
         """
@@ -170,12 +215,15 @@ class LampClient:
             answer = self._receive(max(0.001, deadline - time.monotonic()))
             if answer["op"] == body["op"]:
                 return answer
-            self._answers.append(_answer(answer))
+            if answer["op"] == "show":
+                self._answers.append(_answer(answer))
+            else:
+                self._events.append(answer)
 
 
 def _answer(body: Json) -> LampAnswer:
-    reason = body["reason"]
-    return LampAnswer(body["n"], not reason, body["is_confirmed"], body["shown_ns"], reason)
+    values = (body[key] for key in ("is_confirmed", "can_confirm", "shown_ns", "reason", "doubt"))
+    return LampAnswer(body["n"], not body["reason"], *values)
 
 
 # --- the process ----------------------------------------------------------------------------------
@@ -199,9 +247,9 @@ def serve(configuration: Configuration, is_restart: bool = False) -> int:
         _log.error("another lamp process holds %s; stop that one", runtime_dir / "lamp.lock")
         return EX_CONFIG
     try:
-        return _Lamp(configuration.light, runtime_dir).run(is_restart)
+        return _Lamp(configuration).run(is_restart)
     except DeviceError as error:
-        _log.error("light.device: %s", error)
+        _log.error("%s", error)
         return 1
     finally:
         os.close(lock)
@@ -216,54 +264,139 @@ def _say(event: Json) -> None:
         os.write(1, line.encode())
 
 
-@dataclass(frozen=True, slots=True)
-class _Show:
-    """A validated command."""
+class Light:
+    """The device and what it is told. A device that is lost is looked for, and shows FAULT first.
 
-    number: int
-    state: LightState
-    result_id: str
-    provenance: Provenance | None
-    expires_ns: int
+    Used by one thread; no call takes longer than two writes, each of which has its own limit.
+    """
 
-    @classmethod
-    def parse(cls, body: Json) -> _Show:
-        """Raises KeyError, TypeError, ValueError, OverflowError."""
-        provenance = body["provenance"]
-        return cls(
-            int(body["n"]),
-            LightState(body["state"]),
-            str(body["result_id"]),
-            None if provenance is None else Provenance(provenance),
-            int(body["expires_ns"]),
-        )
+    def __init__(
+        self,
+        open_device: Callable[[], StackLight],
+        claims: Claims,
+        on_change: Callable[[Write], None],
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        """`on_change` hears of each new meaning that the device took."""
+        self._open_device = open_device
+        self._on_change = on_change
+        self._clock_ns = clock_ns
+        self.lease = LightLease(claims)
+        self.problem = ""
+        """Why there is no device."""
+        self._device: StackLight | None = None
+        self._reopen_ns = 0
+
+    @property
+    def device(self) -> str:
+        """The device, for people; empty if there is none."""
+        return self._device.description if self._device else ""
+
+    @property
+    def can_confirm(self) -> bool:
+        return self._device is not None and self._device.can_confirm
+
+    def open(self) -> None:
+        """Open the device and show FAULT before anything else. Raises `DeviceError`."""
+        device = self._open_device()
+        try:
+            is_confirmed = device.show(LightState.FAULT)
+        except DeviceError:
+            device.close()
+            raise
+        self._device, self.problem = device, ""
+        self._took(FAULT, is_confirmed)
+
+    def miss(self, error: DeviceError) -> None:
+        """There is no device yet: look for it from now on."""
+        self.problem = str(error)
+        self.lease.lost(self.problem, self._clock_ns())
+
+    def write(self, write: Write) -> str:
+        """Tell the device; why it is not shown, empty if it is."""
+        if self._device is None:
+            return self.problem
+        try:
+            is_confirmed = self._device.show(write.state)
+        except DeviceError as error:
+            self._lose(error)
+            return self.problem
+        self._took(write, is_confirmed)
+        return "" if self.lease.shown else self.lease.belief.doubt
+
+    def keep(self) -> None:
+        """End what nobody renewed, write FAULT again, look for a lost device."""
+        now_ns = self._clock_ns()
+        if self._device is None and now_ns >= self._reopen_ns:
+            self._reopen()
+            return
+        write = self.lease.due(now_ns)
+        if write is not None:
+            self.write(write)
+
+    def next_due_ns(self) -> int | None:
+        """When `keep` has something to do at the latest; None: whenever."""
+        return self._reopen_ns if self._device is None else self.lease.next_due_ns()
+
+    def close(self) -> None:
+        """Show FAULT and release the device: nobody keeps alive what was shown."""
+        if self._device is not None:
+            with contextlib.suppress(DeviceError):
+                self._device.show(LightState.FAULT)
+            self._device.close()
+            self._device = None
+
+    def _took(self, write: Write, is_confirmed: bool) -> None:
+        assert self._device is not None
+        if is_confirmed:
+            confirmation = Confirmation.READ_BACK
+        elif self._device.can_confirm:
+            confirmation = Confirmation.CONTRADICTED
+        else:
+            confirmation = Confirmation.NONE_POSSIBLE
+        before = self.lease.shown
+        self.lease.took(write, confirmation, self._clock_ns())
+        if before is None or before.write.meaning != write.meaning:
+            self._on_change(write)
+
+    def _lose(self, error: DeviceError) -> None:
+        assert self._device is not None
+        _log.error("%s", error)
+        self._device.close()
+        self._device = None
+        self.miss(error)
+        # At once: a device that merely choked may still show a pass.
+        self._reopen_ns = self._clock_ns()
+
+    def _reopen(self) -> None:
+        try:
+            self.open()
+        except DeviceError as error:
+            self.problem = str(error)
+            self._reopen_ns = self._clock_ns() + int(_REOPEN_S * 1e9)
+        else:
+            _log.warning("the stack light is back and shows FAULT")
 
 
 class _Lamp:
     """One thread, one loop: a device write that hangs stops it, and with it the watchdog."""
 
-    def __init__(self, settings: LightSettings, runtime_dir: Path) -> None:
-        self._settings = settings
-        self._runtime_dir = runtime_dir
-        self._device: StackLight | None = None
-        self._problem = ""
-        """Why there is no device."""
-        self._state: LightState | None = None
-        """What the device took last; None while that is unknown."""
-        self._result_id = ""
-        self._is_confirmed = False
-        self._shown_ns = 0
-        self._expires_ns: int | None = None
-        """When `_state` lapses; None for FAULT, which does not."""
-        self._reopen_ns = 0
+    def __init__(self, configuration: Configuration) -> None:
+        settings = configuration.light
+        self._runtime_dir = configuration.station.runtime_dir
+        self._claims = Claims()
+        self._light = Light(
+            lambda: open_stack_light(settings.device, settings.pattern_table, settings.buzzer_s),
+            self._claims,
+            lambda write: _say({"lamp": {"state": write.state, "result_id": write.result_id}}),
+        )
         self._listener: Listener | None = None
-        self._clients: set[Channel] = set()
-        self._holder: Channel | None = None
-        """The station that owns the lamp."""
-        self._tester: Channel | None = None
-        """Who waits for the end of a lamp test."""
+        self._owners = itertools.count(1)
+        self._clients: dict[int, Channel] = {}
+        """By their numbers in the leases."""
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._outputs = Outputs(configuration, lambda: os.eventfd_write(self._wake, 1))
         self._exit_status: int | None = None
 
     def run(self, is_restart: bool) -> int:
@@ -271,13 +404,14 @@ class _Lamp:
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
         try:
-            self._open_with_fault()
+            self._light.open()
         except DeviceError as error:
             if not is_restart:
-                raise
+                raise DeviceError(f"light.device: {error}") from error
             _log.error("%s", error)
-            self._problem = str(error)
+            self._light.miss(error)
         try:
+            self._outputs.open(is_restart)
             self._listen()
             notify("READY=1")
             while self._exit_status is None:
@@ -287,7 +421,7 @@ class _Lamp:
             self._leave()
 
     def _listen(self) -> None:
-        self._selector.register(self._wake, selectors.EVENT_READ, lambda: None)
+        self._selector.register(self._wake, selectors.EVENT_READ, self._woken)
         descriptor = lifeline()
         if descriptor is not None:
             self._selector.register(descriptor, selectors.EVENT_READ, self._starter_gone)
@@ -299,16 +433,27 @@ class _Lamp:
             key.data()
         # Fed here too: this turn may hold two writes that each take their whole time limit.
         notify("WATCHDOG=1")
-        self._lapse()
-        self._keep_device()
+        self._keep()
         notify("WATCHDOG=1")
 
+    def _keep(self) -> None:
+        self._light.keep()
+        self._tell_tester()
+        self._outputs.keep(time.monotonic_ns())
+
+    def _woken(self) -> None:
+        """Told to end, or the other outputs have something to say to the station."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        for event in self._outputs.take_events():
+            if self._claims.holder is not None:
+                self._answer(self._claims.holder, event)
+
     def _until_next_s(self) -> float:
-        due_ns = [self._reopen_ns] if self._device is None else []
-        if self._expires_ns is not None:
-            due_ns.append(self._expires_ns)
-        now_ns = time.monotonic_ns()
-        return min([_TURN_S, *(max(0, due - now_ns) / 1e9 for due in due_ns)])
+        due_ns = self._light.next_due_ns()
+        if due_ns is None:
+            return _TURN_S
+        return min(_TURN_S, max(0, due_ns - time.monotonic_ns()) / 1e9)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._exit_status = 0
@@ -320,86 +465,13 @@ class _Lamp:
 
     def _leave(self) -> None:
         """Also after an error of our own: whatever was shown, nobody keeps it alive any more."""
-        if self._device is not None:
-            with contextlib.suppress(DeviceError):
-                self._device.show(LightState.FAULT)
-            self._device.close()
+        self._outputs.close()
+        self._light.close()
         if self._listener is not None:
             self._listener.path.unlink(missing_ok=True)
             self._listener.close()
-        for client in self._clients:
+        for client in self._clients.values():
             client.close()
-
-    # --- the device -------------------------------------------------------------------------------
-
-    def _open_with_fault(self) -> None:
-        """Open the device and show FAULT before anything else. Raises `DeviceError`."""
-        device = open_stack_light(
-            self._settings.device, self._settings.pattern_table, self._settings.buzzer_s
-        )
-        try:
-            is_confirmed = device.show(LightState.FAULT)
-        except DeviceError:
-            device.close()
-            raise
-        self._device, self._problem = device, ""
-        self._took(LightState.FAULT, "", None, is_confirmed)
-
-    def _write(self, state: LightState, result_id: str, expires_ns: int | None) -> str:
-        """Show `state` until `expires_ns`; why it is not shown, empty if it is."""
-        if self._device is None:
-            return self._problem
-        try:
-            is_confirmed = self._device.show(state)
-        except DeviceError as error:
-            self._lose_device(error)
-            return self._problem
-        self._took(state, result_id, expires_ns, is_confirmed)
-        return ""
-
-    def _took(
-        self, state: LightState, result_id: str, expires_ns: int | None, is_confirmed: bool
-    ) -> None:
-        if (state, result_id) != (self._state, self._result_id):
-            _say({"lamp": {"state": str(state), "result_id": result_id}})
-        self._state, self._result_id, self._expires_ns = state, result_id, expires_ns
-        self._is_confirmed, self._shown_ns = is_confirmed, time.monotonic_ns()
-
-    def _show_fault(self) -> str:
-        return self._write(LightState.FAULT, "", None)
-
-    def _lose_device(self, error: DeviceError) -> None:
-        assert self._device is not None
-        _log.error("%s", error)
-        self._device.close()
-        self._device = None
-        self._problem = str(error)
-        self._state, self._result_id, self._expires_ns = None, "", None
-        # At once: a device that merely choked may still show a pass.
-        self._reopen_ns = time.monotonic_ns()
-        self._end_test(self._problem)
-
-    def _keep_device(self) -> None:
-        """Look for a lost device; write FAULT again while nothing else is shown."""
-        now_ns = time.monotonic_ns()
-        if self._device is None and now_ns >= self._reopen_ns:
-            try:
-                self._open_with_fault()
-            except DeviceError as error:
-                self._problem = str(error)
-                self._reopen_ns = time.monotonic_ns() + int(_REOPEN_S * 1e9)
-            else:
-                _log.warning("the stack light is back and shows FAULT")
-        elif self._expires_ns is None and now_ns - self._shown_ns >= _REWRITE_S * 1e9:
-            self._show_fault()
-
-    def _lapse(self) -> None:
-        """What nobody renewed ends."""
-        if self._expires_ns is None or time.monotonic_ns() < self._expires_ns:
-            return
-        if self._tester is None:
-            _log.warning("%s was not renewed: FAULT", self._state)
-        self._end_test(self._show_fault())
 
     # --- the clients ------------------------------------------------------------------------------
 
@@ -409,110 +481,136 @@ class _Lamp:
         if len(self._clients) >= _MAX_CLIENTS:
             client.close()
             return
-        self._clients.add(client)
-        self._selector.register(client, selectors.EVENT_READ, lambda: self._serve(client))
+        owner = next(self._owners)
+        self._clients[owner] = client
+        self._selector.register(client, selectors.EVENT_READ, lambda: self._serve(owner))
 
-    def _serve(self, client: Channel) -> None:
-        """Answer one message; one a turn, so that a flood does not hold up a lapse."""
+    def _serve(self, owner: int) -> None:
+        """Answer what has arrived, with a look at what is due after each message."""
+        bodies, is_gone = _arrived(self._clients[owner])
         try:
-            packet = client.receive(timeout_s=0)
-            packet.close()
-            answer = self._handle(client, packet.body)
-            if answer is not None:
-                client.send(answer, timeout_s=0)
-        except PeerGone:
-            self._drop(client)
-        except BlockingIOError:
-            # Either nothing was there, or a client does not read its answers: those are lost.
-            return
+            newest = None if is_gone else _newest_show(bodies)
+            for body in bodies:
+                self._answer(owner, self._handle(owner, body, newest))
+                self._keep()
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             _log.warning("a client sent nonsense and was dropped: %r", error)
-            self._drop(client)
+            is_gone = True
+        if is_gone:
+            self._drop(owner)
 
-    def _drop(self, client: Channel) -> None:
-        if client not in self._clients:
-            return
-        self._clients.discard(client)
+    def _answer(self, owner: int, answer: Json | None) -> None:
+        # A client that does not read its answers, or is dead, loses them; nobody waits for it.
+        with contextlib.suppress(PeerGone, BlockingIOError):
+            if answer is not None:
+                self._clients[owner].send(answer, timeout_s=0)
+
+    def _drop(self, owner: int) -> None:
+        client = self._clients.pop(owner)
         self._selector.unregister(client)
         client.close()
-        if client is self._tester:
-            self._tester = None
-        if client is self._holder:
-            self._holder = None
-            self._show_fault()
+        write = self._light.lease.leave(owner)
+        if write is not None:
+            self._outputs.revoke(time.monotonic_ns())
+            self._light.write(write)
 
-    def _handle(self, client: Channel, body: Json) -> Json | None:
+    def _handle(self, owner: int, body: Json, newest: Show | None) -> Json | None:
         match body["op"]:
             case "show":
-                return self._handle_show(client, _Show.parse(body))
+                return self._handle_show(owner, Show.parse(body), newest)
             case "status":
                 return {"op": "status", **self._status()}
             case "test":
-                return self._start_test(client)
+                return self._start_test(owner)
+            case "word" | "result" | "belt":
+                self._tell_outputs(owner, body)
+                return None
             case other:
-                raise ValueError(f"unknown op {other!r}")
+                raise ValueError(f"unknown op {other!r:.40}")
 
-    def _handle_show(self, client: Channel, show: _Show) -> Json:
-        reason = self._refusal(client, show)
-        if not reason:
-            if show.provenance is not None:
-                self._holder = client
-            self._end_test("ended by a show")
-            expires_ns = show.expires_ns
-            if show.state.is_pass:
-                limit_ns = time.monotonic_ns() + int(MAX_PASS_LEASE_S * 1e9)
-                expires_ns = min(expires_ns, limit_ns)
-            reason = self._write(show.state, show.result_id, expires_ns)
+    def _handle_show(self, owner: int, show: Show, newest: Show | None) -> Json:
+        write = self._light.lease.show(owner, show, time.monotonic_ns(), newest)
+        reason = write if isinstance(write, str) else self._light.write(write)
+        shown = None if reason else self._light.lease.shown
         return {
             "op": "show",
             "n": show.number,
-            "is_confirmed": not reason and self._is_confirmed,
-            "shown_ns": None if reason else self._shown_ns,
+            "is_confirmed": shown is not None and shown.is_confirmed,
+            "can_confirm": self._light.can_confirm,
+            "shown_ns": shown.since_ns if shown else None,
             "reason": reason,
+            "doubt": self._light.lease.belief.doubt,
         }
 
-    def _refusal(self, client: Channel, show: _Show) -> str:
-        """Why this command is not obeyed; empty if it is."""
-        if self._holder not in (None, client):
-            return "another station holds the lamp"
-        if show.state is LightState.LAMP_TEST:
-            return "all elements at once is for the lamp test"
-        if show.state is LightState.PASS and show.provenance is not Provenance.PRODUCTION:
-            return "pass is for production plates only"
-        ahead_s = (show.expires_ns - time.monotonic_ns()) / 1e9
-        if ahead_s <= 0:
-            return f"stale: expired {-ahead_s:.3f} s ago"
-        if ahead_s > MAX_LEASE_S:
-            return f"the lease ends {ahead_s:.1f} s ahead, at most {MAX_LEASE_S} s are allowed"
-        return ""
-
-    def _start_test(self, client: Channel) -> Json | None:
-        reason = ""
-        if self._holder not in (None, client):
-            reason = "a station holds the lamp"
-        elif self._tester is not None:
-            reason = "another lamp test runs"
+    def _tell_outputs(self, owner: int, body: Json) -> None:
+        """Raises KeyError, TypeError, ValueError."""
+        now_ns = time.monotonic_ns()
+        lease = Lease(owner, whole_number(body["expires_ns"]))
+        reason = self._claims.refusal(whole_number(body["n"]), lease, now_ns)
+        if reason or self._claims.holder != owner:
+            _log.warning("%s is not obeyed: %s", body["op"], reason or "no station holds the lamp")
+        elif body["op"] == "word":
+            expires_ns = lease.capped(now_ns, MAX_PASS_LEASE_S).expires_ns
+            self._outputs.say(parse_word(body, expires_ns), body["tick"] is True, now_ns)
+        elif body["op"] == "result":
+            self._outputs.result(PlateResult.parse(body), now_ns)
         else:
-            expires_ns = time.monotonic_ns() + int(LAMP_TEST_S * 1e9)
-            reason = self._write(LightState.LAMP_TEST, "", expires_ns)
+            self._outputs.belt(BeltNews.parse(body))
+
+    def _start_test(self, owner: int) -> Json | None:
+        write = self._light.lease.test(owner, time.monotonic_ns())
+        reason = write if isinstance(write, str) else self._light.write(write)
         if reason:
             return {"op": "test", "reason": reason}
-        self._tester = client  # answered at its end
+        self._light.lease.tester = owner  # answered at its end
         return None
 
-    def _end_test(self, reason: str) -> None:
-        if self._tester is None:
+    def _tell_tester(self) -> None:
+        """The lamp test is over when something else is shown."""
+        shown, tester = self._light.lease.shown, self._light.lease.tester
+        if tester is None or (shown and shown.write.state is LightState.LAMP_TEST):
             return
-        tester, self._tester = self._tester, None
-        with contextlib.suppress(PeerGone, BlockingIOError):
-            tester.send({"op": "test", "reason": reason}, timeout_s=0)
+        reason = "" if shown and shown.write == FAULT else "ended by a show"
+        if shown is None:
+            reason = self._light.lease.belief.doubt
+        self._light.lease.tester = None
+        self._answer(tester, {"op": "test", "reason": reason})
 
     def _status(self) -> Json:
+        shown = self._light.lease.shown
         return {
-            "state": "unknown" if self._state is None else str(self._state),
-            "result_id": self._result_id,
-            "is_confirmed": self._is_confirmed and self._state is not None,
-            "is_held": self._holder is not None,
-            "device": self._device.description if self._device else "",
-            "problem": self._problem,
+            "state": str(shown.write.state) if shown else "unknown",
+            "result_id": shown.write.result_id if shown else "",
+            "is_confirmed": shown is not None and shown.is_confirmed,
+            "can_confirm": self._light.can_confirm,
+            "is_held": self._claims.holder is not None,
+            "device": self._light.device,
+            "problem": self._light.problem,
+            "doubt": self._light.lease.belief.doubt,
+            "pid": os.getpid(),
+            **self._outputs.status(),
         }
+
+
+def _arrived(client: Channel) -> tuple[list[Json], bool]:
+    """Messages that wait, so many that a flood does not hold up the others; and whether the client
+    is gone, or sent what is no message."""
+    bodies: list[Json] = []
+    try:
+        while len(bodies) < _MAX_BATCH:
+            packet = client.receive(timeout_s=0)
+            packet.close()
+            bodies.append(packet.body)
+    except BlockingIOError:
+        pass
+    except NotAMessage as error:
+        _log.warning("a client sent nonsense and was dropped: %r", error)
+        return [], True
+    except PeerGone:
+        return bodies, True
+    return bodies, False
+
+
+def _newest_show(bodies: list[Json]) -> Show | None:
+    shows = [body for body in bodies if body["op"] == "show"]
+    return Show.parse(shows[-1]) if shows else None

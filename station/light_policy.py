@@ -5,13 +5,14 @@ The rules, highest first:
 1. A fault shows FAULT.
 2. FAIL and UNDECIDED are held until acknowledged or for the site's hold time. The newest replaces
    the older: both say "take this plate out", and the newest is the one still within reach.
-3. PASS shows until the next plate's leading edge or for its hold time.
-4. ATTENTION, where the station needs a person.
-5. IDLE.
+3. ATTENTION, where the light itself is not believed: no pass shows on it.
+4. PASS shows until the next plate's leading edge or for its hold time.
+5. ATTENTION, where the station needs a person.
+6. IDLE.
 
 A pass shows from its decision on or never: one that was late, that came after the next plate's
-leading edge, or was decided under a fault or a held FAIL, does not appear afterwards. One that was
-interrupted does not come back. So the light never turns green without a new record.
+leading edge, or was decided under a fault, a doubt or a held FAIL, does not appear afterwards. One
+that was interrupted does not come back. So the light never turns green without a new record.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class LightPolicy:
         self._held: _Result | None = None
         self._passed: _Result | None = None
         self._fault = ""
+        self._doubt = ""
         self._attention = ""
 
     def plate_opened(self) -> None:
@@ -50,7 +52,7 @@ class LightPolicy:
         self._passed = None
 
     def end_pass(self) -> None:
-        """The light may have left the pass by itself: it does not come back."""
+        """The pass was not shown, or the light left it by itself: it does not come back."""
         self._passed = None
 
     def failing_tile(self, result_id: str, *, now_ns: int | None = None) -> None:
@@ -73,7 +75,7 @@ class LightPolicy:
         now_ns = time.monotonic_ns() if now_ns is None else now_ns
         # Also the pass that it does not replace is over: it belongs to an older plate.
         self._passed = None
-        if is_late or self._fault or self._held_at(now_ns):
+        if is_late or self._fault or self._doubt or self._held_at(now_ns):
             return
         state = LightState.PASS if is_production else LightState.PASS_NOT_PRODUCTION
         self._passed = _Result(state, result_id, now_ns)
@@ -90,6 +92,14 @@ class LightPolicy:
     def clear_fault(self) -> None:
         self._fault = ""
 
+    def set_doubt(self, text: str) -> None:
+        """The light may show something else than it is told; `text` says why."""
+        self._doubt = text or "doubt"
+        self._passed = None
+
+    def clear_doubt(self) -> None:
+        self._doubt = ""
+
     def set_attention(self, text: str) -> None:
         """The station inspects, but needs a person; `text` says why."""
         self._attention = text or "attention"
@@ -104,6 +114,8 @@ class LightPolicy:
         held = self._held_at(now_ns)
         if held is not None:
             return held.state, held.result_id
+        if self._doubt:
+            return LightState.ATTENTION, ""
         if self._passed is not None and not self._passed.has_ended(self._pass_hold_s, now_ns):
             return self._passed.state, self._passed.result_id
         if self._attention:

@@ -17,7 +17,8 @@ from drivers.stacklight import LightState, StackLight, open_stack_light
 from station.cli.common import ConfigOption, fail, load_or_exit
 from station.config import Configuration
 from station.ipc import NotPermitted, PeerGone
-from station.lamp import LAMP_TEST_S, LampClient, LampError
+from station.lamp import LampClient, LampError
+from station.lease import LAMP_TEST_S
 
 app = typer.Typer(no_args_is_help=True)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import sys
+import contextlib
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -16,16 +16,38 @@ from station.cli.common import (
     fail,
     load_or_exit,
 )
-from station.config import DEFAULT_RECORD_GB
+from station.config import DEFAULT_RECORD_GB, EX_CONFIG, Configuration, Loaded
+from station.logs import set_up_logging
 from station.outlet import Outlet, write_json_line
+from station.supervisor import JOURNAL, LAMP, METRICS, STATION, Role
+from station.systemd import UnitLife, is_unit
 
 app = typer.Typer(no_args_is_help=True)
 
 
-def _log_to_stderr() -> None:
-    logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="%(levelname)s %(name)s: %(message)s"
-    )
+def _begin(process: str, config: str) -> Loaded[Configuration]:
+    """The configuration, or exit status 78; from here on this process logs."""
+    loaded = load_or_exit(config)
+    set_up_logging(process, loaded.value.station.id)
+    return loaded
+
+
+@contextlib.contextmanager
+def _unit_life(role: Role, settings: Configuration) -> Iterator[bool]:
+    """What the supervisor of `vqi run` does for its children, a unit's process does for itself: it
+    waits longer before each start that follows a failing one. True if this start follows one."""
+    if not is_unit():
+        yield False
+        return
+    file = settings.station.runtime_dir / f"{role.name}.life"
+    life = UnitLife(file, role.is_replaced_at_once)
+    life.begin(role.start_limit_s)
+    try:
+        yield life.is_restart
+    except typer.Exit as end:
+        if end.exit_code in (0, EX_CONFIG):
+            life.end()
+        raise
 
 
 RestartOption = Annotated[bool, typer.Option("--restart", help="Started again after a failure.")]
@@ -36,8 +58,9 @@ def lamp(config: ConfigOption, restart: RestartOption = False) -> None:
     """Own the stack light; let a pass lapse."""
     from station.lamp import serve
 
-    _log_to_stderr()
-    raise typer.Exit(serve(load_or_exit(config).value, restart))
+    settings = _begin("lamp", config).value
+    with _unit_life(LAMP, settings) as is_restart:
+        raise typer.Exit(serve(settings, restart or is_restart))
 
 
 @app.command()
@@ -45,8 +68,19 @@ def journal(config: ConfigOption) -> None:
     """Own the QMS log."""
     from station.journal import serve
 
-    _log_to_stderr()
-    raise typer.Exit(serve(load_or_exit(config).value))
+    settings = _begin("journal", config).value
+    with _unit_life(JOURNAL, settings):
+        raise typer.Exit(serve(settings))
+
+
+@app.command()
+def metrics(config: ConfigOption) -> None:
+    """Show figures to Prometheus, and /health."""
+    from station.metrics_server import serve
+
+    settings = _begin("metrics", config).value
+    with _unit_life(METRICS, settings):
+        raise typer.Exit(serve(settings))
 
 
 @app.command()
@@ -59,18 +93,16 @@ def station(
     restart: RestartOption = False,
 ) -> None:
     """Inspect. Events go to stdout, one JSON object a line."""
-    _log_to_stderr()
-    loaded = load_or_exit(config)
+    loaded = _begin("station", config)
     from drivers.errors import DeviceError
     from models.card import ModelError
-    from station.config import EX_CONFIG
     from station.outbox import OutboxError
     from station.pipeline import Options, Station, StationError
     from station.product import load_product
 
-    with exit_on_config_error():
+    with _unit_life(STATION, loaded.value) as is_restart, exit_on_config_error():
         recipe = load_product(loaded)
-        options = Options(plates, seconds, record, record_gb, restart)
+        options = Options(plates, seconds, record, record_gb, restart or is_restart)
         with Outlet(write_json_line) as events:
             try:
                 status = Station(loaded, recipe, options, events.emit).run()
@@ -78,4 +110,4 @@ def station(
                 fail(str(error), EX_CONFIG)
             except (StationError, OutboxError, DeviceError, OSError) as error:
                 fail(str(error))
-    raise typer.Exit(status)
+        raise typer.Exit(status)

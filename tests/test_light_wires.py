@@ -136,6 +136,7 @@ def test_what_was_said_before_the_request_is_no_answer(tower: PtyRecorder) -> No
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(garbage=st.binary(min_size=1, max_size=20) | st.from_regex(rb"\A[0-9a-f \r\n>]{1,8}>\Z"))
+@example(garbage=b"1\x85")
 @pytest.mark.parametrize("board", ["numato", "devantech_rly16"])
 def test_a_board_that_talks_garbage_is_never_confirmed_wrongly(board: Any, garbage: bytes) -> None:
     with PtyRecorder() as tower:
@@ -439,6 +440,7 @@ def taken(kind: str, request: bytes) -> bytes:
     damage=st.none() | st.tuples(st.integers(0, 8), st.integers(1, 255)),
 )
 @example(garbage=b"", damage=None)
+@example(garbage=b"", damage=(3, 1))
 @pytest.mark.parametrize("kind", NETWORK)
 def test_garbage_from_the_network_is_never_taken_for_a_confirmation(
     kind: str, garbage: bytes, damage: tuple[int, int] | None

@@ -8,6 +8,7 @@ import tomllib
 from dataclasses import dataclass
 from importlib import resources
 from ipaddress import IPv4Address
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -25,6 +26,7 @@ from drivers.stacklight.profiles import (
     pattern_table,
 )
 from drivers.stacklight.settings import Abilities, LightPattern, Mode, StackLightSettings
+from station.record import PictureClass
 
 SHIPPED_PREFIX = "shipped:"
 EX_CONFIG = 78
@@ -151,6 +153,9 @@ class KeepRecipe(Settings):
         0.02, ge=0, le=1, description="Passed plates kept whole, drawn before the verdict."
     )
     is_pass_preview: bool = Field(True, description="Keep a small JPEG of every passed plate.")
+    min_pass_days: Number = Field(
+        1.0, ge=0, le=3650, description="Pictures of passed plates stay so long on a full disk."
+    )
 
 
 class HealthRecipe(Settings):
@@ -244,9 +249,70 @@ class JournalSettings(Settings):
     snapshot_interval_s: Number = Field(
         60.0, gt=0, le=86_400, description="How often the copy for other tools is renewed."
     )
-    min_free_mb: Count = Field(
-        200, ge=0, description="Below this much free disk the journal refuses, READY drops."
+    min_free_mb: Count = Field(200, ge=0, description="Below this much free disk it refuses.")
+    watermarks_mb: tuple[Count, Count, Count] | None = Field(
+        None,
+        description="Free disk below which previews of passed plates, then all their pictures are "
+        "not kept, then READY drops; default 10, 5 and 2 x min_free_mb.",
     )
+
+    @property
+    def disk_limits_mb(self) -> tuple[int, int, int, int]:
+        """Free disk below which levels 1 to 4 begin."""
+        given = self.watermarks_mb
+        previews, passes, ready = given or (n * self.min_free_mb for n in (10, 5, 2))
+        return previews, passes, ready, self.min_free_mb
+
+    @model_validator(mode="after")
+    def _watermarks_descend(self) -> JournalSettings:
+        limits = self.disk_limits_mb
+        if self.watermarks_mb and any(a <= b for a, b in pairwise(limits)):
+            raise ValueError(
+                f"watermarks_mb {list(self.watermarks_mb)} must fall, and stay above min_free_mb "
+                f"{self.min_free_mb}"
+            )
+        return self
+
+
+class KeepRule(Settings):
+    """How long pictures of one class are kept; what is first reached counts."""
+
+    days: Number | None = Field(None, gt=0, le=36_500, description="Since the result was written.")
+    mb: Number | None = Field(None, gt=0, le=1e9, description="Of the class; the oldest go first.")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> KeepRule:
+        if self.days is None and self.mb is None:
+            raise ValueError("give days, mb or both; leave the class out to keep it for ever")
+        return self
+
+
+class BackupSettings(Settings):
+    """A verified copy of the log and its pictures at intervals."""
+
+    directory: Path = Field(description="Begun once with `vqi log backup --to`; another disk.")
+    every_h: Number = Field(24.0, gt=0, le=8760)
+    keep: Count = Field(7, ge=1, le=1000, description="Generations of the log.")
+
+
+class RetentionSettings(Settings):
+    """When pictures are removed; a class that is not named is kept for ever, and so are records."""
+
+    pass_preview: KeepRule | None = None
+    pass_whole: KeepRule | None = None
+    audit: KeepRule | None = None
+    fail: KeepRule | None = None
+    undecided: KeepRule | None = None
+    clock_jump_limit_h: Number = Field(
+        72.0, gt=0, le=8760, description="Nothing is removed after the clock was set ahead by more."
+    )
+    backup: BackupSettings | None = None
+
+    @property
+    def rules(self) -> dict[PictureClass, KeepRule]:
+        """The rule of each class that has one."""
+        given = {kind: getattr(self, kind.value) for kind in PictureClass}
+        return {kind: rule for kind, rule in given.items() if rule is not None}
 
 
 class LightSettings(Settings):
@@ -362,6 +428,7 @@ class Configuration(Settings):
     station: StationSettings
     camera: CameraSettings
     journal: JournalSettings
+    retention: RetentionSettings = RetentionSettings()
     light: LightSettings
     flat_field: FlatFieldSettings | None = None
     commissioning: CommissioningSettings | None = None

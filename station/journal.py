@@ -30,6 +30,7 @@ import cv2
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from station.clock import Clock
 from station.config import EX_CONFIG, Configuration
 from station.counters import Histogram
 from station.images import Draft, ImageFolder, Pictures, Pixels, SyncFailed
@@ -45,6 +46,7 @@ from station.ipc import (
 )
 from station.lock import take_lock
 from station.logs import get_logger
+from station.maintenance import Upkeep
 from station.qms import (
     DATABASE,
     IMAGES,
@@ -100,6 +102,11 @@ class JournalClient:
         last_plate_ordinal, attentions and references (bodies), last_tick_at, signed_files (sha256
         of commissioning files, the latest first), head (seq, chain)."""
         return self._connected.request({"op": "hello"}, timeout_s=30.0)
+
+    def ask(self, op: str, **given: str) -> Json:
+        """`status`; `prune`: look for pictures that may go, {"sweep": the number of sweeps after
+        which it has been done}; `clock_is_right` with `who` and `why`."""
+        return self._connected.request({"op": op, **given}, timeout_s=30.0)
 
     def submit(
         self, rows: Sequence[Body], pixels: Json | None = None, descriptor: int | None = None
@@ -240,7 +247,7 @@ class _Counts:
 
 
 class _Journal:
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, configuration: Configuration, clock: Clock | None = None) -> None:
         self._settings = configuration.journal
         self._directory = configuration.journal.directory
         self._store = Store(self._directory)
@@ -256,6 +263,14 @@ class _Journal:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wake, selectors.EVENT_READ, self._on_wake)
         self._encoders = ThreadPoolExecutor(_ENCODERS, "encode")
+        self._upkeep = Upkeep(
+            configuration,
+            self._store,
+            self._images,
+            self._encoders,
+            lambda: os.eventfd_write(self._wake, 1),
+            clock,
+        )
         self._waiting: deque[_Waiting] = deque()
         self._clients: set[Channel] = set()
         self._drafts: dict[tuple[Channel, str], Draft] = {}
@@ -264,12 +279,14 @@ class _Journal:
         self._is_stopping = False
         self._snapshot_due = time.monotonic()
         self._snapshot: threading.Thread | None = None
+        self._snapshot_problem = ""
 
     def run(self) -> int:
         # A thread of its own spins while it waits, on the cores that the tiles need.
         cv2.setNumThreads(1)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        self._upkeep.step(is_idle=False)
         notify("READY=1")
         heartbeat = 0.0
         while not (self._is_stopping and not self._waiting):
@@ -283,6 +300,7 @@ class _Journal:
             if self._sync_failure is not None:
                 raise self._sync_failure
             self._commit()
+            self._upkeep.step(is_idle=not self._waiting)
             self._renew_snapshot()
             if time.monotonic() - heartbeat > 0.25 and not self._is_stuck():
                 heartbeat = time.monotonic()
@@ -293,6 +311,7 @@ class _Journal:
     def _close(self) -> None:
         if self._snapshot is not None:
             self._snapshot.join()
+        self._upkeep.close()
         for client in list(self._clients):
             self._drop(client)
         self._encoders.shutdown()
@@ -360,6 +379,13 @@ class _Journal:
                 self._submit(client, body, descriptors)
             case "arriving":
                 self._begin_pictures(client, body, descriptors)
+            case "status":
+                self._answer(client, self._status())
+            case "prune":
+                self._answer(client, {"ok": True, "sweep": self._upkeep.sweep_now()})
+            case "clock_is_right":
+                self._upkeep.accept_clock(str(body["who"]), str(body["why"]))
+                self._answer(client, {"ok": True})
             case other:
                 self._answer(client, {"ok": False, "error": f"unknown operation {other!r}"})
 
@@ -414,6 +440,9 @@ class _Journal:
             "disk_free_bytes": disk.f_bavail * disk.f_frsize,
             "disk_bytes": disk.f_blocks * disk.f_frsize,
             "disk_free_files": disk.f_favail,
+            "last_tick_at": self._last_tick_at,
+            "snapshot_problem": self._snapshot_problem,
+            **self._upkeep.status(),
         }
 
     def _tick(self, client: Channel, body: Json) -> None:
@@ -424,9 +453,10 @@ class _Journal:
             self._last_tick_at, self._last_tick_s = utc_now(), time.monotonic()
             if time.monotonic() - self._tick_written > _TICK_FILE_EVERY_S:
                 self._write_last_tick()
-            self._answer(client, {"ok": True, "n": body["n"]})
+            self._answer(client, {"ok": True, "n": body["n"], "upkeep": self._upkeep.brief()})
         else:
-            self._answer(client, {"ok": False, "n": body["n"], "error": error})
+            answer = {"ok": False, "n": body["n"], "error": error}
+            self._answer(client, answer | {"upkeep": self._upkeep.brief()})
 
     def _refusal(self) -> str | None:
         """Why nothing may be written now; None if it may."""
@@ -453,6 +483,7 @@ class _Journal:
             return
         try:
             rows: list[Body] = [_BODIES.validate_python(row) for row in body["rows"]]
+            self._see_that_it_may(rows)
             wanted = body.get("pixels") if descriptors else None
             draft = self._draft(client, rows[0], wanted, descriptors[0]) if wanted else None
         except (ValidationError, LookupError, ValueError, TypeError) as error:
@@ -461,9 +492,16 @@ class _Journal:
             return
         encoded = None
         if draft is not None and wanted is not None:
-            encoded = self._encoders.submit(draft.finish, wanted["rows"], wanted["keep"])
+            keep = self._upkeep.kept(rows[0], wanted["keep"])
+            encoded = self._encoders.submit(draft.finish, wanted["rows"], keep)
             encoded.add_done_callback(lambda _: os.eventfd_write(self._wake, 1))
         self._waiting.append(_Waiting(client, body["id"], rows, encoded, time.monotonic()))
+
+    def _see_that_it_may(self, rows: list[Body]) -> None:
+        """Raises ValueError if a client may not write one of these."""
+        objection = self._upkeep.objection(rows)
+        if objection:
+            raise ValueError(objection)
 
     def _draft(self, client: Channel, row: Body, wanted: Json, descriptor: int) -> Draft:
         """The pictures that were begun when the plate arrived, or a new beginning."""
@@ -480,8 +518,8 @@ class _Journal:
             if self._refusal() or len(self._drafts) >= _MAX_WAITING:
                 return
             self._drafts[key] = Draft(self._images, memory, wanted["band_rows"])
-        advance = self._drafts[key].advance
-        begun = self._encoders.submit(advance, wanted["rows"], wanted["keep"], body["is_complete"])
+        advance, keep = self._drafts[key].advance, self._upkeep.begun(wanted["keep"])
+        begun = self._encoders.submit(advance, wanted["rows"], keep, body["is_complete"])
         begun.add_done_callback(self._on_begun)
 
     def _on_begun(self, begun: Future[None]) -> None:
@@ -562,6 +600,7 @@ class _Journal:
             self._refuse(item.client, item.number, str(error))
 
     def _acknowledge(self, item: _Waiting, seqs: list[int]) -> None:
+        self._upkeep.noted(item.rows)
         answer = {"ok": True, "id": item.number, "seq": seqs, "pictures": item.pictures}
         self._answer(item.client, answer)
 
@@ -580,7 +619,9 @@ class _Journal:
         started = time.monotonic()
         try:
             publish_snapshot(self._directory)
+            self._snapshot_problem = ""
         except Exception as error:  # noqa: BLE001  the log itself is not affected
+            self._snapshot_problem = str(error)
             _LOG.warning("the snapshot could not be renewed", error=str(error))
         # A long log is copied less often, so that copying stays a small part of the work.
         pause_s = _SNAPSHOT_PAUSES * (time.monotonic() - started)

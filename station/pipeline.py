@@ -63,6 +63,7 @@ from station.line_side import LineSide, Word
 from station.lock import STATION_LOCK, take_lock
 from station.logs import get_logger
 from station.machine import test_on_this_machine
+from station.maintenance import READY_LEVEL
 from station.outbox import Outbox
 from station.precision import load_classifier
 from station.product import check_strip, geometry_of, load_flat_field
@@ -97,8 +98,8 @@ _LOG = get_logger("station")
 _CONNECT_TIMEOUT_S = 15.0
 _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
-_NOT_BLOCKING = {"lamp", "log", "recording", "plc", "accept", "late"}
-_DROPS_READY = {"lamp", "accept", "late"}
+_NOT_BLOCKING = {"lamp", "log", "recording", "plc", "accept", "late", "pictures", "disk", "upkeep"}
+_DROPS_READY = {"lamp", "accept", "late", "disk"}
 """Problems that keep no plate from being judged, but must keep the next one from coming."""
 _LATE = "a plate passed, but was past its accept point first; acknowledge it"
 _PATIENCE_S = 5.0
@@ -196,6 +197,8 @@ class Station:
             lambda problem: self._set_problem("journal", problem),
         )
         self._lamp: LampClient | None = None
+        self._upkeep: Json = {}
+        """What the journal process last said of its disk, backups and clock."""
         self._in_work: set[str] = set()
         """Results of plates that were opened and whose scores are not all in."""
         self._line_side = LineSide(self._settings)
@@ -645,9 +648,21 @@ class Station:
         self._say_health(self._health.camera(CameraHealth(tick.temperature_c)))
 
     def _on_journal_tick(self, answer: Json) -> None:
+        self._on_upkeep(answer["upkeep"])
         self._set_problem("journal", "" if answer["ok"] else answer["error"])
         if answer["ok"]:
             self._on_durable_tick()
+
+    def _on_upkeep(self, upkeep: Json) -> None:
+        """What the journal says of disk, backups and clock: plates are judged all the same."""
+        if upkeep == self._upkeep:
+            return
+        self._upkeep = upkeep
+        is_ready = upkeep["disk_level"] < READY_LEVEL
+        self._set_problem("pictures", upkeep["disk"] if is_ready else "")
+        self._set_problem("disk", "" if is_ready else upkeep["disk"])
+        self._set_problem("upkeep", "; ".join(upkeep["attentions"]))
+        self._set_attention()
 
     def _on_durable_tick(self) -> None:
         """The tick has been everywhere: the lease is renewed and the watchdog fed, also while the
@@ -682,7 +697,7 @@ class Station:
 
     @property
     def _attention_texts(self) -> list[str]:
-        parts = ("log", "recording", "plc", "accept", "late")
+        parts = ("log", "recording", "plc", "accept", "late", "disk", "upkeep")
         texts = [self._problems[part] for part in parts if part in self._problems]
         return texts + (self._attentions if hasattr(self, "_health") else [])
 
@@ -923,6 +938,7 @@ class Station:
             "not_ready": self._not_ready,
             **self._origin_words(),
             "attentions": self._attentions if hasattr(self, "_health") else [],
+            "upkeep": self._upkeep,
             "light": str(state),
             "light_result_id": shown_id,
             "light_confirmation": self._actuation.confirmation,

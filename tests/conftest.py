@@ -24,6 +24,7 @@ _MAY_SKIP = (
     "no network of its own here",
     "no real images",
     "no history here",
+    "no promtool here",
     "this processor has no",
 )
 """Reasons that count as a skip where every peer is installed."""

@@ -146,6 +146,7 @@ class ModbusServerLink(PlcLink):
             return
         peer.setblocking(False)
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * _MAX_FRAME)
         if len(self._connections) >= MAX_CONNECTIONS:
             self._drop(min(self._connections.values(), key=lambda c: (c.has_asked, c.heard_at)))
         connection = _Connection(peer, time.monotonic())

@@ -95,4 +95,5 @@ def open_stack_light(
     driver: type[StackLight] = getattr(import_module(module_name), class_name)
     light = driver(settings, patterns)  # type: ignore[call-arg]
     light.buzzer_s = buzzer_s
+    light.lapses_by_itself, light.is_latching = settings.lapses_by_itself, settings.is_latching
     return light

@@ -11,6 +11,7 @@ confirms. The relays latch; with `pass_pulse_s` the board itself ends a pass.
 
 from __future__ import annotations
 
+import logging
 import struct
 import time
 
@@ -25,17 +26,27 @@ try:
     from pymodbus.exceptions import ModbusException
     from pymodbus.framer import FramerType
     from pymodbus.pdu import ModbusPDU
-    from pymodbus.pdu.bit_message import ReadCoilsRequest, WriteSingleCoilRequest
+    from pymodbus.pdu.bit_message import (
+        ReadCoilsRequest,
+        ReadCoilsResponse,
+        WriteSingleCoilRequest,
+    )
     from pymodbus.pdu.register_message import (
         ReadHoldingRegistersRequest,
+        ReadHoldingRegistersResponse,
         WriteSingleRegisterRequest,
     )
     from pymodbus.transport import CommParams, CommType
 except ImportError as _error:  # pragma: no cover - pymodbus is a base dependency
     raise DriverMissing("modbus_relay needs pymodbus: pip install pymodbus") from _error
 
+# Each of its complaints becomes an error of ours, which says what to do.
+logging.getLogger("pymodbus.logging").setLevel(logging.CRITICAL)
+
 _ANSWER_S = 0.15
 """A board answers within 20 ms; a request without an answer is sent once more."""
+_MAX_ANSWER = 512
+"""Twice the longest frame. pymodbus would search any number of bytes for one, and take its time."""
 _PULSE = 0x0200
 _REGISTER_ON, _REGISTER_OFF, _REGISTER_PULSE = 0x0100, 0x0200, 0x0600
 
@@ -51,6 +62,24 @@ class _WriteCoilValue(WriteSingleCoilRequest):
         return struct.pack(">HH", self.address, self.value)
 
 
+def _check_length(data: bytes) -> None:
+    """Raises ValueError. pymodbus believes an answer whose byte count is not that of its bytes."""
+    if data[0] != len(data) - 1:
+        raise ValueError(f"byte count {data[0]} for {len(data) - 1} bytes")
+
+
+class _Coils(ReadCoilsResponse):
+    def decode(self, data: bytes) -> None:
+        _check_length(data)
+        super().decode(data)
+
+
+class _Registers(ReadHoldingRegistersResponse):
+    def decode(self, data: bytes) -> None:
+        _check_length(data)
+        super().decode(data)
+
+
 class _Client(ModbusBaseSyncClient):
     """pymodbus's synchronous client over a wire with deadlines; its own clients wait by wall time,
     which may step."""
@@ -59,9 +88,12 @@ class _Client(ModbusBaseSyncClient):
         """`silence_s`: between two frames on a serial line."""
         limits = CommParams(comm_type=CommType.SERIAL, timeout_connect=_ANSWER_S)
         super().__init__(framer, 1, limits, None, None, None)
+        self.register(_Coils)
+        self.register(_Registers)
         self._wire = wire
         self._silence_s = silence_s
         self._try_until_s = 0.0
+        self._received = 0
         self.deadline_s = 0.0
         """Of everything that is sent and received."""
 
@@ -77,10 +109,15 @@ class _Client(ModbusBaseSyncClient):
         self._wire.forget()
         self._wire.send(request, self.deadline_s)
         self._try_until_s = min(self.deadline_s, time.monotonic() + _ANSWER_S)
+        self._received = 0
         return len(request)
 
     def recv(self, size: int | None) -> bytes:
-        return self._wire.receive(self._try_until_s)
+        data = self._wire.receive(self._try_until_s)
+        self._received += len(data)
+        if self._received > _MAX_ANSWER:
+            raise DeviceRefused(f"{self._wire.name}: {self._received} bytes are no answer")
+        return data
 
 
 class ModbusRelay(SwitchedLight):
@@ -94,8 +131,7 @@ class ModbusRelay(SwitchedLight):
         self._settings = settings
         self._first = min(settings.addresses.values())
         self._count = max(settings.addresses.values()) - self._first + 1
-        self.can_confirm = settings.can_read_back
-        self.lapses_by_itself = settings.pass_pulse_s is not None
+        self.can_confirm = settings.can_confirm
         place = settings.port or f"{settings.host} port {settings.tcp_port}"
         self.description = f"stack light on Modbus relays at {place}, device {settings.device_id}"
         self._client = _open(settings, self.description)
@@ -131,7 +167,7 @@ class ModbusRelay(SwitchedLight):
 
     def _is_pulsed(self, element: Element) -> bool:
         is_steady = self._pattern.get(element) == "on"
-        return self.lapses_by_itself and self._state.is_pass and is_steady
+        return self._settings.lapses_by_itself and self._state.is_pass and is_steady
 
     def _write_request(self, element: Element, is_lit: bool) -> ModbusPDU:
         address, device_id = self._settings.addresses[element], self._settings.device_id

@@ -29,7 +29,7 @@ class SerialTower(SwitchedLight):
         self._map = settings.byte_map
         self._lit: Modes = {}
         """What was last written; empty at first, so that every element is switched off once."""
-        self.can_confirm = self._map.read is not None
+        self.can_confirm = settings.can_confirm
         self.description = f"serial tower at {settings.port}, {settings.baud_rate} baud"
         self._wire = open_serial(
             self.description,
@@ -85,7 +85,7 @@ class SerialTower(SwitchedLight):
             answer = self._receive_exactly(read.reply_bytes, deadline_s)
         else:
             answer = self._receive_until((read.prompt or "").encode(), deadline_s)
-        lit = _lit_places(read, answer)
+        lit = lit_places(read, answer)
         if lit is None:
             raise DeviceTimeout(f"{self.description}: its answer {answer!r} cannot be understood")
         # Where the device flashes by itself, on and off are both right.
@@ -120,7 +120,7 @@ class SerialTower(SwitchedLight):
         self._wire.close()
 
 
-def _lit_places(read: SerialRead, answer: bytes) -> dict[Element, bool] | None:
+def lit_places(read: SerialRead, answer: bytes) -> dict[Element, bool] | None:
     """Which elements the answer says are lit; None where it says nothing."""
     if read.form == "bits":
         number = int.from_bytes(answer, "little")

@@ -13,6 +13,7 @@ from drivers.stacklight.settings import Element, LightPattern, Mode
 
 SHOW_LIMIT_S = 0.45
 """What a `show` may take on the wire; the contract allows 0.5 s."""
+_NOT_ALONE = "another master or a restart of the device did that; one master is allowed"
 _FLIP_LIMIT_S = 0.2
 """A flash in progress holds up a show this long at most."""
 
@@ -90,7 +91,7 @@ class SwitchedLight(StackLight):
             try:
                 self._raise_problem()
                 if self._has_rivals and self._modes:
-                    self._compare(self._lasting(), deadline_s, "left", "is there another master?")
+                    self._compare(self._lasting(), deadline_s, "left", _NOT_ALONE)
                 self._begin(state)
                 self._modes = self._wanted()
                 self._switch(self._modes, deadline_s)

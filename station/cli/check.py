@@ -159,7 +159,7 @@ def _check_light(settings: Configuration, is_running: bool) -> str:
     if is_running:
         return "in use by the running station"
     with open_stack_light(settings.light.device, settings.light.pattern_table) as light:
-        return light.description
+        return f"{light.description}; {settings.light.device.nature}"
 
 
 def _check_journal(settings: Configuration) -> str:

@@ -55,7 +55,10 @@ def _stop(name: str) -> Kind:
 
 
 for _name in PROCESSES:
-    for _made in (*(_strike_with(_name, n) for n in (signal.SIGKILL, signal.SIGTERM)), _stop(_name)):
+    for _made in (
+        *(_strike_with(_name, n) for n in (signal.SIGKILL, signal.SIGTERM)),
+        _stop(_name),
+    ):
         KINDS[_made.name] = _made
 for _name in PROCESSES[1:]:
     _made = _strike_with(_name, signal.SIGSEGV)

@@ -11,7 +11,6 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -171,12 +170,15 @@ class Observer:
 
     def next_judged(self, after_ns: int) -> Json | None:
         """The first plate whose leading edge came after a moment and that was judged."""
-        for decided_ns, body in reversed(self._decided):
-            if decided_ns < after_ns:
-                break
+        first = bisect.bisect_right(self._decided, after_ns, key=lambda item: item[0])
+        for _, body in self._decided[first:]:
             if body["opened_ns"] > after_ns and body["verdict"] in _JUDGED:
                 return body
         return None
+
+    def verdicts(self) -> dict[int, str]:
+        """By the plate's number."""
+        return {plate: self.results[name]["verdict"] for plate, name in self._plates.items()}
 
     def judge(self, since_ns: int, blind: tuple[int, int] | None = None) -> Findings:
         """What was wrong since a moment. `blind`: a time in which no byte reached the tower, as
@@ -323,6 +325,3 @@ class Observer:
         last = max([0, *self._plates, *self._opened.values(), *(s[1] for s in self._spans)])
         low, high = self.belt.carried(at_ns - LEASE_LIMIT_NS), self.belt.carried(at_ns)
         return "" if low <= last <= high + 1 else f"last plate {last}, the belt's {low}-{high}"
-
-
-Condition = Callable[[], bool]

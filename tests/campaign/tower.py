@@ -183,9 +183,13 @@ class _Recorder:
 
     def _fill(self) -> None:
         """From our own end, so that the next byte of the station finds no room."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
+        full_since = time.monotonic()
+        while (
+            time.monotonic() - full_since < 0.02
+        ):  # the kernel moves what it has from time to time
+            with contextlib.suppress(BlockingIOError):
                 os.write(self._slave, _FILLER)
+                full_since = time.monotonic()
 
     def _plug(self) -> None:
         import tty

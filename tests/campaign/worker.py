@@ -10,9 +10,13 @@ import shutil
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
+from campaign import kinds_camera
+from campaign.belt import Belt
 from campaign.disk import private_mounts
 from campaign.engine import Engine, Outcome
 from campaign.kinds import KINDS, NotThere
@@ -32,7 +36,7 @@ class Worker:
         self._folder = Path(order["folder"])
 
     def run(self) -> int:
-        life = Life(self._folder, self._order["camera"], self._order["seed"], self._order["broken"])
+        life = self._life()
         engine = Engine(life)
         try:
             engine.begin()
@@ -47,6 +51,21 @@ class Worker:
             life.remove()
         return 0
 
+    def _life(self) -> Life:
+        camera, seed, names = (self._order[key] for key in ("camera", "seed", "plan"))
+        life = Life(self._folder, camera, seed, self._order["broken"], self._schedule(names))
+        return life
+
+    def _schedule(self, plan: list[tuple[str, int]]) -> Callable[[Belt], tuple[Json, Json]]:
+        names = [name for name, _ in plan if name in kinds_camera.KNOBS]
+
+        def make(belt: Belt) -> tuple[Json, Json]:
+            draw = Random(self._order["seed"])
+            frames, knobs = kinds_camera.schedule(names, draw)(belt)
+            return frames, kinds_camera.settings(knobs, self._order["camera"])
+
+        return make
+
     def _strike(self, engine: Engine, name: str, seed: int) -> bool:
         """False if this station is of no more use."""
         try:
@@ -58,7 +77,8 @@ class Worker:
             print(f"{name}, seed {seed}: {traceback.format_exc()}", flush=True)
             return False
         self._add(engine, outcome)
-        return outcome.recovery_s is not None
+        is_over = bool(outcome.said) and self._order["broken"] is not None
+        return outcome.recovery_s is not None and not is_over
 
     def _end(self, engine: Engine) -> None:
         """A clean stop, as every life ends: nothing may be left undone."""
@@ -75,7 +95,11 @@ class Worker:
         )
 
     def _add(self, engine: Engine, outcome: Outcome) -> None:
-        run = {**outcome.as_json(), "stations": self._order["stations"], "broken": self._order["broken"]}
+        run = {
+            **outcome.as_json(),
+            "stations": self._order["stations"],
+            "broken": self._order["broken"],
+        }
         self._ledger.add(run)
         if outcome.said and not self._order["broken"]:
             self._keep(engine, outcome)

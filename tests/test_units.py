@@ -140,6 +140,7 @@ def test_each_unit_comes_back_for_ever_but_from_a_bad_configuration(service: str
         "LogNamespace": "vqi",
         "DevicePolicy": "closed",
         "CapabilityBoundingSet": "",
+        "RestrictRealtime": "yes",
         "SystemCallErrorNumber": "EPERM",
     }.items():
         assert settings[key] == [value], key
@@ -356,6 +357,41 @@ def test_the_same_content_is_the_same_release(installer: ModuleType) -> None:
     assert Path("station/shipped/recipes/demo-lgp.toml") in named
     assert Path("deploy/systemd/vqi-lamp.service") in named
     assert not [path for path in named if path.suffix == ".pyc"]
+
+
+def test_folders_elsewhere_and_low_ports_are_opened_for_the_unit_that_needs_them(
+    installer: ModuleType,
+) -> None:
+    def drop_ins(**config: object) -> dict[str, str]:
+        found = installer.site_drop_ins(config)
+        return {path.parent.name.split(".")[0][4:]: text for path, text in found.items() if text}
+
+    usual = {"journal": {"directory": "/var/lib/vqi/journal"}}
+    assert drop_ins(**usual, plc={"type": "modbus_client", "port": 502}) == {}
+    assert drop_ins(**usual, plc={"type": "modbus_server", "port": 1502}) == {}
+    assert drop_ins(journal={"directory": "journal"}) == {}
+    assert "CAP_NET_BIND_SERVICE" in drop_ins(plc={"type": "modbus_server"})["lamp"]
+    backup = drop_ins(**usual, retention={"backup": {"directory": "/mnt/backup"}})
+    assert backup == {"journal": "[Service]\nReadWritePaths=-/mnt/backup\n"}
+    assert set(drop_ins(journal={"directory": "/data/journal"})) == {"journal", "station"}
+
+
+@needs_systemd
+def test_a_lamp_that_listens_at_502_stays_below_1_5(installer: ModuleType, machine: Path) -> None:
+    drop_in = machine / "etc/systemd/system/vqi-lamp.service.d/20-site.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(f"[Service]\n{installer.LOW_PORT}")
+    try:
+        assert not exposure(machine, "vqi-lamp", 15)
+    finally:
+        shutil.rmtree(drop_in.parent)
+
+
+def test_sockets_lie_where_the_units_put_them(installer: ModuleType, tmp_path: Path) -> None:
+    config = tmp_path / "line.toml"
+    config.write_text('[station]\nruntime_dir = "var/run"\n')
+    with pytest.raises(installer.Failure, match="the units need"):
+        installer.check_folder(config)
 
 
 def test_what_is_placed_is_placed_once(installer: ModuleType, tmp_path: Path) -> None:

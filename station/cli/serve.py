@@ -35,7 +35,9 @@ def _begin(process: str, config: str) -> Loaded[Configuration]:
 @contextlib.contextmanager
 def _unit_life(role: Role, settings: Configuration) -> Iterator[bool]:
     """What the supervisor of `vqi run` does for its children, a unit's process does for itself: it
-    waits longer before each start that follows a failing one. True if this start follows one."""
+    waits longer before each start that follows a failing one. True if this start follows one.
+
+    Imports come inside: a version that fails in one of them waits too."""
     if not is_unit():
         yield False
         return
@@ -56,30 +58,30 @@ RestartOption = Annotated[bool, typer.Option("--restart", help="Started again af
 @app.command()
 def lamp(config: ConfigOption, restart: RestartOption = False) -> None:
     """Own the stack light; let a pass lapse."""
-    from station.lamp import serve
-
     settings = _begin("lamp", config).value
     with _unit_life(LAMP, settings) as is_restart:
+        from station.lamp import serve
+
         raise typer.Exit(serve(settings, restart or is_restart))
 
 
 @app.command()
 def journal(config: ConfigOption) -> None:
     """Own the QMS log."""
-    from station.journal import serve
-
     settings = _begin("journal", config).value
     with _unit_life(JOURNAL, settings):
+        from station.journal import serve
+
         raise typer.Exit(serve(settings))
 
 
 @app.command()
 def metrics(config: ConfigOption) -> None:
     """Show figures to Prometheus, and /health."""
-    from station.metrics_server import serve
-
     settings = _begin("metrics", config).value
     with _unit_life(METRICS, settings):
+        from station.metrics_server import serve
+
         raise typer.Exit(serve(settings))
 
 
@@ -94,13 +96,13 @@ def station(
 ) -> None:
     """Inspect. Events go to stdout, one JSON object a line."""
     loaded = _begin("station", config)
-    from drivers.errors import DeviceError
-    from models.card import ModelError
-    from station.outbox import OutboxError
-    from station.pipeline import Options, Station, StationError
-    from station.product import load_product
-
     with _unit_life(STATION, loaded.value) as is_restart, exit_on_config_error():
+        from drivers.errors import DeviceError
+        from models.card import ModelError
+        from station.outbox import OutboxError
+        from station.pipeline import Options, Station, StationError
+        from station.product import load_product
+
         recipe = load_product(loaded)
         options = Options(plates, seconds, record, record_gb, restart or is_restart)
         with Outlet(write_json_line) as events:

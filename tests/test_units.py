@@ -19,6 +19,7 @@ from types import ModuleType
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from modbus_peer import ModbusPeer
 from pty_recorder import PtyRecorder
 from station_rig import Rig
 
@@ -207,26 +208,45 @@ def told_before_ready(manager: socket.socket) -> list[str]:
     return told
 
 
+_ACCEPT = """
+[accept]
+distance_mm = 100.0
+pulse_ms = 100
+device = {device}
+"""
+
+
+def stop_command(words: str, config: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "station.cli", *words.split(), "--config", config]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
 def test_the_stop_command_writes_fault_however_the_lamp_process_ended(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     stop = settings_of("vqi-lamp")["ExecStopPost"][0].removeprefix("-/opt/vqi/current/bin/vqi ")
-    with PtyRecorder() as tower:
+    with PtyRecorder() as tower, ModbusPeer() as module:
         light = {"device": {"type": "serial_tower", "port": str(tower.device)}}
-        config = str(Rig(tmp_path, light=light).write())
+        accept = f'type = "modbus", host = "127.0.0.1", port = {module.port}'
+        tables = _ACCEPT.format(device=f"{{ {accept}, outputs = {{ accept = 0 }} }}")
+        config = str(Rig(tmp_path, light=light, tables=tables).write())
         process, manager = as_unit(tmp_path, "serve", "lamp", "--config", config)
         told_before_ready(manager)
         with LampClient(tmp_path / "run") as client:
             client.connect(5.0)
+            refused = stop_command(stop, config)
+            assert "a lamp process lives" in refused.stderr
             client.send_show(LightState.PASS_NOT_PRODUCTION, "a-1", None, 1.2)
             tower.wait_for(lambda: "green" in tower.elements())
             process.send_signal(number)
             process.wait(5.0)
         assert "green" in tower.elements(), "this light latches"
-        command = [sys.executable, "-P", "-m", "station.cli", *stop.split(), "--config", config]
-        assert subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0
-        assert tower.elements() == {"red": "blink"}
+        module.coils[0] = True  # and so does an output
+        done = stop_command(stop, config)
+        assert (done.returncode, done.stderr) == (0, "")
+        tower.wait_for(lambda: tower.elements() == {"red": "blink"})
+        assert not module.lit()[0]
         manager.close()
 
 

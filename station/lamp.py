@@ -25,6 +25,7 @@ from drivers.stacklight import LightState, StackLight, open_stack_light
 from station.config import EX_CONFIG, Configuration, LightSettings
 from station.ipc import Channel, Json, Listener, PeerGone, connect
 from station.lock import take_lock
+from station.logs import prepare_lines
 from station.record import Provenance
 from station.systemd import lifeline, notify
 
@@ -280,6 +281,8 @@ class _Lamp:
         try:
             self._listen()
             notify("READY=1")
+            # FAULT shows; a first line must not hold up what comes from here on.
+            prepare_lines()
             while self._exit_status is None:
                 self._turn()
             return self._exit_status

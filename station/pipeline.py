@@ -56,7 +56,7 @@ from station.ipc import Json, PeerGone
 from station.lamp import LampAnswer, LampClient, LampError
 from station.light_policy import LightPolicy
 from station.lock import STATION_LOCK, take_lock
-from station.logs import get_logger
+from station.log_lines import get_logger
 from station.machine import test_on_this_machine
 from station.outbox import Outbox
 from station.precision import load_classifier

@@ -119,9 +119,18 @@ _HANGS = ("SIGSTOP station", "SIGSTOP camera", "SIGSTOP journal", "deadlock: sta
 @control("lamp without a lease", *_HANGS)
 def no_lease() -> None:
     """What was commanded stays until something else is."""
-    from station.lease import Lease
+    from drivers.stacklight import LightState
+    from station.lease import LightLease, Write
 
-    Lease.is_live = lambda self, now_ns: True  # type: ignore[method-assign]
+    due = LightLease.due
+
+    def never(self: LightLease, now_ns: int) -> Write | None:
+        write = self.shown.write if self.shown else None
+        if write is not None and write.lease is not None:
+            return due(self, now_ns) if write.state is LightState.LAMP_TEST else None
+        return due(self, now_ns)
+
+    LightLease.due = never  # type: ignore[method-assign]
 
 
 @control("watchdog fed by a timer", *_HANGS)

@@ -127,18 +127,10 @@ class Life:
 
     def start(self) -> None:
         module = ["station.cli"] if self.broken is None else ["campaign.broken", self.broken]
+        command = ["run", "--config", str(self.config), "--json"]
         with self.stdout.open("ab") as out, self.stderr.open("ab") as err:
             self.run = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    *module,
-                    "run",
-                    "--config",
-                    str(self.config),
-                    "--json",
-                ],
+                [sys.executable, "-P", "-m", *module, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,

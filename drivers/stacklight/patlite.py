@@ -73,6 +73,9 @@ class Patlite(SwitchedLight):
     def _understood(self, answer: bytes, modes: Modes | None) -> Modes:
         if modes is None:
             raise DeviceTimeout(f"{self.description}: its answer {answer!r} cannot be understood")
+        strange = [e for e, mode in modes.items() if mode is not None and e not in self._elements]
+        if strange:
+            raise DeviceTimeout(f"{self.description}: shows {strange[0]}, which is not of elements")
         return {element: modes[element] for element in self._elements}
 
     def _exchange(self, request: bytes, count: int, deadline_s: float) -> bytes:

@@ -387,8 +387,8 @@ def test_folders_elsewhere_and_low_ports_are_opened_for_the_unit_that_needs_them
         return {path.parent.name.split(".")[0][4:]: text for path, text in found.items() if text}
 
     usual = {"journal": {"directory": "/var/lib/vqi/journal"}}
-    assert drop_ins(**usual, plc={"type": "modbus_client", "port": 502}) == {}
-    assert drop_ins(**usual, plc={"type": "modbus_server", "port": 1502}) == {}
+    assert drop_ins(**usual, plc={"type": "modbus_client", "tcp_port": 502}) == {}
+    assert drop_ins(**usual, plc={"type": "modbus_server", "tcp_port": 1502}) == {}
     assert drop_ins(journal={"directory": "journal"}) == {}
     assert "CAP_NET_BIND_SERVICE" in drop_ins(plc={"type": "modbus_server"})["lamp"]
     backup = drop_ins(**usual, retention={"backup": {"directory": "/mnt/backup"}})

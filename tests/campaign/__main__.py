@@ -16,9 +16,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from own_machine import enter_own_mounts
+
 from campaign import series
 from campaign.broken import CONTROLS
-from campaign.disk import private_mounts
 from campaign.kinds import KINDS, Kind
 from campaign.ledger import ROOT, Ledger, State, deaths, table
 
@@ -192,7 +193,7 @@ def main() -> int:
         is_other = options.power_cuts or options.system_calls
         is_other = is_other or options.controls is not None
         options.runs = 0 if is_other else 50
-    private_mounts()
+    enter_own_mounts()
     campaign = Campaign(options, kinds)
     lines = [] if options.table else campaign.run_series()
     if options.runs and not options.table:

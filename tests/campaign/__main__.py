@@ -24,7 +24,9 @@ from campaign.kinds import KINDS, Kind
 from campaign.ledger import ROOT, Ledger, State, deaths, table
 
 Json = dict[str, Any]
-_RUNS_IN_A_LIFE = 12
+_OWN_PROCESSES = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+"""Whatever ends the worker ends all that it started."""
+_RUNS_IN_A_LIFE = 16
 _LIFE_LIMIT_S = 600.0
 _MAX_FRUITLESS = 6
 """Lives that brought no run at all, until the campaign gives up."""
@@ -90,7 +92,7 @@ class Campaign:
     def _live(self, order: Json) -> None:
         paths = [str(ROOT), str(ROOT / "tests")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "campaign.worker", json.dumps(order)]
+        command = [*_OWN_PROCESSES, sys.executable, "-m", "campaign.worker", json.dumps(order)]
         process = subprocess.Popen(command, env=environment, cwd=ROOT)
         try:
             process.wait(_LIFE_LIMIT_S)

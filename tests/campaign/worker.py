@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -98,6 +99,7 @@ class Worker:
             **outcome.as_json(),
             "stations": self._order["stations"],
             "broken": self._order["broken"],
+            "load": os.getloadavg()[0],
         }
         self._ledger.add(run)
         if outcome.said and not self._order["broken"]:

@@ -44,7 +44,10 @@ from drivers.errors import (
     DriverMissing,
 )
 from station.ipc import Channel, Json, PeerGone, channel_pair
+from station.log_lines import get_logger
+from station.logs import set_up_logging
 
+_LOG = get_logger("camera")
 TICK_S = 0.25
 """Liveness travels through the whole station this often, also when no plate comes."""
 _START_TIMEOUT_S = 120.0
@@ -69,6 +72,8 @@ class Tick:
     """Frames that found no free slot: seen as lost by their missing ids."""
     temperature_c: float | None = None
     """The camera's own temperature, if it tells."""
+    ring_filled: int = 0
+    """Slots of the ring that hold frames."""
 
 
 class CameraGone(ConnectionError):
@@ -106,6 +111,10 @@ class CameraProcess:
             self._channel.send({"op": "start"})
         except (PeerGone, TimeoutError) as error:
             raise CameraGone(f"the camera process died before its start: {error}") from error
+
+    @property
+    def ring_slots(self) -> int:
+        return self._slots
 
     def receive(self, timeout_s: float) -> tuple[Frame, int] | Tick | None:
         """The next frame with its slot, or a tick; None after `timeout_s`.
@@ -226,6 +235,10 @@ class _Ring:
         self._free = deque(range(slots))
         self.overrun = 0
 
+    @property
+    def filled(self) -> int:
+        return len(self._memory) - len(self._free)
+
     def next_slot(self) -> tuple[int | None, NDArray[np.uint8]]:
         self.take_returns()
         if not self._free:
@@ -287,6 +300,7 @@ def _serve(channel: Channel) -> None:
         channel.send({"op": "end", "breaks": [asdict(item) for item in end.breaks]})
         _wait_for_end_of_file(channel)
     except DeviceError as error:
+        _LOG.error("the camera is lost", error=str(error))
         channel.send({"op": "error", "message": str(error), "kind": type(error).__name__})
         _wait_for_end_of_file(channel)
 
@@ -302,8 +316,8 @@ def _deliver(camera: Camera, channel: Channel, ring: _Ring) -> None:
                 ring.send(slot, frame)
         if time.monotonic() >= next_tick:
             number, next_tick = number + 1, time.monotonic() + TICK_S
-            tick = asdict(Tick(number, grabbed, ring.overrun, camera.temperature_c()))
-            tick["op"] = "tick"
+            said = Tick(number, grabbed, ring.overrun, camera.temperature_c(), ring.filled)
+            tick = {"op": "tick", **asdict(said)}
             # A station that does not read gets no ticks, and so no green.
             with contextlib.suppress(BlockingIOError):
                 channel.send(tick, timeout_s=0)
@@ -333,6 +347,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 def main() -> int:
     _die_with(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    set_up_logging("camera")
     with (
         Channel(socket.socket(fileno=int(sys.argv[1]))) as channel,
         contextlib.suppress(PeerGone),

@@ -56,6 +56,20 @@ class _Command:
     """The result that waits for this command's answer."""
 
 
+@dataclass(slots=True)
+class LampCounts:
+    """What became of this run's commands to the lamp process."""
+
+    commands: int = 0
+    renewals: int = 0
+    """Commands that repeat the one before: the lease goes on."""
+    confirmed: int = 0
+    taken: int = 0
+    """Sent to a device that cannot be read back."""
+    refused: int = 0
+    unanswered: int = 0
+
+
 class Actuation:
     """What the light is told, and what is written down of it."""
 
@@ -77,6 +91,7 @@ class Actuation:
         """Sequence of the last plate whose leading edge was seen."""
         self._renewed_ns = 0
         self._belief = Belief()
+        self.counts = LampCounts()
         self.shown: Meaning | None = None
         """What the lamp process was told last; None if there is none that was told anything."""
         self._can_confirm = False
@@ -100,6 +115,11 @@ class Actuation:
     def is_waiting(self) -> bool:
         """Some result waits for the lamp's answer."""
         return any(command.result for command in self._commands.values())
+
+    @property
+    def waiting(self) -> int:
+        """Commands that the lamp process has not answered yet."""
+        return len(self._commands)
 
     # --- plates -----------------------------------------------------------------------------------
 
@@ -158,6 +178,9 @@ class Actuation:
         """The lamp process says what became of a command."""
         self._can_confirm = answer.can_confirm
         command = self._commands.pop(answer.number, None)
+        self.counts.refused += not answer.is_shown
+        self.counts.confirmed += answer.is_confirmed
+        self.counts.taken += answer.is_shown and not answer.is_confirmed
         if answer.is_shown and not answer.doubt:
             self._believe()
         elif answer.doubt or command is None or command.meaning == self.shown:
@@ -189,6 +212,8 @@ class Actuation:
         wanted = self._policy.wanted(now_ns)
         number = self._send(wanted)
         if number is not None:
+            self.counts.renewals += wanted == self.shown
+            self.counts.commands += wanted != self.shown
             self.shown = wanted
             self._commands[number] = _Command(now_ns, wanted, None)
         return number
@@ -207,6 +232,7 @@ class Actuation:
     def _give_up(self, numbers: list[int], detail: str) -> None:
         for number in numbers:
             result = self._commands.pop(number).result
+            self.counts.unanswered += 1
             if result is not None:
                 self._write(replace(result, detail=detail))
 

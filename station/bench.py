@@ -249,6 +249,8 @@ def _run_watched(config: Path, seconds: float) -> tuple[int, list[str], dict[str
     in the middle of it."""
     process = subprocess.Popen(
         [
+            # It ends with this process, however that ends.
+            *("setpriv", "--pdeathsig", "TERM", "--"),
             *(sys.executable, "-P", "-m", "station.cli", "run"),
             *("--config", str(config), "--json", "--seconds", str(seconds)),
         ],

@@ -285,7 +285,9 @@ def flat_field(bench: Bench, found: Findings) -> None:
     else:
         _check_light(found, dark.pixels, bright.pixels, approved)
     try:
-        fresh = measure_flat_field(dark.pixels, bright.pixels, bright.info.serial)
+        fresh = measure_flat_field(
+            dark.pixels, bright.pixels, bright.info.serial, offset_x_px=bright.info.offset_x_px
+        )
     except FlatFieldRefused as error:
         found.check("target and lens", str(error), "clean and even", False)
     else:

@@ -7,22 +7,26 @@ import hashlib
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
+from ipaddress import IPv4Address
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, IPvAnyAddress, TypeAdapter, ValidationError, model_validator
 
 from drivers.camera.settings import CameraSettings
+from drivers.io.settings import DigitalIoSettings, ModbusIoSettings, output_names
+from drivers.plc.settings import PlcSettings
 from drivers.settings import Count, Number, Settings
 from drivers.stacklight import LightState
-from drivers.stacklight.settings import (
-    DEFAULT_PATTERNS,
-    Element,
-    GpioStackLightSettings,
-    LightPattern,
-    SerialTowerSettings,
-    StackLightSettings,
+from drivers.stacklight.profiles import (
+    DEFAULT_PROFILE,
+    ProfileName,
+    ambiguities,
+    pattern_table,
 )
+from drivers.stacklight.settings import Abilities, LightPattern, Mode, StackLightSettings
+from station.record import PictureClass
 
 SHIPPED_PREFIX = "shipped:"
 EX_CONFIG = 78
@@ -149,6 +153,9 @@ class KeepRecipe(Settings):
         0.02, ge=0, le=1, description="Passed plates kept whole, drawn before the verdict."
     )
     is_pass_preview: bool = Field(True, description="Keep a small JPEG of every passed plate.")
+    min_pass_days: Number = Field(
+        1.0, ge=0, le=3650, description="Pictures of passed plates stay so long on a full disk."
+    )
 
 
 class HealthRecipe(Settings):
@@ -242,20 +249,85 @@ class JournalSettings(Settings):
     snapshot_interval_s: Number = Field(
         60.0, gt=0, le=86_400, description="How often the copy for other tools is renewed."
     )
-    min_free_mb: Count = Field(
-        200, ge=0, description="Below this much free disk the journal refuses, READY drops."
+    min_free_mb: Count = Field(200, ge=0, description="Below this much free disk it refuses.")
+    watermarks_mb: tuple[Count, Count, Count] | None = Field(
+        None,
+        description="Free disk below which previews of passed plates, then all their pictures are "
+        "not kept, then READY drops; default 10, 5 and 2 x min_free_mb.",
     )
 
+    @property
+    def disk_limits_mb(self) -> tuple[int, int, int, int]:
+        """Free disk below which levels 1 to 4 begin."""
+        given = self.watermarks_mb
+        previews, passes, ready = given or (n * self.min_free_mb for n in (10, 5, 2))
+        return previews, passes, ready, self.min_free_mb
 
-_MAY_LIGHT_PASS = {LightState.PASS, LightState.PASS_NOT_PRODUCTION, LightState.LAMP_TEST}
+    @model_validator(mode="after")
+    def _watermarks_descend(self) -> JournalSettings:
+        limits = self.disk_limits_mb
+        if self.watermarks_mb and any(a <= b for a, b in pairwise(limits)):
+            raise ValueError(
+                f"watermarks_mb {list(self.watermarks_mb)} must fall, and stay above min_free_mb "
+                f"{self.min_free_mb}"
+            )
+        return self
+
+
+class KeepRule(Settings):
+    """How long pictures of one class are kept; what is first reached counts."""
+
+    days: Number | None = Field(None, gt=0, le=36_500, description="Since the result was written.")
+    mb: Number | None = Field(None, gt=0, le=1e9, description="Of the class; the oldest go first.")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> KeepRule:
+        if self.days is None and self.mb is None:
+            raise ValueError("give days, mb or both; leave the class out to keep it for ever")
+        return self
+
+
+class BackupSettings(Settings):
+    """A verified copy of the log and its pictures at intervals."""
+
+    directory: Path = Field(description="Begun once with `vqi log backup --to`; another disk.")
+    every_h: Number = Field(24.0, gt=0, le=8760)
+    keep: Count = Field(7, ge=1, le=1000, description="Generations of the log.")
+
+
+class RetentionSettings(Settings):
+    """When pictures are removed; a class that is not named is kept for ever, and so are records."""
+
+    pass_preview: KeepRule | None = None
+    pass_whole: KeepRule | None = None
+    audit: KeepRule | None = None
+    fail: KeepRule | None = None
+    undecided: KeepRule | None = None
+    clock_jump_limit_h: Number = Field(
+        72.0, gt=0, le=8760, description="Nothing is removed after the clock was set ahead by more."
+    )
+    backup: BackupSettings | None = None
+
+    @property
+    def rules(self) -> dict[PictureClass, KeepRule]:
+        """The rule of each class that has one."""
+        given = {kind: getattr(self, kind.value) for kind in PictureClass}
+        return {kind: rule for kind, rule in given.items() if rule is not None}
 
 
 class LightSettings(Settings):
     """The stack light and what it means at this site."""
 
     device: StackLightSettings
+    profile: ProfileName = Field(DEFAULT_PROFILE, description="What each state looks like.")
     patterns: dict[LightState, LightPattern] = Field(
-        default_factory=dict, description="Replaces the default pattern of the states it names."
+        default_factory=dict, description="Replaces the profile's pattern of the states it names."
+    )
+    buzzer: dict[LightState, Mode] = Field(
+        default_factory=dict, description="States that sound the buzzer; left out: none."
+    )
+    buzzer_s: Number = Field(
+        10.0, gt=0, le=86_400, description="It sounds so long when a state begins, then is silent."
     )
     lease_s: Number = Field(1.2, ge=0.5, le=1.2, description="A pass not renewed goes out.")
     fail_hold_s: Number | None = Field(
@@ -269,44 +341,57 @@ class LightSettings(Settings):
     @property
     def pattern_table(self) -> dict[LightState, LightPattern]:
         """A pattern for every state; the lamp test lights whatever any of them uses."""
-        table = {**DEFAULT_PATTERNS, **self.patterns}
-        if LightState.LAMP_TEST not in self.patterns:
-            used = (element for pattern in table.values() for element in pattern)
-            all_of_them: LightPattern = dict.fromkeys(used, "on")
-            table[LightState.LAMP_TEST] = DEFAULT_PATTERNS[LightState.LAMP_TEST] | all_of_them
-        return table
+        return pattern_table(self.profile, self.patterns, self.buzzer)
 
     @model_validator(mode="after")
     def _patterns_can_be_shown_and_told_apart(self) -> LightSettings:
         table = self.pattern_table
-        for state in (LightState.PASS, LightState.PASS_NOT_PRODUCTION, LightState.LAMP_TEST):
-            twins = [other for other in table if other != state and table[other] == table[state]]
-            if twins:
-                raise ValueError(f"patterns.{state} is the same as patterns.{twins[0]}")
-        for state in table.keys() - _MAY_LIGHT_PASS:
-            if table[LightState.PASS].items() <= table[state].items():
-                raise ValueError(f"patterns.{state} lights all that patterns.pass lights")
-        elements, blinking = _abilities(self.device)
-        if elements is None:
-            return self
+        abilities = self.device.abilities
+        unclear = ambiguities(table)
+        if unclear:
+            raise ValueError(f"{unclear[0]}; give one of them another pattern")
         for state, pattern in table.items():
             for element, mode in pattern.items():
-                if element not in elements or (mode == "blink" and element not in blinking):
-                    lack = "" if element not in elements else " that blinks by itself"
-                    raise ValueError(
-                        f"patterns.{state} wants {element} {mode}, but the device has no "
-                        f"{element}{lack}; give the state another pattern"
-                    )
+                if abilities is not None and mode not in abilities.get(element, ()):
+                    raise ValueError(_cannot_show(state, element, mode, abilities))
         return self
 
 
-def _abilities(device: StackLightSettings) -> tuple[set[Element] | None, set[Element]]:
-    """Elements that the device has, and those that can blink; None where it can draw anything."""
-    if isinstance(device, SerialTowerSettings):
-        return set(device.elements), {k for k, v in device.elements.items() if v.blink}
-    if isinstance(device, GpioStackLightSettings):
-        return set(device.lines), set(device.lines)
-    return None, set()
+def _cannot_show(state: LightState, element: str, mode: str, abilities: Abilities) -> str:
+    """Which state the device cannot express, and what to do about it."""
+    given = ", ".join(abilities)
+    lack = f"no {element} (it has {given})"
+    advice = f"give [light.patterns] {state} a pattern of its elements, or choose another profile"
+    if element in abilities:
+        lack = f"no {element} that flashes"
+        advice = f"give [light.patterns] {state} another pattern, or blink_hz where it has that key"
+    return f"patterns.{state} wants {element} {mode}, but the device has {lack}; {advice}"
+
+
+ACCEPT_OUTPUT = "accept"
+
+
+class AcceptSettings(Settings):
+    """The output that lets a good plate through: on only while a plate that passed is there."""
+
+    distance_mm: Number = Field(
+        gt=0, le=100_000, description="From the camera's scan line to the accept point."
+    )
+    pulse_ms: Count = Field(gt=0, le=10_000, description="How long it is on for a plate.")
+    max_position_age_s: Number = Field(
+        0.5, gt=0, le=5, description="Without a frame for longer, the belt's place is unknown."
+    )
+    device: DigitalIoSettings = Field(description="With an output named accept.")
+
+    @model_validator(mode="after")
+    def _device_can_do_it(self) -> AcceptSettings:
+        if ACCEPT_OUTPUT not in output_names(self.device):
+            raise ValueError(f"device.outputs has no {ACCEPT_OUTPUT}; name the output so")
+        if isinstance(self.device, ModbusIoSettings) and self.device.pulse_offset is not None:
+            unit_ms = self.device.pulse_unit_ms
+            if self.pulse_ms % unit_ms:
+                raise ValueError(f"pulse_ms is no multiple of device.pulse_unit_ms {unit_ms}")
+        return self
 
 
 class CommissioningSettings(Settings):
@@ -322,15 +407,34 @@ class FlatFieldSettings(Settings):
     sha256: str = Field(pattern="^[0-9a-f]{64}$", description="Of the file's bytes.")
 
 
+class MetricsSettings(Settings):
+    """Where `vqi serve metrics` shows figures to Prometheus."""
+
+    address: IPvAnyAddress = Field(
+        IPv4Address("127.0.0.1"), description="Of this machine; 0.0.0.0 for all that it has."
+    )
+    port: Count = Field(9790, ge=1, le=65_535)
+    stale_verdict_s: Number = Field(
+        30.0,
+        gt=0,
+        le=3600,
+        description="A plate seen so long ago without a durable verdict: /health says 503.",
+    )
+
+
 class Configuration(Settings):
     """One station. Relative paths are relative to the current directory."""
 
     station: StationSettings
     camera: CameraSettings
     journal: JournalSettings
+    retention: RetentionSettings = RetentionSettings()
     light: LightSettings
     flat_field: FlatFieldSettings | None = None
     commissioning: CommissioningSettings | None = None
+    plc: PlcSettings | None = None
+    accept: AcceptSettings | None = None
+    metrics: MetricsSettings | None = None
 
     @property
     def commissioning_file(self) -> Path | None:
@@ -413,11 +517,25 @@ def _explain_one(item: dict[str, Any], model: type[Any]) -> str:
     return f"{key}: {message[0].lower()}{message[1:]}{shown}"
 
 
+_CHOSEN: dict[tuple[str, ...], tuple[int, ...]] = {
+    ("camera",): (1,),
+    ("light", "device"): (2,),
+    ("accept", "device"): (2,),
+    ("plc",): (1,),
+    ("plc", "io", "device"): (3,),
+}
+"""Where pydantic names the type that chose a device's settings."""
+
+
 def _written(location: tuple[Any, ...]) -> list[str]:
     """Keys as they stand in the file: without the type that chose a device's settings."""
-    chosen = {("camera",): 1, ("light", "device"): 2}
-    at = next((at for start, at in chosen.items() if location[: len(start)] == start), None)
-    keys = [str(part) for place, part in enumerate(location) if place != at]
+    places = {
+        place
+        for start, places in _CHOSEN.items()
+        if location[: len(start)] == start
+        for place in places
+    }
+    keys = [str(part) for place, part in enumerate(location) if place not in places]
     return [key for key in keys if key != "[key]"]
 
 

@@ -10,14 +10,14 @@ import selectors
 from collections.abc import Callable
 from pathlib import Path
 
-from station.ipc import Channel, Json, Listener, PeerGone, connect
+from station.ipc import SOCKETS, Channel, Json, Listener, PeerGone, connect
 
 _MAX_CLIENTS = 16
 _OPS = ("status", "halt", "resume", "ack", "relearn")
 
 
 def control_path(runtime_dir: Path) -> Path:
-    return runtime_dir / "control.sock"
+    return runtime_dir / SOCKETS["station"]
 
 
 class ControlServer:

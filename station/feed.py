@@ -17,6 +17,7 @@ from drivers.camera.recorder import StripRecorder
 from drivers.camera.settings import CameraSettings
 from drivers.errors import DeviceError
 from station.acquisition import CameraGone, CameraProcess, Tick
+from station.belt_register import Place
 from station.flat_field import correct, correction_of
 from station.inspection import BufferPool, Inspector, PlateWork
 from station.record import Reason
@@ -25,6 +26,7 @@ from station.strip import (
     Event,
     Gap,
     Joined,
+    Plate,
     PlateClosed,
     PlateOpened,
     StripCutter,
@@ -32,6 +34,8 @@ from station.strip import (
 )
 
 _REOPEN_PAUSE_S = 0.5
+_PLACE_EVERY_NS = 8_000_000
+"""The belt's place is told no more often than this: it goes on well known in between."""
 _HANG_LIMIT_S = 1.5
 _START_LIMIT_S = 10.0
 """A camera makes its buffers when it begins: hundreds of MB for some."""
@@ -47,6 +51,28 @@ class PlateGrew:
     """More scan lines of a plate are in its buffer: the last, or some of one that is kept whole."""
 
     work: PlateWork
+
+
+@dataclass(frozen=True, slots=True)
+class PlateLeft:
+    """A plate's trailing edge has passed the camera, at `belt_place`."""
+
+    result_id: str
+    belt_place: int
+
+
+@dataclass(frozen=True, slots=True)
+class BeltBegan:
+    """A camera was opened: places of the belt begin anew."""
+
+    frame_height: int
+
+
+@dataclass(frozen=True, slots=True)
+class BeltMoved:
+    """Where the belt was when a frame's last scan line was in memory."""
+
+    place: Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +101,19 @@ class FeedFailed:
 
 
 Post = Callable[
-    [PlateStarted | PlateGrew | GapSeen | Joined | CameraState | FeedEnded | FeedFailed], None
+    [
+        PlateStarted
+        | PlateGrew
+        | PlateLeft
+        | BeltBegan
+        | BeltMoved
+        | GapSeen
+        | Joined
+        | CameraState
+        | FeedEnded
+        | FeedFailed
+    ],
+    None,
 ]
 
 
@@ -89,6 +127,26 @@ class FeedCounts:
     bytes: int = 0
     plates: int = 0
     camera_restarts: int = 0
+
+
+class _Travel:
+    """Scan lines of belt travel: those of the encoder, or else those that the camera took."""
+
+    def __init__(self) -> None:
+        self.frame_begin = 0
+        """At the first scan line of the last frame."""
+        self._frame_end = 0
+        self._frame_id: int | None = None
+
+    def take(self, frame: Frame) -> int:
+        """The place at the end of this frame."""
+        begin = frame.encoder_value
+        if begin is None:
+            lost = 0 if self._frame_id is None else frame.frame_id - self._frame_id - 1
+            begin = self._frame_end + max(0, lost) * frame.height
+        self._frame_id = frame.frame_id
+        self.frame_begin, self._frame_end = begin, begin + frame.height
+        return self._frame_end
 
 
 class Feed:
@@ -106,6 +164,7 @@ class Feed:
         next_sequence: int,
         plates: int | None,
         recorder: StripRecorder | None,
+        watches_belt: bool = False,
     ) -> None:
         self.counts = FeedCounts()
         self._camera: CameraProcess | None = camera
@@ -121,6 +180,8 @@ class Feed:
         field = context.flat_field
         self._correction = None if field is None else correction_of(field)
         self._work: PlateWork | None = None
+        self._travel = _Travel() if watches_belt else None
+        self._told_ns = 0
         self._last_frame_id: int | None = None
         self._heard_at = self._last_frame_at = time.monotonic()
         self._silence_limit_s = _START_LIMIT_S
@@ -132,6 +193,11 @@ class Feed:
     @property
     def camera_pid(self) -> int | None:
         return self._camera.pid if self._camera else None
+
+    @property
+    def ring_slots(self) -> int | None:
+        camera = self._camera
+        return camera.ring_slots if camera else None
 
     def start(self) -> None:
         self._thread.start()
@@ -166,6 +232,9 @@ class Feed:
         assert self._camera is not None
         self._heard_at = self._last_frame_at = time.monotonic()
         self._silence_limit_s = _START_LIMIT_S
+        if self._travel is not None:
+            self._travel = _Travel()
+            self._post(BeltBegan(self._camera.info.frame_height))
         try:
             self._camera.start()
         except CameraGone as error:
@@ -204,6 +273,7 @@ class Feed:
         if self._recorder is not None:
             self._recorder.append(frame)
         self._flatten(frame)
+        self._tell_place(frame)
         events = self._cutter.feed(frame)
         self._camera.release(slot)
         self._handle(events)
@@ -214,6 +284,14 @@ class Feed:
             return
         if frame.pixels.shape[1] == self._context.geometry.scan_line_px:
             correct(frame.pixels, self._correction)
+
+    def _tell_place(self, frame: Frame) -> None:
+        if self._travel is None:
+            return
+        end = self._travel.take(frame)
+        if frame.timestamp_ns - self._told_ns >= _PLACE_EVERY_NS:
+            self._told_ns = frame.timestamp_ns
+            self._post(BeltMoved(Place(end, frame.timestamp_ns)))
 
     def _count(self, frame: Frame) -> None:
         counts = self.counts
@@ -273,8 +351,13 @@ class Feed:
             sequence=sequence,
             buffer=self._pool.holding(event.plate.pixels),
             is_audit_sample=self._draw.random() < share,
+            belt_place=self._belt_place(event.plate),
         )
         self._post(PlateStarted(self._work))
+
+    def _belt_place(self, plate: Plate) -> int | None:
+        """At its leading edge, which is in the last frame."""
+        return None if self._travel is None else self._travel.frame_begin + plate.first_row
 
     def _score(self, work: PlateWork, event: TileRowReady) -> None:
         self._inspector.score(work, event.row)
@@ -287,6 +370,8 @@ class Feed:
         work, self._work = self._work, None
         if event.reason is not None:
             work.problem, work.detail = event.reason, event.detail
+        if work.belt_place is not None:
+            self._post(PlateLeft(work.result_id, work.belt_place + work.plate.length_px))
         self._inspector.close(work)
         self._post(PlateGrew(work))
         if self._plates is not None and self.counts.plates >= self._plates:

@@ -21,6 +21,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from drivers.camera import CameraInfo
+
 Pixels = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 
@@ -67,6 +69,8 @@ class FlatField:
     sha256: str
     """Of the file's bytes; together with `id` it names the flat field in every record."""
     camera_serial: str
+    offset_x_px: int
+    """Of the sensor, before the first column."""
     width: int
     created_at: str
     dark: NDArray[np.float32]
@@ -92,12 +96,17 @@ def residual_non_uniformity(scan_lines: Pixels) -> float:
 
 
 def measure_flat_field(
-    dark: Pixels, bright: Pixels, camera_serial: str, created_at: datetime | None = None
+    dark: Pixels,
+    bright: Pixels,
+    camera_serial: str,
+    created_at: datetime | None = None,
+    *,
+    offset_x_px: int = 0,
 ) -> FlatField:
     """Measure a flat field from scan lines without light and of a uniform target.
 
-    Both are uint8 (rows, width) as the camera delivers them, its own correction off, the lens
-    slightly defocused. Raises `FlatFieldRefused`.
+    Both are uint8 (rows, width) as the camera delivers them with this OffsetX, its own correction
+    off, the lens slightly defocused. Raises `FlatFieldRefused`.
     """
     _check_shapes(dark, bright)
     _check_dark(dark)
@@ -109,6 +118,7 @@ def measure_flat_field(
     values = {
         "id": f"{re.sub(r'[^A-Za-z0-9._-]', '_', camera_serial)}-{at:%Y%m%dT%H%M%SZ}",
         "camera_serial": camera_serial,
+        "offset_x_px": offset_x_px,
         "width": bright.shape[1],
         "created_at": at.isoformat(timespec="seconds").replace("+00:00", "Z"),
         "level": round(float((means - dark.mean(axis=0, dtype=np.float64)).mean()), 3),
@@ -339,21 +349,26 @@ def save(flat_field: FlatField, directory: Path) -> Path:
     return path
 
 
-def load(path: Path, sha256: str, camera_serial: str, width: int) -> FlatField:
+def load(path: Path, sha256: str, camera: CameraInfo) -> FlatField:
     """The flat field that was approved, for the camera it was measured with.
 
-    Raises `FlatFieldRefused` for other bytes, another camera or another width.
+    Raises `FlatFieldRefused` for other bytes, another camera or another part of its sensor.
     """
     flat_field = load_any_camera(path, sha256)
-    if flat_field.camera_serial != camera_serial:
+    if flat_field.camera_serial != camera.serial:
         raise FlatFieldRefused(
             f"{path}: measured with camera {flat_field.camera_serial}, this one is "
-            f"{camera_serial}; calibrate again: vqi camera calibrate"
+            f"{camera.serial}; calibrate again: vqi camera calibrate"
         )
-    if flat_field.width != width:
+    if flat_field.width != camera.width:
         raise FlatFieldRefused(
-            f"{path}: measured at {flat_field.width} px, this camera delivers {width} px; "
+            f"{path}: measured at {flat_field.width} px, this camera delivers {camera.width} px; "
             "calibrate again: vqi camera calibrate"
+        )
+    if flat_field.offset_x_px != camera.offset_x_px:
+        raise FlatFieldRefused(
+            f"{path}: measured at OffsetX {flat_field.offset_x_px}, this camera has "
+            f"{camera.offset_x_px}: other columns; calibrate again: vqi camera calibrate"
         )
     return flat_field
 

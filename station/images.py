@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import struct
 import threading
@@ -24,7 +25,7 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-from station.record import ImageBody
+from station.record import PICTURE_NAME, ImageBody
 
 Pixels = NDArray[np.uint8]
 Size = tuple[int, int]
@@ -42,7 +43,10 @@ a sixth longer and finds chance matches that only make the file larger."""
 _ROLES = ("evidence", "preview")
 _TEMPORARY = "incoming"
 _QUARANTINE = "quarantine"
+_LEAVING = "leaving"
 _QUARANTINED = 1000
+_QUARANTINE_BYTES = 10**9
+_QUARANTINE_DAYS = 30
 _JANITOR_LIMIT_S = 2.0
 
 
@@ -160,9 +164,11 @@ class ImageFolder:
         self.directory = directory
         self._temporary = directory / _TEMPORARY
         self._quarantine = directory / _QUARANTINE
+        self._leaving = directory / _LEAVING
         for folder in (
             self._temporary,
             self._quarantine,
+            self._leaving,
             *(directory / f"{i:02x}" for i in range(256)),
         ):
             folder.mkdir(parents=True, exist_ok=True)
@@ -204,6 +210,8 @@ class ImageFolder:
     def clean(self, referenced: set[str], since_s: float) -> int:
         """Move what a death left behind to quarantine: temporary files, and pictures newer than
         `since_s` (Unix time) that no row names. How many they were; bounded in time."""
+        for path in self._leaving.iterdir():
+            path.unlink()
         moved = 0
         for path in self._temporary.iterdir():
             shutil.move(path, self._quarantine / path.name)
@@ -217,14 +225,53 @@ class ImageFolder:
                 if name not in referenced and entry.stat().st_ctime >= since_s:
                     shutil.move(entry.path, self._quarantine / entry.name)
                     moved += 1
-        self._bound_quarantine()
         return moved
 
-    def _bound_quarantine(self) -> None:
-        """What no row ever named is kept for a look, but not for ever."""
-        kept = sorted(self._quarantine.iterdir(), key=lambda path: path.stat().st_mtime)
-        for path in kept[:-_QUARANTINED]:
-            path.unlink()
+    def take_out(self, path: str) -> tuple[int, Path]:
+        """A picture loses its name: its size, and where it lies until it is unlinked. Raises
+        FileNotFoundError if there is none, `ImageError` if `path` is no picture's name."""
+        picture = self._named(path)
+        size = picture.stat().st_size
+        leaving = self._leaving / picture.name
+        picture.rename(leaving)
+        return size, leaving
+
+    def put_aside(self, path: str) -> None:
+        """A picture that no row names goes to quarantine. Raises like `take_out`."""
+        picture = self._named(path)
+        picture.rename(self._quarantine / picture.name)
+
+    def bound_quarantine(self, is_full: bool = False, is_dated: bool = True) -> Quarantine:
+        """What no row ever named is kept for a look, but not for ever; not at all on a full disk.
+        `is_dated`: the wall clock may be believed. What is left."""
+        kept = sorted(
+            ((path, path.stat()) for path in self._quarantine.iterdir()),
+            key=lambda item: item[1].st_ctime,
+            reverse=True,
+        )
+        left = Quarantine(0, 0)
+        oldest_s = time.time() - _QUARANTINE_DAYS * 86_400 if is_dated else 0.0
+        for path, status in kept:
+            grown = Quarantine(left.files + 1, left.bytes + status.st_size)
+            is_bounded = grown.files <= _QUARANTINED and grown.bytes <= _QUARANTINE_BYTES
+            if is_full or not is_bounded or status.st_ctime < oldest_s:
+                path.unlink(missing_ok=True)
+            else:
+                left = grown
+        return left
+
+    def _named(self, path: str) -> Path:
+        if not re.fullmatch(PICTURE_NAME, path):
+            raise ImageError(f"{path[:200]!r} is no picture's name")
+        return self.directory / path
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """Pictures without a row, put aside."""
+
+    files: int
+    bytes: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,6 +64,10 @@ class BufferPool:
         if buffer is not None:
             self._free.put(buffer)
 
+    @property
+    def in_use(self) -> int:
+        return len(self._buffers) - self._free.qsize()
+
     def close(self) -> None:
         for buffer in self._buffers:
             os.close(buffer.descriptor)
@@ -88,6 +92,8 @@ class PlateWork:
     sequence: int
     buffer: PlateBuffer | None
     is_audit_sample: bool
+    belt_place: int | None = None
+    """Scan lines of belt travel at the leading edge; None where nobody asked."""
     problem: Reason | None = None
     detail: str = ""
     tiles_expected: int = 0
@@ -97,6 +103,9 @@ class PlateWork:
     is_failing: bool = False
     is_closed: bool = False
     jobs: int = 0
+    scored_ns: int = 0
+    """CLOCK_MONOTONIC when the last score was in."""
+    submitted_ns: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -168,11 +177,16 @@ class Inspector:
             work.is_closed = True
             is_done = work.jobs == 0
         if is_done:
-            self._report(PlateScored(work))
+            self._end(work)
 
     def tick(self, tick: Tick) -> None:
         """Pass a tick through the queue: it arrives behind the work that is waiting."""
         self._jobs.put(tick)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs and ticks that no thread has begun."""
+        return self._jobs.qsize()
 
     def busiest_s(self) -> float:
         """How long the slowest thread has been at its present job."""
@@ -210,7 +224,11 @@ class Inspector:
             work.jobs -= 1
             is_done = work.is_closed and work.jobs == 0
         if is_done:
-            self._report(PlateScored(work))
+            self._end(work)
+
+    def _end(self, work: PlateWork) -> None:
+        work.scored_ns = time.monotonic_ns()
+        self._report(PlateScored(work))
 
     def _scores(
         self, job: _Job, session: int, block: NDArray[np.uint8], batch: NDArray[np.uint8]

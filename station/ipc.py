@@ -21,6 +21,9 @@ _MAX_DESCRIPTORS = 4
 
 Json = dict[str, Any]
 
+SOCKETS = {"lamp": "lamp.sock", "journal": "journal.sock", "station": "control.sock"}
+"""Where each process listens, in the runtime folder; all of them answer `{"op": "status"}`."""
+
 
 class PeerGone(ConnectionError):
     """The other process closed its end or died."""

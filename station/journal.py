@@ -10,18 +10,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import logging
 import mmap
 import os
 import select
 import selectors
 import signal
+import sqlite3
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
@@ -30,12 +30,27 @@ import cv2
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from station.clock import Clock
 from station.config import EX_CONFIG, Configuration
+from station.counters import Histogram
 from station.images import Draft, ImageFolder, Pictures, Pixels, SyncFailed
-from station.ipc import Channel, Json, Listener, NotAMessage, PacketTooLarge, PeerGone, connect
+from station.ipc import (
+    SOCKETS,
+    Channel,
+    Json,
+    Listener,
+    NotAMessage,
+    PacketTooLarge,
+    PeerGone,
+    connect,
+)
 from station.lock import take_lock
+from station.log_lines import get_logger
+from station.maintenance import Upkeep
 from station.qms import (
+    DATABASE,
     IMAGES,
+    SNAPSHOT,
     ContradictionError,
     Reader,
     Store,
@@ -44,9 +59,10 @@ from station.qms import (
     publish_snapshot,
 )
 from station.record import AnyBody, Body, ImageBody, ResultBody, rfc3339, utc_now
+from station.release import program_version
 from station.systemd import exit_with_starter, notify
 
-_LOG = logging.getLogger("journal")
+_LOG = get_logger("journal")
 _BODIES: TypeAdapter[AnyBody] = TypeAdapter(AnyBody)
 _LOCK = "lock"
 _LAST_TICK = "last-tick"
@@ -62,7 +78,7 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def journal_path(runtime_dir: Path) -> Path:
-    return runtime_dir / "journal.sock"
+    return runtime_dir / SOCKETS["journal"]
 
 
 # --- the client ---------------------------------------------------------------------------------
@@ -82,10 +98,20 @@ class JournalClient:
 
     def hello(self) -> Json:
         """What the last life left: last_sequence, open_plates (bodies), without_actuation (result
-        ids), held (body of a FAIL or UNDECIDED that nobody acknowledged), last_plate_ordinal,
-        attentions and references (bodies), last_tick_at, signed_files (sha256 of commissioning
-        files, the latest first), head (seq, chain)."""
+        ids), held (body of a FAIL or UNDECIDED that nobody acknowledged), has_late_plates,
+        last_plate_ordinal, attentions and references (bodies), last_tick_at, signed_files (sha256
+        of commissioning files, the latest first), head (seq, chain)."""
         return self._connected.request({"op": "hello"}, timeout_s=30.0)
+
+    def ask(self, op: str, **given: str) -> Json:
+        """`prune`: look for pictures that may go, {"sweep": the number of sweeps after which it has
+        been done}; `clock_is_right` with `who` and `why`."""
+        return self._connected.request({"op": op, **given}, timeout_s=30.0)
+
+    def status(self) -> Json:
+        """How the journal process is, and what it has done for itself."""
+        status: Json = self.ask("status")["status"]
+        return status
 
     def submit(
         self, rows: Sequence[Body], pixels: Json | None = None, descriptor: int | None = None
@@ -177,19 +203,18 @@ def serve(configuration: Configuration) -> int:
     try:
         lock = take_lock(directory / _LOCK)
     except OSError as error:
-        _LOG.error("journal.directory %s cannot be used: %s", directory, error.strerror)
+        _LOG.error(f"journal.directory {directory} cannot be used: {error.strerror}")
         return EX_CONFIG
     if lock is None:
         _LOG.error(
-            "journal.directory %s: another station's journal process writes this log; give each "
-            "station a folder of its own",
-            directory,
+            f"journal.directory {directory}: another station's journal process writes this log; "
+            "give each station a folder of its own"
         )
         return EX_CONFIG
     try:
         return _Journal(configuration).run()
     except (StoreError, SyncFailed, OSError) as error:
-        _LOG.error("%s: cannot write: %s", directory, error)
+        _LOG.error("cannot write", directory=str(directory), error=str(error))
         return 1
     finally:
         os.close(lock)
@@ -216,14 +241,26 @@ class _Waiting:
         }
 
 
+@dataclass(slots=True)
+class _Counts:
+    """Since this process began."""
+
+    commits: int = 0
+    pictures: int = 0
+    picture_bytes: int = 0
+    orphans: int = 0
+
+
 class _Journal:
-    def __init__(self, configuration: Configuration) -> None:
+    def __init__(self, configuration: Configuration, clock: Clock | None = None) -> None:
         self._settings = configuration.journal
         self._directory = configuration.journal.directory
         self._store = Store(self._directory)
         self._images = ImageFolder(self._directory / IMAGES)
         self._last_tick_at = self._read_last_tick()
+        self._last_tick_s = 0.0
         self._tick_written = 0.0
+        self._counts, self._commit_times = _Counts(), Histogram()
         self._clean_images()
         self._selector = selectors.DefaultSelector()
         self._listener = Listener(journal_path(configuration.station.runtime_dir))
@@ -231,6 +268,14 @@ class _Journal:
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wake, selectors.EVENT_READ, self._on_wake)
         self._encoders = ThreadPoolExecutor(_ENCODERS, "encode")
+        self._upkeep = Upkeep(
+            configuration,
+            self._store,
+            self._images,
+            self._encoders,
+            lambda: os.eventfd_write(self._wake, 1),
+            clock,
+        )
         self._waiting: deque[_Waiting] = deque()
         self._clients: set[Channel] = set()
         self._drafts: dict[tuple[Channel, str], Draft] = {}
@@ -239,12 +284,14 @@ class _Journal:
         self._is_stopping = False
         self._snapshot_due = time.monotonic()
         self._snapshot: threading.Thread | None = None
+        self._snapshot_problem = ""
 
     def run(self) -> int:
         # A thread of its own spins while it waits, on the cores that the tiles need.
         cv2.setNumThreads(1)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        self._upkeep.step(is_idle=False)
         notify("READY=1")
         heartbeat = 0.0
         while not (self._is_stopping and not self._waiting):
@@ -258,6 +305,7 @@ class _Journal:
             if self._sync_failure is not None:
                 raise self._sync_failure
             self._commit()
+            self._upkeep.step(is_idle=not self._waiting)
             self._renew_snapshot()
             if time.monotonic() - heartbeat > 0.25 and not self._is_stuck():
                 heartbeat = time.monotonic()
@@ -268,6 +316,7 @@ class _Journal:
     def _close(self) -> None:
         if self._snapshot is not None:
             self._snapshot.join()
+        self._upkeep.close()
         for client in list(self._clients):
             self._drop(client)
         self._encoders.shutdown()
@@ -318,7 +367,7 @@ class _Journal:
             try:
                 self._handle(client, packet.body, packet.descriptors)
             except (LookupError, TypeError, ValueError) as error:
-                _LOG.warning("a client sent nonsense and was dropped: %r", error)
+                _LOG.warning("a client sent nonsense and was dropped", error=repr(error))
                 self._drop(client)
             finally:
                 packet.close()
@@ -327,12 +376,19 @@ class _Journal:
         match body.get("op"):
             case "hello":
                 self._answer(client, self._hello())
+            case "status":
+                self._answer(client, {"ok": True, "status": self._status()})
             case "tick":
                 self._tick(client, body)
             case "submit":
                 self._submit(client, body, descriptors)
             case "arriving":
                 self._begin_pictures(client, body, descriptors)
+            case "prune":
+                self._answer(client, {"ok": True, "sweep": self._upkeep.sweep_now()})
+            case "clock_is_right":
+                self._upkeep.accept_clock(str(body["who"]), str(body["why"]))
+                self._answer(client, {"ok": True})
             case other:
                 self._answer(client, {"ok": False, "error": f"unknown operation {other!r}"})
 
@@ -355,6 +411,7 @@ class _Journal:
                 body["result_id"] for body in self._store.results_without_actuation()
             ],
             "held": self._store.held_result(),
+            "has_late_plates": self._store.has_late_plates(),
             "last_plate_ordinal": self._store.last_plate_ordinal(),
             "attentions": self._store.open_attentions(),
             "references": self._store.references(),
@@ -363,17 +420,46 @@ class _Journal:
             "head": {"seq": seq, "chain_sha256": chain},
         }
 
+    def _status(self) -> Json:
+        """How this process and what it writes are now; nothing here waits."""
+        disk = os.statvfs(self._directory)
+        database = self._directory / DATABASE
+        return {
+            "pid": os.getpid(),
+            "version": program_version(),
+            "sqlite": sqlite3.sqlite_version,
+            "problem": self._refusal() or "",
+            "tick_age_s": time.monotonic() - self._last_tick_s if self._last_tick_s else None,
+            "waiting": len(self._waiting),
+            "waiting_s": time.monotonic() - self._waiting[0].since if self._waiting else 0.0,
+            "drafts": len(self._drafts),
+            "clients": len(self._clients),
+            "rows": self._store.head()[0],
+            **asdict(self._counts),
+            "commit_times": self._commit_times.as_json(),
+            "database_bytes": _size(database),
+            "wal_bytes": _size(database.with_name(f"{DATABASE}-wal")),
+            "snapshot_age_s": _file_age_s(self._directory / SNAPSHOT),
+            "disk_free_bytes": disk.f_bavail * disk.f_frsize,
+            "disk_bytes": disk.f_blocks * disk.f_frsize,
+            "disk_free_files": disk.f_favail,
+            "last_tick_at": self._last_tick_at,
+            "snapshot_problem": self._snapshot_problem,
+            **self._upkeep.status(),
+        }
+
     def _tick(self, client: Channel, body: Json) -> None:
         error = self._refusal()
         if error is None and self._is_stuck():
             error = "pictures have been waiting too long"
         if error is None:
-            self._last_tick_at = utc_now()
+            self._last_tick_at, self._last_tick_s = utc_now(), time.monotonic()
             if time.monotonic() - self._tick_written > _TICK_FILE_EVERY_S:
                 self._write_last_tick()
-            self._answer(client, {"ok": True, "n": body["n"]})
+            self._answer(client, {"ok": True, "n": body["n"], "upkeep": self._upkeep.brief()})
         else:
-            self._answer(client, {"ok": False, "n": body["n"], "error": error})
+            answer = {"ok": False, "n": body["n"], "error": error}
+            self._answer(client, answer | {"upkeep": self._upkeep.brief()})
 
     def _refusal(self) -> str | None:
         """Why nothing may be written now; None if it may."""
@@ -400,6 +486,7 @@ class _Journal:
             return
         try:
             rows: list[Body] = [_BODIES.validate_python(row) for row in body["rows"]]
+            self._see_that_it_may(rows)
             wanted = body.get("pixels") if descriptors else None
             draft = self._draft(client, rows[0], wanted, descriptors[0]) if wanted else None
         except (ValidationError, LookupError, ValueError, TypeError) as error:
@@ -408,9 +495,16 @@ class _Journal:
             return
         encoded = None
         if draft is not None and wanted is not None:
-            encoded = self._encoders.submit(draft.finish, wanted["rows"], wanted["keep"])
+            keep = self._upkeep.kept(rows[0], wanted["keep"])
+            encoded = self._encoders.submit(draft.finish, wanted["rows"], keep)
             encoded.add_done_callback(lambda _: os.eventfd_write(self._wake, 1))
         self._waiting.append(_Waiting(client, body["id"], rows, encoded, time.monotonic()))
+
+    def _see_that_it_may(self, rows: list[Body]) -> None:
+        """Raises ValueError if a client may not write one of these."""
+        objection = self._upkeep.objection(rows)
+        if objection:
+            raise ValueError(objection)
 
     def _draft(self, client: Channel, row: Body, wanted: Json, descriptor: int) -> Draft:
         """The pictures that were begun when the plate arrived, or a new beginning."""
@@ -427,8 +521,8 @@ class _Journal:
             if self._refusal() or len(self._drafts) >= _MAX_WAITING:
                 return
             self._drafts[key] = Draft(self._images, memory, wanted["band_rows"])
-        advance = self._drafts[key].advance
-        begun = self._encoders.submit(advance, wanted["rows"], wanted["keep"], body["is_complete"])
+        advance, keep = self._drafts[key].advance, self._upkeep.begun(wanted["keep"])
+        begun = self._encoders.submit(advance, wanted["rows"], keep, body["is_complete"])
         begun.add_done_callback(self._on_begun)
 
     def _on_begun(self, begun: Future[None]) -> None:
@@ -457,6 +551,7 @@ class _Journal:
             ready.append(self._waiting.popleft())
         if not ready:
             return
+        began_ns = time.monotonic_ns()
         accepted = [item for item in ready if self._has_room(item)]
         made = [item.encoded.result() for item in accepted if item.encoded is not None]
         try:
@@ -467,6 +562,14 @@ class _Journal:
             if item.encoded is not None:
                 item.fill_in(item.encoded.result())
         self._append(accepted)
+        self._count(made, began_ns)
+
+    def _count(self, made: list[Pictures], began_ns: int) -> None:
+        counts, written = self._counts, [item for pictures in made for item in pictures.written]
+        counts.commits += 1
+        self._commit_times.observe(time.monotonic_ns() - began_ns)
+        counts.pictures += len(written)
+        counts.picture_bytes += sum(item.body.bytes for item in written)
 
     def _has_room(self, item: _Waiting) -> bool:
         """False if the disk had no room for its pictures: it is refused."""
@@ -500,6 +603,7 @@ class _Journal:
             self._refuse(item.client, item.number, str(error))
 
     def _acknowledge(self, item: _Waiting, seqs: list[int]) -> None:
+        self._upkeep.noted(item.rows)
         answer = {"ok": True, "id": item.number, "seq": seqs, "pictures": item.pictures}
         self._answer(item.client, answer)
 
@@ -518,8 +622,10 @@ class _Journal:
         started = time.monotonic()
         try:
             publish_snapshot(self._directory)
+            self._snapshot_problem = ""
         except Exception as error:  # noqa: BLE001  the log itself is not affected
-            _LOG.warning("the snapshot could not be renewed: %s", error)
+            self._snapshot_problem = str(error)
+            _LOG.warning("the snapshot could not be renewed", error=str(error))
         # A long log is copied less often, so that copying stays a small part of the work.
         pause_s = _SNAPSHOT_PAUSES * (time.monotonic() - started)
         self._snapshot_due = max(self._snapshot_due, time.monotonic() + pause_s)
@@ -551,8 +657,25 @@ class _Journal:
             rows = reader.bodies("result", rows_since)
             referenced = {image["path"] for body in rows for image in body["images"]}
         moved = self._images.clean(referenced, since)
+        self._counts.orphans += moved
         if moved:
-            _LOG.warning("%d pictures without a row moved to quarantine", moved)
+            _LOG.warning("pictures without a row moved to quarantine", count=moved)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 if there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _file_age_s(path: Path) -> float | None:
+    """Seconds since a file was written, by wall time; None if there is none."""
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except FileNotFoundError:
+        return None
 
 
 def _map_pixels(descriptor: int, wanted: Json) -> Pixels:

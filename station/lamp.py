@@ -24,18 +24,23 @@ from typing import Self
 
 from drivers.errors import DeviceError
 from drivers.stacklight import LightState, StackLight, open_stack_light
-from station.config import EX_CONFIG, Configuration, LightSettings
+from station.config import EX_CONFIG, Configuration
 from station.ipc import Channel, Json, Listener, NotAMessage, PeerGone, connect
 from station.lease import (
     FAULT,
     LAMP_TEST_S,
+    MAX_PASS_LEASE_S,
     Claims,
     Confirmation,
+    Lease,
     LightLease,
     Show,
     Write,
+    whole_number,
 )
-from station.lock import take_lock
+from station.lock import LAMP_LOCK, take_lock
+from station.logs import prepare_lines
+from station.outputs import BeltNews, Outputs, PlateResult, parse_word
 from station.record import Provenance
 from station.systemd import lifeline, notify
 
@@ -87,6 +92,7 @@ class LampClient:
         self._channel: Channel | None = None
         self._numbers = itertools.count(1)
         self._answers: list[LampAnswer] = []
+        self._events: list[Json] = []
 
     def connect(self, timeout_s: float) -> None:
         """Wait up to `timeout_s` for the lamp process. Raises `PeerGone`."""
@@ -115,6 +121,32 @@ class LampClient:
         )
         return number
 
+    def send_word(
+        self, *, ready: bool, busy: bool, error: bool, attention: bool, tick: bool, lease_s: float
+    ) -> None:
+        """Tell PLC and accept how the station is from now for `lease_s`; `tick`: because one has
+        travelled. Only the station that holds the lamp is heard. Raises as `send_show`."""
+        word = {"ready": ready, "busy": busy, "error": error, "attention": attention}
+        self._send({"op": "word", **word, "tick": tick}, lease_s)
+
+    def send_result(self, result: PlateResult, lease_s: float) -> None:
+        """Tell them a plate's durable verdict. Raises as `send_show`."""
+        self._send({"op": "result", **result.as_json()}, lease_s)
+
+    def send_belt(self, news: BeltNews, lease_s: float) -> None:
+        """Tell accept where the belt is and what it carries. Raises as `send_show`."""
+        self._send({"op": "belt", **news.as_json()}, lease_s)
+
+    def take_events(self) -> list[Json]:
+        """What the other outputs had to say in what `receive_ready` received."""
+        events, self._events = self._events, []
+        return events
+
+    def _send(self, body: Json, lease_s: float) -> None:
+        expires_ns = time.monotonic_ns() + int(lease_s * 1e9)
+        number = next(self._numbers)
+        self._connected().send({**body, "n": number, "expires_ns": expires_ns}, timeout_s=0)
+
     def fileno(self) -> int:
         return self._connected().fileno()
 
@@ -123,7 +155,11 @@ class LampClient:
         answers, self._answers = self._answers, []
         while True:
             try:
-                answers.append(_answer(self._receive(timeout_s=0)))
+                body = self._receive(timeout_s=0)
+                if body["op"] == "show":
+                    answers.append(_answer(body))
+                else:
+                    self._events.append(body)
             except BlockingIOError:
                 return answers
             except PeerGone:
@@ -180,7 +216,10 @@ class LampClient:
             answer = self._receive(max(0.001, deadline - time.monotonic()))
             if answer["op"] == body["op"]:
                 return answer
-            self._answers.append(_answer(answer))
+            if answer["op"] == "show":
+                self._answers.append(_answer(answer))
+            else:
+                self._events.append(answer)
 
 
 def _to_json(answer: LampAnswer) -> Json:
@@ -204,17 +243,17 @@ def serve(configuration: Configuration, is_restart: bool = False) -> int:
     """
     runtime_dir = configuration.station.runtime_dir
     try:
-        lock = take_lock(runtime_dir / "lamp.lock")
+        lock = take_lock(runtime_dir / LAMP_LOCK)
     except OSError as error:
         _log.error("station.runtime_dir %s cannot be used: %s", runtime_dir, error.strerror)
         return EX_CONFIG
     if lock is None:
-        _log.error("another lamp process holds %s; stop that one", runtime_dir / "lamp.lock")
+        _log.error("another lamp process holds %s; stop that one", runtime_dir / LAMP_LOCK)
         return EX_CONFIG
     try:
-        return _Lamp(configuration.light, runtime_dir).run(is_restart)
+        return _Lamp(configuration).run(is_restart)
     except DeviceError as error:
-        _log.error("light.device: %s", error)
+        _log.error("%s", error)
         return 1
     finally:
         os.close(lock)
@@ -361,11 +400,12 @@ class Light:
 class _Lamp:
     """One thread, one loop: a device write that hangs stops it, and with it the watchdog."""
 
-    def __init__(self, settings: LightSettings, runtime_dir: Path) -> None:
-        self._runtime_dir = runtime_dir
+    def __init__(self, configuration: Configuration) -> None:
+        settings = configuration.light
+        self._runtime_dir = configuration.station.runtime_dir
         self._claims = Claims()
         self._light = Light(
-            lambda: open_stack_light(settings.device, settings.pattern_table),
+            lambda: open_stack_light(settings.device, settings.pattern_table, settings.buzzer_s),
             self._claims,
             lambda write: _say({"lamp": {"state": write.state, "result_id": write.result_id}}),
         )
@@ -375,6 +415,7 @@ class _Lamp:
         """By their numbers in the leases."""
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._outputs = Outputs(configuration, lambda: os.eventfd_write(self._wake, 1))
         self._exit_status: int | None = None
 
     def run(self, is_restart: bool) -> int:
@@ -385,12 +426,15 @@ class _Lamp:
             self._light.open()
         except DeviceError as error:
             if not is_restart:
-                raise
+                raise DeviceError(f"light.device: {error}") from error
             _log.error("%s", error)
             self._light.miss(error)
         try:
+            self._outputs.open(is_restart)
             self._listen()
             notify("READY=1")
+            # FAULT shows; a first line must not hold up what comes from here on.
+            prepare_lines()
             while self._exit_status is None:
                 self._turn()
             return self._exit_status
@@ -398,7 +442,7 @@ class _Lamp:
             self._leave()
 
     def _listen(self) -> None:
-        self._selector.register(self._wake, selectors.EVENT_READ, lambda: None)
+        self._selector.register(self._wake, selectors.EVENT_READ, self._woken)
         descriptor = lifeline()
         if descriptor is not None:
             self._selector.register(descriptor, selectors.EVENT_READ, self._starter_gone)
@@ -416,6 +460,15 @@ class _Lamp:
     def _keep(self) -> None:
         self._light.keep()
         self._tell_tester()
+        self._outputs.keep(time.monotonic_ns())
+
+    def _woken(self) -> None:
+        """Told to end, or the other outputs have something to say to the station."""
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        for event in self._outputs.take_events():
+            if self._claims.holder is not None:
+                self._answer(self._claims.holder, event)
 
     def _until_next_s(self) -> float:
         due_ns = self._light.next_due_ns()
@@ -433,6 +486,7 @@ class _Lamp:
 
     def _leave(self) -> None:
         """Also after an error of our own: whatever was shown, nobody keeps it alive any more."""
+        self._outputs.close()
         self._light.close()
         if self._listener is not None:
             self._listener.path.unlink(missing_ok=True)
@@ -478,6 +532,7 @@ class _Lamp:
         client.close()
         write = self._light.lease.leave(owner)
         if write is not None:
+            self._outputs.revoke(time.monotonic_ns())
             self._light.write(write)
 
     def _handle(self, owner: int, body: Json, newest: Show | None) -> Json | None:
@@ -488,8 +543,26 @@ class _Lamp:
                 return {"op": "status", **self._status()}
             case "test":
                 return self._start_test(owner)
+            case "word" | "result" | "belt":
+                self._tell_outputs(owner, body)
+                return None
             case other:
                 raise ValueError(f"unknown op {other!r:.40}")
+
+    def _tell_outputs(self, owner: int, body: Json) -> None:
+        """Raises KeyError, TypeError, ValueError."""
+        now_ns = time.monotonic_ns()
+        lease = Lease(owner, whole_number(body["expires_ns"]))
+        reason = self._claims.refusal(whole_number(body["n"]), lease, now_ns)
+        if reason or self._claims.holder != owner:
+            _log.warning("%s is not obeyed: %s", body["op"], reason or "no station holds the lamp")
+        elif body["op"] == "word":
+            expires_ns = lease.capped(now_ns, MAX_PASS_LEASE_S).expires_ns
+            self._outputs.say(parse_word(body, expires_ns), body["tick"] is True, now_ns)
+        elif body["op"] == "result":
+            self._outputs.result(PlateResult.parse(body), now_ns)
+        else:
+            self._outputs.belt(BeltNews.parse(body))
 
     def _start_test(self, owner: int) -> Json | None:
         write = self._light.lease.test(owner, time.monotonic_ns())
@@ -521,6 +594,8 @@ class _Lamp:
             "device": self._light.device,
             "problem": self._light.problem,
             "doubt": self._light.lease.belief.doubt,
+            "pid": os.getpid(),
+            **self._outputs.status(),
         }
 
 

@@ -64,6 +64,11 @@ class Outbox:
     def is_empty(self) -> bool:
         return not (self._unsent or self._unanswered)
 
+    @property
+    def depths(self) -> tuple[int, int]:
+        """Submissions that are not sent yet, and those that are sent and not answered."""
+        return len(self._unsent), len(self._unanswered)
+
     def open(self, timeout_s: float) -> Json:
         """Connect and ask what the last life left. Raises `PeerGone`, TimeoutError."""
         return self._connect(timeout_s).hello()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import queue
 import resource
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -39,13 +40,17 @@ from station.actuation import Actuated, Actuation, Committed, Meaning
 from station.commissioned import read_commissioned
 from station.config import DEFAULT_RECORD_GB, ConfigError, Configuration, Loaded, Recipe
 from station.control import ControlServer
+from station.counters import StageTimes
 from station.feed import (
+    BeltBegan,
+    BeltMoved,
     CameraState,
     Feed,
     FeedEnded,
     FeedFailed,
     GapSeen,
     PlateGrew,
+    PlateLeft,
     PlateStarted,
 )
 from station.flat_field import FlatField
@@ -54,12 +59,16 @@ from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, 
 from station.ipc import Json, PeerGone
 from station.lamp import LampClient, LampError
 from station.light_policy import LightPolicy
+from station.line_side import LineSide, Word
 from station.lock import STATION_LOCK, take_lock
+from station.log_lines import get_logger
 from station.machine import test_on_this_machine
+from station.maintenance import READY_LEVEL
 from station.outbox import Outbox
 from station.precision import load_classifier
 from station.product import check_strip, geometry_of, load_flat_field
 from station.record import (
+    AcceptBody,
     ActuationBody,
     AttentionBody,
     ChangeBody,
@@ -73,6 +82,7 @@ from station.record import (
     current_boot_id,
     utc_now,
 )
+from station.release import program_version
 from station.results import (
     Context,
     gap_body,
@@ -84,12 +94,14 @@ from station.state import StationState, provenance
 from station.strip import Joined, StripCutter, buffer_lines
 from station.systemd import exit_with_starter, notify
 
+_LOG = get_logger("station")
 _CONNECT_TIMEOUT_S = 15.0
 _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
-_NOT_BLOCKING = {"lamp", "log", "recording"}
-_DROPS_READY = {"lamp"}
+_NOT_BLOCKING = {"lamp", "log", "recording", "plc", "accept", "late", "pictures", "disk", "upkeep"}
+_DROPS_READY = {"lamp", "accept", "late", "disk"}
 """Problems that keep no plate from being judged, but must keep the next one from coming."""
+_LATE = "a plate passed, but was past its accept point first; acknowledge it"
 _PATIENCE_S = 5.0
 _WITHOUT_END = {Reason.INTERRUPTED, Reason.BELT_STOPPED}
 """Why a plate's last scan line was never seen."""
@@ -136,10 +148,14 @@ class _Statistics:
     truly_defective: int = 0
     truly_good: int = 0
     tiles: int = 0
+    accepts: Counter[str] = field(default_factory=Counter)
+    """Plates that passed, by what the accept output was told of them."""
     latencies_ms: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES))
+    reasons: Counter[tuple[Verdict, Reason | None]] = field(default_factory=Counter)
 
     def add(self, body: ResultBody) -> None:
         self.verdicts[body.verdict] += 1
+        self.reasons[body.verdict, body.reason] += 1
         self.gaps += body.reason is Reason.GAP
         self.tiles += body.tiles
         if body.truth_is_defective is None or body.verdict is Verdict.UNDECIDED:
@@ -183,9 +199,17 @@ class Station:
             lambda problem: self._set_problem("journal", problem),
         )
         self._lamp: LampClient | None = None
+        self._upkeep: Json = {}
+        """What the journal process last said of its disk, backups and clock."""
         self._in_work: set[str] = set()
         """Results of plates that were opened and whose scores are not all in."""
+        self._line_side = LineSide(self._settings)
         self._statistics = _Statistics()
+        self._times = StageTimes()
+        self._opened_ns: dict[str, int] = {}
+        """Results of plates that were opened and have no durable record, oldest first."""
+        self._last_verdict_ns = 0
+        self._camera_tick: Tick | None = None
         self._is_ending = False
         self._failure: BaseException | None = None
         self._joined_since: str | None = None
@@ -310,6 +334,7 @@ class Station:
             next_sequence=hello["last_sequence"] + 1,
             plates=self._options.plates,
             recorder=self._recorder,
+            watches_belt=self._line_side.has_accept,
         )
 
     def _open_recorder(self, info: CameraInfo) -> StripRecorder | None:
@@ -354,6 +379,8 @@ class Station:
             )
         if hello["held"] is not None:
             self._hold_again(ResultBody.model_validate(hello["held"]))
+        if hello["has_late_plates"]:
+            self._set_problem("late", _LATE)
         for body in hello["open_plates"]:
             opened = OpenedBody.model_validate(body)
             self._write_result(interrupted_body(self._context, opened), None)
@@ -416,6 +443,7 @@ class Station:
                 key.data()
             self._keep_connections()
             self._actuation.update(time.monotonic_ns())
+            self._tell_outputs()
             if deadline is not None and time.monotonic() >= deadline:
                 deadline = None
                 self._end("time is up")
@@ -475,6 +503,12 @@ class Station:
                 self._on_grew(work)
             case PlateScored(work):
                 self._on_scored(work)
+            case PlateLeft(result_id, belt_place):
+                self._line_side.plate_ended(result_id, belt_place)
+            case BeltMoved(place):
+                self._line_side.belt_moved(place)
+            case BeltBegan(frame_height):
+                self._line_side.belt_began(frame_height)
             case GapSeen(sequence, gap):
                 self._write_result(gap_body(self._context, sequence, gap), None)
             case Joined():
@@ -500,6 +534,8 @@ class Station:
 
     def _on_opened(self, work: PlateWork) -> None:
         self._in_work.add(work.result_id)
+        self._opened_ns[work.result_id] = time.monotonic_ns()
+        self._line_side.plate_began(work.result_id, work.belt_place)
         self._actuation.plate_opened(work.sequence, time.monotonic_ns())
         self._outbox.submit([opened_body(self._context, work)])
 
@@ -529,6 +565,8 @@ class Station:
             descriptor=buffer.descriptor if buffer else None,
             done=lambda answer: self._on_committed(body, work, answer),
         )
+        if work is not None:
+            work.submitted_ns = time.monotonic_ns()
 
     def _pixels(self, work: PlateWork, is_passed: bool) -> Json | None:
         """What the journal process reads from the plate's buffer, and what it keeps of it."""
@@ -549,19 +587,29 @@ class Station:
 
     def _on_committed(self, body: ResultBody, work: PlateWork | None, answer: Json) -> None:
         """The record is durable: only from here on may the lamp show a pass."""
+        self._last_verdict_ns = time.monotonic_ns()
+        self._opened_ns.pop(body.result_id, None)
+        is_late = self._context.is_late(body.last_scan_line_ns)
+        self._line_side.result(body, is_late)
         committed = Committed(
             body.result_id,
             body.sequence,
             body.verdict,
             is_production=body.provenance is Provenance.PRODUCTION,
-            is_late=self._context.is_late(body.last_scan_line_ns),
+            is_late=is_late,
         )
         is_told = self._actuation.committed(committed, time.monotonic_ns())
         latency_ms = _latency_ms(body, time.monotonic_ns()) if is_told else None
+        self._tell_outputs()
         if latency_ms is not None:
             self._statistics.latencies_ms.append(latency_ms)
+        if latency_ms is not None and work is not None:
+            self._count_times(body, work, latency_ms)
         self._statistics.add(body)
         self._last_verdict_at = utc_now()
+        if body.verdict is not Verdict.PASS:
+            said = {"verdict": str(body.verdict), "reason": body.reason, "detail": body.detail}
+            _LOG.info("result", result_id=body.result_id, **said)
         arrays = ("tile_grid", "tile_scores")
         record = {key: value for key, value in body.as_json().items() if key not in arrays}
         self._emit({"record": record | answer["pictures"], "latency_ms": latency_ms})
@@ -569,6 +617,17 @@ class Station:
             # After the lamp's command: no light waits for what a plate says of the station.
             self._say_health(self._health.plate(look_at(body, work, self._context.geometry)))
             self._pool.give_back(work.buffer)
+
+    def _count_times(self, body: ResultBody, work: PlateWork, latency_ms: float) -> None:
+        last_ns = body.last_scan_line_ns or 0
+        commanded_ns = last_ns + round(latency_ms * 1e6)
+        took = self._times.took
+        took("scored", last_ns, work.scored_ns)
+        took("verdict", work.scored_ns, body.decided_ns)
+        took("submitted", body.decided_ns, work.submitted_ns)
+        took("committed", work.submitted_ns, self._last_verdict_ns)
+        took("commanded", self._last_verdict_ns, commanded_ns)
+        self._times.commanded(last_ns, commanded_ns)
 
     def _on_joined(self, joined: Joined) -> None:
         until = utc_now()
@@ -586,13 +645,26 @@ class Station:
 
     def _on_tick(self, tick: Tick) -> None:
         """A tick came through camera, ring and inspection: on to the journal."""
+        self._camera_tick = tick
         self._outbox.tick(tick.number)
         self._say_health(self._health.camera(CameraHealth(tick.temperature_c)))
 
     def _on_journal_tick(self, answer: Json) -> None:
+        self._on_upkeep(answer["upkeep"])
         self._set_problem("journal", "" if answer["ok"] else answer["error"])
         if answer["ok"]:
             self._on_durable_tick()
+
+    def _on_upkeep(self, upkeep: Json) -> None:
+        """What the journal says of disk, backups and clock: plates are judged all the same."""
+        if upkeep == self._upkeep:
+            return
+        self._upkeep = upkeep
+        is_ready = upkeep["disk_level"] < READY_LEVEL
+        self._set_problem("pictures", upkeep["disk"] if is_ready else "")
+        self._set_problem("disk", "" if is_ready else upkeep["disk"])
+        self._set_problem("upkeep", "; ".join(upkeep["attentions"]))
+        self._set_attention()
 
     def _on_durable_tick(self) -> None:
         """The tick has been everywhere: the lease is renewed and the watchdog fed, also while the
@@ -600,6 +672,7 @@ class Station:
         self._last_tick_ns = time.monotonic_ns()
         self._set_problem("liveness", "")
         self._actuation.renew(self._last_tick_ns)
+        self._tell_outputs(is_tick=True)
         notify("WATCHDOG=1")
         if self._last_tick_ns - self._last_figures_ns > 1e9:
             self._last_figures_ns = self._last_tick_ns
@@ -611,6 +684,8 @@ class Station:
         for row in rows:
             self._outbox.submit([row])
             if isinstance(row, AttentionBody):
+                word = "attention" if row.is_begin else "attention ended"
+                _LOG.warning(word, result_id=row.result_id, name=row.name, text=row.text)
                 self._say_attentions({"attention": row.as_json()})
 
     def _say_attentions(self, event: Json) -> None:
@@ -622,10 +697,15 @@ class Station:
     def _attentions(self) -> list[str]:
         return [body.text for body in self._health.attentions]
 
+    @property
+    def _attention_texts(self) -> list[str]:
+        parts = ("log", "recording", "plc", "accept", "late", "disk", "upkeep")
+        texts = [self._problems[part] for part in parts if part in self._problems]
+        return texts + (self._attentions if hasattr(self, "_health") else [])
+
     def _set_attention(self) -> None:
         """The light calls a person, where no plate's result is shown, until nothing is left."""
-        texts = [self._problems[part] for part in ("log", "recording") if part in self._problems]
-        texts += self._attentions
+        texts = self._attention_texts
         if texts:
             self._policy.set_attention("; ".join(texts))
         else:
@@ -679,13 +759,70 @@ class Station:
         for answer in answers:
             self._actuation.answered(answer)
         self._say_doubt()
+        for event in self._lamp.take_events():
+            self._on_output_event(event)
 
     def _say_doubt(self) -> None:
         self._set_problem("lamp", self._actuation.doubt)
 
     def _write_actuation(self, actuated: Actuated) -> None:
+        if actuated.is_confirmed and actuated.shown_ns is not None:
+            self._times.took("confirmed", actuated.commanded_ns, actuated.shown_ns)
+        if actuated.shown_ns is None and actuated.command != "withheld":
+            _LOG.warning("light", **asdict(actuated))
         body = ActuationBody(station_id=self._settings.station.id, **asdict(actuated))
         self._outbox.submit([body])
+
+    # --- PLC and accept ---------------------------------------------------------------------------
+
+    def _tell_outputs(self, is_tick: bool = False) -> None:
+        """How the station is, what became of plates, where the belt is; before the first tick,
+        nothing: the outputs say that nobody is there."""
+        if not (self._line_side.is_used and self._last_tick_ns) or self._lamp is None:
+            return
+        word = Word(
+            ready=not self._not_ready,
+            busy=bool(self._opened_ns),
+            error=bool(self._blocking),
+            attention=bool(self._attention_texts),
+        )
+        try:
+            self._line_side.flush(self._lamp, word, self._last_tick_ns, is_tick)
+        except PeerGone:
+            self._lose_lamp()
+        except BlockingIOError:  # it does not read; the next turn tries again
+            return
+
+    def _on_output_event(self, event: Json) -> None:
+        match event["op"]:
+            case "plc":
+                self._set_problem("plc", event["problem"])
+            case "plc_ack":
+                self._acknowledge("plc")
+            case "accept_problem":
+                self._set_problem("accept", event["problem"])
+            case "accept":
+                self._on_accept({key: value for key, value in event.items() if key != "op"})
+        self._set_attention()
+
+    def _on_accept(self, told: Json) -> None:
+        """The accept output was told what to do about a plate that passed, and why."""
+        body = AcceptBody(station_id=self._settings.station.id, **told)
+        self._statistics.accepts[body.command] += 1
+        self._outbox.submit([body])
+        if body.command == "withheld_late":
+            detail = {"result_id": body.result_id}
+            self._outbox.submit([self._change("withheld_late", "station", detail)])
+            self._set_problem("late", _LATE)
+
+    def _acknowledge(self, who: str) -> None:
+        """A person has seen what was held, and what came too late."""
+        self._policy.acknowledge()
+        self._set_problem("late", "")
+        self._set_attention()
+        self._outbox.submit([self._change("ack", who, {})])
+
+    # --- the lamp process goes and comes ----------------------------------------------------------
 
     def _lose_lamp(self) -> None:
         if self._lamp is None:
@@ -693,6 +830,7 @@ class Station:
         self._selector.unregister(self._lamp)
         self._lamp.close()
         self._lamp = None
+        self._line_side.forget_lamp()
         self._actuation.lamp_lost()
         self._say_doubt()
 
@@ -725,6 +863,7 @@ class Station:
 
     def _set_state(self, state: StationState) -> None:
         if state is not self._state:
+            _LOG.info("state", state=str(state), problems=dict(self._problems))
             self._state = state
             self._emit({"state": str(state), "problems": dict(self._problems)})
 
@@ -732,6 +871,9 @@ class Station:
         """A part of the station has a problem (or none, with an empty text)."""
         if self._problems.get(part, "") == problem:
             return
+        _LOG.log(
+            logging.WARNING if problem else logging.INFO, "problem", part=part, problem=problem
+        )
         if problem:
             self._problems[part] = problem
             self._emit({"problem": {"part": part, "text": problem}})
@@ -773,12 +915,13 @@ class Station:
         elif op == "resume" and self._state is StationState.HALTED:
             self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
         elif op == "ack":
-            self._policy.acknowledge()
+            self._acknowledge(who)
         elif op == "relearn":
             self._say_health(self._health.relearn())
         self._set_fault()
         self._actuation.update(time.monotonic_ns())
-        self._outbox.submit([self._change(op, who, {})])
+        if op != "ack":
+            self._outbox.submit([self._change(op, who, {})])
         return {"ok": True, "state": str(self._state)}
 
     def _change(self, what: str, who: str, detail: dict[str, str]) -> ChangeBody:
@@ -787,7 +930,7 @@ class Station:
     def status(self) -> Json:
         """What the station is doing now."""
         state, shown_id = self._actuation.shown or (LightState.FAULT, "")
-        tick_age = (time.monotonic_ns() - self._last_tick_ns) / 1e9 if self._last_tick_ns else None
+        oldest_ns = next(iter(self._opened_ns.values()), 0)
         return {
             "station_id": self._settings.station.id,
             "state": str(self._state),
@@ -796,14 +939,74 @@ class Station:
             "not_ready": self._not_ready,
             **self._origin_words(),
             "attentions": self._attentions if hasattr(self, "_health") else [],
+            "upkeep": self._upkeep,
             "light": str(state),
             "light_result_id": shown_id,
             "light_confirmation": self._actuation.confirmation,
             "last_verdict_at": self._last_verdict_at,
-            "tick_age_s": tick_age,
+            "tick_age_s": _age_s(self._last_tick_ns),
+            "verdict_age_s": _age_s(self._last_verdict_ns),
+            "waiting_s": _age_s(oldest_ns) or 0.0,
             "pid": os.getpid(),
             "camera_pid": self._feed.camera_pid if hasattr(self, "_feed") else None,
-            **(self.summary() if hasattr(self, "_feed") else {}),
+            "version": program_version(),
+            "uptime_s": round(time.monotonic() - self._started_at, 3),
+            "results": self._results_by_reason(),
+            "lamp_commands": asdict(self._actuation.counts),
+            "times": self._times.as_json(),
+            **(self._parts() | self._depths() | self.summary() if hasattr(self, "_feed") else {}),
+        }
+
+    def _results_by_reason(self) -> list[Json]:
+        found = sorted(self._statistics.reasons.items(), key=str)
+        return [
+            {"verdict": str(verdict), "reason": reason and str(reason), "count": count}
+            for (verdict, reason), count in found
+        ]
+
+    def _parts(self) -> Json:
+        """What judges, and what it is judged by."""
+        recipe, classifier = self._context.recipe, self._context.classifier
+        return {
+            "recipe": {
+                "id": recipe.value.id,
+                "version": recipe.value.version,
+                "sha256": recipe.sha256,
+            },
+            "configuration_sha256": self._configuration.sha256,
+            "model": {
+                "id": classifier.model_id,
+                "sha256": classifier.model_sha256,
+                "runtime": classifier.runtime,
+                "precision": classifier.precision,
+            },
+        }
+
+    def _depths(self) -> Json:
+        """The camera, and how full everything is that can fill."""
+        camera, tick = self._context.camera, self._camera_tick
+        unsent, unanswered = self._outbox.depths
+        return {
+            "camera": {
+                "serial": camera.serial,
+                "vendor": camera.vendor,
+                "model": camera.model,
+                "temperature_c": tick and tick.temperature_c,
+                "overrun_frames": tick.overrun if tick else 0,
+            },
+            "queues": {
+                "ring": tick.ring_filled if tick else 0,
+                "inspect": self._inspector.waiting,
+                "plate_buffers": self._pool.in_use,
+                "outbox_unsent": unsent,
+                "outbox_unanswered": unanswered,
+                "lamp_answers": self._actuation.waiting,
+                "plates_open": len(self._opened_ns),
+            },
+            "capacities": {
+                "ring": self._feed.ring_slots,
+                "plate_buffers": self._settings.station.plate_buffers,
+            },
         }
 
     def _origin_words(self) -> Json:
@@ -834,6 +1037,9 @@ class Station:
             "attentions": self._attentions,
             "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         }
+        if self._line_side.has_accept:
+            names = ("accept", "withheld_late", "withheld")
+            figures["accept"] = {name: statistics.accepts[name] for name in names}
         if self._recorder is not None:
             figures["recording"] = asdict(self._recorder.counts)
         if statistics.truly_good + statistics.truly_defective:
@@ -861,6 +1067,11 @@ def _flat_field_names(flat_field: FlatField | None) -> dict[str, str]:
     if flat_field is None:
         return {}
     return {"flat_field_id": flat_field.id, "flat_field_sha256": flat_field.sha256}
+
+
+def _age_s(since_ns: int) -> float | None:
+    """Seconds since a moment on CLOCK_MONOTONIC; None if it has not come (0)."""
+    return (time.monotonic_ns() - since_ns) / 1e9 if since_ns else None
 
 
 def _latency_ms(body: ResultBody, commanded_ns: int) -> float | None:

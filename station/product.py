@@ -66,6 +66,6 @@ def load_flat_field(configuration: Loaded[Configuration], camera: CameraInfo) ->
     if wanted is None:
         return None
     try:
-        return load(wanted.file, wanted.sha256, camera.serial, camera.width)
+        return load(wanted.file, wanted.sha256, camera)
     except FlatFieldRefused as error:
         raise ConfigError(f"{configuration.source}: flat_field.file: {error}") from error

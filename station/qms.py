@@ -12,26 +12,29 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
+from pydantic import ValidationError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from station.record import Body
+from station.record import Body, DiskBody, HoldBody, RetentionBody, TombstoneBody
+from station.retention import objection, pictures_of
 
 DATABASE = "journal.db"
 SNAPSHOT = "journal-snapshot.db"
 IMAGES = "images"
 EMPTY_CHAIN = "0" * 64
-_ONCE_A_RESULT = ("opened", "result", "actuation")
+_ONCE_A_RESULT = ("opened", "result", "actuation", "accept")
 _TRIGGERS = {"row_no_update", "row_no_delete", "row_no_replace"}
 _TAIL_ROWS = 100
 """Checked at each start (I12); `vqi log verify` checks all."""
+_LABEL_ROWS = 1000
 _BUSY_TIMEOUT_S = 1.0
 _MOST_REFERENCES = 64
 """Of recipes and cameras that a log remembers; an older one is learned anew."""
@@ -136,9 +139,10 @@ class Store:
     def append(self, bodies: Sequence[Body]) -> list[int]:
         """Write rows in one transaction, durable on return; the sequence number of each.
 
-        An opened, result or actuation row that is there already is not written again. Raises
-        `ContradictionError` if it says something else, `StoreRefused` if it may be tried again,
-        another `StoreError` if the file cannot be written; in each case nothing of `bodies` is.
+        An opened, result, actuation or accept row that is there already is not written again.
+        Raises `ContradictionError` if it says something else, `StoreRefused` if it may be tried
+        again, another `StoreError` if the file cannot be written; in each case nothing of `bodies`
+        is.
         """
         seq, link = self._seq, self._chain
         numbers = []
@@ -181,6 +185,11 @@ class Store:
         body: Json = json.loads(found[0].body)
         return body
 
+    def has_late_plates(self) -> bool:
+        """Whether a plate was withheld from accept for its lateness since a person last
+        acknowledged."""
+        return self._last_change("withheld_late") > self._last_change("ack")
+
     def open_attentions(self) -> list[Json]:
         """Bodies of attentions that began and have not ended, oldest first."""
         begun: dict[tuple[str, float | None, float | None], Json] = {}
@@ -218,6 +227,35 @@ class Store:
     def signed_files(self) -> list[str]:
         """The sha256 of each commissioning file that was signed, the latest first."""
         return [row[0] for row in self._query(_SIGNED_FILES, {})]
+
+    def of_result(self, result_id: str) -> list[Json]:
+        """Bodies of every row about a result, in order."""
+        query = "SELECT body FROM row WHERE result_id = :id ORDER BY seq"
+        return [json.loads(row.body) for row in self._query(query, {"id": result_id})]
+
+    def holds(self) -> list[Json]:
+        """Bodies of the holds that nobody released, oldest first."""
+        released = "SELECT body ->> '$.hold_id' FROM row WHERE kind = 'release'"
+        query = (
+            f"SELECT body FROM row WHERE kind = 'hold' AND body ->> '$.hold_id' NOT IN ({released})"
+        )
+        return [json.loads(row.body) for row in self._query(f"{query} ORDER BY seq", {})]
+
+    def last_body(self, kind: str, where: str = "true") -> Json | None:
+        """The newest row of a kind for which the condition holds."""
+        query = f"SELECT body FROM row WHERE kind = :kind AND {where} ORDER BY seq DESC LIMIT 1"
+        found = self._query(query, {"kind": kind})
+        return json.loads(found[0].body) if found else None
+
+    def newest_label(self) -> str | None:
+        """The latest `written_at` of the last rows, since a person last said that the clock is
+        right; None without such rows."""
+        accepted = self._scalar(
+            "SELECT max(seq) FROM row WHERE kind = 'clock' AND body ->> '$.cause' = 'accepted'"
+        )
+        since = max(accepted or 0, self._seq - _LABEL_ROWS)
+        found = self._query("SELECT max(written_at) FROM row WHERE seq >= :since", {"since": since})
+        return None if found[0][0] is None else str(found[0][0])
 
     def close(self) -> None:
         self._connection.close()
@@ -493,6 +531,11 @@ class Reader:
         for row in self._connection.execute(text(query), {"kind": kind, "since": since}):
             yield json.loads(row[0])
 
+    def last_bodies(self, count: int) -> list[str]:
+        """The texts of the last rows of any kind, in order."""
+        query = text("SELECT body FROM row ORDER BY seq DESC LIMIT :count")
+        return [row[0] for row in self._connection.execute(query, {"count": count})][::-1]
+
     def signed_files(self) -> list[str]:
         """The sha256 of each commissioning file that was signed, the latest first."""
         return [row[0] for row in self._connection.execute(text(_SIGNED_FILES))]
@@ -518,6 +561,33 @@ class Reader:
     def rows(self) -> Iterator[Any]:
         """Every row with its generated columns, in order."""
         yield from self._connection.execute(text("SELECT * FROM row ORDER BY seq"))
+
+    @property
+    def images(self) -> Path:
+        """Where the pictures lie: beside the log, or beside the folder of a backup's generation."""
+        beside = self.directory / IMAGES
+        return beside if beside.is_dir() else self.directory.parent / IMAGES
+
+    def is_removed(self, result_id: str, path: str) -> bool:
+        """True if a tombstone says that this picture of the result was removed."""
+        query = (
+            "SELECT 1 FROM row WHERE result_id = :id AND kind = 'tombstone' "
+            "AND body ->> '$.path' = :path LIMIT 1"
+        )
+        found = self._connection.execute(text(query), {"id": result_id, "path": path})
+        return found.first() is not None
+
+    def results_naming(self, paths: Collection[str]) -> list[tuple[str, str]]:
+        """Results, removed pictures or not, that name these files; reads all results."""
+        if not paths:
+            return []
+        query = (
+            "SELECT result_id, image.value ->> 'path' FROM row, json_each(body, '$.images') AS "
+            "image WHERE kind = 'result' AND image.value ->> 'path' IN "
+            "(SELECT value FROM json_each(:paths))"
+        )
+        found = self._connection.execute(text(query), {"paths": json.dumps(sorted(paths))})
+        return [(row[0], row[1]) for row in found]
 
     def triggers(self) -> set[str]:
         """Names of the triggers that keep rows from being changed."""
@@ -560,15 +630,37 @@ class Verification:
     results: int = 0
     open_plates: int = 0
     images: int = 0
+    """Pictures that rows name."""
+    tombstones: int = 0
+    """Of them, those that a rule removed."""
+    holds: int = 0
+    """In force."""
     head: str = EMPTY_CHAIN
     findings: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What is no fault of the log: files that will be removed."""
+
+
+@dataclass(slots=True)
+class _Removals:
+    """What the log has said, up to a row, of what may be removed."""
+
+    rules: RetentionBody | None = None
+    holds: dict[str, HoldBody] = field(default_factory=dict)
+    disk_level: int = 0
+    missing: list[tuple[int, str, str, str]] = field(default_factory=list)
+    """Row, result and path of pictures that are not there, and what the system says."""
+    left: set[str] = field(default_factory=set)
+    """Files that a tombstone speaks of and that are still there."""
 
 
 def verify(reader: Reader, with_images: bool = True) -> Verification:
-    """Recompute every hash, the chain and the pictures' sha256; see that edits are still barred."""
+    """Recompute every hash, the chain and the pictures' sha256; see that edits are still barred and
+    that no picture was removed but by a rule that held and against no hold."""
     found = Verification()
     found.findings += [f"trigger {name} is gone" for name in _TRIGGERS - reader.triggers()]
     before, opened, decided = EMPTY_CHAIN, set[str](), set[str]()
+    removals = _Removals()
     for row in reader.rows():
         found.rows += 1
         if row.seq != found.rows:
@@ -585,10 +677,13 @@ def verify(reader: Reader, with_images: bool = True) -> Verification:
         if body.get("kind") != row.kind:
             found.findings.append(f"row {row.seq}: is kept as {row.kind}, says {body.get('kind')}")
         _collect(row.seq, body, opened, decided, found)
+        _follow_removals(reader, row.seq, body, removals, found)
         if with_images:
-            _verify_images(reader.directory, row.seq, body, found)
+            _verify_images(reader.images, row.seq, body, removals, found)
     found.results, found.head = len(decided), before
     found.open_plates = len(opened - decided)
+    found.holds = len(removals.holds)
+    _settle_removals(reader, removals, found)
     return found
 
 
@@ -612,14 +707,63 @@ def _collect(
         decided.add(result_id)
 
 
-def _verify_images(directory: Path, seq: int, body: Json, found: Verification) -> None:
+def _follow_removals(
+    reader: Reader, seq: int, body: Json, removals: _Removals, found: Verification
+) -> None:
+    try:
+        match body.get("kind"):
+            case "retention":
+                removals.rules = RetentionBody.model_validate(body)
+            case "hold":
+                removals.holds[body["hold_id"]] = HoldBody.model_validate(body)
+            case "release":
+                removals.holds.pop(body["hold_id"], None)
+            case "disk":
+                removals.disk_level = DiskBody.model_validate(body).level
+            case "tombstone":
+                _verify_tombstone(reader, seq, TombstoneBody.model_validate(body), removals, found)
+    except (ValidationError, LookupError, TypeError) as error:
+        reason = str(error).replace("\n", " ")
+        found.findings.append(f"row {seq}: no such {body.get('kind')} row can be: {reason}")
+
+
+def _verify_tombstone(
+    reader: Reader, seq: int, stone: TombstoneBody, removals: _Removals, found: Verification
+) -> None:
+    found.tombstones += 1
+    known = [row for row in reader.of_result(stone.result_id) if row["seq"] < seq]
+    picture = next((one for one in pictures_of(known) if one.path == stone.path), None)
+    why = objection(stone, picture, removals.rules, removals.holds.values(), removals.disk_level)
+    if why:
+        found.findings.append(f"row {seq}: a picture was removed against the rules: {why}")
+    if (reader.images / stone.path).exists():
+        removals.left.add(stone.path)
+
+
+def _verify_images(
+    images: Path, seq: int, body: Json, removals: _Removals, found: Verification
+) -> None:
     for image in body.get("images") or ():
         found.images += 1
-        path = directory / IMAGES / image["path"]
+        path = images / image["path"]
         try:
             sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         except OSError as error:
-            found.findings.append(f"row {seq}: {path}: {error.strerror}")
+            said = error.strerror or "cannot be read"
+            removals.missing.append((seq, str(body.get("result_id")), image["path"], said))
             continue
         if sha256 != image["sha256"]:
             found.findings.append(f"row {seq}: {path} is not the picture that was recorded")
+
+
+def _settle_removals(reader: Reader, removals: _Removals, found: Verification) -> None:
+    """Only now: the log may have gone on, and removed a picture, while it was read."""
+    for seq, result_id, path, said in removals.missing:
+        if not reader.is_removed(result_id, path):
+            found.findings.append(f"row {seq}: {reader.images / path}: {said}")
+    named = reader.results_naming(removals.left)
+    still = {path for result_id, path in named if not reader.is_removed(result_id, path)}
+    found.notes += [
+        f"{reader.images / path}: has a tombstone and is still there; the journal removes it"
+        for path in sorted(removals.left - still)
+    ]

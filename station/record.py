@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Verdict(StrEnum):
@@ -30,6 +30,18 @@ class Provenance(StrEnum):
     PRODUCTION = "production"
     SIMULATED = "simulated"
     REPLAYED = "replayed"
+
+
+class PictureClass(StrEnum):
+    """What a picture is kept for; retention rules are given for each."""
+
+    PASS_PREVIEW = "pass_preview"
+    PASS_WHOLE = "pass_whole"
+    AUDIT = "audit"
+    """A passed plate kept whole because it was drawn before its verdict."""
+    FAIL = "fail"
+    """Of a plate that failed, or that a person judged to have failed."""
+    UNDECIDED = "undecided"
 
 
 class Reason(StrEnum):
@@ -127,12 +139,15 @@ class DefectBody(BaseModel):
     score: float
 
 
+PICTURE_NAME = r"^[0-9a-f]{2}/[0-9a-f]{64}\.(?:png|jpg)$"
+
+
 class ImageBody(BaseModel):
     """A stored picture, named by its content; filled in by the journal process."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     role: Literal["evidence", "preview"]
-    path: str
+    path: str = Field(pattern=PICTURE_NAME)
     """Relative to the journal's image folder."""
     sha256: str
     bytes: int
@@ -163,6 +178,7 @@ class ResultBody(Body):
     """Plates this row answers for: 1; for a gap those that passed unseen, None if unknown."""
     plate_ordinal: int | None = None
     part_id: str | None = None
+    lot: str | None = None
     provenance: Provenance
     is_simulated: bool
     verdict: Verdict
@@ -215,6 +231,13 @@ class ResultBody(Body):
     """Simulation only: what the source knows."""
     truth: tuple[dict[str, float | str], ...] = ()
 
+    def as_json(self) -> dict[str, Any]:
+        """Without what says nothing and what older programs do not know: they must start here."""
+        fields = super().as_json()
+        if fields["lot"] is None:
+            del fields["lot"]
+        return fields
+
 
 class ActuationBody(Body):
     """What the lamp was told for a result, after the result's commit."""
@@ -226,6 +249,21 @@ class ActuationBody(Body):
     is_confirmed: bool | None
     """True read back, False sent without read-back, None not sent or not answered."""
     commanded_ns: int
+    shown_ns: int | None
+    detail: str = ""
+
+
+class AcceptBody(Body):
+    """What the accept output was told for a result that passed. A kind of its own: actuation rows
+    are one for each result, these are at most one."""
+
+    kind: Literal["accept"] = "accept"
+    result_id: str
+    command: Literal["accept", "withheld_late", "withheld"]
+    """`withheld_late`: the plate was past its accept point before its verdict."""
+    is_confirmed: bool | None
+    """True read back, False sent without read-back, None not sent or not taken."""
+    commanded_ns: int | None
     shown_ns: int | None
     detail: str = ""
 
@@ -301,15 +339,130 @@ class ReferenceBody(Body):
     """Mean 8-bit level of plates in equal parts of the scan line; None where no plate lay."""
 
 
+class TombstoneBody(Body):
+    """A picture of a result is removed by a rule: written, and durable, before its file goes."""
+
+    kind: Literal["tombstone"] = "tombstone"
+    result_id: str
+    role: Literal["evidence", "preview"]
+    path: str
+    """As the result names it."""
+    sha256: str
+    bytes: int
+    picture_class: PictureClass
+    rule: Literal["days", "size", "watermark"]
+    measured: float
+    limit: float
+    """days: age of the result; size: MB of the class; watermark: free MB of the disk."""
+    why: str
+    """For people."""
+
+
+class HoldBody(Body):
+    """Legal hold: no picture of the results that it covers is removed until it is released."""
+
+    kind: Literal["hold"] = "hold"
+    hold_id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    result_id: str | None = None
+    part_id: str | None = None
+    lot: str | None = None
+    since_at: str | None = None
+    until_at: str | None = None
+    """Results written in this time, exclusive of its end. What is given must all be met."""
+    who: str = Field(min_length=1)
+    why: str = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _says_what_is_held(self) -> HoldBody:
+        if not any((self.result_id, self.part_id, self.lot, self.since_at, self.until_at)):
+            raise ValueError("a hold names a result, a serial, a lot or a time")
+        return self
+
+
+class ReleaseBody(Body):
+    """A hold ends."""
+
+    kind: Literal["release"] = "release"
+    hold_id: str
+    who: str = Field(min_length=1)
+    why: str = Field(min_length=1)
+
+
+class RetentionBody(Body):
+    """The rules by which pictures are removed from here on; {} where they are kept for ever."""
+
+    kind: Literal["retention"] = "retention"
+    rules: dict[PictureClass, dict[Literal["days", "mb"], float]]
+    min_pass_days: float
+    """Pictures of passed plates that are younger stay, also when the disk is nearly full."""
+
+
+class DiskBody(Body):
+    """The free disk crossed a watermark."""
+
+    kind: Literal["disk"] = "disk"
+    level: int
+    """0 room enough; 1 previews of passed plates are not kept; 2 no picture of a passed plate is
+    kept and the oldest are removed; 3 READY drops; 4 nothing is written."""
+    before: int
+    free_mb: float
+    limits_mb: tuple[float, ...]
+    """Below these the levels 1 to 4 begin."""
+
+
+class ClockBody(Body):
+    """The wall clock, against the time since boot: at a start, a step, another state of its
+    synchronisation, and when a person says that it is right."""
+
+    kind: Literal["clock"] = "clock"
+    cause: Literal["start", "step", "sync", "accepted"]
+    step_s: float
+    """By how much it was set ahead since the row before; negative where it was set back."""
+    ahead_s: float
+    """All steps since a person last said that the clock is right."""
+    boot_s: float
+    """CLOCK_BOOTTIME at `written_at`."""
+    is_synchronized: bool | None
+    """By the kernel; None where it does not say."""
+    who: str = ""
+    why: str = ""
+
+
+class BackupBody(Body):
+    """The log was copied and the copy verified, or it could not be."""
+
+    kind: Literal["backup"] = "backup"
+    directory: str
+    generation: str
+    """Folder of this copy; empty where there is none."""
+    is_ok: bool
+    problem: str = ""
+    head_seq: int = 0
+    head_chain_sha256: str = ""
+    pictures: int = 0
+    """That the copy's rows name and that are not removed by a rule."""
+    copied: int = 0
+    """Of them, those that the copy before did not have."""
+    took_s: float = 0.0
+
+
 AnyBody = Annotated[
     OpenedBody
     | ResultBody
     | ActuationBody
+    | AcceptBody
     | DowntimeBody
     | ReviewBody
     | ChangeBody
     | AttentionBody
-    | ReferenceBody,
+    | ReferenceBody
+    | TombstoneBody
+    | HoldBody
+    | ReleaseBody
+    | RetentionBody
+    | DiskBody
+    | ClockBody
+    | BackupBody,
     Field(discriminator="kind"),
 ]
 

@@ -42,6 +42,8 @@ class Plate:
     pixels: Pixels | None
     opened_ns: int
     first_frame_id: int
+    first_row: int
+    """Scan line of that frame in which the leading edge lies."""
     encoder_value: int | None
     ordinal: int | None
     truth: PlateTruth | None
@@ -420,6 +422,7 @@ class StripCutter:
             pixels=self._take_buffer(),
             opened_ns=frame.timestamp_ns,
             first_frame_id=frame.frame_id,
+            first_row=lines.start,
             encoder_value=None if encoder is None else encoder + lines.start,
             ordinal=self.triggers.open_plate(),
             truth=self._truth_at(self._scan_line + lines.start),

@@ -24,14 +24,9 @@ from types import FrameType
 
 from station.config import EX_CONFIG
 from station.ipc import Json
-from station.systemd import LIFELINE_VARIABLE
+from station.systemd import LIFELINE_VARIABLE, pauses_after
 
 _STOP_LIMIT_S = 15.0
-_LONGEST_PAUSE_S = 5.0
-_STEADY_S = 30.0
-"""A process that lived so long starts again without a pause."""
-_LEAST_LIFE_S = 1.0
-"""One that is replaced at once gets a pause if it lived shorter than this."""
 _AWAY_S = 0.5
 """After a pause of this process itself, what it did not hear says nothing."""
 
@@ -44,11 +39,14 @@ class Role:
     watchdog_s: float
     start_limit_s: float = 120.0
     is_replaced_at_once: bool = False
+    is_needed: bool = True
+    """Without it no plate is inspected: a run ends if it cannot start."""
 
 
 LAMP = Role("lamp", watchdog_s=1.0, start_limit_s=5.0, is_replaced_at_once=True)
 JOURNAL = Role("journal", watchdog_s=10.0)
 STATION = Role("station", watchdog_s=10.0)
+METRICS = Role("metrics", watchdog_s=10.0, is_needed=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -94,6 +92,9 @@ class Report:
             for key in _TRUTHS
             if key in before or key in figures
         }
+        if "accept" in figures:
+            accepts = figures["accept"], before.get("accept", {})
+            sums["accept"] = {key: sum(part.get(key, 0) for part in accepts) for key in accepts[0]}
         counts = {verdict.lower(): self.verdicts[verdict] for verdict in _VERDICTS}
         self.summary = {
             **figures,
@@ -106,7 +107,8 @@ class Report:
 
 
 class Supervisor:
-    """Runs lamp, journal and station until the station ends. `show` gets the station's events."""
+    """Runs lamp, journal and station, and metrics where wanted, until the station ends. `show` gets
+    the station's events."""
 
     def __init__(
         self,
@@ -115,7 +117,9 @@ class Supervisor:
         station_options: list[str],
         show: Callable[[Json], None],
         log: Callable[[str], None],
+        has_metrics: bool = False,
     ) -> None:
+        self._roles = (LAMP, JOURNAL, STATION, *([METRICS] if has_metrics else []))
         self._config = config
         self._plates = plates
         self._station_options = station_options
@@ -139,7 +143,7 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         try:
-            for role in (LAMP, JOURNAL, STATION):
+            for role in self._roles:
                 self._start(role)
             while self._status is None:
                 turned_at = time.monotonic()
@@ -164,7 +168,7 @@ class Supervisor:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", "station.cli", *self._arguments(role)],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL if role is JOURNAL else subprocess.PIPE,
+            stdout=subprocess.PIPE if role in (LAMP, STATION) else subprocess.DEVNULL,
             pass_fds=(self._lifeline,),
             env={
                 **os.environ,
@@ -191,7 +195,7 @@ class Supervisor:
             arguments += self._station_options
             if self._plates is not None:
                 arguments += ["--plates", str(max(1, self._plates - self.report.plates))]
-        is_restart = role is not JOURNAL and self.report.restarts.get(role.name)
+        is_restart = role in (LAMP, STATION) and self.report.restarts.get(role.name)
         return arguments + (["--restart"] if is_restart else [])
 
     def _read_events(self, child: _Child) -> None:
@@ -238,6 +242,8 @@ class Supervisor:
             return
         if child.role is STATION and (status == 0 or self._is_stopping):
             self._status = 0 if status == -signal.SIGTERM else status
+        elif not child.role.is_needed:
+            self._end_unneeded(child, status)
         elif status == EX_CONFIG or (child.role is STATION and not self._was_operational):
             self._status = status if status > 0 else 1
         elif not child.is_ready and not self._was_operational:
@@ -247,19 +253,25 @@ class Supervisor:
         else:
             self._plan_restart(child, status)
 
+    def _end_unneeded(self, child: _Child, status: int) -> None:
+        """It never ends the run; one that cannot do its work as configured is not tried again."""
+        if status == EX_CONFIG:
+            self._log(f"the {child.role.name} process cannot run as configured; going on without")
+        else:
+            self._plan_restart(child, status)
+
     def _plan_restart(self, child: _Child, status: int) -> None:
         role, now = child.role, time.monotonic()
         self.report.restarts[role.name] = self.report.restarts.get(role.name, 0) + 1
-        life_s, pause_s = now - child.started_at, 0.0
-        if life_s < (_LEAST_LIFE_S if role.is_replaced_at_once else _STEADY_S):
-            pause_s = self._pauses.get(role.name, 0.0)
-        self._pauses[role.name] = min(max(2 * pause_s, 0.25), _LONGEST_PAUSE_S)
-        self._due[role.name] = now + pause_s
+        planned_s = self._pauses.get(role.name, 0.0)
+        pauses = pauses_after(now - child.started_at, planned_s, role.is_replaced_at_once)
+        self._pauses[role.name] = pauses.next_s
+        self._due[role.name] = now + pauses.pause_s
         self._log(f"the {role.name} process ended ({_how(status)}); starting it again")
         self._start_due()
 
     def _start_due(self) -> None:
-        for role in (LAMP, JOURNAL, STATION):
+        for role in self._roles:
             if role.name in self._due and self._due[role.name] <= time.monotonic():
                 del self._due[role.name]
                 self._start(role)
@@ -301,7 +313,7 @@ class Supervisor:
     def _stop_all(self) -> None:
         """Station, journal, lamp: each ends before what it reports to."""
         self._status = 1 if self._status is None else self._status
-        for role in (STATION, JOURNAL, LAMP):
+        for role in (METRICS, STATION, JOURNAL, LAMP):
             child = self._children.get(role.name)
             if child is None:
                 continue

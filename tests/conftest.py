@@ -22,7 +22,10 @@ _MAY_SKIP = (
     "needs a real device",
     "no gpio-sim here",
     "no network of its own here",
+    "cannot cut power here",
     "no real images",
+    "no history here",
+    "no promtool here",
     "this processor has no",
 )
 """Reasons that count as a skip where every peer is installed."""

@@ -1,8 +1,9 @@
 """A serial device that writes down what it is sent, on a real pseudo-terminal.
 
-In a test: `with PtyRecorder(link) as tower: ... tower.bytes_sent()`. As a process of its own, which
-survives the death of all others: `python tests/pty_recorder.py LINK LOG` makes the symlink LINK and
-appends a line `monotonic_ns hex` to LOG for each read.
+In a test: `with PtyRecorder(link) as tower: ... tower.bytes_sent()`; with `tower.answer` set, it
+also answers. As a process of its own, which survives the death of all others: `python
+tests/pty_recorder.py LINK LOG` makes the symlink LINK and appends a line `monotonic_ns hex` to LOG
+for each read.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ class PtyRecorder:
         self.device = Path(os.ttyname(self._slave))
         self.link = link
         self.records: list[tuple[int, bytes]] = []
+        self.answer: Callable[[bytes], bytes] = lambda data: b""
+        """Called with what has arrived, by the reading thread; what it returns is sent back."""
         self._log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) if log else None
         self._stop_read, self._stop_write = os.pipe()
         if link is not None:
@@ -74,6 +77,10 @@ class PtyRecorder:
             if time.monotonic() > deadline:
                 raise AssertionError(f"not seen within {timeout_s} s; {self.elements()} is lit")
             time.sleep(0.005)
+
+    def send(self, data: bytes) -> None:
+        """Say something unasked."""
+        os.write(self._master, data)
 
     def start_reading(self) -> None:
         self._reader = threading.Thread(target=self._read, name="pty", daemon=True)
@@ -120,6 +127,9 @@ class PtyRecorder:
                 self.records.append((now_ns, data))
                 if self._log is not None:
                     os.write(self._log, f"{now_ns} {data.hex()}\n".encode())
+                reply = self.answer(data)
+                if reply:
+                    os.write(self._master, reply)
             elif self._stop_read in ready:
                 return
 

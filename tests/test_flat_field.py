@@ -44,6 +44,10 @@ def field_of(sensor: Sensor = SENSOR, serial: str = "S1") -> FlatField:
     return measure_flat_field(sensor.dark(1024), sensor.uniform(2048), serial, AT)
 
 
+def camera(serial: str, width: int = WIDTH, offset_x_px: int = 0) -> CameraInfo:
+    return CameraInfo("genicam", "V", "M", serial, width, 64, "Mono8", offset_x_px)
+
+
 def corrected(pixels: Pixels, field: FlatField) -> Pixels:
     pixels = pixels.copy()
     correct(pixels, correction_of(field))
@@ -194,17 +198,19 @@ def test_what_was_saved_is_loaded_for_its_camera_only(tmp_path: Path) -> None:
     field = field_of(serial="A/1")
     path = save(field, tmp_path / "fields")
     assert path.name == "A_1-20260102T030405Z.json"
-    found = load(path, field.sha256, "A/1", WIDTH)
+    found = load(path, field.sha256, camera("A/1"))
     pixels = SENSOR.uniform(64)
     assert np.array_equal(corrected(pixels, found), corrected(pixels, field))
     with pytest.raises(FlatFieldRefused, match="measured with camera A/1, this one is S2"):
-        load(path, field.sha256, "S2", WIDTH)
+        load(path, field.sha256, camera("S2"))
     with pytest.raises(FlatFieldRefused, match="measured at 768 px, this camera delivers 4096"):
-        load(path, field.sha256, "A/1", 4096)
+        load(path, field.sha256, camera("A/1", 4096))
+    with pytest.raises(FlatFieldRefused, match="measured at OffsetX 0, this camera has 64"):
+        load(path, field.sha256, camera("A/1", offset_x_px=64))
     with pytest.raises(FileExistsError):
         save(field, tmp_path / "fields")
     with pytest.raises(FlatFieldRefused, match="No such file"):
-        load(tmp_path / "none.json", field.sha256, "A/1", WIDTH)
+        load(tmp_path / "none.json", field.sha256, camera("A/1"))
 
 
 def test_a_changed_file_is_refused(tmp_path: Path) -> None:
@@ -214,7 +220,7 @@ def test_a_changed_file_is_refused(tmp_path: Path) -> None:
     values["gain"][7] *= 1.001
     path.write_text(json.dumps(values))
     with pytest.raises(FlatFieldRefused, match="its sha256 is"):
-        load(path, field.sha256, "S1", WIDTH)
+        load(path, field.sha256, camera("S1"))
 
 
 # --- in the station -------------------------------------------------------------------------------

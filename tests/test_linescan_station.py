@@ -79,6 +79,7 @@ def test_the_belt_reaches_as_far_as_the_camera_looks(tmp_path: Path) -> None:
     with open_camera(camera) as opened:
         assert opened.info.width == 512
         assert opened.info.features["OffsetX"] == "256"
+        assert opened.info.offset_x_px == 256
 
 
 @pytest.mark.parametrize("trigger", ["FrameStart", "FrameActive"])

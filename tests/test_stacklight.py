@@ -7,13 +7,28 @@ import os
 import time
 import tty
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from gpiod.line import Direction, Value
+from gpiod.line import Bias, Direction, Drive, Value
+from light_devices import (
+    CHANNELS,
+    Adafruit,
+    Bridge,
+    Devantech,
+    Device,
+    Lcus,
+    ModbusBoard,
+    Numato,
+    PatliteTower,
+    TcpDevice,
+    Told,
+)
 from pty_recorder import PtyRecorder, adafruit_elements, read_log
+from pymodbus import FramerType
 
 from drivers.errors import (
     DeviceBusy,
@@ -25,11 +40,14 @@ from drivers.errors import (
 )
 from drivers.stacklight import LightState, StackLight, open_stack_light
 from drivers.stacklight.gpio import GpioStackLight
+from drivers.stacklight.profiles import DEFAULT_PATTERNS
 from drivers.stacklight.serial_tower import SerialTower
 from drivers.stacklight.settings import (
-    DEFAULT_PATTERNS,
     GpioLine,
     GpioStackLightSettings,
+    LightPattern,
+    ModbusRelaySettings,
+    PatliteSettings,
     SerialElement,
     SerialTowerSettings,
     SimulatedStackLightSettings,
@@ -39,16 +57,28 @@ from drivers.stacklight.simulated import SimulatedStackLight
 PATTERNS = DEFAULT_PATTERNS
 
 
-class FakeChip:
+class FakeChip(Device):
     """A GPIO chip at libgpiod's interface: what the kernel does with requests, in memory."""
 
     def __init__(self, lines: int = 8) -> None:
+        super().__init__()
         self.levels = [0] * lines
         """Electrical level of each line."""
         self.held: set[int] = set()
         self.writes: list[tuple[int, dict[int, Value]]] = []
-        self.stuck: dict[int, int] = {}
+        self.lines: dict[int, Any] = {}
+        """Settings of each requested line."""
         self.is_gone = False
+
+    ELEMENTS = ("red", "yellow", "green", *"xxxxx")
+
+    def shown(self) -> dict[str, str]:
+        levels = self.levels
+        return {
+            self.ELEMENTS[offset]: "on"
+            for offset, line in self.lines.items()
+            if bool(levels[offset]) != line.active_low
+        }
 
     def request_lines(self, path: str, consumer: str, config: dict[int, Any]) -> FakeRequest:
         if path != "/dev/gpiochip0":
@@ -88,7 +118,11 @@ class FakeRequest:
         self.chip.writes.append((time.monotonic_ns(), dict(values)))
         for offset, value in values.items():
             level = value.value ^ self.config[offset].active_low
-            self.chip.levels[offset] = self.chip.stuck.get(offset, level)
+            if self.chip.ELEMENTS[offset] in self.chip.stuck:
+                level = self.config[offset].active_low
+            self.chip.levels[offset] = int(level)
+        self.chip.lines = self.config
+        self.chip.history.append(self.chip.shown())
 
 
 def gpio_settings(**changes: Any) -> GpioStackLightSettings:
@@ -108,41 +142,134 @@ def serial_settings(port: Path, **changes: Any) -> SerialTowerSettings:
 
 # --- the contract, for every driver ---------------------------------------------------------------
 
+ADDRESSES = {"red": 0, "yellow": 1, "green": 7}
+TOLD = {
+    "elements": {e: {"on_text": e[0].upper(), "blink_text": e[0]} for e in CHANNELS},
+    "all_off_text": "0",
+    "read": {"request_text": "?", "prompt": "\n", "form": "chars", "places": CHANNELS},
+}
+SERIAL: dict[str, tuple[type[Any], dict[str, Any]]] = {
+    "adafruit_5125": (Adafruit, {"board": "adafruit_5125"}),
+    "lcus": (Lcus, {"board": "lcus", "channels": CHANNELS, "blink_hz": 2.8}),
+    "numato": (Numato, {"board": "numato", "channels": CHANNELS, "blink_hz": 2.8}),
+    "devantech": (Devantech, {"board": "devantech_rly16", "channels": CHANNELS, "blink_hz": 2.8}),
+    "told": (Told, TOLD),
+}
+MODBUS = {
+    "modbus_rtu": {"addresses": ADDRESSES},
+    "modbus_tcp": {"addresses": ADDRESSES},
+    "modbus_rtu_over_tcp": {"addresses": ADDRESSES, "framing": "rtu"},
+    "modbus_registers": {
+        "addresses": {"red": 1, "yellow": 2, "green": 8},
+        "command": "register",
+    },
+}
+KINDS = ["simulated", *SERIAL, *MODBUS, "patlite_pns", "patlite_phn", "gpio"]
+READ_BACK = [kind for kind in KINDS if kind not in ("simulated", "adafruit_5125", "lcus")]
+EXCLUSIVE = [*SERIAL, "modbus_rtu", "gpio"]
+SHARED = [kind for kind in READ_BACK if kind not in EXCLUSIVE]
+
 
 class Bench:
-    """A driver with its device, and a way to see what is lit."""
+    """A kind of light: its device, the settings that open it, and what can go wrong with it."""
 
-    def __init__(self, light: StackLight, lit: Callable[[], dict[str, str]]) -> None:
-        self.light, self.lit = light, lit
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.kind, self._folder = kind, folder
+        self.device = Device()
+        self.settings: Any = None
+        self._ends: list[Any] = []
+        self.plug_in()
+
+    def open(self, patterns: dict[LightState, LightPattern] = PATTERNS) -> StackLight:
+        if self.kind == "gpio":
+            return GpioStackLight(self.settings, patterns, request_lines=self._chip.request_lines)
+        return open_stack_light(self.settings, patterns)
+
+    def plug_in(self) -> None:
+        """A new device at the same place."""
+        if self.kind in SERIAL:
+            self._serial(*SERIAL[self.kind])
+        elif self.kind in MODBUS:
+            self._modbus(MODBUS[self.kind])
+        elif self.kind.startswith("patlite"):
+            self._patlite(self.kind.removeprefix("patlite_"))
+        elif self.kind == "gpio":
+            self.device = self._chip = FakeChip()
+            self.settings = gpio_settings()
+        else:
+            self.settings = SimulatedStackLightSettings(type="simulated")
+
+    def unplug(self) -> None:
+        """The device is gone, with what leads to it."""
+        for end in self._ends:
+            end.close()
+        if self.kind == "gpio":
+            self._chip.is_gone = True
+
+    def fall_silent(self) -> None:
+        """The device is there and takes or answers nothing any more."""
+        if self.kind in SERIAL or self.kind == "modbus_rtu":
+            end = self._ends[0]
+            (end.near if isinstance(end, Bridge) else end).stop_reading()
+        elif self.kind in MODBUS:
+            self.device.answers = lambda data: b""  # type: ignore[attr-defined]
+        else:
+            self._mute = True
+
+    def interfere(self, element: str) -> None:
+        """Another master lights an element."""
+        self.device.light(element, "on")
+
+    def _serial(self, board: type[Any], settings: dict[str, Any]) -> None:
+        recorder = PtyRecorder(self._folder / "tower")
+        self.device = board()
+        recorder.answer = self.device.feed  # type: ignore[attr-defined]
+        self._ends = [recorder]
+        self.settings = serial_settings(self._folder / "tower", **settings)
+
+    def _modbus(self, settings: dict[str, Any]) -> None:
+        self.device = board = ModbusBoard(settings["addresses"])
+        where: dict[str, Any] = {"host": "127.0.0.1"}
+        self._ends = [board]
+        if self.kind == "modbus_rtu":
+            bridge = Bridge(self._folder / "rs485")
+            board.serve_rtu(bridge.far.device)
+            self._ends = [bridge, board]
+            where = {"port": str(self._folder / "rs485")}
+        else:
+            is_rtu = "framing" in settings
+            where["tcp_port"] = board.serve_tcp(FramerType.RTU if is_rtu else FramerType.SOCKET)
+        self.settings = ModbusRelaySettings(type="modbus_relay", blink_hz=2.8, **where, **settings)
+
+    def _patlite(self, protocol: Any) -> None:
+        self.device = tower = PatliteTower()
+        self._mute = False
+        port = self.settings.tcp_port if self.settings else 0
+        server = TcpDevice(lambda data: b"" if self._mute else tower.feed(data), port)
+        self._ends = [server]
+        self.settings = PatliteSettings(
+            type="patlite",
+            host="127.0.0.1",
+            tcp_port=server.port,
+            protocol=protocol,
+            elements=tuple(CHANNELS),
+        )
 
 
-@pytest.fixture(params=["simulated", "serial_tower", "gpio"])
-def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    if request.param == "simulated":
-        simulated = SimulatedStackLight(SimulatedStackLightSettings(type="simulated"), PATTERNS)
-        yield Bench(simulated, lambda: dict(simulated.lit or {}))
-        simulated.close()
-    elif request.param == "serial_tower":
-        with PtyRecorder() as tower:
-            light = SerialTower(serial_settings(tower.device), PATTERNS)
-            yield Bench(light, tower.elements)
-            light.close()
-    else:
-        chip = FakeChip()
-        gpio = GpioStackLight(gpio_settings(), PATTERNS, request_lines=chip.request_lines)
-        yield Bench(gpio, lambda: watch_gpio(chip))
-        gpio.close()
+@pytest.fixture
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-def watch_gpio(chip: FakeChip) -> dict[str, str]:
-    """Look at the lines for longer than a flash: those that changed blink."""
-    seen: dict[str, set[bool]] = {"red": set(), "yellow": set(), "green": set()}
-    until = time.monotonic() + 0.3
-    while time.monotonic() < until:
-        for offset, (element, levels) in enumerate(seen.items()):
-            levels.add(bool(chip.levels[offset]) != (element == "green"))
-        time.sleep(0.002)
-    return {e: "blink" if len(s) == 2 else "on" for e, s in seen.items() if True in s}
+@pytest.fixture
+def bench(kind: str, tmp_path: Path) -> Iterator[Bench]:
+    it = Bench(kind, tmp_path)
+    yield it
+    it.unplug()
+
+
+def each(*kinds: str) -> Any:
+    return pytest.mark.parametrize("kind", kinds, indirect=True)
 
 
 def eventually(condition: Callable[[], bool], timeout_s: float = 2.0) -> bool:
@@ -150,28 +277,170 @@ def eventually(condition: Callable[[], bool], timeout_s: float = 2.0) -> bool:
     while not condition():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.005)
+        time.sleep(0.002)
     return True
 
 
-@pytest.mark.parametrize("state", LightState)
-def test_every_state_shows_its_pattern_after_any_other(bench: Bench, state: LightState) -> None:
-    for before in (LightState.PASS, LightState.FAULT):
-        bench.light.show(before)
-        assert bench.light.show(state) is bench.light.can_confirm
-        assert eventually(lambda: bench.lit() == PATTERNS[state]), bench.lit()
+def is_seen(bench: Bench, light: StackLight, pattern: LightPattern) -> bool:
+    """The device shows the pattern; what the host flashes has been lit, and dark again since."""
+    if isinstance(light, SimulatedStackLight):
+        return light.lit == pattern
+    if bench.device.lit() == pattern:
+        return True
+    flashing = {element for element, mode in pattern.items() if mode == "blink"}
+    steady = {element: mode for element, mode in pattern.items() if mode == "on"}
+    is_lit, is_dark_again = set[str](), set[str]()
+    for lit in list(bench.device.history):
+        if {e: m for e, m in lit.items() if e not in flashing} != steady:
+            is_lit, is_dark_again = set(), set()
+        is_dark_again |= is_lit - lit.keys()
+        is_lit |= flashing & lit.keys()
+    return bool(flashing) and is_dark_again == flashing
 
 
+@each(*KINDS)
+def test_every_state_is_seen_at_the_device_and_a_renewal_is_not(bench: Bench) -> None:
+    with bench.open() as light:
+        for state in (LightState.FAULT, *LightState, LightState.PASS):
+            assert light.show(state) is light.can_confirm
+            assert eventually(partial(is_seen, bench, light, PATTERNS[state])), (
+                state,
+                bench.device.history[-12:],
+            )
+            before = len(bench.device.history)
+            assert light.show(state) is light.can_confirm
+            if "blink" not in PATTERNS[state].values():
+                assert all(lit == PATTERNS[state] for lit in bench.device.history[before:])
+
+
+@each(*(kind for kind in KINDS if kind != "simulated"))
+def test_two_patterns_are_never_lit_at_once(bench: Bench) -> None:
+    order = [LightState.PASS, LightState.FAIL, LightState.LAMP_TEST, LightState.UNDECIDED]
+    with bench.open() as light:
+        light.show(order[-1])
+        assert eventually(lambda: bench.device.lit() == PATTERNS[order[-1]])
+        for before, after in pairwise([order[-1], *order]):
+            start = len(bench.device.history)
+            light.show(after)
+            assert eventually(lambda state=after: bench.device.lit() == PATTERNS[state])
+            for lit in bench.device.history[start:]:
+                assert lit.items() <= PATTERNS[before].items() or (
+                    lit.items() <= PATTERNS[after].items()
+                ), (before, after, bench.device.history[start:])
+
+
+@each(*KINDS)
 def test_close_changes_nothing_and_may_be_repeated(bench: Bench) -> None:
-    bench.light.show(LightState.FAIL)
-    assert eventually(lambda: bench.lit() == {"red": "on"})
-    bench.light.close()
-    bench.light.close()
-    assert bench.lit() == {"red": "on"}
+    light = bench.open()
+    light.show(LightState.FAIL)
+    assert eventually(lambda: is_seen(bench, light, {"red": "on"}))
+    light.close()
+    light.close()
+    assert is_seen(bench, light, {"red": "on"})
 
 
+@each(*KINDS)
 def test_it_says_what_was_opened(bench: Bench) -> None:
-    assert "light" in bench.light.description or "tower" in bench.light.description
+    with bench.open() as light:
+        assert "light" in light.description or "tower" in light.description
+        assert light.can_confirm == bench.settings.can_confirm
+
+
+@each(*(kind for kind in KINDS if kind != "simulated"))
+def test_a_device_that_is_pulled_out_is_lost_until_it_is_opened_anew(bench: Bench) -> None:
+    light = bench.open()
+    light.show(LightState.FAULT)
+    bench.unplug()
+    for state in (LightState.PASS, LightState.FAULT):
+        with pytest.raises(DeviceLost):
+            light.show(state)
+    light.close()
+    light.close()
+    bench.plug_in()
+    with bench.open() as again:
+        again.show(LightState.FAIL)
+        assert eventually(lambda: bench.device.lit() == {"red": "on"})
+
+
+@pytest.mark.alone
+@each(*(kind for kind in KINDS if kind not in ("simulated", "gpio")))
+def test_a_device_that_falls_silent_is_told_within_half_a_second(bench: Bench) -> None:
+    with bench.open() as light:
+        light.show(LightState.FAULT)
+        bench.fall_silent()
+        with pytest.raises(DeviceTimeout):  # noqa: PT012 - a pty takes 18 kB before it is full
+            for _ in range(20_000):
+                started = time.monotonic()
+                light.show(LightState.FAIL)
+        assert time.monotonic() - started < 0.5
+
+
+@pytest.mark.alone
+@each("modbus_tcp", "modbus_rtu_over_tcp", "modbus_registers", "patlite_pns", "patlite_phn")
+@pytest.mark.parametrize("byte", [b"\x00", b"\x06"])
+def test_a_device_that_talks_without_end_is_told_within_half_a_second(
+    bench: Bench, byte: bytes
+) -> None:
+    with TcpDevice(lambda data: byte * 65_536) as flood:
+        flood.is_flooding = True
+        bench.settings = bench.settings.model_copy(update={"tcp_port": flood.port})
+        with bench.open() as light:
+            for _ in range(3):
+                started = time.monotonic()
+                with pytest.raises(DeviceError):
+                    light.show(LightState.FAIL)
+                assert time.monotonic() - started < 0.5
+
+
+@each(*EXCLUSIVE)
+def test_a_second_master_on_one_port_is_refused(bench: Bench) -> None:
+    with bench.open() as light:
+        with pytest.raises(DeviceBusy):
+            bench.open()
+        light.show(LightState.FAIL)
+        assert eventually(lambda: bench.device.lit() == {"red": "on"})
+    bench.open().close()
+
+
+@each(*SHARED)
+def test_a_second_master_on_the_network_is_noticed(bench: Bench) -> None:
+    with bench.open() as light:
+        light.show(LightState.FAIL)
+        bench.interfere("green")
+        with pytest.raises(DeviceTimeout, match="green read back wrong: on, left off"):
+            light.show(LightState.FAIL)
+        assert light.show(LightState.FAIL) is True
+        assert bench.device.lit() == {"red": "on"}
+        bench.device.on_read = lambda: bench.interfere("green")  # type: ignore[attr-defined]
+        with pytest.raises(DeviceTimeout, match="green read back wrong"):
+            light.show(LightState.FAIL)
+
+
+@each(*READ_BACK)
+def test_an_element_that_does_not_light_is_not_confirmed(bench: Bench) -> None:
+    with bench.open() as light:
+        assert light.show(LightState.PASS) is True
+        bench.device.stuck.add("red")
+        with pytest.raises(DeviceTimeout, match="red read back wrong: off, wanted on"):
+            light.show(LightState.FAIL)
+        assert light.show(LightState.UNDECIDED) is True
+
+
+def test_a_buzzer_falls_silent_and_the_light_does_not(tmp_path: Path) -> None:
+    patterns = {**PATTERNS, LightState.FAULT: LightPattern(red="on", buzzer="on")}
+    settings = serial_settings(tmp_path / "tower")
+    with (
+        PtyRecorder(tmp_path / "tower") as tower,
+        open_stack_light(settings, patterns, buzzer_s=0.05) as light,
+    ):
+        light.show(LightState.FAULT)
+        tower.wait_for(lambda: tower.elements() == {"red": "on", "buzzer": "on"})
+        time.sleep(0.06)  # as long as the buzzer may sound
+        light.show(LightState.FAULT)
+        tower.wait_for(lambda: tower.elements() == {"red": "on"})
+        light.show(LightState.FAIL)
+        light.show(LightState.FAULT)
+        tower.wait_for(lambda: tower.elements() == {"red": "on", "buzzer": "on"})
 
 
 def test_settings_choose_the_driver() -> None:
@@ -319,6 +588,22 @@ def test_gpio_levels_follow_active_low_and_opening_drives_nothing() -> None:
         assert chip.levels[:3] == [1, 0, 1]
 
 
+def test_gpio_bias_and_drive_reach_the_chip_once_lines_are_driven() -> None:
+    chip = FakeChip()
+    lines = {
+        "red": GpioLine(offset=0, bias="pull_up", drive="open_drain"),
+        "yellow": GpioLine(offset=1, bias="pull_down", drive="open_source"),
+        "green": GpioLine(offset=2, bias="disabled"),
+    }
+    with open_gpio(chip, lines=lines) as light:
+        light.show(LightState.PASS)
+    assert [(line.bias, line.drive) for line in chip.lines.values()] == [
+        (Bias.PULL_UP, Drive.OPEN_DRAIN),
+        (Bias.PULL_DOWN, Drive.OPEN_SOURCE),
+        (Bias.DISABLED, Drive.PUSH_PULL),
+    ]
+
+
 def test_gpio_switches_all_lines_in_one_write() -> None:
     chip = FakeChip()
     with open_gpio(chip) as light:
@@ -358,7 +643,7 @@ def test_gpio_chip_or_line_that_is_not_there() -> None:
 
 def test_gpio_reads_back_what_it_drove() -> None:
     chip = FakeChip()
-    chip.stuck[0] = 0
+    chip.stuck.add("red")
     with open_gpio(chip) as light:
         assert light.show(LightState.PASS) is True
         with pytest.raises(DeviceTimeout, match="red read back wrong"):

@@ -10,7 +10,7 @@ from rich.console import Console
 from test_qms import result
 
 from drivers.stacklight import LightState
-from drivers.stacklight.settings import DEFAULT_PATTERNS
+from drivers.stacklight.profiles import DEFAULT_PATTERNS
 from station.ipc import Json
 from station.record import Verdict
 from station.view import LiveView, plain_line, print_summary

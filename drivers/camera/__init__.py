@@ -113,6 +113,8 @@ class CameraInfo:
     frame_height: int
     """Scan lines in a frame, at most."""
     pixel_format: str
+    offset_x_px: int = 0
+    """OffsetX: pixels of the sensor before the first of a scan line."""
     line_rate_hz: float | None = None
     """None where the camera has no AcquisitionLineRate."""
     exposure_us: float | None = None

@@ -195,6 +195,7 @@ class GenicamCamera(Camera):
             width=int(self._nodes.Width.value),
             frame_height=int(self._nodes.Height.value),
             pixel_format=str(self._nodes.PixelFormat.value),
+            offset_x_px=int(read_feature(self._nodes, "OffsetX") or 0),
             line_rate_hz=read_in(self._nodes, "AcquisitionLineRate", HERTZ),
             is_frame_triggered=_is_on(self._nodes, "FrameStart")
             or _is_on(self._nodes, "FrameActive"),

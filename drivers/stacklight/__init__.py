@@ -47,6 +47,14 @@ class StackLight(ABC):
     """What was opened, for people."""
     can_confirm: bool = False
     """True if the device can be read back."""
+    lapses_by_itself: bool = False
+    """True if the device itself ends a pass that nobody renews, whatever becomes of this machine.
+    """
+    is_latching: bool = True
+    """True if the light stays as it is when this process dies and nobody starts it again: green
+    then needs a hardware watchdog, unless `lapses_by_itself`."""
+    buzzer_s: float | None = None
+    """A buzzer sounds so long from the beginning of a state on; None: as long as the state."""
 
     @abstractmethod
     def show(self, state: LightState) -> bool:
@@ -71,14 +79,21 @@ class StackLight(ABC):
 _DRIVERS = {
     "simulated": "drivers.stacklight.simulated:SimulatedStackLight",
     "serial_tower": "drivers.stacklight.serial_tower:SerialTower",
+    "modbus_relay": "drivers.stacklight.modbus_relay:ModbusRelay",
+    "patlite": "drivers.stacklight.patlite:Patlite",
     "gpio": "drivers.stacklight.gpio:GpioStackLight",
 }
 
 
 def open_stack_light(
-    settings: StackLightSettings, patterns: dict[LightState, LightPattern]
+    settings: StackLightSettings,
+    patterns: dict[LightState, LightPattern],
+    buzzer_s: float | None = None,
 ) -> StackLight:
     """Open the light that `settings.type` names; that one or an error, never another."""
     module_name, class_name = _DRIVERS[settings.type].split(":")
     driver: type[StackLight] = getattr(import_module(module_name), class_name)
-    return driver(settings, patterns)  # type: ignore[call-arg]
+    light = driver(settings, patterns)  # type: ignore[call-arg]
+    light.buzzer_s = buzzer_s
+    light.lapses_by_itself, light.is_latching = settings.lapses_by_itself, settings.is_latching
+    return light

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +18,21 @@ from drivers.errors import (
     DeviceLost,
     DeviceNotFound,
     DeviceRefused,
-    DeviceTimeout,
     DriverMissing,
 )
-from drivers.stacklight import LightState, StackLight
-from drivers.stacklight.settings import GpioStackLightSettings, LightPattern
+from drivers.stacklight import LightState
+from drivers.stacklight.settings import GpioLine, GpioStackLightSettings, LightPattern
+from drivers.stacklight.switched import Modes, SwitchedLight
 
 try:
     import gpiod
-    from gpiod.line import Direction, Value
+    from gpiod.line import Bias, Direction, Drive, Value
 except ImportError as _error:  # pragma: no cover - gpiod is a base dependency
     raise DriverMissing("gpio needs libgpiod's Python binding: pip install gpiod") from _error
 
 
-class GpioStackLight(StackLight):
-    """One request holds all lines; a thread flashes, as the outputs cannot by themselves.
+class GpioStackLight(SwitchedLight):
+    """One request holds all lines, and one call switches them.
 
     The lines are requested as they are and driven from the first `show` on.
     """
@@ -48,114 +46,62 @@ class GpioStackLight(StackLight):
         request_lines: Callable[..., Any] = gpiod.request_lines,
     ) -> None:
         self._settings = settings
-        self._patterns = patterns
         self.description = f"stack light at {settings.chip}, {len(settings.lines)} lines"
         try:
             self._request = request_lines(
-                settings.chip, consumer="vqi", config=self._line_settings(Direction.AS_IS, None)
+                settings.chip, consumer="vqi", config=self._line_settings(Direction.AS_IS)
             )
         except (OSError, ValueError) as error:
             raise _open_error(settings, error) from error
         self._is_driven = False
-        self._pattern: LightPattern = {}
-        self._is_flash_lit = True
-        self._problem: Exception | None = None
-        self._is_closed = False
-        self._lines = threading.Condition()
-        """Guards everything above; notified when there is something to flash, and at close."""
-        self._flasher = threading.Thread(target=self._flash, name="flash", daemon=True)
-        self._flasher.start()
+        self._levels = {line.offset: Value.INACTIVE for line in settings.lines.values()}
+        """By offset; active-low is the kernel's matter."""
+        super().__init__(patterns, settings.lines, settings.lines, settings.blink_hz)
 
-    def show(self, state: LightState) -> bool:
-        with self._lines:
-            pattern = self._patterns[state]
-            if pattern != self._pattern:
-                self._is_flash_lit = True
-            self._pattern = pattern
-            problem, self._problem = self._problem, None
-            try:
-                if problem is not None:
-                    raise problem
-                self._drive()
-                self._confirm()
-            except DeviceError:
-                raise
-            except (OSError, gpiod.RequestReleasedError) as error:
-                raise DeviceLost(f"{self.description}: gone ({error})") from error
-            self._lines.notify()
-            return True
+    def _switch(self, modes: Modes, deadline_s: float) -> None:
+        for element, mode in modes.items():
+            level = Value.INACTIVE if mode is None else Value.ACTIVE
+            self._levels[self._settings.lines[element].offset] = level
+        try:
+            if self._is_driven:
+                self._request.set_values(self._levels)
+            else:
+                self._request.reconfigure_lines(self._line_settings(Direction.OUTPUT))
+                self._is_driven = True
+        except (OSError, gpiod.RequestReleasedError) as error:
+            raise self._lost(error) from error
 
-    def close(self) -> None:
-        with self._lines:
-            self._is_closed = True
-            self._lines.notify()
-        self._flasher.join()
+    def _read(self, deadline_s: float) -> Modes:
+        try:
+            found = self._request.get_values(list(self._levels))
+        except (OSError, gpiod.RequestReleasedError) as error:
+            raise self._lost(error) from error
+        lit = [offset for offset, level in zip(self._levels, found, strict=True) if level.value]
+        lines = self._settings.lines.items()
+        return {element: "on" if line.offset in lit else None for element, line in lines}
+
+    def _release(self) -> None:
         with contextlib.suppress(OSError):
             self._request.release()
 
-    def _wanted(self) -> dict[int, Value]:
-        """Level of each line now, by offset; active-low is the kernel's matter."""
-        wanted = {}
-        for element, line in self._settings.lines.items():
-            mode = self._pattern.get(element)
-            is_lit = mode == "on" or (mode == "blink" and self._is_flash_lit)
-            wanted[line.offset] = Value.ACTIVE if is_lit else Value.INACTIVE
-        return wanted
+    def _lost(self, error: Exception) -> DeviceLost:
+        return DeviceLost(f"{self.description}: gone ({error})")
 
-    def _drive(self) -> None:
-        wanted = self._wanted()
-        if self._is_driven:
-            self._request.set_values(wanted)
-            return
-        self._request.reconfigure_lines(self._line_settings(Direction.OUTPUT, wanted))
-        self._is_driven = True
+    def _line_settings(self, direction: Direction) -> dict[Any, Any]:
+        lines = self._settings.lines.values()
+        return {line.offset: self._one_line(line, direction) for line in lines}
 
-    def _confirm(self) -> None:
-        wanted = self._wanted()
-        found = self._request.get_values(list(wanted))
-        wrong = [
-            element
-            for (element, line), level in zip(self._settings.lines.items(), found, strict=True)
-            if level != wanted[line.offset]
-        ]
-        if wrong:
-            raise DeviceTimeout(
-                f"{self.description}: {', '.join(wrong)} read back wrong; check the wiring for a "
-                f"short circuit"
-            )
-
-    def _flash(self) -> None:
-        half_period_s = 0.5 / self._settings.blink_hz
-        with self._lines:
-            while not self._is_closed:
-                if "blink" not in self._pattern.values() or self._problem is not None:
-                    self._lines.wait()
-                    continue
-                is_changed = self._lines.wait_for(
-                    partial(self._has_changed, self._pattern), half_period_s
-                )
-                if is_changed:
-                    continue
-                self._is_flash_lit = not self._is_flash_lit
-                try:
-                    self._drive()
-                except (OSError, gpiod.RequestReleasedError) as error:
-                    self._problem = error  # the next show raises it
-
-    def _has_changed(self, pattern: LightPattern) -> bool:
-        return self._is_closed or self._pattern is not pattern
-
-    def _line_settings(
-        self, direction: Direction, levels: dict[int, Value] | None
-    ) -> dict[Any, Any]:
-        return {
-            line.offset: gpiod.LineSettings(
-                direction=direction,
-                active_low=line.is_active_low,
-                output_value=levels[line.offset] if levels else Value.INACTIVE,
-            )
-            for line in self._settings.lines.values()
-        }
+    def _one_line(self, line: GpioLine, direction: Direction) -> gpiod.LineSettings:
+        if direction is Direction.AS_IS:
+            # Only lines with a direction can be given a drive.
+            return gpiod.LineSettings(direction=direction, active_low=line.is_active_low)
+        return gpiod.LineSettings(
+            direction=direction,
+            active_low=line.is_active_low,
+            bias=Bias[line.bias.upper()],
+            drive=Drive[line.drive.upper()],
+            output_value=self._levels[line.offset],
+        )
 
 
 def _open_error(settings: GpioStackLightSettings, error: Exception) -> DeviceError:

@@ -46,6 +46,7 @@ class _Taken:
     """Scan lines of both targets; `fresh` ones of the bright target try the result on."""
 
     serial: str
+    offset_x_px: int
     dark: Pixels
     bright: Pixels
     fresh: Pixels | None
@@ -75,7 +76,9 @@ def calibrate(
     folder = out or loaded.value.journal.directory.parent / "flat-fields"
     try:
         taken = _targets(loaded.value.camera, dark, flat, scan_lines)
-        field = measure_flat_field(taken.dark, taken.bright, taken.serial)
+        field = measure_flat_field(
+            taken.dark, taken.bright, taken.serial, offset_x_px=taken.offset_x_px
+        )
         residual = _residual(field, taken.fresh)
         if residual > _MOST_RESIDUAL:
             raise FlatFieldRefused(
@@ -96,10 +99,12 @@ def _targets(
     """From recordings, else from the camera before one target after the other."""
     if dark is not None and flat is not None:
         (first, unlit), (second, lit) = (_recorded(path, scan_lines) for path in (dark, flat))
-        serials = {first, second} - {""}
-        if len(serials) > 1:
-            raise FlatFieldRefused(f"dark and flat are of two cameras: {first} and {second}")
-        return _Taken(serials.pop() if serials else _serial_of(settings), unlit, lit, None)
+        cameras = {camera for camera in (first, second) if camera is not None}
+        if len(cameras) > 1:
+            said = " and ".join(f"{serial} at OffsetX {at}" for serial, at in sorted(cameras))
+            raise FlatFieldRefused(f"dark and flat are of two cameras: {said}")
+        serial, offset_x_px = cameras.pop() if cameras else _camera_of(settings)
+        return _Taken(serial, offset_x_px, unlit, lit, None)
     with open_camera(_aimed(settings, "Dark", "Cover the lens or the lamp")) as camera:
         _refuse_own_correction(camera)
         camera.start()
@@ -107,7 +112,7 @@ def _targets(
     with open_camera(_aimed(settings, "Uniform", _UNIFORM)) as camera:
         camera.start()
         lit, fresh = take_scan_lines(camera, scan_lines), take_scan_lines(camera, scan_lines)
-    return _Taken(camera.info.serial, unlit, lit, fresh)
+    return _Taken(camera.info.serial, camera.info.offset_x_px, unlit, lit, fresh)
 
 
 def _refuse_own_correction(camera: Camera) -> None:
@@ -139,21 +144,24 @@ def _has_target(settings: CameraSettings) -> bool:
         return read_feature(camera.node_map, "SimTarget") is not None
 
 
-def _recorded(path: Path, scan_lines: int) -> tuple[str, Pixels]:
-    """Scan lines of a recording, with its camera; "" for a picture, which names none."""
+def _recorded(path: Path, scan_lines: int) -> tuple[tuple[str, int] | None, Pixels]:
+    """Scan lines of a recording, with its camera's serial and OffsetX; None for a picture, which
+    names none."""
     settings = ReplayCameraSettings(type="replay", path=path, frame_height=1, gap_scan_lines=0)
     with open_camera(settings) as camera:
         camera.start()
-        serial = camera.info.serial
-        is_picture = serial == f"REPLAY-{path.name}"
-        return "" if is_picture else serial, take_scan_lines(camera, scan_lines)
+        info = camera.info
+        is_picture = info.serial == f"REPLAY-{path.name}"
+        who = None if is_picture else (info.serial, info.offset_x_px)
+        return who, take_scan_lines(camera, scan_lines)
 
 
-def _serial_of(settings: CameraSettings) -> str:
+def _camera_of(settings: CameraSettings) -> tuple[str, int]:
+    """Serial and OffsetX, without the camera where the configuration names them."""
     if isinstance(settings, GenicamCameraSettings):
-        return settings.serial
+        return settings.serial, int(settings.features.get("OffsetX", 0))
     with open_camera(settings) as camera:
-        return camera.info.serial
+        return camera.info.serial, camera.info.offset_x_px
 
 
 def _residual(field: FlatField, bright: Pixels | None) -> float:

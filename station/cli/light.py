@@ -65,6 +65,7 @@ def test(config: ConfigOption) -> None:
     )
     elements = ", ".join(settings.light.pattern_table[LightState.LAMP_TEST])
     typer.echo(f"lamp test sent to {elements}; did all of them light up?")
+    typer.echo(f"this light is {settings.light.device.nature}")
 
 
 def _through_lamp_or_device(
@@ -80,8 +81,9 @@ def _through_lamp_or_device(
             except NotPermitted:
                 raise
             except PeerGone:
+                light = settings.light
                 with (
-                    open_stack_light(settings.light.device, settings.light.pattern_table) as device,
+                    open_stack_light(light.device, light.pattern_table, light.buzzer_s) as device,
                     _exit_on_sigterm(),
                 ):
                     with_device(device)

@@ -7,17 +7,22 @@ import csv
 import json
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from station.cli.common import JsonOption, fail, load_or_exit, print_json
+from station.cli import log_upkeep
+from station.cli.common import JsonOption, fail, print_json
+from station.cli.log_options import Config, Journal, Serial, Since, Until, Wanted, journal_folder
 from station.qms import Filter, Json, Reader, StoreError, verify
-from station.record import Verdict, rfc3339, score_text
+from station.record import score_text
 
 app = typer.Typer(no_args_is_help=True)
+app.add_typer(log_upkeep.hold_app, name="hold")
+app.command("backup")(log_upkeep.backup)
+app.command("prune")(log_upkeep.prune)
+app.command("clock-is-right")(log_upkeep.clock_is_right)
 
 EXPORT_VERDICTS = {"PASS": "OK", "FAIL": "NotOK", "UNDECIDED": "NotDecidable"}
 """Verdicts in exports (OPC 40001-101)."""
@@ -46,43 +51,12 @@ _COLUMNS = (
     "reviewer",
 )
 
-Config = Annotated[
-    str | None, typer.Option("--config", envvar="VQI_CONFIG", help="Configuration file.")
-]
-Journal = Annotated[Path | None, typer.Option("--journal", help="Journal folder instead.")]
-
-
-def _utc_text(given: str | None) -> str | None:
-    """A time as `written_at` is written, so that both compare as text."""
-    if given is None:
-        return None
-    try:
-        at = datetime.fromisoformat(given)
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"{given!r} is no time; write it as 2026-11-24 or 2026-11-24T06:00 (UTC), "
-            "or with an offset: 2026-11-24T07:00+01:00"
-        ) from error
-    return rfc3339(at.replace(tzinfo=at.tzinfo or UTC))
-
-
-Since = Annotated[
-    str | None, typer.Option(callback=_utc_text, help="UTC, as 2026-11-24 or 2026-11-24T06:00.")
-]
-Until = Annotated[str | None, typer.Option(callback=_utc_text, help="UTC, exclusive.")]
-Serial = Annotated[str | None, typer.Option(help="Part serial.")]
-Wanted = Annotated[Verdict | None, typer.Option("--verdict", case_sensitive=False)]
-
 
 @contextlib.contextmanager
 def _reader(config: str | None, journal: Path | None) -> Iterator[Reader]:
     """The log, and a line on stderr that says which file was read."""
-    if journal is None:
-        if config is None:
-            fail("name the log: --config FILE or --journal FOLDER", 2)
-        journal = load_or_exit(config).value.journal.directory
     try:
-        with Reader(journal) as reader:
+        with Reader(journal_folder(config, journal)) as reader:
             print(f"vqi: {reader.source_note}", file=sys.stderr)  # noqa: T201
             yield reader
     except StoreError as error:
@@ -203,16 +177,22 @@ def verify_(
                 "results": found.results,
                 "open_plates": found.open_plates,
                 "images": found.images,
+                "tombstones": found.tombstones,
+                "holds": found.holds,
                 "head": found.head,
                 "findings": found.findings,
+                "notes": found.notes,
             }
         )
     else:
         for finding in found.findings:
             typer.echo(finding)
+        for note in found.notes:
+            typer.echo(f"note: {note}")
         typer.echo(
             f"{'ok' if not found.findings else 'NOT OK'}: {found.rows} rows, {found.results} "
-            f"results, {found.images} pictures, head {found.head[:16]}"
+            f"results, {found.images} pictures ({found.tombstones} removed by a rule), "
+            f"{found.holds} holds, head {found.head[:16]}"
         )
     raise typer.Exit(1 if found.findings else 0)
 

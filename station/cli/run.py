@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -21,6 +22,7 @@ from station.cli.common import (
 )
 from station.config import DEFAULT_RECORD_GB, Configuration, Loaded
 from station.ipc import Json
+from station.logs import set_up_logging
 from station.outlet import Outlet, Write, write_line
 from station.product import load_product
 from station.supervisor import Supervisor
@@ -39,12 +41,14 @@ def run(
     loaded = load_or_exit(config)
     with exit_on_config_error():
         load_product(loaded)
+    set_up_logging("supervisor", loaded.value.station.id)
     options = [] if seconds is None else ["--seconds", str(seconds)]
     if record is not None:
         options += ["--record", str(record), "--record-gb", str(record_gb)]
 
     def start(show: Write, log: Callable[[str], None]) -> Supervisor:
-        return Supervisor(config, plates, options, show, log)
+        has_metrics = loaded.value.metrics is not None
+        return Supervisor(config, plates, options, show, log, has_metrics)
 
     if is_json:
         supervisor, status = _run_lines(start, _record_line)
@@ -61,15 +65,15 @@ Start = Callable[[Write, Callable[[str], None]], Supervisor]
 
 
 def _run_lines(start: Start, line_of: Callable[[Json], str | None]) -> tuple[Supervisor, int]:
-    """Events as lines on stdout, the supervisor's own words on stderr."""
+    """Events as lines on stdout, the supervisor's own words in the log."""
 
     def write(event: Json) -> None:
         line = line_of(event)
         if line is not None:
             write_line(1, line)
 
-    with Outlet(write) as lines, Outlet(lambda event: write_line(2, event["log"])) as words:
-        supervisor = start(lines.emit, lambda text: words.emit({"log": text}))
+    with Outlet(write) as lines:
+        supervisor = start(lines.emit, logging.getLogger("supervisor").warning)
         status = supervisor.run()
         if supervisor.report.summary is not None:
             lines.emit({"summary": supervisor.report.summary})

@@ -1,0 +1,101 @@
+"""Settings of each digital I/O driver, chosen by `type`."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from drivers.settings import Count, Settings
+
+Name = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
+_MOST_APART = 64
+"""They are read in one request."""
+Bias = Literal["as_is", "pull_up", "pull_down", "disabled"]
+
+
+class SimulatedIoSettings(Settings):
+    """Outputs that nobody sees: no wire is behind them."""
+
+    type: Literal["simulated"]
+    outputs: tuple[Name, ...] = ()
+    inputs: tuple[Name, ...] = ()
+
+
+class GpioIoLine(Settings):
+    """One line of the chip."""
+
+    offset: Count = Field(ge=0, description="Line offset on the chip.")
+    is_active_low: bool = Field(False, description="True if on is the low level.")
+    bias: Bias = Field("as_is", description="The chip's own pull resistor.")
+
+
+class GpioIoSettings(Settings):
+    """Lines of this machine, through libgpiod."""
+
+    type: Literal["gpio"]
+    chip: str = Field(min_length=1, description="For example /dev/gpiochip0.")
+    outputs: dict[Name, GpioIoLine] = Field(default_factory=dict)
+    inputs: dict[Name, GpioIoLine] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _each_line_has_one_use(self) -> GpioIoSettings:
+        offsets = [line.offset for line in (*self.outputs.values(), *self.inputs.values())]
+        twice = sorted({offset for offset in offsets if offsets.count(offset) > 1})
+        if twice:
+            raise ValueError(f"line {twice[0]} has two names; give each its own line")
+        return self
+
+
+class ModbusIoSettings(Settings):
+    """An I/O module's coils and discrete inputs, over Modbus TCP or RTU."""
+
+    type: Literal["modbus"]
+    port: str | None = Field(None, min_length=1, description="Serial device of the RS-485 line.")
+    baud_rate: Count = Field(9600, gt=0)
+    parity: Literal["N", "E", "O"] = "N"
+    stop_bits: Literal[1, 2] = 1
+    host: IPv4Address | IPv6Address | None = Field(
+        None, description="An address, not a name: the lamp waits for no name server."
+    )
+    tcp_port: Count = Field(502, ge=1, le=65_535)
+    framing: Literal["tcp", "rtu"] = Field(
+        "tcp", description="rtu: a module or converter that carries RTU frames over TCP."
+    )
+    device_id: Count = Field(1, ge=1, le=247, description="Unit id of the module.")
+    outputs: dict[Name, Annotated[Count, Field(ge=0, le=65535)]] = Field(
+        default_factory=dict, description="Coil address of each output."
+    )
+    inputs: dict[Name, Annotated[Count, Field(ge=0, le=65535)]] = Field(
+        default_factory=dict, description="Discrete input address of each input."
+    )
+    pulse_offset: Count | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="FC05 to coil address + this switches on for a time: 512 on Waveshare boards.",
+    )
+    pulse_unit_ms: Count = Field(100, ge=1, le=1000, description="Unit of that time.")
+
+    @model_validator(mode="after")
+    def _is_over_one_link(self) -> ModbusIoSettings:
+        if (self.port is None) == (self.host is None):
+            raise ValueError("give either port (RTU) or host (TCP)")
+        for places in (self.outputs.values(), self.inputs.values()):
+            if places and max(places) - min(places) >= _MOST_APART:
+                raise ValueError(f"addresses lie more than {_MOST_APART} apart")
+        return self
+
+
+DigitalIoSettings = Annotated[
+    SimulatedIoSettings | GpioIoSettings | ModbusIoSettings, Field(discriminator="type")
+]
+
+
+def output_names(settings: DigitalIoSettings) -> set[str]:
+    return set(settings.outputs)
+
+
+def input_names(settings: DigitalIoSettings) -> set[str]:
+    return set(settings.inputs)

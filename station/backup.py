@@ -1,0 +1,356 @@
+"""A verified copy of the log and its pictures, made beside a running station.
+
+A folder of backups holds `images/`, content-named and common to all, and a folder for each
+generation with `journal.db` and `manifest.json`. A generation has its name only once its chain was
+recomputed and its pictures were read, so a backup that is killed leaves the last good one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import sqlite3
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from station.lock import take_lock
+from station.qms import DATABASE, IMAGES, Reader, StoreError, Verification, verify
+
+Json = dict[str, Any]
+MARKER = "vqi-backup.json"
+MANIFEST = "manifest.json"
+_INCOMING = "incoming"
+_PAGES_A_STEP = 512
+_PAUSE_S = 0.002
+_SAMPLE = 200
+"""Pictures of earlier backups that are read again."""
+_RESERVE = 50 * 10**6
+_ROUNDS = 5
+"""A picture that a rule removes while it is copied begins another round."""
+_LOCK_WAIT_S = 1.0
+
+
+class BackupError(Exception):
+    """No backup was made; the message says why and what to do. The last good one is as it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backup:
+    """A generation that was made and verified."""
+
+    directory: str
+    generation: str
+    head_seq: int
+    head_chain_sha256: str
+    pictures: int
+    copied: int
+    took_s: float
+
+
+def make_backup(journal: Path, directory: Path, keep: int, is_new: bool, read_all: bool) -> Backup:
+    """Copy the log in `journal` to a new generation in `directory` and verify it.
+
+    `is_new`: a folder that holds no backups is begun. `read_all`: every picture is read again, not
+    only the new ones and a sample. Raises `BackupError`.
+    """
+    began = time.monotonic()
+    try:
+        _begin(journal, directory, is_new)
+        lock = take_lock(directory / "lock", _LOCK_WAIT_S)
+        if lock is None:
+            raise BackupError(f"{directory}: another backup is being made there")
+        try:
+            return _make(journal, directory, keep, read_all, began)
+        finally:
+            os.close(lock)
+    except OSError as error:
+        advice = "; free some space there" if error.errno == errno.ENOSPC else ""
+        raise BackupError(f"{directory}: {error.strerror or error}{advice}") from error
+    except (sqlite3.Error, StoreError) as error:
+        raise BackupError(f"{journal}: {error}") from error
+
+
+def generations(directory: Path) -> list[str]:
+    """Names of the good copies in a folder of backups, oldest first."""
+    return sorted(path.parent.name for path in directory.glob(f"*/{MANIFEST}"))
+
+
+def read_manifest(directory: Path, generation: str) -> Json:
+    manifest: Json = json.loads((directory / generation / MANIFEST).read_text())
+    return manifest
+
+
+def _begin(journal: Path, directory: Path, is_new: bool) -> None:
+    """The marker keeps a folder over which no disk is mounted, and another station's, from being
+    taken for this one's."""
+    marker, ours = directory / MARKER, {"first_chain_sha256": _first_link(journal)}
+    if is_new and not marker.exists():
+        directory.mkdir(exist_ok=True)
+        if any(directory.iterdir()):
+            raise BackupError(f"{directory}: is not empty and holds no backups; name another")
+        marker.write_text(json.dumps(ours) + "\n")
+    try:
+        found = json.loads(marker.read_text())
+    except FileNotFoundError as error:
+        raise BackupError(
+            f"{directory}: holds no backups; if its disk is there, begin it once with "
+            f"`vqi log backup --to {directory}`"
+        ) from error
+    if found != ours:
+        raise BackupError(f"{directory}: holds backups of another log; name another")
+
+
+def _first_link(journal: Path) -> str:
+    """The chain value of a log's first row: no other log has it."""
+    uri = f"{(journal / DATABASE).absolute().as_uri()}?mode=ro"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as log:
+        found = log.execute("SELECT chain_sha256 FROM row WHERE seq = 1").fetchone()
+    if found is None:
+        raise BackupError(f"{journal}: the log has no rows yet")
+    return str(found[0])
+
+
+def _make(journal: Path, directory: Path, keep: int, read_all: bool, began: float) -> Backup:
+    incoming = directory / _INCOMING
+    shutil.rmtree(incoming, ignore_errors=True)
+    before = _newest(directory)
+    for _ in range(_ROUNDS):
+        incoming.mkdir(exist_ok=True)
+        _copy_database(journal, incoming)
+        since = _seen(incoming / DATABASE, before)
+        copied, gone = _copy_pictures(journal, directory, since)
+        if not gone:
+            break
+    else:
+        raise BackupError(f"{journal}: pictures go faster than they are copied: {gone}")
+    found = _verified(directory, copied, read_all)
+    _write_manifest(incoming, found, copied)
+    name = _publish(directory)
+    _forget(directory, keep)
+    return Backup(
+        directory=str(directory),
+        generation=name,
+        head_seq=found.rows,
+        head_chain_sha256=found.head,
+        pictures=found.images - found.tombstones,
+        copied=len(copied),
+        took_s=round(time.monotonic() - began, 3),
+    )
+
+
+def _newest(directory: Path) -> Json | None:
+    names = generations(directory)
+    return read_manifest(directory, names[-1]) if names else None
+
+
+def _copy_database(journal: Path, incoming: Path) -> None:
+    """Page after page through one reading transaction: a commit meanwhile neither waits nor makes
+    it begin again; the WAL grows by what is committed until the end."""
+    target = incoming / DATABASE
+    target.unlink(missing_ok=True)
+    source_path = journal / DATABASE
+    _see_room(incoming, source_path.stat().st_size)
+    source = sqlite3.connect(f"{source_path.absolute().as_uri()}?mode=ro", uri=True)
+    source.isolation_level = None
+    copy = sqlite3.connect(target)
+    try:
+        source.execute("BEGIN")
+        source.execute("SELECT 1 FROM row LIMIT 1").fetchone()
+        source.backup(copy, pages=_PAGES_A_STEP, progress=lambda *_: time.sleep(_PAUSE_S))
+        copy.execute("PRAGMA journal_mode = DELETE")
+    finally:
+        copy.close()
+        source.close()
+    _sync(target)
+
+
+def _see_room(folder: Path, size: int) -> None:
+    status = os.statvfs(folder)
+    if status.f_bavail * status.f_frsize < size + _RESERVE:
+        raise OSError(errno.ENOSPC, f"no room for {size / 1e6:.0f} MB")
+
+
+def _seen(copy: Path, before: Json | None) -> int:
+    """The row up to which the last generation's pictures are here; 0 if it is of another log."""
+    if before is None:
+        return 0
+    seq, link = before["head_seq"], before["head_chain_sha256"]
+    with contextlib.closing(sqlite3.connect(copy)) as log:
+        found = log.execute("SELECT chain_sha256 FROM row WHERE seq = ?", (seq,)).fetchone()
+    return seq if found and found[0] == link else 0
+
+
+def _live_pictures(copy: Path, since: int) -> Iterator[tuple[str, str, int]]:
+    """Path, sha256 and size of what rows after `since` name and no tombstone removed."""
+    query = """
+        SELECT image.value ->> 'path', image.value ->> 'sha256', image.value ->> 'bytes'
+        FROM row AS named, json_each(named.body, '$.images') AS image
+        WHERE seq > ? AND +kind = 'result' AND NOT EXISTS (
+            SELECT 1 FROM row WHERE result_id = named.result_id AND kind = 'tombstone'
+            AND body ->> '$.path' = image.value ->> 'path')
+    """
+    with contextlib.closing(sqlite3.connect(copy)) as log:
+        yield from log.execute(query, (since,))
+
+
+def _copy_pictures(journal: Path, directory: Path, since: int) -> tuple[list[str], str]:
+    """What is new, and the first that is gone from the log's own folder."""
+    copied: list[str] = []
+    folders = set()
+    for path, sha256, size in _live_pictures(directory / _INCOMING / DATABASE, since):
+        target = directory / IMAGES / path
+        if target.exists() and target.stat().st_size == size:
+            continue
+        _see_room(directory, size)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _copy_picture(journal / IMAGES / path, target, sha256)
+        except FileNotFoundError:
+            return copied, path
+        folders.add(target.parent)
+        copied.append(path)
+    for folder in folders:
+        _sync(folder)
+    return copied, ""
+
+
+def _copy_picture(source: Path, target: Path, sha256: str) -> None:
+    """A second name where both lie on one disk, else a copy that was read back."""
+    temporary = target.with_suffix(".new")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        with source.open("rb") as given, temporary.open("wb") as taken:
+            shutil.copyfileobj(given, taken, 2**20)
+            taken.flush()
+            os.fsync(taken.fileno())
+    if _sha256(temporary) != sha256:
+        temporary.unlink()
+        raise BackupError(f"{source}: is not the picture that was recorded; see `vqi log verify`")
+    temporary.rename(target)
+
+
+def _verified(directory: Path, copied: list[str], read_all: bool) -> Verification:
+    """The copy's chain, and its pictures: the new ones were read when they were copied, of the
+    others all or a sample."""
+    incoming = directory / _INCOMING
+    with Reader(incoming) as reader:
+        found = verify(reader, with_images=read_all)
+    if not read_all:
+        found.images = _count_images(incoming / DATABASE)
+        found.findings += _sampled(directory, set(copied))
+    if found.findings:
+        raise BackupError(
+            f"{directory}: the copy is not good: {found.findings[0]}; see `vqi log verify`"
+        )
+    return found
+
+
+def _count_images(copy: Path) -> int:
+    query = "SELECT sum(json_array_length(body, '$.images')) FROM row WHERE kind = 'result'"
+    with contextlib.closing(sqlite3.connect(copy)) as log:
+        return log.execute(query).fetchone()[0] or 0
+
+
+def _sampled(directory: Path, known: set[str]) -> list[str]:
+    """Findings among a random sample of the pictures that were not copied now."""
+    sample: list[tuple[str, str]] = []
+    for number, (path, sha256, _) in enumerate(
+        one for one in _live_pictures(directory / _INCOMING / DATABASE, 0) if one[0] not in known
+    ):
+        if len(sample) < _SAMPLE:
+            sample.append((path, sha256))
+        elif (place := random.randrange(number + 1)) < _SAMPLE:
+            sample[place] = path, sha256
+    found = []
+    for path, sha256 in sample:
+        target = directory / IMAGES / path
+        if not target.exists() or _sha256(target) != sha256:
+            found.append(f"{target} is not the picture that was recorded")
+    return found
+
+
+def _write_manifest(incoming: Path, found: Verification, copied: list[str]) -> None:
+    database = incoming / DATABASE
+    manifest = {
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "database_sha256": _sha256(database),
+        "database_bytes": database.stat().st_size,
+        "rows": found.rows,
+        "results": found.results,
+        "head_seq": found.rows,
+        "head_chain_sha256": found.head,
+        "pictures": found.images - found.tombstones,
+        "copied": len(copied),
+    }
+    path = incoming / MANIFEST
+    path.write_text(json.dumps(manifest, indent=1) + "\n")
+    _sync(path)
+
+
+def _publish(directory: Path) -> str:
+    name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    _sync(directory / _INCOMING)
+    (directory / _INCOMING).rename(directory / name)
+    _sync(directory)
+    return name
+
+
+# --- what is old --------------------------------------------------------------------------------
+
+
+def _forget(directory: Path, keep: int) -> None:
+    """Generations beyond `keep`, and the pictures that no kept one needs."""
+    names = generations(directory)
+    dropped, kept = names[:-keep], names[-keep:]
+    if not dropped:
+        return
+    since = min(read_manifest(directory, name)["head_seq"] for name in dropped)
+    until = read_manifest(directory, kept[0])["head_seq"]
+    for path in _unneeded(directory / kept[-1] / DATABASE, since, until):
+        (directory / IMAGES / path).unlink(missing_ok=True)
+    for name in dropped:
+        # First its manifest: without one it is no generation.
+        (directory / name / MANIFEST).unlink()
+        shutil.rmtree(directory / name)
+
+
+def _unneeded(newest: Path, since: int, until: int) -> list[str]:
+    """Pictures that were removed in the log between two rows, and that nothing has named since."""
+    query = """
+        SELECT DISTINCT stone.body ->> '$.path' FROM row AS stone
+        WHERE stone.kind = 'tombstone' AND stone.seq > :since AND stone.seq <= :until
+        AND stone.body ->> '$.path' NOT IN (
+            SELECT image.value ->> 'path' FROM row AS named, json_each(named.body, '$.images') AS
+            image WHERE named.kind = 'result' AND NOT EXISTS (
+                SELECT 1 FROM row WHERE result_id = named.result_id AND kind = 'tombstone'
+                AND seq <= :until AND body ->> '$.path' = image.value ->> 'path'))
+    """
+    with contextlib.closing(sqlite3.connect(newest)) as log:
+        found = log.execute(query, {"since": since, "until": until})
+        return [row[0] for row in found]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

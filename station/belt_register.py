@@ -1,0 +1,200 @@
+"""A register that shifts with the belt: which plate is at the accept point, and when. Pure.
+
+Places are scan lines of belt travel. A frame says where the belt was when its last scan line was
+in memory; between frames the place is extrapolated with the speed of the frames before, but no
+further than half a frame height and what the belt travels in 20 ms: a belt that stops or turns at
+any moment is never further from where it is taken to be. A plate whose point lies beyond that waits
+for the frame that says that it is reached.
+
+A plate is at its point once: a belt that turns and comes again finds it done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from dataclasses import dataclass
+from enum import StrEnum
+
+SLACK_S = 0.02
+"""Travel in this time may be added to half a frame height: writing and reading take time, too."""
+MAX_PLATES = 256
+"""Plates between camera and accept point, at most; the oldest is forgotten."""
+
+
+class Fate(StrEnum):
+    """What became of a plate that reached its accept point."""
+
+    ACCEPT = "accept"
+    """It passed, and is at its point now."""
+    LATE = "withheld_late"
+    """Its point went by before its verdict."""
+    WITHHELD = "withheld"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the belt was, in scan lines of travel, when a frame's last scan line was in memory."""
+
+    scan_lines: float
+    at_ns: int
+    """CLOCK_MONOTONIC."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do about a plate at its accept point."""
+
+    result_id: str
+    fate: Fate
+    why: str = ""
+    off_by: float = 0.0
+    """Scan lines that the belt is taken to be beyond the point."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    result_id: str
+    begin: float
+    """Place of the belt at which the plate's leading edge is at the accept point."""
+    point: float = math.inf
+    """And its trailing edge; infinite until that is seen."""
+    is_pass: bool | None = None
+    """None until its verdict."""
+    refusal: str = ""
+    """Why it must not be accepted though it passed."""
+    is_over: bool = False
+    """Its point went by."""
+
+
+class BeltRegister:
+    """Used by one thread at a time."""
+
+    def __init__(
+        self, distance: float, frame_height: float, pulse_s: float, max_age_s: float
+    ) -> None:
+        """`distance` from the camera to the accept point and `frame_height` in scan lines;
+        `max_age_s`: what the belt did is unknown if no frame came for longer."""
+        self._distance = distance
+        self._frame_height = frame_height
+        self._pulse_s = pulse_s
+        self._max_age_s = max_age_s
+        self._place: Place | None = None
+        self._speed: float | None = None
+        """Scan lines a second, by the last two frames that followed one another in time."""
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+
+    def clear(self) -> None:
+        """Nothing is known any more: the camera or the station is gone."""
+        self._place = self._speed = None
+        self._entries.clear()
+
+    def move(self, place: Place) -> None:
+        """A frame says where the belt is."""
+        last, self._place = self._place, place
+        if last is None or place.at_ns <= last.at_ns:
+            return
+        seconds = (place.at_ns - last.at_ns) / 1e9
+        # Across a stop the mean says nothing; the belt goes on as it went before, or nearly so.
+        if seconds <= self._max_age_s:
+            self._speed = (place.scan_lines - last.scan_lines) / seconds
+
+    def enter(self, result_id: str, leading_edge: float) -> None:
+        """A plate's leading edge was seen, at this place of the belt."""
+        self._entries[result_id] = _Entry(result_id, leading_edge + self._distance)
+        if len(self._entries) > MAX_PLATES:
+            self._entries.popitem(last=False)
+
+    def close(self, result_id: str, trailing_edge: float) -> None:
+        """And its trailing edge."""
+        entry = self._entries.get(result_id)
+        if entry is not None:
+            entry.point = trailing_edge + self._distance
+
+    def decide(self, result_id: str, is_pass: bool, refusal: str, now_ns: int) -> Decision | None:
+        """A plate's record is durable; what that means if its point went by already, or if it never
+        entered."""
+        entry = self._entries.get(result_id)
+        if entry is None:
+            why = "nobody saw it pass the camera, or the belt's place was lost since"
+            return Decision(result_id, Fate.WITHHELD, why) if is_pass else None
+        self._mark_over(now_ns)
+        if entry.is_over and is_pass:
+            del self._entries[result_id]
+            return Decision(result_id, Fate.LATE, "its accept point went by before its verdict")
+        if entry.is_over or math.isinf(entry.point):
+            del self._entries[result_id]
+            return None
+        entry.is_pass, entry.refusal = is_pass, refusal
+        return None
+
+    def due(self, now_ns: int) -> list[Decision]:
+        """Plates that passed and have reached their points since the last call."""
+        decided = [entry for entry in self._crossed(now_ns) if entry.is_pass is not None]
+        self._mark_over(now_ns)
+        decisions = [self._decision(entry, now_ns) for entry in decided if entry.is_pass]
+        for entry in decided:
+            del self._entries[entry.result_id]
+        return decisions
+
+    def next_due_ns(self, now_ns: int) -> int | None:
+        """When the next plate will reach its point, if nothing changes; None: not before a frame
+        comes."""
+        place = self.place_at(now_ns)
+        ahead = [e.point for e in self._entries.values() if not e.is_over and e.is_pass]
+        if place is None or not ahead or not self._speed or self._speed <= 0:
+            return None
+        assert self._place is not None
+        point = min(ahead)
+        if point - self._place.scan_lines > self._reach:
+            return None
+        return now_ns + max(0, int((point - place) / self._speed * 1e9))
+
+    def place_at(self, now_ns: int) -> float | None:
+        """Where the belt is taken to be; None while that is unknown."""
+        if self._place is None or self._speed is None:
+            return None
+        seconds = (now_ns - self._place.at_ns) / 1e9
+        travel = max(0.0, self._speed) * max(0.0, seconds)
+        return self._place.scan_lines + min(travel, self._reach)
+
+    @property
+    def _reach(self) -> float:
+        """How far the belt may be from where the last frame saw it."""
+        return self._frame_height / 2 + max(0.0, self._speed or 0.0) * SLACK_S
+
+    def _crossed(self, now_ns: int) -> list[_Entry]:
+        place = self.place_at(now_ns)
+        if place is None and self._place is not None:
+            place = self._place.scan_lines
+        if place is None:
+            return []
+        return [e for e in self._entries.values() if not e.is_over and e.point <= place]
+
+    def _mark_over(self, now_ns: int) -> None:
+        for entry in self._crossed(now_ns):
+            entry.is_over = True
+
+    def _decision(self, entry: _Entry, now_ns: int) -> Decision:
+        place = self.place_at(now_ns)
+        off_by = 0.0 if place is None else place - entry.point
+        why = entry.refusal or self._refusal(entry, off_by, now_ns)
+        fate = Fate.WITHHELD if why else Fate.ACCEPT
+        return Decision(entry.result_id, fate, why, off_by)
+
+    def _refusal(self, entry: _Entry, off_by: float, now_ns: int) -> str:
+        """Why a plate that passed is not accepted though it is at its point; empty if it is."""
+        if self._speed is None or self._place is None:
+            return "the belt's speed is unknown"
+        if (now_ns - self._place.at_ns) / 1e9 > self._max_age_s:
+            return "the belt's place is too old"
+        if off_by > self._reach:
+            return f"it was {off_by:.0f} scan lines beyond its accept point when that was known"
+        if self._speed < 0:
+            return "the belt runs backwards"
+        begins = [e.begin for e in self._entries.values() if e.begin > entry.begin]
+        # Of a plate that the camera has not seen, only this is known.
+        begins.append(self._place.scan_lines + self._distance)
+        if min(begins) - entry.point < self._speed * self._pulse_s + self._reach:
+            return "the next plate would reach the accept point within the pulse"
+        return ""

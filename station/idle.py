@@ -1,0 +1,26 @@
+"""A process that gives way to every other: to the processor's and to the disk's other work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+
+def start_idle(*arguments: str, is_awaited: bool = False, **options: Any) -> subprocess.Popen[str]:
+    """Start this program's interpreter with `arguments`, to talk with in text. One that somebody
+    waits for is only nice: on busy cores an idle one may take minutes."""
+    polite = ["nice", "-n", "19"]
+    if shutil.which("ionice"):
+        polite += ["ionice", "-c", "3", "-t"]
+    process = subprocess.Popen(
+        [*polite, sys.executable, "-P", *arguments], text=True, close_fds=True, **options
+    )
+    # Even the nicest process keeps a core for some milliseconds from whoever wakes up.
+    if not is_awaited:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))
+    return process

@@ -1,0 +1,99 @@
+"""The station's end of PLC and accept: what it tells the lamp process beside the light.
+
+A word about the station ends when the last tick that travelled is older than the lease, whatever
+else has been sent since.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from dataclasses import dataclass
+
+from station.belt_register import Place
+from station.config import Configuration
+from station.lamp import LampClient
+from station.lease import MAX_LEASE_S
+from station.outputs import BeltNews, PlateResult
+from station.record import ResultBody
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """How the station is."""
+
+    ready: bool
+    busy: bool
+    error: bool
+    attention: bool
+
+
+class LineSide:
+    """Used by one thread; never waits. What the lamp process could not take waits for `flush`."""
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.is_used = configuration.plc is not None or configuration.accept is not None
+        self.has_accept = configuration.accept is not None
+        self._lease_s = configuration.light.lease_s
+        self._frame_height = 0
+        self._is_new = True
+        self._places: list[Place] = []
+        self._plates: list[tuple[str, bool, int]] = []
+        self._results: deque[PlateResult] = deque()
+        self._said: Word | None = None
+
+    def belt_began(self, frame_height: int) -> None:
+        """A camera was opened: places of the belt begin anew."""
+        self._frame_height, self._is_new = frame_height, True
+        self._places.clear()
+        self._plates.clear()
+
+    def belt_moved(self, place: Place) -> None:
+        self._places.append(place)
+
+    def plate_began(self, result_id: str, scan_line: int | None) -> None:
+        if scan_line is not None:
+            self._plates.append((result_id, False, scan_line))
+
+    def plate_ended(self, result_id: str, scan_line: int | None) -> None:
+        if scan_line is not None:
+            self._plates.append((result_id, True, scan_line))
+
+    def result(self, body: ResultBody, is_late: bool) -> None:
+        """A plate's record is durable; `is_late`: too late for it to count as good."""
+        if self.is_used:
+            self._results.append(
+                PlateResult(body.result_id, body.sequence, body.verdict, body.provenance, is_late)
+            )
+
+    def forget_lamp(self) -> None:
+        """The lamp process is another one: it knows nothing."""
+        self._said, self._is_new = None, True
+
+    def flush(self, lamp: LampClient, word: Word, last_tick_ns: int, is_tick: bool) -> None:
+        """Send what is new; the word also if a tick has travelled. Raises `PeerGone`,
+        BlockingIOError if the lamp process does not read."""
+        self._flush_belt(lamp)
+        lease_s = self._lease_s - (time.monotonic_ns() - last_tick_ns) / 1e9
+        if lease_s > 0 and (is_tick or word != self._said):
+            lamp.send_word(
+                ready=word.ready,
+                busy=word.busy,
+                error=word.error,
+                attention=word.attention,
+                tick=is_tick,
+                lease_s=lease_s,
+            )
+            self._said = word
+        while self._results:
+            lamp.send_result(self._results[0], MAX_LEASE_S)
+            self._results.popleft()
+
+    def _flush_belt(self, lamp: LampClient) -> None:
+        if not self.has_accept or not (self._places or self._plates or self._is_new):
+            return
+        news = BeltNews(self._frame_height, self._is_new, tuple(self._places), tuple(self._plates))
+        lamp.send_belt(news, MAX_LEASE_S)
+        self._is_new = False
+        self._places.clear()
+        self._plates.clear()

@@ -1,0 +1,657 @@
+"""What the journal process does for itself: disk, pictures that may go, backups, the clock.
+
+All of it runs in the journal's own loop, in steps of a few milliseconds and only while no row
+waits: here is the only writer of the log and the only one that removes pictures. What takes long
+(the catalogue, the search for strays, the copy of the log) is done by processes that give way to
+every other one; what they find is looked at again here, against the log as it is by then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, TypeVar
+
+from station.clock import Clock, ClockWatch, SystemClock
+from station.config import ConfigError, Configuration, KeepRecipe, load_recipe
+from station.idle import start_idle
+from station.images import ImageFolder, Quarantine
+from station.log_lines import get_logger
+from station.qms import DATABASE, Store, StoreRefused
+from station.record import (
+    BackupBody,
+    Body,
+    ClockBody,
+    DiskBody,
+    HoldBody,
+    ReleaseBody,
+    RetentionBody,
+    TombstoneBody,
+    Verdict,
+    rfc3339,
+)
+from station.retention import (
+    FOLDERS,
+    PASSES_GO_LEVEL,
+    Order,
+    Picture,
+    Plan,
+    Room,
+    Step,
+    objection,
+    pictures_of,
+)
+
+_LOG = get_logger("journal.maintenance")
+Json = dict[str, Any]
+_B = TypeVar("_B", RetentionBody, ClockBody, DiskBody)
+
+OWN_KINDS = ("tombstone", "retention", "disk", "clock")
+"""Rows that only the journal process itself writes."""
+READY_LEVEL = 3
+"""From this level of the disk on, the station is not ready."""
+_HYSTERESIS = 1.1
+_LOOK_EVERY_S = 0.25
+_SWEEP_EVERY_S = 60.0
+_FIRST_SWEEP_S = 10.0
+_FOLDERS_A_PASS = 16
+_TOMBSTONES_A_STEP = 8
+_FILES_A_STEP = 16
+_PATIENCE_S = 1.0
+"""A line that is never idle lets one step through so often."""
+_PLANS_MAY_FAIL = 3
+_PLAN_LIMIT_S = 3600.0
+_BACKUP_LIMIT_S = 12 * 3600.0
+_RETRY_BACKUP_S = 3600.0
+_MOST_NEW_PATHS = 100_000
+
+
+def disk_level(level: int, free_mb: float, limits_mb: Sequence[float]) -> int:
+    """The level of the disk after `level`: as many limits as the free space is below. The way back
+    needs a tenth more, but for the last: where rows fit again, they are written."""
+    entered = sum(free_mb < limit for limit in limits_mb)
+    leave = [*(limit * _HYSTERESIS for limit in limits_mb[:-1]), limits_mb[-1]]
+    left = sum(free_mb < limit for limit in leave)
+    return max(entered, min(level, left))
+
+
+_LEVEL_TEXTS = {
+    1: "previews of passed plates are not kept",
+    2: "no picture of a passed plate is kept and the oldest are removed",
+    3: "the station is not ready",
+    4: "nothing is written",
+}
+
+
+@dataclass(slots=True)
+class _Work:
+    """A plan that is being carried out."""
+
+    plan: Plan
+    doomed: deque[Step]
+    leftovers: deque[str]
+    orphans: deque[str]
+
+    @classmethod
+    def of(cls, plan: Plan) -> _Work:
+        return cls(plan, deque(plan.doomed), deque(plan.leftovers), deque(plan.orphans))
+
+    @property
+    def is_done(self) -> bool:
+        return not (self.doomed or self.leftovers or self.orphans)
+
+
+@dataclass(slots=True)
+class _Child:
+    """A process of low priority, and a thread that waits for what it says."""
+
+    process: subprocess.Popen[str] | None = None
+    thread: threading.Thread | None = None
+    answer: tuple[int, str, str] | None = None
+    """Exit status, stdout, stderr."""
+
+    @property
+    def is_running(self) -> bool:
+        return self.thread is not None
+
+    def start(
+        self,
+        arguments: Sequence[str],
+        given: str,
+        limit_s: float,
+        wake: Callable[[], None],
+        is_awaited: bool = False,
+    ) -> None:
+        self.thread = threading.Thread(
+            target=self._run, args=(arguments, given, limit_s, wake, is_awaited), daemon=True
+        )
+        self.thread.start()
+
+    def take(self) -> tuple[int, str, str] | None:
+        """What it said, once it has ended."""
+        if self.thread is None or self.answer is None:
+            return None
+        self.thread.join()
+        answer, self.answer, self.thread, self.process = self.answer, None, None, None
+        return answer
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+        if self.thread is not None:
+            self.thread.join()
+
+    def _run(
+        self,
+        arguments: Sequence[str],
+        given: str,
+        limit_s: float,
+        wake: Callable[[], None],
+        is_awaited: bool,
+    ) -> None:
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        try:
+            self.process = start_idle(*arguments, is_awaited=is_awaited, **pipes)
+            out, said = self.process.communicate(given, timeout=limit_s)
+            self.answer = (self.process.returncode, out, said)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            if self.process is not None:
+                self.process.kill()
+            self.answer = (-1, "", str(error))
+        wake()
+
+
+@dataclass(slots=True)
+class _Counts:
+    sweeps: int = 0
+    tombstones: int = 0
+    removed: int = 0
+    removed_mb: float = 0.0
+    orphans: int = 0
+    sweep_ended_s: float | None = None
+
+
+@dataclass(slots=True)
+class _Backup:
+    ok_at: str | None = None
+    problem: str = ""
+    tried_s: float | None = None
+    generation: str = ""
+    child: _Child = field(default_factory=_Child)
+
+
+class Upkeep:
+    """The journal's maintenance. `step` is called at every turn of the journal's loop."""
+
+    def __init__(
+        self,
+        configuration: Configuration,
+        store: Store,
+        images: ImageFolder,
+        helpers: Executor,
+        wake: Callable[[], None],
+        clock: Clock | None = None,
+    ) -> None:
+        """`helpers` runs what may take some milliseconds; `wake` ends the loop's wait."""
+        self._settings = configuration
+        self._station_id = configuration.station.id
+        self._directory = configuration.journal.directory
+        self._store = store
+        self._images = images
+        self._helpers = helpers
+        self._wake = wake
+        self._holds = {body["hold_id"]: HoldBody.model_validate(body) for body in store.holds()}
+        self._rules: RetentionBody | None = _last(store, RetentionBody)
+        self._clock = ClockWatch(
+            clock or SystemClock(),
+            self._station_id,
+            3600.0 * configuration.retention.clock_jump_limit_h,
+            _last(store, ClockBody),
+            store.newest_label(),
+        )
+        last_disk = _last(store, DiskBody)
+        self.level = self._said_level = last_disk.level if last_disk else 0
+        self.free_mb = 0.0
+        self._problems: dict[str, str] = {}
+        self._failed_plans = 0
+        self._counts = _Counts()
+        self._planner = _Child()
+        self._work: _Work | None = None
+        self._new_paths: dict[str, int] = {}
+        """Files that rows of this life name, and the newest such row, as far as no catalogue is
+        known to have seen it."""
+        self._paths_since = store.head()[0]
+        self._folder = 0
+        self._done_in_plan = 0
+        self._is_asked = False
+        """Another sweep is wanted after this one."""
+        self._is_awaited = False
+        """Somebody waits for this one."""
+        self._quarantine = Quarantine(0, 0)
+        self._min_pass_days = KeepRecipe().min_pass_days
+        self._read_recipe()
+        ok = store.last_body("backup", "body ->> '$.is_ok'")
+        self._backup = _Backup(ok_at=ok["written_at"] if ok else None)
+        now = time.monotonic()
+        self._look_due = self._stepped_at = now
+        self._sweep_due = now + _FIRST_SWEEP_S
+
+    # --- every turn -----------------------------------------------------------------------------
+
+    def step(self, is_idle: bool) -> None:
+        """Do a little; nothing that could wait while a row does. Raises `StoreError`."""
+        now = time.monotonic()
+        if now >= self._look_due:
+            self._look_due = now + _LOOK_EVERY_S
+            self._look()
+            self._take_plan()
+            self._take_backup()
+            self._begin_sweep(now)
+            self._begin_backup(now)
+        if self._work is not None and (is_idle or now - self._stepped_at > _PATIENCE_S):
+            self._stepped_at = now
+            self._carry_out(self._work)
+
+    def close(self) -> None:
+        self._planner.stop()
+        self._backup.child.stop()
+
+    def _look(self) -> None:
+        status = os.statvfs(self._directory)
+        self.free_mb = status.f_bavail * status.f_frsize / 1e6
+        limits = self._settings.journal.disk_limits_mb
+        self.level = disk_level(self.level, self.free_mb, limits)
+        rows: list[Body] = [*self._clock.look()]
+        if self.level != self._said_level:
+            rows.append(
+                DiskBody(
+                    **self._said(),
+                    level=self.level,
+                    before=self._said_level,
+                    free_mb=self.free_mb,
+                    limits_mb=limits,
+                )
+            )
+        rules = self._wanted_rules()
+        if self._rules is None or _says(rules) != _says(self._rules):
+            rows.append(rules)
+        if rows and self._append(rows):
+            self._clock.said()
+            self._said_level = self.level
+            self._rules = next((row for row in rows if row is rules), self._rules)
+
+    def _append(self, rows: Sequence[Body]) -> bool:
+        """False if the disk has no room for them now; they are tried again."""
+        try:
+            self._store.append(rows)
+        except StoreRefused as error:
+            self._problems["log"] = str(error)
+            return False
+        self._problems.pop("log", None)
+        self.noted(rows)
+        return True
+
+    def _said(self) -> dict[str, Any]:
+        """By whom, and when by the clock that is watched."""
+        return {"station_id": self._station_id, "written_at": rfc3339(self._clock.now())}
+
+    def _wanted_rules(self) -> RetentionBody:
+        rules = self._settings.retention.rules.items()
+        return RetentionBody(
+            **self._said(),
+            rules={kind: rule.model_dump(exclude_none=True) for kind, rule in rules},
+            min_pass_days=self._min_pass_days,
+        )
+
+    def _read_recipe(self) -> None:
+        """The recipe says how long passed plates' pictures stay at least; it may have changed."""
+        with contextlib.suppress(ConfigError):
+            recipe = load_recipe(self._settings.station.recipe).value
+            self._min_pass_days = recipe.keep.min_pass_days
+
+    # --- what the journal asks ------------------------------------------------------------------
+
+    def kept(self, row: Body, keep: Collection[str]) -> list[str]:
+        """Which of the wanted pictures the disk has room for."""
+        verdict = getattr(row, "verdict", None)
+        if verdict is not Verdict.PASS:
+            return list(keep)
+        if self.level >= PASSES_GO_LEVEL:
+            return []
+        return [role for role in keep if not (self.level and role == "preview")]
+
+    def begun(self, keep: Collection[str]) -> list[str]:
+        """Which pictures are worth beginning before the verdict."""
+        return [role for role in keep if not (self.level and role == "preview")]
+
+    def objection(self, rows: Sequence[Body]) -> str:
+        """Why a client may not write these rows; empty if it may."""
+        for row in rows:
+            kind = getattr(row, "kind", "")
+            if kind in OWN_KINDS:
+                return f"a {kind} row is written by the journal process alone"
+            if isinstance(row, ReleaseBody) and row.hold_id not in self._holds:
+                return f"no hold {row.hold_id} is in force"
+            if isinstance(row, HoldBody) and self._holds.get(row.hold_id, row) != row:
+                return f"hold {row.hold_id} is in force already"
+        return ""
+
+    def noted(self, rows: Sequence[Body]) -> None:
+        """These rows are in the log."""
+        seq = self._store.head()[0]
+        for row in rows:
+            self._clock.labelled(row.written_at)
+            if isinstance(row, HoldBody):
+                self._holds[row.hold_id] = row
+            elif isinstance(row, ReleaseBody):
+                self._holds.pop(row.hold_id, None)
+            elif isinstance(row, BackupBody) and row.is_ok:
+                self._backup.ok_at, self._backup.generation = row.written_at, row.generation
+                self._backup.problem = ""
+            for image in getattr(row, "images", ()):
+                self._new_paths[image.path] = seq
+        if len(self._new_paths) > _MOST_NEW_PATHS:
+            self._new_paths.clear()
+            self._paths_since = seq
+
+    def sweep_now(self) -> int:
+        """Look for what may go at once; the number of sweeps after which it has been done."""
+        is_busy = self._planner.is_running or self._work is not None
+        self._sweep_due = self._look_due = 0.0
+        self._is_asked, self._is_awaited = is_busy, True
+        return self._counts.sweeps + (2 if is_busy else 1)
+
+    def accept_clock(self, who: str, why: str) -> None:
+        """A person says that the clock is right; written at the next turn."""
+        self._clock.accept(who, why)
+        self._look_due = 0.0
+
+    def attentions(self) -> list[str]:
+        """What a person has to see to, apart from the disk."""
+        texts = (self._clock.doubt, self._backup.problem, *self._problems.values())
+        return [text for text in texts if text]
+
+    def brief(self) -> Json:
+        """What the station is told with every tick."""
+        return {
+            "disk_level": self.level,
+            "disk": self.disk_text,
+            "attentions": self.attentions(),
+            "is_clock_synchronized": self._clock.is_synchronized,
+        }
+
+    @property
+    def disk_text(self) -> str:
+        """What the disk's level means now; empty with room enough."""
+        if not self.level:
+            return ""
+        limit = self._settings.journal.disk_limits_mb[self.level - 1]
+        what = _LEVEL_TEXTS[self.level]
+        return f"{what}: less than {limit} MB are free in {self._directory}; free some"
+
+    def status(self) -> Json:
+        """Everything, for `status` and metrics."""
+        counts, clock, now = self._counts, self._clock, time.monotonic()
+        ended, backup = counts.sweep_ended_s, self._settings.retention.backup
+        return {
+            "disk": {
+                "free_mb": round(self.free_mb, 1),
+                "level": self.level,
+                "limits_mb": list(self._settings.journal.disk_limits_mb),
+                "text": self.disk_text,
+            },
+            "retention": {
+                "sweeps": counts.sweeps,
+                "is_sweeping": self._planner.is_running or self._work is not None,
+                "sweep_age_s": None if ended is None else round(now - ended, 1),
+                "tombstones": counts.tombstones,
+                "removed": counts.removed,
+                "removed_mb": round(counts.removed_mb, 3),
+                "orphans": counts.orphans,
+                "quarantined": self._quarantine.files,
+                "quarantined_mb": round(self._quarantine.bytes / 1e6, 3),
+                "holds": len(self._holds),
+                "problem": "; ".join(self._problems.values()),
+            },
+            "backup": {
+                "directory": str(backup.directory) if backup else None,
+                "is_running": self._backup.child.is_running,
+                "last_ok_at": self._backup.ok_at,
+                "age_s": self._backup_age_s(),
+                "generation": self._backup.generation,
+                "problem": self._backup.problem,
+            },
+            "clock": {
+                "is_synchronized": clock.is_synchronized,
+                "steps": clock.steps,
+                "last_step_s": clock.last_step_s,
+                "ahead_s": clock.ahead_s,
+                "doubt": clock.doubt,
+            },
+            "attentions": self.attentions(),
+        }
+
+    # --- pictures -------------------------------------------------------------------------------
+
+    def _begin_sweep(self, now: float) -> None:
+        if now < self._sweep_due or self._planner.is_running or self._work is not None:
+            return
+        self._read_recipe()
+        self._planner.start(
+            ["-m", "station.retention"],
+            self.order().model_dump_json(),
+            _PLAN_LIMIT_S,
+            self._wake,
+            is_awaited=self._is_awaited or self.level >= PASSES_GO_LEVEL,
+        )
+
+    def order(self) -> Order:
+        """What a plan is made from now."""
+        folders = [(self._folder + n) % FOLDERS for n in range(_FOLDERS_A_PASS)]
+        self._folder = (self._folder + _FOLDERS_A_PASS) % FOLDERS
+        room = None
+        if self.level >= PASSES_GO_LEVEL:
+            limit_mb = self._settings.journal.disk_limits_mb[PASSES_GO_LEVEL - 1]
+            room = Room(
+                free_mb=self.free_mb,
+                wanted_mb=limit_mb * _HYSTERESIS,
+                min_pass_days=self._min_pass_days,
+            )
+        return Order(
+            log=self._directory / DATABASE,
+            images=self._images.directory,
+            rules=self._settings.retention.rules,
+            now=self._clock.now(),
+            room=room,
+            is_removing=not self._clock.doubt,
+            folders=folders,
+        )
+
+    def _take_plan(self) -> None:
+        answer = self._planner.take()
+        if answer is None:
+            return
+        status, out, said = answer
+        if status:
+            self._on_no_plan(said.strip()[-300:])
+            return
+        self._failed_plans = 0
+        self._problems.pop("plan", None)
+        self.use(Plan.model_validate_json(out))
+
+    def use(self, plan: Plan) -> None:
+        """Carry out a plan, a little at every step."""
+        self._new_paths = {path: seq for path, seq in self._new_paths.items() if seq > plan.as_of}
+        if plan.as_of < self._paths_since:
+            plan = Plan(as_of=plan.as_of)
+        self._work, self._done_in_plan = _Work.of(plan), 0
+
+    def _on_no_plan(self, said: str) -> None:
+        _LOG.warning("pictures that may go were not found", said=said)
+        self._sweep_due = time.monotonic() + _SWEEP_EVERY_S
+        self._failed_plans += 1
+        if self._failed_plans >= _PLANS_MAY_FAIL:
+            self._problems["plan"] = f"no picture is removed: {said}"
+
+    def _carry_out(self, work: _Work) -> None:
+        """A small part of the plan."""
+        if work.doomed:
+            steps = [
+                work.doomed.popleft() for _ in range(min(_TOMBSTONES_A_STEP, len(work.doomed)))
+            ]
+            self._bury(steps)
+        for _ in range(_FILES_A_STEP):
+            if work.leftovers:
+                self._remove(work.leftovers.popleft())
+            elif work.orphans:
+                self._put_aside(work.orphans.popleft())
+        if work.is_done:
+            self._end_plan(work)
+
+    def _end_plan(self, work: _Work) -> None:
+        """A plan that did something is followed by another at once; else the sweep is over."""
+        self._work = None
+        self._helpers.submit(self._bound_quarantine)
+        if not self._done_in_plan:
+            self._counts.sweeps += 1
+            self._counts.sweep_ended_s = time.monotonic()
+            self._sweep_due = 0.0 if self._is_asked else time.monotonic() + _SWEEP_EVERY_S
+            self._is_awaited, self._is_asked = self._is_asked, False
+
+    def _bury(self, steps: Sequence[Step]) -> None:
+        """Tombstones; their files go with a later plan, once no result names them."""
+        if self._clock.doubt:
+            return
+        stones = [stone for step in steps if (stone := self._stone(step)) is not None]
+        if stones and self._append(stones):
+            self._counts.tombstones += len(stones)
+            self._done_in_plan += len(stones)
+
+    def _stone(self, step: Step) -> TombstoneBody | None:
+        """By the log as it is now: what was found may be on hold by now, or judged anew."""
+        rows = self._store.of_result(step.result_id)
+        found = (one for one in pictures_of(rows) if one.path == step.path)
+        picture = next(found, None)
+        if picture is None:
+            return None
+        stone = TombstoneBody(
+            **self._said(),
+            result_id=step.result_id,
+            role=picture.role,
+            path=picture.path,
+            sha256=picture.sha256,
+            bytes=picture.bytes,
+            picture_class=picture.picture_class,
+            rule=step.rule,
+            measured=step.measured,
+            limit=step.limit,
+            why=_why(step, picture),
+        )
+        if objection(stone, picture, self._rules, self._holds.values(), self._said_level):
+            return None
+        return stone
+
+    def _remove(self, path: str) -> None:
+        """A file that no result names any more: no row waits here, so what is named is known."""
+        if path in self._new_paths or self._clock.doubt:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            size, leaving = self._images.take_out(path)
+            self._helpers.submit(leaving.unlink, missing_ok=True)
+            self._counts.removed += 1
+            self._counts.removed_mb += size / 1e6
+            self._done_in_plan += 1
+
+    def _put_aside(self, path: str) -> None:
+        if path in self._new_paths:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            self._images.put_aside(path)
+            self._counts.orphans += 1
+            self._done_in_plan += 1
+
+    def _bound_quarantine(self) -> None:
+        self._quarantine = self._images.bound_quarantine(
+            is_full=self.level >= PASSES_GO_LEVEL, is_dated=not self._clock.doubt
+        )
+
+    # --- backups --------------------------------------------------------------------------------
+
+    def _begin_backup(self, now: float) -> None:
+        wanted = self._settings.retention.backup
+        if wanted is None or self._backup.child.is_running or now < self._backup_due():
+            return
+        self._backup.tried_s = now
+        arguments = ["--journal", str(self._directory), "--to", str(wanted.directory)]
+        arguments += ["--keep", str(wanted.keep), "--timer", "--json"]
+        command = ["-m", "station.cli", "log", "backup", *arguments]
+        self._backup.child.start(command, "", _BACKUP_LIMIT_S, self._wake)
+
+    def _take_backup(self) -> None:
+        answer = self._backup.child.take()
+        if answer is None:
+            return
+        status, out, said = answer
+        wanted = self._settings.retention.backup
+        directory = str(wanted.directory) if wanted else ""
+        if status == 0:
+            row = BackupBody(**self._said(), is_ok=True, **json.loads(out))
+            self._append([row])
+            return
+        problem = said.strip().removeprefix("vqi: ")[-300:] or f"it ended with status {status}"
+        text = f"no backup to {directory}: {problem}"
+        if not self._backup.problem:
+            row = BackupBody(
+                **self._said(),
+                directory=directory,
+                generation="",
+                is_ok=False,
+                problem=problem,
+            )
+            self._append([row])
+        self._backup.problem = text
+
+    def _backup_due(self) -> float:
+        """In monotonic time."""
+        wanted = self._settings.retention.backup
+        assert wanted is not None
+        if self._backup.problem and self._backup.tried_s is not None:
+            return self._backup.tried_s + min(_RETRY_BACKUP_S, 3600 * wanted.every_h)
+        age_s = self._backup_age_s()
+        return 0.0 if age_s is None else time.monotonic() + 3600 * wanted.every_h - age_s
+
+    def _backup_age_s(self) -> float | None:
+        """Since the last good one; by labels, for it may be of another boot."""
+        if self._backup.ok_at is None:
+            return None
+        return (self._clock.now() - datetime.fromisoformat(self._backup.ok_at)).total_seconds()
+
+
+def _why(step: Step, picture: Picture) -> str:
+    kind = picture.picture_class
+    match step.rule:
+        case "days":
+            return f"{kind} is kept for {step.limit:g} days, this was {step.measured:.2f} days old"
+        case "size":
+            return f"{kind} took {step.measured:.1f} MB, {step.limit:g} MB are kept"
+        case "watermark":
+            return f"{step.measured:.0f} MB of disk were free, {step.limit:.0f} MB are wanted"
+
+
+def _says(rules: RetentionBody) -> Json:
+    return rules.model_dump(include={"rules", "min_pass_days"})
+
+
+def _last(store: Store, body: type[_B]) -> _B | None:
+    """The newest row of a kind."""
+    found = store.last_body(body.model_fields["kind"].default)
+    return None if found is None else body.model_validate(found)

@@ -1,0 +1,568 @@
+"""What the lamp process holds besides the light: the handshake with the PLC, and accept.
+
+READY, OK and accept are leases like the light's pass: a station's word carries an absolute expiry
+that is looked at whenever something is handed out, on the thread that hands it out, and nobody else
+can prolong it. A station that is gone says nothing, which is: not ready, no result, error, and no
+plate is accepted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from drivers.errors import DeviceError
+from drivers.io import DigitalIo, open_digital_io
+from drivers.plc import PlcInputs, PlcLink, PlcOutputs, open_plc_link
+from drivers.plc.handshake import Handshake, PlateWord, StationWord
+from drivers.plc.settings import PlcSettings
+from station.belt_register import BeltRegister, Decision, Fate, Place
+from station.config import ACCEPT_OUTPUT, AcceptSettings, Configuration
+from station.lease import whole_number
+from station.record import Provenance, Verdict
+
+_MOST_EVENTS = 1000
+"""That nobody takes; the oldest is forgotten."""
+_TURN_S = 0.05
+_REOPEN_S = 0.5
+
+Json = dict[str, Any]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PlateResult:
+    """A plate's durable verdict, as the station sends it."""
+
+    result_id: str
+    sequence: int
+    verdict: Verdict
+    provenance: Provenance
+    is_late: bool
+    """Its deadline has passed: it does not count as good."""
+
+    def as_json(self) -> Json:
+        return {
+            "result_id": self.result_id,
+            "sequence": self.sequence,
+            "verdict": str(self.verdict),
+            "provenance": str(self.provenance),
+            "is_late": self.is_late,
+        }
+
+    @classmethod
+    def parse(cls, body: Json) -> PlateResult:
+        """Raises KeyError, TypeError, ValueError."""
+        return cls(
+            str(body["result_id"]),
+            whole_number(body["sequence"]),
+            Verdict(body["verdict"]),
+            Provenance(body["provenance"]),
+            body["is_late"] is not False,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BeltNews:
+    """Where frames saw the belt, and where plates began and ended, in scan lines of travel."""
+
+    frame_height: int
+    is_new: bool
+    """Places before this say nothing of those from here on: a camera was opened."""
+    places: tuple[Place, ...]
+    plates: tuple[tuple[str, bool, int], ...]
+    """Result id, whether it is the trailing edge, and its place."""
+
+    def as_json(self) -> Json:
+        return {
+            "frame_height": self.frame_height,
+            "is_new": self.is_new,
+            "places": [(place.scan_lines, place.at_ns) for place in self.places],
+            "plates": self.plates,
+        }
+
+    @classmethod
+    def parse(cls, body: Json) -> BeltNews:
+        """Raises KeyError, TypeError, ValueError."""
+        return cls(
+            whole_number(body["frame_height"]),
+            body["is_new"] is True,
+            tuple(Place(_whole(at), whole_number(ns)) for at, ns in body["places"]),
+            tuple((str(who), is_end is True, _whole(at)) for who, is_end, at in body["plates"]),
+        )
+
+
+def parse_word(body: Json, expires_ns: int) -> StationWord:
+    """How the station says it is; what is not plainly true is false, errors the other way round.
+    Raises KeyError."""
+    return StationWord(
+        ready=body["ready"] is True,
+        busy=body["busy"] is True,
+        error=body["error"] is not False,
+        attention=body["attention"] is True,
+        expires_ns=expires_ns,
+    )
+
+
+class Events:
+    """What the outputs have to say to the station; `wake` is called with each."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self._wake = wake
+        self._events: deque[Json] = deque(maxlen=_MOST_EVENTS)
+
+    def add(self, event: Json) -> None:
+        """From any thread."""
+        self._events.append(event)
+        self._wake()
+
+    def take(self) -> list[Json]:
+        taken = []
+        with contextlib.suppress(IndexError):
+            while True:
+                taken.append(self._events.popleft())
+        return taken
+
+
+class Outputs:
+    """The PLC link and accept, as far as the configuration has them. Used by the lamp's thread."""
+
+    def __init__(self, configuration: Configuration, wake: Callable[[], None]) -> None:
+        self._events = Events(wake)
+        plc, accept = configuration.plc, configuration.accept
+        self._plc = Plc(plc, self._events) if plc else None
+        pitch_mm = configuration.camera.pixel_pitch_mm
+        self._accept = Accept(accept, pitch_mm, self._events) if accept else None
+        self._is_greeted = False
+        """The present station was told what was wrong before it came."""
+
+    def open(self, is_restart: bool) -> None:
+        """Raises `DeviceError` if a device cannot be opened; with `is_restart` it is looked for
+        again and again."""
+        for name, part in (("plc", self._plc), ("accept", self._accept)):
+            try:
+                if part is not None:
+                    part.open(is_restart)
+            except DeviceError as error:
+                raise DeviceError(f"{name}: {error}") from error
+
+    def say(self, word: StationWord, is_tick: bool, now_ns: int) -> None:
+        """How the station is, until `word.expires_ns`."""
+        if not self._is_greeted:
+            self._is_greeted = True
+            for part in (self._plc, self._accept):
+                if part is not None:
+                    part.tell_problem()
+        if self._plc is not None:
+            self._plc.say(word, is_tick, now_ns)
+        if self._accept is not None:
+            self._accept.renew(0 if word.error else word.expires_ns)
+
+    def result(self, result: PlateResult, now_ns: int) -> None:
+        if self._plc is not None:
+            self._plc.result(result, now_ns)
+        if self._accept is not None:
+            self._accept.result(result, now_ns)
+
+    def belt(self, news: BeltNews) -> None:
+        if self._accept is not None:
+            self._accept.belt(news)
+
+    def revoke(self, now_ns: int) -> None:
+        """The station is gone."""
+        self._is_greeted = False
+        if self._plc is not None:
+            self._plc.revoke(now_ns)
+        if self._accept is not None:
+            self._accept.revoke()
+
+    def keep(self, now_ns: int) -> None:
+        """Look after what is lost."""
+        if self._plc is not None:
+            self._plc.keep(now_ns)
+
+    def take_events(self) -> list[Json]:
+        late = 0
+        events = self._events.take()
+        for event in events:
+            late += event["op"] == "accept" and event["command"] == Fate.LATE
+        if self._plc is not None and late:
+            self._plc.add_late(late)
+        return events
+
+    def status(self) -> Json:
+        return {
+            "plc": None if self._plc is None else self._plc.status(),
+            "accept": None if self._accept is None else self._accept.status(),
+        }
+
+    def close(self) -> None:
+        """Say that nobody is here any more."""
+        for part in (self._accept, self._plc):
+            if part is not None:
+                part.close()
+
+
+# --- the PLC --------------------------------------------------------------------------------------
+
+
+class Plc:
+    """The handshake, shared by the lamp's thread and the link's."""
+
+    def __init__(self, settings: PlcSettings, events: Events) -> None:
+        self._settings = settings
+        self._events = events
+        self._link: PlcLink | None = None
+        self._lock = threading.Lock()
+        self._handshake = Handshake()
+        self._inputs = PlcInputs()
+        self._heard_ns = time.monotonic_ns()
+        """When the PLC's heartbeat changed last."""
+        self._problem = ""
+        self._reopen_ns = 0
+
+    def open(self, is_restart: bool) -> None:
+        """Raises `DeviceError`, with `is_restart` never."""
+        try:
+            self._open()
+        except DeviceError as error:
+            if not is_restart:
+                raise
+            self._miss(error)
+
+    def _open(self) -> None:
+        link = open_plc_link(self._settings)
+        link.start(self._read, self._take)
+        self._link = link
+
+    def _miss(self, error: DeviceError) -> None:
+        self._say_problem(str(error))
+        self._reopen_ns = time.monotonic_ns() + int(_REOPEN_S * 1e9)
+
+    def say(self, word: StationWord, is_tick: bool, now_ns: int) -> None:
+        with self._lock:
+            self._handshake.renew(word, is_tick, now_ns)
+
+    def result(self, result: PlateResult, now_ns: int) -> None:
+        is_pass = result.verdict is Verdict.PASS
+        plate = PlateWord(
+            result.sequence,
+            is_pass=is_pass and not result.is_late,
+            is_undecided=result.verdict is Verdict.UNDECIDED or (is_pass and result.is_late),
+            is_production=result.provenance is Provenance.PRODUCTION,
+        )
+        with self._lock:
+            self._handshake.result(plate, now_ns)
+
+    def revoke(self, now_ns: int) -> None:
+        with self._lock:
+            self._handshake.revoke(now_ns)
+
+    def add_late(self, count: int) -> None:
+        with self._lock:
+            self._handshake.late += count
+
+    def keep(self, now_ns: int) -> None:
+        """Look for a link that could not be opened; see whether the PLC lives."""
+        if self._link is None and now_ns >= self._reopen_ns:
+            try:
+                self._open()
+            except DeviceError as error:
+                self._miss(error)
+        if self._link is not None:
+            self._say_problem(self._link.problem or self._silence(now_ns))
+
+    def status(self) -> Json:
+        with self._lock:
+            outputs = self._handshake.outputs(time.monotonic_ns())
+            inputs = self._inputs
+        return {
+            "device": self._link.description if self._link else "",
+            "problem": self._problem,
+            "ready": outputs.ready,
+            "result_valid": outputs.result_valid,
+            "result": outputs.result,
+            "heartbeat": outputs.heartbeat,
+            "overruns": outputs.overruns,
+            "late": outputs.late,
+            "triggers": inputs.triggers,
+        }
+
+    def close(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+
+    def _silence(self, now_ns: int) -> str:
+        limit_s = self._settings.heartbeat_timeout_s
+        if limit_s is None or (now_ns - self._heard_ns) / 1e9 <= limit_s:
+            return ""
+        return f"the PLC's heartbeat has not changed for {limit_s:g} s; see whether it runs"
+
+    def tell_problem(self) -> None:
+        self._events.add({"op": "plc", "problem": self._problem})
+
+    def _say_problem(self, problem: str) -> None:
+        if problem != self._problem:
+            self._problem = problem
+            self.tell_problem()
+
+    # On the link's thread:
+
+    def _read(self) -> PlcOutputs:
+        with self._lock:
+            return self._handshake.outputs(time.monotonic_ns())
+
+    def _take(self, inputs: PlcInputs) -> None:
+        now_ns = time.monotonic_ns()
+        with self._lock:
+            before, self._inputs = self._inputs, inputs
+            self._handshake.take(inputs, now_ns)
+            if inputs.heartbeat != before.heartbeat:
+                self._heard_ns = now_ns
+        if inputs.ack_hold and not before.ack_hold:
+            self._events.add({"op": "plc_ack"})
+
+
+# --- accept ---------------------------------------------------------------------------------------
+
+
+class Accept:
+    """The accept output, on a thread of its own: a pulse waits for no light and no PLC."""
+
+    def __init__(self, settings: AcceptSettings, pixel_pitch_mm: float, events: Events) -> None:
+        self._settings = settings
+        self._pitch_mm = pixel_pitch_mm
+        self._events = events
+        self._device: DigitalIo | None = None
+        self._problem = ""
+        self._reopen_ns = 0
+        self._register: BeltRegister | None = None
+        self._expires_ns = 0
+        self._off_ns: int | None = None
+        """When this thread has to end a pulse; None where the device does, or none is on."""
+        self._counts = dict.fromkeys(Fate, 0)
+        self._changed = threading.Condition()
+        """Guards everything above but the device, which is the thread's own."""
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._run, name="accept", daemon=True)
+
+    def open(self, is_restart: bool) -> None:
+        """Raises `DeviceError`, with `is_restart` never."""
+        try:
+            self._open()
+        except DeviceError as error:
+            if not is_restart:
+                raise
+            self._lose(str(error))
+        self._thread.start()
+
+    def _open(self) -> None:
+        """Whatever it did before, it is off now."""
+        device = open_digital_io(self._settings.device)
+        try:
+            device.write({ACCEPT_OUTPUT: False})
+        except DeviceError:
+            device.close()
+            raise
+        self._device = device
+        self._say_problem("")
+
+    def renew(self, expires_ns: int) -> None:
+        with self._changed:
+            self._expires_ns = expires_ns
+
+    def revoke(self) -> None:
+        with self._changed:
+            self._expires_ns = 0
+            self._changed.notify()
+
+    def belt(self, news: BeltNews) -> None:
+        with self._changed:
+            if news.is_new or self._register is None:
+                self._register = self._new_register(news.frame_height)
+            for place in news.places:
+                self._register.move(place)
+            for result_id, is_end, scan_line in news.plates:
+                enter = self._register.close if is_end else self._register.enter
+                enter(result_id, scan_line)
+            self._changed.notify()
+
+    def _new_register(self, frame_height: int) -> BeltRegister:
+        settings = self._settings
+        return BeltRegister(
+            settings.distance_mm / self._pitch_mm,
+            frame_height,
+            settings.pulse_ms / 1000,
+            settings.max_position_age_s,
+        )
+
+    def result(self, result: PlateResult, now_ns: int) -> None:
+        is_pass = result.verdict is Verdict.PASS
+        decision = None
+        with self._changed:
+            refusal = self._refusal(result)
+            if self._register is not None:
+                decision = self._register.decide(result.result_id, is_pass, refusal, now_ns)
+            elif is_pass:
+                decision = Decision(result.result_id, Fate.WITHHELD, "the belt's place is unknown")
+            self._changed.notify()
+        if decision is not None:
+            self._say(decision, None, 0, None)
+
+    def _refusal(self, result: PlateResult) -> str:
+        if result.is_late:
+            return "its deadline had passed"
+        is_production = result.provenance is Provenance.PRODUCTION
+        if is_production or self._settings.device.type == "simulated":
+            return ""
+        return f"the plate is {result.provenance}: only production is accepted"
+
+    def status(self) -> Json:
+        with self._changed:
+            counts = {f"{fate}": count for fate, count in self._counts.items()}
+        device = self._device
+        return {
+            "device": device.description if device else "",
+            "problem": self._problem,
+            **counts,
+        }
+
+    def close(self) -> None:
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join(timeout=2.0)
+        if self._device is not None:
+            with contextlib.suppress(DeviceError):
+                self._device.write({ACCEPT_OUTPUT: False})
+            self._device.close()
+            self._device = None
+
+    # --- the thread -------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                if self._is_closing:
+                    return
+                decisions, is_over = self._due(time.monotonic_ns())
+            if is_over:
+                self._end_pulse()
+            for decision in decisions:
+                self._carry_out(decision)
+            self._keep_device()
+            with self._changed:
+                if not self._is_closing:
+                    self._changed.wait(self._until_next_s(time.monotonic_ns()))
+
+    def _due(self, now_ns: int) -> tuple[list[Decision], bool]:
+        """Plates at their point, and whether a pulse is over that the device does not end."""
+        is_dead = now_ns >= self._expires_ns
+        is_over = self._off_ns is not None and (is_dead or now_ns >= self._off_ns)
+        if self._register is None:
+            return [], is_over
+        if is_dead:
+            self._register = None
+            return [], is_over
+        return self._register.due(now_ns), is_over
+
+    def _until_next_s(self, now_ns: int) -> float:
+        due_ns = [now_ns + int(_TURN_S * 1e9)]
+        if self._register is not None:
+            next_ns = self._register.next_due_ns(now_ns)
+            due_ns += [] if next_ns is None else [next_ns]
+        due_ns += [] if self._off_ns is None else [self._off_ns]
+        return max(0.0, (min(due_ns) - now_ns) / 1e9)
+
+    def _carry_out(self, decision: Decision) -> None:
+        if decision.fate is not Fate.ACCEPT:
+            self._say(decision, None, 0, None)
+            return
+        if self._device is None:
+            self._say(_withheld(decision, self._problem), None, 0, None)
+            return
+        commanded_ns, seconds = time.monotonic_ns(), self._settings.pulse_ms / 1000
+        try:
+            is_confirmed = self._device.pulse(ACCEPT_OUTPUT, seconds)
+        except DeviceError as error:
+            self._lose(str(error))
+            self._say(_withheld(decision, str(error)), None, commanded_ns, None)
+            return
+        shown_ns = time.monotonic_ns()
+        if not self._device.times_pulses:
+            self._off_ns = commanded_ns + int(seconds * 1e9)
+        self._say(decision, is_confirmed, commanded_ns, shown_ns)
+
+    def _end_pulse(self) -> None:
+        self._off_ns = None
+        if self._device is None:
+            return
+        try:
+            self._device.write({ACCEPT_OUTPUT: False})
+        except DeviceError as error:
+            self._lose(str(error))
+
+    def _keep_device(self) -> None:
+        if self._device is not None or time.monotonic_ns() < self._reopen_ns:
+            return
+        try:
+            self._open()
+        except DeviceError as error:
+            self._lose(str(error))
+
+    def _lose(self, problem: str) -> None:
+        """It may be on: it is opened again at once, and switched off."""
+        is_new = self._device is not None
+        if self._device is not None:
+            self._device.close()
+            self._device = None
+        pause_s = 0.0 if is_new else _REOPEN_S
+        self._reopen_ns = time.monotonic_ns() + int(pause_s * 1e9)
+        self._say_problem(problem)
+
+    def tell_problem(self) -> None:
+        self._events.add({"op": "accept_problem", "problem": self._problem})
+
+    def _say_problem(self, problem: str) -> None:
+        if problem != self._problem:
+            self._problem = problem
+            self.tell_problem()
+
+    def _say(
+        self, decision: Decision, is_confirmed: bool | None, commanded_ns: int, shown_ns: int | None
+    ) -> None:
+        off_mm = decision.off_by * self._pitch_mm
+        detail = decision.why or f"{off_mm:.1f} mm beyond its point"
+        with self._changed:
+            self._counts[decision.fate] += 1
+        self._events.add(
+            {
+                "op": "accept",
+                "result_id": decision.result_id,
+                "command": str(decision.fate),
+                "is_confirmed": is_confirmed,
+                "commanded_ns": commanded_ns or None,
+                "shown_ns": shown_ns,
+                "detail": detail,
+            }
+        )
+
+
+def _withheld(decision: Decision, why: str) -> Decision:
+    return Decision(decision.result_id, Fate.WITHHELD, why, decision.off_by)
+
+
+def _whole(value: object) -> int:
+    """Raises TypeError."""
+    if type(value) is not int:
+        raise TypeError(f"no whole number: {value!r:.40}")
+    return value

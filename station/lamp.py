@@ -39,6 +39,7 @@ from station.lease import (
     whole_number,
 )
 from station.lock import LAMP_LOCK, take_lock
+from station.logs import prepare_lines
 from station.outputs import BeltNews, Outputs, PlateResult, parse_word
 from station.record import Provenance
 from station.systemd import lifeline, notify
@@ -414,6 +415,8 @@ class _Lamp:
             self._outputs.open(is_restart)
             self._listen()
             notify("READY=1")
+            # FAULT shows; a first line must not hold up what comes from here on.
+            prepare_lines()
             while self._exit_status is None:
                 self._turn()
             return self._exit_status

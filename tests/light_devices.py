@@ -313,6 +313,8 @@ class TcpDevice:
         self._connections: list[socket.socket] = []
         self.is_hanging_up = False
         """Closes each connection after its first answer."""
+        self.is_flooding = False
+        """Talks on and on after its first answer."""
         self._is_closed = False
         self._threads = [threading.Thread(target=self._accept, name="tcp")]
         self._threads[0].start()
@@ -357,6 +359,8 @@ class TcpDevice:
                 if reply is None:
                     return
                 connection.sendall(reply)
+                while self.is_flooding and reply:
+                    connection.sendall(reply)
                 if self.is_hanging_up:
                     return
 

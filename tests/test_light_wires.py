@@ -136,6 +136,7 @@ def test_what_was_said_before_the_request_is_no_answer(tower: PtyRecorder) -> No
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(garbage=st.binary(min_size=1, max_size=20) | st.from_regex(rb"\A[0-9a-f \r\n>]{1,8}>\Z"))
+@example(garbage=b"1\x85")
 @pytest.mark.parametrize("board", ["numato", "devantech_rly16"])
 def test_a_board_that_talks_garbage_is_never_confirmed_wrongly(board: Any, garbage: bytes) -> None:
     with PtyRecorder() as tower:
@@ -292,6 +293,26 @@ def test_an_answer_that_belongs_to_the_request_before_is_not_taken(line: Line) -
                 light.show(LightState.FAIL)
 
 
+def test_what_was_said_on_the_line_before_the_request_is_no_answer(line: Line) -> None:
+    """A relay that is stuck, and an older answer that says that it is lit."""
+    with line.open() as light:
+        assert light.show(LightState.PASS) is True
+        line.bridge.near.send(crc(bytes.fromhex("01 01 01 02")))
+        assert light.show(LightState.UNDECIDED) is True
+        line.board.stuck.add("red")
+        line.bridge.near.send(crc(bytes.fromhex("01 01 01 01")))
+        with pytest.raises(DeviceTimeout, match="red read back wrong"):
+            light.show(LightState.FAIL)
+
+
+@pytest.mark.parametrize("line", [{"red": 0}], indirect=True)
+def test_an_answer_to_something_else_is_none(line: Line) -> None:
+    """A board that says of every request that red is lit."""
+    line.board.answers = lambda data: crc(bytes.fromhex("01 01 01 01")) if data else data
+    with line.open() as light, pytest.raises(DeviceTimeout, match="answers another request"):
+        light.show(LightState.FAIL)
+
+
 def test_what_the_board_refuses_is_said(tmp_path: Path) -> None:
     it = Line(tmp_path, {"red": 5000, "green": 5001})
     try:
@@ -419,6 +440,7 @@ def taken(kind: str, request: bytes) -> bytes:
     damage=st.none() | st.tuples(st.integers(0, 8), st.integers(1, 255)),
 )
 @example(garbage=b"", damage=None)
+@example(garbage=b"", damage=(3, 1))
 @pytest.mark.parametrize("kind", NETWORK)
 def test_garbage_from_the_network_is_never_taken_for_a_confirmation(
     kind: str, garbage: bytes, damage: tuple[int, int] | None

@@ -13,7 +13,7 @@ from drivers.errors import DeviceError, DeviceRefused, DeviceTimeout
 from drivers.stacklight import LightState
 from drivers.stacklight.settings import Element, LightPattern, SerialRead, SerialTowerSettings
 from drivers.stacklight.switched import Modes, SwitchedLight
-from drivers.stacklight.wire import open_serial
+from drivers.wire import open_serial
 
 _MAX_ANSWER = 256
 """More bytes than this without the end that was wanted are no answer."""
@@ -125,12 +125,12 @@ def lit_places(read: SerialRead, answer: bytes) -> dict[Element, bool] | None:
     if read.form == "bits":
         number = int.from_bytes(answer, "little")
         return {element: bool(number >> place & 1) for element, place in read.places.items()}
-    words = answer.decode("latin-1").removesuffix(read.prompt or "").split()
-    word = words[-1] if words else ""
+    words = answer.removesuffix((read.prompt or "").encode()).split()
+    word = words[-1] if words else b""
     if read.form == "hex":
-        if not re.fullmatch("[0-9A-Fa-f]{1,32}", word):
+        if not re.fullmatch(rb"[0-9A-Fa-f]{1,32}", word):
             return None
         return {e: bool(int(word, 16) >> place & 1) for e, place in read.places.items()}
-    if not re.fullmatch("[01]+", word) or max(read.places.values()) >= len(word):
+    if not re.fullmatch(rb"[01]+", word) or max(read.places.values()) >= len(word):
         return None
-    return {element: word[place] == "1" for element, place in read.places.items()}
+    return {element: word[place] == ord("1") for element, place in read.places.items()}

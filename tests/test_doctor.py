@@ -137,9 +137,9 @@ def test_pictures_of_the_last_plates_are_in_where_asked_for(rig: Rig) -> None:
 @pytest.mark.parametrize(
     "broken",
     [
-        f'[plc]\npassword = "{SECRET}"\n',
-        f'[plc\npassword = "{SECRET}"  # {SECRET}\nurl = "opc.tcp://a:{SECRET}@b/"\n',
-        f'[plc]\n# the password is {SECRET}\ntoken = """\n{SECRET}\n"""\n',
+        f'[broker]\npassword = "{SECRET}"\n',
+        f'[broker\npassword = "{SECRET}"  # {SECRET}\nurl = "opc.tcp://a:{SECRET}@b/"\n',
+        f'[broker]\n# the password is {SECRET}\ntoken = """\n{SECRET}\n"""\n',
     ],
 )
 def test_a_broken_configuration_is_told_without_its_secrets(

@@ -42,7 +42,7 @@ device = {{ type = "simulated" }}
 [plc]
 type = "modbus_server"
 host = "127.0.0.1"
-port = {port}
+tcp_port = {port}
 """
 _WORDS = [0, 0x1234, 7, 9]
 """What the PLC wrote before, and must read afterwards."""

@@ -90,7 +90,7 @@ def measure(case: Case, seconds: float, seed: int) -> Errors:
 
 
 def _open(port: int) -> tuple[Accept, Events]:
-    device = {"type": "modbus", "host": "127.0.0.1", "port": port, "outputs": {"accept": 0}}
+    device = {"type": "modbus", "host": "127.0.0.1", "tcp_port": port, "outputs": {"accept": 0}}
     settings = AcceptSettings.model_validate(
         {
             "distance_mm": DISTANCE_MM,

@@ -10,8 +10,9 @@ import sys
 from typing import Any
 
 
-def start_idle(*arguments: str, **options: Any) -> subprocess.Popen[str]:
-    """Start this program's interpreter with `arguments` as text process."""
+def start_idle(*arguments: str, is_awaited: bool = False, **options: Any) -> subprocess.Popen[str]:
+    """Start this program's interpreter with `arguments`, to talk with in text. One that somebody
+    waits for is only nice: on busy cores an idle one may take minutes."""
     polite = ["nice", "-n", "19"]
     if shutil.which("ionice"):
         polite += ["ionice", "-c", "3", "-t"]
@@ -19,6 +20,7 @@ def start_idle(*arguments: str, **options: Any) -> subprocess.Popen[str]:
         [*polite, sys.executable, "-P", *arguments], text=True, close_fds=True, **options
     )
     # Even the nicest process keeps a core for some milliseconds from whoever wakes up.
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))
+    if not is_awaited:
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(process.pid, os.SCHED_IDLE, os.sched_param(0))
     return process

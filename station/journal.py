@@ -45,7 +45,7 @@ from station.ipc import (
     connect,
 )
 from station.lock import take_lock
-from station.logs import get_logger
+from station.log_lines import get_logger
 from station.maintenance import Upkeep
 from station.qms import (
     DATABASE,
@@ -104,9 +104,14 @@ class JournalClient:
         return self._connected.request({"op": "hello"}, timeout_s=30.0)
 
     def ask(self, op: str, **given: str) -> Json:
-        """`status`; `prune`: look for pictures that may go, {"sweep": the number of sweeps after
-        which it has been done}; `clock_is_right` with `who` and `why`."""
+        """`prune`: look for pictures that may go, {"sweep": the number of sweeps after which it has
+        been done}; `clock_is_right` with `who` and `why`."""
         return self._connected.request({"op": op, **given}, timeout_s=30.0)
+
+    def status(self) -> Json:
+        """How the journal process is, and what it has done for itself."""
+        status: Json = self.ask("status")["status"]
+        return status
 
     def submit(
         self, rows: Sequence[Body], pixels: Json | None = None, descriptor: int | None = None
@@ -379,8 +384,6 @@ class _Journal:
                 self._submit(client, body, descriptors)
             case "arriving":
                 self._begin_pictures(client, body, descriptors)
-            case "status":
-                self._answer(client, self._status())
             case "prune":
                 self._answer(client, {"ok": True, "sweep": self._upkeep.sweep_now()})
             case "clock_is_right":

@@ -38,7 +38,8 @@ from station.lease import (
     Write,
     whole_number,
 )
-from station.lock import take_lock
+from station.lock import LAMP_LOCK, take_lock
+from station.logs import prepare_lines
 from station.outputs import BeltNews, Outputs, PlateResult, parse_word
 from station.record import Provenance
 from station.systemd import lifeline, notify
@@ -239,12 +240,12 @@ def serve(configuration: Configuration, is_restart: bool = False) -> int:
     """
     runtime_dir = configuration.station.runtime_dir
     try:
-        lock = take_lock(runtime_dir / "lamp.lock")
+        lock = take_lock(runtime_dir / LAMP_LOCK)
     except OSError as error:
         _log.error("station.runtime_dir %s cannot be used: %s", runtime_dir, error.strerror)
         return EX_CONFIG
     if lock is None:
-        _log.error("another lamp process holds %s; stop that one", runtime_dir / "lamp.lock")
+        _log.error("another lamp process holds %s; stop that one", runtime_dir / LAMP_LOCK)
         return EX_CONFIG
     try:
         return _Lamp(configuration).run(is_restart)
@@ -414,6 +415,8 @@ class _Lamp:
             self._outputs.open(is_restart)
             self._listen()
             notify("READY=1")
+            # FAULT shows; a first line must not hold up what comes from here on.
+            prepare_lines()
             while self._exit_status is None:
                 self._turn()
             return self._exit_status

@@ -25,7 +25,7 @@ from station.clock import Clock, ClockWatch, SystemClock
 from station.config import ConfigError, Configuration, KeepRecipe, load_recipe
 from station.idle import start_idle
 from station.images import ImageFolder, Quarantine
-from station.logs import get_logger
+from station.log_lines import get_logger
 from station.qms import DATABASE, Store, StoreRefused
 from station.record import (
     BackupBody,
@@ -37,6 +37,7 @@ from station.record import (
     RetentionBody,
     TombstoneBody,
     Verdict,
+    rfc3339,
 )
 from station.retention import (
     FOLDERS,
@@ -123,10 +124,15 @@ class _Child:
         return self.thread is not None
 
     def start(
-        self, arguments: Sequence[str], given: str, limit_s: float, wake: Callable[[], None]
+        self,
+        arguments: Sequence[str],
+        given: str,
+        limit_s: float,
+        wake: Callable[[], None],
+        is_awaited: bool = False,
     ) -> None:
         self.thread = threading.Thread(
-            target=self._run, args=(arguments, given, limit_s, wake), daemon=True
+            target=self._run, args=(arguments, given, limit_s, wake, is_awaited), daemon=True
         )
         self.thread.start()
 
@@ -145,11 +151,16 @@ class _Child:
             self.thread.join()
 
     def _run(
-        self, arguments: Sequence[str], given: str, limit_s: float, wake: Callable[[], None]
+        self,
+        arguments: Sequence[str],
+        given: str,
+        limit_s: float,
+        wake: Callable[[], None],
+        is_awaited: bool,
     ) -> None:
-        pipe = subprocess.PIPE
+        pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         try:
-            self.process = start_idle(*arguments, stdin=pipe, stdout=pipe, stderr=pipe)
+            self.process = start_idle(*arguments, is_awaited=is_awaited, **pipes)
             out, said = self.process.communicate(given, timeout=limit_s)
             self.answer = (self.process.returncode, out, said)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -223,6 +234,8 @@ class Upkeep:
         self._done_in_plan = 0
         self._is_asked = False
         """Another sweep is wanted after this one."""
+        self._is_awaited = False
+        """Somebody waits for this one."""
         self._quarantine = Quarantine(0, 0)
         self._min_pass_days = KeepRecipe().min_pass_days
         self._read_recipe()
@@ -261,7 +274,7 @@ class Upkeep:
         if self.level != self._said_level:
             rows.append(
                 DiskBody(
-                    station_id=self._station_id,
+                    **self._said(),
                     level=self.level,
                     before=self._said_level,
                     free_mb=self.free_mb,
@@ -287,10 +300,14 @@ class Upkeep:
         self.noted(rows)
         return True
 
+    def _said(self) -> dict[str, Any]:
+        """By whom, and when by the clock that is watched."""
+        return {"station_id": self._station_id, "written_at": rfc3339(self._clock.now())}
+
     def _wanted_rules(self) -> RetentionBody:
         rules = self._settings.retention.rules.items()
         return RetentionBody(
-            station_id=self._station_id,
+            **self._said(),
             rules={kind: rule.model_dump(exclude_none=True) for kind, rule in rules},
             min_pass_days=self._min_pass_days,
         )
@@ -350,7 +367,7 @@ class Upkeep:
         """Look for what may go at once; the number of sweeps after which it has been done."""
         is_busy = self._planner.is_running or self._work is not None
         self._sweep_due = self._look_due = 0.0
-        self._is_asked = is_busy
+        self._is_asked, self._is_awaited = is_busy, True
         return self._counts.sweeps + (2 if is_busy else 1)
 
     def accept_clock(self, who: str, why: str) -> None:
@@ -430,10 +447,15 @@ class Upkeep:
             return
         self._read_recipe()
         self._planner.start(
-            ["-m", "station.retention"], self._order().model_dump_json(), _PLAN_LIMIT_S, self._wake
+            ["-m", "station.retention"],
+            self.order().model_dump_json(),
+            _PLAN_LIMIT_S,
+            self._wake,
+            is_awaited=self._is_awaited or self.level >= PASSES_GO_LEVEL,
         )
 
-    def _order(self) -> Order:
+    def order(self) -> Order:
+        """What a plan is made from now."""
         folders = [(self._folder + n) % FOLDERS for n in range(_FOLDERS_A_PASS)]
         self._folder = (self._folder + _FOLDERS_A_PASS) % FOLDERS
         room = None
@@ -464,7 +486,10 @@ class Upkeep:
             return
         self._failed_plans = 0
         self._problems.pop("plan", None)
-        plan = Plan.model_validate_json(out)
+        self.use(Plan.model_validate_json(out))
+
+    def use(self, plan: Plan) -> None:
+        """Carry out a plan, a little at every step."""
         self._new_paths = {path: seq for path, seq in self._new_paths.items() if seq > plan.as_of}
         if plan.as_of < self._paths_since:
             plan = Plan(as_of=plan.as_of)
@@ -500,7 +525,7 @@ class Upkeep:
             self._counts.sweeps += 1
             self._counts.sweep_ended_s = time.monotonic()
             self._sweep_due = 0.0 if self._is_asked else time.monotonic() + _SWEEP_EVERY_S
-            self._is_asked = False
+            self._is_awaited, self._is_asked = self._is_asked, False
 
     def _bury(self, steps: Sequence[Step]) -> None:
         """Tombstones; their files go with a later plan, once no result names them."""
@@ -519,7 +544,7 @@ class Upkeep:
         if picture is None:
             return None
         stone = TombstoneBody(
-            station_id=self._station_id,
+            **self._said(),
             result_id=step.result_id,
             role=picture.role,
             path=picture.path,
@@ -579,14 +604,14 @@ class Upkeep:
         wanted = self._settings.retention.backup
         directory = str(wanted.directory) if wanted else ""
         if status == 0:
-            row = BackupBody(station_id=self._station_id, is_ok=True, **json.loads(out))
+            row = BackupBody(**self._said(), is_ok=True, **json.loads(out))
             self._append([row])
             return
         problem = said.strip().removeprefix("vqi: ")[-300:] or f"it ended with status {status}"
         text = f"no backup to {directory}: {problem}"
         if not self._backup.problem:
             row = BackupBody(
-                station_id=self._station_id,
+                **self._said(),
                 directory=directory,
                 generation="",
                 is_ok=False,

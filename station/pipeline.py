@@ -61,7 +61,7 @@ from station.lamp import LampClient, LampError
 from station.light_policy import LightPolicy
 from station.line_side import LineSide, Word
 from station.lock import STATION_LOCK, take_lock
-from station.logs import get_logger
+from station.log_lines import get_logger
 from station.machine import test_on_this_machine
 from station.maintenance import READY_LEVEL
 from station.outbox import Outbox

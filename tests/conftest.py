@@ -22,6 +22,7 @@ _MAY_SKIP = (
     "needs a real device",
     "no gpio-sim here",
     "no network of its own here",
+    "cannot cut power here",
     "no real images",
     "no history here",
     "no promtool here",

@@ -32,7 +32,7 @@ _TABLES = """
 [plc]
 type = "modbus_server"
 host = "127.0.0.1"
-port = {plc_port}
+tcp_port = {plc_port}
 heartbeat_timeout_s = 2.0
 [accept]
 distance_mm = {distance_mm}
@@ -40,7 +40,7 @@ pulse_ms = {pulse_ms}
 [accept.device]
 type = "modbus"
 host = "127.0.0.1"
-port = {module_port}
+tcp_port = {module_port}
 outputs = {{ accept = 0 }}
 pulse_offset = {offset}
 """

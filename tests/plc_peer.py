@@ -22,6 +22,8 @@ class PollingPlc:
     port: int
     period_s: float = 0.01
     acknowledges: bool = True
+    ack_after_s: float = 0.0
+    """It takes so long to take in a result."""
     trace: list[tuple[int, PlcOutputs | None, bool]] = field(default_factory=list)
     results: list[PlcOutputs] = field(default_factory=list)
     """Each result as it was when RESULT_VALID went on."""
@@ -45,13 +47,16 @@ class PollingPlc:
 
     def _run(self) -> None:
         ack, was_valid, written = False, False, PlcInputs()
+        valid_since = 0.0
         while not self._is_over.wait(self.period_s):
             said = self._read()
             is_valid = said is not None and said.result_valid
             if said is not None and is_valid and not was_valid:
                 self.results.append(said)
+                valid_since = time.monotonic()
             was_valid = is_valid
-            ack = is_valid and self.acknowledges
+            is_taken = time.monotonic() - valid_since >= self.ack_after_s
+            ack = is_valid and self.acknowledges and is_taken
             self.trace.append((time.monotonic_ns(), said, ack))
             inputs = PlcInputs(ack=ack, ack_hold=self.ack_hold, heartbeat=len(self.trace) % 2**16)
             if said is not None and inputs != written and self._write(inputs):

@@ -53,6 +53,7 @@ class Rig:
     """Further tables of the configuration."""
     journal_folder: Path | None = None
     min_free_mb: int = 0
+    watermarks_mb: list[int] | None = None
 
     @property
     def journal(self) -> Path:
@@ -110,6 +111,7 @@ class Rig:
                 "directory": str(self.journal),
                 "min_free_mb": self.min_free_mb,
                 "snapshot_interval_s": 1.0,
+                **({"watermarks_mb": self.watermarks_mb} if self.watermarks_mb else {}),
             },
         )
         text += _table("light", light)

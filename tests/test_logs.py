@@ -21,12 +21,14 @@ from station_rig import Json, Rig, children, wait_until
 
 from station.ipc import connect
 from station.lamp import LampClient, lamp_path
-from station.logs import FLOOD_LINES, FLOOD_S, MOST_BYTES, Floods
+from station.log_lines import MOST_BYTES
+from station.logs import FLOOD_LINES, FLOOD_S, Floods
 from station.redaction import REDACTED, redact, redact_text, secrets_in
 
 _LOG = """
 import logging, sys
-from station.logs import get_logger, set_up_logging
+from station.log_lines import get_logger
+from station.logs import set_up_logging
 set_up_logging("lamp", "line-1")
 log = get_logger("station.lamp")
 """
@@ -49,11 +51,13 @@ def lines(code: str) -> list[Json]:
 
 
 def test_a_line_says_when_who_what_and_of_which_plate() -> None:
-    first, foreign, error, uncaught = lines(
+    first, foreign, error, other, uncaught = lines(
         "log.warning('withheld', result_id='line-1-00000007', n=3)\n"
         "logging.getLogger('pymodbus').warning('port %s', 'x')\n"
         "try: 1 / 0\n"
-        "except ZeroDivisionError: log.exception('no')\n"
+        "except ZeroDivisionError:\n"
+        "    log.exception('no')\n"
+        "    logging.getLogger('f').exception('no')\n"
         "raise ValueError('the end')\n"
     )
     head = {"level": "warning", "process": "lamp", "station_id": "line-1", "event": "withheld"}
@@ -64,6 +68,7 @@ def test_a_line_says_when_who_what_and_of_which_plate() -> None:
     assert len(first["time"]) == len("2026-01-01T00:00:00.000000Z")
     assert (foreign["event"], foreign["logger"]) == ("port x", "pymodbus")
     assert "ZeroDivisionError" in error["exception"]
+    assert "ZeroDivisionError" in other["exception"]
     assert uncaught["level"] == "critical"
     assert uncaught["exception"].endswith("ValueError: the end")
 

@@ -142,6 +142,24 @@ def results_total() -> float:
     return sum(samples(scrape(), "vqi_results").values())
 
 
+def test_status_says_everything_of_all_processes(running: Running) -> None:
+    config = str(running.rig.folder / "station.toml")
+    status = json.loads(vqi("control", "status", "--config", config, "--json").stdout)
+    wanted = {
+        *("state", "problems", "attentions", "provenance", "light", "light_result_id"),
+        *("lamp", "journal", "camera", "camera_pid", "queues", "capacities", "recipe", "model"),
+        *("configuration_sha256", "version", "pid", "uptime_s", "tick_age_s", "verdict_age_s"),
+        *("waiting_s", "last_verdict_at", "latency_ms", "times", "results", "lamp_commands"),
+        *("lost_frames", "incomplete_frames", "camera_restarts"),
+    }
+    assert wanted <= set(status)
+    assert status["lamp"]["state"] in {"pass_not_production", "fail", "idle", "undecided"}
+    assert status["journal"]["wal_bytes"] > 0
+    assert status["recipe"]["id"] == "small"
+    text = vqi("control", "status", "--config", config).stdout
+    assert re.search(r"^journal\.wal_bytes +\d+$", text, re.MULTILINE)
+
+
 def test_its_log_is_of_its_plates(running: Running) -> None:
     failed = {r["result_id"] for r in running.rig.rows("result") if r["verdict"] == "FAIL"}
     assert failed

@@ -50,7 +50,7 @@ device = {{ type = "simulated" }}
 [plc]
 type = "modbus_server"
 host = "127.0.0.1"
-port = {port}
+tcp_port = {port}
 heartbeat_timeout_s = 1.0
 [accept]
 distance_mm = 100.0
@@ -74,7 +74,7 @@ class Site:
         config = self.folder / "station.toml"
         offset = f", pulse_offset = {PULSE_OFFSET}" if self.is_timed else ""
         device = (
-            f'{{ type = "modbus", host = "127.0.0.1", port = {self.module.port}, '
+            f'{{ type = "modbus", host = "127.0.0.1", tcp_port = {self.module.port}, '
             f"outputs = {{ accept = 0 }}{offset} }}"
         )
         config.write_text(CONFIG.format(folder=self.folder, port=self.port, device=device))

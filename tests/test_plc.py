@@ -296,7 +296,7 @@ def free_port() -> int:
 
 def open_server() -> ModbusServerLink:
     return ModbusServerLink(
-        ModbusServerSettings(type="modbus_server", host="127.0.0.1", port=free_port())
+        ModbusServerSettings(type="modbus_server", host="127.0.0.1", tcp_port=free_port())
     )
 
 
@@ -322,7 +322,7 @@ def _client_bench() -> Iterator[Bench]:
     with ModbusPeer() as peer:
         link = ModbusClientLink(
             ModbusClientSettings(
-                type="modbus_client", host="127.0.0.1", port=peer.port, cycle_ms=10
+                type="modbus_client", host="127.0.0.1", tcp_port=peer.port, cycle_ms=10
             )
         )
 
@@ -341,7 +341,7 @@ def _io_modbus_bench() -> Iterator[Bench]:
         device = {
             "type": "modbus",
             "host": "127.0.0.1",
-            "port": peer.port,
+            "tcp_port": peer.port,
             "outputs": WIRES_OUT,
             "inputs": WIRES_IN,
             "pulse_offset": PULSE_OFFSET,
@@ -469,7 +469,7 @@ def test_ready_on_wires_ends_in_the_module_when_nobody_writes() -> None:
     """The station's process is gone without a word: the module's own time ends READY and OK."""
     with ModbusPeer() as peer:
         outputs = {"ready": 0, "ok": 1, "result_valid": 2}
-        device = {"type": "modbus", "host": "127.0.0.1", "port": peer.port, "outputs": outputs}
+        device = {"type": "modbus", "host": "127.0.0.1", "tcp_port": peer.port, "outputs": outputs}
         link = open_plc_link(
             IoPlcSettings.model_validate(
                 {"type": "io", "device": {**device, "pulse_offset": PULSE_OFFSET}}
@@ -491,7 +491,7 @@ def test_a_plc_that_goes_is_named_and_found_again() -> None:
     with ModbusPeer() as peer:
         link = ModbusClientLink(
             ModbusClientSettings(
-                type="modbus_client", host="127.0.0.1", port=peer.port, cycle_ms=10
+                type="modbus_client", host="127.0.0.1", tcp_port=peer.port, cycle_ms=10
             )
         )
         station = Station(link)
@@ -505,14 +505,14 @@ def test_a_plc_that_goes_is_named_and_found_again() -> None:
 
 def test_what_cannot_be_opened_is_named() -> None:
     server = open_server()
-    taken = ModbusServerSettings(type="modbus_server", host="127.0.0.1", port=server.port)
+    taken = ModbusServerSettings(type="modbus_server", host="127.0.0.1", tcp_port=server.port)
     with pytest.raises(DeviceBusy, match="in use"):
         open_plc_link(taken)
     server.close()
     with pytest.raises(DeviceRefused, match="cannot be listened at"):
-        open_plc_link(ModbusServerSettings(type="modbus_server", host="192.0.2.1", port=15020))
+        open_plc_link(ModbusServerSettings(type="modbus_server", host="192.0.2.1", tcp_port=15020))
     with pytest.raises(DeviceNotFound, match="check its power"):
-        open_plc_link(ModbusClientSettings(type="modbus_client", host="127.0.0.1", port=1))
+        open_plc_link(ModbusClientSettings(type="modbus_client", host="127.0.0.1", tcp_port=1))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from types import ModuleType
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from modbus_peer import ModbusPeer
 from pty_recorder import PtyRecorder
 from station_rig import Rig
 
@@ -140,6 +141,7 @@ def test_each_unit_comes_back_for_ever_but_from_a_bad_configuration(service: str
         "LogNamespace": "vqi",
         "DevicePolicy": "closed",
         "CapabilityBoundingSet": "",
+        "RestrictRealtime": "yes",
         "SystemCallErrorNumber": "EPERM",
     }.items():
         assert settings[key] == [value], key
@@ -206,26 +208,45 @@ def told_before_ready(manager: socket.socket) -> list[str]:
     return told
 
 
+_ACCEPT = """
+[accept]
+distance_mm = 100.0
+pulse_ms = 100
+device = {device}
+"""
+
+
+def stop_command(words: str, config: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "station.cli", *words.split(), "--config", config]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
 def test_the_stop_command_writes_fault_however_the_lamp_process_ended(
     tmp_path: Path, number: signal.Signals
 ) -> None:
     stop = settings_of("vqi-lamp")["ExecStopPost"][0].removeprefix("-/opt/vqi/current/bin/vqi ")
-    with PtyRecorder() as tower:
+    with PtyRecorder() as tower, ModbusPeer() as module:
         light = {"device": {"type": "serial_tower", "port": str(tower.device)}}
-        config = str(Rig(tmp_path, light=light).write())
+        accept = f'type = "modbus", host = "127.0.0.1", port = {module.port}'
+        tables = _ACCEPT.format(device=f"{{ {accept}, outputs = {{ accept = 0 }} }}")
+        config = str(Rig(tmp_path, light=light, tables=tables).write())
         process, manager = as_unit(tmp_path, "serve", "lamp", "--config", config)
         told_before_ready(manager)
         with LampClient(tmp_path / "run") as client:
             client.connect(5.0)
+            refused = stop_command(stop, config)
+            assert "a lamp process lives" in refused.stderr
             client.send_show(LightState.PASS_NOT_PRODUCTION, "a-1", None, 1.2)
             tower.wait_for(lambda: "green" in tower.elements())
             process.send_signal(number)
             process.wait(5.0)
         assert "green" in tower.elements(), "this light latches"
-        command = [sys.executable, "-P", "-m", "station.cli", *stop.split(), "--config", config]
-        assert subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode == 0
-        assert tower.elements() == {"red": "blink"}
+        module.coils[0] = True  # and so does an output
+        done = stop_command(stop, config)
+        assert (done.returncode, done.stderr) == (0, "")
+        tower.wait_for(lambda: tower.elements() == {"red": "blink"})
+        assert not module.lit()[0]
         manager.close()
 
 
@@ -356,6 +377,41 @@ def test_the_same_content_is_the_same_release(installer: ModuleType) -> None:
     assert Path("station/shipped/recipes/demo-lgp.toml") in named
     assert Path("deploy/systemd/vqi-lamp.service") in named
     assert not [path for path in named if path.suffix == ".pyc"]
+
+
+def test_folders_elsewhere_and_low_ports_are_opened_for_the_unit_that_needs_them(
+    installer: ModuleType,
+) -> None:
+    def drop_ins(**config: object) -> dict[str, str]:
+        found = installer.site_drop_ins(config)
+        return {path.parent.name.split(".")[0][4:]: text for path, text in found.items() if text}
+
+    usual = {"journal": {"directory": "/var/lib/vqi/journal"}}
+    assert drop_ins(**usual, plc={"type": "modbus_client", "port": 502}) == {}
+    assert drop_ins(**usual, plc={"type": "modbus_server", "port": 1502}) == {}
+    assert drop_ins(journal={"directory": "journal"}) == {}
+    assert "CAP_NET_BIND_SERVICE" in drop_ins(plc={"type": "modbus_server"})["lamp"]
+    backup = drop_ins(**usual, retention={"backup": {"directory": "/mnt/backup"}})
+    assert backup == {"journal": "[Service]\nReadWritePaths=-/mnt/backup\n"}
+    assert set(drop_ins(journal={"directory": "/data/journal"})) == {"journal", "station"}
+
+
+@needs_systemd
+def test_a_lamp_that_listens_at_502_stays_below_1_5(installer: ModuleType, machine: Path) -> None:
+    drop_in = machine / "etc/systemd/system/vqi-lamp.service.d/20-site.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(f"[Service]\n{installer.LOW_PORT}")
+    try:
+        assert not exposure(machine, "vqi-lamp", 15)
+    finally:
+        shutil.rmtree(drop_in.parent)
+
+
+def test_sockets_lie_where_the_units_put_them(installer: ModuleType, tmp_path: Path) -> None:
+    config = tmp_path / "line.toml"
+    config.write_text('[station]\nruntime_dir = "var/run"\n')
+    with pytest.raises(installer.Failure, match="the units need"):
+        installer.check_folder(config)
 
 
 def test_what_is_placed_is_placed_once(installer: ModuleType, tmp_path: Path) -> None:

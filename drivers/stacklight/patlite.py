@@ -15,7 +15,7 @@ from drivers.errors import DeviceError, DeviceLost, DeviceRefused, DeviceTimeout
 from drivers.stacklight import LightState
 from drivers.stacklight.settings import Element, LightPattern, Mode, PatliteSettings
 from drivers.stacklight.switched import Modes, SwitchedLight
-from drivers.stacklight.wire import open_tcp
+from drivers.wire import open_tcp
 
 _PNS_ORDER: tuple[Element, ...] = ("red", "yellow", "green", "blue", "white", "buzzer")
 _PNS_CODES: dict[Mode | None, int] = {None: 0, "on": 1, "blink": 2}

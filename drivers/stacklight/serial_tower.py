@@ -13,7 +13,7 @@ from drivers.errors import DeviceError, DeviceRefused, DeviceTimeout
 from drivers.stacklight import LightState
 from drivers.stacklight.settings import Element, LightPattern, SerialRead, SerialTowerSettings
 from drivers.stacklight.switched import Modes, SwitchedLight
-from drivers.stacklight.wire import open_serial
+from drivers.wire import open_serial
 
 _MAX_ANSWER = 256
 """More bytes than this without the end that was wanted are no answer."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -20,10 +20,12 @@ from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, pri
 from station.cli.log_options import Config, Journal, Since, Until, journal_folder
 from station.config import Configuration
 from station.ipc import PeerGone
-from station.journal import JournalClient
 from station.qms import Filter, Reader, StoreError
 from station.record import BackupBody, Body, HoldBody, PictureClass, ReleaseBody
 from station.retention import Catalogue, Doomed, Order, all_doomed, is_held, pictures_of
+
+if TYPE_CHECKING:
+    from station.journal import JournalClient
 
 Json = dict[str, Any]
 hold_app = typer.Typer(no_args_is_help=True, help="Keep pictures that a rule would remove.")
@@ -43,6 +45,8 @@ Why = Annotated[str, typer.Option(help="Why; it is kept for ever.")]
 @contextlib.contextmanager
 def _journal_process(configuration: Configuration) -> Iterator[JournalClient]:
     """The running journal process; only it writes."""
+    from station.journal import JournalClient
+
     client = JournalClient(configuration.station.runtime_dir)
     try:
         client.connect(0.0)
@@ -89,6 +93,8 @@ def backup(
 
 def _tell(configuration: Configuration, row: BackupBody) -> None:
     """The log says when it was copied; a backup of a stopped station is as good."""
+    from station.journal import JournalClient
+
     client = JournalClient(configuration.station.runtime_dir)
     try:
         client.connect(0.0)
@@ -164,10 +170,10 @@ def _prune_line(row: Json) -> str:
 
 def _apply(configuration: Configuration) -> Json:
     with _journal_process(configuration) as client:
-        before = client.ask("status")["retention"]
+        before = client.status()["retention"]
         wanted = client.ask("prune")["sweep"]
         deadline = time.monotonic() + _SWEEP_LIMIT_S
-        while (after := client.ask("status"))["retention"]["sweeps"] < wanted:
+        while (after := client.status())["retention"]["sweeps"] < wanted:
             if time.monotonic() > deadline:
                 fail("the journal process is still at it; see `vqi log prune` later")
             time.sleep(0.1)

@@ -12,7 +12,7 @@ _SOURCE = Path(__file__).with_name("clock.c")
 
 
 class Clock:
-    """Builds the library in `folder` once; `environment` is for the processes that shall have it."""
+    """Builds its library in `folder`; `environment` is for the processes that shall have it."""
 
     def __init__(self, folder: Path) -> None:
         library, file = folder / "clock.so", folder / "clock"

@@ -8,8 +8,8 @@ from random import Random
 from typing import Any
 
 from campaign.kinds import Kind, Strike
-from campaign.life import Life
-from campaign.observer import Findings, Observer
+from campaign.life import ACCEPT_MM, Life
+from campaign.observer import Findings, Observer, Seen
 
 Json = dict[str, Any]
 RECOVERY_LIMIT_S = 30.0
@@ -44,7 +44,9 @@ class Engine:
 
     def __init__(self, life: Life) -> None:
         self.life = life
-        self.observer = Observer(life.journal, life.tower.log, life.stdout, life.belt)
+        self.observer = Observer(
+            life.journal, Seen(life.tower.log, life.panel.log, life.stdout), life.belt, ACCEPT_MM
+        )
         life.before_unmount = self.observer.log.release
 
     def begin(self) -> None:

@@ -75,7 +75,7 @@ def kill_everything(life: Life, draw: Random) -> Strike:
     return Strike(began_ns, began_ns)
 
 
-@kind("kill -9 in the middle of a start", is_death=True)
+@kind("kill -9 in the middle of a start", is_death=True, is_blind=True)
 def kill_in_a_start(life: Life, draw: Random) -> Strike:
     began_ns = now_ns()
     life.kill_all(life.family())

@@ -36,7 +36,7 @@ def _kept(path: Path) -> Iterator[None]:
 def _refused(
     life: Life, path: Path, spoil: Callable[[], None], statuses: tuple[int, ...]
 ) -> Strike:
-    """The station is stopped, a file is spoiled, the next start must say no; then it is put back."""
+    """A file is spoiled while the station is stopped: the start must say no. It is put back."""
     began_ns = now_ns()
     life.stop()
     with _kept(path):
@@ -169,8 +169,7 @@ def tail_changed(life: Life, draw: Random) -> Strike:
             )
             hostile.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    strike = _refused(life, path, spoil, (1, 78))
-    return strike
+    return _refused(life, path, spoil, (1, 78))
 
 
 # --- files that a start must survive --------------------------------------------------------------

@@ -261,3 +261,29 @@ def _control(life: Life, op: str) -> None:
             channel.request({"op": op}, 2.0)
     except (OSError, PeerGone) as error:
         raise NotThere(f"the control socket: {error}") from error
+
+
+# --- the module of READY, OK and accept -----------------------------------------------------------
+
+
+def _panel(life: Life, draw: Random, word: str, end: str) -> Strike:
+    began_ns = now_ns()
+    life.panel.tell(word)
+    time.sleep(draw.uniform(0.2, 1.5))
+    life.panel.tell(end)
+    return Strike(began_ns, now_ns())
+
+
+@kind("I/O module does not answer", is_blind=True)
+def panel_mute(life: Life, draw: Random) -> Strike:
+    return _panel(life, draw, "mute", "heal")
+
+
+@kind("I/O module reads back the opposite", is_blind=True)
+def panel_lies(life: Life, draw: Random) -> Strike:
+    return _panel(life, draw, "lie", "heal")
+
+
+@kind("I/O module unplugged and plugged in")
+def panel_unplugged(life: Life, draw: Random) -> Strike:
+    return _panel(life, draw, "unplug", "plug")

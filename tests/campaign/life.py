@@ -16,14 +16,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from producer_rig import SignedLine, belt_settings
+from station_rig import Rig, children
+
 from campaign.belt import Belt
 from campaign.clock import Clock
 from campaign.disk import Disk
+from campaign.panel import Panel
 from campaign.tower import Tower
 from drivers.camera.settings import SimulatedCameraSettings
 from models.registry import shipped_model
-from producer_rig import SignedLine, belt_settings
-from station_rig import Rig, children
 
 Json = dict[str, Any]
 
@@ -31,6 +33,8 @@ LINE_RATE_HZ, FRAME_HEIGHT = 3000.0, 96
 """Of three stations on two cores."""
 FRAME_S = FRAME_HEIGHT / LINE_RATE_HZ
 SPECIMEN = {"gap_mm": 100.0, "contrast_scale": 3.0, "defective_share": 0.25}
+ACCEPT_MM = 90.0
+"""From the camera to where plates are accepted."""
 _DISK_MB = 96
 _MODEL = "lightdefectnet-v3"
 _EX_CONFIG = 78
@@ -58,6 +62,7 @@ class Life:
         self.line = self.folder / "line"
         self.line.mkdir()
         self.tower = Tower(self.folder)
+        self.panel = Panel(self.folder)
         self.clock = Clock(self.folder)
         self.run: subprocess.Popen[bytes] | None = None
         self.starts = 0
@@ -72,13 +77,14 @@ class Life:
         os.environ["XDG_RUNTIME_DIR"] = str(self.folder)
         make = self._producer if self.camera == _PRODUCER else self._simulated
         self.rig, self.belt = make(light, epoch_ns)
+        self.rig.tables += self.panel.tables(ACCEPT_MM)
         self.rig.recipe_lines = f'folder = "{self.model}"\n'
         self.config = self.rig.write()
         if self.broken is not None and self.camera == _PRODUCER:
             self.rig.fail_hold_s = 0.05
 
     def _producer(self, light: Json, epoch_ns: int) -> tuple[Rig, Belt]:
-        belt = Belt(_belt_settings(), epoch_ns, _REPEATS)
+        belt = Belt(campaign_belt(), epoch_ns, _REPEATS)
         features = {
             "ChunkModeActive": True,
             "Height": FRAME_HEIGHT,
@@ -95,7 +101,7 @@ class Life:
         return line.rig, belt
 
     def _simulated(self, light: Json, epoch_ns: int) -> tuple[Rig, Belt]:
-        belt = Belt(_belt_settings(), epoch_ns)
+        belt = Belt(campaign_belt(), epoch_ns)
         file = self.line / "belt.json"
         file.write_text(json.dumps({"epoch_monotonic_ns": epoch_ns}))
         rig = Rig(
@@ -119,12 +125,12 @@ class Life:
 
     # --- the processes --------------------------------------------------------------------------
 
-    def start(self, *options: str) -> None:
+    def start(self) -> None:
         module = ["station.cli"] if self.broken is None else ["campaign.broken", self.broken]
+        command = ["run", "--config", str(self.config), "--json"]
         with self.stdout.open("ab") as out, self.stderr.open("ab") as err:
             self.run = subprocess.Popen(
-                [sys.executable, "-P", "-m", *module, "run", "--config", str(self.config)]
-                + ["--json", *options],
+                [sys.executable, "-P", "-m", *module, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -187,6 +193,7 @@ class Life:
         self.wait_gone(family)
         self.before_unmount()
         self.tower.close()
+        self.panel.close()
         self.disk.remove()
 
     def remove(self) -> None:
@@ -203,7 +210,8 @@ class Life:
         return self.rig.runtime
 
 
-def _belt_settings() -> SimulatedCameraSettings:
+def campaign_belt() -> SimulatedCameraSettings:
+    """The belt under every life's camera."""
     changes = {"line_rate_hz": LINE_RATE_HZ, "frame_height": FRAME_HEIGHT}
     return belt_settings(SPECIMEN).model_copy(update=changes)
 

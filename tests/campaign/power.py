@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from station_rig import Rig
+
 from campaign.disk import Disk
 from campaign.life import Life
 from campaign.observer import LogWatch, Row
 from campaign.submitter import Submitter
 from campaign.zygote import Zygote
-from station_rig import Rig
 
 _DISK_MB, _INODES = 768, 120_000
 _WARM_BYTES = 4_000_000
@@ -95,7 +96,7 @@ class JournalRig:
         self.disk.remove()
 
     def look(self) -> tuple[list[Row], list[str], list[str]]:
-        """New rows; pictures that they name and that are not there; results that are there twice."""
+        """New rows; pictures that they name and that are not there; results that occur twice."""
         rows = self.log.read()
         results = [row.body for row in rows if row.kind == "result"]
         names = [row.body["result_id"] for row in self.log.rows if row.kind == "result"]

@@ -74,10 +74,9 @@ def system_calls(ledger: Ledger, seed: int, limit: int | None = None) -> None:
         return
     with scratch() as folder:
         found = syscalls.kill_each(folder, seed, say, limit)
-    say(
-        f"{found.killed} of {found.planned} calls of a commit killed in turn: "
-        f"{', '.join(sorted(found.names))}; not made again: {', '.join(found.not_reached) or 'none'}"
-    )
+    say(f"{found.killed} of {found.planned} calls of a commit killed in turn")
+    say(f"calls: {', '.join(sorted(found.names))}")
+    say(f"not made again: {', '.join(found.not_reached) or 'none'}")
     ledger.add(
         {
             "kind": SYSTEM_CALL,

@@ -11,11 +11,11 @@ from random import Random
 from typing import Any
 
 import numpy as np
+from test_qms import opened, result
 
 from station.ipc import PeerGone
 from station.journal import JournalClient
 from station.record import ActuationBody, Body, Verdict
-from test_qms import opened, result
 
 Json = dict[str, Any]
 _ROWS, _WIDTH = 96, 128

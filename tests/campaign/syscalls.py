@@ -1,9 +1,9 @@
 """Every system call of one commit, each killed in turn.
 
-A plate is handed to a warm journal process: its leading edge, its result with two pictures, its lamp
-command. Once that is traced; then it is done again for every call that was seen, in the main thread
-and in the threads that make the pictures, with SIGKILL at that call's entry. After each a successor
-must have every acknowledged row, no row without its pictures, and take the others once.
+A plate is handed to a warm journal process: its leading edge, its result with two pictures, its
+lamp command. Once that is traced; then it is done again for every call that was seen, in the main
+thread and in the threads that make the pictures, with SIGKILL at that call's entry. After each a
+successor must have every acknowledged row, no row without its pictures, and take the others once.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 `python tower.py LINK LOG` makes the symlink LINK to a pseudo-terminal and appends to LOG a line
 `monotonic_ns hex` for what arrives at once, `monotonic_ns !` when the tower loses its power. One
 word a line on stdin: `choke` (the wire is full and nobody reads), `drop` (what is sent gets lost),
-`noise` (bytes come back that nobody asked for), `unplug`, `plug`, `heal`. Each is answered by a line
-once it is so.
+`noise` (bytes come back that nobody asked for), `unplug`, `plug`, `heal`. Each is answered by a
+line once it is so.
 """
 
 from __future__ import annotations

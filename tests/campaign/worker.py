@@ -15,6 +15,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from own_network import enter_own_network
+
 from campaign import kinds_camera
 from campaign.belt import Belt
 from campaign.disk import private_mounts
@@ -22,10 +24,9 @@ from campaign.engine import Engine, Outcome
 from campaign.kinds import KINDS, NotThere
 from campaign.ledger import Ledger, State
 from campaign.life import Life
-from own_network import enter_own_network
 
 Json = dict[str, Any]
-_KEPT = ("stderr.log", "stdout.jsonl", "tower.log")
+_KEPT = ("stderr.log", "stdout.jsonl", "tower.log", "panel.log")
 _MOST_KEPT = 40
 
 
@@ -53,8 +54,7 @@ class Worker:
 
     def _life(self) -> Life:
         camera, seed, names = (self._order[key] for key in ("camera", "seed", "plan"))
-        life = Life(self._folder, camera, seed, self._order["broken"], self._schedule(names))
-        return life
+        return Life(self._folder, camera, seed, self._order["broken"], self._schedule(names))
 
     def _schedule(self, plan: list[tuple[str, int]]) -> Callable[[Belt], tuple[Json, Json]]:
         names = [name for name, _ in plan if name in kinds_camera.KNOBS]

@@ -1,0 +1,499 @@
+"""What the journal process does for itself: pictures go by rule and never otherwise, whatever kills
+it; a disk that fills is met in a stated order; nothing of it is silent."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from station_rig import Rig, wait_until
+from test_clock import LIMIT_S, FakeClock
+from test_journal import connect, plate_memory, start
+from test_qms import result
+from typer.testing import CliRunner
+
+from station.cli.log import app
+from station.config import load_configuration
+from station.images import ImageFolder
+from station.journal import JournalClient
+from station.maintenance import Upkeep, disk_level
+from station.qms import DATABASE, IMAGES, Reader, Store, verify
+from station.record import (
+    Body,
+    HoldBody,
+    ReleaseBody,
+    ReviewBody,
+    TombstoneBody,
+    Verdict,
+    result_id,
+    rfc3339,
+)
+from station.retention import Catalogue, make_plan, pictures_of
+
+Json = dict[str, Any]
+
+
+def days_ago(days: float) -> str:
+    return rfc3339(datetime.now(UTC) - timedelta(days=days))
+
+
+def retention(**rules: Json) -> str:
+    lines = ["[retention]"]
+    for name, given in rules.items():
+        keys = ", ".join(f"{key} = {value}" for key, value in given.items())
+        lines.append(f"{name} = {{ {keys} }}")
+    return "\n".join([*lines, ""])
+
+
+def checked(rig: Rig) -> Any:
+    with Reader(rig.journal) as reader:
+        found = verify(reader)
+    assert found.findings == []
+    return found
+
+
+def pictures(answer: Json, rig: Rig) -> list[Path]:
+    return [rig.journal / IMAGES / image["path"] for image in answer["pictures"]["images"]]
+
+
+def log(rig: Rig, *arguments: str) -> list[str]:
+    """Lines of `vqi log`."""
+    config = ("--config", str(rig.folder / "station.toml"))
+    done = CliRunner().invoke(app, [*arguments, *config])
+    assert done.exit_code == 0, done.output
+    return done.stdout.splitlines()
+
+
+def log_json(rig: Rig, *arguments: str) -> list[Json]:
+    return [json.loads(line) for line in log(rig, *arguments, "--json")]
+
+
+def swept(client: JournalClient) -> Json:
+    """The status after everything that may go is gone."""
+    wanted = client.ask("prune")["sweep"]
+    status = client.status()
+
+    def is_done() -> bool:
+        nonlocal status
+        status = client.status()
+        return bool(status["retention"]["sweeps"] >= wanted)
+
+    wait_until(is_done, 30.0, "sweep")
+    return status
+
+
+def tick(client: JournalClient) -> Json:
+    """The journal's answer to a tick."""
+    answers: list[Json] = []
+    client.send_tick(1)
+
+    def is_there() -> bool:
+        answers.extend(client.receive_ready())
+        return bool(answers)
+
+    wait_until(is_there, 5.0, "tick")
+    return answers[0]
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    rig = Rig(tmp_path, tables=retention(pass_preview={"days": 90}, fail={"days": 365}))
+    rig.write()
+    return rig
+
+
+@contextlib.contextmanager
+def journal(rig: Rig) -> Iterator[tuple[subprocess.Popen[bytes], JournalClient]]:
+    process = start(rig)
+    try:
+        with contextlib.closing(connect(rig)) as client:
+            yield process, client
+    finally:
+        process.terminate()
+        process.wait(20.0)
+
+
+def plate(seed: int) -> tuple[int, Json]:
+    descriptor, pixels, wanted = plate_memory()
+    pixels[:] = np.random.default_rng(seed).integers(0, 256, pixels.shape, np.uint8)
+    return descriptor, wanted
+
+
+def submit(
+    client: JournalClient,
+    number: int,
+    verdict: Verdict = Verdict.PASS,
+    days: float = 0.0,
+    keep: tuple[str, ...] = ("evidence", "preview"),
+    **changes: object,
+) -> Json:
+    descriptor, wanted = plate(number)
+    row = result(number, verdict, written_at=days_ago(days), **changes)
+    answer = client.submit([row], wanted | {"keep": list(keep)}, descriptor)
+    assert answer["ok"], answer
+    return answer
+
+
+def test_what_a_rule_removes_is_said_first_and_a_hold_keeps_it(rig: Rig) -> None:
+    rig.tables += 'backup = { directory = "/nonexistent/backup" }\n'
+    rig.write()
+    with journal(rig) as (_, client):
+        old = pictures(submit(client, 1, days=100, keep=("preview",)), rig)
+        young = pictures(submit(client, 2, days=1, keep=("preview",)), rig)
+        failed = pictures(submit(client, 3, Verdict.FAIL, days=200), rig)
+        very_old = pictures(submit(client, 4, Verdict.FAIL, days=400, part_id="P4"), rig)
+        (held,) = log_json(
+            rig, "hold", "add", "--serial", "P4", "--who", "kim", "--why", "claim 17"
+        )
+        assert (held["results"], held["pictures"], held["removed"]) == (1, 2, 0)
+        foreseen = {row["class"]: row for row in log_json(rig, "prune")}
+        assert foreseen["pass_preview"]["goes"] == 1
+        assert (foreseen["fail"]["goes"], foreseen["fail"]["held"]) == (0, 2)
+        assert foreseen["fail"]["files"] == 4
+        assert all(path.exists() for path in (*old, *young, *failed, *very_old)), "a dry run"
+
+        log(rig, "prune", "--apply")
+        wait_until(lambda: not any(path.exists() for path in old), 5.0, "removal")
+        assert all(path.exists() for path in (*young, *failed, *very_old))
+        (stone,) = rig.rows("tombstone")
+        assert (stone["result_id"], stone["rule"]) == (result_id("s", 1), "days")
+        assert "90 days" in stone["why"]
+        found = checked(rig)
+        assert (found.tombstones, found.holds, found.notes) == (1, 1, [])
+
+        forged = TombstoneBody.model_validate(stone | {"result_id": result_id("s", 2)})
+        answer = client.submit([forged])
+        assert "written by the journal process alone" in answer["error"]
+        unknown = ReleaseBody(station_id="s", hold_id="hold-0", who="kim", why="?")
+        assert "no hold hold-0" in client.submit([unknown])["error"]
+
+        assert [row["hold_id"] for row in log_json(rig, "hold", "list")] == [held["hold_id"]]
+        log(rig, "hold", "release", held["hold_id"], "--who", "kim", "--why", "settled")
+        status = swept(client)
+        wait_until(lambda: not any(path.exists() for path in very_old), 5.0, "removal")
+        assert status["retention"]["holds"] == 0
+        assert all(path.exists() for path in (*young, *failed))
+        assert checked(rig).tombstones == 3
+        wait_until(lambda: client.status()["attentions"] != [], 20.0, "attention")
+        assert "no backup to /nonexistent/backup: " in tick(client)["upkeep"]["attentions"][0]
+        assert len(rig.rows("backup")) == 1
+    assert log_json(rig, "verify")[0]["tombstones"] == 3
+
+
+def test_two_plates_of_the_same_pixels_share_a_file_until_both_may_go(rig: Rig) -> None:
+    with journal(rig) as (_, client):
+        descriptor, wanted = plate(1)
+        for number, verdict in ((1, Verdict.PASS), (2, Verdict.FAIL)):
+            row = result(number, verdict, written_at=days_ago(100))
+            answer = client.submit([row], wanted | {"keep": ["preview"]}, descriptor)
+        (path,) = pictures(answer, rig)
+        assert swept(client)["retention"]["tombstones"] == 1
+        assert path.exists()
+        found = checked(rig)
+        assert (found.tombstones, found.notes) == (1, [])
+
+
+def threads(pid: int) -> list[Path]:
+    return list(Path(f"/proc/{pid}/task").iterdir())
+
+
+@contextlib.contextmanager
+def killed_at(process: subprocess.Popen[bytes], call: str, path: Path) -> Iterator[None]:
+    """The process dies as it begins this system call on this path."""
+    tracer = subprocess.Popen(
+        [
+            *("strace", "-qq", "-P", str(path), "-e", f"trace={call}"),
+            *("-e", f"inject={call}:signal=SIGKILL:when=1"),
+            *(word for thread in threads(process.pid) for word in ("-p", thread.name)),
+        ],
+        stderr=subprocess.DEVNULL,
+    )
+
+    def is_attached() -> bool:
+        traced = f"TracerPid:\t{tracer.pid}\n"
+        return all(traced in (one / "status").read_text() for one in threads(process.pid))
+
+    try:
+        wait_until(is_attached, 10.0, "tracer")
+        yield
+        assert process.wait(30.0) == -signal.SIGKILL
+    finally:
+        tracer.terminate()
+        tracer.wait(10.0)
+
+
+@pytest.mark.parametrize("step", ["tombstone", "rename", "unlink"])
+def test_killed_in_the_middle_of_a_removal_nothing_dangles(rig: Rig, step: str) -> None:
+    with journal(rig) as (process, client):
+        (path,) = pictures(submit(client, 1, days=100, keep=("preview",)), rig)
+        young = pictures(submit(client, 2), rig)
+        leaving = rig.journal / IMAGES / "leaving" / path.name
+        wal = rig.journal / f"{DATABASE}-wal"
+        with killed_at(process, *(("pwrite64", wal) if step == "tombstone" else ("rename", path))):
+            client.ask("prune")
+    if step == "unlink":
+        path.rename(leaving)  # what the call would have done
+    found = checked(rig)
+    assert found.tombstones == (0 if step == "tombstone" else 1)
+    assert len(found.notes) == (1 if step == "rename" else 0)
+    with journal(rig) as (_, client):
+        swept(client)
+        wait_until(lambda: not path.exists() and not leaving.exists(), 5.0, "removal")
+        assert all(one.exists() for one in young)
+        found = checked(rig)
+        assert (found.tombstones, found.notes) == (1, [])
+
+
+def test_what_a_death_left_is_found_while_the_station_runs(rig: Rig) -> None:
+    with journal(rig) as (_, client):
+        kept = pictures(submit(client, 1), rig)
+        for folder in ("00", "0a"):
+            (rig.journal / IMAGES / folder / f"{folder}{'1' * 62}.png").write_bytes(b"stray")
+        assert swept(client)["retention"]["orphans"] == 2
+        assert len(list((rig.journal / IMAGES / "quarantine").iterdir())) == 2
+        assert all(path.exists() for path in kept)
+
+
+def test_quarantine_is_bounded_and_empty_on_a_full_disk(tmp_path: Path) -> None:
+    folder = ImageFolder(tmp_path)
+    quarantine = tmp_path / "quarantine"
+    for number in range(1200):
+        (quarantine / f"{number}").write_bytes(b"x")
+    assert folder.bound_quarantine().files == 1000
+    big = quarantine / "big"
+    with big.open("wb") as file:
+        file.truncate(2 * 10**9)
+    assert folder.bound_quarantine().files == 1000
+    assert not big.exists()
+    assert folder.bound_quarantine(is_full=True).files == 0
+    assert list(quarantine.iterdir()) == []
+
+
+def test_a_level_holds_until_there_is_clearly_more_room() -> None:
+    limits = (40, 30, 20, 10)
+    assert [disk_level(0, free, limits) for free in (50, 39, 29, 19, 9)] == [0, 1, 2, 3, 4]
+    assert [disk_level(1, free, limits) for free in (43, 45)] == [1, 0]
+    assert [disk_level(3, free, limits) for free in (21, 23, 34, 50)] == [3, 2, 1, 0]
+    assert disk_level(4, 10, limits) == 3, "where rows fit again they are written"
+
+
+def test_a_filling_disk_is_met_in_order(tmp_path: Path, small_disk: Path) -> None:
+    rig = Rig(
+        tmp_path,
+        journal_folder=small_disk / "journal",
+        min_free_mb=8,
+        watermarks_mb=[45, 32, 20],
+    )
+    rig.write()
+    both = ["evidence", "preview"]
+
+    def kept(number: int, verdict: Verdict = Verdict.PASS, days: float = 0) -> list[str]:
+        answer = submit(client, number, verdict, days)
+        return [image["role"] for image in answer["pictures"]["images"]]
+
+    def fill_until(level: int, free_mb: float) -> None:
+        ballast = small_disk / f"ballast-{level}"
+        free = shutil.disk_usage(small_disk).free
+        ballast.write_bytes(bytes(int(free - free_mb * 1e6)))
+        wait_until(lambda: client.status()["disk"]["level"] == level, 10.0, f"level {level}")
+
+    with journal(rig) as (_, client):
+        old = pictures(submit(client, 1, days=3), rig)
+        young = pictures(submit(client, 2), rig)
+        failed = pictures(submit(client, 3, Verdict.FAIL, days=3), rig)
+        assert client.status()["disk"]["level"] == 0
+        fill_until(1, 40)
+        assert (kept(4), kept(5, Verdict.FAIL)) == (["evidence"], both)
+        fill_until(2, 28)
+        assert (kept(6), kept(7, Verdict.UNDECIDED)) == ([], both)
+        swept(client)
+        wait_until(lambda: not any(path.exists() for path in old), 5.0, "room")
+        assert all(path.exists() for path in (*young, *failed))
+        fill_until(3, 15)
+        assert kept(8, Verdict.FAIL) == both
+        brief = tick(client)["upkeep"]
+        assert (brief["disk_level"], brief["attentions"]) == (3, [])
+        assert "the station is not ready: less than 20 MB are free" in brief["disk"]
+        fill_until(4, 5)
+        descriptor, wanted = plate(9)
+        answer = client.submit([result(9, Verdict.FAIL)], wanted, descriptor)
+        assert answer["is_full"]
+        for ballast in small_disk.glob("ballast-*"):
+            ballast.unlink()
+        wait_until(lambda: client.status()["disk"]["level"] == 0, 10.0, "level 0")
+        assert kept(9) == both
+    crossings = [(row["before"], row["level"]) for row in rig.rows("disk")]
+    assert [level for _, level in crossings] == [1, 2, 3, 4, 0]
+    assert {row["rule"] for row in rig.rows("tombstone")} == {"watermark"}
+    assert checked(rig).tombstones == 2
+
+
+# --- whatever happens, in any order -------------------------------------------------------------
+
+
+class LateHelpers:
+    """Helpers that come to their work later, or never."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Any] = []
+
+    def submit(self, work: Any, *given: Any, **named: Any) -> None:
+        self.waiting.append(lambda: work(*given, **named))
+
+    def work(self) -> None:
+        while self.waiting:
+            self.waiting.pop(0)()
+
+
+class Removals(RuleBasedStateMachine):
+    """I5: a record's pictures are there until a recorded tombstone that held to the rules; what is
+    on hold stays, whatever clock, reviews and deaths do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = Path(tempfile.mkdtemp(prefix="vqi-removals-"))
+        rules = retention(pass_preview={"days": 30, "mb": 0.00002}, fail={"days": 90})
+        rig = Rig(self.folder, tables=rules)
+        self.configuration = load_configuration(str(rig.write())).value
+        self.journal = rig.journal
+        self.clock = FakeClock(wall=datetime.now(UTC).timestamp())
+        self.number = 0
+        self.held: dict[str, set[str]] = {}
+        """Files that exist when a hold begins, by the hold."""
+        self.begin()
+
+    def begin(self) -> None:
+        self.helpers = LateHelpers()
+        self.store = Store(self.journal)
+        self.images = ImageFolder(self.journal / IMAGES)
+        self.upkeep = Upkeep(
+            self.configuration,
+            self.store,
+            self.images,
+            cast(Executor, self.helpers),
+            lambda: None,
+            self.clock,
+        )
+        self.upkeep._sweep_due = math.inf  # plans are made here, not by a process
+        self.upkeep.step(is_idle=False)
+
+    def write(self, row: Body) -> None:
+        if not self.upkeep.objection([row]):
+            self.store.append([row])
+            self.upkeep.noted([row])
+
+    @rule(
+        content=st.integers(0, 4),
+        verdict=st.sampled_from([Verdict.PASS, Verdict.PASS, Verdict.FAIL]),
+        days=st.integers(0, 120),
+    )
+    def plate(self, content: int, verdict: Verdict, days: int) -> None:
+        self.number += 1
+        written = self.images.write("preview", "jpg", [bytes(8) + bytes([content])], (1, 1))
+        self.images.make_durable([written])
+        at = datetime.fromtimestamp(self.clock.wall - 86_400 * days, UTC)
+        body = written.body.model_dump()
+        self.write(result(self.number, verdict, images=[body], written_at=rfc3339(at)))
+
+    @precondition(lambda self: self.number)
+    @rule(back=st.integers(0, 3))
+    def review(self, back: int) -> None:
+        name = result_id("s", max(1, self.number - back))
+        self.write(
+            ReviewBody(
+                station_id="s", result_id=name, verdict=Verdict.FAIL, reviewer="k", reason="r"
+            )
+        )
+
+    @precondition(lambda self: self.number)
+    @rule(back=st.integers(0, 5))
+    def hold(self, back: int) -> None:
+        name = result_id("s", max(1, self.number - back))
+        hold = HoldBody(station_id="s", hold_id=f"h{name}", result_id=name, who="w", why="y")
+        self.write(hold)
+        rows = self.store.of_result(name)
+        self.held[hold.hold_id] = {one.path for one in pictures_of(rows)}
+
+    @precondition(lambda self: self.held)
+    @rule()
+    def release(self) -> None:
+        name, _ = self.held.popitem()
+        self.write(ReleaseBody(station_id="s", hold_id=name, who="w", why="y"))
+
+    @rule(days=st.integers(1, 60))
+    def days_pass(self, days: int) -> None:
+        self.clock.pass_s(86_400 * days)
+
+    @rule(days=st.integers(-200, 200))
+    def clock_is_set(self, days: int) -> None:
+        self.clock.wall += 86_400 * days
+        self.look()
+
+    @rule()
+    def clock_is_right(self) -> None:
+        self.upkeep.accept_clock("kim", "it is")
+        self.look()
+
+    def look(self) -> None:
+        self.upkeep._look_due = 0.0
+        self.upkeep.step(is_idle=False)
+
+    @rule()
+    def plan(self) -> None:
+        with Catalogue(self.journal / DATABASE, self.journal / "catalogue.db") as catalogue:
+            order = self.upkeep.order().model_copy(update={"folders": list(range(256))})
+            self.upkeep.use(make_plan(order, catalogue))
+
+    @rule()
+    def carry_on(self) -> None:
+        tombstones = self.upkeep.status()["retention"]["tombstones"]
+        self.upkeep.step(is_idle=True)
+        if abs(self.upkeep.status()["clock"]["ahead_s"]) > LIMIT_S and self.upkeep.attentions():
+            assert self.upkeep.status()["retention"]["tombstones"] == tombstones
+
+    @rule()
+    def helpers_work(self) -> None:
+        self.helpers.work()
+
+    @rule()
+    def killed(self) -> None:
+        self.store.close()
+        self.begin()
+
+    @invariant()
+    def every_record_has_its_pictures(self) -> None:
+        with Reader(self.journal) as reader:
+            assert verify(reader).findings == []
+
+    @invariant()
+    def what_is_held_is_there(self) -> None:
+        for path in set().union(*self.held.values()):
+            assert (self.journal / IMAGES / path).exists()
+
+    def teardown(self) -> None:
+        self.store.close()
+        shutil.rmtree(self.folder)
+
+
+TestRemovals = Removals.TestCase
+TestRemovals.settings = settings(
+    max_examples=12,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)

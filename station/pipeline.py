@@ -189,7 +189,9 @@ class Station:
         self._selector.register(self._wake, selectors.EVENT_READ, self._drain_inbox)
         light = self._settings.light
         self._policy = LightPolicy(light.fail_hold_s, light.pass_hold_s)
-        self._actuation = Actuation(self._policy, self._send_show, self._write_actuation)
+        self._actuation = Actuation(
+            self._policy, light.lease_s, self._send_show, self._write_actuation
+        )
         self._outbox = Outbox(
             self._settings.station.runtime_dir,
             self._selector,
@@ -844,7 +846,6 @@ class Station:
         if self._lamp is None:
             with contextlib.suppress(PeerGone, TimeoutError):
                 self._open_lamp(timeout_s=0.0)
-                self._actuation.renew(time.monotonic_ns())
         if "camera" in self._problems:
             # No tick comes while a camera opens; the light shows FAULT, and a restart would only
             # open it anew. The acquire thread's own limit ends a camera that never opens.

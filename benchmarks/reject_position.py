@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -24,7 +25,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from belt_model import Belt, restless_belt
-from modbus_peer import PULSE_OFFSET, ModbusPeer
+from modbus_peer import PULSE_OFFSET
 
 from models.runtimes import processor_name
 from station.belt_register import SLACK_S, Place
@@ -32,6 +33,7 @@ from station.config import AcceptSettings
 from station.outputs import Accept, BeltNews, Events, PlateResult
 from station.record import Provenance, Verdict
 
+_MODULE = Path(__file__).parents[1] / "tests" / "modbus_peer.py"
 PITCH_MM, DISTANCE_MM, PULSE_MS = 0.1, 300.0, 100
 PLATE, GAP = 1500, 2500
 """Scan lines."""
@@ -54,7 +56,8 @@ CASES = (Case(3000, 64, 0.1), Case(3000, 256, 0.1), Case(1000, 64, 0.3), Case(12
 @dataclass(frozen=True)
 class Errors:
     case: Case
-    passed: int
+    reached: int
+    """Plates that passed and whose point the belt reached."""
     fates: dict[str, int]
     mm: list[float]
     shares: list[float]
@@ -65,7 +68,7 @@ class Errors:
         return {
             "belt_mm_s": self.case.speed * PITCH_MM,
             "frame_mm": self.case.height * PITCH_MM,
-            "passed": self.passed,
+            "reached": self.reached,
             **self.fates,
             "error_mm_p50": round(float(p50), 2),
             "error_mm_p99": round(float(p99), 2),
@@ -78,13 +81,20 @@ class Errors:
 def measure(case: Case, seconds: float, seed: int) -> Errors:
     rng = random.Random(seed)
     belt = restless_belt(rng, case.speed, seconds, case.jitter)
-    with ModbusPeer() as peer:
-        accept, events = _open(peer.port)
-        try:
-            start_ns, plates = _play(accept, belt, case, rng)
-        finally:
-            accept.close()
-        lit_ns = [at_ns for at_ns, coil, is_on in peer.history if coil == 0 and is_on]
+    module = subprocess.Popen(
+        [sys.executable, str(_MODULE)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert module.stdout is not None
+    accept, events = _open(int(module.stdout.readline()))
+    try:
+        start_ns, plates = _play(accept, belt, case, rng)
+    finally:
+        accept.close()
+        history = json.loads(module.communicate()[0])
+    lit_ns = [at_ns for at_ns, coil, is_on in history if coil == 0 and is_on]
     told = [event for event in events.take() if event["op"] == "accept"]
     return _errors(case, belt, plates, told, [(ns - start_ns) / 1e9 for ns in lit_ns])
 
@@ -168,7 +178,9 @@ def _errors(
         shares.append(abs(error) / limit)
     counts = Counter(str(event["command"]) for event in told)
     fates = {name: counts[name] for name in ("accept", "withheld", "withheld_late")}
-    return Errors(case, sum(is_pass for _, is_pass in plates.values()), fates, mm, shares)
+    farthest = max(frame.end for frame in belt.frames(case.height)) - DISTANCE_MM / PITCH_MM
+    reached = sum(is_pass and edge <= farthest for edge, is_pass in plates.values())
+    return Errors(case, reached, fates, mm, shares)
 
 
 def main() -> int:

@@ -27,6 +27,7 @@ from test_journal import connect, plate_memory, start
 from test_qms import result
 from typer.testing import CliRunner
 
+from station.backup import generations
 from station.cli.log import app
 from station.config import load_configuration
 from station.images import ImageFolder
@@ -193,6 +194,31 @@ def test_what_a_rule_removes_is_said_first_and_a_hold_keeps_it(rig: Rig) -> None
         assert "no backup to /nonexistent/backup: " in tick(client)["upkeep"]["attentions"][0]
         assert len(rig.rows("backup")) == 1
     assert log_json(rig, "verify")[0]["tombstones"] == 3
+
+
+@pytest.mark.alone  # a backup gives way to whatever else runs
+def test_a_backup_by_timer_calls_a_person_when_it_cannot_be_made(tmp_path: Path) -> None:
+    to = tmp_path / "backups"
+    table = f'[retention]\nbackup = {{ directory = "{to}", every_h = 0.0003, keep = 2 }}\n'
+    rig = Rig(tmp_path, tables=table)
+    rig.write()
+    with journal(rig) as (_, client):
+        submit(client, 1)
+        wait_until(lambda: client.status()["backup"]["problem"] != "", 60.0, "no backup")
+        assert "begin it once with `vqi log backup --to" in tick(client)["upkeep"]["attentions"][0]
+        (made,) = log_json(rig, "backup", "--to", str(to))
+        assert made["pictures"] == 2
+        wait_until(lambda: len(generations(to)) == 2, 60.0, "a second copy")
+        wait_until(lambda: client.status()["backup"]["problem"] == "", 10.0, "good backup")
+        assert client.status()["backup"]["age_s"] < 60
+        to.rename(tmp_path / "away")  # the disk is gone
+        wait_until(lambda: client.status()["backup"]["problem"] != "", 60.0, "no backup")
+        (tmp_path / "away").rename(to)
+        wait_until(lambda: client.status()["backup"]["problem"] == "", 60.0, "good backup")
+    rows = rig.rows("backup")
+    assert [row["is_ok"] for row in rows].count(False) == 2, "once for each time it began"
+    assert rows[-1]["is_ok"]
+    assert checked(rig).images == 2
 
 
 def test_two_plates_of_the_same_pixels_share_a_file_until_both_may_go(rig: Rig) -> None:

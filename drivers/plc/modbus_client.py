@@ -53,9 +53,9 @@ class ModbusClientLink(PlcLink):
         if self._thread is not None:
             self._thread.join(timeout=2.0)
             self._thread = None
-            with contextlib.suppress(DeviceError):
-                if self._modbus is not None:
-                    self._write(NOBODY, self._modbus)
+        with contextlib.suppress(DeviceError):
+            if self._modbus is not None:
+                self._write(NOBODY, self._modbus)
         self._disconnect()
 
     def _connect(self) -> ModbusDevice:

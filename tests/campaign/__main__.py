@@ -16,14 +16,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from own_machine import enter_own_mounts
+
 from campaign import series
 from campaign.broken import CONTROLS
-from campaign.disk import private_mounts
 from campaign.kinds import KINDS, Kind
 from campaign.ledger import ROOT, Ledger, State, deaths, table
 
 Json = dict[str, Any]
-_RUNS_IN_A_LIFE = 12
+_OWN_PROCESSES = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+"""Whatever ends the worker ends all that it started."""
+_RUNS_IN_A_LIFE = 16
 _LIFE_LIMIT_S = 600.0
 _MAX_FRUITLESS = 6
 """Lives that brought no run at all, until the campaign gives up."""
@@ -89,7 +92,7 @@ class Campaign:
     def _live(self, order: Json) -> None:
         paths = [str(ROOT), str(ROOT / "tests")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "campaign.worker", json.dumps(order)]
+        command = [*_OWN_PROCESSES, sys.executable, "-m", "campaign.worker", json.dumps(order)]
         process = subprocess.Popen(command, env=environment, cwd=ROOT)
         try:
             process.wait(_LIFE_LIMIT_S)
@@ -192,7 +195,7 @@ def main() -> int:
         is_other = options.power_cuts or options.system_calls
         is_other = is_other or options.controls is not None
         options.runs = 0 if is_other else 50
-    private_mounts()
+    enter_own_mounts()
     campaign = Campaign(options, kinds)
     lines = [] if options.table else campaign.run_series()
     if options.runs and not options.table:

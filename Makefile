@@ -10,7 +10,7 @@ PYTEST = $(VENV)/bin/python -m pytest
 RUN_STAMP = $(VENV)/.run-stamp
 TEST_STAMP = $(VENV)/.test-stamp
 
-.PHONY: run test peers weights accuracy ablations pictures clean system
+.PHONY: run test peers weights accuracy ablations campaign pictures clean system
 
 run: $(RUN_STAMP)
 	$(VENV)/bin/vqi run --config $(CONFIG) $(ARGS)
@@ -55,6 +55,12 @@ accuracy: $(TEST_STAMP)
 PARTS = lightdefectnet $(addprefix lightdefectnet-without-,vac aads columns l1)
 ablations: $(TEST_STAMP)
 	$(VENV)/bin/python benchmarks/accuracy.py --data $(DATA) --out var/ablations --recipe "fine, from nothing" --networks $(PARTS) $(ARGS)
+
+# Faults in living stations until each kind has its runs; the ledger under ./var/campaign adds up.
+# ARGS="--runs 50 --minutes 40 --power-cuts 500 --system-calls --controls"; needs root.
+campaign: APT += gcc libc6-dev strace
+campaign: $(TEST_STAMP) | system
+	PYTHONPATH=.:tests $(VENV)/bin/python -m campaign $(ARGS)
 
 # The README's pictures, from a run of the simulated station.
 pictures: $(RUN_STAMP)

@@ -44,7 +44,8 @@ from drivers.errors import (
     DriverMissing,
 )
 from station.ipc import Channel, Json, PeerGone, channel_pair
-from station.logs import get_logger, set_up_logging
+from station.log_lines import get_logger
+from station.logs import set_up_logging
 
 _LOG = get_logger("camera")
 TICK_S = 0.25

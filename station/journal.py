@@ -45,7 +45,7 @@ from station.ipc import (
     connect,
 )
 from station.lock import take_lock
-from station.logs import get_logger
+from station.log_lines import get_logger
 from station.maintenance import Upkeep
 from station.qms import (
     DATABASE,

@@ -17,7 +17,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Self
@@ -38,7 +38,8 @@ from station.lease import (
     Write,
     whole_number,
 )
-from station.lock import take_lock
+from station.lock import LAMP_LOCK, take_lock
+from station.logs import prepare_lines
 from station.outputs import BeltNews, Outputs, PlateResult, parse_word
 from station.record import Provenance
 from station.systemd import lifeline, notify
@@ -221,9 +222,12 @@ class LampClient:
                 self._events.append(answer)
 
 
+def _to_json(answer: LampAnswer) -> Json:
+    return {"op": "show", **asdict(answer)}
+
+
 def _answer(body: Json) -> LampAnswer:
-    values = (body[key] for key in ("is_confirmed", "can_confirm", "shown_ns", "reason", "doubt"))
-    return LampAnswer(body["n"], not body["reason"], *values)
+    return LampAnswer(**{key: value for key, value in body.items() if key != "op"})
 
 
 # --- the process ----------------------------------------------------------------------------------
@@ -239,12 +243,12 @@ def serve(configuration: Configuration, is_restart: bool = False) -> int:
     """
     runtime_dir = configuration.station.runtime_dir
     try:
-        lock = take_lock(runtime_dir / "lamp.lock")
+        lock = take_lock(runtime_dir / LAMP_LOCK)
     except OSError as error:
         _log.error("station.runtime_dir %s cannot be used: %s", runtime_dir, error.strerror)
         return EX_CONFIG
     if lock is None:
-        _log.error("another lamp process holds %s; stop that one", runtime_dir / "lamp.lock")
+        _log.error("another lamp process holds %s; stop that one", runtime_dir / LAMP_LOCK)
         return EX_CONFIG
     try:
         return _Lamp(configuration).run(is_restart)
@@ -323,6 +327,21 @@ class Light:
             return self.problem
         self._took(write, is_confirmed)
         return "" if self.lease.shown else self.lease.belief.doubt
+
+    def answer(self, owner: int, show: Show, newest: Show | None) -> LampAnswer:
+        """Obey a command of a connection, or not. `newest`: see `LightLease.show`."""
+        write = self.lease.show(owner, show, self._clock_ns(), newest)
+        reason = write if isinstance(write, str) else self.write(write)
+        shown = None if reason else self.lease.shown
+        return LampAnswer(
+            show.number,
+            is_shown=not reason,
+            is_confirmed=shown is not None and shown.is_confirmed,
+            can_confirm=self.can_confirm,
+            shown_ns=shown.since_ns if shown else None,
+            reason=reason,
+            doubt=self.lease.belief.doubt,
+        )
 
     def keep(self) -> None:
         """End what nobody renewed, write FAULT again, look for a lost device."""
@@ -414,6 +433,8 @@ class _Lamp:
             self._outputs.open(is_restart)
             self._listen()
             notify("READY=1")
+            # FAULT shows; a first line must not hold up what comes from here on.
+            prepare_lines()
             while self._exit_status is None:
                 self._turn()
             return self._exit_status
@@ -517,7 +538,7 @@ class _Lamp:
     def _handle(self, owner: int, body: Json, newest: Show | None) -> Json | None:
         match body["op"]:
             case "show":
-                return self._handle_show(owner, Show.parse(body), newest)
+                return _to_json(self._light.answer(owner, Show.parse(body), newest))
             case "status":
                 return {"op": "status", **self._status()}
             case "test":
@@ -527,20 +548,6 @@ class _Lamp:
                 return None
             case other:
                 raise ValueError(f"unknown op {other!r:.40}")
-
-    def _handle_show(self, owner: int, show: Show, newest: Show | None) -> Json:
-        write = self._light.lease.show(owner, show, time.monotonic_ns(), newest)
-        reason = write if isinstance(write, str) else self._light.write(write)
-        shown = None if reason else self._light.lease.shown
-        return {
-            "op": "show",
-            "n": show.number,
-            "is_confirmed": shown is not None and shown.is_confirmed,
-            "can_confirm": self._light.can_confirm,
-            "shown_ns": shown.since_ns if shown else None,
-            "reason": reason,
-            "doubt": self._light.lease.belief.doubt,
-        }
 
     def _tell_outputs(self, owner: int, body: Json) -> None:
         """Raises KeyError, TypeError, ValueError."""

@@ -9,6 +9,8 @@ from pathlib import Path
 
 STATION_LOCK = "station.lock"
 """Held by the one station of a runtime folder."""
+LAMP_LOCK = "lamp.lock"
+"""Held by whoever owns the stack light and the outputs."""
 WAIT_S = 3.0
 """A predecessor that is just ending is waited for so long."""
 _RETRY_S = 0.02

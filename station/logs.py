@@ -1,16 +1,14 @@
-"""Logs of every process: structlog over the standard library's logging, set up in one place.
+"""Where every process logs to, set up in one place: stderr, without waiting for its reader.
 
-A line of JSON for machines, text for people at a terminal. Nothing here waits: where stderr takes
-nothing, lines are lost and counted, for neither lamp nor station may stand still because nobody
-reads. An event that floods is written a few times, then counted.
+Where stderr takes nothing, lines are lost and counted, for neither lamp nor station may stand still
+because nobody reads. An event that floods is written a few times, then counted. What a line looks
+like is in station/log_lines.py.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
-import re
 import select
 import socket
 import stat
@@ -18,37 +16,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any, Final
+from typing import Final
 
-import structlog
-from structlog.stdlib import BoundLogger, ProcessorFormatter
-from structlog.typing import EventDict, Processor, WrappedLogger
-
-from station.record import rfc3339
-from station.redaction import redact
-
-MOST_BYTES: Final = 4096
-"""Of a line: a pipe takes as much in one piece or not at all (PIPE_BUF)."""
-_STATION_VARIABLE = "VQI_STATION_ID"
-_MOST_CHARACTERS = 1500
-"""Of one field; of the parts of a line that does not fit, `_FEW_CHARACTERS`."""
-_FEW_CHARACTERS = 200
 FLOOD_LINES: Final = 20
 FLOOD_S: Final = 10.0
 """So many lines of one event in this time are written; the others are counted."""
 _MOST_EVENTS = 256
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
-"""Of syslog(3), as journald reads them before a line."""
-
-
-def get_logger(name: str) -> BoundLogger:
-    """A logger whose events are constant text; what varies is named beside it."""
-    logger: BoundLogger = structlog.stdlib.get_logger(name)
-    return logger
+_EVENT_CHARACTERS = 200
+_STATION_VARIABLE = "VQI_STATION_ID"
 
 
 def set_up_logging(process: str, station_id: str = "", descriptor: int = 2) -> None:
@@ -56,24 +32,23 @@ def set_up_logging(process: str, station_id: str = "", descriptor: int = 2) -> N
     station's id is that of whoever started this process, where none is given."""
     if station_id:
         os.environ[_STATION_VARIABLE] = station_id
-    station_id = os.environ.get(_STATION_VARIABLE, "")
-    is_terminal = os.isatty(descriptor)
-    handler = _Handler(descriptor)
-    render = _as_text if is_terminal else _as_json(is_journal(descriptor))
-    head: Processor = _Head(process, station_id)
-    handler.setFormatter(
-        ProcessorFormatter(processors=[head, _without_meta, render], foreign_pre_chain=[])
-    )
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
-    root.addHandler(handler)
-    root.setLevel(logging.WARNING if is_terminal else logging.INFO)
+    root.addHandler(_Handler(process, os.environ.get(_STATION_VARIABLE, ""), descriptor))
+    root.setLevel(logging.WARNING if os.isatty(descriptor) else logging.INFO)
     # Python's own way to say it would wait for a reader.
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda args: _log_uncaught(
         args.exc_type, args.exc_value, args.exc_traceback
     )
+
+
+def prepare_lines() -> None:
+    """Import now what the first line would import: for a process in which nothing may wait then."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, _Handler):
+            handler.prepare()
 
 
 def is_journal(descriptor: int) -> bool:
@@ -85,107 +60,38 @@ def is_journal(descriptor: int) -> bool:
 def _log_uncaught(
     kind: type[BaseException], error: BaseException | None, trace: TracebackType | None
 ) -> None:
-    if error is None or issubclass(kind, KeyboardInterrupt | SystemExit):
-        return
-    get_logger("python").critical("uncaught exception", exc_info=(kind, error, trace))
-
-
-# --- lines --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """Puts in front of each event when, how bad and who."""
-
-    process: str
-    station_id: str
-
-    def __call__(self, logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-        record: logging.LogRecord = event["_record"]
-        head = {
-            "time": rfc3339(datetime.fromtimestamp(record.created, UTC)),
-            "level": record.levelname.lower(),
-            "process": self.process,
-            "station_id": self.station_id,
-            "logger": record.name,
-            "event": event.pop("event", ""),
-        }
-        if not event["_from_structlog"] and record.exc_info:
-            event["exception"] = logging.Formatter().formatException(record.exc_info)
-        left_out = getattr(record, "left_out", 0)
-        return {**head, **event, **({"left_out": left_out} if left_out else {})}
-
-
-def _without_meta(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-    cleaned = {k: v for k, v in event.items() if not k.startswith("_") and k != "exc_info"}
-    redacted: EventDict = redact(_bounded(cleaned, _MOST_CHARACTERS))
-    return redacted
-
-
-def _bounded(event: EventDict, characters: int) -> EventDict:
-    return {key: _short(value, characters) for key, value in event.items()}
-
-
-def _short(value: Any, characters: int) -> Any:
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    text = value if isinstance(value, str) else json.dumps(value, default=str)
-    if len(text) > characters:
-        # The end of a traceback says what went wrong.
-        text = f"{text[: characters // 2]} … {text[-characters // 2 :]}"
-    return text if isinstance(value, str) or len(text) > characters else value
-
-
-def _as_json(is_journal: bool) -> Callable[[WrappedLogger, str, EventDict], str]:
-    def render(logger: WrappedLogger, method: str, event: EventDict) -> str:
-        prefix = f"<{_PRIORITIES.get(event['level'], 6)}>" if is_journal else ""
-        line = prefix + json.dumps(event, default=str)
-        if len(line) >= MOST_BYTES:
-            line = prefix + json.dumps(_shrunk(event), default=str)
-        return line
-
-    return render
-
-
-def _shrunk(event: EventDict) -> EventDict:
-    """An event with too many or too long fields, so short that it fits."""
-    short = _bounded(event, _FEW_CHARACTERS)
-    while len(json.dumps(short, default=str)) >= MOST_BYTES - 10:
-        short.popitem()
-    return short
-
-
-def _as_text(logger: WrappedLogger, method: str, event: EventDict) -> str:
-    """For people: no byte of an event moves the terminal's cursor."""
-    said = {key: value for key, value in event.items() if key not in _SAID_FIRST}
-    trace = said.pop("exception", "")
-    words = "".join(f" {key}={value}" for key, value in said.items() if value != "")
-    line = f"{event['level'].upper()} {event['process']}: {event['event']}{words}"
-    tail = "".join(f"\n{_visible(part)}" for part in str(trace).splitlines())
-    return (_visible(line) + tail)[: MOST_BYTES - 1]
-
-
-_SAID_FIRST = ("time", "level", "process", "station_id", "logger", "event")
-
-
-def _visible(text: str) -> str:
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
-
-
-# --- writing ------------------------------------------------------------------------------------
+    if error is not None and not issubclass(kind, KeyboardInterrupt | SystemExit):
+        log = logging.getLogger("python")
+        log.critical("uncaught exception", exc_info=(kind, error, trace))
 
 
 class _Handler(logging.Handler):
     """Bounds floods, and writes without waiting."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, process: str, station_id: str, descriptor: int) -> None:
         super().__init__()
+        self._process = process
+        self._station_id = station_id
+        self._descriptor = descriptor
         self._write = _writer(descriptor)
         self._floods = Floods()
         self._lost = 0
 
+    def prepare(self) -> None:
+        """Raises ImportError."""
+        if self.formatter is None:
+            from station.log_lines import line_formatter
+
+            self.formatter = line_formatter(
+                self._process,
+                self._station_id,
+                is_terminal=os.isatty(self._descriptor),
+                is_journal=is_journal(self._descriptor),
+            )
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
+            self.prepare()
             self._say_counts(self._floods.over(time.monotonic()))
             left_out = self._floods.take(_event_of(record), time.monotonic())
             if left_out is not None:
@@ -217,7 +123,7 @@ class _Handler(logging.Handler):
 
 def _event_of(record: logging.LogRecord) -> str:
     said = record.msg.get("event") if isinstance(record.msg, dict) else record.msg
-    return f"{record.name}: {said}"[:_FEW_CHARACTERS]
+    return f"{record.name}: {said}"[:_EVENT_CHARACTERS]
 
 
 def _record(event: str, **fields: object) -> logging.LogRecord:
@@ -295,15 +201,3 @@ def _written_if_room(descriptor: int, data: bytes) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLOUT)
     return bool(poll.poll(0)) and _written(descriptor, data)
-
-
-structlog.configure(
-    processors=[
-        structlog.stdlib.filter_by_level,
-        structlog.processors.format_exc_info,
-        ProcessorFormatter.wrap_for_formatter,
-    ],
-    logger_factory=structlog.stdlib.LoggerFactory(),
-    wrapper_class=BoundLogger,
-    cache_logger_on_first_use=False,
-)

@@ -27,7 +27,7 @@ from station.clock import Clock, ClockWatch, SystemClock
 from station.config import ConfigError, Configuration, KeepRecipe, load_recipe
 from station.idle import start_idle
 from station.images import ImageError, ImageFolder, Quarantine
-from station.logs import get_logger
+from station.log_lines import get_logger
 from station.qms import DATABASE, Store, StoreRefused
 from station.record import (
     BackupBody,

@@ -106,8 +106,31 @@ FIGURES: Final = (
     _gauge("journal", "disk_free_files", "vqi_disk_free_files", "", "Where the log lies"),
 )  # fmt: skip
 
-OPTIONAL_FIGURES: Final[tuple[Figure, ...]] = ()
-"""What a status has only where that part of the station is configured."""
+OPTIONAL_FIGURES: Final = (
+    _gauge("lamp", "can_confirm", "vqi_lamp_can_confirm", "", "The device can be read back: 1"),
+    _gauge("lamp", "plc.ready", "vqi_plc_ready", "", "READY as the PLC sees it"),
+    _counter("lamp", "plc.heartbeat", "vqi_plc_heartbeats", "Heartbeats told to the PLC"),
+    _counter("lamp", "plc.overruns", "vqi_plc_overruns", "Results that the PLC never acknowledged"),
+    _counter("lamp", "plc.late", "vqi_plc_late", "Plates past their point before their verdict"),
+    _counter("lamp", "accept.accept", "vqi_accept_pulses", "Plates accepted"),
+    _counter("lamp", "accept.withheld", "vqi_accept_withheld", "Plates not accepted"),
+    _counter("lamp", "accept.withheld_late", "vqi_accept_withheld_late",
+             "Plates past the accept point before their verdict"),
+    _gauge("journal", "disk.level", "vqi_disk_watermark_level", "",
+           "0: room enough; each level gives up more, from the third on READY drops"),
+    _counter("journal", "retention.tombstones", "vqi_retention_tombstones", "Tombstones written"),
+    _counter("journal", "retention.removed", "vqi_retention_removed_pictures", "Pictures removed"),
+    _gauge("journal", "retention.quarantined", "vqi_quarantined_pictures", "",
+           "Pictures without a row that are kept aside"),
+    _gauge("journal", "retention.holds", "vqi_legal_holds", "", "Results under a legal hold"),
+    _gauge("journal", "retention.sweep_age_s", "vqi_retention_sweep_age", "seconds",
+           "Since pictures were last looked through"),
+    _gauge("journal", "backup.age_s", "vqi_backup_age", "seconds", "Since a verified backup"),
+    _counter("journal", "clock.steps", "vqi_clock_steps", "Steps of the wall clock"),
+    _gauge("journal", "clock.ahead_s", "vqi_clock_ahead", "seconds",
+           "Of the wall clock, against the log's last times"),
+)  # fmt: skip
+"""What a status has only where that part of the station is configured, or once it has happened."""
 
 
 class StationCollector:
@@ -330,6 +353,8 @@ def _machine(status: dict[str, Json]) -> Iterator[Metric]:
         "vqi_temperature_celsius", "As the sensor of this name says", "sensor", temperatures
     )
     is_synchronised, error_s = clock()
+    if is_synchronised is None:
+        is_synchronised = _at(status["journal"], "clock.is_synchronized")
     yield _single("vqi_clock_synchronised", "The kernel's clock is: 1", is_synchronised)
     yield _single("vqi_clock_max_error_seconds", "As the kernel knows it", error_s)
 
@@ -350,11 +375,14 @@ _LIBC = ctypes.CDLL(None)
 _TIME_ERROR = 5
 
 
-def clock() -> tuple[bool, float]:
-    """Whether the kernel's clock is synchronised, and its largest error in seconds."""
+def clock() -> tuple[bool | None, float | None]:
+    """Whether the kernel's clock is synchronised, and its largest error in seconds; None where this
+    process may not ask, as in a unit with ProtectClock=."""
     timex = _Timex()
     state = _LIBC.adjtimex(ctypes.byref(timex))
-    return 0 <= state < _TIME_ERROR, timex.maxerror / 1e6
+    if state < 0:
+        return None, None
+    return state < _TIME_ERROR, timex.maxerror / 1e6
 
 
 def _process_families(figures: dict[str, ProcessFigures]) -> Iterator[Metric]:

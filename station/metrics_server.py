@@ -25,7 +25,7 @@ from prometheus_client.exposition import choose_encoder
 
 from station.config import EX_CONFIG, Configuration, MetricsSettings
 from station.ipc import Json
-from station.logs import get_logger
+from station.log_lines import get_logger
 from station.metrics import ASK_TIMEOUT_S, StationCollector
 from station.processes import ask_all
 from station.state import StationState

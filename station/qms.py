@@ -531,6 +531,11 @@ class Reader:
         for row in self._connection.execute(text(query), {"kind": kind, "since": since}):
             yield json.loads(row[0])
 
+    def last_bodies(self, count: int) -> list[str]:
+        """The texts of the last rows of any kind, in order."""
+        query = text("SELECT body FROM row ORDER BY seq DESC LIMIT :count")
+        return [row[0] for row in self._connection.execute(query, {"count": count})][::-1]
+
     def signed_files(self) -> list[str]:
         """The sha256 of each commissioning file that was signed, the latest first."""
         return [row[0] for row in self._connection.execute(text(_SIGNED_FILES))]

@@ -26,7 +26,14 @@ def is_secret_name(name: str) -> bool:
 def redact_text(text: str) -> str:
     """Text without the values of secret names and without a user's password in an address."""
     text = _USER_IN_URL.sub(REDACTED, text)
-    return _NAMED_IN_TEXT.sub(lambda found: found["name"] + REDACTED, text)
+    return _NAMED_IN_TEXT.sub(_named, text)
+
+
+def _named(found: re.Match[str]) -> str:
+    """The name without its value; what was JSON or TOML still is."""
+    name, value = found["name"], found["value"]
+    is_quoted = value[0] in "\"'" or '"' in name
+    return f'{name}"{REDACTED}"' if is_quoted else name + REDACTED
 
 
 def redact(value: Any) -> Any:

@@ -76,10 +76,10 @@ def _exit_at_end_of_file(descriptor: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Pauses:
-    """How long the next start of a failing process waits, and the one after it, should that fail."""
+    """How long the next start of a failing process waits, and the one after it if that fails."""
 
     pause_s: float = 0.0
-    next_s: float = _FIRST_PAUSE_S
+    next_s: float = 0.0
 
 
 def pauses_after(life_s: float, planned_s: float, is_replaced_at_once: bool) -> Pauses:
@@ -150,6 +150,7 @@ def _read(file: Path) -> tuple[float, float] | None:
 
 
 def _write(file: Path, next_pause_s: float) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".new")
     temporary.write_text(json.dumps({"next_pause_s": next_pause_s, "started_s": time.monotonic()}))
     temporary.rename(file)

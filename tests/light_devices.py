@@ -311,6 +311,10 @@ class TcpDevice:
         self.port: int = self._server.getsockname()[1]
         self.frames: list[bytes] = []
         self._connections: list[socket.socket] = []
+        self.is_hanging_up = False
+        """Closes each connection after its first answer."""
+        self.is_flooding = False
+        """Talks on and on after its first answer."""
         self._is_closed = False
         self._threads = [threading.Thread(target=self._accept, name="tcp")]
         self._threads[0].start()
@@ -355,6 +359,10 @@ class TcpDevice:
                 if reply is None:
                     return
                 connection.sendall(reply)
+                while self.is_flooding and reply:
+                    connection.sendall(reply)
+                if self.is_hanging_up:
+                    return
 
 
 class PatliteTower(Device):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from light_devices import Device, ModbusBoard, PatliteTower, TcpDevice
 from pty_recorder import PtyRecorder
 from typer.testing import CliRunner, Result
 
@@ -70,6 +72,45 @@ def test_without_a_lamp_process_the_device_is_opened_and_left_in_fault(
     assert history(tower) == bytes.fromhex("21 22 24 28 12  21 22 24 28 41")
 
 
+NETWORK = """
+device = {{ type = "{type}", host = "127.0.0.1", tcp_port = {port}, {more} }}
+"""
+RELAYS = {"red": 0, "yellow": 1, "green": 2}
+
+
+@contextlib.contextmanager
+def network_light(kind: str) -> Iterator[tuple[Device, str]]:
+    """A device, and its settings."""
+    if kind == "patlite":
+        patlite = PatliteTower()
+        with TcpDevice(patlite.feed) as server:
+            more = 'elements = ["red", "yellow", "green"]'
+            yield patlite, NETWORK.format(type=kind, port=server.port, more=more)
+        return
+    board = ModbusBoard(RELAYS)
+    more = "addresses = { red = 0, yellow = 1, green = 2 }, blink_hz = 2.8, pass_pulse_s = 2.0"
+    yield board, NETWORK.format(type=kind, port=board.serve_tcp(), more=more)
+    board.close()
+
+
+@pytest.mark.parametrize("kind", ["modbus_relay", "patlite"])
+def test_a_light_on_the_network_is_shown_tested_and_left_in_fault(
+    tmp_path: Path, tower: PtyRecorder, kind: str
+) -> None:
+    config = tmp_path / "station.toml"
+    with network_light(kind) as (device, settings):
+        config.write_text(config.read_text().split("[light]")[0] + "[light]" + settings)
+        assert vqi_light(tmp_path, "show", "undecided", "--seconds", "0.1").exit_code == 0
+        assert {"yellow": "on"} in device.history
+        result = vqi_light(tmp_path, "test")
+        assert result.exit_code == 0, result.output
+        assert "this light is read back; " in result.stdout
+        assert ("ends a pass by itself" in result.stdout) == (kind == "modbus_relay")
+        assert dict.fromkeys(RELAYS, "on") in device.history
+        assert device.lit().keys() == {"red"}
+    assert tower.bytes_sent() == b""
+
+
 def test_fault_is_written_at_once(tmp_path: Path, tower: PtyRecorder) -> None:
     assert vqi_light(tmp_path, "show", "fault").exit_code == 0
     assert history(tower)[:5] == bytes.fromhex("21 22 24 28 41")
@@ -79,6 +120,8 @@ def test_the_lamp_test_lights_every_element(tmp_path: Path, tower: PtyRecorder) 
     result = vqi_light(tmp_path, "test")
     assert result.exit_code == 0, result.output
     assert "red, yellow, green" in result.stdout
+    assert "not read back" in result.stdout
+    assert "unless a hardware watchdog" in result.stdout
     assert bytes.fromhex("11 12 14") in history(tower)
 
 

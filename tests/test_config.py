@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
 from station_rig import Rig, vqi
 
 from drivers.camera.settings import GenicamCameraSettings
+from drivers.io.settings import GpioIoLine, GpioIoSettings, ModbusIoSettings
+from drivers.plc.settings import IoPlcSettings, ModbusClientSettings, ModbusServerSettings
 from drivers.stacklight import LightState
 from drivers.stacklight.boards import ADAFRUIT_5125
 from drivers.stacklight.profiles import DEFAULT_PATTERNS
@@ -23,6 +27,7 @@ from drivers.stacklight.settings import (
     SerialTowerSettings,
 )
 from station.config import (
+    AcceptSettings,
     ConfigError,
     JournalSettings,
     LightSettings,
@@ -73,11 +78,36 @@ def test_the_references_name_every_key() -> None:
         PatliteSettings,
         GpioStackLightSettings,
         GpioLine,
+        AcceptSettings,
+        ModbusServerSettings,
+        ModbusClientSettings,
+        IoPlcSettings,
+        ModbusIoSettings,
+        GpioIoSettings,
+        GpioIoLine,
     ):
         missing = {key for key in _keys(model) if not re.search(rf"\b{key}\b", station)}
         assert not missing, model.__name__
     recipe = (CONFIG / "recipes" / "demo-lgp.toml").read_text()
     assert not {key for key in _keys(Recipe) if not re.search(rf"\b{key}\b", recipe)}
+
+
+def uncommented(text: str, heading: str) -> dict[str, Any]:
+    """A table that the reference shows as a comment, to its first empty line."""
+    lines = text[text.index(f"# {heading}\n") :].split("\n\n")[0].splitlines()
+    return tomllib.loads("\n".join(line.removeprefix("# ") for line in lines))
+
+
+def test_the_tables_that_are_comments_are_right() -> None:
+    text = (CONFIG / "station.toml").read_text()
+    plc, accept = uncommented(text, "[plc]")["plc"], uncommented(text, "[accept]")["accept"]
+    bare = {"type": "modbus_server", "host": plc["host"]}
+    given = ModbusServerSettings.model_validate(plc)
+    assert given.model_copy(update={"heartbeat_timeout_s": None}) == (
+        ModbusServerSettings.model_validate(bare)
+    )
+    found = AcceptSettings.model_validate(accept)
+    assert found.max_position_age_s == AcceptSettings.model_fields["max_position_age_s"].default
 
 
 def test_the_reference_shows_the_defaults() -> None:

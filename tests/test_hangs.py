@@ -71,6 +71,22 @@ def test_a_camera_process_that_hangs_is_replaced_and_the_station_stays(rig: Rig)
     verify_log(rig)
 
 
+def test_a_camera_that_ticks_and_delivers_nothing_ends_the_pass(rig: Rig) -> None:
+    """Its process is alive and says so, while plates pass unseen."""
+    stalls_at = 14 * 4000 // 64  # 14 s after the belt began, with a plate every 1.2 s
+    rig.specimen |= {"gap_mm": 440.0, "defective_share": 0.0}
+    rig.faults = {"stall": [stalls_at], "stall_s": 5.0}
+    write_belt(rig)
+    with rig.running():
+        assert rig.status()["frames"] < stalls_at
+        wait_until(lambda: "camera" in rig.status()["problems"], 25.0, "a word about the camera")
+        assert "no frame" in rig.status()["problems"]["camera"]
+        wait_until(lambda: rig.status()["light"] == "fault", 1.0, "FAULT")
+        wait_until(lambda: rig.status()["state"] == "OPERATIONAL", 10.0, "OPERATIONAL")
+        assert rig.status()["camera_restarts"] == 0
+    check_conservation(rig)
+
+
 def test_a_dead_station_takes_a_hung_camera_process_with_it(rig: Rig) -> None:
     with rig.running() as run:
         wait_until(lambda: rig.status()["plates"] > 2, 20.0, "plates")

@@ -6,9 +6,12 @@ import contextlib
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -24,19 +27,21 @@ from station_rig import Rig, children, start_vqi, vqi, wait_until
 
 from station.counters import BOUNDS_S, STAGES, Histogram
 from station.ipc import Json, Listener
-from station.metrics import FIGURES, StationCollector
+from station.metrics import FIGURES, OPTIONAL_FIGURES, Figure, StationCollector
 from station.metrics_server import health
 
 PORT = 9790
+DEPLOY = Path(__file__).parent.parent / "deploy"
 URL = f"http://127.0.0.1:{PORT}"
 
 
 class Running:
-    """A station that runs with its metrics process."""
+    """A station that runs with its metrics process; its log goes to a file."""
 
-    def __init__(self, rig: Rig, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, rig: Rig, process: subprocess.Popen[bytes], log: Path) -> None:
         self.rig = rig
         self.process = process
+        self.log = log
 
     @property
     def pids(self) -> dict[str, int]:
@@ -47,10 +52,24 @@ class Running:
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("metrics")
     rig = Rig(folder, specimen={"contrast_scale": 3.0}, tables="[metrics]\n")
-    with rig.running() as process:
-        wait_until(lambda: rig.status().get("plates", 0) > 4, 20.0, "plates")
+    log = folder / "stderr"
+    with log.open("ab") as stderr:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-P", "-m", "station.cli", "run"),
+                *("--config", str(rig.write())),
+            ],
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            start_new_session=True,
+        )
+    try:
+        wait_until(lambda: rig.status().get("fail", 0) > 2, 30.0, "plates")
         wait_until(lambda: answers("/health"), 20.0, "metrics")
-        yield Running(rig, process)
+        yield Running(rig, process, log)
+    finally:
+        process.terminate()
+        process.wait(30.0)
 
 
 def answers(path: str) -> bool:
@@ -121,6 +140,93 @@ def test_figures_are_those_of_the_log(running: Running) -> None:
 
 def results_total() -> float:
     return sum(samples(scrape(), "vqi_results").values())
+
+
+def test_status_says_everything_of_all_processes(running: Running) -> None:
+    config = str(running.rig.folder / "station.toml")
+    status = json.loads(vqi("control", "status", "--config", config, "--json").stdout)
+    wanted = {
+        *("state", "problems", "attentions", "provenance", "light", "light_result_id"),
+        *("lamp", "journal", "camera", "camera_pid", "queues", "capacities", "recipe", "model"),
+        *("configuration_sha256", "version", "pid", "uptime_s", "tick_age_s", "verdict_age_s"),
+        *("waiting_s", "last_verdict_at", "latency_ms", "times", "results", "lamp_commands"),
+        *("lost_frames", "incomplete_frames", "camera_restarts"),
+    }
+    assert wanted <= set(status)
+    assert status["lamp"]["state"] in {"pass_not_production", "fail", "idle", "undecided"}
+    assert status["journal"]["wal_bytes"] > 0
+    assert status["recipe"]["id"] == "small"
+    text = vqi("control", "status", "--config", config).stdout
+    assert re.search(r"^journal\.wal_bytes +\d+$", text, re.MULTILINE)
+
+
+def test_its_log_is_of_its_plates(running: Running) -> None:
+    failed = {r["result_id"] for r in running.rig.rows("result") if r["verdict"] == "FAIL"}
+    assert failed
+
+    def logged() -> list[Json]:
+        said = [json.loads(line) for line in running.log.read_text().splitlines()]
+        return [line for line in said if line["event"] == "result"]
+
+    wait_until(lambda: failed <= {line["result_id"] for line in logged()}, 5.0, "their lines")
+    assert {line["process"] for line in logged()} == {"station"}
+    assert {line["station_id"] for line in logged()} == {"test-1"}
+    assert {line["verdict"] for line in logged()} == {"FAIL"}
+
+
+def test_dashboard_and_alerts_name_what_there_is(running: Running) -> None:
+    shown = {sample.name for metric in scrape().values() for sample in metric.samples}
+    shown |= {"up"}  # Prometheus' own
+    may_lack = {_sample_name(figure) for figure in OPTIONAL_FIGURES}
+    # Without sensors or a problem there is nothing to show.
+    may_lack |= {"vqi_temperature_celsius", "vqi_problem"}
+    for file in ("grafana/vqi.json", "prometheus/alerts.yml"):
+        named = named_metrics((DEPLOY / file).read_text())
+        assert len(named) > 15
+        assert named <= shown | may_lack, named - shown - may_lack
+    assert not may_lack - named_metrics(scrape_text()) - shown, "no such family"
+
+
+def named_metrics(text: str) -> set[str]:
+    """Every metric of ours that a file names, and its own `up`."""
+    return set(re.findall(r"\b(?:vqi_\w+|up(?={))", text)) - {"vqi_station"}
+
+
+def scrape_text() -> str:
+    return get("/metrics")[1]
+
+
+def _sample_name(figure: Figure) -> str:
+    return f"{_family(figure.name, figure.unit)}{'_total' if figure.is_counter else ''}"
+
+
+def test_dashboard_is_whole() -> None:
+    dashboard = json.loads((DEPLOY / "grafana/vqi.json").read_text())
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(set(ids)) == len(ids)
+    taken: set[tuple[int, int]] = set()
+    for panel in dashboard["panels"]:
+        at = panel["gridPos"]
+        cells = {(at["x"] + x, at["y"] + y) for x in range(at["w"]) for y in range(at["h"])}
+        assert not cells & taken, panel["title"]
+        assert at["x"] + at["w"] <= 24
+        taken |= cells
+        for target in panel.get("targets", ()):
+            assert 'instance=~"$instance"' in target["expr"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [("check", "rules", "alerts.yml"), ("test", "rules", "alerts_test.yml"),
+                  ("check", "config", "--syntax-only", "prometheus.yml")]
+)  # fmt: skip
+def test_alerts_fire_for_what_they_are_about(arguments: tuple[str, ...]) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool here; it is in Debian's package prometheus")
+    done = subprocess.run(
+        [promtool, *arguments], cwd=DEPLOY / "prometheus", capture_output=True, check=False
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr).decode()
 
 
 def test_cardinality_is_bounded(running: Running) -> None:
@@ -225,11 +331,7 @@ def test_a_port_that_is_taken_is_a_bad_configuration(tmp_path: Path) -> None:
         config = str(rig.write())
         done = vqi("serve", "metrics", "--config", config)
         assert done.returncode == 78
-        assert "metrics.port 127.0.0.1:9791" in done.stderr
-        # And a run goes on without.
-        result = rig.run("--plates", "2")
-    assert result.status == 0, result.stderr
-    assert "cannot run as configured" in result.stderr
+    assert "metrics.port 127.0.0.1:9791" in done.stderr
 
 
 def test_dead_and_hung_processes_are_down_and_nothing_raises(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gpiod.line import Direction, Value
+from gpiod.line import Bias, Direction, Drive, Value
 from light_devices import (
     CHANNELS,
     Adafruit,
@@ -343,6 +343,7 @@ def test_close_changes_nothing_and_may_be_repeated(bench: Bench) -> None:
 def test_it_says_what_was_opened(bench: Bench) -> None:
     with bench.open() as light:
         assert "light" in light.description or "tower" in light.description
+        assert light.can_confirm == bench.settings.can_confirm
 
 
 @each(*(kind for kind in KINDS if kind != "simulated"))
@@ -372,6 +373,23 @@ def test_a_device_that_falls_silent_is_told_within_half_a_second(bench: Bench) -
                 started = time.monotonic()
                 light.show(LightState.FAIL)
         assert time.monotonic() - started < 0.5
+
+
+@pytest.mark.alone
+@each("modbus_tcp", "modbus_rtu_over_tcp", "modbus_registers", "patlite_pns", "patlite_phn")
+@pytest.mark.parametrize("byte", [b"\x00", b"\x06"])
+def test_a_device_that_talks_without_end_is_told_within_half_a_second(
+    bench: Bench, byte: bytes
+) -> None:
+    with TcpDevice(lambda data: byte * 65_536) as flood:
+        flood.is_flooding = True
+        bench.settings = bench.settings.model_copy(update={"tcp_port": flood.port})
+        with bench.open() as light:
+            for _ in range(3):
+                started = time.monotonic()
+                with pytest.raises(DeviceError):
+                    light.show(LightState.FAIL)
+                assert time.monotonic() - started < 0.5
 
 
 @each(*EXCLUSIVE)
@@ -568,6 +586,22 @@ def test_gpio_levels_follow_active_low_and_opening_drives_nothing() -> None:
         assert chip.levels[:3] == [0, 0, 0], "green is lit at low level"
         light.show(LightState.FAIL)
         assert chip.levels[:3] == [1, 0, 1]
+
+
+def test_gpio_bias_and_drive_reach_the_chip_once_lines_are_driven() -> None:
+    chip = FakeChip()
+    lines = {
+        "red": GpioLine(offset=0, bias="pull_up", drive="open_drain"),
+        "yellow": GpioLine(offset=1, bias="pull_down", drive="open_source"),
+        "green": GpioLine(offset=2, bias="disabled"),
+    }
+    with open_gpio(chip, lines=lines) as light:
+        light.show(LightState.PASS)
+    assert [(line.bias, line.drive) for line in chip.lines.values()] == [
+        (Bias.PULL_UP, Drive.OPEN_DRAIN),
+        (Bias.PULL_DOWN, Drive.OPEN_SOURCE),
+        (Bias.DISABLED, Drive.PUSH_PULL),
+    ]
 
 
 def test_gpio_switches_all_lines_in_one_write() -> None:

@@ -11,153 +11,110 @@ An answer to FC05 repeats its request, as an echo does: what is on is what FC01 
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import math
-import struct
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, Protocol
+import time
+from collections.abc import Mapping
 
-from drivers.errors import (
-    DeviceLost,
-    DeviceNotFound,
-    DeviceRefused,
-    DeviceTimeout,
-    DriverMissing,
-)
+from drivers.errors import DeviceTimeout
 from drivers.io import DigitalIo
 from drivers.io.settings import ModbusIoSettings
+from drivers.modbus import (
+    ModbusDevice,
+    ModbusPDU,
+    ReadCoilsRequest,
+    ReadDiscreteInputsRequest,
+    WriteCoilValue,
+    WriteMultipleCoilsRequest,
+    WriteSingleCoilRequest,
+)
 
-try:
-    from pymodbus.client import ModbusSerialClient, ModbusTcpClient
-    from pymodbus.exceptions import ModbusException
-    from pymodbus.pdu.bit_message import WriteSingleCoilRequest
-except ImportError as _error:  # pragma: no cover - pymodbus is a base dependency
-    raise DriverMissing("modbus needs pymodbus: pip install pymodbus") from _error
-
-# What the module does wrong is said by this driver, once, not by the library at each try.
-logging.getLogger("pymodbus.logging").setLevel(logging.CRITICAL)
-
-
-class ModbusClient(Protocol):
-    """What is used of pymodbus' synchronous clients."""
-
-    def connect(self) -> bool: ...
-    def close(self) -> None: ...
-    def execute(self, no_response_expected: bool, request: Any) -> Any: ...
-    def read_coils(self, address: int, *, count: int, device_id: int) -> Any: ...
-    def read_discrete_inputs(self, address: int, *, count: int, device_id: int) -> Any: ...
-    def write_coil(self, address: int, value: bool, *, device_id: int) -> Any: ...
-    def write_coils(self, address: int, values: list[bool], *, device_id: int) -> Any: ...
+_LIMIT_S = 0.45
+"""Of one call, with everything that is asked in it."""
 
 
 class ModbusIo(DigitalIo):
-    """Every write is read back; a connection that failed is made anew by the next call."""
+    """Every write is read back."""
 
     def __init__(self, settings: ModbusIoSettings) -> None:
         self._settings = settings
         self.times_pulses = settings.pulse_offset is not None
-        where = settings.serial_port or f"{settings.host}:{settings.port}"
-        self.description = f"Modbus I/O at {where}, device {settings.device_id}"
-        self._client = _client(settings)
-        if not self._client.connect():
-            raise DeviceNotFound(f"no {self.description}; check its power, cable and address")
+        place = settings.port or f"{settings.host} port {settings.tcp_port}"
+        self.description = f"Modbus I/O at {place}, device {settings.device_id}"
+        self._modbus = ModbusDevice(settings, self.description)
 
     @property
     def outputs(self) -> tuple[str, ...]:
         return tuple(self._settings.outputs)
 
     def write(self, levels: Mapping[str, bool]) -> bool:
+        deadline_s = time.monotonic() + _LIMIT_S
         for first, values in _runs(self._settings.outputs, levels):
-            self._ask(partial(self._switch, first, values))
-        self._confirm(levels)
+            self._command(self._switch_request(first, values), deadline_s)
+        self._confirm(levels, deadline_s)
         return True
 
     def pulse(self, output: str, seconds: float) -> bool:
-        offset = self._settings.pulse_offset
+        offset, began_s = self._settings.pulse_offset, time.monotonic()
         if offset is None:
             return self.write({output: True})
-        units = math.ceil(seconds * 1000 / self._settings.pulse_unit_ms - 1e-6)
-        request = _FlashOn(self._settings.outputs[output] + offset, max(1, units))
-        request.dev_id = self._settings.device_id
-        self._ask(lambda: self._client.execute(False, request))
-        self._confirm({output: True})
+        deadline_s = began_s + _LIMIT_S
+        units = max(1, math.ceil(seconds * 1000 / self._settings.pulse_unit_ms - 1e-6))
+        address = self._settings.outputs[output] + offset
+        self._command(WriteCoilValue(address, units, self._settings.device_id), deadline_s)
+        try:
+            self._confirm({output: True}, deadline_s)
+        except DeviceTimeout:
+            # A pulse that is over by now is no contradiction, and no confirmation.
+            if time.monotonic() - began_s < seconds:
+                raise
+            return False
         return True
 
     def read(self) -> dict[str, bool]:
-        return self._read(self._settings.inputs, self._client.read_discrete_inputs)
+        deadline_s = time.monotonic() + _LIMIT_S
+        return self._read(self._settings.inputs, ReadDiscreteInputsRequest, deadline_s)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._client.close()
+        self._modbus.close()
 
-    def _switch(self, first: int, values: list[bool]) -> Any:
-        if len(values) == 1:
-            return self._client.write_coil(first, values[0], **self._unit)
-        return self._client.write_coils(first, values, **self._unit)
+    def _switch_request(self, first: int, values: list[bool]) -> ModbusPDU:
+        request = WriteSingleCoilRequest if len(values) == 1 else WriteMultipleCoilsRequest
+        return request(address=first, bits=values, dev_id=self._settings.device_id)
 
-    @property
-    def _unit(self) -> dict[str, int]:
-        return {"device_id": self._settings.device_id}
+    def _command(self, request: ModbusPDU, deadline_s: float) -> None:
+        answer = self._modbus.ask(request, deadline_s)
+        if answer.address != request.address:
+            raise DeviceTimeout(f"{self.description}: {answer} answers another request")
 
-    def _confirm(self, levels: Mapping[str, bool]) -> None:
+    def _confirm(self, levels: Mapping[str, bool], deadline_s: float) -> None:
         coils = {name: self._settings.outputs[name] for name in levels}
-        found = self._read(coils, self._client.read_coils)
+        found = self._read(coils, ReadCoilsRequest, deadline_s)
         wrong = [name for name, is_on in levels.items() if found[name] != is_on]
         if wrong:
             raise DeviceTimeout(f"{self.description}: {', '.join(wrong)} read back wrong")
 
-    def _read(self, addresses: Mapping[str, int], read: Callable[..., Any]) -> dict[str, bool]:
-        if not addresses:
+    def _read(
+        self,
+        places: Mapping[str, int],
+        request: type[ReadCoilsRequest],
+        deadline_s: float,
+    ) -> dict[str, bool]:
+        if not places:
             return {}
-        first, last = min(addresses.values()), max(addresses.values())
-        answer = self._ask(lambda: read(first, count=last - first + 1, **self._unit))
-        return {name: bool(answer.bits[at - first]) for name, at in addresses.items()}
-
-    def _ask(self, request: Callable[[], Any]) -> Any:
-        """One question and its answer. Raises `DeviceLost`, `DeviceTimeout`, `DeviceRefused`."""
-        if not self._client.connect():
-            raise DeviceLost(f"{self.description}: gone; check its power and cable")
-        try:
-            answer = request()
-        except (ModbusException, OSError, ValueError) as error:
-            # What comes after a missing answer may be that answer: begin anew.
-            self._client.close()
-            raise DeviceTimeout(f"{self.description}: no answer ({error})") from error
-        if answer.isError():
-            raise DeviceRefused(f"{self.description}: refused ({answer})")
-        return answer
+        first, count = min(places.values()), max(places.values()) - min(places.values()) + 1
+        asked = request(address=first, count=count, dev_id=self._settings.device_id)
+        bits = self._modbus.ask(asked, deadline_s).bits
+        if len(bits) != -(-count // 8) * 8:
+            raise DeviceTimeout(f"{self.description}: {len(bits)} bits for {count}")
+        return {name: bool(bits[place - first]) for name, place in places.items()}
 
 
-class _FlashOn(WriteSingleCoilRequest):
-    """FC05 with a time where the value stands: on for so many units, then off by itself."""
-
-    def __init__(self, address: int, units: int) -> None:
-        super().__init__(address=address, bits=[True])
-        self._units = units
-
-    def encode(self) -> bytes:
-        return struct.pack(">HH", self.address, self._units)
-
-
-def _client(settings: ModbusIoSettings) -> ModbusClient:
-    if settings.host is not None:
-        return ModbusTcpClient(
-            settings.host, port=settings.port, timeout=settings.timeout_s, retries=0
-        )
-    assert settings.serial_port is not None, "the configuration was checked"
-    return ModbusSerialClient(
-        settings.serial_port, baudrate=settings.baud_rate, timeout=settings.timeout_s, retries=0
-    )
-
-
-def _runs(addresses: Mapping[str, int], levels: Mapping[str, bool]) -> list[tuple[int, list[bool]]]:
+def _runs(places: Mapping[str, int], levels: Mapping[str, bool]) -> list[tuple[int, list[bool]]]:
     """First address and values of each run of neighbours: one command switches them together."""
     runs: list[tuple[int, list[bool]]] = []
-    for address, is_on in sorted((addresses[name], is_on) for name, is_on in levels.items()):
-        if runs and runs[-1][0] + len(runs[-1][1]) == address:
+    for place, is_on in sorted((places[name], is_on) for name, is_on in levels.items()):
+        if runs and runs[-1][0] + len(runs[-1][1]) == place:
             runs[-1][1].append(is_on)
         else:
-            runs.append((address, [is_on]))
+            runs.append((place, [is_on]))
     return runs

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from drivers.settings import Count, Number, Settings
+from drivers.settings import Count, Settings
 
 Name = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
+_MOST_APART = 64
+"""They are read in one request."""
 Bias = Literal["as_is", "pull_up", "pull_down", "disabled"]
 
 
@@ -49,12 +52,18 @@ class ModbusIoSettings(Settings):
     """An I/O module's coils and discrete inputs, over Modbus TCP or RTU."""
 
     type: Literal["modbus"]
-    host: str | None = Field(None, min_length=1, description="Modbus TCP: name or address.")
-    port: Count = Field(502, ge=1, le=65535, description="Modbus TCP.")
-    serial_port: str | None = Field(None, min_length=1, description="Modbus RTU: the device.")
+    port: str | None = Field(None, min_length=1, description="Serial device of the RS-485 line.")
     baud_rate: Count = Field(9600, gt=0)
-    device_id: Count = Field(1, ge=0, le=255, description="Unit id of the module.")
-    timeout_s: Number = Field(0.2, gt=0, le=0.4, description="An answer that is later is none.")
+    parity: Literal["N", "E", "O"] = "N"
+    stop_bits: Literal[1, 2] = 1
+    host: IPv4Address | IPv6Address | None = Field(
+        None, description="An address, not a name: the lamp waits for no name server."
+    )
+    tcp_port: Count = Field(502, ge=1, le=65_535)
+    framing: Literal["tcp", "rtu"] = Field(
+        "tcp", description="rtu: a module or converter that carries RTU frames over TCP."
+    )
+    device_id: Count = Field(1, ge=1, le=247, description="Unit id of the module.")
     outputs: dict[Name, Annotated[Count, Field(ge=0, le=65535)]] = Field(
         default_factory=dict, description="Coil address of each output."
     )
@@ -71,8 +80,11 @@ class ModbusIoSettings(Settings):
 
     @model_validator(mode="after")
     def _is_over_one_link(self) -> ModbusIoSettings:
-        if (self.host is None) == (self.serial_port is None):
-            raise ValueError("give host for Modbus TCP or serial_port for Modbus RTU, one of them")
+        if (self.port is None) == (self.host is None):
+            raise ValueError("give either port (RTU) or host (TCP)")
+        for places in (self.outputs.values(), self.inputs.values()):
+            if places and max(places) - min(places) >= _MOST_APART:
+                raise ValueError(f"addresses lie more than {_MOST_APART} apart")
         return self
 
 

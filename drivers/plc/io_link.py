@@ -24,7 +24,10 @@ _RENEW_S = 0.3
 
 
 class IoLink(PlcLink):
-    """Writes what has changed in each cycle, and everything once a second."""
+    """Writes what has changed in each cycle, and everything once a second.
+
+    On wires the words come one after another: a PLC reads them while RESULT_VALID is on.
+    """
 
     def __init__(self, settings: IoPlcSettings, device: DigitalIo | None = None) -> None:
         """`device` None: open the one that `settings` name."""
@@ -92,21 +95,37 @@ class IoLink(PlcLink):
         self._write(_levels(self._read_outputs(), self._device), self._device)
 
     def _write(self, levels: dict[str, bool], device: DigitalIo) -> None:
-        """What goes off first: no pattern that was never meant lies between two."""
+        """RESULT_VALID goes off before and on after all others: whoever sees it on sees the words
+        of one plate."""
         now = time.monotonic()
         if now - self._written_at > 1.0:
             self._written, self._written_at = {}, now
-        leased = [n for n in _LEASED if device.times_pulses and levels.get(n)]
-        changed = {n: on for n, on in levels.items() if self._written.get(n) != on}
-        for is_on in (False, True):
-            part = {n: on for n, on in changed.items() if on is is_on and n not in leased}
-            if part:
-                device.write(part)
-        for name in leased:
-            if name in changed or now - self._leased_at.get(name, 0.0) > _RENEW_S:
+        changed = {name: on for name, on in levels.items() if self._written.get(name) != on}
+        valid = {name: on for name, on in changed.items() if name == "result_valid"}
+        others = {name: on for name, on in changed.items() if name != "result_valid"}
+        self._switch({name: on for name, on in valid.items() if not on}, device)
+        self._switch({name: on for name, on in others.items() if not on}, device)
+        self._switch({name: on for name, on in others.items() if on}, device)
+        self._renew(levels, device, now)
+        self._switch({name: on for name, on in valid.items() if on}, device)
+        self._written = levels
+
+    def _switch(self, levels: dict[str, bool], device: DigitalIo) -> None:
+        lasting = {name: on for name, on in levels.items() if not (on and self._is_leased(name))}
+        if lasting:
+            device.write(lasting)
+
+    def _renew(self, levels: dict[str, bool], device: DigitalIo, now: float) -> None:
+        for name in _LEASED:
+            is_on = levels.get(name, False) and self._is_leased(name)
+            if not is_on:
+                self._leased_at.pop(name, None)
+            elif now - self._leased_at.get(name, -_LEASE_S) >= _RENEW_S:
                 device.pulse(name, _LEASE_S)
                 self._leased_at[name] = now
-        self._written = levels
+
+    def _is_leased(self, name: str) -> bool:
+        return name in _LEASED and not self.keeps_last_word
 
 
 def _levels(outputs: PlcOutputs, device: DigitalIo) -> dict[str, bool]:

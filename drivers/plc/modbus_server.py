@@ -88,7 +88,7 @@ class ModbusServerLink(PlcLink):
     """Listens from its opening on, serves from `start` on."""
 
     def __init__(self, settings: ModbusServerSettings) -> None:
-        self.description = f"Modbus TCP server at {settings.host}:{settings.port}"
+        self.description = f"Modbus TCP server at {settings.host} port {settings.tcp_port}"
         self._listener = _listen(settings)
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -146,6 +146,7 @@ class ModbusServerLink(PlcLink):
             return
         peer.setblocking(False)
         peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * _MAX_FRAME)
         if len(self._connections) >= MAX_CONNECTIONS:
             self._drop(min(self._connections.values(), key=lambda c: (c.has_asked, c.heard_at)))
         connection = _Connection(peer, time.monotonic())
@@ -200,9 +201,11 @@ class ModbusServerLink(PlcLink):
 
 def _listen(settings: ModbusServerSettings) -> socket.socket:
     try:
-        return socket.create_server((settings.host, settings.port), backlog=MAX_CONNECTIONS)
+        family = socket.AF_INET if settings.host.version == 4 else socket.AF_INET6
+        place = (str(settings.host), settings.tcp_port)
+        return socket.create_server(place, family=family, backlog=MAX_CONNECTIONS)
     except OSError as error:
-        where = f"{settings.host}:{settings.port}"
+        where = f"{settings.host} port {settings.tcp_port}"
         if error.errno == errno.EADDRINUSE:
             raise DeviceBusy(f"{where} is in use by another process; stop that one") from error
         if error.errno == errno.EACCES:

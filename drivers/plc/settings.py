@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -24,21 +25,24 @@ class ModbusServerSettings(_PlcSettings):
     """The station is the server, the PLC polls."""
 
     type: Literal["modbus_server"]
-    host: str = Field(min_length=1, description="Address to listen at, of the PLC's network.")
-    port: Count = Field(502, ge=1, le=65535)
+    host: IPv4Address | IPv6Address = Field(
+        description="This machine's address in the PLC's network."
+    )
+    tcp_port: Count = Field(502, ge=1, le=65_535)
 
 
 class ModbusClientSettings(_PlcSettings):
     """The station writes into holding registers of the PLC."""
 
     type: Literal["modbus_client"]
-    host: str = Field(min_length=1, description="Name or address of the PLC.")
-    port: Count = Field(502, ge=1, le=65535)
+    host: IPv4Address | IPv6Address = Field(
+        description="Of the PLC. An address, not a name: the lamp waits for no name server."
+    )
+    tcp_port: Count = Field(502, ge=1, le=65_535)
     device_id: Count = Field(1, ge=0, le=255)
     write_address: Count = Field(0, ge=0, le=65000, description="First register of our words.")
     read_address: Count = Field(100, ge=0, le=65000, description="First register of its words.")
     cycle_ms: Count = Field(50, ge=10, le=250)
-    timeout_s: Number = Field(0.3, gt=0, le=1, description="An answer that is later is none.")
 
 
 class IoPlcSettings(_PlcSettings):

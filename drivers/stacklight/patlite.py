@@ -15,7 +15,7 @@ from drivers.errors import DeviceError, DeviceLost, DeviceRefused, DeviceTimeout
 from drivers.stacklight import LightState
 from drivers.stacklight.settings import Element, LightPattern, Mode, PatliteSettings
 from drivers.stacklight.switched import Modes, SwitchedLight
-from drivers.stacklight.wire import open_tcp
+from drivers.wire import open_tcp
 
 _PNS_ORDER: tuple[Element, ...] = ("red", "yellow", "green", "blue", "white", "buzzer")
 _PNS_CODES: dict[Mode | None, int] = {None: 0, "on": 1, "blink": 2}
@@ -73,6 +73,9 @@ class Patlite(SwitchedLight):
     def _understood(self, answer: bytes, modes: Modes | None) -> Modes:
         if modes is None:
             raise DeviceTimeout(f"{self.description}: its answer {answer!r} cannot be understood")
+        strange = [e for e, mode in modes.items() if mode is not None and e not in self._elements]
+        if strange:
+            raise DeviceTimeout(f"{self.description}: shows {strange[0]}, which is not of elements")
         return {element: modes[element] for element in self._elements}
 
     def _exchange(self, request: bytes, count: int, deadline_s: float) -> bytes:

@@ -13,7 +13,7 @@ from drivers.errors import DeviceError, DeviceRefused, DeviceTimeout
 from drivers.stacklight import LightState
 from drivers.stacklight.settings import Element, LightPattern, SerialRead, SerialTowerSettings
 from drivers.stacklight.switched import Modes, SwitchedLight
-from drivers.stacklight.wire import open_serial
+from drivers.wire import open_serial
 
 _MAX_ANSWER = 256
 """More bytes than this without the end that was wanted are no answer."""
@@ -29,7 +29,7 @@ class SerialTower(SwitchedLight):
         self._map = settings.byte_map
         self._lit: Modes = {}
         """What was last written; empty at first, so that every element is switched off once."""
-        self.can_confirm = self._map.read is not None
+        self.can_confirm = settings.can_confirm
         self.description = f"serial tower at {settings.port}, {settings.baud_rate} baud"
         self._wire = open_serial(
             self.description,
@@ -85,7 +85,7 @@ class SerialTower(SwitchedLight):
             answer = self._receive_exactly(read.reply_bytes, deadline_s)
         else:
             answer = self._receive_until((read.prompt or "").encode(), deadline_s)
-        lit = _lit_places(read, answer)
+        lit = lit_places(read, answer)
         if lit is None:
             raise DeviceTimeout(f"{self.description}: its answer {answer!r} cannot be understood")
         # Where the device flashes by itself, on and off are both right.
@@ -120,17 +120,17 @@ class SerialTower(SwitchedLight):
         self._wire.close()
 
 
-def _lit_places(read: SerialRead, answer: bytes) -> dict[Element, bool] | None:
+def lit_places(read: SerialRead, answer: bytes) -> dict[Element, bool] | None:
     """Which elements the answer says are lit; None where it says nothing."""
     if read.form == "bits":
         number = int.from_bytes(answer, "little")
         return {element: bool(number >> place & 1) for element, place in read.places.items()}
-    words = answer.decode("latin-1").removesuffix(read.prompt or "").split()
-    word = words[-1] if words else ""
+    words = answer.removesuffix((read.prompt or "").encode()).split()
+    word = words[-1] if words else b""
     if read.form == "hex":
-        if not re.fullmatch("[0-9A-Fa-f]{1,32}", word):
+        if not re.fullmatch(rb"[0-9A-Fa-f]{1,32}", word):
             return None
         return {e: bool(int(word, 16) >> place & 1) for e, place in read.places.items()}
-    if not re.fullmatch("[01]+", word) or max(read.places.values()) >= len(word):
+    if not re.fullmatch(rb"[01]+", word) or max(read.places.values()) >= len(word):
         return None
-    return {element: word[place] == "1" for element, place in read.places.items()}
+    return {element: word[place] == ord("1") for element, place in read.places.items()}

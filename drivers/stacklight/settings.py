@@ -33,15 +33,47 @@ def _bytes(code: str | None, text: str | None) -> bytes:
     return text.encode("ascii") if text is not None else bytes.fromhex(code or "")
 
 
-class SimulatedStackLightSettings(Settings):
+class LightDeviceSettings(Settings):
+    """What the settings of each device say about it before it is opened."""
+
+    @property
+    def abilities(self) -> Abilities | None:
+        """None: it can show anything."""
+        return None
+
+    @property
+    def can_confirm(self) -> bool:
+        """True if it is read back."""
+        return True
+
+    @property
+    def lapses_by_itself(self) -> bool:
+        """True if the device itself ends a pass that nobody renews."""
+        return False
+
+    @property
+    def is_latching(self) -> bool:
+        """True if it keeps what it shows when this machine dies."""
+        return True
+
+    @property
+    def nature(self) -> str:
+        """What a site must know of it, for people."""
+        confirmed = "read back" if self.can_confirm else "not read back: somebody must look at it"
+        if self.lapses_by_itself:
+            return f"{confirmed}; ends a pass by itself"
+        latches = "; latches: a dead machine leaves green on unless a hardware watchdog cuts it"
+        return confirmed + (latches if self.is_latching else "")
+
+
+class SimulatedStackLightSettings(LightDeviceSettings):
     """A tower drawn by whoever watches the station; no device."""
 
     type: Literal["simulated"]
 
     @property
-    def abilities(self) -> Abilities | None:
-        """None: it can draw anything."""
-        return None
+    def is_latching(self) -> bool:
+        return False
 
 
 # --- serial towers --------------------------------------------------------------------------------
@@ -141,7 +173,7 @@ class SerialMap(Settings):
 BoardName = Literal["adafruit_5125", "lcus", "numato", "devantech_rly16"]
 
 
-class SerialTowerSettings(Settings):
+class SerialTowerSettings(LightDeviceSettings):
     """A tower or relay board that takes bytes over a serial line."""
 
     type: Literal["serial_tower"]
@@ -191,6 +223,10 @@ class SerialTowerSettings(Settings):
             for element, codes in self.byte_map.elements.items()
         }
 
+    @property
+    def can_confirm(self) -> bool:
+        return self.byte_map.read is not None
+
     @model_validator(mode="after")
     def _board_or_elements(self) -> SerialTowerSettings:
         of_a_file = (self.all_off, self.all_off_text, self.answer, self.answer_text, self.read)
@@ -207,7 +243,7 @@ class SerialTowerSettings(Settings):
 # --- Modbus relays --------------------------------------------------------------------------------
 
 
-class ModbusRelaySettings(Settings):
+class ModbusRelaySettings(LightDeviceSettings):
     """Relays behind Modbus RTU (`port`) or TCP (`host`)."""
 
     type: Literal["modbus_relay"]
@@ -245,6 +281,14 @@ class ModbusRelaySettings(Settings):
     def abilities(self) -> Abilities | None:
         return dict.fromkeys(self.addresses, FLASHING if self.blink_hz else STEADY)
 
+    @property
+    def can_confirm(self) -> bool:
+        return self.can_read_back
+
+    @property
+    def lapses_by_itself(self) -> bool:
+        return self.pass_pulse_s is not None
+
     @model_validator(mode="after")
     def _one_line_and_places_of_their_own(self) -> ModbusRelaySettings:
         if (self.port is None) == (self.host is None):
@@ -267,7 +311,7 @@ class ModbusRelaySettings(Settings):
 PHN_ELEMENTS: tuple[Element, ...] = ("red", "yellow", "green", "buzzer")
 
 
-class PatliteSettings(Settings):
+class PatliteSettings(LightDeviceSettings):
     """A Patlite tower on the network (NHL, NH-FV and alike)."""
 
     type: Literal["patlite"]
@@ -306,7 +350,7 @@ class GpioLine(Settings):
     drive: Literal["push_pull", "open_drain", "open_source"] = "push_pull"
 
 
-class GpioStackLightSettings(Settings):
+class GpioStackLightSettings(LightDeviceSettings):
     """A tower behind transistor outputs, through libgpiod."""
 
     type: Literal["gpio"]

@@ -10,7 +10,6 @@ class SimulatedStackLight(StackLight):
     """Takes every state at once and remembers it."""
 
     can_confirm = True
-    is_latching = False
     description = "simulated stack light"
 
     def __init__(

@@ -19,9 +19,10 @@ _COMMANDS = {
     "commission": "a guided acceptance run, its report, the signature",
     "bench": "the highest line rate without loss",
     "log": "the QMS log",
+    "doctor": "one archive for support",
     "model": "train, evaluate and export classifiers",
 }
-_SINGLE = {"run", "check", "inspect", "bench"}
+_SINGLE = {"run", "check", "inspect", "bench", "doctor"}
 
 
 def main() -> None:

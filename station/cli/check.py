@@ -13,6 +13,9 @@ import typer
 
 from drivers.camera import CameraInfo
 from drivers.errors import DeviceError
+from drivers.io import open_digital_io
+from drivers.plc import open_plc_link
+from drivers.plc.settings import PlcSettings
 from drivers.stacklight import open_stack_light
 from models.card import ModelError
 from station.acquisition import CameraProcess
@@ -24,7 +27,7 @@ from station.cli.common import (
     print_json,
 )
 from station.commissioned import read_commissioned
-from station.config import Configuration, Loaded, Recipe
+from station.config import ACCEPT_OUTPUT, AcceptSettings, Configuration, Loaded, Recipe
 from station.control import send_command
 from station.ipc import PeerGone
 from station.machine import accept_scores, test_on_this_machine
@@ -64,6 +67,7 @@ def check(
             ("camera", lambda: _check_camera(loaded, recipe, is_running)),
             ("light", lambda: _check_light(loaded.value, is_running)),
             ("journal", lambda: _check_journal(loaded.value)),
+            *_line_side_steps(loaded.value, is_running),
         ]
         results = [_attempt(name, step, is_json) for name, step in steps]
     raise typer.Exit(0 if all(results) else 1)
@@ -159,7 +163,48 @@ def _check_light(settings: Configuration, is_running: bool) -> str:
     if is_running:
         return "in use by the running station"
     with open_stack_light(settings.light.device, settings.light.pattern_table) as light:
-        return light.description
+        return f"{light.description}; {settings.light.device.nature}"
+
+
+def _line_side_steps(
+    settings: Configuration, is_running: bool
+) -> list[tuple[str, Callable[[], str]]]:
+    """PLC and accept, where the configuration has them."""
+    steps: list[tuple[str, Callable[[], str]]] = []
+    if (plc := settings.plc) is not None:
+        steps.append(("plc", lambda: _check_plc(plc, is_running)))
+    if (accept := settings.accept) is not None:
+        steps.append(("accept", lambda: _check_accept(accept, is_running)))
+    return steps
+
+
+def _check_plc(plc: PlcSettings, is_running: bool) -> str:
+    if is_running:
+        return "in use by the running station"
+    link = open_plc_link(plc)
+    link.close()
+    if not link.keeps_last_word:
+        return link.description
+    return (
+        f"{link.description}; warning: it keeps what it was told when the lamp process is killed: "
+        "the PLC must watch the heartbeat"
+    )
+
+
+def _check_accept(accept: AcceptSettings, is_running: bool) -> str:
+    """Off is safe at any time, and shows that the output can be switched."""
+    if is_running:
+        return "in use by the running station"
+    with open_digital_io(accept.device) as device:
+        is_confirmed = device.write({ACCEPT_OUTPUT: False})
+        text = f"{device.description}, off{' and read back' if is_confirmed else ''}"
+    text += f"; {accept.pulse_ms} ms at {accept.distance_mm:g} mm after the camera"
+    if device.times_pulses:
+        return f"{text}, timed by the device"
+    return (
+        f"{text}; warning: the lamp process ends the pulses: killed within one, the output stays "
+        "on until it is back"
+    )
 
 
 def _check_journal(settings: Configuration) -> str:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import typer
 
 from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json
 from station.control import send_command
 from station.ipc import Json, NotPermitted, PeerGone
+from station.processes import ask
+
+_ASK_TIMEOUT_S = 1.0
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -34,13 +39,26 @@ def _command(config: str, op: str, is_json: bool) -> None:
 
 @app.command()
 def status(config: ConfigOption, is_json: JsonOption = False) -> None:
-    """What the station is doing now."""
+    """What the station, its lamp process and its journal process are doing now."""
     answer = _send(config, "status")["status"]
+    runtime_dir = load_or_exit(config).value.station.runtime_dir
+    for process in ("lamp", "journal"):
+        said, why = ask(runtime_dir, process, _ASK_TIMEOUT_S)
+        answer[process] = {"down": why} if said is None else said
     if is_json:
         print_json(answer)
         return
+    for key, value in _flat(answer):
+        typer.echo(f"{key:30} {value}")
+
+
+def _flat(answer: Json, before: str = "") -> Iterator[tuple[str, object]]:
+    """Every value with the keys that lead to it."""
     for key, value in answer.items():
-        typer.echo(f"{key:18} {value}")
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -21,7 +22,7 @@ from station.cli.common import (
 )
 from station.config import DEFAULT_RECORD_GB, Configuration, Loaded
 from station.ipc import Json
-from station.logs import get_logger, set_up_logging
+from station.logs import set_up_logging
 from station.outlet import Outlet, Write, write_line
 from station.product import load_product
 from station.supervisor import Supervisor
@@ -72,7 +73,7 @@ def _run_lines(start: Start, line_of: Callable[[Json], str | None]) -> tuple[Sup
             write_line(1, line)
 
     with Outlet(write) as lines:
-        supervisor = start(lines.emit, get_logger("supervisor").warning)
+        supervisor = start(lines.emit, logging.getLogger("supervisor").warning)
         status = supervisor.run()
         if supervisor.report.summary is not None:
             lines.emit({"summary": supervisor.report.summary})

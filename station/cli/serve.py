@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -17,9 +18,10 @@ from station.cli.common import (
     load_or_exit,
 )
 from station.config import DEFAULT_RECORD_GB, EX_CONFIG, Configuration, Loaded
+from station.lock import LAMP_LOCK, take_lock
 from station.logs import set_up_logging
 from station.outlet import Outlet, write_json_line
-from station.supervisor import JOURNAL, LAMP, STATION, Role
+from station.supervisor import JOURNAL, LAMP, METRICS, STATION, Role
 from station.systemd import UnitLife, is_unit
 
 app = typer.Typer(no_args_is_help=True)
@@ -35,7 +37,9 @@ def _begin(process: str, config: str) -> Loaded[Configuration]:
 @contextlib.contextmanager
 def _unit_life(role: Role, settings: Configuration) -> Iterator[bool]:
     """What the supervisor of `vqi run` does for its children, a unit's process does for itself: it
-    waits longer before each start that follows a failing one. True if this start follows one."""
+    waits longer before each start that follows a failing one. True if this start follows one.
+
+    Imports come inside: a version that fails in one of them waits too."""
     if not is_unit():
         yield False
         return
@@ -56,29 +60,75 @@ RestartOption = Annotated[bool, typer.Option("--restart", help="Started again af
 @app.command()
 def lamp(config: ConfigOption, restart: RestartOption = False) -> None:
     """Own the stack light; let a pass lapse."""
-    from station.lamp import serve
-
     settings = _begin("lamp", config).value
     with _unit_life(LAMP, settings) as is_restart:
+        from station.lamp import serve
+
         raise typer.Exit(serve(settings, restart or is_restart))
+
+
+@app.command()
+def fault(config: ConfigOption) -> None:
+    """For the lamp's unit once its process has ended: FAULT, then READY, OK, accept off, straight
+    to the devices. Not while a lamp process lives."""
+    settings = load_or_exit(config).value
+    lock = take_lock(settings.station.runtime_dir / LAMP_LOCK)
+    if lock is None:
+        fail("a lamp process lives and holds the devices; tell that one")
+    problems = [problem for problem in (_light_off(settings), _outputs_off(settings)) if problem]
+    os.close(lock)
+    if problems:
+        fail("; ".join(problems))
+
+
+def _light_off(settings: Configuration) -> str:
+    """Why the light does not show FAULT; empty if it does."""
+    from drivers.errors import DeviceError
+    from drivers.stacklight import LightState, open_stack_light
+
+    try:
+        with open_stack_light(settings.light.device, settings.light.pattern_table) as device:
+            device.show(LightState.FAULT)
+    except DeviceError as error:
+        return f"light.device: {error}"
+    return ""
+
+
+def _outputs_off(settings: Configuration) -> str:
+    """Why an output may still be on; empty if none is. A Modbus server's words died with it."""
+    if settings.plc is None and settings.accept is None:
+        return ""
+    from drivers.errors import DeviceError
+    from station.outputs import Outputs
+
+    outputs = Outputs(settings, lambda: None)
+    try:
+        outputs.open(is_restart=False)
+    except DeviceError as error:
+        return str(error)
+    finally:
+        outputs.close()
+    return ""
 
 
 @app.command()
 def journal(config: ConfigOption) -> None:
     """Own the QMS log."""
-    from station.journal import serve
-
     settings = _begin("journal", config).value
     with _unit_life(JOURNAL, settings):
+        from station.journal import serve
+
         raise typer.Exit(serve(settings))
 
 
 @app.command()
 def metrics(config: ConfigOption) -> None:
     """Show figures to Prometheus, and /health."""
-    from station.metrics_server import serve
+    settings = _begin("metrics", config).value
+    with _unit_life(METRICS, settings):
+        from station.metrics_server import serve
 
-    raise typer.Exit(serve(_begin("metrics", config).value))
+        raise typer.Exit(serve(settings))
 
 
 @app.command()
@@ -92,13 +142,13 @@ def station(
 ) -> None:
     """Inspect. Events go to stdout, one JSON object a line."""
     loaded = _begin("station", config)
-    from drivers.errors import DeviceError
-    from models.card import ModelError
-    from station.outbox import OutboxError
-    from station.pipeline import Options, Station, StationError
-    from station.product import load_product
-
     with _unit_life(STATION, loaded.value) as is_restart, exit_on_config_error():
+        from drivers.errors import DeviceError
+        from models.card import ModelError
+        from station.outbox import OutboxError
+        from station.pipeline import Options, Station, StationError
+        from station.product import load_product
+
         recipe = load_product(loaded)
         options = Options(plates, seconds, record, record_gb, restart or is_restart)
         with Outlet(write_json_line) as events:

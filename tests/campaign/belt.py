@@ -17,6 +17,11 @@ class Belt:
     repeats_after: int | None = None
     """Plates after which the producer's picture source repeats; None: it never does."""
 
+    @property
+    def mm_s(self) -> float:
+        """How fast it runs."""
+        return self.settings.line_rate_hz * self.settings.pixel_pitch_mm
+
     def leading_ns(self, plate: int) -> int:
         """When the leading edge of a plate (counted from 1) is under the camera."""
         return self._at_ns(Slots(self.settings).start(plate))

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from random import Random
 from typing import Any
 
 from campaign.kinds import Kind, Strike
-from campaign.life import Life, NotThere
-from campaign.observer import Findings, Observer
+from campaign.life import ACCEPT_MM, Life
+from campaign.observer import Findings, Observer, Seen
 
 Json = dict[str, Any]
 RECOVERY_LIMIT_S = 30.0
@@ -45,20 +44,24 @@ class Engine:
 
     def __init__(self, life: Life) -> None:
         self.life = life
-        self.observer = Observer(life.journal, life.tower.log, life.stdout, life.belt)
+        self.observer = Observer(
+            life.journal, Seen(life.tower.log, life.panel.log, life.stdout), life.belt, ACCEPT_MM
+        )
         life.before_unmount = self.observer.log.release
 
     def begin(self) -> None:
         """Start the station and see it judge a plate. Raises `RuntimeError`."""
         since_ns = time.monotonic_ns()
-        self.life.start()
+        self.life.keep_running()
         if self.wait_judged(since_ns, 60.0) is None:
             raise RuntimeError(f"the station did not start: {self.stderr()}")
 
     def strike(self, kind: Kind, seed: int) -> Outcome:
-        """One fault, from a random moment to the station's recovery. Raises `NotThere`."""
+        """One fault, from a random moment to the station's recovery. Raises `NotThere`
+        if there was nothing to strike."""
         draw = Random(seed)
-        self._wait_for_a_moment(draw)
+        if not kind.chooses_its_moment:
+            self._wait_for_a_moment(draw)
         starts, began_ns = self.life.starts, time.monotonic_ns()
         strike = kind.inject(self.life, draw)
         recovery_s = self.wait_judged(strike.ended_ns, RECOVERY_LIMIT_S)
@@ -73,7 +76,7 @@ class Engine:
         findings = self.observer.judge(since_ns, blind)
         green_ns = strike.ended_ns if kind.is_blind else strike.began_ns
         leave_s = self.observer.green_left_s(green_ns)
-        self._judge_times(findings, leave_s, recovery_s)
+        self._judge_times(findings, leave_s)
         return Outcome(
             kind=kind.name,
             seed=seed,
@@ -82,7 +85,12 @@ class Engine:
             recovery_s=recovery_s,
             is_death=kind.is_death,
             note=strike.note,
-            said=[*findings.all, *strike.problems, *self._no_recovery(recovery_s)],
+            said=[
+                *findings.all,
+                *strike.problems,
+                *strike.check(self.observer.verdicts()),
+                *self._no_recovery(recovery_s),
+            ],
         )
 
     def wait_judged(self, after_ns: int, within_s: float) -> float | None:
@@ -113,9 +121,8 @@ class Engine:
         else:
             time.sleep(draw.uniform(0, 0.5))
 
-    def _judge_times(
-        self, findings: Findings, leave_s: float | None, recovery_s: float | None
-    ) -> None:
+    @staticmethod
+    def _judge_times(findings: Findings, leave_s: float | None) -> None:
         if leave_s is not None and leave_s > LEAVE_GREEN_LIMIT_S:
             findings.false_greens.append(f"green stayed for {leave_s:.2f} s after the fault")
 
@@ -123,6 +130,3 @@ class Engine:
         if recovery_s is not None:
             return []
         return [f"no plate was judged within {RECOVERY_LIMIT_S:g} s: {self.stderr()}"]
-
-
-__all__ = ["Engine", "NotThere", "Outcome", "Path"]

@@ -19,6 +19,8 @@ class Strike:
     note: str = ""
     problems: tuple[str, ...] = ()
     """What the fault itself saw that must not be, beside the observer's findings."""
+    check: Callable[[dict[int, str]], list[str]] = lambda verdicts: []
+    """What is wrong with the verdicts of plates, by their number, once all is over."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Kind:
         """Kinds of one family can follow one another in one life."""
         return self.camera
 
+    @property
+    def chooses_its_moment(self) -> bool:
+        """True if the engine has to wait for nothing."""
+        return False
+
 
 KINDS: dict[str, Kind] = {}
 
@@ -58,5 +65,9 @@ def now_ns() -> int:
     return time.monotonic_ns()
 
 
+from campaign import kinds_camera as _camera  # noqa: E402, F401
+from campaign import kinds_limits as _limits  # noqa: E402, F401
 from campaign import kinds_processes as _processes  # noqa: E402, F401
+from campaign import kinds_restarts as _restarts  # noqa: E402, F401
 from campaign import kinds_storage as _storage  # noqa: E402, F401
+from campaign import kinds_wires as _wires  # noqa: E402, F401

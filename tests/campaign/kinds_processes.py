@@ -55,7 +55,10 @@ def _stop(name: str) -> Kind:
 
 
 for _name in PROCESSES:
-    for _made in (*(_strike_with(_name, n) for n in (signal.SIGKILL, signal.SIGTERM)), _stop(_name)):
+    for _made in (
+        *(_strike_with(_name, n) for n in (signal.SIGKILL, signal.SIGTERM)),
+        _stop(_name),
+    ):
         KINDS[_made.name] = _made
 for _name in PROCESSES[1:]:
     _made = _strike_with(_name, signal.SIGSEGV)
@@ -72,7 +75,7 @@ def kill_everything(life: Life, draw: Random) -> Strike:
     return Strike(began_ns, began_ns)
 
 
-@kind("kill -9 in the middle of a start", is_death=True)
+@kind("kill -9 in the middle of a start", is_death=True, is_blind=True)
 def kill_in_a_start(life: Life, draw: Random) -> Strike:
     began_ns = now_ns()
     life.kill_all(life.family())

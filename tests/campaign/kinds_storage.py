@@ -75,7 +75,7 @@ def injected(pid: int, calls: str, how: str) -> Iterator[None]:
     finally:
         tracer.send_signal(signal.SIGINT)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            tracer.wait(3.0)
+            tracer.wait(0.5)
         tracer.kill()
         tracer.wait()
 

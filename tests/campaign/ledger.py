@@ -124,7 +124,8 @@ def _line(name: str, runs: list[Json]) -> str:
     # What was said beyond the counted findings: no recovery, a check of the fault's own.
     other = sum(len(run["said"]) - sum(run["findings"].values()) for run in runs)
     worst = [_worst(runs, key) for key in ("leave_green_s", "recovery_s")]
-    return f"| {' | '.join(map(str, [name, len(runs), *counts, other, *worst]))} |"
+    number = sum(run.get("runs", 1) for run in runs)
+    return f"| {' | '.join(map(str, [name, number, *counts, other, *worst]))} |"
 
 
 def _worst(runs: list[Json], key: str) -> str:

@@ -16,16 +16,28 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from campaign.belt import Belt
-from campaign.disk import Disk
-from campaign.tower import Tower
 from producer_rig import SignedLine, belt_settings
-from station_rig import FRAME_HEIGHT, LINE_RATE_HZ, Rig, children
+from station_rig import Rig, children
+
+from campaign.belt import Belt
+from campaign.clock import Clock
+from campaign.disk import Disk
+from campaign.panel import Panel
+from campaign.tower import Tower
+from drivers.camera.settings import SimulatedCameraSettings
+from models.registry import shipped_model
 
 Json = dict[str, Any]
 
+LINE_RATE_HZ, FRAME_HEIGHT = 3000.0, 96
+"""Of three stations on two cores."""
+FRAME_S = FRAME_HEIGHT / LINE_RATE_HZ
 SPECIMEN = {"gap_mm": 100.0, "contrast_scale": 3.0, "defective_share": 0.25}
+ACCEPT_MM = 90.0
+"""From the camera to where plates are accepted."""
 _DISK_MB = 96
+_MODEL = "lightdefectnet-v3"
+_EX_CONFIG = 78
 _REPEATS = 8
 """Plates in the picture source of `producer_rig`."""
 _PRODUCER, SIMULATED = "producer", "simulated"
@@ -41,10 +53,8 @@ class Life:
     seed: int
     broken: str | None = None
     """A deliberately wrong station of `broken.py` in its place."""
-    knobs: Callable[[Belt], Json] = field(default=lambda belt: {})
-    """Faults of the camera, once it is known when the belt began."""
-    lead_s: float = 0.0
-    """From now to the belt's beginning."""
+    schedule: Callable[[Belt], tuple[Json, Json]] = field(default=lambda belt: ({}, {}))
+    """Faults of the camera, once it is known when the belt began: frames by kind, its settings."""
 
     def __post_init__(self) -> None:
         self.draw = random.Random(self.seed)
@@ -52,42 +62,58 @@ class Life:
         self.line = self.folder / "line"
         self.line.mkdir()
         self.tower = Tower(self.folder)
+        self.panel = Panel(self.folder)
+        self.clock = Clock(self.folder)
         self.run: subprocess.Popen[bytes] | None = None
         self.starts = 0
-        self.exits: list[int] = []
-        """Statuses with which `vqi run` ended by itself."""
         self.stdout = self.folder / "stdout.jsonl"
         self.stderr = self.folder / "stderr.log"
         self.before_unmount: Callable[[], None] = lambda: None
-        self._wakes: list[Callable[[], None]] = []
         self.disk = Disk(self.folder / "disk.img", self.folder / "disk", _DISK_MB)
-        epoch_ns = time.monotonic_ns() + int(self.lead_s * 1e9)
+        epoch_ns = time.monotonic_ns()
         light = {"type": "serial_tower", "port": str(self.tower.link)}
+        self.model = self.folder / _MODEL
+        shutil.copytree(shipped_model(_MODEL), self.model)
         os.environ["XDG_RUNTIME_DIR"] = str(self.folder)
         make = self._producer if self.camera == _PRODUCER else self._simulated
         self.rig, self.belt = make(light, epoch_ns)
+        self.rig.tables += self.panel.tables(ACCEPT_MM)
+        self.rig.recipe_lines = f'folder = "{self.model}"\n'
+        # Last: the moments of its faults count from here.
+        self.frames, knobs = self.schedule(self.belt)
+        place = self.rig.camera["features"] if self.camera == _PRODUCER else self.rig.faults
+        place.update(knobs)
         self.config = self.rig.write()
-        if self.broken is not None and self.camera == _PRODUCER:
-            self.rig.fail_hold_s = 0.05
 
     def _producer(self, light: Json, epoch_ns: int) -> tuple[Rig, Belt]:
-        belt = Belt(belt_settings(SPECIMEN), epoch_ns, _REPEATS)
-        features = {"ChunkModeActive": True, "SimBeltEpoch": epoch_ns, **self.knobs(belt)}
+        belt = Belt(campaign_belt(), epoch_ns, _REPEATS)
+        features = {
+            "ChunkModeActive": True,
+            "Height": FRAME_HEIGHT,
+            "AcquisitionLineRate": LINE_RATE_HZ,
+            "SimBeltSpeed": LINE_RATE_HZ / 10,
+            "SimBeltEpoch": epoch_ns,
+            # No two pictures alike: a lost one must not be hidden by its twin.
+            "SimNoise": 1.0,
+        }
         journal = self.disk.folder / "journal"
         line = _CampaignLine(self.line, features, SPECIMEN, light, journal)
         line.rig.station = _STATION
         return line.rig, belt
 
     def _simulated(self, light: Json, epoch_ns: int) -> tuple[Rig, Belt]:
-        belt = Belt(belt_settings(SPECIMEN), epoch_ns)
+        belt = Belt(campaign_belt(), epoch_ns)
         file = self.line / "belt.json"
         file.write_text(json.dumps({"epoch_monotonic_ns": epoch_ns}))
         rig = Rig(
             self.line,
-            camera={"belt_file": str(file)},
+            camera={
+                "belt_file": str(file),
+                "frame_height": FRAME_HEIGHT,
+                "line_rate_hz": LINE_RATE_HZ,
+            },
             specimen=SPECIMEN,
             light={"device": light},
-            faults=self.knobs(belt),
             station=_STATION,
             journal_folder=self.disk.folder / "journal",
         )
@@ -95,24 +121,24 @@ class Life:
 
     # --- the processes --------------------------------------------------------------------------
 
-    def start(self, *options: str) -> None:
+    def start(self) -> None:
         module = ["station.cli"] if self.broken is None else ["campaign.broken", self.broken]
+        command = ["run", "--config", str(self.config), "--json"]
         with self.stdout.open("ab") as out, self.stderr.open("ab") as err:
             self.run = subprocess.Popen(
-                [sys.executable, "-P", "-m", *module, "run", "--config", str(self.config)]
-                + ["--json", *options],
+                [sys.executable, "-P", "-m", *module, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
+                env={**os.environ, **self.clock.environment},
                 start_new_session=True,
             )
         self.starts += 1
 
     def keep_running(self) -> None:
-        """What a service manager does: `vqi run` that ended is started again."""
-        if self.run is None or self.run.poll() is not None:
-            if self.run is not None:
-                self.exits.append(self.run.returncode)
+        """What a service manager does: `vqi run` that ended is started again, except after a bad
+        configuration (`RestartPreventExitStatus=78`)."""
+        if self.run is None or self.run.poll() not in (None, _EX_CONFIG):
             self.start()
 
     def family(self) -> dict[str, int]:
@@ -163,6 +189,7 @@ class Life:
         self.wait_gone(family)
         self.before_unmount()
         self.tower.close()
+        self.panel.close()
         self.disk.remove()
 
     def remove(self) -> None:
@@ -177,6 +204,12 @@ class Life:
     @property
     def runtime(self) -> Path:
         return self.rig.runtime
+
+
+def campaign_belt() -> SimulatedCameraSettings:
+    """The belt under every life's camera."""
+    changes = {"line_rate_hz": LINE_RATE_HZ, "frame_height": FRAME_HEIGHT}
+    return belt_settings(SPECIMEN).model_copy(update=changes)
 
 
 class NotThere(Exception):
@@ -213,6 +246,3 @@ def until(seconds: float) -> Iterator[Callable[[], bool]]:
     """`with until(2) as is_time_left: while is_time_left(): …`"""
     deadline = time.monotonic() + seconds
     yield lambda: time.monotonic() < deadline
-
-
-FRAME_S = FRAME_HEIGHT / LINE_RATE_HZ

@@ -11,20 +11,20 @@ import hashlib
 import json
 import sqlite3
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from campaign.belt import Belt
+from campaign.panel import Wires
 from campaign.tower import Pattern, Wire
 
 Json = dict[str, Any]
 
 LEASE_LIMIT_NS = 2_000_000_000
 """I2: whatever happened, green is gone so long after the fault or the next leading edge."""
-_OVERTAKEN_NS = 250_000_000
-"""A verdict so old has replaced the pass of the plate before it."""
+_SILENT_LIMIT_NS = 3_500_000_000
+"""READY and OK are gone if no plate was judged for so long: the lease, and two plates."""
 _GAP = "gap"
 _JUDGED = ("PASS", "FAIL")
 
@@ -128,6 +128,10 @@ class LogWatch:
             return []
 
 
+def _when(item: tuple[int, Json]) -> int:
+    return item[0]
+
+
 def _unlike(
     before: str, seq: int, wanted_seq: int, kind: str, body: str, sha256: str, link: str
 ) -> str:
@@ -142,12 +146,24 @@ def _unlike(
 # --- the judge ------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Seen:
+    """Files in which others wrote down what they were sent."""
+
+    tower: Path
+    panel: Path
+    stdout: Path
+
+
 class Observer:
     """One life of a station, from its first row on."""
 
-    def __init__(self, journal: Path, tower_log: Path, stdout: Path, belt: Belt) -> None:
-        self.log, self.lamp, self.belt = LogWatch(journal), Wire(tower_log), belt
-        self._stdout, self._told = stdout, 0
+    def __init__(self, journal: Path, seen: Seen, belt: Belt, accept_mm: float) -> None:
+        self.log, self.lamp, self.belt = LogWatch(journal), Wire(seen.tower), belt
+        self.wires = Wires(seen.panel)
+        self._accept_ns = int(accept_mm / belt.mm_s * 1e9)
+        """From the camera to the accept point."""
+        self._stdout, self._told = seen.stdout, 0
         self.results: dict[str, Json] = {}
         self._decided: list[tuple[int, Json]] = []
         """Results of plates by the time of their verdict."""
@@ -160,10 +176,13 @@ class Observer:
         self._dangling: list[str] = []
         self._reported: set[str] = set()
         self._first: int | None = None
+        self._judged_ns: int | None = None
+        self._blinds: list[tuple[int, int]] = []
 
     def look(self) -> list[Row]:
         """Take in what is new on the wire and in the log."""
         self.lamp.read()
+        self.wires.read()
         rows = self.log.read()
         for row in rows:
             self._take(row)
@@ -171,23 +190,36 @@ class Observer:
 
     def next_judged(self, after_ns: int) -> Json | None:
         """The first plate whose leading edge came after a moment and that was judged."""
-        for decided_ns, body in reversed(self._decided):
-            if decided_ns < after_ns:
-                break
+        first = bisect.bisect_right(self._decided, after_ns, key=_when)
+        for _, body in self._decided[first:]:
             if body["opened_ns"] > after_ns and body["verdict"] in _JUDGED:
                 return body
         return None
 
+    def verdicts(self) -> dict[int, str]:
+        """By the plate's number."""
+        return {plate: self.results[name]["verdict"] for plate, name in self._plates.items()}
+
     def judge(self, since_ns: int, blind: tuple[int, int] | None = None) -> Findings:
-        """What was wrong since a moment. `blind`: a time in which no byte reached the tower, as
-        long as which nobody can be blamed for what it shows. Each finding is told once."""
+        """What was wrong since a moment, and since it was last asked. `blind`: a time in which no
+        byte reached the tower, for which nobody can be blamed. Each finding is told once."""
+        since_ns = min(since_ns, self._judged_ns or since_ns)
+        if blind is not None:
+            self._blinds.append(blind)
         self.look()
+        self._judged_ns = time.monotonic_ns()
         self._read_stdout()
         found = Findings(
-            false_greens=self._false_greens(since_ns, blind) + self._escapes(),
+            false_greens=[
+                *self._false_greens(since_ns),
+                *self._false_ok(since_ns),
+                *self._false_ready(since_ns),
+                *self._escapes(),
+            ],
             lost=self.log.forgotten() + self.log.broken + self._unkept_promises(),
             duplicated=self._twice + self._covered_twice(),
             dangling=self._dangling,
+            wrong_rejects=self._wrong_accepts(since_ns),
             unrecorded=self._unrecorded(),
         )
         self.log.broken, self._twice, self._dangling = [], [], []
@@ -207,11 +239,15 @@ class Observer:
                 return (end_ns - since_ns) / 1e9
         return None
 
-    def _false_greens(self, since_ns: int, blind: tuple[int, int] | None) -> list[str]:
-        problems = (self._why_false(pattern, blind) for pattern in self.lamp.greens(since_ns))
+    def _false_greens(self, since_ns: int) -> list[str]:
+        problems = (self._why_false(pattern) for pattern in self.lamp.greens(since_ns))
         return [problem for problem in problems if problem]
 
-    def _why_false(self, green: Pattern, blind: tuple[int, int] | None) -> str:
+    def _blind_in(self, on_ns: int, off_ns: int) -> list[tuple[int, int]]:
+        """Times of blindness that a time overlaps."""
+        return [blind for blind in self._blinds if on_ns <= blind[1] and off_ns >= blind[0]]
+
+    def _why_false(self, green: Pattern) -> str:
         """Empty for a green that speaks of the newest plate, whose record is durable and PASS."""
         on_ns, off_ns = green.since_ns, green.until_ns or time.monotonic_ns()
         body = self._spoken_of(on_ns)
@@ -221,23 +257,18 @@ class Observer:
         if body["verdict"] != "PASS":
             return f"{text}, which is {body['verdict']} {body['reason'] or ''}"
         limit_ns = self.belt.leading_ns(body["plate_ordinal"] + 1) + LEASE_LIMIT_NS
-        if blind is not None and on_ns <= blind[1] and off_ns >= blind[0]:
-            limit_ns = max(limit_ns, blind[1] + LEASE_LIMIT_NS)
+        for _, blind_until_ns in self._blind_in(on_ns, off_ns):
+            limit_ns = max(limit_ns, blind_until_ns + LEASE_LIMIT_NS)
         if off_ns > limit_ns:
             late_s = (off_ns - limit_ns + LEASE_LIMIT_NS) / 1e9
             return f"{text}, still {late_s:.2f} s after the next plate's leading edge"
         return ""
 
     def _spoken_of(self, at_ns: int) -> Json | None:
-        """The plate that a green which begins now would be taken to speak of: the newest that was
-        decided, or the one before, where that happened at this very moment."""
-        index = bisect.bisect_right(self._decided, at_ns, key=lambda item: item[0])
-        while index > 0:
-            decided_ns, body = self._decided[index - 1]
-            if body["verdict"] == "PASS" or at_ns - decided_ns > _OVERTAKEN_NS:
-                return body
-            index -= 1
-        return None
+        """The plate that a green which begins then would be taken to speak of: the newest that was
+        decided."""
+        index = bisect.bisect_right(self._decided, at_ns, key=_when)
+        return self._decided[index - 1][1] if index else None
 
     def _escapes(self) -> list[str]:
         """Plates that the belt knows to be defective, and that passed."""
@@ -246,6 +277,67 @@ class Observer:
             for _, body in self._decided
             if body["verdict"] == "PASS" and self.belt.is_defective(body["plate_ordinal"])
         ]
+
+    # --- READY, OK, accept ----------------------------------------------------------------------
+
+    def _false_ready(self, since_ns: int) -> list[str]:
+        """READY while the belt carried plates and none was judged."""
+        return [
+            f"{name} was on for {(off_ns - last_ns) / 1e9:.2f} s after the last plate was judged"
+            for name in ("ready", "ok")
+            for on in self.wires.on(name, since_ns)
+            for off_ns in [on.until_ns or time.monotonic_ns()]
+            for last_ns in [self._last_alive(off_ns, on.since_ns)]
+            if off_ns - last_ns > _SILENT_LIMIT_NS
+        ]
+
+    def _last_alive(self, at_ns: int, since_ns: int) -> int:
+        """The last moment until `at_ns` at which a wire that is on since `since_ns` was right."""
+        index = bisect.bisect_right(self._decided, at_ns, key=_when)
+        last_ns = max(since_ns, self._decided[index - 1][0] if index else 0)
+        for _, blind_until_ns in self._blind_in(since_ns, at_ns):
+            last_ns = max(last_ns, min(blind_until_ns, at_ns))
+        return last_ns
+
+    def _false_ok(self, since_ns: int) -> list[str]:
+        """OK that goes on for a plate that did not pass, or stays over one."""
+        found = []
+        for on in self.wires.on("ok", since_ns):
+            body = self._spoken_of(on.since_ns)
+            if body is None or body["verdict"] != "PASS":
+                found.append(f"OK at {on.since_ns} after {body and body['result_id']}")
+            off_ns = on.until_ns or time.monotonic_ns()
+            limit_ns = off_ns - LEASE_LIMIT_NS
+            for blind_from_ns, _ in self._blind_in(on.since_ns, off_ns):
+                limit_ns = min(limit_ns, blind_from_ns)
+            later = self._decided[bisect.bisect_right(self._decided, on.since_ns, key=_when) :]
+            found += [
+                f"OK stayed over {body['result_id']}, {body['verdict']}"
+                for decided_ns, body in later
+                if body["verdict"] != "PASS" and decided_ns < limit_ns
+            ]
+        return found
+
+    def _wrong_accepts(self, since_ns: int) -> list[str]:
+        """Plates that were let through and are not recorded as passed."""
+        found = []
+        for on in self.wires.on("accept", since_ns):
+            plate = self._plate_at_accept(on.since_ns)
+            name = self._plates.get(plate)
+            verdict = self.results[name]["verdict"] if name else "without a record"
+            if verdict != "PASS":
+                found.append(f"accept at {on.since_ns}: plate {plate} is {verdict}")
+            off_ns = on.until_ns or time.monotonic_ns()
+            if off_ns - on.since_ns > LEASE_LIMIT_NS:
+                found.append(f"accept at {on.since_ns} stayed {(off_ns - on.since_ns) / 1e9:.2f} s")
+        return found
+
+    def _plate_at_accept(self, at_ns: int) -> int:
+        """The plate whose trailing edge is nearest to the accept point."""
+        under_camera_ns = at_ns - self._accept_ns
+        last = self.belt.carried(under_camera_ns)
+        near = range(max(1, last - 1), last + 2)
+        return min(near, key=lambda plate: abs(self.belt.trailing_ns(plate) - under_camera_ns))
 
     # --- rows -----------------------------------------------------------------------------------
 
@@ -272,7 +364,7 @@ class Observer:
         if ordinal in self._plates:
             self._twice.append(f"plate {ordinal} is {self._plates[ordinal]} and {name}")
         self._plates[ordinal] = name
-        bisect.insort(self._decided, (body["decided_ns"], body), key=lambda item: item[0])
+        bisect.insort(self._decided, (body["decided_ns"], body), key=_when)
 
     def _read_stdout(self) -> None:
         """Records that `vqi run --json` gave out are promises, as a light is."""
@@ -323,6 +415,3 @@ class Observer:
         last = max([0, *self._plates, *self._opened.values(), *(s[1] for s in self._spans)])
         low, high = self.belt.carried(at_ns - LEASE_LIMIT_NS), self.belt.carried(at_ns)
         return "" if low <= last <= high + 1 else f"last plate {last}, the belt's {low}-{high}"
-
-
-Condition = Callable[[], bool]

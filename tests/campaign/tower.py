@@ -3,8 +3,8 @@
 `python tower.py LINK LOG` makes the symlink LINK to a pseudo-terminal and appends to LOG a line
 `monotonic_ns hex` for what arrives at once, `monotonic_ns !` when the tower loses its power. One
 word a line on stdin: `choke` (the wire is full and nobody reads), `drop` (what is sent gets lost),
-`noise` (bytes come back that nobody asked for), `unplug`, `plug`, `heal`. Each is answered by a line
-once it is so.
+`noise` (bytes come back that nobody asked for), `unplug`, `plug`, `heal`. Each is answered by a
+line once it is so.
 """
 
 from __future__ import annotations
@@ -183,9 +183,13 @@ class _Recorder:
 
     def _fill(self) -> None:
         """From our own end, so that the next byte of the station finds no room."""
-        with contextlib.suppress(BlockingIOError):
-            while True:
+        full_since = time.monotonic()
+        while (
+            time.monotonic() - full_since < 0.02
+        ):  # the kernel moves what it has from time to time
+            with contextlib.suppress(BlockingIOError):
                 os.write(self._slave, _FILLER)
+                full_since = time.monotonic()
 
     def _plug(self) -> None:
         import tty

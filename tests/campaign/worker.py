@@ -6,22 +6,27 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
-from campaign.disk import private_mounts
+from own_machine import enter_own_network, enter_own_terminals
+
+from campaign import kinds_camera
+from campaign.belt import Belt
 from campaign.engine import Engine, Outcome
 from campaign.kinds import KINDS, NotThere
 from campaign.ledger import Ledger, State
 from campaign.life import Life
-from own_network import enter_own_network
 
 Json = dict[str, Any]
-_KEPT = ("stderr.log", "stdout.jsonl", "tower.log")
+_KEPT = ("stderr.log", "stdout.jsonl", "tower.log", "panel.log")
 _MOST_KEPT = 40
 
 
@@ -32,7 +37,7 @@ class Worker:
         self._folder = Path(order["folder"])
 
     def run(self) -> int:
-        life = Life(self._folder, self._order["camera"], self._order["seed"], self._order["broken"])
+        life = self._life()
         engine = Engine(life)
         try:
             engine.begin()
@@ -47,6 +52,20 @@ class Worker:
             life.remove()
         return 0
 
+    def _life(self) -> Life:
+        camera, seed, names = (self._order[key] for key in ("camera", "seed", "plan"))
+        return Life(self._folder, camera, seed, self._order["broken"], self._schedule(names))
+
+    def _schedule(self, plan: list[tuple[str, int]]) -> Callable[[Belt], tuple[Json, Json]]:
+        names = [name for name, _ in plan if name in kinds_camera.KNOBS]
+
+        def make(belt: Belt) -> tuple[Json, Json]:
+            draw = Random(self._order["seed"])
+            frames, knobs = kinds_camera.schedule(names, draw)(belt)
+            return frames, kinds_camera.settings(knobs, self._order["camera"])
+
+        return make
+
     def _strike(self, engine: Engine, name: str, seed: int) -> bool:
         """False if this station is of no more use."""
         try:
@@ -58,7 +77,8 @@ class Worker:
             print(f"{name}, seed {seed}: {traceback.format_exc()}", flush=True)
             return False
         self._add(engine, outcome)
-        return outcome.recovery_s is not None
+        is_over = bool(outcome.said) and self._order["broken"] is not None
+        return outcome.recovery_s is not None and not is_over
 
     def _end(self, engine: Engine) -> None:
         """A clean stop, as every life ends: nothing may be left undone."""
@@ -75,7 +95,12 @@ class Worker:
         )
 
     def _add(self, engine: Engine, outcome: Outcome) -> None:
-        run = {**outcome.as_json(), "stations": self._order["stations"], "broken": self._order["broken"]}
+        run = {
+            **outcome.as_json(),
+            "stations": self._order["stations"],
+            "broken": self._order["broken"],
+            "load": os.getloadavg()[0],
+        }
         self._ledger.add(run)
         if outcome.said and not self._order["broken"]:
             self._keep(engine, outcome)
@@ -94,7 +119,7 @@ class Worker:
 
 
 def main() -> int:
-    private_mounts()
+    enter_own_terminals()
     enter_own_network()
     return Worker(json.loads(sys.argv[1])).run()
 

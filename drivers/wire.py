@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import serial
 
 _DRAIN_POLL_S = 0.001
+_MAX_READS = 16
 _CONNECT_S = 0.3
 """Opening and the first show together must stay below the lamp's watchdog of 1 s."""
 
@@ -77,9 +78,11 @@ class Wire:
         return data
 
     def forget(self) -> None:
-        """Drop what arrived and nobody asked for. Raises `DeviceLost`."""
-        while self.receive(0.0):
-            pass
+        """Drop what arrived and nobody asked for. Raises `DeviceLost`, `DeviceTimeout`."""
+        for _ in range(_MAX_READS):
+            if not self.receive(0.0):
+                return
+        raise DeviceTimeout(f"{self.name}: talks without end; is it this device?")
 
     def close(self) -> None:
         """Safe to call twice and after a loss."""

@@ -1,0 +1,469 @@
+"""PLC and accept in the lamp process, alive: a Modbus client as the PLC, a Modbus module for
+accept, and a client that speaks as a station does."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from modbus_peer import PULSE_OFFSET, ModbusPeer
+from plc_peer import PollingPlc
+
+from drivers.plc import NOBODY
+from drivers.stacklight import LightState
+from station.belt_register import Place
+from station.ipc import Json
+from station.lamp import LampClient
+from station.outputs import BeltNews, PlateResult
+from station.record import Provenance, Verdict
+
+PRODUCTION, SIMULATED = Provenance.PRODUCTION, Provenance.SIMULATED
+LEAVES_WITHIN_S = 2.0
+"""The stated safety limit."""
+SERVE = """
+import sys
+from station.config import load_configuration
+from station.lamp import serve
+sys.exit(serve(load_configuration(sys.argv[1]).value, is_restart=len(sys.argv) > 2))
+"""
+CONFIG = """
+[station]
+id = "test-1"
+recipe = "shipped:demo-lgp"
+runtime_dir = "{folder}/run"
+[camera]
+type = "simulated"
+pixel_pitch_mm = 0.1
+[journal]
+directory = "{folder}/journal"
+[light]
+device = {{ type = "simulated" }}
+[plc]
+type = "modbus_server"
+host = "127.0.0.1"
+tcp_port = {port}
+heartbeat_timeout_s = 1.0
+[accept]
+distance_mm = 100.0
+pulse_ms = {pulse_ms}
+device = {device}
+"""
+
+
+@dataclass
+class Site:
+    """A lamp process with its devices."""
+
+    folder: Path
+    module: ModbusPeer
+    port: int
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
+    is_timed: bool = True
+    """The module times its pulses."""
+    pulse_ms: int = 100
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        config = self.folder / "station.toml"
+        offset = f", pulse_offset = {PULSE_OFFSET}" if self.is_timed else ""
+        device = (
+            f'{{ type = "modbus", host = "127.0.0.1", tcp_port = {self.module.port}, '
+            f"outputs = {{ accept = 0 }}{offset} }}"
+        )
+        config.write_text(
+            CONFIG.format(folder=self.folder, port=self.port, device=device, pulse_ms=self.pulse_ms)
+        )
+        process = subprocess.Popen(
+            [sys.executable, "-c", SERVE, str(config), *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def client(self) -> LampClient:
+        client = LampClient(self.folder / "run")
+        client.connect(10.0)
+        return client
+
+    @property
+    def pulses(self) -> list[int]:
+        """When the accept coil went on, CLOCK_MONOTONIC ns."""
+        return [at_ns for at_ns, coil, is_on in self.module.history if coil == 0 and is_on]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with ModbusPeer() as module:
+        site = Site(tmp_path, module, port)
+        yield site
+        for process in site.processes:
+            process.kill()
+            process.communicate()
+
+
+def eventually(condition: Callable[[], bool], what: str, timeout_s: float = 5.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {timeout_s} s"
+        time.sleep(0.005)
+
+
+class Speaker:
+    """Speaks to the lamp process as a station does, with a belt that runs for as long as asked."""
+
+    HEIGHT, SPEED = 64, 3000.0
+
+    def __init__(self, client: LampClient) -> None:
+        self.client = client
+        self.events: list[Json] = []
+        self._sequence = itertools.count(1)
+        self._place, self._is_new = 0, True
+        self._began_ns = time.monotonic_ns()
+        client.send_show(LightState.IDLE, "", SIMULATED, 1.2)
+
+    def say(self, lease_s: float = 1.2, error: bool = False, tick: bool = True) -> None:
+        self.client.send_word(
+            ready=not error, busy=False, error=error, attention=False, tick=tick, lease_s=lease_s
+        )
+
+    def result(
+        self,
+        verdict: Verdict = Verdict.PASS,
+        provenance: Provenance = PRODUCTION,
+        is_late: bool = False,
+        name: str = "",
+    ) -> None:
+        number = next(self._sequence)
+        said = PlateResult(name or f"t-{number}", number, verdict, provenance, is_late)
+        self.client.send_result(said, 2.0)
+
+    def travel(self, seconds: float, *plates: tuple[str, bool, int]) -> None:
+        """Let the belt run on, with plates whose edges lie there."""
+        end = time.monotonic() + seconds
+        news = plates
+        while time.monotonic() < end:
+            self._place += self.HEIGHT
+            due_ns = self._began_ns + int(self._place / self.SPEED * 1e9)
+            time.sleep(max(0.0, (due_ns - time.monotonic_ns()) / 1e9))
+            place = Place(self._place, time.monotonic_ns())
+            self.client.send_belt(BeltNews(self.HEIGHT, self._is_new, (place,), news), 2.0)
+            news, self._is_new = (), False
+            self.say()
+            self.hear()
+
+    def hear(self) -> list[Json]:
+        self.client.receive_ready()
+        self.events += self.client.take_events()
+        return self.events
+
+    def accepts(self) -> dict[str, str]:
+        return {
+            event["result_id"]: event["command"] for event in self.hear() if event["op"] == "accept"
+        }
+
+
+# --- the PLC --------------------------------------------------------------------------------------
+
+
+def test_a_plc_reads_what_the_station_says_while_it_says_it(site: Site) -> None:
+    site.start()
+    with PollingPlc(site.port) as plc, site.client() as client:
+        eventually(lambda: plc.last == NOBODY, "nobody")
+        speaker = Speaker(client)
+        speaker.say()
+        eventually(lambda: bool(plc.last and plc.last.ready), "READY")
+        cases = [
+            (Verdict.PASS, PRODUCTION, False),
+            (Verdict.FAIL, PRODUCTION, False),
+            (Verdict.UNDECIDED, PRODUCTION, False),
+            (Verdict.PASS, SIMULATED, False),
+            (Verdict.PASS, PRODUCTION, True),
+        ]
+        for number, case in enumerate(cases, start=1):
+            speaker.say()
+            speaker.result(*case)
+            eventually(lambda wanted=number: len(plc.results) == wanted, f"result {number}")
+        said = [(r.result, r.ok, r.ng, r.undecided, r.not_production) for r in plc.results]
+        assert said == [
+            (1, True, False, False, False),
+            (2, False, True, False, False),
+            (3, False, True, True, False),
+            (4, False, False, False, True),
+            (5, False, True, True, False),
+        ]
+        assert plc.results[-1].overruns == 0, "each was acknowledged"
+        eventually(lambda: bool(plc.last and not plc.last.ready), "the end of READY", 2.0)
+        assert all(said is None or not said.ready or not said.error for _, said, _ in plc.trace)
+
+
+def test_a_station_that_goes_takes_everything_with_it_at_once(site: Site) -> None:
+    site.start()
+    with PollingPlc(site.port, acknowledges=False) as plc:
+        client = site.client()
+        speaker = Speaker(client)
+        speaker.say()
+        speaker.result()
+        eventually(lambda: bool(plc.last and plc.last.ok), "OK")
+        client.close()
+        eventually(lambda: bool(plc.last and plc.last.error), "an error", 0.5)
+        said = plc.last
+        assert said is not None
+        assert not any((said.ready, said.ok, said.result_valid))
+
+
+def test_only_the_station_that_holds_the_lamp_is_heard(site: Site) -> None:
+    site.start()
+    with PollingPlc(site.port) as plc, site.client() as station, site.client() as other:
+        Speaker(station).say()
+        eventually(lambda: bool(plc.last and plc.last.ready), "READY")
+        stranger = Speaker(other)
+        stranger.result()
+        stranger.say(error=True)
+        assert other.status()["plc"]["ready"]
+        assert not plc.results
+
+
+def test_a_word_cannot_be_leased_longer_than_a_pass(site: Site) -> None:
+    site.start()
+    with PollingPlc(site.port) as plc, site.client() as client:
+        Speaker(client).say(lease_s=1.9)
+        eventually(lambda: bool(plc.last and plc.last.ready), "READY")
+        began = time.monotonic()
+        eventually(lambda: bool(plc.last and not plc.last.ready), "its end", 3.0)
+        assert time.monotonic() - began < 1.6, "1.2 s and a poll"
+
+
+def test_the_plcs_own_words_come_back(site: Site) -> None:
+    site.start()
+    with site.client() as client:
+        speaker = Speaker(client)
+        speaker.say()
+        with PollingPlc(site.port) as plc:
+            plc.ack_hold = True
+            eventually(lambda: {"op": "plc_ack"} in speaker.hear(), "its acknowledgement")
+            eventually(lambda: not client.status()["plc"]["problem"], "a PLC that lives")
+        eventually(
+            lambda: "heartbeat has not changed" in client.status()["plc"]["problem"],
+            "a PLC that stands still",
+        )
+        eventually(lambda: speaker.hear()[-1]["op"] == "plc", "word of it")
+        assert sum(event == {"op": "plc_ack"} for event in speaker.events) == 1
+
+
+@pytest.mark.alone
+def test_a_killed_lamp_process_is_nobody_and_so_is_its_successor(site: Site) -> None:
+    process = site.start()
+    with PollingPlc(site.port, acknowledges=False) as plc:
+        client = site.client()
+        speaker = Speaker(client)
+        speaker.say()
+        speaker.result()
+        eventually(lambda: bool(plc.last and plc.last.ok), "OK")
+        process.kill()
+        process.wait()
+        eventually(lambda: plc.last is None, "no answer", LEAVES_WITHIN_S)
+        site.start("--restart")
+        eventually(lambda: plc.last == NOBODY, "nobody", 10.0)
+        client.close()
+
+
+@pytest.mark.alone
+def test_a_hung_lamp_process_gives_no_answer_and_ready_is_over_when_it_wakes(site: Site) -> None:
+    process = site.start()
+    with PollingPlc(site.port, acknowledges=False) as plc, site.client() as client:
+        speaker = Speaker(client)
+        speaker.say()
+        speaker.result()
+        eventually(lambda: bool(plc.last and plc.last.ok), "OK")
+        os.kill(process.pid, signal.SIGSTOP)
+        eventually(lambda: plc.last is None, "no answer", LEAVES_WITHIN_S)
+        time.sleep(1.3)
+        before = len(plc.trace)
+        os.kill(process.pid, signal.SIGCONT)
+        eventually(lambda: plc.last is not None, "an answer")
+        assert not any(said and (said.ready or said.ok) for _, said, _ in plc.trace[before:])
+
+
+# --- accept ---------------------------------------------------------------------------------------
+
+PLATE = (("t-1", False, 200), ("t-1", True, 500))
+
+
+def test_a_plate_that_passed_gets_one_pulse_at_its_point(site: Site) -> None:
+    site.start()
+    with site.client() as client:
+        speaker = Speaker(client)
+        speaker.say()
+        speaker.travel(0.2, *PLATE)
+        speaker.result()
+        speaker.travel(0.6)
+        eventually(lambda: speaker.accepts() == {"t-1": "accept"}, "its row")
+        (row,) = (event for event in speaker.events if event["op"] == "accept")
+        assert row["is_confirmed"] is True
+        (pulse_ns,) = site.pulses
+        assert row["commanded_ns"] <= pulse_ns <= row["shown_ns"]
+        place = (pulse_ns - speaker._began_ns) / 1e9 * speaker.SPEED
+        assert abs(place - 1500) < speaker.HEIGHT / 2 + 0.02 * speaker.SPEED
+        eventually(lambda: not site.module.lit()[0], "its end")
+        assert client.status()["accept"]["accept"] == 1
+
+
+def test_no_other_plate_does(site: Site) -> None:
+    site.start()
+    with site.client() as client:
+        speaker = Speaker(client)
+        speaker.say()
+        ends = [edge for n in (1, 2, 3) for edge in ((f"t-{n}", False, 200), (f"t-{n}", True, 500))]
+        speaker.travel(0.2, *ends)
+        speaker.result(Verdict.FAIL)
+        speaker.result(Verdict.UNDECIDED)
+        speaker.result(Verdict.PASS, SIMULATED)
+        speaker.travel(0.5)
+        assert speaker.accepts() == {"t-3": "withheld"}
+        assert "only production is accepted" in str(speaker.events)
+        assert site.pulses == []
+
+
+def test_a_verdict_after_the_point_is_withheld_late_and_counted_for_the_plc(site: Site) -> None:
+    site.start()
+    with PollingPlc(site.port) as plc, site.client() as client:
+        speaker = Speaker(client)
+        speaker.say()
+        speaker.travel(0.7, *PLATE)
+        speaker.result()
+        eventually(lambda: speaker.accepts() == {"t-1": "withheld_late"}, "its row")
+        speaker.say()
+        eventually(lambda: bool(plc.last and plc.last.late == 1), "the PLC's count")
+        assert site.pulses == []
+
+
+def test_a_station_that_is_gone_before_the_point_accepts_nothing(site: Site) -> None:
+    site.start()
+    for end in ("closed", "error", "silent"):
+        with site.client() as client:
+            speaker = Speaker(client)
+            speaker.say()
+            speaker.travel(0.2, *PLATE)
+            speaker.result()
+            if end == "error":
+                speaker.say(error=True)
+            elif end == "silent":  # the belt stands meanwhile; when it goes on, it is too late
+                time.sleep(1.3)
+                speaker.travel(0.4)
+        time.sleep(0.1 if end == "silent" else 0.5)
+        assert site.pulses == [], end
+
+
+def test_accept_is_off_when_the_process_begins_and_ends(site: Site) -> None:
+    site.is_timed = False
+    site.module.coils[0] = True
+    process = site.start()
+    site.client().close()
+    assert not site.module.lit()[0]
+    site.module.coils[0] = True
+    process.terminate()
+    process.wait()
+    assert not site.module.lit()[0]
+
+
+def test_what_the_service_manager_calls_after_a_death_switches_accept_off(site: Site) -> None:
+    site.is_timed = False
+    process = site.start()
+    site.client().close()
+    process.kill()
+    process.wait()
+    site.module.coils[0] = True
+    config = str(site.folder / "station.toml")
+    command = [sys.executable, "-m", "station.cli", "light", "show", "fault", "--config", config]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert not site.module.lit()[0]
+    site.module.stop()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "accept: " in done.stderr
+    site.module.start()
+
+
+def test_a_module_that_cannot_time_is_switched_off_by_the_process(site: Site) -> None:
+    site.is_timed = False
+    site.start()
+    with site.client() as client:
+        speaker = Speaker(client)
+        speaker.say()
+        speaker.travel(0.2, *PLATE)
+        speaker.result()
+        speaker.travel(0.7)
+        levels = [is_on for _, coil, is_on in site.module.history if coil == 0]
+        assert levels == [False, True, False]
+        on_ns, off_ns = (at_ns for at_ns, _, _ in site.module.history[1:])
+        assert 0.08 < (off_ns - on_ns) / 1e9 < 0.4
+
+
+def test_a_pulse_that_comes_late_ends_before_the_next_plate(site: Site) -> None:
+    """A plate that nobody has seen may be 100 mm behind: 330 ms, of which the pulse takes 200."""
+    site.pulse_ms = 200
+    site.start()
+    with site.client() as client:
+        speaker = Speaker(client)
+        speaker.say()
+        speaker.travel(0.3, *PLATE)
+        speaker.result()
+        site.module.delay_s = 0.07
+        speaker.travel(0.7)
+        (row,) = (event for event in speaker.hear() if event["op"] == "accept")
+        assert "late, and off before the next plate" in row["detail"]
+        levels = [is_on for _, coil, is_on in site.module.history if coil == 0]
+        assert levels[-1] is False
+
+
+def test_a_module_that_is_lost_is_named_and_found_again(site: Site) -> None:
+    site.start()
+    with site.client() as client:
+        speaker = Speaker(client)
+        speaker.say()
+        site.module.stop()
+        speaker.travel(0.2, *PLATE)
+        speaker.result()
+        speaker.travel(0.8)
+        eventually(lambda: speaker.accepts() == {"t-1": "withheld"}, "its row")
+        assert client.status()["accept"]["problem"]
+        site.module.start()
+        eventually(lambda: not client.status()["accept"]["problem"], "the module again")
+        assert site.pulses == []
+
+
+def test_what_is_not_there_at_the_start_is_named(site: Site) -> None:
+    site.module.stop()
+    process = site.start()
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 1
+    assert errors.startswith("accept: ") or "accept: " in errors
+    site.module.start()
+
+
+def test_nonsense_ends_its_sender_and_nothing_else(site: Site) -> None:
+    site.start()
+    with PollingPlc(site.port) as plc, site.client() as client:
+        speaker = Speaker(client)
+        for body in (
+            {"op": "belt", "n": 10**6, "expires_ns": time.monotonic_ns() + 10**9},
+            {"op": "result", "n": 1, "expires_ns": 1.5},
+            {"op": "word"},
+        ):
+            with site.client() as other:
+                other._connected().send(body)
+                time.sleep(0.05)
+        speaker.say()
+        eventually(lambda: bool(plc.last and plc.last.ready), "READY")

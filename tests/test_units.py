@@ -1,0 +1,431 @@
+"""The units say what the supervisor does, systemd accepts them, and they expose little."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from modbus_peer import ModbusPeer
+from pty_recorder import PtyRecorder
+from station_rig import Rig
+
+from drivers.stacklight import LightState
+from station.config import load_configuration
+from station.lamp import LampClient
+from station.supervisor import JOURNAL, LAMP, METRICS, STATION, Role
+from station.systemd import LONGEST_PAUSE_S, STEADY_S, UnitLife, pauses_after
+
+CHECKOUT = Path(__file__).parents[1]
+DEPLOY = CHECKOUT / "deploy"
+UNITS = DEPLOY / "systemd"
+SERVICES = ("vqi-lamp", "vqi-journal", "vqi-station", "vqi-metrics")
+RUN_TIME_CODE = DEPLOY / "drop-ins" / "run-time-code.conf"
+Settings = dict[str, list[str]]
+
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="no systemd-analyze here"
+)
+
+
+def read(*paths: Path) -> Settings:
+    """Settings of unit files, of all sections, each later value after the ones before it."""
+    found: Settings = {}
+    for path in paths:
+        for line in path.read_text().splitlines():
+            if line and line[0] not in "#[":
+                key, _, value = line.partition("=")
+                found.setdefault(key, []).append(value)
+    return found
+
+
+def settings_of(service: str) -> Settings:
+    return read(UNITS / "vqi-.service.d" / "10-vqi.conf", UNITS / f"{service}.service")
+
+
+def seconds(text: str) -> float:
+    return float(text[:-2]) / 1000 if text.endswith("ms") else float(text)
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that looks like a machine on which the units are installed."""
+    root = tmp_path_factory.mktemp("machine")
+    shutil.copytree("/usr/lib/systemd/system", root / "usr/lib/systemd/system", symlinks=True)
+    shutil.copytree(UNITS, root / "etc/systemd/system")
+    for name in ("opt/vqi/current/bin/vqi", "bin/grep"):
+        program = root / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+    return root
+
+
+def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["systemd-analyze", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@needs_systemd
+@pytest.mark.parametrize("unit", [*(f"{name}.service" for name in SERVICES), "vqi.target"])
+def test_systemd_accepts_each_unit(machine: Path, unit: str) -> None:
+    done = analyze("verify", "--man=no", f"--root={machine}", unit)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
+
+
+def exposure(machine: Path, unit: str, tenths: int) -> str:
+    done = analyze(
+        *("security", "--offline=yes", "--no-pager", f"--root={machine}", f"--threshold={tenths}"),
+        f"{unit}.service",
+    )
+    return "" if done.returncode == 0 else done.stdout
+
+
+@needs_systemd
+@pytest.mark.parametrize("unit", SERVICES)
+def test_no_unit_is_exposed_beyond_1_2(machine: Path, unit: str) -> None:
+    assert not exposure(machine, unit, 12)
+
+
+@needs_systemd
+def test_code_made_at_run_time_stays_below_1_5_and_is_the_stations_alone(machine: Path) -> None:
+    drop_in = machine / "etc/systemd/system/vqi-station.service.d" / RUN_TIME_CODE.name
+    drop_in.parent.mkdir(exist_ok=True)
+    shutil.copy(RUN_TIME_CODE, drop_in)
+    try:
+        assert not exposure(machine, "vqi-station", 15)
+    finally:
+        shutil.rmtree(drop_in.parent)
+    assert read(RUN_TIME_CODE) == {"MemoryDenyWriteExecute": ["no"]}
+    for service in SERVICES:
+        assert settings_of(service)["MemoryDenyWriteExecute"] == ["yes"]
+
+
+@pytest.mark.parametrize("role", [LAMP, JOURNAL, STATION, METRICS])
+def test_units_and_supervisor_wait_equally_long(role: Role) -> None:
+    settings = settings_of(f"vqi-{role.name}")
+    assert seconds(settings["WatchdogSec"][-1]) == role.watchdog_s
+    assert seconds(settings["TimeoutStartSec"][-1]) == role.start_limit_s
+    assert settings["ExecStart"] == [f"/opt/vqi/current/bin/vqi serve {role.name}"]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_each_unit_comes_back_for_ever_but_from_a_bad_configuration(service: str) -> None:
+    settings = settings_of(service)
+    for key, value in {
+        "Type": "notify",
+        "NotifyAccess": "main",
+        "User": "vqi",
+        "Restart": "always",
+        "RestartSec": "0",
+        "StartLimitIntervalSec": "0",
+        "RestartPreventExitStatus": "78",
+        "WatchdogSignal": "SIGABRT",
+        "KillMode": "mixed",
+        "LimitCORE": "0",
+        "RuntimeDirectoryPreserve": "yes",
+        "LogNamespace": "vqi",
+        "DevicePolicy": "closed",
+        "CapabilityBoundingSet": "",
+        "RestrictRealtime": "yes",
+        "SystemCallErrorNumber": "EPERM",
+    }.items():
+        assert settings[key] == [value], key
+    assert not {"Requires", "BindsTo", "Requisite", "StartLimitBurst"} & settings.keys()
+    # A process that does not even die of SIGABRT is not waited for longer than the watchdog.
+    assert seconds(settings["TimeoutAbortSec"][-1]) <= seconds(settings["WatchdogSec"][-1])
+
+
+def test_only_the_lamps_unit_may_open_the_lights_port() -> None:
+    ports = re.compile("tty|gpio")
+    for service in SERVICES:
+        settings = settings_of(service)
+        allowed = [value for value in settings.get("DeviceAllow", []) if ports.search(value)]
+        assert bool(allowed) == (service == "vqi-lamp")
+        assert settings.get("PrivateDevices") == (
+            ["yes"] if "DeviceAllow" not in settings else None
+        )
+        assert ("ExecStopPost" in settings) == (service == "vqi-lamp")
+
+
+def test_memory_and_cores_go_to_the_lamp_first() -> None:
+    def numbers(key: str) -> list[int]:
+        return [int(settings_of(name)[key][-1]) for name in SERVICES]
+
+    assert numbers("OOMScoreAdjust") == sorted(numbers("OOMScoreAdjust"))
+    assert numbers("Nice") == sorted(numbers("Nice"))
+    assert all("MemoryMax" in settings_of(name) for name in SERVICES if name != "vqi-lamp")
+    # The camera process may go alone.
+    assert settings_of("vqi-station")["OOMPolicy"] == ["continue"]
+
+
+def test_the_log_of_the_units_is_bounded() -> None:
+    settings = read(DEPLOY / "journald" / "journald@vqi.conf")
+    assert {"SystemMaxUse", "RuntimeMaxUse", "MaxRetentionSec", "SystemKeepFree"} <= settings.keys()
+
+
+def test_the_installed_simulation_uses_the_units_folders() -> None:
+    here = load_configuration(str(CHECKOUT / "config" / "simulated-service.toml")).value
+    assert here.station.runtime_dir == Path("/run") / settings_of("vqi-lamp")["RuntimeDirectory"][0]
+    assert Path("/var/lib/vqi") in here.journal.directory.parents
+    demo = load_configuration(str(CHECKOUT / "config" / "simulated.toml")).value
+    assert (here.camera, here.light) == (demo.camera, demo.light)
+
+
+# --- what the lamp's unit does at the end of its process ------------------------------------------
+
+
+def as_unit(folder: Path, *arguments: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """`vqi ARGUMENTS` started as the service manager starts it, and what it tells the manager."""
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    address = folder / "notify"
+    address.unlink(missing_ok=True)
+    manager.bind(str(address))
+    manager.settimeout(20.0)
+    environment = {**os.environ, "NOTIFY_SOCKET": str(address)}
+    command = [sys.executable, "-P", "-m", "station.cli", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL), manager
+
+
+def told_before_ready(manager: socket.socket) -> list[str]:
+    told: list[str] = []
+    while "READY=1" not in told:
+        told += manager.recv(4096).decode().split("\n")
+    return told
+
+
+_ACCEPT = """
+[accept]
+distance_mm = 100.0
+pulse_ms = 100
+device = {device}
+"""
+
+
+def stop_command(words: str, config: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "station.cli", *words.split(), "--config", config]
+    return subprocess.run(command, check=False, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
+def test_the_stop_command_writes_fault_however_the_lamp_process_ended(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    stop = settings_of("vqi-lamp")["ExecStopPost"][0].removeprefix("-/opt/vqi/current/bin/vqi ")
+    with PtyRecorder() as tower, ModbusPeer() as module:
+        light = {"device": {"type": "serial_tower", "port": str(tower.device)}}
+        accept = f'type = "modbus", host = "127.0.0.1", port = {module.port}'
+        tables = _ACCEPT.format(device=f"{{ {accept}, outputs = {{ accept = 0 }} }}")
+        config = str(Rig(tmp_path, light=light, tables=tables).write())
+        process, manager = as_unit(tmp_path, "serve", "lamp", "--config", config)
+        told_before_ready(manager)
+        with LampClient(tmp_path / "run") as client:
+            client.connect(5.0)
+            refused = stop_command(stop, config)
+            assert "a lamp process lives" in refused.stderr
+            client.send_show(LightState.PASS_NOT_PRODUCTION, "a-1", None, 1.2)
+            tower.wait_for(lambda: "green" in tower.elements())
+            process.send_signal(number)
+            process.wait(5.0)
+        assert "green" in tower.elements(), "this light latches"
+        module.coils[0] = True  # and so does an output
+        done = stop_command(stop, config)
+        assert (done.returncode, done.stderr) == (0, "")
+        tower.wait_for(lambda: tower.elements() == {"red": "blink"})
+        assert not module.lit()[0]
+        manager.close()
+
+
+# --- starting again -------------------------------------------------------------------------------
+
+
+@given(st.lists(st.floats(0, 2 * STEADY_S), max_size=30), st.booleans())
+def test_pauses_grow_while_starts_fail_and_end_with_a_steady_life(
+    lives_s: list[float], is_replaced_at_once: bool
+) -> None:
+    planned_s = pause_s = 0.0
+    for life_s in lives_s:
+        pauses = pauses_after(life_s, planned_s, is_replaced_at_once)
+        assert 0 <= pauses.pause_s <= pauses.next_s <= LONGEST_PAUSE_S
+        if life_s >= STEADY_S:
+            assert pauses.pause_s == 0
+        elif pauses.pause_s:
+            assert pauses.pause_s >= pause_s
+        planned_s, pause_s = pauses.next_s, pauses.pause_s
+
+
+def test_starts_that_fail_at_once_wait_longer_each_time() -> None:
+    planned_s, found = 0.0, []
+    for _ in range(8):
+        pauses = pauses_after(0.1, planned_s, is_replaced_at_once=True)
+        found.append(pauses.pause_s)
+        planned_s = pauses.next_s
+    assert found == [0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
+
+
+def test_a_life_is_remembered_until_it_ended_as_it_should(tmp_path: Path) -> None:
+    file = tmp_path / "station.life"
+    first = UnitLife(file, is_replaced_at_once=False)
+    first.begin(1.0)
+    second = UnitLife(file, is_replaced_at_once=False)
+    assert (first.is_restart, second.is_restart) == (False, True)
+    second.end()
+    assert not UnitLife(file, is_replaced_at_once=False).is_restart
+    file.write_text('{"next_pause')  # cut short by a power cut
+    damaged = UnitLife(file, is_replaced_at_once=False)
+    assert damaged.is_restart
+    assert damaged.pauses.pause_s > 0
+
+
+def test_a_killed_unit_tells_the_manager_how_long_it_waits(tmp_path: Path) -> None:
+    """The first start again does not wait, the next one does; after a stop in order none does."""
+    config = str(Rig(tmp_path).write())
+    waits = []
+    for end in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGTERM):
+        process, manager = as_unit(tmp_path, "serve", "journal", "--config", config)
+        told = told_before_ready(manager)
+        said = [line for line in told if line.startswith("STATUS=starts in")]
+        waits.append(float(said[0].split()[2]) if said else 0.0)
+        assert bool(said) == any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in told)
+        process.send_signal(end)
+        assert process.wait(10.0) == (0 if end is signal.SIGTERM else -end)
+        manager.close()
+    assert waits == [0.0, 0.0, 0.25, 0.0]
+
+
+def test_a_lamp_unit_that_failed_comes_up_without_its_device(tmp_path: Path) -> None:
+    """A missing tower fails the first start; what starts again looks for it, ready meanwhile."""
+    light = {"device": {"type": "serial_tower", "port": str(tmp_path / "tower")}}
+    config = str(Rig(tmp_path, light=light).write())
+    process, manager = as_unit(tmp_path, "serve", "lamp", "--config", config)
+    assert process.wait(10.0) == 1
+    manager.close()
+    process, manager = as_unit(tmp_path, "serve", "lamp", "--config", config)
+    told_before_ready(manager)
+    with PtyRecorder(tmp_path / "tower") as tower:
+        tower.wait_for(lambda: tower.elements() == {"red": "blink"})
+        process.terminate()
+        assert process.wait(10.0) == 0
+    manager.close()
+
+
+# --- the installer --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def installer() -> Iterator[ModuleType]:
+    loader = SourceFileLoader("vqi_install", str(DEPLOY / "install"))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    # Its bytes stay out of the folder that releases are made of.
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    loader.exec_module(module)
+    yield module
+    sys.dont_write_bytecode = before
+
+
+def test_the_self_test_runs_in_the_stations_sandbox(installer: ModuleType, tmp_path: Path) -> None:
+    for name, is_lifted in (("1-abc", False), ("1-abc-edge", True)):
+        release = tmp_path / name
+        shutil.copytree(DEPLOY, release / "deploy")
+        unit = tmp_path / "unit"
+        unit.write_text(installer.self_test_unit(release))
+        found, station = read(unit), settings_of("vqi-station")
+        for key, values in station.items():
+            if key in found and key.startswith(("Protect", "Restrict", "Private", "SystemCall")):
+                assert found[key] == values
+        assert found["User"] == ["vqi"]
+        assert found["ExecStart"][-2:] == ["", f"{release}/bin/vqi check --json"]
+        assert found["Type"][-1] == "oneshot"
+        assert (found["MemoryDenyWriteExecute"][-1] == "no") == is_lifted
+        assert set(settings_of("vqi-lamp")["DeviceAllow"]) <= set(found["DeviceAllow"])
+
+
+def test_a_failed_part_stops_an_upgrade_but_for_devices_in_use(installer: ModuleType) -> None:
+    def rows(**is_ok: bool) -> str:
+        parts = {"configuration": True, "model": True, "journal": True, **is_ok}
+        return "\n".join(
+            json.dumps({"part": part, "ok": ok, "found": part}) for part, ok in parts.items()
+        )
+
+    installer.judge(rows(camera=False, light=False))
+    for bad in (rows(model=False), rows(journal=False), "", "vqi: station.toml: unknown key"):
+        with pytest.raises(installer.Failure, match="the self-test failed"):
+            installer.judge(bad)
+
+
+def test_the_same_content_is_the_same_release(installer: ModuleType) -> None:
+    name = installer.release_name(None, False)
+    assert name == installer.release_name(None, False)
+    assert installer.release_name(None, True) == f"{name}-edge"
+    named = {path.relative_to(CHECKOUT) for path in installer.source_files()}
+    assert Path("station/shipped/recipes/demo-lgp.toml") in named
+    assert Path("deploy/systemd/vqi-lamp.service") in named
+    assert not [path for path in named if path.suffix == ".pyc"]
+
+
+def test_folders_elsewhere_and_low_ports_are_opened_for_the_unit_that_needs_them(
+    installer: ModuleType,
+) -> None:
+    def drop_ins(**config: object) -> dict[str, str]:
+        found = installer.site_drop_ins(config)
+        return {path.parent.name.split(".")[0][4:]: text for path, text in found.items() if text}
+
+    usual = {"journal": {"directory": "/var/lib/vqi/journal"}}
+    assert drop_ins(**usual, plc={"type": "modbus_client", "port": 502}) == {}
+    assert drop_ins(**usual, plc={"type": "modbus_server", "port": 1502}) == {}
+    assert drop_ins(journal={"directory": "journal"}) == {}
+    assert "CAP_NET_BIND_SERVICE" in drop_ins(plc={"type": "modbus_server"})["lamp"]
+    backup = drop_ins(**usual, retention={"backup": {"directory": "/mnt/backup"}})
+    assert backup == {"journal": "[Service]\nReadWritePaths=-/mnt/backup\n"}
+    assert set(drop_ins(journal={"directory": "/data/journal"})) == {"journal", "station"}
+
+
+@needs_systemd
+def test_a_lamp_that_listens_at_502_stays_below_1_5(installer: ModuleType, machine: Path) -> None:
+    drop_in = machine / "etc/systemd/system/vqi-lamp.service.d/20-site.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(f"[Service]\n{installer.LOW_PORT}")
+    try:
+        assert not exposure(machine, "vqi-lamp", 15)
+    finally:
+        shutil.rmtree(drop_in.parent)
+
+
+def test_sockets_lie_where_the_units_put_them(installer: ModuleType, tmp_path: Path) -> None:
+    config = tmp_path / "line.toml"
+    config.write_text('[station]\nruntime_dir = "var/run"\n')
+    with pytest.raises(installer.Failure, match="the units need"):
+        installer.check_folder(config)
+
+
+def test_what_is_placed_is_placed_once(installer: ModuleType, tmp_path: Path) -> None:
+    source, target = tmp_path / "a", tmp_path / "etc" / "b"
+    source.write_text("one")
+    assert installer.copy_if_other(source, target)
+    assert not installer.copy_if_other(source, target)
+    source.write_text("two")
+    assert installer.copy_if_other(source, target)
+    assert target.read_text() == "two"
+
+
+def test_wheels_must_hold_the_program_once(installer: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(installer.Failure, match="0 files"):
+        installer.own_wheels(tmp_path)
+    (tmp_path / "vqi_station-0.1.0-py3-none-any.whl").write_text("")
+    assert len(installer.own_wheels(tmp_path)) == 1

@@ -32,6 +32,7 @@ from station.metrics_server import health
 
 PORT = 9790
 DEPLOY = Path(__file__).parent.parent / "deploy"
+DOCS = DEPLOY.parent / "docs"
 URL = f"http://127.0.0.1:{PORT}"
 
 
@@ -185,6 +186,9 @@ def test_dashboard_and_alerts_name_what_there_is(running: Running) -> None:
         assert len(named) > 15
         assert named <= shown | may_lack, named - shown - may_lack
     assert not may_lack - named_metrics(scrape_text()) - shown, "no such family"
+    told = named_metrics((DOCS / "operations.md").read_text())
+    plain = {re.sub("_(?:bucket|count|sum)$", "", name) for name in shown - {"up"}}
+    assert plain | may_lack == told
 
 
 def named_metrics(text: str) -> set[str]:

@@ -26,6 +26,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from station_rig import Rig, children, start_vqi, vqi, wait_until
 
 from station.counters import BOUNDS_S, STAGES, Histogram
+from station.doctor import Wanted, examine
 from station.ipc import Json, Listener
 from station.metrics import FIGURES, OPTIONAL_FIGURES, Figure, StationCollector
 from station.metrics_server import health
@@ -256,6 +257,9 @@ def test_health_is_more_than_an_answer(running: Running) -> None:
         wait_until(lambda: get("/health")[0] == 503, 10.0, "503")
         assert json.loads(get("/health")[1])["up"]["station"] is False
         assert samples(scrape(), "vqi_up")["station",] == 0
+        config = str(running.rig.folder / "station.toml")
+        archive = examine(config, Wanted(), frozenset({"status.json", "rows.jsonl"}))
+        assert [entry["name"] for entry in archive.entries] == ["status.json", "rows.jsonl"]
     finally:
         os.kill(running.pids["station"], signal.SIGCONT)
     wait_until(lambda: answers("/health"), 20.0, "health again")

@@ -118,7 +118,10 @@ class Supervisor:
         show: Callable[[Json], None],
         log: Callable[[str], None],
         has_metrics: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        """`check` raises if there is nothing to inspect with; the lamp shows FAULT by then."""
+        self._check = check
         self._roles = (LAMP, JOURNAL, STATION, *([METRICS] if has_metrics else []))
         self._config = config
         self._plates = plates
@@ -139,11 +142,14 @@ class Supervisor:
         self._is_station_told = False
 
     def run(self) -> int:
-        """Exit status: the station's, 78 for a bad configuration, 1 if a process cannot start."""
+        """Exit status: the station's, 78 for a bad configuration, 1 if a process cannot start.
+        Raises what `check` raises."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         try:
-            for role in self._roles:
+            self._start(LAMP)
+            self._check_first()
+            for role in self._roles[1:]:
                 self._start(role)
             while self._status is None:
                 turned_at = time.monotonic()
@@ -154,6 +160,21 @@ class Supervisor:
         finally:
             self._stop_all()
         return self._status
+
+    def _check_first(self) -> None:
+        """A start that is refused leaves FAULT on a light that latches, not what was there."""
+        try:
+            self._check()
+        except Exception:
+            deadline = time.monotonic() + LAMP.start_limit_s
+            while self._is_starting(LAMP) and time.monotonic() < deadline:
+                for key, _ in self._selector.select(timeout=0.05):
+                    key.data()
+            raise
+
+    def _is_starting(self, role: Role) -> bool:
+        child = self._children.get(role.name)
+        return child is not None and not child.is_ready
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._is_stopping = True

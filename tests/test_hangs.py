@@ -215,6 +215,21 @@ def test_an_unplugged_tower_stops_neither_lamp_process_nor_plates(rig: Rig) -> N
     check_conservation(rig)
 
 
+def test_a_start_that_is_refused_puts_out_what_a_killed_one_left(rig: Rig) -> None:
+    """A tower latches, and nobody was there to say FAULT."""
+    with PtyRecorder(rig.folder / "tower") as tower:
+        rig.light = {"device": {"type": "serial_tower", "port": str(rig.folder / "tower")}}
+        config = rig.write()
+        os.write(tower.slave, b"\x14")
+        wait_until(lambda: tower.elements().get("green") == "on", 5.0, "green")
+        rig.recipe_lines = 'folder = "nowhere"\n'
+        rig.write()
+        done = vqi("run", "--config", str(config))
+        assert done.returncode == 78, done.stderr
+        assert "nowhere" in done.stderr
+        wait_until(lambda: tower.elements() == {"red": "blink"}, 5.0, "FAULT")
+
+
 _WATCHER = """
 import json, sys, time
 from station.supervisor import Supervisor

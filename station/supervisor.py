@@ -153,8 +153,7 @@ class Supervisor:
                 self._start(role)
             while self._status is None:
                 turned_at = time.monotonic()
-                for key, _ in self._selector.select(timeout=0.05):
-                    key.data()
+                self._take_events()
                 if time.monotonic() - turned_at < _AWAY_S:
                     self._watch()
         finally:
@@ -168,9 +167,17 @@ class Supervisor:
         except Exception:
             deadline = time.monotonic() + LAMP.start_limit_s
             while self._is_starting(LAMP) and time.monotonic() < deadline:
-                for key, _ in self._selector.select(timeout=0.05):
-                    key.data()
+                self._take_events()
             raise
+
+    def _take_events(self) -> None:
+        for key, _ in self._selector.select(timeout=0.05):
+            self._take_event(key)
+
+    def _take_event(self, key: selectors.SelectorKey) -> None:
+        """One of a batch: what came before it may have ended its process."""
+        if self._selector.get_map().get(key.fd) is key:
+            key.data()
 
     def _is_starting(self, role: Role) -> bool:
         child = self._children.get(role.name)

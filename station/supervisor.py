@@ -118,7 +118,10 @@ class Supervisor:
         show: Callable[[Json], None],
         log: Callable[[str], None],
         has_metrics: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        """`check` raises if there is nothing to inspect with; the lamp shows FAULT by then."""
+        self._check = check
         self._roles = (LAMP, JOURNAL, STATION, *([METRICS] if has_metrics else []))
         self._config = config
         self._plates = plates
@@ -139,21 +142,46 @@ class Supervisor:
         self._is_station_told = False
 
     def run(self) -> int:
-        """Exit status: the station's, 78 for a bad configuration, 1 if a process cannot start."""
+        """Exit status: the station's, 78 for a bad configuration, 1 if a process cannot start.
+        Raises what `check` raises."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         try:
-            for role in self._roles:
+            self._start(LAMP)
+            self._check_first()
+            for role in self._roles[1:]:
                 self._start(role)
             while self._status is None:
                 turned_at = time.monotonic()
-                for key, _ in self._selector.select(timeout=0.05):
-                    key.data()
+                self._take_events()
                 if time.monotonic() - turned_at < _AWAY_S:
                     self._watch()
         finally:
             self._stop_all()
         return self._status
+
+    def _check_first(self) -> None:
+        """A start that is refused leaves FAULT on a light that latches, not what was there."""
+        try:
+            self._check()
+        except Exception:
+            deadline = time.monotonic() + LAMP.start_limit_s
+            while self._is_starting(LAMP) and time.monotonic() < deadline:
+                self._take_events()
+            raise
+
+    def _take_events(self) -> None:
+        for key, _ in self._selector.select(timeout=0.05):
+            self._take_event(key)
+
+    def _take_event(self, key: selectors.SelectorKey) -> None:
+        """One of a batch: what came before it may have ended its process."""
+        if self._selector.get_map().get(key.fd) is key:
+            key.data()
+
+    def _is_starting(self, role: Role) -> bool:
+        child = self._children.get(role.name)
+        return child is not None and not child.is_ready
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._is_stopping = True

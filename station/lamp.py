@@ -24,7 +24,7 @@ from typing import Self
 
 from drivers.errors import DeviceError
 from drivers.stacklight import LightState, StackLight, open_stack_light
-from station.config import EX_CONFIG, Configuration
+from station.config import EX_CONFIG, Configuration, LightSettings
 from station.ipc import Channel, Json, Listener, NotAMessage, PeerGone, connect
 from station.lease import (
     FAULT,
@@ -259,6 +259,17 @@ def serve(configuration: Configuration, is_restart: bool = False) -> int:
         os.close(lock)
 
 
+def put_out(settings: LightSettings) -> str:
+    """Write FAULT straight to the device, where no lamp process lives and none can be started; why
+    it may not show, empty if it does."""
+    try:
+        with open_stack_light(settings.device, settings.pattern_table) as device:
+            device.show(LightState.FAULT)
+    except (DeviceError, RuntimeError) as error:
+        return f"light.device: {error}"
+    return ""
+
+
 def _say(event: Json) -> None:
     """A line on stdout for whoever watches; lost where nobody reads: nothing here may wait."""
     line = json.dumps(event, separators=(",", ":")) + "\n"
@@ -302,7 +313,10 @@ class Light:
 
     def open(self) -> None:
         """Open the device and show FAULT before anything else. Raises `DeviceError`."""
-        device = self._open_device()
+        try:
+            device = self._open_device()
+        except RuntimeError as error:  # a driver that flashes by itself found no thread
+            raise DeviceError(f"the device cannot be opened: {error}") from error
         try:
             is_confirmed = device.show(LightState.FAULT)
         except DeviceError:
@@ -486,8 +500,8 @@ class _Lamp:
 
     def _leave(self) -> None:
         """Also after an error of our own: whatever was shown, nobody keeps it alive any more."""
-        self._outputs.close()
         self._light.close()
+        self._outputs.close()
         if self._listener is not None:
             self._listener.path.unlink(missing_ok=True)
             self._listener.close()

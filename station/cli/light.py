@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import signal
 import sys
@@ -19,6 +20,7 @@ from station.config import Configuration
 from station.ipc import NotPermitted, PeerGone
 from station.lamp import LampClient, LampError
 from station.lease import LAMP_TEST_S
+from station.lock import LAMP_LOCK, STATION_LOCK, take_lock
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -83,6 +85,7 @@ def _through_lamp_or_device(
             except PeerGone:
                 light = settings.light
                 with (
+                    _alone(settings),
                     open_stack_light(light.device, light.pattern_table, light.buzzer_s) as device,
                     _exit_on_sigterm(),
                 ):
@@ -97,6 +100,23 @@ def _through_lamp_or_device(
         fail(str(error))
     except (PeerGone, TimeoutError) as error:
         fail(f"the lamp process went away or hangs ({error}); see its log")
+
+
+@contextlib.contextmanager
+def _alone(settings: Configuration) -> Iterator[None]:
+    """No lamp process opens the device meanwhile, and no plates run: a lamp process that is just
+    being replaced must find the device free."""
+    with contextlib.ExitStack() as locks:
+        for name, who in ((LAMP_LOCK, "a lamp process"), (STATION_LOCK, "a station")):
+            path = settings.station.runtime_dir / name
+            try:
+                lock = take_lock(path, wait_s=0.0)
+            except OSError as error:
+                fail(f"station.runtime_dir: {path} cannot be used: {error.strerror}")
+            if lock is None:
+                fail(f"{who} runs here, and the light is not free; try again in a moment")
+            locks.callback(os.close, lock)
+        yield
 
 
 def _renew(lamp: LampClient, state: LightState, seconds: float) -> None:

@@ -71,27 +71,16 @@ def lamp(config: ConfigOption, restart: RestartOption = False) -> None:
 def fault(config: ConfigOption) -> None:
     """For the lamp's unit once its process has ended: FAULT, then READY, OK, accept off, straight
     to the devices. Not while a lamp process lives."""
+    from station.lamp import put_out
+
     settings = load_or_exit(config).value
     lock = take_lock(settings.station.runtime_dir / LAMP_LOCK)
     if lock is None:
         fail("a lamp process lives and holds the devices; tell that one")
-    problems = [problem for problem in (_light_off(settings), _outputs_off(settings)) if problem]
+    problems = [problem for problem in (put_out(settings.light), _outputs_off(settings)) if problem]
     os.close(lock)
     if problems:
         fail("; ".join(problems))
-
-
-def _light_off(settings: Configuration) -> str:
-    """Why the light does not show FAULT; empty if it does."""
-    from drivers.errors import DeviceError
-    from drivers.stacklight import LightState, open_stack_light
-
-    try:
-        with open_stack_light(settings.light.device, settings.light.pattern_table) as device:
-            device.show(LightState.FAULT)
-    except DeviceError as error:
-        return f"light.device: {error}"
-    return ""
 
 
 def _outputs_off(settings: Configuration) -> str:

@@ -13,6 +13,7 @@ from drivers.errors import DeviceError
 from drivers.stacklight import LightState, open_stack_light
 from station.config import EX_CONFIG, ConfigError, Configuration, load_configuration
 from station.lock import LAMP_LOCK, take_lock
+from station.outputs import switch_off
 
 
 def main() -> int:
@@ -25,10 +26,9 @@ def main() -> int:
     lock = take_lock(settings.station.runtime_dir / LAMP_LOCK)
     if lock is None:
         return _end("a lamp process lives and holds the devices; tell that one", 1)
-    problems = [_light_off(settings), _outputs_off(settings)]
+    problems = put_out(settings)
     os.close(lock)
-    said = "; ".join(problem for problem in problems if problem)
-    return _end(said, 1) if said else 0
+    return _end("; ".join(problems), 1) if problems else 0
 
 
 def _end(problem: str, status: int) -> int:
@@ -36,30 +36,17 @@ def _end(problem: str, status: int) -> int:
     return status
 
 
-def _light_off(settings: Configuration) -> str:
-    """Why the light does not show FAULT; empty if it does."""
+def put_out(settings: Configuration) -> list[str]:
+    """FAULT, then READY, OK and accept off, straight to the devices, where no lamp process lives:
+    they latch what the last one said. Why they may still show it; empty if they do not."""
+    problems = []
+    light = settings.light
     try:
-        with open_stack_light(settings.light.device, settings.light.pattern_table) as device:
+        with open_stack_light(light.device, light.pattern_table, light.buzzer_s) as device:
             device.show(LightState.FAULT)
-    except DeviceError as error:
-        return f"light.device: {error}"
-    return ""
-
-
-def _outputs_off(settings: Configuration) -> str:
-    """Why an output may still be on; empty if none is. A Modbus server's words died with it."""
-    if settings.plc is None and settings.accept is None:
-        return ""
-    from station.outputs import Outputs
-
-    outputs = Outputs(settings, lambda: None)
-    try:
-        outputs.open(is_restart=False)
-    except DeviceError as error:
-        return str(error)
-    finally:
-        outputs.close()
-    return ""
+    except (DeviceError, RuntimeError) as error:  # RuntimeError: no thread for a driver's flashing
+        problems.append(f"light.device: {error}")
+    return problems + switch_off(settings)
 
 
 if __name__ == "__main__":

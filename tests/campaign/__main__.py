@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -44,6 +45,7 @@ class Campaign:
         self._lock = threading.Lock()
         self._draw = random.Random(options.seed)
         self._lives = self._fruitless = 0
+        self._workers: set[subprocess.Popen[bytes]] = set()
 
     def run_series(self) -> list[str]:
         """Lines of the wrong stations' table, if they were asked for."""
@@ -72,8 +74,12 @@ class Campaign:
             ]
             for slot in slots:
                 slot.start()
-            for slot in slots:
-                slot.join()
+            try:
+                for slot in slots:
+                    slot.join()
+            finally:
+                for process in list(self._workers):
+                    process.kill()
 
     def _slot(self, folder: Path) -> None:
         while time.time() < self._until and self._fruitless < _MAX_FRUITLESS:
@@ -94,11 +100,14 @@ class Campaign:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
         command = [*_OWN_PROCESSES, sys.executable, "-m", "campaign.worker", json.dumps(order)]
         process = subprocess.Popen(command, env=environment, cwd=ROOT)
+        self._workers.add(process)
         try:
             process.wait(_LIFE_LIMIT_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        finally:
+            self._workers.discard(process)
 
     def counting(self) -> list[Json]:
         return [run for run in self.ledger.counting() if not run["broken"]]
@@ -195,6 +204,7 @@ def main() -> int:
         is_other = options.power_cuts or options.system_calls
         is_other = is_other or options.controls is not None
         options.runs = 0 if is_other else 50
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     enter_own_mounts()
     campaign = Campaign(options, kinds)
     lines = [] if options.table else campaign.run_series()

@@ -20,7 +20,7 @@ from typing import Any
 from campaign import series
 from campaign.broken import CONTROLS
 from campaign.disk import private_mounts
-from campaign.kinds import KINDS, Kind
+from campaign.kinds import CORE, KINDS, Kind
 from campaign.ledger import ROOT, Ledger, State, deaths, table
 
 Json = dict[str, Any]
@@ -170,7 +170,8 @@ def report(runs: list[Json], kinds: list[Kind]) -> int:
     print(*table(runs), "", deaths(runs), sep="\n")
     bad = [run for run in runs if run["said"]]
     for run in bad:
-        print(f"WRONG: {run['kind']}, seed {run['seed']}: {'; '.join(run['said'])}")
+        said = "; ".join(run["said"])
+        print(f"WRONG: {run['kind']}, seed {run['seed']}: {said:.600}")
     return 1 if bad else 0
 
 
@@ -189,13 +190,14 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, help="begin no fault after that")
     parser.add_argument("--kinds", default="", help="names or parts of names, by commas")
+    parser.add_argument("--core", action="store_true", help="one of each sort, the quick ones")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--stations", type=int, default=3, help="at the same time")
     parser.add_argument("--ledger", type=Path, default=ROOT / "var/campaign/ledger.jsonl")
     parser.add_argument("--table", action="store_true", help="only print what the ledger holds")
     parser.add_argument("--list", action="store_true", help="only print the kinds")
     options = parser.parse_args()
-    kinds = choose(options.kinds)
+    kinds = [KINDS[name] for name in CORE] if options.core else choose(options.kinds)
     if options.list:
         print(*sorted(kind.name for kind in kinds), sep="\n")
         return 0

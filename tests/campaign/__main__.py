@@ -21,6 +21,7 @@ from campaign import series
 from campaign.broken import CONTROLS
 from campaign.disk import private_mounts
 from campaign.kinds import CORE, KINDS, Kind
+from campaign.kinds_limits import remove_leftovers
 from campaign.ledger import ROOT, Ledger, State, deaths, table
 
 Json = dict[str, Any]
@@ -41,6 +42,7 @@ class Campaign:
         self.ledger = Ledger(options.ledger, self._state)
         self._until = time.time() + 60 * (options.minutes or 1e6)
         self._planned: Counter[str] = Counter()
+        self._tries: Counter[str] = Counter()
         self._lock = threading.Lock()
         self._draw = random.Random(options.seed)
         self._lives = self._fruitless = 0
@@ -79,6 +81,7 @@ class Campaign:
             finally:
                 for process in list(self._workers):
                     process.kill()
+                remove_leftovers()
 
     def _slot(self, folder: Path) -> None:
         while time.time() < self._until and self._fruitless < _MAX_FRUITLESS:
@@ -115,7 +118,11 @@ class Campaign:
         """A life for the kinds that have the fewest runs; None once each has enough."""
         with self._lock:
             done = Counter(run["kind"] for run in self.counting()) + self._planned
-            waiting = [kind for kind in self._kinds if done[kind.name] < self._options.runs]
+            # What cannot be struck here (no control groups, no strace) is not tried for ever.
+            runs, tries = self._options.runs, 2 * self._options.runs + 4
+            waiting = [
+                k for k in self._kinds if done[k.name] < runs and self._tries[k.name] < tries
+            ]
             if not waiting:
                 return None
             self._draw.shuffle(waiting)
@@ -127,6 +134,7 @@ class Campaign:
                 plan.append((chosen.name, self._seed(chosen.name, done[chosen.name])))
                 done[chosen.name] += 1
                 self._planned[chosen.name] += 1
+                self._tries[chosen.name] += 1
                 family = [kind for kind in family if done[kind.name] < self._options.runs]
             self._lives += 1
             return self._order(folder / f"life-{self._lives}", first, plan)

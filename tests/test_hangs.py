@@ -24,6 +24,7 @@ from station.control import control_path
 from station.journal import journal_path
 from station.lamp import lamp_path
 from station.qms import DATABASE
+from station.supervisor import LAMP, Supervisor
 
 pytestmark = pytest.mark.alone
 
@@ -213,6 +214,36 @@ def test_an_unplugged_tower_stops_neither_lamp_process_nor_plates(rig: Rig) -> N
     finally:
         run.__exit__(None, None, None)
     check_conservation(rig)
+
+
+def test_a_start_that_is_refused_puts_out_what_a_killed_one_left(rig: Rig) -> None:
+    """A tower latches, and nobody was there to say FAULT."""
+    with PtyRecorder(rig.folder / "tower") as tower:
+        rig.light = {"device": {"type": "serial_tower", "port": str(rig.folder / "tower")}}
+        config = rig.write()
+        os.write(tower.slave, b"\x14")
+        wait_until(lambda: tower.elements().get("green") == "on", 5.0, "green")
+        rig.recipe_lines = 'folder = "nowhere"\n'
+        rig.write()
+        done = vqi("run", "--config", str(config))
+        assert done.returncode == 78, done.stderr
+        assert "nowhere" in done.stderr
+        wait_until(lambda: tower.elements() == {"red": "blink"}, 5.0, "FAULT")
+
+
+def test_what_a_dead_process_still_said_in_the_same_moment_ends_nobody(rig: Rig) -> None:
+    """Its end may come first in a batch of events that holds its output and its heartbeat too."""
+    supervisor = Supervisor(str(rig.folder / "none"), None, [], lambda _: None, lambda _: None)
+    supervisor._start(LAMP)  # which ends at once: there is no such configuration
+    child = supervisor._children[LAMP.name]
+    batch = sorted(
+        supervisor._selector.get_map().values(), key=lambda key: key.fd != child.descriptor
+    )
+    wait_until(lambda: is_gone(child.process.pid), 20.0, "the end of the process")
+    for key in batch:
+        supervisor._take_event(key)
+    assert LAMP.name not in supervisor._children
+    supervisor._stop_all()
 
 
 _WATCHER = """

@@ -7,7 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
+
+_FIRST_TO_GO = "500"
+"""Where memory is short, rather this process than the one that writes the log."""
 
 
 def start_idle(*arguments: str, is_awaited: bool = False, **options: Any) -> subprocess.Popen[str]:
@@ -19,6 +23,8 @@ def start_idle(*arguments: str, is_awaited: bool = False, **options: Any) -> sub
     process = subprocess.Popen(
         [*polite, sys.executable, "-P", *arguments], text=True, close_fds=True, **options
     )
+    with contextlib.suppress(OSError):
+        Path(f"/proc/{process.pid}/oom_score_adj").write_text(_FIRST_TO_GO)
     # Even the nicest process keeps a core for some milliseconds from whoever wakes up.
     if not is_awaited:
         with contextlib.suppress(OSError):

@@ -48,6 +48,16 @@ _SIGNED_FILES = """
     WHERE kind = 'change' AND body ->> '$.what' = 'commissioned' ORDER BY seq DESC LIMIT 100
 """
 
+_ABOUT_PICTURES = text("""
+    SELECT CASE kind WHEN 'result' THEN json_remove(body, '$.tile_grid', '$.tile_scores') ELSE body
+    END FROM row WHERE result_id = :id AND +kind IN ('result', 'review', 'tombstone')
+    AND seq < :before ORDER BY seq
+""")
+_IS_REMOVED = text("""
+    SELECT 1 FROM row WHERE result_id = :id AND kind = 'tombstone' AND body ->> '$.path' = :path
+    LIMIT 1
+""")
+
 _MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         """
@@ -525,6 +535,11 @@ class Reader:
         )
         return [{"seq": row.seq, **json.loads(row.body)} for row in found]
 
+    def about_pictures(self, result_id: str, before: int) -> list[Json]:
+        """What rows of a result before a row say of its pictures, in order."""
+        found = self._connection.execute(_ABOUT_PICTURES, {"id": result_id, "before": before})
+        return [json.loads(row[0]) for row in found]
+
     def bodies(self, kind: str, since: str = "") -> Iterator[Json]:
         """All bodies of a kind, in order; `since` is UTC text as in `written_at`."""
         query = "SELECT body FROM row WHERE kind = :kind AND written_at >= :since ORDER BY seq"
@@ -570,11 +585,7 @@ class Reader:
 
     def is_removed(self, result_id: str, path: str) -> bool:
         """True if a tombstone says that this picture of the result was removed."""
-        query = (
-            "SELECT 1 FROM row WHERE result_id = :id AND kind = 'tombstone' "
-            "AND body ->> '$.path' = :path LIMIT 1"
-        )
-        found = self._connection.execute(text(query), {"id": result_id, "path": path})
+        found = self._connection.execute(_IS_REMOVED, {"id": result_id, "path": path})
         return found.first() is not None
 
     def results_naming(self, paths: Collection[str]) -> list[tuple[str, str]]:
@@ -731,7 +742,7 @@ def _verify_tombstone(
     reader: Reader, seq: int, stone: TombstoneBody, removals: _Removals, found: Verification
 ) -> None:
     found.tombstones += 1
-    known = [row for row in reader.of_result(stone.result_id) if row["seq"] < seq]
+    known = reader.about_pictures(stone.result_id, seq)
     picture = next((one for one in pictures_of(known) if one.path == stone.path), None)
     why = objection(stone, picture, removals.rules, removals.holds.values(), removals.disk_level)
     if why:

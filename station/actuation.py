@@ -51,6 +51,7 @@ class Actuated:
 @dataclass(frozen=True, slots=True)
 class _Command:
     sent_ns: int
+    meaning: Meaning
     result: Actuated | None
     """The result that waits for this command's answer."""
 
@@ -75,21 +76,24 @@ class Actuation:
     def __init__(
         self,
         policy: LightPolicy,
+        lease_s: float,
         send: Callable[[Meaning], int | None],
         write: Callable[[Actuated], None],
     ) -> None:
         """`send` gives the command's number, or None if no lamp process takes it; numbers grow."""
         self._policy = policy
+        self._lease_ns = int(lease_s * 1e9)
         self._send = send
         self._write = write
         self._commands: dict[int, _Command] = {}
         """Those that wait for their answers."""
         self._newest_opened = 0
         """Sequence of the last plate whose leading edge was seen."""
+        self._renewed_ns = 0
         self._belief = Belief()
         self.counts = LampCounts()
         self.shown: Meaning | None = None
-        """What the lamp was told last; None before anything."""
+        """What the lamp process was told last; None if there is none that was told anything."""
         self._can_confirm = False
         """Whether the device can be read back, as the lamp process said last."""
 
@@ -139,21 +143,22 @@ class Actuation:
             result.verdict, result.result_id, result.is_production, is_late=is_late, now_ns=now_ns
         )
         number = self._command(now_ns)
-        state, shown_id = self.shown or (LightState.FAULT, "")
-        if number is None:
+        if number is None or self.shown is None:
             # It may not turn green later either: the row says that it did not.
             self._policy.end_pass()
             self._write(Actuated(result.result_id, "withheld", 0, detail="no lamp was told"))
-        elif shown_id == result.result_id:
+            return False
+        state, shown_id = self.shown
+        if shown_id == result.result_id:
             waiting = Actuated(result.result_id, str(state), now_ns)
-            self._commands[number] = _Command(now_ns, waiting)
+            self._commands[number] = _Command(now_ns, self.shown, waiting)
         elif result.verdict is Verdict.PASS and is_late:
             self._write(Actuated(result.result_id, "withheld_late", now_ns))
         else:
             detail = f"the light shows {state} of {shown_id or 'no plate'}"
             detail += f"; {self.doubt}" if self.doubt else ""
             self._write(Actuated(result.result_id, "withheld", now_ns, detail=detail))
-        return number is not None
+        return True
 
     # --- the lamp ---------------------------------------------------------------------------------
 
@@ -163,25 +168,30 @@ class Actuation:
             self._command(now_ns)
 
     def renew(self, now_ns: int) -> None:
-        """A tick has been everywhere: what is shown lives on."""
+        """A tick has been everywhere: what is shown lives on, but no pass that has lapsed."""
+        if now_ns - self._renewed_ns >= self._lease_ns:
+            self._policy.end_pass()
+        self._renewed_ns = now_ns
         self._command(now_ns)
 
     def answered(self, answer: LampAnswer) -> None:
         """The lamp process says what became of a command."""
         self._can_confirm = answer.can_confirm
+        command = self._commands.pop(answer.number, None)
         self.counts.refused += not answer.is_shown
         self.counts.confirmed += answer.is_confirmed
         self.counts.taken += answer.is_shown and not answer.is_confirmed
         if answer.is_shown and not answer.doubt:
             self._believe()
-        else:
+        elif answer.doubt or command is None or command.meaning == self.shown:
+            # Else it is of what nobody means any more, and says nothing of the light.
             self.distrust(answer.doubt or f"not shown: {answer.reason}")
-        command = self._commands.pop(answer.number, None)
         if command is not None and command.result is not None:
             self._finish(command.result, answer)
 
     def lamp_lost(self) -> None:
         """The lamp process is gone: it has left any pass, which does not come back."""
+        self.shown = None
         self.distrust("the lamp process is gone")
         self._give_up(list(self._commands), "the lamp process died")
 
@@ -205,7 +215,7 @@ class Actuation:
             self.counts.renewals += wanted == self.shown
             self.counts.commands += wanted != self.shown
             self.shown = wanted
-            self._commands[number] = _Command(now_ns, None)
+            self._commands[number] = _Command(now_ns, wanted, None)
         return number
 
     def _finish(self, result: Actuated, answer: LampAnswer) -> None:

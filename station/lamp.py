@@ -17,7 +17,7 @@ import signal
 import stat
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Self
@@ -222,9 +222,12 @@ class LampClient:
                 self._events.append(answer)
 
 
+def _to_json(answer: LampAnswer) -> Json:
+    return {"op": "show", **asdict(answer)}
+
+
 def _answer(body: Json) -> LampAnswer:
-    values = (body[key] for key in ("is_confirmed", "can_confirm", "shown_ns", "reason", "doubt"))
-    return LampAnswer(body["n"], not body["reason"], *values)
+    return LampAnswer(**{key: value for key, value in body.items() if key != "op"})
 
 
 # --- the process ----------------------------------------------------------------------------------
@@ -299,7 +302,10 @@ class Light:
 
     def open(self) -> None:
         """Open the device and show FAULT before anything else. Raises `DeviceError`."""
-        device = self._open_device()
+        try:
+            device = self._open_device()
+        except RuntimeError as error:  # a driver that flashes by itself found no thread
+            raise DeviceError(f"the device cannot be opened: {error}") from error
         try:
             is_confirmed = device.show(LightState.FAULT)
         except DeviceError:
@@ -324,6 +330,21 @@ class Light:
             return self.problem
         self._took(write, is_confirmed)
         return "" if self.lease.shown else self.lease.belief.doubt
+
+    def answer(self, owner: int, show: Show, newest: Show | None) -> LampAnswer:
+        """Obey a command of a connection, or not. `newest`: see `LightLease.show`."""
+        write = self.lease.show(owner, show, self._clock_ns(), newest)
+        reason = write if isinstance(write, str) else self.write(write)
+        shown = None if reason else self.lease.shown
+        return LampAnswer(
+            show.number,
+            is_shown=not reason,
+            is_confirmed=shown is not None and shown.is_confirmed,
+            can_confirm=self.can_confirm,
+            shown_ns=shown.since_ns if shown else None,
+            reason=reason,
+            doubt=self.lease.belief.doubt,
+        )
 
     def keep(self) -> None:
         """End what nobody renewed, write FAULT again, look for a lost device."""
@@ -468,8 +489,8 @@ class _Lamp:
 
     def _leave(self) -> None:
         """Also after an error of our own: whatever was shown, nobody keeps it alive any more."""
-        self._outputs.close()
         self._light.close()
+        self._outputs.close()
         if self._listener is not None:
             self._listener.path.unlink(missing_ok=True)
             self._listener.close()
@@ -520,7 +541,7 @@ class _Lamp:
     def _handle(self, owner: int, body: Json, newest: Show | None) -> Json | None:
         match body["op"]:
             case "show":
-                return self._handle_show(owner, Show.parse(body), newest)
+                return _to_json(self._light.answer(owner, Show.parse(body), newest))
             case "status":
                 return {"op": "status", **self._status()}
             case "test":
@@ -530,20 +551,6 @@ class _Lamp:
                 return None
             case other:
                 raise ValueError(f"unknown op {other!r:.40}")
-
-    def _handle_show(self, owner: int, show: Show, newest: Show | None) -> Json:
-        write = self._light.lease.show(owner, show, time.monotonic_ns(), newest)
-        reason = write if isinstance(write, str) else self._light.write(write)
-        shown = None if reason else self._light.lease.shown
-        return {
-            "op": "show",
-            "n": show.number,
-            "is_confirmed": shown is not None and shown.is_confirmed,
-            "can_confirm": self._light.can_confirm,
-            "shown_ns": shown.since_ns if shown else None,
-            "reason": reason,
-            "doubt": self._light.lease.belief.doubt,
-        }
 
     def _tell_outputs(self, owner: int, body: Json) -> None:
         """Raises KeyError, TypeError, ValueError."""

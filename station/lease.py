@@ -195,6 +195,8 @@ class LightLease:
         self.tester: int | None = None
         """Who waits for the end of a lamp test."""
         self.belief = Belief()
+        self._passed: tuple[LightState, str] | None = None
+        """The last pass that the device took."""
         self._tried_ns = 0
         """When the device was told something last, whether it took it or not."""
 
@@ -214,9 +216,13 @@ class LightLease:
         return Write(show.state, show.result_id, lease)
 
     def _pass_refusal(self, show: Show, newest: Show | None) -> str:
-        """A pass that is over before it begins is not shown for a moment either."""
+        """A pass that is over before it begins is not shown for a moment either, and one that
+        ended does not come back: a station that stood still may not know that it did."""
         if newest is None or newest.meaning != show.meaning:
             return "the pass was over when its command was read"
+        is_shown = self.shown is not None and self.shown.write.meaning == show.meaning
+        if show.result_id and show.meaning == self._passed and not is_shown:
+            return f"the pass of {show.result_id} was interrupted; it does not come back"
         doubt = self.belief.doubt
         return f"the light is not believed: {doubt}" if doubt else ""
 
@@ -255,6 +261,8 @@ class LightLease:
             self.lost(f"it did not show {write.state} when it was read back", now_ns)
             return
         self.shown = Shown(write, confirmation is Confirmation.READ_BACK, now_ns)
+        if write.state.is_pass:
+            self._passed = write.meaning
         self.belief.worked()
 
     def lost(self, why: str, now_ns: int) -> None:

@@ -189,7 +189,9 @@ class Station:
         self._selector.register(self._wake, selectors.EVENT_READ, self._drain_inbox)
         light = self._settings.light
         self._policy = LightPolicy(light.fail_hold_s, light.pass_hold_s)
-        self._actuation = Actuation(self._policy, self._send_show, self._write_actuation)
+        self._actuation = Actuation(
+            self._policy, light.lease_s, self._send_show, self._write_actuation
+        )
         self._outbox = Outbox(
             self._settings.station.runtime_dir,
             self._selector,
@@ -202,6 +204,8 @@ class Station:
         self._in_work: set[str] = set()
         """Results of plates that were opened and whose scores are not all in."""
         self._line_side = LineSide(self._settings)
+        self._plc_counts: Json = {}
+        """As the lamp process told them last."""
         self._statistics = _Statistics()
         self._times = StageTimes()
         self._opened_ns: dict[str, int] = {}
@@ -795,6 +799,7 @@ class Station:
         match event["op"]:
             case "plc":
                 self._set_problem("plc", event["problem"])
+                self._plc_counts = {f"plc_{name}": event[name] for name in ("overruns", "triggers")}
             case "plc_ack":
                 self._acknowledge("plc")
             case "accept_problem":
@@ -841,7 +846,6 @@ class Station:
         if self._lamp is None:
             with contextlib.suppress(PeerGone, TimeoutError):
                 self._open_lamp(timeout_s=0.0)
-                self._actuation.renew(time.monotonic_ns())
         if "camera" in self._problems:
             # No tick comes while a camera opens; the light shows FAULT, and a restart would only
             # open it anew. The acquire thread's own limit ends a camera that never opens.
@@ -1036,6 +1040,7 @@ class Station:
             "attentions": self._attentions,
             "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         }
+        figures |= self._plc_counts
         if self._line_side.has_accept:
             names = ("accept", "withheld_late", "withheld")
             figures["accept"] = {name: statistics.accepts[name] for name in names}

@@ -22,11 +22,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
 
-from station.config import EX_CONFIG
+from station.config import EX_CONFIG, ConfigError, load_configuration
+from station.fault import put_out
 from station.ipc import Json
+from station.lock import LAMP_LOCK, take_lock
 from station.systemd import LIFELINE_VARIABLE, pauses_after
 
 _STOP_LIMIT_S = 15.0
+_RETRY_S = 0.5
+"""A process that cannot even be started is tried again after so long."""
 _AWAY_S = 0.5
 """After a pause of this process itself, what it did not hear says nothing."""
 
@@ -39,14 +43,16 @@ class Role:
     watchdog_s: float
     start_limit_s: float = 120.0
     is_replaced_at_once: bool = False
+    nice: int = 0
+    """Against the run's own; as in the units. The lamp must be back at once on a busy machine."""
     is_needed: bool = True
     """Without it no plate is inspected: a run ends if it cannot start."""
 
 
-LAMP = Role("lamp", watchdog_s=1.0, start_limit_s=5.0, is_replaced_at_once=True)
-JOURNAL = Role("journal", watchdog_s=10.0)
+LAMP = Role("lamp", watchdog_s=1.0, start_limit_s=5.0, is_replaced_at_once=True, nice=-15)
+JOURNAL = Role("journal", watchdog_s=10.0, nice=-5)
 STATION = Role("station", watchdog_s=10.0)
-METRICS = Role("metrics", watchdog_s=10.0, is_needed=False)
+METRICS = Role("metrics", watchdog_s=10.0, nice=10, is_needed=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -137,6 +143,7 @@ class Supervisor:
         self._figures: Json | None = None
         """What the present station said last of itself."""
         self._status: int | None = None
+        self._nice = os.getpriority(os.PRIO_PROCESS, 0)
         self._was_operational = False
         self._is_stopping = False
         self._is_station_told = False
@@ -146,7 +153,10 @@ class Supervisor:
         Raises what `check` raises."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
+        # It replaces the lamp: what holds for that holds for itself.
+        _set_nice(0, self._nice + LAMP.nice)
         try:
+            self._put_out()  # what is wrong will be said by the lamp process
             self._start(LAMP)
             self._check_first()
             for role in self._roles[1:]:
@@ -189,11 +199,54 @@ class Supervisor:
     # --- one process ----------------------------------------------------------------------------
 
     def _start(self, role: Role) -> None:
+        try:
+            self._launch(role)
+        except OSError as error:  # the process table, the memory or the descriptors are full
+            if not self._was_operational:
+                raise
+            self._log(f"the {role.name} process cannot be started: {error}; trying again")
+            self._due[role.name] = time.monotonic() + _RETRY_S
+
+    def _put_out(self) -> str:
+        """Write FAULT where no lamp process lives: the light latches what the last one showed, and
+        the next one needs a while to start, or cannot. Why it may not show; empty if it does."""
+        try:
+            settings = load_configuration(self._config).value
+            lock = take_lock(settings.station.runtime_dir / LAMP_LOCK, wait_s=0.0)
+        except (ConfigError, OSError) as error:
+            return str(error)
+        if lock is None:  # another run's lamp process keeps the light
+            return ""
+        try:
+            return "; ".join(put_out(settings))
+        finally:
+            os.close(lock)
+
+    def _launch(self, role: Role) -> None:
+        """Raises OSError."""
         name = f"vqi/{os.getpid()}/{role.name}/{secrets.token_hex(4)}"
         notifications = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         notifications.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         notifications.bind("\0" + name)
-        process = subprocess.Popen(
+        try:
+            process = self._run(role, name)
+        except OSError:
+            notifications.close()
+            raise
+        _set_nice(process.pid, self._nice + role.nice)
+        now = time.monotonic()
+        child = _Child(role, process, os.pidfd_open(process.pid), notifications, now, now)
+        self._children[role.name] = child
+        self._selector.register(child.descriptor, selectors.EVENT_READ, lambda: self._on_end(child))
+        self._selector.register(notifications, selectors.EVENT_READ, lambda: _hear(child))
+        if process.stdout is not None:
+            os.set_blocking(process.stdout.fileno(), False)
+            self._selector.register(
+                process.stdout, selectors.EVENT_READ, lambda: self._read_events(child)
+            )
+
+    def _run(self, role: Role, name: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             [sys.executable, "-P", "-m", "station.cli", *self._arguments(role)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if role in (LAMP, STATION) else subprocess.DEVNULL,
@@ -206,16 +259,6 @@ class Supervisor:
             # Ctrl-C at the terminal reaches this process only, which ends the others in order.
             start_new_session=True,
         )
-        now = time.monotonic()
-        child = _Child(role, process, os.pidfd_open(process.pid), notifications, now, now)
-        self._children[role.name] = child
-        self._selector.register(child.descriptor, selectors.EVENT_READ, lambda: self._on_end(child))
-        self._selector.register(notifications, selectors.EVENT_READ, lambda: _hear(child))
-        if process.stdout is not None:
-            os.set_blocking(process.stdout.fileno(), False)
-            self._selector.register(
-                process.stdout, selectors.EVENT_READ, lambda: self._read_events(child)
-            )
 
     def _arguments(self, role: Role) -> list[str]:
         arguments = ["serve", role.name, "--config", self._config]
@@ -260,6 +303,9 @@ class Supervisor:
         if child.process.stdout is not None:
             self._read_events(child)
         if child.role is LAMP:
+            problem = self._put_out()
+            if problem:
+                self._log(f"the light may show anything: {problem}")
             # Whatever it showed, nobody keeps it alive; its successor says what it shows.
             self._show({"lamp": {"state": "fault", "result_id": ""}})
         if child.role is STATION:
@@ -371,6 +417,12 @@ def _hear(child: _Child) -> None:
         child.heard_at = time.monotonic()
         if b"READY=1" in data:
             child.is_ready = True
+
+
+def _set_nice(pid: int, nice: int) -> None:
+    """Where this user may not, everybody runs alike."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, nice)
 
 
 def _how(status: int) -> str:

@@ -388,7 +388,7 @@ def test_an_unplugged_tower_is_told_and_shows_fault_first_when_it_is_back(
         with PtyRecorder(site.link) as again:
             again.wait_for(lambda: again.elements() == FAULT)
             assert GREEN_ON not in again.bytes_sent()
-            eventually(lambda: show(client, LightState.PASS).is_shown)
+            eventually(lambda: show(client, LightState.PASS, result_id="a-2").is_shown)
             again.wait_for(lambda: again.elements() == PASS)
     assert lamp.poll() is None
 
@@ -421,7 +421,7 @@ def test_a_device_that_chokes_blocks_nobody_and_gets_fault_when_it_takes_bytes_a
         site.tower.start_reading()
         site.wait_for_elements(FAULT)
         assert GREEN_ON not in site.tower.bytes_sent()[choked:]
-        eventually(lambda: show(client, LightState.PASS).is_shown)
+        eventually(lambda: show(client, LightState.PASS, result_id="a-2").is_shown)
         site.wait_for_elements(PASS)
     assert lamp.poll() is None
 

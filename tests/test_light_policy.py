@@ -119,6 +119,19 @@ def test_attention_shows_where_no_result_does() -> None:
     assert light.wanted(0) == IDLE
 
 
+def test_a_light_that_is_not_believed_calls_a_person_and_shows_no_pass_afterwards() -> None:
+    light = policy()
+    light.decided(PASS, "a-1", True, now_ns=0)
+    light.set_doubt("it did not confirm")
+    assert light.wanted(0) == (LightState.ATTENTION, "")
+    light.decided(PASS, "a-2", True, now_ns=1)
+    light.clear_doubt()
+    assert light.wanted(1) == IDLE
+    light.decided(FAIL, "a-3", True, now_ns=2)
+    light.set_doubt("it did not confirm")
+    assert light.wanted(2) == (LightState.FAIL, "a-3"), "a held fail is not hidden"
+
+
 def test_the_clock_is_monotonic_when_no_time_is_given() -> None:
     import time
 
@@ -143,6 +156,7 @@ class AnyOrder(RuleBasedStateMachine):
         self.last_pass_ns = 0
         self.last_bad_ns: int | None = None
         self.is_fault = False
+        self.is_doubt = False
 
     @rule(seconds=st.floats(0, 4))
     def wait(self, seconds: float) -> None:
@@ -184,6 +198,15 @@ class AnyOrder(RuleBasedStateMachine):
             self.light.clear_fault()
         self.is_fault = is_fault
 
+    @rule(is_doubt=st.booleans())
+    def doubt(self, is_doubt: bool) -> None:
+        if is_doubt:
+            self.light.set_doubt("x")
+            self.last_event = "doubt"
+        else:
+            self.light.clear_doubt()
+        self.is_doubt = is_doubt
+
     @rule()
     def attention(self) -> None:
         self.light.set_attention("x")
@@ -209,6 +232,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert state in (LightState.FAIL, LightState.UNDECIDED)
         else:
             assert state not in (LightState.FAIL, LightState.UNDECIDED, LightState.FAULT)
+            assert not (self.is_doubt and state is not LightState.ATTENTION)
 
 
 TestAnyOrder = AnyOrder.TestCase

@@ -17,9 +17,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from own_machine import enter_own_mounts
+
 from campaign import series
 from campaign.broken import CONTROLS
-from campaign.disk import private_mounts
 from campaign.kinds import CORE, KINDS, Kind
 from campaign.kinds_limits import remove_leftovers
 from campaign.ledger import ROOT, Ledger, State, deaths, table
@@ -214,7 +215,7 @@ def main() -> int:
         is_other = is_other or options.controls is not None
         options.runs = 0 if is_other else 50
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
-    private_mounts()
+    enter_own_mounts()
     campaign = Campaign(options, kinds)
     lines = [] if options.table else campaign.run_series()
     if options.runs and not options.table:

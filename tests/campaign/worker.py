@@ -16,11 +16,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from own_network import enter_own_network
+from own_machine import enter_own_network, enter_own_terminals
 
 from campaign import kinds_camera
 from campaign.belt import Belt
-from campaign.disk import private_mounts
 from campaign.engine import Engine, Outcome
 from campaign.kinds import KINDS, NotThere
 from campaign.ledger import Ledger, State
@@ -122,7 +121,7 @@ class Worker:
 
 
 def main() -> int:
-    private_mounts()
+    enter_own_terminals()
     enter_own_network()
     return Worker(json.loads(sys.argv[1])).run()
 

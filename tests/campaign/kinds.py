@@ -82,11 +82,11 @@ CORE = (
     *("picture folder read-only", "power cut below the station", "WAL pinned by a reader"),
     *("database locked by another tool", "garbage behind the WAL", "model: bits flipped"),
     *("tower: nobody reads the wire", "tower: the wire loses bytes"),
-    *("tower: unplugged, and the lamp process dies", "I/O module does not answer"),
+    *("tower: unplugged and the lamp process dies", "I/O module does not answer"),
     *("I/O module reads back the opposite", "nonsense on every socket"),
     *("out of memory: station", "process table full while one dies", "processor time withheld"),
     *("everything pauses", "wall clock steps and a process dies"),
-    *("producer: frame lost", "producer: frame incomplete", "producer: frame short, unmarked"),
+    *("producer: frame lost", "producer: frame incomplete", "producer: frame short and unmarked"),
     *("producer: camera gone and back", "simulated: black frame", "simulated: pixels repeated"),
     *("simulated: half as wide", "simulated: camera stalls", "simulated: Mono12 for Mono8"),
 )

@@ -242,6 +242,8 @@ def serve(configuration: Configuration, is_restart: bool = False) -> int:
     lamp process runs here, or the runtime folder cannot be used.
     """
     runtime_dir = configuration.station.runtime_dir
+    # On a busy machine the imports have taken their time; waiting for a predecessor begins now.
+    notify("STATUS=waiting for the light")
     try:
         lock = take_lock(runtime_dir / LAMP_LOCK)
     except OSError as error:
@@ -268,6 +270,22 @@ def put_out(settings: LightSettings) -> str:
     except (DeviceError, RuntimeError) as error:
         return f"light.device: {error}"
     return ""
+
+
+def put_out_what_is_left(configuration: Configuration) -> str:
+    """Write FAULT where no lamp process lives: the light latches what the last one showed, and the
+    next one needs a while to start, or cannot. Why it may not show; empty if it does, or if a lamp
+    process lives."""
+    try:
+        lock = take_lock(configuration.station.runtime_dir / LAMP_LOCK, wait_s=0.0)
+    except OSError as error:
+        return f"station.runtime_dir: {error.strerror}"
+    if lock is None:
+        return ""
+    try:
+        return put_out(configuration.light)
+    finally:
+        os.close(lock)
 
 
 def _say(event: Json) -> None:

@@ -24,8 +24,7 @@ from types import FrameType
 
 from station.config import EX_CONFIG, ConfigError, load_configuration
 from station.ipc import Json
-from station.lamp import put_out
-from station.lock import LAMP_LOCK, take_lock
+from station.lamp import put_out_what_is_left
 from station.systemd import LIFELINE_VARIABLE, pauses_after
 
 _STOP_LIMIT_S = 15.0
@@ -152,7 +151,6 @@ class Supervisor:
         # It replaces the lamp: what holds for that holds for itself.
         _set_nice(0, self._nice + LAMP.nice)
         try:
-            self._put_out()  # what is wrong will be said by the lamp process
             for role in self._roles:
                 self._start(role)
             while self._status is None:
@@ -180,19 +178,10 @@ class Supervisor:
             self._due[role.name] = time.monotonic() + _RETRY_S
 
     def _put_out(self) -> str:
-        """Write FAULT where no lamp process lives: the light latches what the last one showed, and
-        the next one needs a while to start, or cannot. Why it may not show; empty if it does."""
         try:
-            settings = load_configuration(self._config).value
-            lock = take_lock(settings.station.runtime_dir / LAMP_LOCK, wait_s=0.0)
-        except (ConfigError, OSError) as error:
+            return put_out_what_is_left(load_configuration(self._config).value)
+        except ConfigError as error:
             return str(error)
-        if lock is None:  # another run's lamp process keeps the light
-            return ""
-        try:
-            return put_out(settings.light)
-        finally:
-            os.close(lock)
 
     def _launch(self, role: Role) -> None:
         """Raises OSError."""

@@ -22,9 +22,9 @@ from station.cli.common import (
 )
 from station.config import DEFAULT_RECORD_GB, Configuration, Loaded
 from station.ipc import Json
+from station.lamp import put_out_what_is_left
 from station.logs import set_up_logging
 from station.outlet import Outlet, Write, write_line
-from station.product import load_product
 from station.supervisor import Supervisor
 from station.view import LiveView, plain_line, print_summary
 
@@ -39,6 +39,11 @@ def run(
 ) -> None:
     """Run the station until it is told to stop (Ctrl-C)."""
     loaded = load_or_exit(config)
+    # First of all, and before what takes long to import: a run that was killed left its light on.
+    # What is wrong with it will be said by the lamp process.
+    put_out_what_is_left(loaded.value)
+    from station.product import load_product
+
     with exit_on_config_error():
         load_product(loaded)
     set_up_logging("supervisor", loaded.value.station.id)

@@ -213,7 +213,9 @@ def _copy_pictures(journal: Path, directory: Path, since: int) -> tuple[list[str
         _see_room(directory, size)
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _copy_picture(journal / IMAGES / path, target, sha256)
+            temporary = directory / _INCOMING / target.name
+            _copy_picture(journal / IMAGES / path, temporary, sha256)
+            temporary.rename(target)
         except FileNotFoundError:
             return copied, path
         folders.add(target.parent)
@@ -225,21 +227,18 @@ def _copy_pictures(journal: Path, directory: Path, since: int) -> tuple[list[str
 
 def _copy_picture(source: Path, target: Path, sha256: str) -> None:
     """A second name where both lie on one disk, else a copy that was read back."""
-    temporary = target.with_suffix(".new")
-    temporary.unlink(missing_ok=True)
+    target.unlink(missing_ok=True)
     try:
-        os.link(source, temporary)
+        os.link(source, target)
     except FileNotFoundError:
         raise
     except OSError:
-        with source.open("rb") as given, temporary.open("wb") as taken:
+        with source.open("rb") as given, target.open("wb") as taken:
             shutil.copyfileobj(given, taken, 2**20)
             taken.flush()
             os.fsync(taken.fileno())
-    if _sha256(temporary) != sha256:
-        temporary.unlink()
+    if _sha256(target) != sha256:
         raise BackupError(f"{source}: is not the picture that was recorded; see `vqi log verify`")
-    temporary.rename(target)
 
 
 def _verified(directory: Path, copied: list[str], read_all: bool) -> Verification:

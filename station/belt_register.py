@@ -18,6 +18,8 @@ from enum import StrEnum
 
 SLACK_S = 0.02
 """Travel in this time may be added to half a frame height: writing and reading take time, too."""
+_WIRE_S = 0.01
+"""Of it, what is left to the command's way to the output where a plate is beyond its point."""
 MAX_PLATES = 256
 """Plates between camera and accept point, at most; the oldest is forgotten."""
 
@@ -50,6 +52,8 @@ class Decision:
     why: str = ""
     off_by: float = 0.0
     """Scan lines that the belt is taken to be beyond the point."""
+    spare_s: float = math.inf
+    """A pulse that begins so much later would still be on when the next plate arrives."""
 
 
 @dataclass(slots=True)
@@ -178,23 +182,31 @@ class BeltRegister:
     def _decision(self, entry: _Entry, now_ns: int) -> Decision:
         place = self.place_at(now_ns)
         off_by = 0.0 if place is None else place - entry.point
-        why = entry.refusal or self._refusal(entry, off_by, now_ns)
+        why = entry.refusal or self._doubt(off_by, now_ns)
+        spare_s = 0.0 if why else self._spare_s(entry, off_by)
+        if not why and spare_s <= 0:
+            why = "the next plate would reach the accept point within the pulse"
         fate = Fate.WITHHELD if why else Fate.ACCEPT
-        return Decision(entry.result_id, fate, why, off_by)
+        return Decision(entry.result_id, fate, why, off_by, spare_s)
 
-    def _refusal(self, entry: _Entry, off_by: float, now_ns: int) -> str:
-        """Why a plate that passed is not accepted though it is at its point; empty if it is."""
+    def _doubt(self, off_by: float, now_ns: int) -> str:
+        """Why it is not known that a plate is at its point; empty if it is."""
         if self._speed is None or self._place is None:
             return "the belt's speed is unknown"
         if (now_ns - self._place.at_ns) / 1e9 > self._max_age_s:
             return "the belt's place is too old"
-        if off_by > self._reach:
+        if off_by > self._frame_height / 2 + max(0.0, self._speed) * (SLACK_S - _WIRE_S):
             return f"it was {off_by:.0f} scan lines beyond its accept point when that was known"
         if self._speed < 0:
             return "the belt runs backwards"
+        return ""
+
+    def _spare_s(self, entry: _Entry, off_by: float) -> float:
+        """How much later a pulse may begin and still end before the next plate arrives, wherever
+        the belt may be; negative if it may not begin at all."""
+        assert self._place is not None
         begins = [e.begin for e in self._entries.values() if e.begin > entry.begin]
         # Of a plate that the camera has not seen, only this is known.
         begins.append(self._place.scan_lines + self._distance)
-        if min(begins) - entry.point < self._speed * self._pulse_s + self._reach:
-            return "the next plate would reach the accept point within the pulse"
-        return ""
+        free = min(begins) - entry.point - off_by - self._reach
+        return free / self._speed - self._pulse_s if self._speed else math.inf

@@ -37,6 +37,9 @@ _REOPEN_PAUSE_S = 0.5
 _PLACE_EVERY_NS = 8_000_000
 """The belt's place is told no more often than this: it goes on well known in between."""
 _HANG_LIMIT_S = 1.5
+_STALL_LIMIT_S = 1.0
+"""A camera whose scan lines come by themselves is late with a frame if none came for so long, or
+for three frames' time."""
 _START_LIMIT_S = 10.0
 """A camera makes its buffers when it begins: hundreds of MB for some."""
 
@@ -186,6 +189,7 @@ class Feed:
         self._heard_at = self._last_frame_at = time.monotonic()
         self._silence_limit_s = _START_LIMIT_S
         """Once it has been heard, a tick comes every 250 ms."""
+        self._is_stalled = False
         self._is_stopping = threading.Event()
         self._draw = random.Random()
         self._thread = threading.Thread(target=self._run, name="acquire", daemon=True)
@@ -260,6 +264,7 @@ class Feed:
                 continue
             self._heard_at, self._silence_limit_s = time.monotonic(), _HANG_LIMIT_S
             if isinstance(item, Tick):
+                self._check_stall()
                 self._inspector.tick(item)
             else:
                 self._take(*item)
@@ -269,6 +274,9 @@ class Feed:
         for known in frame.breaks:
             self._break_off(known)
         self._count(frame)
+        if self._is_stalled:
+            self._is_stalled = False
+            self._post(CameraState(""))
         # A copy, as delivered: what comes after this may change the pixels where they lie.
         if self._recorder is not None:
             self._recorder.append(frame)
@@ -391,6 +399,17 @@ class Feed:
         if self._work is not None and silent_s > timeout_s:
             self._break_off(Break("belt_stopped", f"no scan line for {timeout_s:g} s"))
 
+    def _check_stall(self) -> None:
+        """A camera that ticks but delivers nothing lets plates pass unseen: no pass may stay."""
+        assert self._camera is not None
+        limit_s = _frame_limit_s(self._camera.info)
+        if limit_s is None or self._last_frame_id is None or self._is_stalled:
+            return
+        if time.monotonic() - self._last_frame_at > limit_s:
+            self._is_stalled = True
+            text = f"no frame for {limit_s:g} s; check the camera's link and its triggers"
+            self._post(CameraState(text))
+
     def _check_liveness(self) -> None:
         """A camera process ticks also while no plate comes; one that does not hangs."""
         limit_s = self._silence_limit_s
@@ -423,6 +442,14 @@ class Feed:
         self._begin()
         if self._camera is not None:
             self._post(CameraState(""))
+
+
+def _frame_limit_s(info: CameraInfo) -> float | None:
+    """How long a camera may deliver nothing; None where the belt or the source makes it wait."""
+    runs_free = not (info.is_patient or info.is_frame_triggered or info.is_scan_line_triggered)
+    if info.driver == "replay" or not runs_free or not info.line_rate_hz:
+        return None
+    return max(_STALL_LIMIT_S, 3 * info.frame_height / info.line_rate_hz)
 
 
 def _stranger(found: CameraInfo, known: CameraInfo) -> str:

@@ -24,7 +24,7 @@ from typing import Self
 
 from drivers.errors import DeviceError
 from drivers.stacklight import LightState, StackLight, open_stack_light
-from station.config import EX_CONFIG, Configuration, LightSettings
+from station.config import EX_CONFIG, Configuration
 from station.ipc import Channel, Json, Listener, NotAMessage, PeerGone, connect
 from station.lease import (
     FAULT,
@@ -257,33 +257,6 @@ def serve(configuration: Configuration, is_restart: bool = False) -> int:
     except DeviceError as error:
         _log.error("%s", error)
         return 1
-    finally:
-        os.close(lock)
-
-
-def put_out(settings: LightSettings) -> str:
-    """Write FAULT straight to the device, where no lamp process lives and none can be started; why
-    it may not show, empty if it does."""
-    try:
-        with open_stack_light(settings.device, settings.pattern_table) as device:
-            device.show(LightState.FAULT)
-    except (DeviceError, RuntimeError) as error:
-        return f"light.device: {error}"
-    return ""
-
-
-def put_out_what_is_left(configuration: Configuration) -> str:
-    """Write FAULT where no lamp process lives: the light latches what the last one showed, and the
-    next one needs a while to start, or cannot. Why it may not show; empty if it does, or if a lamp
-    process lives."""
-    try:
-        lock = take_lock(configuration.station.runtime_dir / LAMP_LOCK, wait_s=0.0)
-    except OSError as error:
-        return f"station.runtime_dir: {error.strerror}"
-    if lock is None:
-        return ""
-    try:
-        return put_out(configuration.light)
     finally:
         os.close(lock)
 

@@ -15,16 +15,18 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from station.clock import Clock, ClockWatch, SystemClock
 from station.config import ConfigError, Configuration, KeepRecipe, load_recipe
 from station.idle import start_idle
-from station.images import ImageFolder, Quarantine
+from station.images import ImageError, ImageFolder, Quarantine
 from station.log_lines import get_logger
 from station.qms import DATABASE, Store, StoreRefused
 from station.record import (
@@ -481,12 +483,14 @@ class Upkeep:
         if answer is None:
             return
         status, out, said = answer
-        if status:
-            self._on_no_plan(said.strip()[-300:])
+        try:
+            plan = Plan.model_validate_json(out)
+        except ValidationError:
+            self._on_no_plan(said.strip()[-300:] or f"status {status}")
             return
         self._failed_plans = 0
         self._problems.pop("plan", None)
-        self.use(Plan.model_validate_json(out))
+        self.use(plan)
 
     def use(self, plan: Plan) -> None:
         """Carry out a plan, a little at every step."""
@@ -564,7 +568,7 @@ class Upkeep:
         """A file that no result names any more: no row waits here, so what is named is known."""
         if path in self._new_paths or self._clock.doubt:
             return
-        with contextlib.suppress(FileNotFoundError):
+        with self._no_reason_to_end():
             size, leaving = self._images.take_out(path)
             self._helpers.submit(leaving.unlink, missing_ok=True)
             self._counts.removed += 1
@@ -574,10 +578,22 @@ class Upkeep:
     def _put_aside(self, path: str) -> None:
         if path in self._new_paths:
             return
-        with contextlib.suppress(FileNotFoundError):
+        with self._no_reason_to_end():
             self._images.put_aside(path)
             self._counts.orphans += 1
             self._done_in_plan += 1
+
+    @contextlib.contextmanager
+    def _no_reason_to_end(self) -> Iterator[None]:
+        """A file that is gone, has a strange name or cannot be moved keeps no record from being
+        written."""
+        try:
+            yield
+            self._problems.pop("files", None)
+        except (FileNotFoundError, ImageError) as error:
+            _LOG.warning("a file was passed over", error=str(error))
+        except OSError as error:
+            self._problems["files"] = f"pictures cannot be removed: {error.strerror}"
 
     def _bound_quarantine(self) -> None:
         self._quarantine = self._images.bound_quarantine(
@@ -603,9 +619,8 @@ class Upkeep:
         status, out, said = answer
         wanted = self._settings.retention.backup
         directory = str(wanted.directory) if wanted else ""
-        if status == 0:
-            row = BackupBody(**self._said(), is_ok=True, **json.loads(out))
-            self._append([row])
+        with contextlib.suppress(ValueError, TypeError):
+            self._append([BackupBody(**self._said(), is_ok=True, **json.loads(out))])
             return
         problem = said.strip().removeprefix("vqi: ")[-300:] or f"it ended with status {status}"
         text = f"no backup to {directory}: {problem}"

@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from drivers.errors import DeviceError
@@ -210,6 +210,23 @@ class Outputs:
                 part.close()
 
 
+def switch_off(configuration: Configuration) -> list[str]:
+    """Say that nobody is here and switch accept off, where no lamp process runs; what failed."""
+    problems = []
+    if configuration.accept is not None:
+        try:
+            with open_digital_io(configuration.accept.device) as device:
+                device.write({ACCEPT_OUTPUT: False})
+        except DeviceError as error:
+            problems.append(f"accept: {error}")
+    if configuration.plc is not None and configuration.plc.type != "modbus_server":
+        try:
+            open_plc_link(configuration.plc).close()
+        except DeviceError as error:
+            problems.append(f"plc: {error}")
+    return problems
+
+
 # --- the PLC --------------------------------------------------------------------------------------
 
 
@@ -226,6 +243,8 @@ class Plc:
         self._heard_ns = time.monotonic_ns()
         """When the PLC's heartbeat changed last."""
         self._problem = ""
+        self._told = (0, 0)
+        """Counts that the station knows."""
         self._reopen_ns = 0
 
     def open(self, is_restart: bool) -> None:
@@ -278,10 +297,12 @@ class Plc:
                 self._miss(error)
         if self._link is not None:
             self._say_problem(self._link.problem or self._silence(now_ns))
+            if self._told != (self._handshake.overruns, self._inputs.triggers):
+                self.tell_problem()
 
     def status(self) -> Json:
         with self._lock:
-            outputs = self._handshake.outputs(time.monotonic_ns())
+            outputs = self._handshake.look(time.monotonic_ns())
             inputs = self._inputs
         return {
             "device": self._link.description if self._link else "",
@@ -307,7 +328,13 @@ class Plc:
         return f"the PLC's heartbeat has not changed for {limit_s:g} s; see whether it runs"
 
     def tell_problem(self) -> None:
-        self._events.add({"op": "plc", "problem": self._problem})
+        """With its counts, which the station shows."""
+        with self._lock:
+            self._told = (self._handshake.overruns, self._inputs.triggers)
+        overruns, triggers = self._told
+        self._events.add(
+            {"op": "plc", "problem": self._problem, "overruns": overruns, "triggers": triggers}
+        )
 
     def _say_problem(self, problem: str) -> None:
         if problem != self._problem:
@@ -500,6 +527,11 @@ class Accept:
         shown_ns = time.monotonic_ns()
         if not self._device.times_pulses:
             self._off_ns = commanded_ns + int(seconds * 1e9)
+        late_s = (shown_ns - commanded_ns) / 1e9
+        if late_s > decision.spare_s:
+            self._end_pulse()
+            why = f"switched on up to {1000 * late_s:.0f} ms late, and off before the next plate"
+            decision = replace(decision, why=why)
         self._say(decision, is_confirmed, commanded_ns, shown_ns)
 
     def _end_pulse(self) -> None:
@@ -558,7 +590,7 @@ class Accept:
 
 
 def _withheld(decision: Decision, why: str) -> Decision:
-    return Decision(decision.result_id, Fate.WITHHELD, why, decision.off_by)
+    return replace(decision, fate=Fate.WITHHELD, why=why)
 
 
 def _whole(value: object) -> int:

@@ -204,6 +204,8 @@ class Station:
         self._in_work: set[str] = set()
         """Results of plates that were opened and whose scores are not all in."""
         self._line_side = LineSide(self._settings)
+        self._plc_counts: Json = {}
+        """As the lamp process told them last."""
         self._statistics = _Statistics()
         self._times = StageTimes()
         self._opened_ns: dict[str, int] = {}
@@ -797,6 +799,7 @@ class Station:
         match event["op"]:
             case "plc":
                 self._set_problem("plc", event["problem"])
+                self._plc_counts = {f"plc_{name}": event[name] for name in ("overruns", "triggers")}
             case "plc_ack":
                 self._acknowledge("plc")
             case "accept_problem":
@@ -1037,6 +1040,7 @@ class Station:
             "attentions": self._attentions,
             "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         }
+        figures |= self._plc_counts
         if self._line_side.has_accept:
             names = ("accept", "withheld_late", "withheld")
             figures["accept"] = {name: statistics.accepts[name] for name in names}

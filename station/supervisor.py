@@ -23,8 +23,9 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from station.config import EX_CONFIG, ConfigError, load_configuration
+from station.fault import put_out
 from station.ipc import Json
-from station.lamp import put_out_what_is_left
+from station.lock import LAMP_LOCK, take_lock
 from station.systemd import LIFELINE_VARIABLE, pauses_after
 
 _STOP_LIMIT_S = 15.0
@@ -123,7 +124,10 @@ class Supervisor:
         show: Callable[[Json], None],
         log: Callable[[str], None],
         has_metrics: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        """`check` raises if there is nothing to inspect with; the lamp shows FAULT by then."""
+        self._check = check
         self._roles = (LAMP, JOURNAL, STATION, *([METRICS] if has_metrics else []))
         self._config = config
         self._plates = plates
@@ -145,23 +149,49 @@ class Supervisor:
         self._is_station_told = False
 
     def run(self) -> int:
-        """Exit status: the station's, 78 for a bad configuration, 1 if a process cannot start."""
+        """Exit status: the station's, 78 for a bad configuration, 1 if a process cannot start.
+        Raises what `check` raises."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         # It replaces the lamp: what holds for that holds for itself.
         _set_nice(0, self._nice + LAMP.nice)
         try:
-            for role in self._roles:
+            self._put_out()  # what is wrong will be said by the lamp process
+            self._start(LAMP)
+            self._check_first()
+            for role in self._roles[1:]:
                 self._start(role)
             while self._status is None:
                 turned_at = time.monotonic()
-                for key, _ in self._selector.select(timeout=0.05):
-                    key.data()
+                self._take_events()
                 if time.monotonic() - turned_at < _AWAY_S:
                     self._watch()
         finally:
             self._stop_all()
         return self._status
+
+    def _check_first(self) -> None:
+        """A start that is refused leaves FAULT on a light that latches, not what was there."""
+        try:
+            self._check()
+        except Exception:
+            deadline = time.monotonic() + LAMP.start_limit_s
+            while self._is_starting(LAMP) and time.monotonic() < deadline:
+                self._take_events()
+            raise
+
+    def _take_events(self) -> None:
+        for key, _ in self._selector.select(timeout=0.05):
+            self._take_event(key)
+
+    def _take_event(self, key: selectors.SelectorKey) -> None:
+        """One of a batch: what came before it may have ended its process."""
+        if self._selector.get_map().get(key.fd) is key:
+            key.data()
+
+    def _is_starting(self, role: Role) -> bool:
+        child = self._children.get(role.name)
+        return child is not None and not child.is_ready
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._is_stopping = True
@@ -178,10 +208,19 @@ class Supervisor:
             self._due[role.name] = time.monotonic() + _RETRY_S
 
     def _put_out(self) -> str:
+        """Write FAULT where no lamp process lives: the light latches what the last one showed, and
+        the next one needs a while to start, or cannot. Why it may not show; empty if it does."""
         try:
-            return put_out_what_is_left(load_configuration(self._config).value)
-        except ConfigError as error:
+            settings = load_configuration(self._config).value
+            lock = take_lock(settings.station.runtime_dir / LAMP_LOCK, wait_s=0.0)
+        except (ConfigError, OSError) as error:
             return str(error)
+        if lock is None:  # another run's lamp process keeps the light
+            return ""
+        try:
+            return "; ".join(put_out(settings))
+        finally:
+            os.close(lock)
 
     def _launch(self, role: Role) -> None:
         """Raises OSError."""

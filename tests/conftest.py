@@ -11,7 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from camera_peers import PEERS
-from own_network import enter_own_network
+from own_machine import enter_own_network, enter_own_terminals
 
 REQUIRES_PEERS = os.environ.get("VQI_REQUIRE_PEERS") == "1"
 REAL_DATA = Path(os.environ.get("VQI_REAL_DATA", "../shared/data"))
@@ -21,7 +21,7 @@ hypothesis.settings.load_profile("station")
 _MAY_SKIP = (
     "needs a real device",
     "no gpio-sim here",
-    "no network of its own here",
+    "nothing of its own here",
     "cannot cut power here",
     "no real images",
     "no control group",
@@ -74,9 +74,11 @@ def pytest_make_collect_report(
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_loopback() -> None:
-    """Where it may not be, tests share this machine's ports, one process each (`_GROUPS`)."""
+def _own_machine() -> None:
+    """Where it may not be, tests share this machine's ports, one process each (`_GROUPS`), and its
+    pseudo-terminals."""
     enter_own_network()
+    enter_own_terminals()
 
 
 @pytest.fixture(scope="session", autouse=True)

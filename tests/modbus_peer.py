@@ -1,10 +1,16 @@
 """A Modbus device at the far end of a real socket or pty: pymodbus' own simulator server, with
-coils that can be switched on for a time, as relay boards do."""
+coils that can be switched on for a time, as relay boards do.
+
+As a process of its own (`python tests/modbus_peer.py`) it prints its port, and at the end of its
+input what was written to its coils.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -29,6 +35,8 @@ class ModbusPeer:
         """CLOCK_MONOTONIC ns, coil, level."""
         self.stuck: set[int] = set()
         """Coils that never switch."""
+        self.delay_s = 0.0
+        """It takes so long to answer."""
         self._ends: dict[int, float] = {}
         self.frames: list[bytes] = []
         """Requests as they came in."""
@@ -106,6 +114,7 @@ class ModbusPeer:
         registers: list[int],
         values: list[Any] | None,
     ) -> ExcCodes | None:
+        await asyncio.sleep(self.delay_s)
         if values is not None and function in (5, 15):
             self._write_coils(address, values)
         elif values is not None:
@@ -133,3 +142,14 @@ class ModbusPeer:
     def _set(self, coil: int, is_on: bool) -> None:
         self.history.append((time.monotonic_ns(), coil, is_on))
         self.coils[coil] = is_on and coil not in self.stuck
+
+
+def main() -> None:
+    with ModbusPeer() as peer:
+        print(peer.port, flush=True)
+        sys.stdin.read()
+        print(json.dumps(peer.history))
+
+
+if __name__ == "__main__":
+    main()

@@ -158,7 +158,9 @@ def test_a_refused_plate_is_withheld_with_its_reason() -> None:
     register.close("a", 128)
     assert register.decide("a", True, "not production", 40_000_000) is None
     register.move(Place(230, 70_000_000))
-    assert register.due(70_000_000) == [Decision("a", Fate.WITHHELD, "not production", 230 - 228)]
+    (decision,) = register.due(70_000_000)
+    assert (decision.fate, decision.why) == (Fate.WITHHELD, "not production")
+    assert decision.off_by == 230 - 228
 
 
 def test_a_belt_of_unknown_speed_accepts_nothing() -> None:

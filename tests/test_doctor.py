@@ -21,6 +21,8 @@ from station.record import ChangeBody, ImageBody, ReviewBody, Verdict
 
 SECRET = "Sw0rdfish-42"
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4
+_SHA256 = hashlib.sha256(PICTURE).hexdigest()
+PICTURE_PATH = f"{_SHA256[:2]}/{_SHA256}.png"
 QUICK = PART_NAMES - {"check.txt", "verify.txt"}
 """What takes no process that loads the network."""
 
@@ -34,8 +36,8 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
     change = ChangeBody(station_id="s", what="x", who="Erika Muster", detail=detail)
     image = ImageBody(
         role="evidence",
-        path="ab/a.png",
-        sha256=hashlib.sha256(PICTURE).hexdigest(),
+        path=PICTURE_PATH,
+        sha256=_SHA256,
         bytes=len(PICTURE),
         width_px=1,
         height_px=1,
@@ -50,7 +52,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
     )
     with Store(rig.journal) as store:
         store.append([change, plate, review])
-    picture = rig.journal / "images" / "ab" / "a.png"
+    picture = rig.journal / "images" / PICTURE_PATH
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_bytes(PICTURE)
     return rig
@@ -128,16 +130,16 @@ def test_what_is_asked_for_is_in(rig: Rig) -> None:
 def test_pictures_of_the_last_plates_are_in_where_asked_for(rig: Rig) -> None:
     config = str(rig.folder / "station.toml")
     found = members(examine(config, Wanted(has_pictures=True), QUICK).close())
-    assert found["pictures/ab/a.png"] == PICTURE
+    assert found[f"pictures/{PICTURE_PATH}"] == PICTURE
     assert b"Erika" not in found["rows.jsonl"]
 
 
 @pytest.mark.parametrize(
     "broken",
     [
-        f'[plc]\npassword = "{SECRET}"\n',
-        f'[plc\npassword = "{SECRET}"  # {SECRET}\nurl = "opc.tcp://a:{SECRET}@b/"\n',
-        f'[plc]\n# the password is {SECRET}\ntoken = """\n{SECRET}\n"""\n',
+        f'[broker]\npassword = "{SECRET}"\n',
+        f'[broker\npassword = "{SECRET}"  # {SECRET}\nurl = "opc.tcp://a:{SECRET}@b/"\n',
+        f'[broker]\n# the password is {SECRET}\ntoken = """\n{SECRET}\n"""\n',
     ],
 )
 def test_a_broken_configuration_is_told_without_its_secrets(

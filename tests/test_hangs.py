@@ -25,6 +25,7 @@ from station.control import control_path
 from station.journal import journal_path
 from station.lamp import lamp_path
 from station.qms import DATABASE
+from station.supervisor import LAMP, Supervisor
 
 pytestmark = pytest.mark.alone
 
@@ -70,6 +71,22 @@ def test_a_camera_process_that_hangs_is_replaced_and_the_station_stays(rig: Rig)
         wait_until(lambda: rig.status()["plates"] > plates + 2, 10.0, "plates afterwards")
     check_conservation(rig)
     verify_log(rig)
+
+
+def test_a_camera_that_ticks_and_delivers_nothing_ends_the_pass(rig: Rig) -> None:
+    """Its process is alive and says so, while plates pass unseen."""
+    stalls_at = 14 * 4000 // 64  # 14 s after the belt began, with a plate every 1.2 s
+    rig.specimen |= {"gap_mm": 440.0, "defective_share": 0.0}
+    rig.faults = {"stall": [stalls_at], "stall_s": 5.0}
+    write_belt(rig)
+    with rig.running():
+        assert rig.status()["frames"] < stalls_at
+        wait_until(lambda: "camera" in rig.status()["problems"], 25.0, "a word about the camera")
+        assert "no frame" in rig.status()["problems"]["camera"]
+        wait_until(lambda: rig.status()["light"] == "fault", 1.0, "FAULT")
+        wait_until(lambda: rig.status()["state"] == "OPERATIONAL", 10.0, "OPERATIONAL")
+        assert rig.status()["camera_restarts"] == 0
+    check_conservation(rig)
 
 
 def test_a_dead_station_takes_a_hung_camera_process_with_it(rig: Rig) -> None:
@@ -226,6 +243,36 @@ def test_a_full_process_table_leaves_no_green_behind_a_dead_lamp_process(rig: Ri
             wait_until(lambda: "lamp" in children(run.pid), 3.0, "a new lamp process")
             wait_until(lambda: rig.status()["ready"] is True, 10.0, "READY")
     check_conservation(rig)
+
+
+def test_a_start_that_is_refused_puts_out_what_a_killed_one_left(rig: Rig) -> None:
+    """A tower latches, and nobody was there to say FAULT."""
+    with PtyRecorder(rig.folder / "tower") as tower:
+        rig.light = {"device": {"type": "serial_tower", "port": str(rig.folder / "tower")}}
+        config = rig.write()
+        os.write(tower.slave, b"\x14")
+        wait_until(lambda: tower.elements().get("green") == "on", 5.0, "green")
+        rig.recipe_lines = 'folder = "nowhere"\n'
+        rig.write()
+        done = vqi("run", "--config", str(config))
+        assert done.returncode == 78, done.stderr
+        assert "nowhere" in done.stderr
+        wait_until(lambda: tower.elements() == {"red": "blink"}, 5.0, "FAULT")
+
+
+def test_what_a_dead_process_still_said_in_the_same_moment_ends_nobody(rig: Rig) -> None:
+    """Its end may come first in a batch of events that holds its output and its heartbeat too."""
+    supervisor = Supervisor(str(rig.folder / "none"), None, [], lambda _: None, lambda _: None)
+    supervisor._start(LAMP)  # which ends at once: there is no such configuration
+    child = supervisor._children[LAMP.name]
+    batch = sorted(
+        supervisor._selector.get_map().values(), key=lambda key: key.fd != child.descriptor
+    )
+    wait_until(lambda: is_gone(child.process.pid), 20.0, "the end of the process")
+    for key in batch:
+        supervisor._take_event(key)
+    assert LAMP.name not in supervisor._children
+    supervisor._stop_all()
 
 
 _WATCHER = """

@@ -20,10 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pty_recorder import PtyRecorder, adafruit_elements
 
-from drivers.stacklight import LightState, open_stack_light
-from station.config import load_configuration
+from drivers.stacklight import LightState
 from station.ipc import Channel, PeerGone, connect
-from station.lamp import LampAnswer, LampClient, LampError, lamp_path, put_out_what_is_left
+from station.lamp import LampAnswer, LampClient, LampError, lamp_path
 from station.record import Provenance
 from station.systemd import lifeline, notify
 
@@ -657,25 +656,6 @@ def test_a_full_process_table_keeps_no_lease_from_lapsing(
         site.wait_for_elements(PASS)
         site.wait_for_elements(FAULT)
         assert client.status()["state"] == "fault"
-
-
-def test_the_next_run_puts_out_what_a_dead_one_left_on(site: Site) -> None:
-    """Also where no lamp process can be started: the light is told by whoever sees it."""
-    site.config()
-    left = load_configuration(str(site.folder / "station.toml")).value
-    with open_stack_light(left.light.device, left.light.pattern_table) as device:
-        device.show(LightState.PASS)
-    site.wait_for_elements(PASS)
-    assert put_out_what_is_left(left) == ""
-    site.wait_for_elements(FAULT)
-
-
-def test_nobody_puts_out_the_light_of_a_living_lamp_process(site: Site, lamp: object) -> None:
-    left = load_configuration(str(site.folder / "station.toml")).value
-    with site.client() as client:
-        assert show(client, LightState.FAIL).is_shown
-        assert put_out_what_is_left(left) == ""
-        site.wait_for_elements(FAIL)
 
 
 # --- end ------------------------------------------------------------------------------------------

@@ -215,6 +215,9 @@ def test_modbus_rtu_bytes(line: Line) -> None:
         ]
         assert light.show(LightState.IDLE) is True
         assert line.sent()[4:6] == ["01 01 00 00 00 08 3D CC", "01 05 00 00 00 00 CD CA"]
+        before = len(line.sent())
+        assert light.show(LightState.IDLE) is True
+        assert line.sent()[before:] == ["01 01 00 00 00 08 3D CC"], "a renewal is one read"
 
 
 @pytest.mark.parametrize("line", [{"red": 1, "green": 2}], indirect=True)

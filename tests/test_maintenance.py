@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,12 +23,13 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from station_rig import Rig, wait_until
+from station_rig import Rig, start_vqi, wait_until
 from test_clock import LIMIT_S, FakeClock
 from test_journal import connect, plate_memory, start
 from test_qms import result
 from typer.testing import CliRunner
 
+from station.backup import generations
 from station.cli.log import app
 from station.config import load_configuration
 from station.images import ImageFolder
@@ -157,9 +160,7 @@ def test_what_a_rule_removes_is_said_first_and_a_hold_keeps_it(rig: Rig) -> None
         young = pictures(submit(client, 2, days=1, keep=("preview",)), rig)
         failed = pictures(submit(client, 3, Verdict.FAIL, days=200), rig)
         very_old = pictures(submit(client, 4, Verdict.FAIL, days=400, part_id="P4"), rig)
-        (held,) = log_json(
-            rig, "hold", "add", "--serial", "P4", "--who", "kim", "--why", "claim 17"
-        )
+        (held,) = log_json(rig, "hold", "add", "--serial", "P4", "--why", "claim 17")
         assert (held["results"], held["pictures"], held["removed"]) == (1, 2, 0)
         foreseen = {row["class"]: row for row in log_json(rig, "prune")}
         assert foreseen["pass_preview"]["goes"] == 1
@@ -193,6 +194,31 @@ def test_what_a_rule_removes_is_said_first_and_a_hold_keeps_it(rig: Rig) -> None
         assert "no backup to /nonexistent/backup: " in tick(client)["upkeep"]["attentions"][0]
         assert len(rig.rows("backup")) == 1
     assert log_json(rig, "verify")[0]["tombstones"] == 3
+
+
+@pytest.mark.alone  # a backup gives way to whatever else runs
+def test_a_backup_by_timer_calls_a_person_when_it_cannot_be_made(tmp_path: Path) -> None:
+    to = tmp_path / "backups"
+    table = f'[retention]\nbackup = {{ directory = "{to}", every_h = 0.0003, keep = 2 }}\n'
+    rig = Rig(tmp_path, tables=table)
+    rig.write()
+    with journal(rig) as (_, client):
+        submit(client, 1)
+        wait_until(lambda: client.status()["backup"]["problem"] != "", 60.0, "no backup")
+        assert "begin it once with `vqi log backup --to" in tick(client)["upkeep"]["attentions"][0]
+        (made,) = log_json(rig, "backup", "--to", str(to))
+        assert made["pictures"] == 2
+        wait_until(lambda: len(generations(to)) == 2, 60.0, "a second copy")
+        wait_until(lambda: client.status()["backup"]["problem"] == "", 10.0, "good backup")
+        assert client.status()["backup"]["age_s"] < 60
+        to.rename(tmp_path / "away")  # the disk is gone
+        wait_until(lambda: client.status()["backup"]["problem"] != "", 60.0, "no backup")
+        (tmp_path / "away").rename(to)
+        wait_until(lambda: client.status()["backup"]["problem"] == "", 60.0, "good backup")
+    rows = rig.rows("backup")
+    assert [row["is_ok"] for row in rows].count(False) == 2, "once for each time it began"
+    assert rows[-1]["is_ok"]
+    assert checked(rig).images == 2
 
 
 def test_two_plates_of_the_same_pixels_share_a_file_until_both_may_go(rig: Rig) -> None:
@@ -264,8 +290,11 @@ def test_what_a_death_left_is_found_while_the_station_runs(rig: Rig) -> None:
         kept = pictures(submit(client, 1), rig)
         for folder in ("00", "0a"):
             (rig.journal / IMAGES / folder / f"{folder}{'1' * 62}.png").write_bytes(b"stray")
+        strange = rig.journal / IMAGES / "01" / "notes.txt"
+        strange.write_text("somebody's")
         assert swept(client)["retention"]["orphans"] == 2
         assert len(list((rig.journal / IMAGES / "quarantine").iterdir())) == 2
+        assert strange.exists()
         assert all(path.exists() for path in kept)
 
 
@@ -497,3 +526,54 @@ TestRemovals.settings = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
 )
+
+
+# --- what a station writes ----------------------------------------------------------------------
+
+
+def documented() -> list[str]:
+    """Patterns of the files in the table of docs/maintenance.md."""
+    text = (Path(__file__).parent.parent / "docs" / "maintenance.md").read_text()
+    return re.findall(r"^\| `((?:JOURNAL|RUNTIME|RECORD)/[^`]+)` \|", text, re.MULTILINE)
+
+
+def test_a_station_writes_only_the_files_that_are_documented(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen many times a second, so that files that live shortly are met, too."""
+    folders = {"JOURNAL": tmp_path / "journal", "RUNTIME": tmp_path / "run"}
+    folders["RECORD"] = tmp_path / "strip"
+    given = tmp_path / "given"
+    for name, variable in (("home", "HOME"), ("tmp", "TMPDIR"), ("cache", "XDG_CACHE_HOME")):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(variable, str(tmp_path / name))
+    given.mkdir()
+    rig = Rig(given, journal_folder=folders["JOURNAL"], tables=retention(fail={"days": 1}))
+    rig.station["runtime_dir"] = str(folders["RUNTIME"])
+    seen: set[str] = set()
+
+    def look() -> set[str]:
+        seen.update(
+            str(path.relative_to(tmp_path))
+            for path in tmp_path.rglob("*")
+            if not path.is_dir() and not path.is_relative_to(given)
+        )
+        return seen
+
+    config = rig.write()
+    run = start_vqi("run", "--config", str(config), "--record", str(folders["RECORD"]))
+    try:
+        with contextlib.closing(JournalClient(folders["RUNTIME"])) as client:
+            client.connect(30.0)
+            client.ask("prune")
+        wait_until(lambda: any("catalogue.db" in name for name in look()), 60.0, "sweep")
+        wait_until(lambda: any(name.endswith(".jpg") for name in look()), 30.0, "picture")
+    finally:
+        run.terminate()
+        run.wait(30.0)
+    names = {str(folder.relative_to(tmp_path)): key for key, folder in folders.items()}
+    patterns = documented()
+    for name in sorted(look()):
+        top, _, rest = name.partition("/")
+        written = f"{names.get(top, top)}/{rest}"
+        assert any(fnmatchcase(written, pattern) for pattern in patterns), written

@@ -54,7 +54,7 @@ tcp_port = {port}
 heartbeat_timeout_s = 1.0
 [accept]
 distance_mm = 100.0
-pulse_ms = 100
+pulse_ms = {pulse_ms}
 device = {device}
 """
 
@@ -69,6 +69,7 @@ class Site:
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
     is_timed: bool = True
     """The module times its pulses."""
+    pulse_ms: int = 100
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         config = self.folder / "station.toml"
@@ -77,7 +78,9 @@ class Site:
             f'{{ type = "modbus", host = "127.0.0.1", tcp_port = {self.module.port}, '
             f"outputs = {{ accept = 0 }}{offset} }}"
         )
-        config.write_text(CONFIG.format(folder=self.folder, port=self.port, device=device))
+        config.write_text(
+            CONFIG.format(folder=self.folder, port=self.port, device=device, pulse_ms=self.pulse_ms)
+        )
         process = subprocess.Popen(
             [sys.executable, "-c", SERVE, str(config), *arguments],
             stdout=subprocess.DEVNULL,
@@ -375,6 +378,24 @@ def test_accept_is_off_when_the_process_begins_and_ends(site: Site) -> None:
     assert not site.module.lit()[0]
 
 
+def test_what_the_service_manager_calls_after_a_death_switches_accept_off(site: Site) -> None:
+    site.is_timed = False
+    process = site.start()
+    site.client().close()
+    process.kill()
+    process.wait()
+    site.module.coils[0] = True
+    config = str(site.folder / "station.toml")
+    command = [sys.executable, "-m", "station.cli", "light", "show", "fault", "--config", config]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert not site.module.lit()[0]
+    site.module.stop()
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "accept: " in done.stderr
+    site.module.start()
+
+
 def test_a_module_that_cannot_time_is_switched_off_by_the_process(site: Site) -> None:
     site.is_timed = False
     site.start()
@@ -388,6 +409,23 @@ def test_a_module_that_cannot_time_is_switched_off_by_the_process(site: Site) ->
         assert levels == [False, True, False]
         on_ns, off_ns = (at_ns for at_ns, _, _ in site.module.history[1:])
         assert 0.08 < (off_ns - on_ns) / 1e9 < 0.4
+
+
+def test_a_pulse_that_comes_late_ends_before_the_next_plate(site: Site) -> None:
+    """A plate that nobody has seen may be 100 mm behind: 330 ms, of which the pulse takes 200."""
+    site.pulse_ms = 200
+    site.start()
+    with site.client() as client:
+        speaker = Speaker(client)
+        speaker.say()
+        speaker.travel(0.3, *PLATE)
+        speaker.result()
+        site.module.delay_s = 0.07
+        speaker.travel(0.7)
+        (row,) = (event for event in speaker.hear() if event["op"] == "accept")
+        assert "late, and off before the next plate" in row["detail"]
+        levels = [is_on for _, coil, is_on in site.module.history if coil == 0]
+        assert levels[-1] is False
 
 
 def test_a_module_that_is_lost_is_named_and_found_again(site: Site) -> None:

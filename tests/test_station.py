@@ -411,6 +411,11 @@ def test_a_full_disk_stops_the_station_until_there_is_room(rig: Rig, small_disk:
     with rig.running():
         wait_until(lambda: rig.status().get("plates", 0) > 3, 20.0, "plates")
         ballast = small_disk / "ballast"
+        assert rig.status()["ready"]
+        ballast.write_bytes(bytes(30_000_000))
+        wait_until(lambda: not rig.status()["ready"], 5.0, "an end of READY")
+        assert rig.status()["state"] == "OPERATIONAL", "plates are judged, but none should come"
+        assert "less than 40 MB are free" in rig.status()["problems"]["disk"]
         ballast.write_bytes(bytes(50_000_000))
         wait_until(lambda: rig.status()["state"] == "ERROR", 5.0, "ERROR")
         wait_until(lambda: rig.status()["light"] == "fault", 2.0, "FAULT")

@@ -121,6 +121,9 @@ class CameraInfo:
     """None where the camera has no ExposureTime."""
     is_frame_triggered: bool = False
     """True if a trigger begins or ends frames: belt passes unseen between them."""
+    is_scan_line_triggered: bool = False
+    """True if a trigger, the belt's encoder as a rule, makes each scan line: none comes while the
+    belt stands still."""
     is_patient: bool = False
     """True if the source waits for its reader: nothing passes by while nobody takes frames."""
     producer_path: str | None = None

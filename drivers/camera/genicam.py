@@ -199,6 +199,7 @@ class GenicamCamera(Camera):
             line_rate_hz=read_in(self._nodes, "AcquisitionLineRate", HERTZ),
             is_frame_triggered=_is_on(self._nodes, "FrameStart")
             or _is_on(self._nodes, "FrameActive"),
+            is_scan_line_triggered=_is_on(self._nodes, "LineStart"),
             exposure_us=read_in(self._nodes, "ExposureTime", MICROSECONDS),
             producer_path=str(self._path),
             producer_sha256=sha256_of(self._path),

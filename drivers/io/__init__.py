@@ -47,7 +47,8 @@ class DigitalIo(ABC):
         """Switch an output on for `seconds`; returns when it is on, as `write` does.
 
         Where `times_pulses` the device switches it off, rounded up to what it can time; else the
-        caller must, with `write`. A pulse in a pulse begins anew.
+        caller must, with `write`. A pulse in a pulse begins anew. Returns False where it was over
+        before it could be read back.
         """
 
     @abstractmethod

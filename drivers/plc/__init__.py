@@ -45,7 +45,7 @@ class PlcOutputs:
     result: int = 0
     """Sequence number of the plate in the log; 0 before the first."""
     overruns: int = 0
-    """Results that the next one replaced before they were acknowledged."""
+    """Results that ended before they were acknowledged: the next one came, or the lease ended."""
     late: int = 0
     """Passed plates whose accept point went by before their verdict."""
 

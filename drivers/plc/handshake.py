@@ -6,9 +6,11 @@ The rules:
 2. A result is valid until it is acknowledged, the next one comes, or the lease ends; one whose
    lease ended does not come back.
 3. Between two results RESULT_VALID is off: until that was handed out, for `LOW_S` at least, and
-   until ACK is off. So an ACK that was meant for one plate is never taken for the next.
+   until ACK is off; and an ACK counts only for a result that was handed out. So an ACK that was
+   meant for one plate is never taken for the next.
 4. OK and NG are two bits; both are off while RESULT_VALID is. Not NG never means OK.
 5. Under an error no plate is OK: one that is shown is withdrawn, one that comes is undecided.
+6. A result that ends otherwise than by its ACK is counted in `overruns`.
 """
 
 from __future__ import annotations
@@ -49,6 +51,8 @@ class Handshake:
         self._word: StationWord | None = None
         self._shown: PlateWord | None = None
         """Valid now."""
+        self._is_shown_seen = False
+        """It was handed out."""
         self._next: PlateWord | None = None
         """Waits until RESULT_VALID was off."""
         self._low_since_ns = 0
@@ -70,30 +74,37 @@ class Handshake:
     def result(self, plate: PlateWord, now_ns: int) -> None:
         """A plate's record is durable."""
         self._lapse(now_ns)
+        self._give_up(now_ns)
         if self._word is None:
+            self.overruns += 1
             return
-        self.overruns += (self._shown is not None) + (self._next is not None)
-        self._drop_valid(now_ns)
         self._next = _doubted(plate) if self._word.error else plate
         self._advance(now_ns)
 
     def revoke(self, now_ns: int) -> None:
         """The station is gone, or gave up."""
-        self._word = self._next = None
-        self._drop_valid(now_ns)
+        self._word = None
+        self._give_up(now_ns)
 
     def take(self, inputs: PlcInputs, now_ns: int) -> None:
         """The PLC was heard."""
+        self._lapse(now_ns)
         if inputs.ack and not self._ack:
-            self._drop_valid(now_ns)
+            self._acknowledge(now_ns)
         self._ack = inputs.ack
         self._advance(now_ns)
 
     def outputs(self, now_ns: int) -> PlcOutputs:
-        """What to hand out now."""
+        """What to hand out to the PLC now."""
+        said = self.look(now_ns)
+        self._is_low_seen = self._is_low_seen or self._shown is None
+        self._is_shown_seen = self._shown is not None
+        return said
+
+    def look(self, now_ns: int) -> PlcOutputs:
+        """The same, for others than the PLC."""
         self._lapse(now_ns)
         self._advance(now_ns)
-        self._is_low_seen = self._is_low_seen or self._shown is None
         said = NOBODY
         if self._word is not None:
             said = _said(self._word, self._shown)
@@ -105,8 +116,21 @@ class Handshake:
             late=self.late,
         )
 
+    def _acknowledge(self, now_ns: int) -> None:
+        if self._is_shown_seen:
+            self._drop_valid(now_ns)
+        elif self._shown is not None:  # nobody has seen it: the ACK is for another
+            self._shown, self._next = None, self._shown
+
+    def _give_up(self, now_ns: int) -> None:
+        """What is on its way does not arrive any more."""
+        self.overruns += (self._shown is not None) + (self._next is not None)
+        self._next = None
+        self._drop_valid(now_ns)
+
     def _withdraw(self, now_ns: int) -> None:
         if self._shown is not None and self._shown.is_pass:
+            self.overruns += 1
             self._drop_valid(now_ns)
         if self._next is not None:
             self._next = _doubted(self._next)
@@ -118,12 +142,13 @@ class Handshake:
     def _drop_valid(self, now_ns: int) -> None:
         if self._shown is not None:
             self._shown, self._low_since_ns, self._is_low_seen = None, now_ns, False
+            self._is_shown_seen = False
 
     def _advance(self, now_ns: int) -> None:
         """Show the result that waits, once RESULT_VALID was off for all to see."""
         was_low = self._is_low_seen and now_ns - self._low_since_ns >= LOW_S * 1e9
         if self._next is not None and self._shown is None and was_low and not self._ack:
-            self._shown, self._next = self._next, None
+            self._shown, self._next, self._is_shown_seen = self._next, None, False
             self._last = self._shown.sequence
 
 

@@ -68,7 +68,7 @@ WORDS: tuple[Word, ...] = (
     Word("input register", STATUS, "status", "the discrete inputs as bits 0 to 8"),
     Word("input register", HEARTBEAT, "heartbeat", "ticks that travelled through the station"),
     Word("input register", RESULT, "result", "the plate's sequence number, high word first", 2),
-    Word("input register", OVERRUNS, "overruns", "results replaced before they were acknowledged"),
+    Word("input register", OVERRUNS, "overruns", "results that ended without an ACK"),
     Word("input register", LATE, "late", "passed plates whose accept point went by first"),
     Word("input register", VERSION, "version", f"of this map: {MAP_VERSION}"),
     Word("holding register", COMMAND, "command", "the coils as bits 0 and 1"),

@@ -58,7 +58,8 @@ class StackLight(ABC):
 
     @abstractmethod
     def show(self, state: LightState) -> bool:
-        """Switch the elements to the pattern of `state`, all of them, also those already right.
+        """Switch the elements to the pattern of `state`, all of them, also those already right,
+        unless the device has just been read and says that it shows just that.
 
         Returns True if the device confirmed it by read-back, False if it has no read-back and the
         bytes merely left. Returns within 0.5 s. Raises `DeviceTimeout` if the device did not take

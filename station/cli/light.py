@@ -21,6 +21,7 @@ from station.ipc import NotPermitted, PeerGone
 from station.lamp import LampClient, LampError
 from station.lease import LAMP_TEST_S
 from station.lock import LAMP_LOCK, STATION_LOCK, take_lock
+from station.outputs import switch_off
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -34,7 +35,8 @@ def show(
     config: ConfigOption,
     seconds: Annotated[float, typer.Option(min=0.1, max=3600.0, help="How long.")] = 5.0,
 ) -> None:
-    """Show a state for some seconds, then FAULT. FAULT itself is written once, at once.
+    """Show a state for some seconds, then FAULT. FAULT itself is written once, at once, and where
+    no lamp process runs, PLC and accept outputs go off with it.
 
     Not while a station holds the lamp. PASS needs a plate; `vqi light test` lights green too.
     """
@@ -52,6 +54,7 @@ def show(
         settings,
         lambda lamp: _renew(lamp, state, seconds),
         lambda device: _show_then_fault(device, state, seconds),
+        lambda: _fail_if(switch_off(settings)) if state is LightState.FAULT else None,
     )
     typer.echo(f"{state} was shown for {seconds:g} s, fault is" if seconds else "fault is shown")
 
@@ -74,8 +77,10 @@ def _through_lamp_or_device(
     settings: Configuration,
     with_lamp: Callable[[LampClient], None],
     with_device: Callable[[StackLight], None],
+    after_device: Callable[[], None] = lambda: None,
 ) -> None:
-    """Ask the lamp process if one runs, else open the device; exit status 1 if it fails."""
+    """Ask the lamp process if one runs, else open the device; exit status 1 if it fails.
+    `after_device`: once the device is released, whether it did what it was told or not."""
     try:
         with LampClient(settings.station.runtime_dir) as lamp:
             try:
@@ -83,13 +88,11 @@ def _through_lamp_or_device(
             except NotPermitted:
                 raise
             except PeerGone:
-                light = settings.light
-                with (
-                    _alone(settings),
-                    open_stack_light(light.device, light.pattern_table, light.buzzer_s) as device,
-                    _exit_on_sigterm(),
-                ):
-                    with_device(device)
+                with _alone(settings):
+                    try:
+                        _with_device(settings, with_device)
+                    finally:
+                        after_device()
                 return
             with_lamp(lamp)
     except DeviceError as error:
@@ -117,6 +120,21 @@ def _alone(settings: Configuration) -> Iterator[None]:
                 fail(f"{who} runs here, and the light is not free; try again in a moment")
             locks.callback(os.close, lock)
         yield
+
+
+def _with_device(settings: Configuration, action: Callable[[StackLight], None]) -> None:
+    """Raises `DeviceError`."""
+    light = settings.light
+    with (
+        open_stack_light(light.device, light.pattern_table, light.buzzer_s) as device,
+        _exit_on_sigterm(),
+    ):
+        action(device)
+
+
+def _fail_if(problems: list[str]) -> None:
+    if problems:
+        fail("; ".join(problems))
 
 
 def _renew(lamp: LampClient, state: LightState, seconds: float) -> None:

@@ -63,15 +63,3 @@ class Disk:
     def remove(self) -> None:
         subprocess.run(["umount", "-l", self.folder], check=False, capture_output=True)
         self.image.unlink(missing_ok=True)
-
-
-def private_mounts() -> None:
-    """Mounts of this process and its children are its own, and gone when they are.
-
-    Raises OSError where that is not allowed."""
-    import ctypes
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    clone_newns, ms_rec, ms_private = 0x20000, 0x4000, 1 << 18
-    if libc.unshare(clone_newns) or libc.mount(None, b"/", None, ms_rec | ms_private, None):
-        raise OSError(ctypes.get_errno(), "mounts of its own are not allowed here")

@@ -15,8 +15,8 @@ from campaign.kinds import KINDS, Kind, NotThere, Strike
 from campaign.life import FRAME_S, SIMULATED, Life
 
 Json = dict[str, Any]
-_START_S = 12.0
-"""From a life's beginning to its first fault."""
+_START_S = 7.0
+"""From the start of the processes to the first fault."""
 _BETWEEN_S = 1.2
 STALL_S = 0.4
 
@@ -78,13 +78,14 @@ def schedule(plan: list[str], draw: Random) -> Callable[[Belt], tuple[Json, Json
     """For the kinds of a life, in order: frames by kind, and the camera's settings."""
 
     def make(belt: Belt) -> tuple[Json, Json]:
-        at_s, frames, knobs = _START_S, dict[str, deque[int]](), dict[str, list[int]]()
+        frames, knobs = dict[str, deque[int]](), dict[str, list[int]]()
+        at_ns = time.monotonic_ns() + int(_START_S * 1e9)
         for name in plan:
-            plate = belt.carried(belt.epoch_ns + int(at_s * 1e9)) + 1
+            plate = belt.carried(at_ns) + 1
             frame = belt.frame_at(plate, draw.uniform(0.1, 0.9))
             frames.setdefault(name, deque()).append(frame)
             knobs.setdefault(KNOBS[name].name, []).append(frame)
-            at_s += KNOBS[name].outage_s + _BETWEEN_S
+            at_ns += int((KNOBS[name].outage_s + _BETWEEN_S) * 1e9)
         return frames, knobs
 
     return make

@@ -79,9 +79,11 @@ class Life:
         self.rig, self.belt = make(light, epoch_ns)
         self.rig.tables += self.panel.tables(ACCEPT_MM)
         self.rig.recipe_lines = f'folder = "{self.model}"\n'
+        # Last: the moments of its faults count from here.
+        self.frames, knobs = self.schedule(self.belt)
+        place = self.rig.camera["features"] if self.camera == _PRODUCER else self.rig.faults
+        place.update(knobs)
         self.config = self.rig.write()
-        if self.broken is not None and self.camera == _PRODUCER:
-            self.rig.fail_hold_s = 0.05
 
     def _producer(self, light: Json, epoch_ns: int) -> tuple[Rig, Belt]:
         belt = Belt(campaign_belt(), epoch_ns, _REPEATS)
@@ -93,7 +95,6 @@ class Life:
             "SimBeltEpoch": epoch_ns,
             # No two pictures alike: a lost one must not be hidden by its twin.
             "SimNoise": 1.0,
-            **self._knobs(belt),
         }
         journal = self.disk.folder / "journal"
         line = _CampaignLine(self.line, features, SPECIMEN, light, journal)
@@ -113,15 +114,10 @@ class Life:
             },
             specimen=SPECIMEN,
             light={"device": light},
-            faults=self._knobs(belt),
             station=_STATION,
             journal_folder=self.disk.folder / "journal",
         )
         return rig, belt
-
-    def _knobs(self, belt: Belt) -> Json:
-        self.frames, knobs = self.schedule(belt)
-        return knobs
 
     # --- the processes --------------------------------------------------------------------------
 

@@ -176,6 +176,8 @@ class Observer:
         self._dangling: list[str] = []
         self._reported: set[str] = set()
         self._first: int | None = None
+        self._judged_ns: int | None = None
+        self._blinds: list[tuple[int, int]] = []
 
     def look(self) -> list[Row]:
         """Take in what is new on the wire and in the log."""
@@ -199,15 +201,19 @@ class Observer:
         return {plate: self.results[name]["verdict"] for plate, name in self._plates.items()}
 
     def judge(self, since_ns: int, blind: tuple[int, int] | None = None) -> Findings:
-        """What was wrong since a moment. `blind`: a time in which no byte reached the tower, as
-        long as which nobody can be blamed for what it shows. Each finding is told once."""
+        """What was wrong since a moment, and since it was last asked. `blind`: a time in which no
+        byte reached the tower, for which nobody can be blamed. Each finding is told once."""
+        since_ns = min(since_ns, self._judged_ns or since_ns)
+        if blind is not None:
+            self._blinds.append(blind)
         self.look()
+        self._judged_ns = time.monotonic_ns()
         self._read_stdout()
         found = Findings(
             false_greens=[
-                *self._false_greens(since_ns, blind),
-                *self._false_ok(since_ns, blind),
-                *self._false_ready(since_ns, blind),
+                *self._false_greens(since_ns),
+                *self._false_ok(since_ns),
+                *self._false_ready(since_ns),
                 *self._escapes(),
             ],
             lost=self.log.forgotten() + self.log.broken + self._unkept_promises(),
@@ -233,11 +239,15 @@ class Observer:
                 return (end_ns - since_ns) / 1e9
         return None
 
-    def _false_greens(self, since_ns: int, blind: tuple[int, int] | None) -> list[str]:
-        problems = (self._why_false(pattern, blind) for pattern in self.lamp.greens(since_ns))
+    def _false_greens(self, since_ns: int) -> list[str]:
+        problems = (self._why_false(pattern) for pattern in self.lamp.greens(since_ns))
         return [problem for problem in problems if problem]
 
-    def _why_false(self, green: Pattern, blind: tuple[int, int] | None) -> str:
+    def _blind_in(self, on_ns: int, off_ns: int) -> list[tuple[int, int]]:
+        """Times of blindness that a time overlaps."""
+        return [blind for blind in self._blinds if on_ns <= blind[1] and off_ns >= blind[0]]
+
+    def _why_false(self, green: Pattern) -> str:
         """Empty for a green that speaks of the newest plate, whose record is durable and PASS."""
         on_ns, off_ns = green.since_ns, green.until_ns or time.monotonic_ns()
         body = self._spoken_of(on_ns)
@@ -247,8 +257,8 @@ class Observer:
         if body["verdict"] != "PASS":
             return f"{text}, which is {body['verdict']} {body['reason'] or ''}"
         limit_ns = self.belt.leading_ns(body["plate_ordinal"] + 1) + LEASE_LIMIT_NS
-        if blind is not None and on_ns <= blind[1] and off_ns >= blind[0]:
-            limit_ns = max(limit_ns, blind[1] + LEASE_LIMIT_NS)
+        for _, blind_until_ns in self._blind_in(on_ns, off_ns):
+            limit_ns = max(limit_ns, blind_until_ns + LEASE_LIMIT_NS)
         if off_ns > limit_ns:
             late_s = (off_ns - limit_ns + LEASE_LIMIT_NS) / 1e9
             return f"{text}, still {late_s:.2f} s after the next plate's leading edge"
@@ -270,26 +280,26 @@ class Observer:
 
     # --- READY, OK, accept ----------------------------------------------------------------------
 
-    def _false_ready(self, since_ns: int, blind: tuple[int, int] | None) -> list[str]:
+    def _false_ready(self, since_ns: int) -> list[str]:
         """READY while the belt carried plates and none was judged."""
         return [
             f"{name} was on for {(off_ns - last_ns) / 1e9:.2f} s after the last plate was judged"
             for name in ("ready", "ok")
             for on in self.wires.on(name, since_ns)
             for off_ns in [on.until_ns or time.monotonic_ns()]
-            for last_ns in [self._last_alive(off_ns, on.since_ns, blind)]
+            for last_ns in [self._last_alive(off_ns, on.since_ns)]
             if off_ns - last_ns > _SILENT_LIMIT_NS
         ]
 
-    def _last_alive(self, at_ns: int, since_ns: int, blind: tuple[int, int] | None) -> int:
+    def _last_alive(self, at_ns: int, since_ns: int) -> int:
         """The last moment until `at_ns` at which a wire that is on since `since_ns` was right."""
         index = bisect.bisect_right(self._decided, at_ns, key=_when)
         last_ns = max(since_ns, self._decided[index - 1][0] if index else 0)
-        if blind is not None and since_ns <= blind[1] and at_ns >= blind[0]:
-            last_ns = max(last_ns, min(blind[1], at_ns))
+        for _, blind_until_ns in self._blind_in(since_ns, at_ns):
+            last_ns = max(last_ns, min(blind_until_ns, at_ns))
         return last_ns
 
-    def _false_ok(self, since_ns: int, blind: tuple[int, int] | None) -> list[str]:
+    def _false_ok(self, since_ns: int) -> list[str]:
         """OK that goes on for a plate that did not pass, or stays over one."""
         found = []
         for on in self.wires.on("ok", since_ns):
@@ -298,8 +308,8 @@ class Observer:
                 found.append(f"OK at {on.since_ns} after {body and body['result_id']}")
             off_ns = on.until_ns or time.monotonic_ns()
             limit_ns = off_ns - LEASE_LIMIT_NS
-            if blind is not None and on.since_ns <= blind[1] and off_ns >= blind[0]:
-                limit_ns = min(limit_ns, blind[0])
+            for blind_from_ns, _ in self._blind_in(on.since_ns, off_ns):
+                limit_ns = min(limit_ns, blind_from_ns)
             later = self._decided[bisect.bisect_right(self._decided, on.since_ns, key=_when) :]
             found += [
                 f"OK stayed over {body['result_id']}, {body['verdict']}"

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -15,11 +16,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from own_network import enter_own_network
+from own_machine import enter_own_network, enter_own_terminals
 
 from campaign import kinds_camera
 from campaign.belt import Belt
-from campaign.disk import private_mounts
 from campaign.engine import Engine, Outcome
 from campaign.kinds import KINDS, NotThere
 from campaign.ledger import Ledger, State
@@ -99,6 +99,7 @@ class Worker:
             **outcome.as_json(),
             "stations": self._order["stations"],
             "broken": self._order["broken"],
+            "load": os.getloadavg()[0],
         }
         self._ledger.add(run)
         if outcome.said and not self._order["broken"]:
@@ -109,6 +110,8 @@ class Worker:
         folder = self._ledger.path.parent / "evidence" / f"{outcome.kind}-{outcome.seed}"
         if len(list(folder.parent.glob("*"))) >= _MOST_KEPT:
             return
+        # Closing a copy's descriptor would drop this process's locks on the database.
+        engine.observer.log.release()
         folder.mkdir(parents=True, exist_ok=True)
         for name in _KEPT:
             shutil.copy(engine.life.folder / name, folder / name)
@@ -118,7 +121,7 @@ class Worker:
 
 
 def main() -> int:
-    private_mounts()
+    enter_own_terminals()
     enter_own_network()
     return Worker(json.loads(sys.argv[1])).run()
 

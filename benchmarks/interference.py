@@ -1,0 +1,317 @@
+"""Does somebody else's load delay verdicts? The ratio of p99, with and without it.
+
+    python benchmarks/interference.py readers [--plates 5000] [--blocks 10] [--rate-hz HZ] [--json]
+
+The station runs at half of the highest rate that it carries here, on small plates. In at least ten
+blocks with the load and ten without, in turns, at least so many plates a side get their verdicts;
+compared are the pooled p95 and p99 of the time from the last scan line to the lamp's command, with
+an interval from a bootstrap over whole blocks, since plates of one block resemble each other. The
+load shares the processor: the share that it takes itself is said.
+
+Loads: readers (QA's queries, mode=ro, with a pause of --pause-s between rounds), scrape (metrics),
+verify, export, backup. Everything is kept in --folder: a run that was ended goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from loaded_station import (
+    METRICS_PORT,
+    PLATES_PER_SCAN_LINE,
+    Bench,
+    Floats,
+    append_line,
+    boot_id,
+    commit,
+    highest_rate_hz,
+    host,
+    latencies,
+    read_lines,
+    running,
+    vqi,
+)
+
+from station.config import load_configuration
+from station.cores import cpu_seconds
+from station.qms import Filter, Reader
+
+Json = dict[str, Any]
+_SETTLE_S = 2.0
+"""After a load has begun or ended, before plates are counted."""
+_RESAMPLES = 4000
+_TARGETS = {99: 1.10, 95: 1.03}
+"""Upper ends of the interval that are wanted."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("load", choices=LOADS)
+    parser.add_argument("--plates", type=int, default=5000, help="of each side, at least")
+    parser.add_argument("--blocks", type=int, default=10, help="of each side")
+    parser.add_argument("--rate-hz", type=float, help="half of the highest rate, if it is known")
+    parser.add_argument("--pause-s", type=float, default=0.1, help="between rounds of the load")
+    parser.add_argument("--folder", type=Path, default=Path("var/interference"))
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--be-load", metavar="CONFIG", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.be_load:
+        be_load(LOADS[options.load], options.be_load, options.pause_s)
+        return
+    result = measure(options)
+    print(json.dumps(result) if options.json else table(result))
+    sys.exit(0 if result["is_within"] else 1)
+
+
+# --- the measurement ----------------------------------------------------------------------------
+
+
+def measure(options: argparse.Namespace) -> Json:
+    bench = Bench(options.folder.resolve() / options.load)
+    bench.folder.mkdir(parents=True, exist_ok=True)
+    rate_hz = options.rate_hz or highest_rate_hz(bench, say) / 2
+    bench.write(rate_hz)
+    ledger = bench.folder / "ledger.jsonl"
+    order = block_order(options.blocks, options.seed)
+    plates_per_s = rate_hz * PLATES_PER_SCAN_LINE
+    block_s = options.plates / options.blocks / plates_per_s * 1.02
+    known = [row for row in read_lines(ledger) if row["rate_hz"] == rate_hz]
+    say(f"{rate_hz:.0f} scan lines/s, {plates_per_s:.1f} plates/s; {len(order) - len(known)} "
+        f"blocks of {block_s:.0f} s to go")  # fmt: skip
+    if len(known) < len(order):
+        with running(bench) as station:
+            for is_on in order[len(known) :]:
+                block = run_block(bench, options, is_on, block_s, station.pid)
+                block["rate_hz"] = rate_hz
+                append_line(ledger, block)
+                known.append(block)
+    return evaluate(bench, known, options)
+
+
+def block_order(blocks: int, seed: int) -> list[bool]:
+    """With and without in turns; which comes first in each pair is drawn, so that no rhythm of the
+    machine's own falls on one side."""
+    draw = random.Random(seed)
+    return [is_on for _ in range(blocks) for is_on in draw.sample((True, False), 2)]
+
+
+def run_block(
+    bench: Bench, options: argparse.Namespace, is_on: bool, block_s: float, pid: int
+) -> Json:
+    served_s = cpu_seconds(pid)["metrics"]
+    load = start_load(bench, options) if is_on else None
+    time.sleep(_SETTLE_S)
+    begin_ns = time.monotonic_ns()
+    time.sleep(block_s)
+    end_ns = time.monotonic_ns()
+    said = stop_load(load) if load is not None else {"cpu_s": 0.0, "rounds": 0, "alive_s": 0.0}
+    if options.load == "scrape":
+        # Who answers is a part of this load.
+        said["cpu_s"] += cpu_seconds(pid)["metrics"] - served_s
+    say(f"{'with' if is_on else 'without':8} {said['rounds']:6} rounds, {said['cpu_s']:.1f} s")
+    return {
+        "load": options.load,
+        "is_on": is_on,
+        "begin_ns": begin_ns,
+        "end_ns": end_ns,
+        "boot_id": boot_id(),
+        "seed": options.seed,
+        "commit": commit(),
+        "host": host(),
+        **said,
+    }
+
+
+def evaluate(bench: Bench, blocks: list[Json], options: argparse.Namespace) -> Json:
+    boots = {block["boot_id"] for block in blocks}
+    seen = {boot: latencies(bench, boot) for boot in boots}
+    sides: dict[bool, list[Floats]] = {True: [], False: []}
+    for block in blocks:
+        found = seen[block["boot_id"]].between(block["begin_ns"], block["end_ns"])
+        sides[block["is_on"]].append(found)
+    on_blocks = [block for block in blocks if block["is_on"]]
+    share = sum(b["cpu_s"] for b in on_blocks) / max(1e-9, sum(b["alive_s"] for b in on_blocks))
+    ratios = {q: ratio(sides[True], sides[False], q, options.seed) for q in (50, 95, 99)}
+    counts = {is_on: sum(map(len, found)) for is_on, found in sides.items()}
+    return {
+        "load": options.load,
+        "rate_hz": blocks[0]["rate_hz"],
+        "blocks": len(on_blocks),
+        "plates": {"with": counts[True], "without": counts[False]},
+        "load_share_of_a_core": round(share, 3),
+        "load_rounds": sum(block["rounds"] for block in on_blocks),
+        **{f"p{q}": found for q, found in ratios.items()},
+        "host": host(),
+        "commits": sorted({block["commit"] for block in blocks}),
+        "is_enough": min(counts.values()) >= 5000 and len(on_blocks) >= 10,
+        "is_within": ratios[99]["upper"] <= _TARGETS[99],
+    }
+
+
+def ratio(
+    on: list[Floats], off: list[Floats], percentile: int, seed: int, resamples: int = _RESAMPLES
+) -> Json:
+    """Of the pooled percentiles with and without, and its 95 % interval over whole blocks."""
+    draw = np.random.default_rng(seed)
+    with_ms, without_ms = (
+        float(np.percentile(np.concatenate(side), percentile)) for side in (on, off)
+    )
+    resampled = np.array(
+        [_resampled(on, percentile, draw) / _resampled(off, percentile, draw)
+         for _ in range(resamples)]
+    )  # fmt: skip
+    lower, upper = np.percentile(resampled, [2.5, 97.5])
+    return {
+        "with_ms": round(with_ms, 2),
+        "without_ms": round(without_ms, 2),
+        "ratio": round(with_ms / without_ms, 3),
+        "lower": round(float(lower), 3),
+        "upper": round(float(upper), 3),
+    }
+
+
+def _resampled(blocks: list[Floats], percentile: int, draw: np.random.Generator) -> float:
+    chosen = draw.integers(0, len(blocks), len(blocks))
+    return float(np.percentile(np.concatenate([blocks[i] for i in chosen]), percentile))
+
+
+def table(result: Json) -> str:
+    plates = result["plates"]
+    lines = [
+        (
+            f"{result['load']}: {result['blocks']} blocks a side, {plates['with']} plates with and "
+            f"{plates['without']} without, {result['rate_hz']:.0f} scan lines/s; {result['host']}"
+        ),
+        (
+            f"the load itself took {result['load_share_of_a_core']:.1%} of a core in "
+            f"{result['load_rounds']} rounds"
+        ),
+        "       with ms  without ms   ratio   95 % interval",
+    ]
+    for q in (50, 95, 99):
+        found = result[f"p{q}"]
+        lines.append(
+            f"p{q:<3} {found['with_ms']:9.2f} {found['without_ms']:11.2f} {found['ratio']:7.3f}"
+            f"   {found['lower']:.3f} to {found['upper']:.3f}"
+        )
+    if not result["is_enough"]:
+        lines.append("too few plates or blocks to say so: 5000 plates and 10 blocks a side")
+    return "\n".join(lines)
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+# --- loads --------------------------------------------------------------------------------------
+
+
+def start_load(bench: Bench, options: argparse.Namespace) -> tuple[subprocess.Popen[str], float]:
+    arguments = [options.load, "--pause-s", str(options.pause_s), "--be-load", str(bench.config)]
+    process = subprocess.Popen(
+        [sys.executable, __file__, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    return process, time.monotonic()
+
+
+def stop_load(load: tuple[subprocess.Popen[str], float]) -> Json:
+    """How often it went round, and the processor time that it and its children took."""
+    process, began_s = load
+    assert process.stdout is not None
+    alive_s = time.monotonic() - began_s
+    process.send_signal(signal.SIGTERM)
+    rounds = process.stdout.read()
+    process.stdout.close()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"the load ended with exit status {process.returncode}")
+    return {
+        "cpu_s": used.ru_utime + used.ru_stime,
+        "rounds": int(rounds),
+        "alive_s": alive_s,
+    }
+
+
+def be_load(round_: Callable[[str], None], config: str, pause_s: float) -> None:
+    """Go round until told to stop; then say how often."""
+    is_stopping = False
+
+    def stop(number: int, frame: object) -> None:
+        nonlocal is_stopping
+        is_stopping = True
+
+    signal.signal(signal.SIGTERM, stop)
+    rounds = 0
+    while not is_stopping:
+        round_(config)
+        rounds += 1
+        time.sleep(pause_s)
+    print(rounds)
+
+
+def ask_like_qa(config: str) -> None:
+    """What a page of QA asks: the newest, one plate, counts of all and of a day."""
+    with Reader(load_configuration(config).value.journal.directory) as reader:
+        newest = list(reader.results(Filter(), newest_first=True, limit=100))
+        failed = list(reader.results(Filter(verdict="FAIL"), newest_first=True, limit=100))
+        for body in (newest + failed)[:5]:
+            reader.of_result(body["result_id"])
+        reader.stats(Filter())
+
+
+def scrape(config: str) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{METRICS_PORT}/metrics", timeout=5.0) as answer:
+        answer.read()
+
+
+def verify(config: str) -> None:
+    _command("log", "verify", "--no-pictures", "--config", config)
+
+
+def export(config: str) -> None:
+    _command("log", "export", "--format", "csv", "--config", config)
+
+
+def backup(config: str) -> None:
+    to = Path(config).parent / "backup"
+    _command("log", "backup", "--config", config, "--to", str(to), "--keep", "2")
+
+
+def _command(*arguments: str) -> None:
+    done = subprocess.run(
+        vqi(*arguments), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
+    )
+    if done.returncode:
+        raise SystemExit(f"vqi {' '.join(arguments)}: {done.stderr.decode()[-500:]}")
+
+
+LOADS: dict[str, Callable[[str], None]] = {
+    "readers": ask_like_qa,
+    "scrape": scrape,
+    "verify": verify,
+    "export": export,
+    "backup": backup,
+}
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(KeyboardInterrupt):
+        main()

@@ -1,0 +1,92 @@
+"""What the benchmarks of interference and soak conclude, from series whose answer is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from interference import block_order, ratio
+from loaded_station import Floats, append_line, read_lines
+from soak import Series, judged, minutes_of, slope_per_h
+
+
+def blocks(draw: np.random.Generator, factor: float, spread: float = 0.05) -> list[Floats]:
+    """Ten blocks of 500 plates; each block has a level of its own."""
+    levels = draw.normal(1.0, spread, 10)
+    return [factor * level * draw.lognormal(3.0, 0.3, 500) for level in levels]
+
+
+def test_no_effect_is_seen_as_none_and_an_effect_as_what_it_is() -> None:
+    draw = np.random.default_rng(3)
+    none = [ratio(blocks(draw, 1.0), blocks(draw, 1.0), 99, seed, 200) for seed in range(12)]
+    held = sum(found["lower"] <= 1.0 <= found["upper"] for found in none)
+    assert held >= 8, none
+    found = ratio(blocks(draw, 1.5), blocks(draw, 1.0), 99, 1, 200)
+    assert found["lower"] > 1.3
+    assert found["lower"] < 1.5 < found["upper"]
+
+
+def test_a_bootstrap_over_plates_would_be_too_sure() -> None:
+    """Blocks with levels of their own: the interval widens with them, not with the plates."""
+    draw = np.random.default_rng(5)
+    alike = ratio(blocks(draw, 1.0, 0.0), blocks(draw, 1.0, 0.0), 95, 1, 200)
+    apart = ratio(blocks(draw, 1.0, 0.3), blocks(draw, 1.0, 0.3), 95, 1, 200)
+    assert apart["upper"] - apart["lower"] > 3 * (alike["upper"] - alike["lower"])
+
+
+@given(st.integers(1, 30), st.integers())
+def test_blocks_come_in_turns(count: int, seed: int) -> None:
+    order = block_order(count, seed)
+    assert len(order) == 2 * count
+    assert all(order[i] != order[i + 1] for i in range(0, len(order), 2))
+    assert order == block_order(count, seed)
+
+
+def series(slope_per_hour: float, noise: float, pieces: int = 2, alike: float = 0.0) -> Series:
+    """Pieces of 45 minutes with levels of their own."""
+    draw = np.random.default_rng(1)
+    hours = np.tile(np.arange(0, 0.75, 5 / 3600), pieces)
+    piece = np.repeat(np.arange(pieces), len(hours) // pieces).astype(np.float64)
+    values = 100 + 7 * piece + slope_per_hour * hours
+    step = 0.0
+    for i in range(len(values)):
+        step = alike * step + draw.normal(0, noise)
+        values[i] += step
+    return Series(piece, hours, values)
+
+
+@pytest.mark.parametrize("slope", [-3.0, 0.0, 0.5, 12.0])
+@pytest.mark.parametrize("alike", [0.0, 0.9])
+def test_a_slope_is_found_and_its_interval_holds_it(slope: float, alike: float) -> None:
+    found, half = slope_per_h(series(slope, 1.0, alike=alike))
+    assert abs(found - slope) < 1.5 * half
+    assert half < (0.6 if not alike else 8.0)
+
+
+def test_a_leak_is_not_flat_and_noise_is() -> None:
+    assert judged("rss station", series(20.0, 1.0))["is_flat"] is False
+    assert judged("rss station", series(0.0, 1.0))["is_flat"] is True
+    # Below the floor of 1 % an hour, however surely it is there.
+    assert judged("rss station", series(0.5, 0.001))["is_flat"] is True
+    assert judged("fds station", series(2.0, 0.1))["is_flat"] is False
+    # Pieces begin at other levels; that is no slope.
+    assert judged("fds lamp", series(0.0, 0.0, pieces=5))["is_flat"] is True
+    assert judged("database journal", series(50.0, 1.0))["is_flat"] is None
+
+
+def test_what_is_too_short_says_nothing() -> None:
+    short = Series(np.zeros(3), np.arange(3) / 60, np.ones(3))
+    assert judged("rss lamp", short)["is_flat"] is None
+
+
+def test_a_ledger_survives_a_kill_in_mid_line(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    append_line(path, {"piece": 0, "began_ns": 0, "at_ns": 60 * 10**9})
+    with path.open("a") as file:
+        file.write('{"piece": 0, "began_ns": 0, "at_n')
+    assert minutes_of(read_lines(path)) == 1.0
+    append_line(path, {"piece": 1, "began_ns": 0, "at_ns": 90 * 10**9})
+    assert minutes_of(read_lines(path)) == 2.5

@@ -34,7 +34,7 @@ from campaign.kinds_limits import group
 from campaign.ledger import ROOT, Ledger, State
 from producer_rig import SignedLine
 from pty_recorder import PtyRecorder, adafruit_elements
-from station_rig import children, start_vqi, wait_until
+from station_rig import children, wait_until
 
 LIMIT_S = 2.0
 PATIENCE_S = 10.0
@@ -159,7 +159,13 @@ class Line:
 
     def start(self) -> None:
         if self.run is None or self.run.poll() is not None:
-            self.run = start_vqi("run", "--config", self.line.config)
+            command = [sys.executable, "-P", "-m", "station.cli", "run", "--config"]
+            self.run = subprocess.Popen(
+                [*command, self.line.config],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
 
     def pids(self) -> Pids:
         assert self.run is not None
@@ -284,6 +290,8 @@ def main() -> int:
     parser.add_argument("--ledger", type=Path, default=ROOT / "var/leave-green.jsonl")
     parser.add_argument("--json", action="store_true", dest="is_json")
     options = parser.parse_args()
+    # Told to end, it ends its station too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     ledger = Ledger(options.ledger, State.now())
     if len(ledger.counting()) < options.runs:
         inflict(

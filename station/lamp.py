@@ -242,6 +242,8 @@ def serve(configuration: Configuration, is_restart: bool = False) -> int:
     lamp process runs here, or the runtime folder cannot be used.
     """
     runtime_dir = configuration.station.runtime_dir
+    # On a busy machine the imports have taken their time; waiting for a predecessor begins now.
+    notify("STATUS=waiting for the light")
     try:
         lock = take_lock(runtime_dir / LAMP_LOCK)
     except OSError as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from pty_recorder import PtyRecorder, adafruit_elements
 from station_rig import Rig, check_conservation, children, vqi, wait_until
+from test_lamp import no_more_processes
 from test_station import verify_log, write_belt
 
 from station.control import control_path
@@ -206,13 +207,41 @@ def test_an_unplugged_tower_stops_neither_lamp_process_nor_plates(rig: Rig) -> N
         lamp = children(process.pid)["lamp"]
         plates = rig.status()["plates"]
         wait_until(lambda: rig.status()["plates"] > plates + 5, 20.0, "plates without a lamp")
+        status = rig.status()
+        assert status["ready"] is False
+        assert any(reason.startswith("lamp:") for reason in status["not_ready"])
+        assert status["light_confirmation"].startswith("not believed")
+        assert status["light"] != "pass_not_production"
         assert children(process.pid)["lamp"] == lamp, "it looks for its device, it does not die"
         with PtyRecorder(rig.folder / "tower") as tower:
             wait_until(
                 lambda: adafruit_elements(tower.bytes_sent()).get("red") == "blink", 5.0, "FAULT"
             )
+            wait_until(lambda: rig.status()["ready"] is True, 10.0, "READY")
+            assert rig.status()["light_confirmation"].startswith("unconfirmed")
     finally:
         run.__exit__(None, None, None)
+    check_conservation(rig)
+
+
+def test_a_full_process_table_leaves_no_green_behind_a_dead_lamp_process(rig: Rig) -> None:
+    with PtyRecorder(rig.folder / "tower") as tower:
+        rig.light = {"device": {"type": "serial_tower", "port": str(rig.folder / "tower")}}
+        rig.specimen["gap_mm"] = 800.0
+        with rig.running() as run:
+
+            def green() -> str | None:
+                return adafruit_elements(tower.bytes_sent()).get("green")
+
+            wait_until(lambda: green() == "on", 20.0, "a pass")
+            lamp = children(run.pid)["lamp"]
+            with no_more_processes(run.pid):
+                os.kill(lamp, signal.SIGKILL)
+                wait_until(lambda: green() is None, 2.0, "dark")
+                time.sleep(1.0)  # the supervisor tries again meanwhile, and goes on
+                assert "lamp" not in children(run.pid)
+            wait_until(lambda: "lamp" in children(run.pid), 3.0, "a new lamp process")
+            wait_until(lambda: rig.status()["ready"] is True, 10.0, "READY")
     check_conservation(rig)
 
 

@@ -17,7 +17,7 @@ run: $(RUN_STAMP)
 
 # Most tests wait for a belt, so three run at a time; 5 says that ARGS names none of that kind.
 # The line-scan simulator is built with gcc; `make run` needs no compiler.
-test: APT += gcc libc6-dev
+test: APT += gcc libc6-dev strace
 test: $(TEST_STAMP) | system
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -57,7 +57,7 @@ ablations: $(TEST_STAMP)
 	$(VENV)/bin/python benchmarks/accuracy.py --data $(DATA) --out var/ablations --recipe "fine, from nothing" --networks $(PARTS) $(ARGS)
 
 # Faults in living stations until each kind has its runs; the ledger under ./var/campaign adds up.
-# ARGS="--runs 50 --minutes 40 --power-cuts 500 --system-calls --controls"; needs root.
+# ARGS="--core --minutes 40 --power-cuts 500 --system-calls --controls --runs 50"; needs root.
 campaign: APT += gcc libc6-dev strace
 campaign: $(TEST_STAMP) | system
 	PYTHONPATH=.:tests $(VENV)/bin/python -m campaign $(ARGS)

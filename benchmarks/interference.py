@@ -46,6 +46,7 @@ from loaded_station import (
 )
 
 from station.config import load_configuration
+from station.cores import cpu_seconds
 from station.qms import Filter, Reader
 
 Json = dict[str, Any]
@@ -92,9 +93,10 @@ def measure(options: argparse.Namespace) -> Json:
     say(f"{rate_hz:.0f} scan lines/s, {plates_per_s:.1f} plates/s; {len(order) - len(known)} "
         f"blocks of {block_s:.0f} s to go")  # fmt: skip
     if len(known) < len(order):
-        with running(bench):
+        with running(bench) as station:
             for is_on in order[len(known) :]:
-                block = run_block(bench, options, is_on, block_s) | {"rate_hz": rate_hz}
+                block = run_block(bench, options, is_on, block_s, station.pid)
+                block["rate_hz"] = rate_hz
                 append_line(ledger, block)
                 known.append(block)
     return evaluate(bench, known, options)
@@ -107,13 +109,19 @@ def block_order(blocks: int, seed: int) -> list[bool]:
     return [is_on for _ in range(blocks) for is_on in draw.sample((True, False), 2)]
 
 
-def run_block(bench: Bench, options: argparse.Namespace, is_on: bool, block_s: float) -> Json:
+def run_block(
+    bench: Bench, options: argparse.Namespace, is_on: bool, block_s: float, pid: int
+) -> Json:
+    served_s = cpu_seconds(pid)["metrics"]
     load = start_load(bench, options) if is_on else None
     time.sleep(_SETTLE_S)
     begin_ns = time.monotonic_ns()
     time.sleep(block_s)
     end_ns = time.monotonic_ns()
     said = stop_load(load) if load is not None else {"cpu_s": 0.0, "rounds": 0, "alive_s": 0.0}
+    if options.load == "scrape":
+        # Who answers is a part of this load.
+        said["cpu_s"] += cpu_seconds(pid)["metrics"] - served_s
     say(f"{'with' if is_on else 'without':8} {said['rounds']:6} rounds, {said['cpu_s']:.1f} s")
     return {
         "load": options.load,

@@ -51,7 +51,7 @@ Json = dict[str, Any]
 _EVERY_S = 5.0
 _BACKUP_EVERY_S = 300.0
 _READERS_PAUSE_S = 1.0
-_WARM_UP_S = 180.0
+_WARM_UP_S = 600.0
 """Of each piece at most, and a fifth of it: caches and pools fill."""
 _DEFECTIVE_SHARE = 0.1
 """So that pictures of hours fit on the disk."""

@@ -272,9 +272,15 @@ def _wave(levels: Levels, end_ms: float, y: float, colour: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--draw", action="store_true", help="the kept trace, without a station")
-    if not parser.parse_args().draw:
+    parser.add_argument("--out", default=str(_PICTURE), help="-: on stdout")
+    arguments = parser.parse_args()
+    if not arguments.draw:
         _TRACE.write_text(json.dumps(record(), separators=(",", ":")) + "\n")
-    _PICTURE.write_text(draw(panels(json.loads(_TRACE.read_text()))))
+    picture = draw(panels(json.loads(_TRACE.read_text())))
+    if arguments.out == "-":
+        sys.stdout.write(picture)
+    else:
+        Path(arguments.out).write_text(picture)
 
 
 if __name__ == "__main__":

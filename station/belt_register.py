@@ -18,6 +18,8 @@ from enum import StrEnum
 
 SLACK_S = 0.02
 """Travel in this time may be added to half a frame height: writing and reading take time, too."""
+_WIRE_S = 0.01
+"""Of it, what is left to the command's way to the output where a plate is beyond its point."""
 MAX_PLATES = 256
 """Plates between camera and accept point, at most; the oldest is forgotten."""
 
@@ -193,7 +195,7 @@ class BeltRegister:
             return "the belt's speed is unknown"
         if (now_ns - self._place.at_ns) / 1e9 > self._max_age_s:
             return "the belt's place is too old"
-        if off_by > self._reach:
+        if off_by > self._frame_height / 2 + max(0.0, self._speed) * (SLACK_S - _WIRE_S):
             return f"it was {off_by:.0f} scan lines beyond its accept point when that was known"
         if self._speed < 0:
             return "the belt runs backwards"

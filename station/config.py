@@ -545,8 +545,11 @@ def _fields_at(model: Any, location: tuple[Any, ...]) -> set[str]:
     definitions = schema.get("$defs", {})
 
     def follow(node: dict[str, Any]) -> dict[str, Any]:
-        while "$ref" in node:
-            node = definitions[node["$ref"].rsplit("/", 1)[1]]
+        while "$ref" in node or "anyOf" in node:  # the latter: it may be left out
+            if "$ref" in node:
+                node = definitions[node["$ref"].rsplit("/", 1)[1]]
+            else:
+                node = next((n for n in node["anyOf"] if n.get("type") != "null"), {})
         return node
 
     node = follow(schema)

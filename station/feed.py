@@ -37,7 +37,7 @@ _REOPEN_PAUSE_S = 0.5
 _PLACE_EVERY_NS = 8_000_000
 """The belt's place is told no more often than this: it goes on well known in between."""
 _HANG_LIMIT_S = 1.5
-_STALL_LIMIT_S = 0.5
+_STALL_LIMIT_S = 1.0
 """A camera whose scan lines come by themselves is late with a frame if none came for so long, or
 for three frames' time."""
 _START_LIMIT_S = 10.0

@@ -242,6 +242,8 @@ def serve(configuration: Configuration, is_restart: bool = False) -> int:
     lamp process runs here, or the runtime folder cannot be used.
     """
     runtime_dir = configuration.station.runtime_dir
+    # On a busy machine the imports have taken their time; waiting for a predecessor begins now.
+    notify("STATUS=waiting for the light")
     try:
         lock = take_lock(runtime_dir / LAMP_LOCK)
     except OSError as error:
@@ -302,7 +304,10 @@ class Light:
 
     def open(self) -> None:
         """Open the device and show FAULT before anything else. Raises `DeviceError`."""
-        device = self._open_device()
+        try:
+            device = self._open_device()
+        except RuntimeError as error:  # a driver that flashes by itself found no thread
+            raise DeviceError(f"the device cannot be opened: {error}") from error
         try:
             is_confirmed = device.show(LightState.FAULT)
         except DeviceError:
@@ -486,8 +491,8 @@ class _Lamp:
 
     def _leave(self) -> None:
         """Also after an error of our own: whatever was shown, nobody keeps it alive any more."""
-        self._outputs.close()
         self._light.close()
+        self._outputs.close()
         if self._listener is not None:
             self._listener.path.unlink(missing_ok=True)
             self._listener.close()

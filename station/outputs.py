@@ -187,6 +187,8 @@ class Outputs:
         """Look after what is lost."""
         if self._plc is not None:
             self._plc.keep(now_ns)
+        if self._accept is not None:
+            self._accept.keep()
 
     def take_events(self) -> list[Json]:
         late = 0
@@ -258,7 +260,11 @@ class Plc:
 
     def _open(self) -> None:
         link = open_plc_link(self._settings)
-        link.start(self._read, self._take)
+        try:
+            link.start(self._read, self._take)
+        except RuntimeError as error:
+            link.close()
+            raise DeviceError(f"{link.description}: {error}") from error
         self._link = link
 
     def _miss(self, error: DeviceError) -> None:
@@ -389,7 +395,18 @@ class Accept:
             if not is_restart:
                 raise
             self._lose(str(error))
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the process table is full
+            if not is_restart:
+                raise DeviceError(str(error)) from error
+            self._lose(str(error))
+
+    def keep(self) -> None:
+        """Begin where there was no thread to be had before."""
+        if self._thread.ident is None:
+            with contextlib.suppress(RuntimeError):
+                self._thread.start()
 
     def _open(self) -> None:
         """Whatever it did before, it is off now."""

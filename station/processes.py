@@ -22,7 +22,9 @@ def ask(runtime_dir: Path, process: str, timeout_s: float) -> tuple[Json | None,
     except (PeerGone, NotAMessage, OSError) as error:
         return None, str(error) or type(error).__name__
     status = answer.get("status", answer)
-    return (status, "") if isinstance(status, dict) else (None, "its answer is no status")
+    if not isinstance(status, dict):
+        return None, "its answer is no status"
+    return {key: value for key, value in status.items() if key not in ("op", "ok")}, ""
 
 
 def ask_all(runtime_dir: Path, timeout_s: float) -> dict[str, tuple[Json | None, str]]:

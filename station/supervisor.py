@@ -22,11 +22,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
 
-from station.config import EX_CONFIG
+from station.config import EX_CONFIG, ConfigError, load_configuration
+from station.fault import put_out
 from station.ipc import Json
+from station.lock import LAMP_LOCK, take_lock
 from station.systemd import LIFELINE_VARIABLE, pauses_after
 
 _STOP_LIMIT_S = 15.0
+_RETRY_S = 0.5
+"""A process that cannot even be started is tried again after so long."""
 _AWAY_S = 0.5
 """After a pause of this process itself, what it did not hear says nothing."""
 
@@ -39,14 +43,16 @@ class Role:
     watchdog_s: float
     start_limit_s: float = 120.0
     is_replaced_at_once: bool = False
+    nice: int = 0
+    """Against the run's own; as in the units. The lamp must be back at once on a busy machine."""
     is_needed: bool = True
     """Without it no plate is inspected: a run ends if it cannot start."""
 
 
-LAMP = Role("lamp", watchdog_s=1.0, start_limit_s=5.0, is_replaced_at_once=True)
-JOURNAL = Role("journal", watchdog_s=10.0)
+LAMP = Role("lamp", watchdog_s=1.0, start_limit_s=5.0, is_replaced_at_once=True, nice=-15)
+JOURNAL = Role("journal", watchdog_s=10.0, nice=-5)
 STATION = Role("station", watchdog_s=10.0)
-METRICS = Role("metrics", watchdog_s=10.0, is_needed=False)
+METRICS = Role("metrics", watchdog_s=10.0, nice=10, is_needed=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -118,7 +124,10 @@ class Supervisor:
         show: Callable[[Json], None],
         log: Callable[[str], None],
         has_metrics: bool = False,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
+        """`check` raises if there is nothing to inspect with; the lamp shows FAULT by then."""
+        self._check = check
         self._roles = (LAMP, JOURNAL, STATION, *([METRICS] if has_metrics else []))
         self._config = config
         self._plates = plates
@@ -134,26 +143,55 @@ class Supervisor:
         self._figures: Json | None = None
         """What the present station said last of itself."""
         self._status: int | None = None
+        self._nice = os.getpriority(os.PRIO_PROCESS, 0)
         self._was_operational = False
         self._is_stopping = False
         self._is_station_told = False
 
     def run(self) -> int:
-        """Exit status: the station's, 78 for a bad configuration, 1 if a process cannot start."""
+        """Exit status: the station's, 78 for a bad configuration, 1 if a process cannot start.
+        Raises what `check` raises."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
+        # It replaces the lamp: what holds for that holds for itself.
+        _set_nice(0, self._nice + LAMP.nice)
         try:
-            for role in self._roles:
+            self._put_out()  # what is wrong will be said by the lamp process
+            self._start(LAMP)
+            self._check_first()
+            for role in self._roles[1:]:
                 self._start(role)
             while self._status is None:
                 turned_at = time.monotonic()
-                for key, _ in self._selector.select(timeout=0.05):
-                    key.data()
+                self._take_events()
                 if time.monotonic() - turned_at < _AWAY_S:
                     self._watch()
         finally:
             self._stop_all()
         return self._status
+
+    def _check_first(self) -> None:
+        """A start that is refused leaves FAULT on a light that latches, not what was there."""
+        try:
+            self._check()
+        except Exception:
+            deadline = time.monotonic() + LAMP.start_limit_s
+            while self._is_starting(LAMP) and time.monotonic() < deadline:
+                self._take_events()
+            raise
+
+    def _take_events(self) -> None:
+        for key, _ in self._selector.select(timeout=0.05):
+            self._take_event(key)
+
+    def _take_event(self, key: selectors.SelectorKey) -> None:
+        """One of a batch: what came before it may have ended its process."""
+        if self._selector.get_map().get(key.fd) is key:
+            key.data()
+
+    def _is_starting(self, role: Role) -> bool:
+        child = self._children.get(role.name)
+        return child is not None and not child.is_ready
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._is_stopping = True
@@ -161,11 +199,54 @@ class Supervisor:
     # --- one process ----------------------------------------------------------------------------
 
     def _start(self, role: Role) -> None:
+        try:
+            self._launch(role)
+        except OSError as error:  # the process table, the memory or the descriptors are full
+            if not self._was_operational:
+                raise
+            self._log(f"the {role.name} process cannot be started: {error}; trying again")
+            self._due[role.name] = time.monotonic() + _RETRY_S
+
+    def _put_out(self) -> str:
+        """Write FAULT where no lamp process lives: the light latches what the last one showed, and
+        the next one needs a while to start, or cannot. Why it may not show; empty if it does."""
+        try:
+            settings = load_configuration(self._config).value
+            lock = take_lock(settings.station.runtime_dir / LAMP_LOCK, wait_s=0.0)
+        except (ConfigError, OSError) as error:
+            return str(error)
+        if lock is None:  # another run's lamp process keeps the light
+            return ""
+        try:
+            return "; ".join(put_out(settings))
+        finally:
+            os.close(lock)
+
+    def _launch(self, role: Role) -> None:
+        """Raises OSError."""
         name = f"vqi/{os.getpid()}/{role.name}/{secrets.token_hex(4)}"
         notifications = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         notifications.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         notifications.bind("\0" + name)
-        process = subprocess.Popen(
+        try:
+            process = self._run(role, name)
+        except OSError:
+            notifications.close()
+            raise
+        _set_nice(process.pid, self._nice + role.nice)
+        now = time.monotonic()
+        child = _Child(role, process, os.pidfd_open(process.pid), notifications, now, now)
+        self._children[role.name] = child
+        self._selector.register(child.descriptor, selectors.EVENT_READ, lambda: self._on_end(child))
+        self._selector.register(notifications, selectors.EVENT_READ, lambda: _hear(child))
+        if process.stdout is not None:
+            os.set_blocking(process.stdout.fileno(), False)
+            self._selector.register(
+                process.stdout, selectors.EVENT_READ, lambda: self._read_events(child)
+            )
+
+    def _run(self, role: Role, name: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
             [sys.executable, "-P", "-m", "station.cli", *self._arguments(role)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE if role in (LAMP, STATION) else subprocess.DEVNULL,
@@ -178,16 +259,6 @@ class Supervisor:
             # Ctrl-C at the terminal reaches this process only, which ends the others in order.
             start_new_session=True,
         )
-        now = time.monotonic()
-        child = _Child(role, process, os.pidfd_open(process.pid), notifications, now, now)
-        self._children[role.name] = child
-        self._selector.register(child.descriptor, selectors.EVENT_READ, lambda: self._on_end(child))
-        self._selector.register(notifications, selectors.EVENT_READ, lambda: _hear(child))
-        if process.stdout is not None:
-            os.set_blocking(process.stdout.fileno(), False)
-            self._selector.register(
-                process.stdout, selectors.EVENT_READ, lambda: self._read_events(child)
-            )
 
     def _arguments(self, role: Role) -> list[str]:
         arguments = ["serve", role.name, "--config", self._config]
@@ -232,6 +303,9 @@ class Supervisor:
         if child.process.stdout is not None:
             self._read_events(child)
         if child.role is LAMP:
+            problem = self._put_out()
+            if problem:
+                self._log(f"the light may show anything: {problem}")
             # Whatever it showed, nobody keeps it alive; its successor says what it shows.
             self._show({"lamp": {"state": "fault", "result_id": ""}})
         if child.role is STATION:
@@ -343,6 +417,12 @@ def _hear(child: _Child) -> None:
         child.heard_at = time.monotonic()
         if b"READY=1" in data:
             child.is_ready = True
+
+
+def _set_nice(pid: int, nice: int) -> None:
+    """Where this user may not, everybody runs alike."""
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, pid, nice)
 
 
 def _how(status: int) -> str:

@@ -24,6 +24,7 @@ _MAY_SKIP = (
     "nothing of its own here",
     "cannot cut power here",
     "no real images",
+    "no control group",
     "no history here",
     "no promtool here",
     "this processor has no",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import socket
 import struct
@@ -28,9 +27,12 @@ class Fuzz:
 
     def run(self, frames: int) -> None:
         while self.malformed < frames:
-            with self._connect() as peer, contextlib.suppress(OSError):
-                for _ in range(_FRAMES_A_CONNECTION):
-                    self._send_one(peer)
+            with self._connect() as peer:
+                try:
+                    for _ in range(_FRAMES_A_CONNECTION):
+                        self._send_one(peer)
+                except OSError:
+                    self.closed += 1
         for peer in self._left_open:
             peer.close()
 
@@ -49,7 +51,6 @@ class Fuzz:
         if is_answered:
             answer = peer.recv(300)
             if not answer:
-                self.closed += 1
                 raise ConnectionResetError
             assert answer[7] & 0x80, f"{frame.hex()} was obeyed: {answer.hex()}"
             self.refused += 1
@@ -68,7 +69,6 @@ class Fuzz:
         else:
             peer.shutdown(socket.SHUT_WR)
             peer.recv(300)
-        self.closed += 1
         raise ConnectionResetError
 
 

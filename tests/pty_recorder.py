@@ -63,6 +63,11 @@ class PtyRecorder:
             temporary.replace(link)
         self.start_reading()
 
+    @property
+    def slave(self) -> int:
+        """The device's end, for a test that writes as another program would."""
+        return self._slave
+
     def bytes_sent(self) -> bytes:
         return b"".join(data for _, data in list(self.records))
 

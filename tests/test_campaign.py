@@ -22,7 +22,7 @@ from campaign.observer import Observer, Seen
 Json = dict[str, Any]
 SHORT_KINDS = (
     "kill -9 station",
-    "SIGSTOP lamp",
+    "kill -9 lamp",
     "SIGSEGV journal",
     "deadlock: station's main thread",
     "fsync says EIO",

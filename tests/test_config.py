@@ -166,6 +166,38 @@ MISTAKES: dict[str, tuple[tuple[str, str], tuple[str, ...]]] = {
         ('{ type = "simulated" }', '{ type = "serial_tower", prot = "/dev/x" }'),
         ("light.device.port: this key is missing", "light.device.prot: unknown key; known here:"),
     ),
+    "a wrong key of the PLC": (
+        ("[light]", '[plc]\ntype = "modbus_server"\nhost = "10.0.0.5"\nprot = 5\n[light]'),
+        ("plc.prot: unknown key; known here: heartbeat_timeout_s, host, tcp_port",),
+    ),
+    "a word on a wire that is none": (
+        (
+            "[light]",
+            '[plc]\ntype = "io"\ndevice = { type = "simulated", outputs = ["redy"] }\n[light]',
+        ),
+        ("plc: device.outputs.redy is no word of the handshake; there are: attention, busy",),
+    ),
+    "accept without its output": (
+        (
+            "[light]",
+            (
+                "[accept]\ndistance_mm = 5.0\npulse_ms = 50\n"
+                'device = { type = "simulated", outputs = ["ok"] }\n[light]'
+            ),
+        ),
+        ("accept: device.outputs has no accept; name the output so",),
+    ),
+    "a pulse that the module cannot time": (
+        (
+            "[light]",
+            (
+                "[accept]\ndistance_mm = 5.0\npulse_ms = 50\n[accept.device]\n"
+                'type = "modbus"\nhost = "10.0.0.5"\noutputs = { accept = 0 }\npulse_offset = 512\n'
+                "[light]"
+            ),
+        ),
+        ("accept: pulse_ms is no multiple of device.pulse_unit_ms 100",),
+    ),
     "a state that does not exist": (
         ("[light]", '[light]\npatterns = { paas = { green = "on" } }'),
         ("light.patterns.paas: input should be 'pass', ",),

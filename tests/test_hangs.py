@@ -18,12 +18,14 @@ from pathlib import Path
 import pytest
 from pty_recorder import PtyRecorder, adafruit_elements
 from station_rig import Rig, check_conservation, children, vqi, wait_until
+from test_lamp import no_more_processes
 from test_station import verify_log, write_belt
 
 from station.control import control_path
 from station.journal import journal_path
 from station.lamp import lamp_path
 from station.qms import DATABASE
+from station.supervisor import LAMP, Supervisor
 
 pytestmark = pytest.mark.alone
 
@@ -205,14 +207,72 @@ def test_an_unplugged_tower_stops_neither_lamp_process_nor_plates(rig: Rig) -> N
         lamp = children(process.pid)["lamp"]
         plates = rig.status()["plates"]
         wait_until(lambda: rig.status()["plates"] > plates + 5, 20.0, "plates without a lamp")
+        status = rig.status()
+        assert status["ready"] is False
+        assert any(reason.startswith("lamp:") for reason in status["not_ready"])
+        assert status["light_confirmation"].startswith("not believed")
+        assert status["light"] != "pass_not_production"
         assert children(process.pid)["lamp"] == lamp, "it looks for its device, it does not die"
         with PtyRecorder(rig.folder / "tower") as tower:
             wait_until(
                 lambda: adafruit_elements(tower.bytes_sent()).get("red") == "blink", 5.0, "FAULT"
             )
+            wait_until(lambda: rig.status()["ready"] is True, 10.0, "READY")
+            assert rig.status()["light_confirmation"].startswith("unconfirmed")
     finally:
         run.__exit__(None, None, None)
     check_conservation(rig)
+
+
+def test_a_full_process_table_leaves_no_green_behind_a_dead_lamp_process(rig: Rig) -> None:
+    with PtyRecorder(rig.folder / "tower") as tower:
+        rig.light = {"device": {"type": "serial_tower", "port": str(rig.folder / "tower")}}
+        rig.specimen["gap_mm"] = 800.0
+        with rig.running() as run:
+
+            def green() -> str | None:
+                return adafruit_elements(tower.bytes_sent()).get("green")
+
+            wait_until(lambda: green() == "on", 20.0, "a pass")
+            lamp = children(run.pid)["lamp"]
+            with no_more_processes(run.pid):
+                os.kill(lamp, signal.SIGKILL)
+                wait_until(lambda: green() is None, 2.0, "dark")
+                time.sleep(1.0)  # the supervisor tries again meanwhile, and goes on
+                assert "lamp" not in children(run.pid)
+            wait_until(lambda: "lamp" in children(run.pid), 3.0, "a new lamp process")
+            wait_until(lambda: rig.status()["ready"] is True, 10.0, "READY")
+    check_conservation(rig)
+
+
+def test_a_start_that_is_refused_puts_out_what_a_killed_one_left(rig: Rig) -> None:
+    """A tower latches, and nobody was there to say FAULT."""
+    with PtyRecorder(rig.folder / "tower") as tower:
+        rig.light = {"device": {"type": "serial_tower", "port": str(rig.folder / "tower")}}
+        config = rig.write()
+        os.write(tower.slave, b"\x14")
+        wait_until(lambda: tower.elements().get("green") == "on", 5.0, "green")
+        rig.recipe_lines = 'folder = "nowhere"\n'
+        rig.write()
+        done = vqi("run", "--config", str(config))
+        assert done.returncode == 78, done.stderr
+        assert "nowhere" in done.stderr
+        wait_until(lambda: tower.elements() == {"red": "blink"}, 5.0, "FAULT")
+
+
+def test_what_a_dead_process_still_said_in_the_same_moment_ends_nobody(rig: Rig) -> None:
+    """Its end may come first in a batch of events that holds its output and its heartbeat too."""
+    supervisor = Supervisor(str(rig.folder / "none"), None, [], lambda _: None, lambda _: None)
+    supervisor._start(LAMP)  # which ends at once: there is no such configuration
+    child = supervisor._children[LAMP.name]
+    batch = sorted(
+        supervisor._selector.get_map().values(), key=lambda key: key.fd != child.descriptor
+    )
+    wait_until(lambda: is_gone(child.process.pid), 20.0, "the end of the process")
+    for key in batch:
+        supervisor._take_event(key)
+    assert LAMP.name not in supervisor._children
+    supervisor._stop_all()
 
 
 _WATCHER = """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from pty_recorder import PtyRecorder, adafruit_elements
 
 from drivers.stacklight import LightState
-from station.ipc import PeerGone, connect
+from station.ipc import Channel, PeerGone, connect
 from station.lamp import LampAnswer, LampClient, LampError, lamp_path
 from station.record import Provenance
 from station.systemd import lifeline, notify
@@ -155,6 +156,24 @@ def first_ns_not_green(tower: PtyRecorder, after_ns: int) -> int:
             if seen_ns > after_ns and "green" not in adafruit_elements(data):
                 return seen_ns
     raise AssertionError("still green")
+
+
+@contextlib.contextmanager
+def no_more_processes(pid: int) -> Iterator[None]:
+    """As in a full process table: these may neither fork nor start a thread."""
+    parent = Path("/sys/fs/cgroup/pids")
+    own = parent / f"vqi-test-{os.getpid()}"
+    try:
+        own.mkdir()
+    except OSError:
+        pytest.skip("no control group of the kernel here")
+    try:
+        (own / "cgroup.procs").write_text(str(pid))
+        (own / "pids.max").write_text("1")
+        yield
+    finally:
+        (parent / "cgroup.procs").write_text(str(pid))
+        own.rmdir()
 
 
 # --- start ----------------------------------------------------------------------------------------
@@ -497,6 +516,148 @@ def test_no_message_without_production_turns_it_green(
     assert site.tower.elements() != PASS
 
 
+def a_show_packet(draw: random.Random) -> dict[str, object]:
+    return {
+        "op": "show",
+        "n": draw.randrange(1, 1000),
+        "state": "pass",
+        "result_id": "a-1",
+        "provenance": "production",
+        "expires_ns": time.monotonic_ns() + draw.randrange(10**9),
+    }
+
+
+def _spoilt(draw: random.Random) -> bytes:
+    """A packet that would turn the light green, but for one thing."""
+    body = a_show_packet(draw)
+    name = draw.choice(list(body))
+    packet = bytearray(json.dumps(body).encode())
+    match draw.randrange(6):
+        case 0:
+            del body[name]
+            packet = bytearray(json.dumps(body).encode())
+        case 1:
+            body[name] = draw.choice([None, True, 1.5, -1, 2**70, [], {}, "x", "9" * 5000])
+            packet = bytearray(json.dumps(body).encode())
+        case 2:
+            del packet[draw.randrange(1, len(packet)) :]
+        case 3:
+            packet = bytearray(draw.randbytes(draw.randrange(1, 200)))
+        case 4:
+            packet[draw.randrange(len(packet))] ^= 1 << draw.randrange(8)
+        case _:
+            packet = bytearray(json.dumps([body] * draw.randrange(3)).encode())
+    return b"{" if _is_whole(bytes(packet)) else bytes(packet)
+
+
+def _is_whole(packet: bytes) -> bool:
+    """It was not spoilt after all: a command like any other."""
+    try:
+        body = json.loads(packet)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(body, dict) or not isinstance(body.get("result_id"), str):
+        return False
+    numbers = (body.get("n"), body.get("expires_ns"))
+    are_whole = all(type(number) is int and number >= 0 for number in numbers)
+    words = (body.get("op"), body.get("state"), body.get("provenance"))
+    return are_whole and words == ("show", "pass", "production")
+
+
+def test_two_thousand_spoilt_packets_show_no_green_and_leave_the_lamp_whole(
+    site: Site, lamp: subprocess.Popen[str]
+) -> None:
+    draw = random.Random(7)
+    for _ in range(100):
+        sockets = [connect(lamp_path(site.runtime_dir)) for _ in range(4)]
+        for number in range(24):
+            raw = socket.socket(fileno=os.dup(sockets[number % 4].fileno()))
+            with raw, contextlib.suppress(OSError):
+                raw.send(_spoilt(draw))
+        for channel in sockets:
+            with contextlib.suppress(PeerGone, TimeoutError):
+                channel.receive(0.02)
+            channel.close()
+    assert lamp.poll() is None
+    assert GREEN_ON not in site.tower.bytes_sent()
+    with site.client() as client:
+        eventually(lambda: show(client, LightState.FAIL).is_shown)
+
+
+def raw_show(channel: Channel, number: int, state: str, lease_s: float = 1.0) -> dict[str, object]:
+    """A command with a number of one's own; what was answered."""
+    return channel.request(
+        {
+            "op": "show",
+            "n": number,
+            "state": state,
+            "result_id": "a-1" if state == "pass" else "",
+            "provenance": "production",
+            "expires_ns": time.monotonic_ns() + int(lease_s * 1e9),
+        }
+    )
+
+
+def test_a_duplicated_or_reordered_command_never_shows_green(site: Site, lamp: object) -> None:
+    with connect(lamp_path(site.runtime_dir)) as channel:
+        assert raw_show(channel, 5, "idle")["is_shown"]
+        for number in (5, 4, 0):
+            answer = raw_show(channel, number, "pass")
+            assert "after command 5" in str(answer["reason"])
+        assert GREEN_ON not in site.tower.bytes_sent()
+        assert raw_show(channel, 6, "pass")["is_shown"]
+        site.wait_for_elements(PASS)
+
+
+def test_a_pass_that_waited_with_its_end_behind_it_is_not_shown(
+    site: Site, lamp: subprocess.Popen[str]
+) -> None:
+    with site.client() as client:
+        assert show(client, LightState.IDLE).is_shown
+        lamp.send_signal(signal.SIGSTOP)
+        passed = client.send_show(LightState.PASS, "a-1", PRODUCTION, 1.2)
+        client.send_show(LightState.IDLE, "", PRODUCTION, 1.2)
+        lamp.send_signal(signal.SIGCONT)
+        assert "over" in answer_of(client, passed).reason
+        assert GREEN_ON not in site.tower.bytes_sent()
+
+
+def test_a_pass_of_a_station_that_is_dead_meanwhile_is_not_shown(
+    site: Site, lamp: subprocess.Popen[str]
+) -> None:
+    station = site.client()
+    assert show(station, LightState.IDLE).is_shown
+    lamp.send_signal(signal.SIGSTOP)
+    station.send_show(LightState.PASS, "a-1", PRODUCTION, 1.2)
+    station.close()
+    lamp.send_signal(signal.SIGCONT)
+    site.wait_for_elements(FAULT)
+    assert GREEN_ON not in site.tower.bytes_sent()
+
+
+def test_a_light_that_came_back_is_believed_after_some_commands(site: Site, lamp: object) -> None:
+    with site.client() as client:
+        site.tower.unplug()
+        eventually(lambda: bool(client.status()["doubt"]))
+        site.link.unlink()
+        with PtyRecorder(site.link) as again:
+            again.wait_for(lambda: again.elements() == FAULT)
+            assert "not believed" in show(client, LightState.PASS, result_id="a-2").reason
+            eventually(lambda: not client.status()["doubt"])
+            assert show(client, LightState.PASS, result_id="a-2").is_shown
+
+
+def test_a_full_process_table_keeps_no_lease_from_lapsing(
+    site: Site, lamp: subprocess.Popen[str]
+) -> None:
+    """Neither a process nor a thread is needed."""
+    with no_more_processes(lamp.pid), site.client() as client:
+        assert show(client, LightState.PASS, lease_s=0.5).is_shown
+        site.wait_for_elements(PASS)
+        site.wait_for_elements(FAULT)
+        assert client.status()["state"] == "fault"
+
+
 # --- end ------------------------------------------------------------------------------------------
 
 
@@ -550,6 +711,7 @@ def test_it_reports_ready_after_fault_and_feeds_the_watchdog_while_it_runs(site:
         manager.bind(str(site.folder / "n"))
         manager.settimeout(10)
         process = site.start({"NOTIFY_SOCKET": str(site.folder / "n")})
+        assert manager.recv(100).startswith(b"STATUS=")
         assert manager.recv(100) == b"READY=1"
         site.wait_for_elements(FAULT)
         for _ in range(3):

@@ -26,12 +26,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from station_rig import Rig, children, start_vqi, vqi, wait_until
 
 from station.counters import BOUNDS_S, STAGES, Histogram
+from station.doctor import Wanted, examine
 from station.ipc import Json, Listener
 from station.metrics import FIGURES, OPTIONAL_FIGURES, Figure, StationCollector
 from station.metrics_server import health
 
 PORT = 9790
 DEPLOY = Path(__file__).parent.parent / "deploy"
+DOCS = DEPLOY.parent / "docs"
 URL = f"http://127.0.0.1:{PORT}"
 
 
@@ -185,6 +187,9 @@ def test_dashboard_and_alerts_name_what_there_is(running: Running) -> None:
         assert len(named) > 15
         assert named <= shown | may_lack, named - shown - may_lack
     assert not may_lack - named_metrics(scrape_text()) - shown, "no such family"
+    told = named_metrics((DOCS / "operations.md").read_text())
+    plain = {re.sub("_(?:bucket|count|sum)$", "", name) for name in shown - {"up"}}
+    assert plain | may_lack == told
 
 
 def named_metrics(text: str) -> set[str]:
@@ -252,6 +257,9 @@ def test_health_is_more_than_an_answer(running: Running) -> None:
         wait_until(lambda: get("/health")[0] == 503, 10.0, "503")
         assert json.loads(get("/health")[1])["up"]["station"] is False
         assert samples(scrape(), "vqi_up")["station",] == 0
+        config = str(running.rig.folder / "station.toml")
+        archive = examine(config, Wanted(), frozenset({"status.json", "rows.jsonl"}))
+        assert [entry["name"] for entry in archive.entries] == ["status.json", "rows.jsonl"]
     finally:
         os.kill(running.pids["station"], signal.SIGCONT)
     wait_until(lambda: answers("/health"), 20.0, "health again")

@@ -6,6 +6,8 @@ from __future__ import annotations
 import random
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -94,6 +96,16 @@ def test_every_word_has_its_place() -> None:
 
 def test_the_documentation_has_this_map() -> None:
     assert markdown_table() in DOCS.read_text(), "docs/plc.md is older than the register map"
+
+
+def test_the_timing_diagram_is_drawn_from_its_trace() -> None:
+    drawn = subprocess.run(
+        [sys.executable, str(DOCS.with_name("make_timing.py")), "--draw", "--out", "-"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert drawn == DOCS.with_name("plc-timing.svg").read_text()
 
 
 def test_nobody_there_is_an_error_and_nothing_else() -> None:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -23,6 +24,7 @@ from modbus_peer import ModbusPeer
 from pty_recorder import PtyRecorder
 from station_rig import Rig
 
+from drivers.plc.settings import ModbusServerSettings
 from drivers.stacklight import LightState
 from station.config import load_configuration
 from station.lamp import LampClient
@@ -66,7 +68,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("machine")
     shutil.copytree("/usr/lib/systemd/system", root / "usr/lib/systemd/system", symlinks=True)
     shutil.copytree(UNITS, root / "etc/systemd/system")
-    for name in ("opt/vqi/current/bin/vqi", "bin/grep"):
+    for name in ("opt/vqi/current/bin/vqi", "opt/vqi/current/bin/python", "bin/grep"):
         program = root / name
         program.parent.mkdir(parents=True, exist_ok=True)
         program.write_text("#!/bin/sh\n")
@@ -189,16 +191,24 @@ def test_the_installed_simulation_uses_the_units_folders() -> None:
 # --- what the lamp's unit does at the end of its process ------------------------------------------
 
 
-def as_unit(folder: Path, *arguments: str) -> tuple[subprocess.Popen[bytes], socket.socket]:
+@contextmanager
+def as_unit(
+    folder: Path, *arguments: str
+) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
     """`vqi ARGUMENTS` started as the service manager starts it, and what it tells the manager."""
-    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     address = folder / "notify"
     address.unlink(missing_ok=True)
-    manager.bind(str(address))
-    manager.settimeout(20.0)
-    environment = {**os.environ, "NOTIFY_SOCKET": str(address)}
-    command = [sys.executable, "-P", "-m", "station.cli", *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL), manager
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(30.0)
+        environment = {**os.environ, "NOTIFY_SOCKET": str(address)}
+        command = [sys.executable, "-P", "-m", "station.cli", *arguments]
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        try:
+            yield process, manager
+        finally:
+            process.kill()
+            process.wait()
 
 
 def told_before_ready(manager: socket.socket) -> list[str]:
@@ -216,38 +226,57 @@ device = {device}
 """
 
 
+def test_the_stop_command_imports_no_more_than_it_needs(tmp_path: Path) -> None:
+    config = str(Rig(tmp_path).write())
+    code = "import runpy, sys; runpy.run_module('station.fault', run_name='fault').get('main')()"
+    code += (
+        "; print(sorted({'numpy', 'typer', 'structlog', 'pymodbus', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env={**os.environ, "VQI_CONFIG": config},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "[]\n"
+
+
 def stop_command(words: str, config: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "station.cli", *words.split(), "--config", config]
-    return subprocess.run(command, check=False, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, *words.split()],
+        env={**os.environ, "VQI_CONFIG": config},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGABRT])
 def test_the_stop_command_writes_fault_however_the_lamp_process_ended(
     tmp_path: Path, number: signal.Signals
 ) -> None:
-    stop = settings_of("vqi-lamp")["ExecStopPost"][0].removeprefix("-/opt/vqi/current/bin/vqi ")
+    stop = settings_of("vqi-lamp")["ExecStopPost"][0].removeprefix("-/opt/vqi/current/bin/python ")
     with PtyRecorder() as tower, ModbusPeer() as module:
         light = {"device": {"type": "serial_tower", "port": str(tower.device)}}
-        accept = f'type = "modbus", host = "127.0.0.1", port = {module.port}'
+        accept = f'type = "modbus", host = "127.0.0.1", tcp_port = {module.port}'
         tables = _ACCEPT.format(device=f"{{ {accept}, outputs = {{ accept = 0 }} }}")
         config = str(Rig(tmp_path, light=light, tables=tables).write())
-        process, manager = as_unit(tmp_path, "serve", "lamp", "--config", config)
-        told_before_ready(manager)
-        with LampClient(tmp_path / "run") as client:
-            client.connect(5.0)
-            refused = stop_command(stop, config)
-            assert "a lamp process lives" in refused.stderr
-            client.send_show(LightState.PASS_NOT_PRODUCTION, "a-1", None, 1.2)
-            tower.wait_for(lambda: "green" in tower.elements())
-            process.send_signal(number)
-            process.wait(5.0)
+        with as_unit(tmp_path, "serve", "lamp", "--config", config) as (process, manager):
+            told_before_ready(manager)
+            with LampClient(tmp_path / "run") as client:
+                client.connect(5.0)
+                assert "a lamp process lives" in stop_command(stop, config).stderr
+                client.send_show(LightState.PASS_NOT_PRODUCTION, "a-1", None, 1.2)
+                tower.wait_for(lambda: "green" in tower.elements())
+                process.send_signal(number)
+                process.wait(5.0)
         assert "green" in tower.elements(), "this light latches"
         module.coils[0] = True  # and so does an output
         done = stop_command(stop, config)
         assert (done.returncode, done.stderr) == (0, "")
         tower.wait_for(lambda: tower.elements() == {"red": "blink"})
         assert not module.lit()[0]
-        manager.close()
 
 
 # --- starting again -------------------------------------------------------------------------------
@@ -296,14 +325,13 @@ def test_a_killed_unit_tells_the_manager_how_long_it_waits(tmp_path: Path) -> No
     config = str(Rig(tmp_path).write())
     waits = []
     for end in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGTERM):
-        process, manager = as_unit(tmp_path, "serve", "journal", "--config", config)
-        told = told_before_ready(manager)
-        said = [line for line in told if line.startswith("STATUS=starts in")]
-        waits.append(float(said[0].split()[2]) if said else 0.0)
-        assert bool(said) == any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in told)
-        process.send_signal(end)
-        assert process.wait(10.0) == (0 if end is signal.SIGTERM else -end)
-        manager.close()
+        with as_unit(tmp_path, "serve", "journal", "--config", config) as (process, manager):
+            told = told_before_ready(manager)
+            said = [line for line in told if line.startswith("STATUS=starts in")]
+            waits.append(float(said[0].split()[2]) if said else 0.0)
+            assert bool(said) == any(line.startswith("EXTEND_TIMEOUT_USEC=") for line in told)
+            process.send_signal(end)
+            assert process.wait(10.0) == (0 if end is signal.SIGTERM else -end)
     assert waits == [0.0, 0.0, 0.25, 0.0]
 
 
@@ -311,16 +339,14 @@ def test_a_lamp_unit_that_failed_comes_up_without_its_device(tmp_path: Path) -> 
     """A missing tower fails the first start; what starts again looks for it, ready meanwhile."""
     light = {"device": {"type": "serial_tower", "port": str(tmp_path / "tower")}}
     config = str(Rig(tmp_path, light=light).write())
-    process, manager = as_unit(tmp_path, "serve", "lamp", "--config", config)
-    assert process.wait(10.0) == 1
-    manager.close()
-    process, manager = as_unit(tmp_path, "serve", "lamp", "--config", config)
-    told_before_ready(manager)
-    with PtyRecorder(tmp_path / "tower") as tower:
-        tower.wait_for(lambda: tower.elements() == {"red": "blink"})
-        process.terminate()
-        assert process.wait(10.0) == 0
-    manager.close()
+    with as_unit(tmp_path, "serve", "lamp", "--config", config) as (process, _):
+        assert process.wait(20.0) == 1
+    with as_unit(tmp_path, "serve", "lamp", "--config", config) as (process, manager):
+        told_before_ready(manager)
+        with PtyRecorder(tmp_path / "tower") as tower:
+            tower.wait_for(lambda: tower.elements() == {"red": "blink"})
+            process.terminate()
+            assert process.wait(10.0) == 0
 
 
 # --- the installer --------------------------------------------------------------------------------
@@ -386,9 +412,10 @@ def test_folders_elsewhere_and_low_ports_are_opened_for_the_unit_that_needs_them
         found = installer.site_drop_ins(config)
         return {path.parent.name.split(".")[0][4:]: text for path, text in found.items() if text}
 
+    assert ModbusServerSettings.model_fields["tcp_port"].default == 502
     usual = {"journal": {"directory": "/var/lib/vqi/journal"}}
-    assert drop_ins(**usual, plc={"type": "modbus_client", "port": 502}) == {}
-    assert drop_ins(**usual, plc={"type": "modbus_server", "port": 1502}) == {}
+    assert drop_ins(**usual, plc={"type": "modbus_client", "tcp_port": 502}) == {}
+    assert drop_ins(**usual, plc={"type": "modbus_server", "tcp_port": 1502}) == {}
     assert drop_ins(journal={"directory": "journal"}) == {}
     assert "CAP_NET_BIND_SERVICE" in drop_ins(plc={"type": "modbus_server"})["lamp"]
     backup = drop_ins(**usual, retention={"backup": {"directory": "/mnt/backup"}})

@@ -7,23 +7,20 @@ with every tick.
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
 
-from drivers.errors import DeviceError
 from drivers.io import DigitalIo, open_digital_io
-from drivers.plc import NOBODY, PlcInputs, PlcLink, PlcOutputs, ReadOutputs, TakeInputs
+from drivers.plc import NOBODY, PlcInputs, PlcOutputs
+from drivers.plc.cyclic import CyclicLink
 from drivers.plc.register_map import OUTPUT_BITS
 from drivers.plc.settings import IoPlcSettings
 
-_RETRY_S = 0.5
 _LEASED = ("ready", "ok")
 _LEASE_S = 1.0
 _RENEW_S = 0.3
 
 
-class IoLink(PlcLink):
+class IoLink(CyclicLink):
     """Writes what has changed in each cycle, and everything once a second.
 
     On wires the words come one after another: a PLC reads them while RESULT_VALID is on.
@@ -31,6 +28,7 @@ class IoLink(PlcLink):
 
     def __init__(self, settings: IoPlcSettings, device: DigitalIo | None = None) -> None:
         """`device` None: open the one that `settings` name."""
+        super().__init__(settings.cycle_ms / 1000)
         self._settings = settings
         self._device: DigitalIo | None = device or open_digital_io(settings.device)
         self.description = f"PLC on wires: {self._device.description}"
@@ -38,50 +36,18 @@ class IoLink(PlcLink):
         self._written: dict[str, bool] = {}
         self._written_at = 0.0
         self._leased_at: dict[str, float] = {}
-        self._problem = ""
-        self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
 
-    @property
-    def problem(self) -> str:
-        return self._problem
-
-    def start(self, read_outputs: ReadOutputs, take_inputs: TakeInputs) -> None:
-        self._read_outputs, self._take_inputs = read_outputs, take_inputs
-        self._thread = threading.Thread(target=self._run, name="plc", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self._closing.set()
-        if self._thread is not None:
-            self._thread.join(timeout=2.0)
-            self._thread = None
-        if self._device is not None:
-            with contextlib.suppress(DeviceError):
-                self._device.write(_levels(NOBODY, self._device))
-            self._device.close()
-            self._device = None
-
-    def _run(self) -> None:
-        pause_s = 0.0
-        while not self._closing.wait(pause_s):
-            try:
-                self._cycle()
-            except DeviceError as error:
-                self._lose(str(error))
-                pause_s = _RETRY_S
-            else:
-                self._problem, pause_s = "", self._settings.cycle_ms / 1000
-
-    def _lose(self, problem: str) -> None:
-        self._problem = problem
+    def _release(self) -> None:
         self._written, self._leased_at = {}, {}
         if self._device is not None:
             self._device.close()
             self._device = None
 
+    def _say_nobody(self) -> None:
+        if self._device is not None:
+            self._device.write(_levels(NOBODY, self._device))
+
     def _cycle(self) -> None:
-        """Raises `DeviceError`."""
         if self._device is None:
             self._device = open_digital_io(self._settings.device)
         inputs = self._device.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import signal
 import sys
@@ -19,6 +20,7 @@ from station.config import Configuration
 from station.ipc import NotPermitted, PeerGone
 from station.lamp import LampClient, LampError
 from station.lease import LAMP_TEST_S
+from station.lock import LAMP_LOCK, STATION_LOCK, take_lock
 from station.outputs import switch_off
 
 app = typer.Typer(no_args_is_help=True)
@@ -86,10 +88,11 @@ def _through_lamp_or_device(
             except NotPermitted:
                 raise
             except PeerGone:
-                try:
-                    _with_device(settings, with_device)
-                finally:
-                    after_device()
+                with _alone(settings):
+                    try:
+                        _with_device(settings, with_device)
+                    finally:
+                        after_device()
                 return
             with_lamp(lamp)
     except DeviceError as error:
@@ -100,6 +103,23 @@ def _through_lamp_or_device(
         fail(str(error))
     except (PeerGone, TimeoutError) as error:
         fail(f"the lamp process went away or hangs ({error}); see its log")
+
+
+@contextlib.contextmanager
+def _alone(settings: Configuration) -> Iterator[None]:
+    """No lamp process opens the device meanwhile, and no plates run: a lamp process that is just
+    being replaced must find the device free."""
+    with contextlib.ExitStack() as locks:
+        for name, who in ((LAMP_LOCK, "a lamp process"), (STATION_LOCK, "a station")):
+            path = settings.station.runtime_dir / name
+            try:
+                lock = take_lock(path, wait_s=0.0)
+            except OSError as error:
+                fail(f"station.runtime_dir: {path} cannot be used: {error.strerror}")
+            if lock is None:
+                fail(f"{who} runs here, and the light is not free; try again in a moment")
+            locks.callback(os.close, lock)
+        yield
 
 
 def _with_device(settings: Configuration, action: Callable[[StackLight], None]) -> None:

@@ -24,7 +24,6 @@ from station.config import DEFAULT_RECORD_GB, Configuration, Loaded
 from station.ipc import Json
 from station.logs import set_up_logging
 from station.outlet import Outlet, Write, write_line
-from station.product import load_product
 from station.supervisor import Supervisor
 from station.view import LiveView, plain_line, print_summary
 
@@ -39,8 +38,6 @@ def run(
 ) -> None:
     """Run the station until it is told to stop (Ctrl-C)."""
     loaded = load_or_exit(config)
-    with exit_on_config_error():
-        load_product(loaded)
     set_up_logging("supervisor", loaded.value.station.id)
     options = [] if seconds is None else ["--seconds", str(seconds)]
     if record is not None:
@@ -48,14 +45,21 @@ def run(
 
     def start(show: Write, log: Callable[[str], None]) -> Supervisor:
         has_metrics = loaded.value.metrics is not None
-        return Supervisor(config, plates, options, show, log, has_metrics)
+        return Supervisor(config, plates, options, show, log, has_metrics, check)
 
-    if is_json:
-        supervisor, status = _run_lines(start, _record_line)
-    elif sys.stdout.isatty():
-        supervisor, status = _run_live(loaded, start)
-    else:
-        supervisor, status = _run_lines(start, plain_line)
+    def check() -> None:
+        # Only here: a lamp that still shows what a killed run left must not wait for OpenCV.
+        from station.product import load_product
+
+        load_product(loaded)
+
+    with exit_on_config_error():
+        if is_json:
+            supervisor, status = _run_lines(start, _record_line)
+        elif sys.stdout.isatty():
+            supervisor, status = _run_live(loaded, start)
+        else:
+            supervisor, status = _run_lines(start, plain_line)
     if not is_json and supervisor.report.summary is not None:
         print_summary(Console(), supervisor.report.summary)
     raise typer.Exit(status)

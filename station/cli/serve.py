@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -18,7 +17,6 @@ from station.cli.common import (
     load_or_exit,
 )
 from station.config import DEFAULT_RECORD_GB, EX_CONFIG, Configuration, Loaded
-from station.lock import LAMP_LOCK, take_lock
 from station.logs import set_up_logging
 from station.outlet import Outlet, write_json_line
 from station.supervisor import JOURNAL, LAMP, METRICS, STATION, Role
@@ -65,50 +63,6 @@ def lamp(config: ConfigOption, restart: RestartOption = False) -> None:
         from station.lamp import serve
 
         raise typer.Exit(serve(settings, restart or is_restart))
-
-
-@app.command()
-def fault(config: ConfigOption) -> None:
-    """For the lamp's unit once its process has ended: FAULT, then READY, OK, accept off, straight
-    to the devices. Not while a lamp process lives."""
-    settings = load_or_exit(config).value
-    lock = take_lock(settings.station.runtime_dir / LAMP_LOCK)
-    if lock is None:
-        fail("a lamp process lives and holds the devices; tell that one")
-    problems = [problem for problem in (_light_off(settings), _outputs_off(settings)) if problem]
-    os.close(lock)
-    if problems:
-        fail("; ".join(problems))
-
-
-def _light_off(settings: Configuration) -> str:
-    """Why the light does not show FAULT; empty if it does."""
-    from drivers.errors import DeviceError
-    from drivers.stacklight import LightState, open_stack_light
-
-    try:
-        with open_stack_light(settings.light.device, settings.light.pattern_table) as device:
-            device.show(LightState.FAULT)
-    except DeviceError as error:
-        return f"light.device: {error}"
-    return ""
-
-
-def _outputs_off(settings: Configuration) -> str:
-    """Why an output may still be on; empty if none is. A Modbus server's words died with it."""
-    if settings.plc is None and settings.accept is None:
-        return ""
-    from drivers.errors import DeviceError
-    from station.outputs import Outputs
-
-    outputs = Outputs(settings, lambda: None)
-    try:
-        outputs.open(is_restart=False)
-    except DeviceError as error:
-        return str(error)
-    finally:
-        outputs.close()
-    return ""
 
 
 @app.command()

@@ -94,15 +94,16 @@ class Engine:
         )
 
     def wait_judged(self, after_ns: int, within_s: float) -> float | None:
-        """Seconds from a moment until a plate that came after it was judged; `vqi run` is kept
-        running meanwhile."""
+        """Seconds from a moment until a plate that came after it was judged, and the tower was told
+        something; `vqi run` is kept running meanwhile."""
         deadline = time.monotonic() + within_s
         while time.monotonic() < deadline:
             self.life.keep_running()
             self.observer.look()
             body = self.observer.next_judged(after_ns)
-            if body is not None:
-                return float(body["decided_ns"] - after_ns) / 1e9
+            shown_ns = self.observer.lamp.changed_ns(after_ns)
+            if body is not None and shown_ns is not None:
+                return (max(int(body["decided_ns"]), shown_ns) - after_ns) / 1e9
             time.sleep(0.02)
         return None
 

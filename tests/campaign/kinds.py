@@ -71,3 +71,23 @@ from campaign import kinds_processes as _processes  # noqa: E402, F401
 from campaign import kinds_restarts as _restarts  # noqa: E402, F401
 from campaign import kinds_storage as _storage  # noqa: E402, F401
 from campaign import kinds_wires as _wires  # noqa: E402, F401
+
+CORE = (
+    *("kill -9 supervisor", "kill -9 lamp", "kill -9 journal", "kill -9 station", "kill -9 camera"),
+    *("kill -9 everything", "two processes at once", "SIGSEGV journal", "SIGTERM station"),
+    *("SIGSTOP lamp", "SIGSTOP journal", "SIGSTOP station", "SIGSTOP camera"),
+    *("deadlock: station's main thread", "deadlock: station's worker"),
+    *("deadlock: journal's main thread", "deadlock: camera's worker"),
+    *("fsync says EIO", "write says EIO", "write says ENOSPC", "slow fsync", "disk full"),
+    *("picture folder read-only", "power cut below the station", "WAL pinned by a reader"),
+    *("database locked by another tool", "garbage behind the WAL", "model: bits flipped"),
+    *("tower: nobody reads the wire", "tower: the wire loses bytes"),
+    *("tower: unplugged and the lamp process dies", "I/O module does not answer"),
+    *("I/O module reads back the opposite", "nonsense on every socket"),
+    *("out of memory: station", "process table full while one dies", "processor time withheld"),
+    *("everything pauses", "wall clock steps and a process dies"),
+    *("producer: frame lost", "producer: frame incomplete", "producer: frame short and unmarked"),
+    *("producer: camera gone and back", "simulated: black frame", "simulated: pixels repeated"),
+    *("simulated: half as wide", "simulated: camera stalls", "simulated: Mono12 for Mono8"),
+)
+"""One of each sort, and none that takes long: for when time is short."""

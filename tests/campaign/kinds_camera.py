@@ -36,7 +36,7 @@ class Knob:
 
 _SIMULATED = {
     "frame lost": Knob("drop_frames"),
-    "scan lines lost, unmarked": Knob("drop_scan_lines"),
+    "scan lines lost and unmarked": Knob("drop_scan_lines"),
     "frame cut short": Knob("truncate"),
     "frame twice": Knob("duplicate"),
     "camera stalls": Knob("stall", math.ceil(STALL_S / FRAME_S), 1.0),
@@ -50,7 +50,7 @@ _SIMULATED = {
 _PRODUCER = {
     "frame lost": Knob("SimLostFrames"),
     "frame incomplete": Knob("SimIncompleteFrames"),
-    "frame short, unmarked": Knob("SimShortFrames"),
+    "frame short and unmarked": Knob("SimShortFrames"),
     "frame twice": Knob("SimDuplicatedFrames"),
     "frame 0.3 s late": Knob("SimLateFrames", outage_s=0.8, is_harmless=True),
     "half as high": Knob("SimWrongHeightFrames"),

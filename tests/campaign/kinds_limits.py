@@ -17,13 +17,14 @@ from campaign.kinds import NotThere, Strike, kind, now_ns
 from campaign.life import Life
 
 _GROUPS = Path("/sys/fs/cgroup")
+_NAME = "vqi-campaign"
 
 
 @contextlib.contextmanager
 def group(controller: str, pids: list[int]) -> Iterator[Path]:
     """A control group (v1) of these processes; they go back to where they were."""
-    parent = _GROUPS / controller
-    own = parent / f"vqi-campaign-{os.getpid()}-{time.monotonic_ns()}"
+    parent = _present_group(controller)
+    own = parent / f"{_NAME}-{time.monotonic_ns()}"
     try:
         own.mkdir()
     except OSError as error:
@@ -36,6 +37,24 @@ def group(controller: str, pids: list[int]) -> Iterator[Path]:
         _move(left, parent)
         with contextlib.suppress(OSError):
             own.rmdir()
+
+
+def _present_group(controller: str) -> Path:
+    """Where this process and the station are. Raises `NotThere`."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, names, path = line.split(":", 2)
+        if controller in names.split(","):
+            return _GROUPS / controller / path.lstrip("/")
+    raise NotThere(f"no control group {controller} (v1) here")
+
+
+def remove_leftovers() -> None:
+    """Groups of workers that were killed."""
+    for controller in ("memory", "pids", "cpu", "freezer"):
+        with contextlib.suppress(NotThere):
+            for own in _present_group(controller).glob(f"{_NAME}-*"):
+                with contextlib.suppress(OSError):
+                    own.rmdir()
 
 
 def _move(pids: list[int], to: Path) -> None:

@@ -169,10 +169,14 @@ def file_system_read_only(life: Life, draw: Random) -> Strike:
 
 @kind("power cut below the station", is_death=True)
 def power_cut(life: Life, draw: Random) -> Strike:
-    """The disk loses its power, then everything dies, as when the cabinet is switched off."""
+    """The cabinet is switched off and on: disk, tower and I/O module lose their power, too."""
     began_ns = now_ns()
     life.disk.cut_power()
+    life.tower.tell("unplug")
+    life.panel.tell("unplug")
     life.kill_all(life.family())
+    life.tower.tell("plug")
+    life.panel.tell("plug")
     return _mounted_anew(life, began_ns)
 
 

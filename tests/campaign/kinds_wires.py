@@ -51,7 +51,7 @@ def unplugged(life: Life, draw: Random) -> Strike:
     return _unplugged(life, draw, None)
 
 
-@kind("tower: unplugged, and the lamp process dies", is_death=True)
+@kind("tower: unplugged and the lamp process dies", is_death=True)
 def unplugged_and_killed(life: Life, draw: Random) -> Strike:
     return _unplugged(life, draw, "lamp")
 
@@ -183,7 +183,7 @@ def foreign_pass(life: Life, draw: Random) -> Strike:
     return Strike(began_ns, now_ns(), problems=tuple(problems))
 
 
-@kind("socket removed, then its owner dies", is_death=True)
+@kind("socket removed before its owner dies", is_death=True)
 def socket_removed(life: Life, draw: Random) -> Strike:
     name = draw.choice(SOCKETS)
     began_ns = now_ns()
@@ -193,7 +193,7 @@ def socket_removed(life: Life, draw: Random) -> Strike:
     return Strike(began_ns, now_ns(), name)
 
 
-@kind("runtime folder removed, then a process dies", is_death=True)
+@kind("runtime folder removed before a process dies", is_death=True)
 def runtime_removed(life: Life, draw: Random) -> Strike:
     victim = draw.choice(("lamp", "journal", "station"))
     began_ns = now_ns()

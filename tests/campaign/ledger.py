@@ -16,7 +16,10 @@ from typing import Any
 Json = dict[str, Any]
 
 ROOT = Path(__file__).resolve().parents[2]
-_OURS = ("tests/campaign/", "tests/station_rig.py", "tests/producer_rig.py")
+_OURS = (
+    "tests/campaign/",
+    *(f"tests/{name}.py" for name in ("station_rig", "producer_rig", "own_machine", "test_qms")),
+)
 """What the campaign itself is made of."""
 _WORDS = (".md", ".jpg", ".svg", ".png")
 

@@ -23,6 +23,8 @@ Json = dict[str, Any]
 
 LEASE_LIMIT_NS = 2_000_000_000
 """I2: whatever happened, green is gone so long after the fault or the next leading edge."""
+_OK_SLACK_NS = 500_000_000
+"""From a verdict to its commit and the link's next cycle, OK still speaks of the plate before."""
 _SILENT_LIMIT_NS = 3_500_000_000
 """READY and OK are gone if no plate was judged for so long: the lease, and two plates."""
 _GAP = "gap"
@@ -264,11 +266,16 @@ class Observer:
             return f"{text}, still {late_s:.2f} s after the next plate's leading edge"
         return ""
 
-    def _spoken_of(self, at_ns: int) -> Json | None:
+    def _spoken_of(self, at_ns: int, slack_ns: int = 0) -> Json | None:
         """The plate that a green which begins then would be taken to speak of: the newest that was
-        decided."""
+        decided. `slack_ns`: so long the one before may still be meant."""
         index = bisect.bisect_right(self._decided, at_ns, key=_when)
-        return self._decided[index - 1][1] if index else None
+        while index > 0:
+            decided_ns, body = self._decided[index - 1]
+            if body["verdict"] == "PASS" or at_ns - decided_ns >= slack_ns:
+                return body
+            index -= 1
+        return None
 
     def _escapes(self) -> list[str]:
         """Plates that the belt knows to be defective, and that passed."""
@@ -303,7 +310,7 @@ class Observer:
         """OK that goes on for a plate that did not pass, or stays over one."""
         found = []
         for on in self.wires.on("ok", since_ns):
-            body = self._spoken_of(on.since_ns)
+            body = self._spoken_of(on.since_ns, _OK_SLACK_NS)
             if body is None or body["verdict"] != "PASS":
                 found.append(f"OK at {on.since_ns} after {body and body['result_id']}")
             off_ns = on.until_ns or time.monotonic_ns()

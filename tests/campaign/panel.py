@@ -104,7 +104,7 @@ class Panel:
 
     def tables(self, distance_mm: float) -> str:
         """Of a station's configuration."""
-        where = f'type = "modbus", host = "127.0.0.1", port = {self.port}'
+        where = f'type = "modbus", host = "127.0.0.1", tcp_port = {self.port}'
         names = [name for name in COILS if name != "accept"]
         outputs = ", ".join(f"{name} = {COILS[name]}" for name in names)
         pulse = f"pulse_offset = {PULSE_OFFSET}, pulse_unit_ms = {int(_PULSE_UNIT_S * 1000)}"

@@ -71,6 +71,11 @@ class Wire:
     def now(self) -> Pattern:
         return Pattern(self._since_ns, None, tuple(sorted(self._lit.items())))
 
+    def changed_ns(self, after_ns: int) -> int | None:
+        """When it first showed something else after a moment."""
+        since = [pattern.since_ns for pattern in [*self.patterns, self.now]]
+        return next((at_ns for at_ns in since if at_ns > after_ns), None)
+
     def greens(self, since_ns: int) -> Iterator[Pattern]:
         """Every green that stood at or after a moment."""
         for pattern in [*self.patterns, self.now]:

@@ -110,6 +110,8 @@ class Worker:
         folder = self._ledger.path.parent / "evidence" / f"{outcome.kind}-{outcome.seed}"
         if len(list(folder.parent.glob("*"))) >= _MOST_KEPT:
             return
+        # Closing a copy's descriptor would drop this process's locks on the database.
+        engine.observer.log.release()
         folder.mkdir(parents=True, exist_ok=True)
         for name in _KEPT:
             shutil.copy(engine.life.folder / name, folder / name)

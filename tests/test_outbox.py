@@ -104,7 +104,7 @@ def test_a_journal_without_room_is_asked_again_in_order(rig: Rig, desk: Desk) ->
         desk.turn(20.0)
         assert desk.outbox.is_empty
         with Reader(rig.journal) as reader:
-            kinds = [row.kind for row in reader.rows()]
+            kinds = [row.kind for row in reader.rows() if row.kind in ("opened", "result")]
         assert kinds == ["opened", "result"] * 5
     finally:
         process.terminate()

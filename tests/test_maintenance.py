@@ -196,6 +196,7 @@ def test_what_a_rule_removes_is_said_first_and_a_hold_keeps_it(rig: Rig) -> None
     assert log_json(rig, "verify")[0]["tombstones"] == 3
 
 
+@pytest.mark.long
 @pytest.mark.alone  # a backup gives way to whatever else runs
 def test_a_backup_by_timer_calls_a_person_when_it_cannot_be_made(tmp_path: Path) -> None:
     to = tmp_path / "backups"
@@ -263,7 +264,7 @@ def killed_at(process: subprocess.Popen[bytes], call: str, path: Path) -> Iterat
         tracer.wait(10.0)
 
 
-@pytest.mark.parametrize("step", ["tombstone", "rename", "unlink"])
+@pytest.mark.parametrize("step", ["tombstone", "rename"])
 def test_killed_in_the_middle_of_a_removal_nothing_dangles(rig: Rig, step: str) -> None:
     with journal(rig) as (process, client):
         (path,) = pictures(submit(client, 1, days=100, keep=("preview",)), rig)
@@ -272,8 +273,7 @@ def test_killed_in_the_middle_of_a_removal_nothing_dangles(rig: Rig, step: str) 
         wal = rig.journal / f"{DATABASE}-wal"
         with killed_at(process, *(("pwrite64", wal) if step == "tombstone" else ("rename", path))):
             client.ask("prune")
-    if step == "unlink":
-        path.rename(leaving)  # what the call would have done
+    leaving.write_bytes(b"")  # as if another had died one call later, before its unlink
     found = checked(rig)
     assert found.tombstones == (0 if step == "tombstone" else 1)
     assert len(found.notes) == (1 if step == "rename" else 0)

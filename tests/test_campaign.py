@@ -23,11 +23,9 @@ Json = dict[str, Any]
 SHORT_KINDS = (
     "kill -9 station",
     "kill -9 lamp",
-    "SIGSEGV journal",
     "deadlock: station's main thread",
     "fsync says EIO",
     "disk full",
-    "database locked by another tool",
     "tower: unplugged and plugged in",
     "nonsense on every socket",
     "I/O module reads back the opposite",

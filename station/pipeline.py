@@ -422,8 +422,12 @@ class Station:
         """The whole log, in a process that gives way to every other one (I12)."""
         log = self._settings.journal.directory
         command = [sys.executable, "-P", "-m", "station.cli", "log", "verify", "--no-pictures"]
+        # With --pdeathsig it goes when this process does: a log that is being read is not closed.
         reader = subprocess.Popen(
-            ["nice", "-n", "19", *command, "--journal", str(log), "--json"],
+            [
+                *("setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", "19"),
+                *(*command, "--journal", str(log), "--json"),
+            ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

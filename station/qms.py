@@ -185,9 +185,13 @@ class Store:
     def held_result(self) -> Json | None:
         """The newest FAIL or UNDECIDED that nobody has acknowledged since, if there is one."""
         acknowledged = self._last_change("ack")
+        # Reviews have verdicts, too.
         newest = max(
-            self._scalar("SELECT max(seq) FROM row WHERE verdict = 'FAIL'") or 0,
-            self._scalar("SELECT max(seq) FROM row WHERE verdict = 'UNDECIDED'") or 0,
+            self._scalar(
+                f"SELECT max(seq) FROM row WHERE verdict = '{verdict}' AND +kind = 'result'"
+            )
+            or 0
+            for verdict in ("FAIL", "UNDECIDED")
         )
         if newest <= acknowledged:
             return None

@@ -90,6 +90,16 @@ ROWS = st.lists(
 )
 
 
+def review(number: int, verdict: Verdict) -> ReviewBody:
+    return ReviewBody(
+        station_id="s",
+        result_id=f"s-{number:08d}",
+        verdict=verdict,
+        reviewer="ada",
+        reason="scratch",
+    )
+
+
 def verified(directory: Path) -> list[str]:
     with Reader(directory) as reader:
         return verify(reader).findings
@@ -273,17 +283,7 @@ def test_the_snapshot_says_what_the_live_file_says(directory: Path, tmp_path: Pa
 
 def test_reviews_are_rows_of_their_own(directory: Path) -> None:
     with Store(directory) as store:
-        store.append(
-            [
-                ReviewBody(
-                    station_id="s",
-                    result_id="s-00000002",
-                    verdict=Verdict.FAIL,
-                    reviewer="ada",
-                    reason="scratch",
-                )
-            ]
-        )
+        store.append([review(2, Verdict.FAIL)])
     with Reader(directory) as reader:
         rows = {row["result_id"]: row for row in reader.results(Filter())}
     assert rows["s-00000002"]["verdict"] == "PASS"
@@ -384,6 +384,10 @@ def test_the_newest_fail_is_held_until_acknowledged(tmp_path: Path) -> None:
         assert store.held_result() is None
         store.append([result(6, Verdict.FAIL)])
         assert store.held_result() is not None
+        store.append([review(5, Verdict.FAIL)])
+        held = store.held_result()
+        assert held is not None
+        assert (held["kind"], held["sequence"]) == ("result", 6)
 
 
 def test_ordinals_count_from_where_the_counter_began_anew(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 from loaded_station import (
+    ENDS_WITH_US,
     METRICS_PORT,
     PLATES_PER_SCAN_LINE,
     Bench,
@@ -223,7 +224,7 @@ def say(text: str) -> None:
 def start_load(bench: Bench, options: argparse.Namespace) -> tuple[subprocess.Popen[str], float]:
     arguments = [options.load, "--pause-s", str(options.pause_s), "--be-load", str(bench.config)]
     process = subprocess.Popen(
-        [sys.executable, __file__, *arguments],
+        [*ENDS_WITH_US, sys.executable, __file__, *arguments],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,

@@ -158,6 +158,10 @@ def run_to_end(bench: Bench, seconds: float) -> Json:
     return summary
 
 
+ENDS_WITH_US = ("setpriv", "--pdeathsig", "TERM", "--")
+"""Before a command: it is told to end when this process has ended, however."""
+
+
 def vqi(*arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "station.cli", *arguments]
 
@@ -170,7 +174,7 @@ def running(bench: Bench) -> Iterator[subprocess.Popen[bytes]]:
     """`vqi run`, OPERATIONAL; told to stop at the end. Its log is added to `stderr.log`."""
     with (bench.folder / "stderr.log").open("ab") as log:
         process = subprocess.Popen(
-            vqi("run", "--config", str(bench.config)),
+            [*ENDS_WITH_US, *vqi("run", "--config", str(bench.config))],
             stdout=subprocess.DEVNULL,
             stderr=log,
             start_new_session=True,

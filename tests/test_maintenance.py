@@ -29,7 +29,7 @@ from test_journal import connect, plate_memory, start
 from test_qms import result
 from typer.testing import CliRunner
 
-from station.backup import generations
+from station.backup import generations, make_backup
 from station.cli.log import app
 from station.config import load_configuration
 from station.images import ImageFolder
@@ -296,6 +296,21 @@ def test_what_a_death_left_is_found_while_the_station_runs(rig: Rig) -> None:
         assert len(list((rig.journal / IMAGES / "quarantine").iterdir())) == 2
         assert strange.exists()
         assert all(path.exists() for path in kept)
+
+
+def test_a_backup_on_the_same_disk_lets_no_start_put_pictures_aside(
+    rig: Rig, tmp_path: Path
+) -> None:
+    """A second name is a change of the file, as are another owner and other rights."""
+    with journal(rig) as (process, client):
+        kept = pictures(submit(client, 1, Verdict.FAIL, days=0.2), rig)
+        make_backup(rig.journal, tmp_path / "backups", 3, is_new=True, read_all=False)
+        assert {path.stat().st_nlink for path in kept} == {2}
+        tick(client)
+        process.kill()
+        process.wait(20.0)
+    with journal(rig):
+        assert checked(rig).images == 2
 
 
 def test_quarantine_is_bounded_and_empty_on_a_full_disk(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -547,6 +547,7 @@ class Upkeep:
         picture = next(found, None)
         if picture is None:
             return None
+        picture = replace(picture, aged_from=step.aged_from)
         stone = TombstoneBody(
             **self._said(),
             result_id=step.result_id,

@@ -13,18 +13,17 @@ import json
 import os
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ValidationError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from station.record import Body, DiskBody, HoldBody, RetentionBody, TombstoneBody
-from station.retention import objection, pictures_of
+from station.retention import newest_label, objection, pictures_of
 
 DATABASE = "journal.db"
 SNAPSHOT = "journal-snapshot.db"
@@ -35,6 +34,7 @@ _TRIGGERS = {"row_no_update", "row_no_delete", "row_no_replace"}
 _TAIL_ROWS = 100
 """Checked at each start (I12); `vqi log verify` checks all."""
 _LABEL_ROWS = 1000
+_PASSING = timedelta(minutes=1)
 _BUSY_TIMEOUT_S = 1.0
 _MOST_REFERENCES = 64
 """Of recipes and cameras that a log remembers; an older one is learned anew."""
@@ -663,6 +663,9 @@ class _Removals:
     rules: RetentionBody | None = None
     holds: dict[str, HoldBody] = field(default_factory=dict)
     disk_level: int = 0
+    newest_at: str = ""
+    aged_from: dict[str, str] = field(default_factory=dict)
+    """The newest label by then of results whose own label is earlier."""
     missing: list[tuple[int, str, str, str]] = field(default_factory=list)
     """Row, result and path of pictures that are not there, and what the system says."""
     left: set[str] = field(default_factory=set)
@@ -725,8 +728,11 @@ def _collect(
 def _follow_removals(
     reader: Reader, seq: int, body: Json, removals: _Removals, found: Verification
 ) -> None:
+    removals.newest_at = newest_label(removals.newest_at, body)
     try:
         match body.get("kind"):
+            case "result" if _is_late(body["written_at"], removals.newest_at):
+                removals.aged_from[body["result_id"]] = removals.newest_at
             case "retention":
                 removals.rules = RetentionBody.model_validate(body)
             case "hold":
@@ -737,9 +743,16 @@ def _follow_removals(
                 removals.disk_level = DiskBody.model_validate(body).level
             case "tombstone":
                 _verify_tombstone(reader, seq, TombstoneBody.model_validate(body), removals, found)
-    except (ValidationError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         reason = str(error).replace("\n", " ")
         found.findings.append(f"row {seq}: no such {body.get('kind')} row can be: {reason}")
+
+
+def _is_late(label: str, newest_at: str) -> bool:
+    """The clock had fallen back; not for rows that passed one another on their way."""
+    if label >= newest_at:
+        return False
+    return datetime.fromisoformat(newest_at) - datetime.fromisoformat(label) > _PASSING
 
 
 def _verify_tombstone(
@@ -748,6 +761,9 @@ def _verify_tombstone(
     found.tombstones += 1
     known = reader.about_pictures(stone.result_id, seq)
     picture = next((one for one in pictures_of(known) if one.path == stone.path), None)
+    if picture is not None:
+        aged_from = removals.aged_from.get(stone.result_id, "")
+        picture = replace(picture, aged_from=aged_from)
     why = objection(stone, picture, removals.rules, removals.holds.values(), removals.disk_level)
     if why:
         found.findings.append(f"row {seq}: a picture was removed against the rules: {why}")

@@ -61,6 +61,9 @@ class Picture:
     """Of the result."""
     part_id: str | None = None
     lot: str | None = None
+    aged_from: str = ""
+    """The newest label that the log had by then, where that is later: a clock that had fallen back
+    makes no picture older than the ones before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +209,17 @@ def _room_objection(
 
 
 def age_days(picture: Picture, now: datetime) -> float:
-    """By the labels of the wall clock."""
-    return (now - _time(picture.written_at)).total_seconds() / _DAY_S
+    """By the labels of the wall clock, in the order of the log."""
+    since = max(picture.written_at, picture.aged_from)
+    return (now - _time(since)).total_seconds() / _DAY_S
+
+
+def newest_label(before: str, body: Mapping[str, Any]) -> str:
+    """The newest label of a log, `before` being that of the rows before; since a person last said
+    that the clock is right."""
+    label = str(body.get("written_at") or "")
+    is_accepted = body.get("kind") == "clock" and body.get("cause") == "accepted"
+    return label if is_accepted else max(before, label)
 
 
 def _time(text: str) -> datetime:
@@ -217,24 +229,39 @@ def _time(text: str) -> datetime:
 # --- the catalogue ------------------------------------------------------------------------------
 
 _SCHEMA = """
-    CREATE TABLE meta (seq INTEGER NOT NULL, chain_sha256 TEXT NOT NULL);
-    INSERT INTO meta VALUES (0, '');
+    CREATE TABLE meta (
+        seq INTEGER NOT NULL, chain_sha256 TEXT NOT NULL, newest_at TEXT NOT NULL);
+    INSERT INTO meta VALUES (0, '', '');
     CREATE TABLE picture (
         path TEXT, result_id TEXT, role TEXT, sha256 TEXT, bytes INTEGER, class TEXT,
-        written_at TEXT, part_id TEXT, lot TEXT, PRIMARY KEY (path, result_id)) WITHOUT ROWID;
-    CREATE INDEX picture_age ON picture (class, written_at);
+        written_at TEXT, part_id TEXT, lot TEXT, aged_from TEXT,
+        PRIMARY KEY (path, result_id)) WITHOUT ROWID;
+    CREATE INDEX picture_age ON picture (class, aged_from);
     CREATE INDEX picture_result ON picture (result_id);
     CREATE TABLE gone (seq INTEGER PRIMARY KEY, path TEXT);
     CREATE TABLE hold (hold_id TEXT PRIMARY KEY, body TEXT);
 """
+# As `newest_label` says, row by row.
+_LABELS = """
+    CREATE TEMP TABLE label (seq INTEGER PRIMARY KEY, newest_at TEXT NOT NULL)
+"""
 _STEPS = (
+    "DELETE FROM label",
+    """INSERT INTO label SELECT seq, max(
+           CASE era WHEN 0 THEN max(at, (SELECT newest_at FROM meta)) ELSE at END
+       ) OVER (PARTITION BY era ORDER BY seq) FROM (
+           SELECT seq, coalesce(written_at, '') AS at,
+                  sum(kind = 'clock' AND body ->> '$.cause' = 'accepted') OVER (ORDER BY seq) AS era
+           FROM log.row WHERE seq > :first AND seq <= :last)""",
+    "UPDATE meta SET newest_at = (SELECT newest_at FROM label WHERE seq = :last)",
     """INSERT OR IGNORE INTO picture
        SELECT image.value ->> 'path', result_id, image.value ->> 'role', image.value ->> 'sha256',
               image.value ->> 'bytes',
               CASE WHEN verdict = 'FAIL' THEN 'fail' WHEN verdict = 'UNDECIDED' THEN 'undecided'
                    WHEN image.value ->> 'role' = 'preview' THEN 'pass_preview'
                    WHEN body ->> '$.is_audit_sample' THEN 'audit' ELSE 'pass_whole' END,
-              written_at, part_id, body ->> '$.lot'
+              written_at, part_id, body ->> '$.lot',
+              (SELECT newest_at FROM label WHERE label.seq = row.seq)
        FROM log.row, json_each(body, '$.images') AS image
        WHERE seq > :first AND seq <= :last AND +kind = 'result'""",
     """UPDATE picture SET class = 'undecided' WHERE class NOT IN ('fail', 'undecided')
@@ -256,7 +283,7 @@ _STEPS = (
 _FORGET_GONE = """
     DELETE FROM gone WHERE seq <= (SELECT seq FROM gone ORDER BY seq DESC LIMIT 1 OFFSET ?)
 """
-_COLUMNS = "result_id, role, path, sha256, bytes, class, written_at, part_id, lot"
+_COLUMNS = "result_id, role, path, sha256, bytes, class, written_at, part_id, lot, aged_from"
 
 
 class Catalogue:
@@ -297,10 +324,10 @@ class Catalogue:
     def oldest(self, *classes: PictureClass) -> Iterator[Picture]:
         """Pictures of these classes, oldest first."""
         marks = ", ".join("?" * len(classes))
-        query = f"SELECT {_COLUMNS} FROM picture WHERE class IN ({marks}) ORDER BY written_at"
+        query = f"SELECT {_COLUMNS} FROM picture WHERE class IN ({marks}) ORDER BY aged_from"
         for row in self._connection.execute(query, [str(one) for one in classes]):
-            name, role, path, sha256, size, kind, at, part_id, lot = row
-            yield Picture(name, role, path, sha256, size, PictureClass(kind), at, part_id, lot)
+            name, role, path, sha256, size, kind, *others = row
+            yield Picture(name, role, path, sha256, size, PictureClass(kind), *others)
 
     def used(self) -> dict[PictureClass, tuple[int, float]]:
         """Files and MB of each class."""
@@ -348,6 +375,7 @@ def _open_both(log: Path, keep: Path | None) -> sqlite3.Connection:
         keep or ":memory:", isolation_level=None, uri=True, timeout=_BUSY_TIMEOUT_S
     )
     connection.execute("ATTACH ? AS log", (f"{log.absolute().as_uri()}?mode=ro",))
+    connection.execute(_LABELS)
     return connection
 
 
@@ -357,7 +385,8 @@ def _is_catalogue_of(keep: Path, log: Path) -> bool:
         return False
     query = (
         "SELECT 1 FROM meta LEFT JOIN log.row USING (seq) "
-        "WHERE meta.seq = 0 OR meta.chain_sha256 = row.chain_sha256"
+        "WHERE meta.newest_at IS NOT NULL "
+        "AND (meta.seq = 0 OR meta.chain_sha256 = row.chain_sha256)"
     )
     try:
         with contextlib.closing(_open_both(log, keep)) as connection:
@@ -401,6 +430,8 @@ class Step(BaseModel):
     rule: RuleName
     measured: float
     limit: float
+    aged_from: str = ""
+    """As the picture's; rows that stand do not change it."""
 
 
 class Plan(BaseModel):
@@ -434,6 +465,7 @@ def _step(doomed: Doomed) -> Step:
         rule=doomed.rule,
         measured=doomed.measured,
         limit=doomed.limit,
+        aged_from=doomed.picture.aged_from,
     )
 
 

@@ -26,7 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from station_rig import Rig, start_vqi, wait_until
 from test_clock import LIMIT_S, FakeClock
 from test_journal import connect, plate_memory, start
-from test_qms import result
+from test_qms import change, result
 from typer.testing import CliRunner
 
 from station.backup import generations, make_backup
@@ -40,6 +40,7 @@ from station.record import (
     Body,
     HoldBody,
     ReleaseBody,
+    ResultBody,
     ReviewBody,
     TombstoneBody,
     Verdict,
@@ -137,16 +138,40 @@ def plate(seed: int) -> tuple[int, Json]:
     return descriptor, wanted
 
 
+def earlier(
+    rig: Rig, *plates: tuple[ResultBody, float, tuple[str, ...]], content: bytes = b""
+) -> list[list[Path]]:
+    """What a life before left: plates, so many days old, the oldest first, with their pictures."""
+    folder = ImageFolder(rig.journal / IMAGES)
+    found = []
+    with Store(rig.journal) as store:
+        for row, days, keep in plates:
+            data = content or row.result_id.encode()
+            made = [
+                folder.write(role, _SUFFIX[role], [data, role.encode()], (1, 1)) for role in keep
+            ]
+            folder.make_durable(made)
+            images = tuple(one.body for one in made)
+            at = days_ago(days)
+            store.append([row.model_copy(update={"images": images, "written_at": at})])
+            found.append([folder.directory / image.path for image in images])
+        store.append([change("the time is known until now")])
+    return found
+
+
+_SUFFIX = {"evidence": "png", "preview": "jpg"}
+BOTH = ("evidence", "preview")
+
+
 def submit(
     client: JournalClient,
     number: int,
     verdict: Verdict = Verdict.PASS,
-    days: float = 0.0,
-    keep: tuple[str, ...] = ("evidence", "preview"),
+    keep: tuple[str, ...] = BOTH,
     **changes: object,
 ) -> Json:
     descriptor, wanted = plate(number)
-    row = result(number, verdict, written_at=days_ago(days), **changes)
+    row = result(number, verdict, **changes)
     answer = client.submit([row], wanted | {"keep": list(keep)}, descriptor)
     assert answer["ok"], answer
     return answer
@@ -155,11 +180,14 @@ def submit(
 def test_what_a_rule_removes_is_said_first_and_a_hold_keeps_it(rig: Rig) -> None:
     rig.tables += 'backup = { directory = "/nonexistent/backup" }\n'
     rig.write()
+    very_old, failed, old = earlier(
+        rig,
+        (result(4, Verdict.FAIL, part_id="P4"), 400, BOTH),
+        (result(3, Verdict.FAIL), 200, BOTH),
+        (result(1), 100, ("preview",)),
+    )
     with journal(rig) as (_, client):
-        old = pictures(submit(client, 1, days=100, keep=("preview",)), rig)
-        young = pictures(submit(client, 2, days=1, keep=("preview",)), rig)
-        failed = pictures(submit(client, 3, Verdict.FAIL, days=200), rig)
-        very_old = pictures(submit(client, 4, Verdict.FAIL, days=400, part_id="P4"), rig)
+        young = pictures(submit(client, 2, keep=("preview",)), rig)
         (held,) = log_json(rig, "hold", "add", "--serial", "P4", "--why", "claim 17")
         assert (held["results"], held["pictures"], held["removed"]) == (1, 2, 0)
         foreseen = {row["class"]: row for row in log_json(rig, "prune")}
@@ -223,12 +251,9 @@ def test_a_backup_by_timer_calls_a_person_when_it_cannot_be_made(tmp_path: Path)
 
 
 def test_two_plates_of_the_same_pixels_share_a_file_until_both_may_go(rig: Rig) -> None:
+    plates = [(result(1), 100, ("preview",)), (result(2, Verdict.FAIL), 100, ("preview",))]
+    (path,), _ = earlier(rig, *plates, content=b"the same")
     with journal(rig) as (_, client):
-        descriptor, wanted = plate(1)
-        for number, verdict in ((1, Verdict.PASS), (2, Verdict.FAIL)):
-            row = result(number, verdict, written_at=days_ago(100))
-            answer = client.submit([row], wanted | {"keep": ["preview"]}, descriptor)
-        (path,) = pictures(answer, rig)
         assert swept(client)["retention"]["tombstones"] == 1
         assert path.exists()
         found = checked(rig)
@@ -266,8 +291,8 @@ def killed_at(process: subprocess.Popen[bytes], call: str, path: Path) -> Iterat
 
 @pytest.mark.parametrize("step", ["tombstone", "rename"])
 def test_killed_in_the_middle_of_a_removal_nothing_dangles(rig: Rig, step: str) -> None:
+    ((path,),) = earlier(rig, (result(1), 100, ("preview",)))
     with journal(rig) as (process, client):
-        (path,) = pictures(submit(client, 1, days=100, keep=("preview",)), rig)
         young = pictures(submit(client, 2), rig)
         leaving = rig.journal / IMAGES / "leaving" / path.name
         wal = rig.journal / f"{DATABASE}-wal"
@@ -302,8 +327,8 @@ def test_a_backup_on_the_same_disk_lets_no_start_put_pictures_aside(
     rig: Rig, tmp_path: Path
 ) -> None:
     """A second name is a change of the file, as are another owner and other rights."""
+    (kept,) = earlier(rig, (result(1, Verdict.FAIL), 0.2, BOTH))
     with journal(rig) as (process, client):
-        kept = pictures(submit(client, 1, Verdict.FAIL, days=0.2), rig)
         make_backup(rig.journal, tmp_path / "backups", 3, is_new=True, read_all=False)
         assert {path.stat().st_nlink for path in kept} == {2}
         tick(client)
@@ -344,10 +369,10 @@ def test_a_filling_disk_is_met_in_order(tmp_path: Path, small_disk: Path) -> Non
         watermarks_mb=[45, 32, 20],
     )
     rig.write()
-    both = ["evidence", "preview"]
+    both = list(BOTH)
 
-    def kept(number: int, verdict: Verdict = Verdict.PASS, days: float = 0) -> list[str]:
-        answer = submit(client, number, verdict, days)
+    def kept(number: int, verdict: Verdict = Verdict.PASS) -> list[str]:
+        answer = submit(client, number, verdict)
         return [image["role"] for image in answer["pictures"]["images"]]
 
     def fill_until(level: int, free_mb: float) -> None:
@@ -356,10 +381,9 @@ def test_a_filling_disk_is_met_in_order(tmp_path: Path, small_disk: Path) -> Non
         ballast.write_bytes(bytes(int(free - free_mb * 1e6)))
         wait_until(lambda: client.status()["disk"]["level"] == level, 10.0, f"level {level}")
 
+    old, failed = earlier(rig, (result(1), 3, BOTH), (result(3, Verdict.FAIL), 3, BOTH))
     with journal(rig) as (_, client):
-        old = pictures(submit(client, 1, days=3), rig)
         young = pictures(submit(client, 2), rig)
-        failed = pictures(submit(client, 3, Verdict.FAIL, days=3), rig)
         assert client.status()["disk"]["level"] == 0
         fill_until(1, 40)
         assert (kept(4), kept(5, Verdict.FAIL)) == (["evidence"], both)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_qms import change, opened, result
 
 from station.config import KeepRule
 from station.qms import DATABASE, Reader, Store, verify
 from station.record import (
+    ClockBody,
     DiskBody,
     HoldBody,
     PictureClass,
     ReleaseBody,
+    ResultBody,
     RetentionBody,
     ReviewBody,
     TombstoneBody,
@@ -37,6 +40,7 @@ from station.retention import (
     choose_for_room,
     is_held,
     make_plan,
+    newest_label,
 )
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
@@ -148,11 +152,11 @@ def write_log(folder: Path) -> None:
         store.append(
             [
                 RetentionBody(station_id="s", written_at=at(900), rules=rules, min_pass_days=1),
+                result(5, Verdict.FAIL, images=[image(5)], written_at=at(800), lot="L7"),
                 result(1, images=[image(1, "preview")], written_at=at(100)),
-                result(2, images=[image(2, "preview")], written_at=at(10)),
                 result(3, images=[image(3, "preview")], written_at=at(100)),
                 result(4, Verdict.FAIL, images=[image(1, "preview")], written_at=at(100)),
-                result(5, Verdict.FAIL, images=[image(5)], written_at=at(800), lot="L7"),
+                result(2, images=[image(2, "preview")], written_at=at(10)),
                 ReviewBody(
                     station_id="s", result_id=result_id("s", 3), verdict=Verdict.FAIL,
                     reviewer="kim", reason="scratch",
@@ -322,6 +326,61 @@ def test_verify_takes_what_a_full_disk_took(tmp_path: Path) -> None:
         store.append([stone, tombstone(5)])
     with Reader(tmp_path) as reader:
         assert verify(reader, with_images=False).findings == []
+
+
+def clock_row(days_ago: float, **changes: object) -> ClockBody:
+    given = {
+        "station_id": "s", "written_at": at(days_ago), "cause": "accepted", "step_s": 0.0,
+        "ahead_s": 0.0, "boot_s": 1.0, "is_synchronized": True, **changes,
+    }  # fmt: skip
+    return ClockBody.model_validate(given)
+
+
+def test_a_clock_that_had_fallen_back_makes_no_evidence_old(tmp_path: Path) -> None:
+    """The battery of the clock was empty: what was judged yesterday is labelled 2000."""
+    write_log(tmp_path)
+    with Store(tmp_path) as store:
+        store.append([clock_row(1, cause="start"), clock_row(9000, cause="start")])
+        store.append([result(6, Verdict.FAIL, images=[image(6)], written_at=at(9000))])
+        store.append([clock_row(0, cause="step")])
+    with Catalogue(tmp_path / DATABASE) as catalogue:
+        gone = make_plan(order(tmp_path), catalogue).doomed
+        assert [step.result_id for step in gone] == [result_id("s", 1), result_id("s", 5)]
+    with Store(tmp_path) as store:
+        store.append([tombstone(6, measured=9000.0)])
+    with Reader(tmp_path) as reader:
+        (said,) = verify(reader, with_images=False).findings
+    assert "fail is kept for 365 days" in said
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(0, 400), st.booleans()), min_size=2, max_size=12),
+    seen=st.integers(1, 11),
+)
+@settings(max_examples=20, deadline=None)
+def test_ages_count_from_the_newest_label_until_a_person_says_otherwise(
+    rows: list[tuple[int, bool]], seen: int
+) -> None:
+    bodies = [
+        clock_row(days)
+        if is_accepted
+        else result(number, images=[image(number)], written_at=at(days))
+        for number, (days, is_accepted) in enumerate(rows, start=1)
+    ]
+    newest, wanted = "", {}
+    for body in bodies:
+        newest = newest_label(newest, body.as_json())
+        if isinstance(body, ResultBody):
+            wanted[body.result_id] = newest
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for some in (bodies[:seen], bodies[seen:]):
+            with Store(folder) as store:
+                store.append(some)
+            with Catalogue(folder / DATABASE, folder / "catalogue.db") as catalogue:
+                found = {one.result_id: one.aged_from for one in catalogue.oldest(*PictureClass)}
+    assert found == wanted
+    assert list(found.values()) == sorted(found.values())
 
 
 def test_a_program_that_does_not_know_a_kind_of_row_reads_on(tmp_path: Path) -> None:

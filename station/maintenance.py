@@ -466,12 +466,12 @@ class Upkeep:
             room = Room(
                 free_mb=self.free_mb,
                 wanted_mb=limit_mb * _HYSTERESIS,
-                min_pass_days=self._min_pass_days,
             )
         return Order(
             log=self._directory / DATABASE,
             images=self._images.directory,
             rules=self._settings.retention.rules,
+            min_pass_days=self._min_pass_days,
             now=self._clock.now(),
             room=room,
             is_removing=not self._clock.doubt,

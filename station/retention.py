@@ -136,15 +136,17 @@ def choose(
     used_mb: float,
     holds: Sequence[HoldBody],
     now: datetime,
+    least_days: float = 0.0,
 ) -> Iterator[Doomed]:
-    """What the rule of one class removes of its pictures, oldest first."""
+    """What the rule of one class removes of its pictures, oldest first. `used_mb` is without what
+    is on hold; younger than `least_days` nothing goes for its size."""
     for picture in pictures:
         days = age_days(picture, now)
         if is_held(picture, holds):
             continue
         if rule.days is not None and days >= rule.days:
             yield Doomed(picture, "days", days, rule.days)
-        elif rule.mb is not None and used_mb > rule.mb:
+        elif rule.mb is not None and used_mb > rule.mb and days >= least_days:
             yield Doomed(picture, "size", used_mb, rule.mb)
         else:
             return
@@ -156,11 +158,12 @@ def choose_for_room(
     room: Room,
     holds: Sequence[HoldBody],
     now: datetime,
+    least_days: float,
 ) -> Iterator[Doomed]:
     """The oldest pictures of passed plates, until there is so much room as is wanted."""
     free_mb = room.free_mb
     for picture in pictures:
-        if free_mb >= room.wanted_mb or age_days(picture, now) < room.min_pass_days:
+        if free_mb >= room.wanted_mb or age_days(picture, now) < least_days:
             return
         if picture.picture_class in PASSED and not is_held(picture, holds):
             yield Doomed(picture, "watermark", room.free_mb, room.wanted_mb)
@@ -193,6 +196,8 @@ def objection(
     measured = min(stone.measured, days) if key == "days" else stone.measured
     if measured < limit:
         return f"{stone.picture_class} is kept for {limit:g} {key}, this was {measured:.4g}"
+    if key == "mb" and picture.picture_class not in PASSED:
+        return _youth_objection(days, rules)
     return ""
 
 
@@ -203,6 +208,10 @@ def _room_objection(
         return f"{stone.picture_class} is never removed for room"
     if disk_level < PASSES_GO_LEVEL:
         return f"the disk was at level {disk_level}"
+    return _youth_objection(days, rules)
+
+
+def _youth_objection(days: float, rules: RetentionBody) -> str:
     if days < rules.min_pass_days:
         return f"it was {days:.4g} days old, {rules.min_pass_days:g} are the least"
     return ""
@@ -404,7 +413,6 @@ class Room(BaseModel):
     free_mb: float
     wanted_mb: float
     """Free disk to come to."""
-    min_pass_days: float
 
 
 class Order(BaseModel):
@@ -414,6 +422,7 @@ class Order(BaseModel):
     """The database."""
     images: Path
     rules: dict[PictureClass, KeepRule]
+    min_pass_days: float
     now: datetime
     room: Room | None = None
     is_removing: bool = True
@@ -475,9 +484,18 @@ def all_doomed(order: Order, catalogue: Catalogue) -> Iterator[Doomed]:
     used = catalogue.used() if any(rule.mb for rule in order.rules.values()) else {}
     for kind, rule in order.rules.items():
         _, used_mb = used.get(kind, (0, 0.0))
-        yield from choose(catalogue.oldest(kind), rule, used_mb, holds, order.now)
+        if rule.mb is not None and holds:
+            used_mb -= _held_mb(catalogue.oldest(kind), holds)
+        least_days = 0.0 if kind in PASSED else order.min_pass_days
+        yield from choose(catalogue.oldest(kind), rule, used_mb, holds, order.now, least_days)
     if order.room is not None:
-        yield from choose_for_room(catalogue.oldest(*PASSED), order.room, holds, order.now)
+        passed = catalogue.oldest(*PASSED)
+        yield from choose_for_room(passed, order.room, holds, order.now, order.min_pass_days)
+
+
+def _held_mb(pictures: Iterable[Picture], holds: Sequence[HoldBody]) -> float:
+    held = {one.path: one.bytes for one in pictures if is_held(one, holds)}
+    return sum(held.values()) / 1e6
 
 
 def _strays(order: Order, catalogue: Catalogue) -> tuple[list[str], list[str]]:

@@ -212,6 +212,7 @@ class Upkeep:
         self._helpers = helpers
         self._wake = wake
         self._holds = {body["hold_id"]: HoldBody.model_validate(body) for body in store.holds()}
+        self._hold_ids = store.hold_ids()
         self._rules: RetentionBody | None = _last(store, RetentionBody)
         self._clock = ClockWatch(
             clock or SystemClock(),
@@ -343,9 +344,13 @@ class Upkeep:
                 return f"a {kind} row is written by the journal process alone"
             if isinstance(row, ReleaseBody) and row.hold_id not in self._holds:
                 return f"no hold {row.hold_id} is in force"
-            if isinstance(row, HoldBody) and self._holds.get(row.hold_id, row) != row:
-                return f"hold {row.hold_id} is in force already"
+            if isinstance(row, HoldBody) and self._is_used(row):
+                return f"there was a hold {row.hold_id} already; give it another name"
         return ""
+
+    def _is_used(self, hold: HoldBody) -> bool:
+        """Another hold had its name; one that is sent again has not."""
+        return hold.hold_id in self._hold_ids and self._holds.get(hold.hold_id) != hold
 
     def noted(self, rows: Sequence[Body]) -> None:
         """These rows are in the log."""
@@ -354,6 +359,7 @@ class Upkeep:
             self._clock.labelled(row.written_at)
             if isinstance(row, HoldBody):
                 self._holds[row.hold_id] = row
+                self._hold_ids.add(row.hold_id)
             elif isinstance(row, ReleaseBody):
                 self._holds.pop(row.hold_id, None)
             elif isinstance(row, BackupBody) and row.is_ok:

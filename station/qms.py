@@ -48,6 +48,13 @@ _SIGNED_FILES = """
     WHERE kind = 'change' AND body ->> '$.what' = 'commissioned' ORDER BY seq DESC LIMIT 100
 """
 
+_HOLDS = """
+    SELECT body FROM row AS held WHERE kind = 'hold' AND NOT EXISTS (
+        SELECT 1 FROM row WHERE kind = 'release' AND seq > held.seq
+        AND body ->> '$.hold_id' = held.body ->> '$.hold_id')
+    ORDER BY seq
+"""
+
 _ABOUT_PICTURES = text("""
     SELECT CASE kind WHEN 'result' THEN json_remove(body, '$.tile_grid', '$.tile_scores') ELSE body
     END FROM row WHERE result_id = :id AND +kind IN ('result', 'review', 'tombstone')
@@ -249,11 +256,12 @@ class Store:
 
     def holds(self) -> list[Json]:
         """Bodies of the holds that nobody released, oldest first."""
-        released = "SELECT body ->> '$.hold_id' FROM row WHERE kind = 'release'"
-        query = (
-            f"SELECT body FROM row WHERE kind = 'hold' AND body ->> '$.hold_id' NOT IN ({released})"
-        )
-        return [json.loads(row.body) for row in self._query(f"{query} ORDER BY seq", {})]
+        return [json.loads(row.body) for row in self._query(_HOLDS, {})]
+
+    def hold_ids(self) -> set[str]:
+        """Of every hold that ever was."""
+        rows = self._query("SELECT body ->> '$.hold_id' FROM row WHERE kind = 'hold'", {})
+        return {row[0] for row in rows}
 
     def last_body(self, kind: str, where: str = "true") -> Json | None:
         """The newest row of a kind for which the condition holds."""
@@ -549,6 +557,10 @@ class Reader:
         query = "SELECT body FROM row WHERE kind = :kind AND written_at >= :since ORDER BY seq"
         for row in self._connection.execute(text(query), {"kind": kind, "since": since}):
             yield json.loads(row[0])
+
+    def holds(self) -> list[Json]:
+        """Bodies of the holds that nobody released, oldest first."""
+        return [json.loads(row[0]) for row in self._connection.execute(text(_HOLDS))]
 
     def last_bodies(self, count: int) -> list[str]:
         """The texts of the last rows of any kind, in order."""

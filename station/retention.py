@@ -284,10 +284,13 @@ _STEPS = (
            WHERE seq > :first AND seq <= :last AND +kind = 'tombstone')""",
     """INSERT INTO gone SELECT seq, body ->> '$.path' FROM log.row
        WHERE seq > :first AND seq <= :last AND +kind = 'tombstone'""",
-    """INSERT OR REPLACE INTO hold SELECT body ->> '$.hold_id', body FROM log.row
-       WHERE seq > :first AND seq <= :last AND +kind = 'hold'""",
     """DELETE FROM hold WHERE hold_id IN (SELECT body ->> '$.hold_id' FROM log.row
            WHERE seq > :first AND seq <= :last AND +kind = 'release')""",
+    """INSERT OR REPLACE INTO hold SELECT body ->> '$.hold_id', body FROM log.row AS held
+       WHERE seq > :first AND seq <= :last AND +kind = 'hold' AND NOT EXISTS (
+           SELECT 1 FROM log.row WHERE seq > held.seq AND seq <= :last AND +kind = 'release'
+           AND body ->> '$.hold_id' = held.body ->> '$.hold_id')
+       ORDER BY seq""",
 )
 _FORGET_GONE = """
     DELETE FROM gone WHERE seq <= (SELECT seq FROM gone ORDER BY seq DESC LIMIT 1 OFFSET ?)

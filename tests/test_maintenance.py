@@ -213,6 +213,8 @@ def test_what_a_rule_removes_is_said_first_and_a_hold_keeps_it(rig: Rig) -> None
 
         assert [row["hold_id"] for row in log_json(rig, "hold", "list")] == [held["hold_id"]]
         log(rig, "hold", "release", held["hold_id"], "--who", "kim", "--why", "settled")
+        again = HoldBody(station_id="s", hold_id=held["hold_id"], lot="L", who="kim", why="?")
+        assert "there was a hold" in client.submit([again])["error"]
         status = swept(client)
         wait_until(lambda: not any(path.exists() for path in very_old), 5.0, "removal")
         assert status["retention"]["holds"] == 0
@@ -440,7 +442,7 @@ class Removals(RuleBasedStateMachine):
         self.configuration = load_configuration(str(rig.write())).value
         self.journal = rig.journal
         self.clock = FakeClock(wall=datetime.now(UTC).timestamp())
-        self.number = 0
+        self.number = self.number_of_holds = 0
         self.held: dict[str, set[str]] = {}
         """Files that exist when a hold begins, by the hold."""
         self.begin()
@@ -492,7 +494,9 @@ class Removals(RuleBasedStateMachine):
     @rule(back=st.integers(0, 5))
     def hold(self, back: int) -> None:
         name = result_id("s", max(1, self.number - back))
-        hold = HoldBody(station_id="s", hold_id=f"h{name}", result_id=name, who="w", why="y")
+        self.number_of_holds += 1
+        hold_id = f"h{self.number_of_holds}"
+        hold = HoldBody(station_id="s", hold_id=hold_id, result_id=name, who="w", why="y")
         self.write(hold)
         rows = self.store.of_result(name)
         self.held[hold.hold_id] = {one.path for one in pictures_of(rows)}

@@ -218,6 +218,20 @@ def test_the_catalogue_knows_classes_reviews_holds_and_what_is_gone(tmp_path: Pa
         assert make_plan(order(tmp_path, is_removing=False), catalogue).leftovers == []
 
 
+def test_a_hold_of_a_name_used_before_is_in_force_until_its_own_release(tmp_path: Path) -> None:
+    """As an earlier program let clients write it."""
+    said = {"station_id": "s", "hold_id": "h1", "who": "w"}
+    first, second = (HoldBody(**said, why=why, lot="L7") for why in ("one", "two"))
+    with Store(tmp_path) as store:
+        store.append([first, ReleaseBody(**said, why="done"), second])
+        assert [body["why"] for body in store.holds()] == ["two"]
+        assert store.hold_ids() == {"h1"}
+    with Reader(tmp_path) as reader:
+        assert [body["why"] for body in reader.holds()] == ["two"]
+    with Catalogue(tmp_path / DATABASE) as catalogue:
+        assert [hold.why for hold in catalogue.holds()] == ["two"]
+
+
 def test_the_catalogue_is_made_anew_for_another_log_or_when_it_is_damaged(tmp_path: Path) -> None:
     write_log(tmp_path)
     keep = tmp_path / "catalogue.db"
@@ -392,7 +406,7 @@ def test_ages_count_from_the_newest_label_until_a_person_says_otherwise(
     rows: list[tuple[int, bool]], seen: int
 ) -> None:
     bodies = [
-        clock_row(days)
+        clock_row(days, boot_s=number)
         if is_accepted
         else result(number, images=[image(number)], written_at=at(days))
         for number, (days, is_accepted) in enumerate(rows, start=1)

@@ -238,8 +238,7 @@ def list_(config: Config = None, journal: Journal = None, is_json: JsonOption = 
     """The holds that are in force."""
     try:
         with Reader(journal_folder(config, journal)) as reader:
-            released = {row["hold_id"] for row in reader.bodies("release")}
-            rows = [row for row in reader.bodies("hold") if row["hold_id"] not in released]
+            rows = reader.holds()
     except StoreError as error:
         fail(str(error))
     for row in rows:

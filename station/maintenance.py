@@ -188,6 +188,8 @@ class _Backup:
     problem: str = ""
     tried_s: float | None = None
     generation: str = ""
+    unsaid: BackupBody | None = None
+    """A row that the disk had no room for yet."""
     child: _Child = field(default_factory=_Child)
 
 
@@ -242,7 +244,9 @@ class Upkeep:
         self._quarantine = Quarantine(0, 0)
         self._min_pass_days = KeepRecipe().min_pass_days
         self._read_recipe()
-        ok = store.last_body("backup", "body ->> '$.is_ok'")
+        backup = configuration.retention.backup
+        self._backups_at = str(backup.directory.absolute()) if backup else ""
+        ok = store.last_backup(self._backups_at)
         self._backup = _Backup(ok_at=ok["written_at"] if ok else None)
         now = time.monotonic()
         self._look_due = self._stepped_at = now
@@ -363,13 +367,18 @@ class Upkeep:
             elif isinstance(row, ReleaseBody):
                 self._holds.pop(row.hold_id, None)
             elif isinstance(row, BackupBody) and row.is_ok:
-                self._backup.ok_at, self._backup.generation = row.written_at, row.generation
-                self._backup.problem = ""
+                self._on_copied(row)
             for image in getattr(row, "images", ()):
                 self._new_paths[image.path] = seq
         if len(self._new_paths) > _MOST_NEW_PATHS:
             self._new_paths.clear()
             self._paths_since = seq
+
+    def _on_copied(self, row: BackupBody) -> None:
+        """A copy elsewhere, by hand, says nothing of the one that is wanted."""
+        known = self._backup
+        if row.directory == self._backups_at:
+            known.ok_at, known.generation, known.problem = row.written_at, row.generation, ""
 
     def sweep_now(self) -> int:
         """Look for what may go at once; the number of sweeps after which it has been done."""
@@ -621,41 +630,45 @@ class Upkeep:
 
     def _take_backup(self) -> None:
         answer = self._backup.child.take()
-        if answer is None:
-            return
-        status, out, said = answer
-        wanted = self._settings.retention.backup
-        directory = str(wanted.directory) if wanted else ""
+        if answer is not None:
+            self._on_backup(*answer)
+        if self._backup.unsaid is not None and self._append([self._backup.unsaid]):
+            self._backup.unsaid = None
+
+    def _on_backup(self, status: int, out: str, said: str) -> None:
+        """What it came to counts also while its row finds no room."""
         with contextlib.suppress(ValueError, TypeError):
-            self._append([BackupBody(**self._said(), is_ok=True, **json.loads(out))])
+            self._backup.unsaid = BackupBody(**self._said(), is_ok=True, **json.loads(out))
+            self._on_copied(self._backup.unsaid)
             return
         problem = said.strip().removeprefix("vqi: ")[-300:] or f"it ended with status {status}"
-        text = f"no backup to {directory}: {problem}"
         if not self._backup.problem:
-            row = BackupBody(
+            self._backup.unsaid = BackupBody(
                 **self._said(),
-                directory=directory,
+                directory=self._backups_at,
                 generation="",
                 is_ok=False,
                 problem=problem,
             )
-            self._append([row])
-        self._backup.problem = text
+        self._backup.problem = f"no backup to {self._backups_at}: {problem}"
 
     def _backup_due(self) -> float:
         """In monotonic time."""
         wanted = self._settings.retention.backup
         assert wanted is not None
-        if self._backup.problem and self._backup.tried_s is not None:
-            return self._backup.tried_s + min(_RETRY_BACKUP_S, 3600 * wanted.every_h)
-        age_s = self._backup_age_s()
-        return 0.0 if age_s is None else time.monotonic() + 3600 * wanted.every_h - age_s
+        age_s, tried_s = self._backup_age_s(), self._backup.tried_s
+        if age_s is not None and not self._backup.problem:
+            return time.monotonic() + 3600 * wanted.every_h - age_s
+        return 0.0 if tried_s is None else tried_s + min(_RETRY_BACKUP_S, 3600 * wanted.every_h)
 
     def _backup_age_s(self) -> float | None:
-        """Since the last good one; by labels, for it may be of another boot."""
+        """Since the last good one; by labels, for it may be of another boot. None without one, and
+        where its label is ahead of the clock: then nobody knows how old it is."""
         if self._backup.ok_at is None:
             return None
-        return (self._clock.now() - datetime.fromisoformat(self._backup.ok_at)).total_seconds()
+        made = datetime.fromisoformat(self._backup.ok_at)
+        age_s = (self._clock.now() - made).total_seconds()
+        return age_s if age_s >= 0 else None
 
 
 def _why(step: Step, picture: Picture) -> str:

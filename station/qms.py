@@ -48,6 +48,10 @@ _SIGNED_FILES = """
     WHERE kind = 'change' AND body ->> '$.what' = 'commissioned' ORDER BY seq DESC LIMIT 100
 """
 
+_LAST_BACKUP = """
+    SELECT body FROM row WHERE kind = 'backup' AND body ->> '$.is_ok'
+    AND body ->> '$.directory' = :directory ORDER BY seq DESC LIMIT 1
+"""
 _HOLDS = """
     SELECT body FROM row AS held WHERE kind = 'hold' AND NOT EXISTS (
         SELECT 1 FROM row WHERE kind = 'release' AND seq > held.seq
@@ -263,10 +267,15 @@ class Store:
         rows = self._query("SELECT body ->> '$.hold_id' FROM row WHERE kind = 'hold'", {})
         return {row[0] for row in rows}
 
-    def last_body(self, kind: str, where: str = "true") -> Json | None:
-        """The newest row of a kind for which the condition holds."""
-        query = f"SELECT body FROM row WHERE kind = :kind AND {where} ORDER BY seq DESC LIMIT 1"
+    def last_body(self, kind: str) -> Json | None:
+        """The newest row of a kind."""
+        query = "SELECT body FROM row WHERE kind = :kind ORDER BY seq DESC LIMIT 1"
         found = self._query(query, {"kind": kind})
+        return json.loads(found[0].body) if found else None
+
+    def last_backup(self, directory: str) -> Json | None:
+        """The newest good copy that was made there."""
+        found = self._query(_LAST_BACKUP, {"directory": directory})
         return json.loads(found[0].body) if found else None
 
     def newest_label(self) -> str | None:

@@ -9,8 +9,11 @@ import math
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from datetime import UTC, datetime, timedelta
@@ -34,9 +37,10 @@ from station.cli.log import app
 from station.config import load_configuration
 from station.images import ImageFolder
 from station.journal import JournalClient
-from station.maintenance import Upkeep, disk_level
+from station.maintenance import Upkeep, _Child, disk_level
 from station.qms import DATABASE, IMAGES, Reader, Store, verify
 from station.record import (
+    BackupBody,
     Body,
     HoldBody,
     ReleaseBody,
@@ -250,6 +254,67 @@ def test_a_backup_by_timer_calls_a_person_when_it_cannot_be_made(tmp_path: Path)
     assert [row["is_ok"] for row in rows].count(False) == 2, "once for each time it began"
     assert rows[-1]["is_ok"]
     assert checked(rig).images == 2
+
+
+def backup_row(directory: Path, at: str) -> BackupBody:
+    return BackupBody(
+        station_id="s", written_at=at, directory=str(directory), generation="g", is_ok=True
+    )
+
+
+@contextlib.contextmanager
+def upkeep_of(rig: Rig, clock: FakeClock) -> Iterator[Upkeep]:
+    """Without its process."""
+    configuration = load_configuration(str(rig.folder / "station.toml")).value
+    helpers = cast(Executor, LateHelpers())
+    images = ImageFolder(rig.journal / IMAGES)
+    with Store(rig.journal) as store:
+        upkeep = Upkeep(configuration, store, images, helpers, lambda: None, clock)
+        yield upkeep
+        upkeep.close()
+
+
+@pytest.mark.parametrize(
+    ("to", "hours", "age_s"), [("wanted", -8760, None), ("stick", 1, None), ("wanted", 1, 3600)]
+)
+def test_a_backup_is_due_unless_one_was_made_there_and_its_age_is_known(
+    tmp_path: Path, to: str, hours: int, age_s: float | None
+) -> None:
+    """A clock that was ahead, and a copy by hand to another disk, postpone none."""
+    rig = Rig(tmp_path, tables=f'[retention]\nbackup = {{ directory = "{tmp_path}/wanted" }}\n')
+    rig.write()
+    clock = FakeClock()
+    made_at = rfc3339(datetime.fromtimestamp(clock.wall - 3600 * hours, UTC))
+    with Store(rig.journal) as store:
+        store.append([backup_row(tmp_path / to, made_at)])
+    with upkeep_of(rig, clock) as upkeep:
+        for _ in range(2):
+            assert upkeep.status()["backup"]["age_s"] == age_s
+            assert (upkeep._backup_due() <= time.monotonic()) == (age_s is None)
+            upkeep.noted([backup_row(tmp_path / to, made_at)])
+
+
+def test_a_backup_whose_row_finds_no_room_is_made_once_and_said_later(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, tables=f'[retention]\nbackup = {{ directory = "{tmp_path}/to" }}\n')
+    rig.write()
+    with upkeep_of(rig, FakeClock()) as upkeep:
+        with contextlib.closing(sqlite3.connect(rig.journal / DATABASE)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            made = json.dumps({"directory": f"{tmp_path}/to", "generation": "g1"})
+            upkeep._backup.child = said(0, made)
+            upkeep._take_backup()
+            assert "write lock" in upkeep.attentions()[0]
+            assert upkeep._backup_due() > time.monotonic() + 3600, "it was made"
+        upkeep._take_backup()
+        assert upkeep.attentions() == []
+    assert [row["generation"] for row in rig.rows("backup")] == ["g1"]
+
+
+def said(status: int, out: str) -> _Child:
+    """A process that has ended."""
+    child = _Child(thread=threading.Thread(target=lambda: None), answer=(status, out, ""))
+    cast(threading.Thread, child.thread).start()
+    return child
 
 
 def test_two_plates_of_the_same_pixels_share_a_file_until_both_may_go(rig: Rig) -> None:

@@ -120,6 +120,8 @@ class _Child:
     thread: threading.Thread | None = None
     answer: tuple[int, str, str] | None = None
     """Exit status, stdout, stderr."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _is_stopped: bool = False
 
     @property
     def is_running(self) -> bool:
@@ -147,8 +149,10 @@ class _Child:
         return answer
 
     def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
+        with self._lock:
+            self._is_stopped = True
+            if self.process is not None:
+                self.process.kill()
         if self.thread is not None:
             self.thread.join()
 
@@ -162,7 +166,10 @@ class _Child:
     ) -> None:
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         try:
-            self.process = start_idle(*arguments, is_awaited=is_awaited, **pipes)
+            with self._lock:
+                if self._is_stopped:
+                    return
+                self.process = start_idle(*arguments, is_awaited=is_awaited, **pipes)
             out, said = self.process.communicate(given, timeout=limit_s)
             self.answer = (self.process.returncode, out, said)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -317,6 +324,7 @@ class Upkeep:
             **self._said(),
             rules={kind: rule.model_dump(exclude_none=True) for kind, rule in rules},
             min_pass_days=self._min_pass_days,
+            clock_jump_limit_h=self._settings.retention.clock_jump_limit_h,
         )
 
     def _read_recipe(self) -> None:
@@ -581,7 +589,8 @@ class Upkeep:
         return stone
 
     def _remove(self, path: str) -> None:
-        """A file that no result names any more: no row waits here, so what is named is known."""
+        """A file that no result names any more. The pictures of a row that waits get their names
+        only when it is committed, in the same turn: what is named is known here."""
         if path in self._new_paths or self._clock.doubt:
             return
         with self._no_reason_to_end():
@@ -683,7 +692,7 @@ def _why(step: Step, picture: Picture) -> str:
 
 
 def _says(rules: RetentionBody) -> Json:
-    return rules.model_dump(include={"rules", "min_pass_days"})
+    return rules.model_dump(include={"rules", "min_pass_days", "clock_jump_limit_h"})
 
 
 def _last(store: Store, body: type[_B]) -> _B | None:

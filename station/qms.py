@@ -22,7 +22,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from station.record import Body, DiskBody, HoldBody, RetentionBody, TombstoneBody
+from station.record import Body, ClockBody, DiskBody, HoldBody, RetentionBody, TombstoneBody
 from station.retention import newest_label, objection, pictures_of
 
 DATABASE = "journal.db"
@@ -684,6 +684,7 @@ class _Removals:
     rules: RetentionBody | None = None
     holds: dict[str, HoldBody] = field(default_factory=dict)
     disk_level: int = 0
+    ahead_s: float = 0.0
     newest_at: str = ""
     aged_from: dict[str, str] = field(default_factory=dict)
     """The newest label by then of results whose own label is earlier."""
@@ -762,6 +763,8 @@ def _follow_removals(
                 removals.holds.pop(body["hold_id"], None)
             case "disk":
                 removals.disk_level = DiskBody.model_validate(body).level
+            case "clock":
+                removals.ahead_s = ClockBody.model_validate(body).ahead_s
             case "tombstone":
                 _verify_tombstone(reader, seq, TombstoneBody.model_validate(body), removals, found)
     except (ValueError, LookupError, TypeError) as error:
@@ -785,7 +788,14 @@ def _verify_tombstone(
     if picture is not None:
         aged_from = removals.aged_from.get(stone.result_id, "")
         picture = replace(picture, aged_from=aged_from)
-    why = objection(stone, picture, removals.rules, removals.holds.values(), removals.disk_level)
+    why = objection(
+        stone,
+        picture,
+        removals.rules,
+        removals.holds.values(),
+        removals.disk_level,
+        removals.ahead_s,
+    )
     if why:
         found.findings.append(f"row {seq}: a picture was removed against the rules: {why}")
     if (reader.images / stone.path).exists():

@@ -396,6 +396,8 @@ class RetentionBody(Body):
     min_pass_days: float
     """Pictures of passed plates that are younger stay, also when the disk is nearly full, and those
     of other plates whatever room they take."""
+    clock_jump_limit_h: float | None = None
+    """Nothing is removed while the clock is set ahead by more; None in older logs."""
 
 
 class DiskBody(Body):

@@ -176,6 +176,7 @@ def objection(
     rules: RetentionBody | None,
     holds: Iterable[HoldBody],
     disk_level: int,
+    ahead_s: float = 0.0,
 ) -> str:
     """Why this tombstone may not be, by what the log said before it; empty if it may."""
     if picture is None or (picture.path, picture.sha256) != (stone.path, stone.sha256):
@@ -186,6 +187,8 @@ def objection(
         return f"{stone.result_id} is on hold"
     if rules is None:
         return "no rules were written"
+    if rules.clock_jump_limit_h is not None and ahead_s > 3600 * rules.clock_jump_limit_h:
+        return f"the clock was set ahead by {ahead_s / 3600:.1f} h"
     days = age_days(picture, _time(stone.written_at))
     if stone.rule == "watermark":
         return _room_objection(stone, days, rules, disk_level)

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -315,6 +316,61 @@ def said(status: int, out: str) -> _Child:
     child = _Child(thread=threading.Thread(target=lambda: None), answer=(status, out, ""))
     cast(threading.Thread, child.thread).start()
     return child
+
+
+def test_a_backup_that_the_log_refuses_to_know_of_says_so(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, min_free_mb=10**9)
+    config = str(rig.write())
+    earlier(rig, (result(1), 1, BOTH))
+    with journal(rig):
+        to = str(tmp_path / "backups")
+        done = CliRunner().invoke(app, ["backup", "--to", to, "--config", config])
+    assert done.exit_code == 0, done.output
+    assert "the log does not know of it" in done.stderr
+    assert "MB needed; free some" in done.stderr
+    assert rig.rows("backup") == []
+
+
+def test_a_child_that_is_stopped_before_it_began_is_never_started(tmp_path: Path) -> None:
+    child, mark = _Child(), tmp_path / "mark"
+    with child._lock:
+        child.start(["-c", f"open({str(mark)!r}, 'w')"], "", 30.0, lambda: None)
+        stopping = threading.Thread(target=child.stop)
+        child._is_stopped = True
+        stopping.start()
+    stopping.join(10.0)
+    assert not stopping.is_alive()
+    assert child.process is None
+    assert not mark.exists()
+
+
+def test_what_works_for_a_journal_that_is_killed_dies_with_it() -> None:
+    """It would hold the lock of the backups' folder against its successor's."""
+    starter = subprocess.Popen(
+        [sys.executable, "-P", "-c", _STARTER], stdout=subprocess.PIPE, text=True
+    )
+    assert starter.stdout is not None
+    child = Path("/proc") / starter.stdout.readline().strip()
+    wait_until(lambda: "python" in (child / "comm").read_text(), 10.0, "child")
+    starter.kill()
+    wait_until(lambda: not is_running(child), 10.0, "end of the child")
+    starter.wait(10.0)
+    starter.stdout.close()
+
+
+_STARTER = """
+import time; from station.idle import start_idle
+print(start_idle("-c", "import time; time.sleep(60)").pid, flush=True)
+time.sleep(60)
+"""
+
+
+def is_running(process: Path) -> bool:
+    """Not gone, and not dead and waited for by nobody."""
+    try:
+        return "State:\tZ" not in (process / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_two_plates_of_the_same_pixels_share_a_file_until_both_may_go(rig: Rig) -> None:

@@ -397,6 +397,26 @@ def test_a_clock_that_had_fallen_back_makes_no_evidence_old(tmp_path: Path) -> N
     assert "fail is kept for 365 days" in said
 
 
+def test_verify_finds_a_tombstone_of_a_clock_that_was_set_far_ahead(tmp_path: Path) -> None:
+    write_log(tmp_path)
+    rules = {kind: rule.model_dump(exclude_none=True) for kind, rule in RULE.items()}
+    with Store(tmp_path) as store:
+        store.append(
+            [
+                RetentionBody(
+                    station_id="s", rules=rules, min_pass_days=1, clock_jump_limit_h=72.0
+                ),
+                clock_row(0, cause="step", ahead_s=80 * 3600.0),
+                tombstone(5),
+                clock_row(0),
+                tombstone(1, picture_class="pass_preview", role="preview", measured=100.0),
+            ]
+        )
+    with Reader(tmp_path) as reader:
+        (found,) = verify(reader, with_images=False).findings
+    assert "the clock was set ahead by 80.0 h" in found
+
+
 @given(
     rows=st.lists(st.tuples(st.integers(0, 400), st.booleans()), min_size=2, max_size=12),
     seen=st.integers(1, 11),

@@ -98,11 +98,13 @@ def _tell(configuration: Configuration, row: BackupBody) -> None:
     client = JournalClient(configuration.station.runtime_dir)
     try:
         client.connect(0.0)
-        client.submit([row])
+        problem = client.submit([row]).get("error", "")
     except (PeerGone, TimeoutError) as error:
-        print(f"vqi: the log does not know of it: {error}", file=sys.stderr)  # noqa: T201
+        problem = str(error)
     finally:
         client.close()
+    if problem:
+        print(f"vqi: the log does not know of it: {problem}", file=sys.stderr)  # noqa: T201
 
 
 # --- prune --------------------------------------------------------------------------------------

@@ -25,7 +25,8 @@ def log(tmp_path: Path) -> Path:
     folder = tmp_path / "journal"
     with Store(folder) as store:
         rules = {PictureClass.FAIL: {"days": 1.0}}
-        store.append([RetentionBody(station_id="s", rules=rules, min_pass_days=1)])
+        row = RetentionBody(station_id="s", written_at=at(9), rules=rules, min_pass_days=1)
+        store.append([row])
         for number in range(1, 5):
             add(folder, store, number)
     return folder
@@ -37,7 +38,8 @@ def add(folder: Path, store: Store, number: int, content: int | None = None) -> 
     written = images.write("evidence", "png", [data], (1, 1))
     images.make_durable([written])
     body = written.body.model_dump()
-    store.append([opened(number), result(number, Verdict.FAIL, images=[body], written_at=at(9))])
+    row = result(number, Verdict.FAIL, images=[body], written_at=at(9))
+    store.append([opened(number).model_copy(update={"written_at": at(9)}), row])
     return folder / IMAGES / written.body.path
 
 

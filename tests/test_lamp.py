@@ -581,6 +581,9 @@ def test_two_thousand_spoilt_packets_show_no_green_and_leave_the_lamp_whole(
     assert lamp.poll() is None
     assert GREEN_ON not in site.tower.bytes_sent()
     with site.client() as client:
+        # Behind all that is still to be read and thrown away.
+        number = client.send_show(LightState.FAIL, "p-1", PRODUCTION, 2.0)
+        assert answer_of(client, number, timeout_s=30.0).number == number
         eventually(lambda: show(client, LightState.FAIL).is_shown)
 
 

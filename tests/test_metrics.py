@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import os
 import random
@@ -82,11 +83,18 @@ def answers(path: str) -> bool:
 
 
 def get(path: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(URL + path, timeout=5.0) as response:
-            return response.status, response.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+    deadline = time.monotonic() + 10.0
+    while True:
+        try:
+            with urllib.request.urlopen(URL + path, timeout=5.0) as response:
+                return response.status, response.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+        except http.client.RemoteDisconnected:
+            # As long as another test's connections, which are not closed yet, are the most it has.
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
 
 
 def scrape() -> dict[str, Metric]:

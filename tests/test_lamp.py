@@ -35,6 +35,8 @@ SERVE = """
 import sys
 from station.config import load_configuration
 from station.lamp import serve
+from station.logs import set_up_logging
+set_up_logging("lamp", "test-1")
 sys.exit(serve(load_configuration(sys.argv[1]).value))
 """
 CONFIG = """

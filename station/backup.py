@@ -137,7 +137,7 @@ def _make(journal: Path, directory: Path, keep: int, read_all: bool, began: floa
     name = _publish(directory)
     _forget(directory, keep)
     return Backup(
-        directory=str(directory),
+        directory=str(directory.absolute()),
         generation=name,
         head_seq=found.rows,
         head_chain_sha256=found.head,

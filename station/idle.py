@@ -1,4 +1,5 @@
-"""A process that gives way to every other: to the processor's and to the disk's other work."""
+"""A process that gives way to every other: to the processor's and to the disk's other work; it does
+not outlive the one that started it."""
 
 from __future__ import annotations
 
@@ -16,8 +17,9 @@ _FIRST_TO_GO = "500"
 
 def start_idle(*arguments: str, is_awaited: bool = False, **options: Any) -> subprocess.Popen[str]:
     """Start this program's interpreter with `arguments`, to talk with in text. One that somebody
-    waits for is only nice: on busy cores an idle one may take minutes."""
-    polite = ["nice", "-n", "19"]
+    waits for is only nice: on busy cores an idle one may take minutes. The thread that starts it
+    must stay until it has ended: it dies with that thread (prctl(2), PR_SET_PDEATHSIG)."""
+    polite = ["setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", "19"]
     if shutil.which("ionice"):
         polite += ["ionice", "-c", "3", "-t"]
     process = subprocess.Popen(

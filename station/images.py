@@ -47,7 +47,6 @@ _LEAVING = "leaving"
 _QUARANTINED = 1000
 _QUARANTINE_BYTES = 10**9
 _QUARANTINE_DAYS = 30
-_JANITOR_LIMIT_S = 2.0
 
 
 class ImageError(ValueError):
@@ -207,25 +206,15 @@ class ImageFolder:
         for folder in {(self.directory / item.body.path).parent for item in written}:
             _sync_folder(folder)
 
-    def clean(self, referenced: set[str], since_s: float) -> int:
-        """Move what a death left behind to quarantine: temporary files, and pictures newer than
-        `since_s` (Unix time) that no row names. How many they were; bounded in time."""
+    def clean(self) -> int:
+        """Move what a death left unfinished to quarantine; how many files that were. A picture that
+        has its name is none of them: only the whole log knows that no row names it."""
         for path in self._leaving.iterdir():
             path.unlink()
-        moved = 0
-        for path in self._temporary.iterdir():
+        unfinished = list(self._temporary.iterdir())
+        for path in unfinished:
             shutil.move(path, self._quarantine / path.name)
-            moved += 1
-        deadline = time.monotonic() + _JANITOR_LIMIT_S
-        for number in range(256):
-            if time.monotonic() > deadline:
-                break
-            for entry in os.scandir(self.directory / f"{number:02x}"):
-                name = f"{number:02x}/{entry.name}"
-                if name not in referenced and entry.stat().st_ctime >= since_s:
-                    shutil.move(entry.path, self._quarantine / entry.name)
-                    moved += 1
-        return moved
+        return len(unfinished)
 
     def take_out(self, path: str) -> tuple[int, Path]:
         """A picture loses its name: its size, and where it lies until it is unlinked. Raises

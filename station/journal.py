@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 
@@ -52,7 +52,6 @@ from station.qms import (
     IMAGES,
     SNAPSHOT,
     ContradictionError,
-    Reader,
     Store,
     StoreError,
     StoreRefused,
@@ -71,7 +70,6 @@ _MAX_WAITING = 64
 """Submissions in work; a client with more finds its socket full."""
 _STUCK_S = 2.0
 _TICK_FILE_EVERY_S = 0.5
-_ORPHANS_SINCE_S = 3600.0
 _SNAPSHOT_PAUSES = 20
 _MIN_FREE_FILES = 20
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -422,7 +420,7 @@ class _Journal:
 
     def _status(self) -> Json:
         """How this process and what it writes are now; nothing here waits."""
-        disk = os.statvfs(self._directory)
+        disk, upkeep = os.statvfs(self._directory), self._upkeep.status()
         database = self._directory / DATABASE
         return {
             "pid": os.getpid(),
@@ -436,6 +434,7 @@ class _Journal:
             "clients": len(self._clients),
             "rows": self._store.head()[0],
             **asdict(self._counts),
+            "orphans": self._counts.orphans + upkeep["retention"]["orphans"],
             "commit_times": self._commit_times.as_json(),
             "database_bytes": _size(database),
             "wal_bytes": _size(database.with_name(f"{DATABASE}-wal")),
@@ -445,7 +444,7 @@ class _Journal:
             "disk_free_files": disk.f_favail,
             "last_tick_at": self._last_tick_at,
             "snapshot_problem": self._snapshot_problem,
-            **self._upkeep.status(),
+            **upkeep,
         }
 
     def _tick(self, client: Channel, body: Json) -> None:
@@ -646,20 +645,11 @@ class _Journal:
         return None
 
     def _clean_images(self) -> None:
-        """Quarantine pictures that a death left without a row. Only the last hours are looked at:
-        older ones were looked at by an earlier start."""
-        since, rows_since = 0.0, ""
-        if self._last_tick_at is not None:
-            last = datetime.fromisoformat(self._last_tick_at)
-            since = last.timestamp() - _ORPHANS_SINCE_S
-            rows_since = rfc3339(datetime.fromtimestamp(since - _ORPHANS_SINCE_S, UTC))
-        with Reader(self._directory) as reader:
-            rows = reader.bodies("result", rows_since)
-            referenced = {image["path"] for body in rows for image in body["images"]}
-        moved = self._images.clean(referenced, since)
+        """Put aside what a death left unfinished."""
+        moved = self._images.clean()
         self._counts.orphans += moved
         if moved:
-            _LOG.warning("pictures without a row moved to quarantine", count=moved)
+            _LOG.warning("unfinished pictures moved to quarantine", count=moved)
 
 
 def _size(path: Path) -> int:

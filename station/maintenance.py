@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -120,6 +120,8 @@ class _Child:
     thread: threading.Thread | None = None
     answer: tuple[int, str, str] | None = None
     """Exit status, stdout, stderr."""
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _is_stopped: bool = False
 
     @property
     def is_running(self) -> bool:
@@ -147,8 +149,10 @@ class _Child:
         return answer
 
     def stop(self) -> None:
-        if self.process is not None:
-            self.process.kill()
+        with self._lock:
+            self._is_stopped = True
+            if self.process is not None:
+                self.process.kill()
         if self.thread is not None:
             self.thread.join()
 
@@ -162,7 +166,10 @@ class _Child:
     ) -> None:
         pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         try:
-            self.process = start_idle(*arguments, is_awaited=is_awaited, **pipes)
+            with self._lock:
+                if self._is_stopped:
+                    return
+                self.process = start_idle(*arguments, is_awaited=is_awaited, **pipes)
             out, said = self.process.communicate(given, timeout=limit_s)
             self.answer = (self.process.returncode, out, said)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -188,6 +195,8 @@ class _Backup:
     problem: str = ""
     tried_s: float | None = None
     generation: str = ""
+    unsaid: BackupBody | None = None
+    """A row that the disk had no room for yet."""
     child: _Child = field(default_factory=_Child)
 
 
@@ -212,6 +221,7 @@ class Upkeep:
         self._helpers = helpers
         self._wake = wake
         self._holds = {body["hold_id"]: HoldBody.model_validate(body) for body in store.holds()}
+        self._hold_ids = store.hold_ids()
         self._rules: RetentionBody | None = _last(store, RetentionBody)
         self._clock = ClockWatch(
             clock or SystemClock(),
@@ -241,7 +251,9 @@ class Upkeep:
         self._quarantine = Quarantine(0, 0)
         self._min_pass_days = KeepRecipe().min_pass_days
         self._read_recipe()
-        ok = store.last_body("backup", "body ->> '$.is_ok'")
+        backup = configuration.retention.backup
+        self._backups_at = str(backup.directory.absolute()) if backup else ""
+        ok = store.last_backup(self._backups_at)
         self._backup = _Backup(ok_at=ok["written_at"] if ok else None)
         now = time.monotonic()
         self._look_due = self._stepped_at = now
@@ -312,6 +324,7 @@ class Upkeep:
             **self._said(),
             rules={kind: rule.model_dump(exclude_none=True) for kind, rule in rules},
             min_pass_days=self._min_pass_days,
+            clock_jump_limit_h=self._settings.retention.clock_jump_limit_h,
         )
 
     def _read_recipe(self) -> None:
@@ -343,9 +356,13 @@ class Upkeep:
                 return f"a {kind} row is written by the journal process alone"
             if isinstance(row, ReleaseBody) and row.hold_id not in self._holds:
                 return f"no hold {row.hold_id} is in force"
-            if isinstance(row, HoldBody) and self._holds.get(row.hold_id, row) != row:
-                return f"hold {row.hold_id} is in force already"
+            if isinstance(row, HoldBody) and self._is_used(row):
+                return f"there was a hold {row.hold_id} already; give it another name"
         return ""
+
+    def _is_used(self, hold: HoldBody) -> bool:
+        """Another hold had its name; one that is sent again has not."""
+        return hold.hold_id in self._hold_ids and self._holds.get(hold.hold_id) != hold
 
     def noted(self, rows: Sequence[Body]) -> None:
         """These rows are in the log."""
@@ -354,16 +371,22 @@ class Upkeep:
             self._clock.labelled(row.written_at)
             if isinstance(row, HoldBody):
                 self._holds[row.hold_id] = row
+                self._hold_ids.add(row.hold_id)
             elif isinstance(row, ReleaseBody):
                 self._holds.pop(row.hold_id, None)
             elif isinstance(row, BackupBody) and row.is_ok:
-                self._backup.ok_at, self._backup.generation = row.written_at, row.generation
-                self._backup.problem = ""
+                self._on_copied(row)
             for image in getattr(row, "images", ()):
                 self._new_paths[image.path] = seq
         if len(self._new_paths) > _MOST_NEW_PATHS:
             self._new_paths.clear()
             self._paths_since = seq
+
+    def _on_copied(self, row: BackupBody) -> None:
+        """A copy elsewhere, by hand, says nothing of the one that is wanted."""
+        known = self._backup
+        if row.directory == self._backups_at:
+            known.ok_at, known.generation, known.problem = row.written_at, row.generation, ""
 
     def sweep_now(self) -> int:
         """Look for what may go at once; the number of sweeps after which it has been done."""
@@ -466,12 +489,12 @@ class Upkeep:
             room = Room(
                 free_mb=self.free_mb,
                 wanted_mb=limit_mb * _HYSTERESIS,
-                min_pass_days=self._min_pass_days,
             )
         return Order(
             log=self._directory / DATABASE,
             images=self._images.directory,
             rules=self._settings.retention.rules,
+            min_pass_days=self._min_pass_days,
             now=self._clock.now(),
             room=room,
             is_removing=not self._clock.doubt,
@@ -547,6 +570,7 @@ class Upkeep:
         picture = next(found, None)
         if picture is None:
             return None
+        picture = replace(picture, aged_from=step.aged_from)
         stone = TombstoneBody(
             **self._said(),
             result_id=step.result_id,
@@ -565,7 +589,8 @@ class Upkeep:
         return stone
 
     def _remove(self, path: str) -> None:
-        """A file that no result names any more: no row waits here, so what is named is known."""
+        """A file that no result names any more. The pictures of a row that waits get their names
+        only when it is committed, in the same turn: what is named is known here."""
         if path in self._new_paths or self._clock.doubt:
             return
         with self._no_reason_to_end():
@@ -614,41 +639,45 @@ class Upkeep:
 
     def _take_backup(self) -> None:
         answer = self._backup.child.take()
-        if answer is None:
-            return
-        status, out, said = answer
-        wanted = self._settings.retention.backup
-        directory = str(wanted.directory) if wanted else ""
+        if answer is not None:
+            self._on_backup(*answer)
+        if self._backup.unsaid is not None and self._append([self._backup.unsaid]):
+            self._backup.unsaid = None
+
+    def _on_backup(self, status: int, out: str, said: str) -> None:
+        """What it came to counts also while its row finds no room."""
         with contextlib.suppress(ValueError, TypeError):
-            self._append([BackupBody(**self._said(), is_ok=True, **json.loads(out))])
+            self._backup.unsaid = BackupBody(**self._said(), is_ok=True, **json.loads(out))
+            self._on_copied(self._backup.unsaid)
             return
         problem = said.strip().removeprefix("vqi: ")[-300:] or f"it ended with status {status}"
-        text = f"no backup to {directory}: {problem}"
         if not self._backup.problem:
-            row = BackupBody(
+            self._backup.unsaid = BackupBody(
                 **self._said(),
-                directory=directory,
+                directory=self._backups_at,
                 generation="",
                 is_ok=False,
                 problem=problem,
             )
-            self._append([row])
-        self._backup.problem = text
+        self._backup.problem = f"no backup to {self._backups_at}: {problem}"
 
     def _backup_due(self) -> float:
         """In monotonic time."""
         wanted = self._settings.retention.backup
         assert wanted is not None
-        if self._backup.problem and self._backup.tried_s is not None:
-            return self._backup.tried_s + min(_RETRY_BACKUP_S, 3600 * wanted.every_h)
-        age_s = self._backup_age_s()
-        return 0.0 if age_s is None else time.monotonic() + 3600 * wanted.every_h - age_s
+        age_s, tried_s = self._backup_age_s(), self._backup.tried_s
+        if age_s is not None and not self._backup.problem:
+            return time.monotonic() + 3600 * wanted.every_h - age_s
+        return 0.0 if tried_s is None else tried_s + min(_RETRY_BACKUP_S, 3600 * wanted.every_h)
 
     def _backup_age_s(self) -> float | None:
-        """Since the last good one; by labels, for it may be of another boot."""
+        """Since the last good one; by labels, for it may be of another boot. None without one, and
+        where its label is ahead of the clock: then nobody knows how old it is."""
         if self._backup.ok_at is None:
             return None
-        return (self._clock.now() - datetime.fromisoformat(self._backup.ok_at)).total_seconds()
+        made = datetime.fromisoformat(self._backup.ok_at)
+        age_s = (self._clock.now() - made).total_seconds()
+        return age_s if age_s >= 0 else None
 
 
 def _why(step: Step, picture: Picture) -> str:
@@ -663,7 +692,7 @@ def _why(step: Step, picture: Picture) -> str:
 
 
 def _says(rules: RetentionBody) -> Json:
-    return rules.model_dump(include={"rules", "min_pass_days"})
+    return rules.model_dump(include={"rules", "min_pass_days", "clock_jump_limit_h"})
 
 
 def _last(store: Store, body: type[_B]) -> _B | None:

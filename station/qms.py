@@ -13,18 +13,17 @@ import json
 import os
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import ValidationError
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from station.record import Body, DiskBody, HoldBody, RetentionBody, TombstoneBody
-from station.retention import objection, pictures_of
+from station.record import Body, ClockBody, DiskBody, HoldBody, RetentionBody, TombstoneBody
+from station.retention import newest_label, objection, pictures_of
 
 DATABASE = "journal.db"
 SNAPSHOT = "journal-snapshot.db"
@@ -35,6 +34,7 @@ _TRIGGERS = {"row_no_update", "row_no_delete", "row_no_replace"}
 _TAIL_ROWS = 100
 """Checked at each start (I12); `vqi log verify` checks all."""
 _LABEL_ROWS = 1000
+_PASSING = timedelta(minutes=1)
 _BUSY_TIMEOUT_S = 1.0
 _MOST_REFERENCES = 64
 """Of recipes and cameras that a log remembers; an older one is learned anew."""
@@ -46,6 +46,17 @@ Json = dict[str, Any]
 _SIGNED_FILES = """
     SELECT coalesce(body ->> '$.detail.file_sha256', '') FROM row
     WHERE kind = 'change' AND body ->> '$.what' = 'commissioned' ORDER BY seq DESC LIMIT 100
+"""
+
+_LAST_BACKUP = """
+    SELECT body FROM row WHERE kind = 'backup' AND body ->> '$.is_ok'
+    AND body ->> '$.directory' = :directory ORDER BY seq DESC LIMIT 1
+"""
+_HOLDS = """
+    SELECT body FROM row AS held WHERE kind = 'hold' AND NOT EXISTS (
+        SELECT 1 FROM row WHERE kind = 'release' AND seq > held.seq
+        AND body ->> '$.hold_id' = held.body ->> '$.hold_id')
+    ORDER BY seq
 """
 
 _ABOUT_PICTURES = text("""
@@ -249,16 +260,22 @@ class Store:
 
     def holds(self) -> list[Json]:
         """Bodies of the holds that nobody released, oldest first."""
-        released = "SELECT body ->> '$.hold_id' FROM row WHERE kind = 'release'"
-        query = (
-            f"SELECT body FROM row WHERE kind = 'hold' AND body ->> '$.hold_id' NOT IN ({released})"
-        )
-        return [json.loads(row.body) for row in self._query(f"{query} ORDER BY seq", {})]
+        return [json.loads(row.body) for row in self._query(_HOLDS, {})]
 
-    def last_body(self, kind: str, where: str = "true") -> Json | None:
-        """The newest row of a kind for which the condition holds."""
-        query = f"SELECT body FROM row WHERE kind = :kind AND {where} ORDER BY seq DESC LIMIT 1"
+    def hold_ids(self) -> set[str]:
+        """Of every hold that ever was."""
+        rows = self._query("SELECT body ->> '$.hold_id' FROM row WHERE kind = 'hold'", {})
+        return {row[0] for row in rows}
+
+    def last_body(self, kind: str) -> Json | None:
+        """The newest row of a kind."""
+        query = "SELECT body FROM row WHERE kind = :kind ORDER BY seq DESC LIMIT 1"
         found = self._query(query, {"kind": kind})
+        return json.loads(found[0].body) if found else None
+
+    def last_backup(self, directory: str) -> Json | None:
+        """The newest good copy that was made there."""
+        found = self._query(_LAST_BACKUP, {"directory": directory})
         return json.loads(found[0].body) if found else None
 
     def newest_label(self) -> str | None:
@@ -550,6 +567,10 @@ class Reader:
         for row in self._connection.execute(text(query), {"kind": kind, "since": since}):
             yield json.loads(row[0])
 
+    def holds(self) -> list[Json]:
+        """Bodies of the holds that nobody released, oldest first."""
+        return [json.loads(row[0]) for row in self._connection.execute(text(_HOLDS))]
+
     def last_bodies(self, count: int) -> list[str]:
         """The texts of the last rows of any kind, in order."""
         query = text("SELECT body FROM row ORDER BY seq DESC LIMIT :count")
@@ -663,6 +684,10 @@ class _Removals:
     rules: RetentionBody | None = None
     holds: dict[str, HoldBody] = field(default_factory=dict)
     disk_level: int = 0
+    ahead_s: float = 0.0
+    newest_at: str = ""
+    aged_from: dict[str, str] = field(default_factory=dict)
+    """The newest label by then of results whose own label is earlier."""
     missing: list[tuple[int, str, str, str]] = field(default_factory=list)
     """Row, result and path of pictures that are not there, and what the system says."""
     left: set[str] = field(default_factory=set)
@@ -725,8 +750,11 @@ def _collect(
 def _follow_removals(
     reader: Reader, seq: int, body: Json, removals: _Removals, found: Verification
 ) -> None:
+    removals.newest_at = newest_label(removals.newest_at, body)
     try:
         match body.get("kind"):
+            case "result" if _is_late(body["written_at"], removals.newest_at):
+                removals.aged_from[body["result_id"]] = removals.newest_at
             case "retention":
                 removals.rules = RetentionBody.model_validate(body)
             case "hold":
@@ -735,11 +763,20 @@ def _follow_removals(
                 removals.holds.pop(body["hold_id"], None)
             case "disk":
                 removals.disk_level = DiskBody.model_validate(body).level
+            case "clock":
+                removals.ahead_s = ClockBody.model_validate(body).ahead_s
             case "tombstone":
                 _verify_tombstone(reader, seq, TombstoneBody.model_validate(body), removals, found)
-    except (ValidationError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError) as error:
         reason = str(error).replace("\n", " ")
         found.findings.append(f"row {seq}: no such {body.get('kind')} row can be: {reason}")
+
+
+def _is_late(label: str, newest_at: str) -> bool:
+    """The clock had fallen back; not for rows that passed one another on their way."""
+    if label >= newest_at:
+        return False
+    return datetime.fromisoformat(newest_at) - datetime.fromisoformat(label) > _PASSING
 
 
 def _verify_tombstone(
@@ -748,7 +785,17 @@ def _verify_tombstone(
     found.tombstones += 1
     known = reader.about_pictures(stone.result_id, seq)
     picture = next((one for one in pictures_of(known) if one.path == stone.path), None)
-    why = objection(stone, picture, removals.rules, removals.holds.values(), removals.disk_level)
+    if picture is not None:
+        aged_from = removals.aged_from.get(stone.result_id, "")
+        picture = replace(picture, aged_from=aged_from)
+    why = objection(
+        stone,
+        picture,
+        removals.rules,
+        removals.holds.values(),
+        removals.disk_level,
+        removals.ahead_s,
+    )
     if why:
         found.findings.append(f"row {seq}: a picture was removed against the rules: {why}")
     if (reader.images / stone.path).exists():

@@ -394,7 +394,10 @@ class RetentionBody(Body):
     kind: Literal["retention"] = "retention"
     rules: dict[PictureClass, dict[Literal["days", "mb"], float]]
     min_pass_days: float
-    """Pictures of passed plates that are younger stay, also when the disk is nearly full."""
+    """Pictures of passed plates that are younger stay, also when the disk is nearly full, and those
+    of other plates whatever room they take."""
+    clock_jump_limit_h: float | None = None
+    """Nothing is removed while the clock is set ahead by more; None in older logs."""
 
 
 class DiskBody(Body):

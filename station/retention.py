@@ -61,6 +61,9 @@ class Picture:
     """Of the result."""
     part_id: str | None = None
     lot: str | None = None
+    aged_from: str = ""
+    """The newest label that the log had by then, where that is later: a clock that had fallen back
+    makes no picture older than the ones before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,15 +136,17 @@ def choose(
     used_mb: float,
     holds: Sequence[HoldBody],
     now: datetime,
+    least_days: float = 0.0,
 ) -> Iterator[Doomed]:
-    """What the rule of one class removes of its pictures, oldest first."""
+    """What the rule of one class removes of its pictures, oldest first. `used_mb` is without what
+    is on hold; younger than `least_days` nothing goes for its size."""
     for picture in pictures:
         days = age_days(picture, now)
         if is_held(picture, holds):
             continue
         if rule.days is not None and days >= rule.days:
             yield Doomed(picture, "days", days, rule.days)
-        elif rule.mb is not None and used_mb > rule.mb:
+        elif rule.mb is not None and used_mb > rule.mb and days >= least_days:
             yield Doomed(picture, "size", used_mb, rule.mb)
         else:
             return
@@ -153,11 +158,12 @@ def choose_for_room(
     room: Room,
     holds: Sequence[HoldBody],
     now: datetime,
+    least_days: float,
 ) -> Iterator[Doomed]:
     """The oldest pictures of passed plates, until there is so much room as is wanted."""
     free_mb = room.free_mb
     for picture in pictures:
-        if free_mb >= room.wanted_mb or age_days(picture, now) < room.min_pass_days:
+        if free_mb >= room.wanted_mb or age_days(picture, now) < least_days:
             return
         if picture.picture_class in PASSED and not is_held(picture, holds):
             yield Doomed(picture, "watermark", room.free_mb, room.wanted_mb)
@@ -170,6 +176,7 @@ def objection(
     rules: RetentionBody | None,
     holds: Iterable[HoldBody],
     disk_level: int,
+    ahead_s: float = 0.0,
 ) -> str:
     """Why this tombstone may not be, by what the log said before it; empty if it may."""
     if picture is None or (picture.path, picture.sha256) != (stone.path, stone.sha256):
@@ -180,6 +187,8 @@ def objection(
         return f"{stone.result_id} is on hold"
     if rules is None:
         return "no rules were written"
+    if rules.clock_jump_limit_h is not None and ahead_s > 3600 * rules.clock_jump_limit_h:
+        return f"the clock was set ahead by {ahead_s / 3600:.1f} h"
     days = age_days(picture, _time(stone.written_at))
     if stone.rule == "watermark":
         return _room_objection(stone, days, rules, disk_level)
@@ -190,6 +199,8 @@ def objection(
     measured = min(stone.measured, days) if key == "days" else stone.measured
     if measured < limit:
         return f"{stone.picture_class} is kept for {limit:g} {key}, this was {measured:.4g}"
+    if key == "mb" and picture.picture_class not in PASSED:
+        return _youth_objection(days, rules)
     return ""
 
 
@@ -200,14 +211,27 @@ def _room_objection(
         return f"{stone.picture_class} is never removed for room"
     if disk_level < PASSES_GO_LEVEL:
         return f"the disk was at level {disk_level}"
+    return _youth_objection(days, rules)
+
+
+def _youth_objection(days: float, rules: RetentionBody) -> str:
     if days < rules.min_pass_days:
         return f"it was {days:.4g} days old, {rules.min_pass_days:g} are the least"
     return ""
 
 
 def age_days(picture: Picture, now: datetime) -> float:
-    """By the labels of the wall clock."""
-    return (now - _time(picture.written_at)).total_seconds() / _DAY_S
+    """By the labels of the wall clock, in the order of the log."""
+    since = max(picture.written_at, picture.aged_from)
+    return (now - _time(since)).total_seconds() / _DAY_S
+
+
+def newest_label(before: str, body: Mapping[str, Any]) -> str:
+    """The newest label of a log, `before` being that of the rows before; since a person last said
+    that the clock is right."""
+    label = str(body.get("written_at") or "")
+    is_accepted = body.get("kind") == "clock" and body.get("cause") == "accepted"
+    return label if is_accepted else max(before, label)
 
 
 def _time(text: str) -> datetime:
@@ -217,24 +241,39 @@ def _time(text: str) -> datetime:
 # --- the catalogue ------------------------------------------------------------------------------
 
 _SCHEMA = """
-    CREATE TABLE meta (seq INTEGER NOT NULL, chain_sha256 TEXT NOT NULL);
-    INSERT INTO meta VALUES (0, '');
+    CREATE TABLE meta (
+        seq INTEGER NOT NULL, chain_sha256 TEXT NOT NULL, newest_at TEXT NOT NULL);
+    INSERT INTO meta VALUES (0, '', '');
     CREATE TABLE picture (
         path TEXT, result_id TEXT, role TEXT, sha256 TEXT, bytes INTEGER, class TEXT,
-        written_at TEXT, part_id TEXT, lot TEXT, PRIMARY KEY (path, result_id)) WITHOUT ROWID;
-    CREATE INDEX picture_age ON picture (class, written_at);
+        written_at TEXT, part_id TEXT, lot TEXT, aged_from TEXT,
+        PRIMARY KEY (path, result_id)) WITHOUT ROWID;
+    CREATE INDEX picture_age ON picture (class, aged_from);
     CREATE INDEX picture_result ON picture (result_id);
     CREATE TABLE gone (seq INTEGER PRIMARY KEY, path TEXT);
     CREATE TABLE hold (hold_id TEXT PRIMARY KEY, body TEXT);
 """
+# As `newest_label` says, row by row.
+_LABELS = """
+    CREATE TEMP TABLE label (seq INTEGER PRIMARY KEY, newest_at TEXT NOT NULL)
+"""
 _STEPS = (
+    "DELETE FROM label",
+    """INSERT INTO label SELECT seq, max(
+           CASE era WHEN 0 THEN max(at, (SELECT newest_at FROM meta)) ELSE at END
+       ) OVER (PARTITION BY era ORDER BY seq) FROM (
+           SELECT seq, coalesce(written_at, '') AS at,
+                  sum(kind = 'clock' AND body ->> '$.cause' = 'accepted') OVER (ORDER BY seq) AS era
+           FROM log.row WHERE seq > :first AND seq <= :last)""",
+    "UPDATE meta SET newest_at = (SELECT newest_at FROM label WHERE seq = :last)",
     """INSERT OR IGNORE INTO picture
        SELECT image.value ->> 'path', result_id, image.value ->> 'role', image.value ->> 'sha256',
               image.value ->> 'bytes',
               CASE WHEN verdict = 'FAIL' THEN 'fail' WHEN verdict = 'UNDECIDED' THEN 'undecided'
                    WHEN image.value ->> 'role' = 'preview' THEN 'pass_preview'
                    WHEN body ->> '$.is_audit_sample' THEN 'audit' ELSE 'pass_whole' END,
-              written_at, part_id, body ->> '$.lot'
+              written_at, part_id, body ->> '$.lot',
+              (SELECT newest_at FROM label WHERE label.seq = row.seq)
        FROM log.row, json_each(body, '$.images') AS image
        WHERE seq > :first AND seq <= :last AND +kind = 'result'""",
     """UPDATE picture SET class = 'undecided' WHERE class NOT IN ('fail', 'undecided')
@@ -248,15 +287,18 @@ _STEPS = (
            WHERE seq > :first AND seq <= :last AND +kind = 'tombstone')""",
     """INSERT INTO gone SELECT seq, body ->> '$.path' FROM log.row
        WHERE seq > :first AND seq <= :last AND +kind = 'tombstone'""",
-    """INSERT OR REPLACE INTO hold SELECT body ->> '$.hold_id', body FROM log.row
-       WHERE seq > :first AND seq <= :last AND +kind = 'hold'""",
     """DELETE FROM hold WHERE hold_id IN (SELECT body ->> '$.hold_id' FROM log.row
            WHERE seq > :first AND seq <= :last AND +kind = 'release')""",
+    """INSERT OR REPLACE INTO hold SELECT body ->> '$.hold_id', body FROM log.row AS held
+       WHERE seq > :first AND seq <= :last AND +kind = 'hold' AND NOT EXISTS (
+           SELECT 1 FROM log.row WHERE seq > held.seq AND seq <= :last AND +kind = 'release'
+           AND body ->> '$.hold_id' = held.body ->> '$.hold_id')
+       ORDER BY seq""",
 )
 _FORGET_GONE = """
     DELETE FROM gone WHERE seq <= (SELECT seq FROM gone ORDER BY seq DESC LIMIT 1 OFFSET ?)
 """
-_COLUMNS = "result_id, role, path, sha256, bytes, class, written_at, part_id, lot"
+_COLUMNS = "result_id, role, path, sha256, bytes, class, written_at, part_id, lot, aged_from"
 
 
 class Catalogue:
@@ -297,10 +339,10 @@ class Catalogue:
     def oldest(self, *classes: PictureClass) -> Iterator[Picture]:
         """Pictures of these classes, oldest first."""
         marks = ", ".join("?" * len(classes))
-        query = f"SELECT {_COLUMNS} FROM picture WHERE class IN ({marks}) ORDER BY written_at"
+        query = f"SELECT {_COLUMNS} FROM picture WHERE class IN ({marks}) ORDER BY aged_from"
         for row in self._connection.execute(query, [str(one) for one in classes]):
-            name, role, path, sha256, size, kind, at, part_id, lot = row
-            yield Picture(name, role, path, sha256, size, PictureClass(kind), at, part_id, lot)
+            name, role, path, sha256, size, kind, *others = row
+            yield Picture(name, role, path, sha256, size, PictureClass(kind), *others)
 
     def used(self) -> dict[PictureClass, tuple[int, float]]:
         """Files and MB of each class."""
@@ -348,6 +390,7 @@ def _open_both(log: Path, keep: Path | None) -> sqlite3.Connection:
         keep or ":memory:", isolation_level=None, uri=True, timeout=_BUSY_TIMEOUT_S
     )
     connection.execute("ATTACH ? AS log", (f"{log.absolute().as_uri()}?mode=ro",))
+    connection.execute(_LABELS)
     return connection
 
 
@@ -357,7 +400,8 @@ def _is_catalogue_of(keep: Path, log: Path) -> bool:
         return False
     query = (
         "SELECT 1 FROM meta LEFT JOIN log.row USING (seq) "
-        "WHERE meta.seq = 0 OR meta.chain_sha256 = row.chain_sha256"
+        "WHERE meta.newest_at IS NOT NULL "
+        "AND (meta.seq = 0 OR meta.chain_sha256 = row.chain_sha256)"
     )
     try:
         with contextlib.closing(_open_both(log, keep)) as connection:
@@ -375,7 +419,6 @@ class Room(BaseModel):
     free_mb: float
     wanted_mb: float
     """Free disk to come to."""
-    min_pass_days: float
 
 
 class Order(BaseModel):
@@ -385,6 +428,7 @@ class Order(BaseModel):
     """The database."""
     images: Path
     rules: dict[PictureClass, KeepRule]
+    min_pass_days: float
     now: datetime
     room: Room | None = None
     is_removing: bool = True
@@ -401,6 +445,8 @@ class Step(BaseModel):
     rule: RuleName
     measured: float
     limit: float
+    aged_from: str = ""
+    """As the picture's; rows that stand do not change it."""
 
 
 class Plan(BaseModel):
@@ -434,6 +480,7 @@ def _step(doomed: Doomed) -> Step:
         rule=doomed.rule,
         measured=doomed.measured,
         limit=doomed.limit,
+        aged_from=doomed.picture.aged_from,
     )
 
 
@@ -443,9 +490,18 @@ def all_doomed(order: Order, catalogue: Catalogue) -> Iterator[Doomed]:
     used = catalogue.used() if any(rule.mb for rule in order.rules.values()) else {}
     for kind, rule in order.rules.items():
         _, used_mb = used.get(kind, (0, 0.0))
-        yield from choose(catalogue.oldest(kind), rule, used_mb, holds, order.now)
+        if rule.mb is not None and holds:
+            used_mb -= _held_mb(catalogue.oldest(kind), holds)
+        least_days = 0.0 if kind in PASSED else order.min_pass_days
+        yield from choose(catalogue.oldest(kind), rule, used_mb, holds, order.now, least_days)
     if order.room is not None:
-        yield from choose_for_room(catalogue.oldest(*PASSED), order.room, holds, order.now)
+        passed = catalogue.oldest(*PASSED)
+        yield from choose_for_room(passed, order.room, holds, order.now, order.min_pass_days)
+
+
+def _held_mb(pictures: Iterable[Picture], holds: Sequence[HoldBody]) -> float:
+    held = {one.path: one.bytes for one in pictures if is_held(one, holds)}
+    return sum(held.values()) / 1e6
 
 
 def _strays(order: Order, catalogue: Catalogue) -> tuple[list[str], list[str]]:

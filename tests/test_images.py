@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from pathlib import Path
 
 import cv2
@@ -161,16 +160,15 @@ def test_a_picture_has_its_name_only_once_it_is_durable(tmp_path: Path) -> None:
     assert list((tmp_path / "incoming").iterdir()) == []
 
 
-def test_what_a_death_left_is_put_aside_and_what_a_row_names_stays(tmp_path: Path) -> None:
+def test_what_a_death_left_unfinished_is_put_aside_and_no_more(tmp_path: Path) -> None:
     folder = ImageFolder(tmp_path)
 
     def write(seed: int) -> list[Written]:
         return list(Draft(folder, noise(8, seed=seed), 8).finish(8, ["evidence"]).written)
 
-    named, orphan = write(1), write(2)
-    folder.make_durable([*named, *orphan])
-    write(3)
-    assert folder.clean({named[0].body.path}, since_s=time.time() - 60) == 2
+    named = write(1)
+    folder.make_durable(named)
+    write(2)
+    assert folder.clean() == 1
     assert (tmp_path / named[0].body.path).exists()
-    assert not (tmp_path / orphan[0].body.path).exists()
-    assert len(list((tmp_path / "quarantine").iterdir())) == 2
+    assert len(list((tmp_path / "quarantine").iterdir())) == 1

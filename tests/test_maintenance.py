@@ -9,8 +9,12 @@ import math
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
+import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from datetime import UTC, datetime, timedelta
@@ -26,20 +30,22 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from station_rig import Rig, start_vqi, wait_until
 from test_clock import LIMIT_S, FakeClock
 from test_journal import connect, plate_memory, start
-from test_qms import result
+from test_qms import change, result
 from typer.testing import CliRunner
 
-from station.backup import generations
+from station.backup import generations, make_backup
 from station.cli.log import app
 from station.config import load_configuration
 from station.images import ImageFolder
 from station.journal import JournalClient
-from station.maintenance import Upkeep, disk_level
+from station.maintenance import Upkeep, _Child, disk_level
 from station.qms import DATABASE, IMAGES, Reader, Store, verify
 from station.record import (
+    BackupBody,
     Body,
     HoldBody,
     ReleaseBody,
+    ResultBody,
     ReviewBody,
     TombstoneBody,
     Verdict,
@@ -137,16 +143,40 @@ def plate(seed: int) -> tuple[int, Json]:
     return descriptor, wanted
 
 
+def earlier(
+    rig: Rig, *plates: tuple[ResultBody, float, tuple[str, ...]], content: bytes = b""
+) -> list[list[Path]]:
+    """What a life before left: plates, so many days old, the oldest first, with their pictures."""
+    folder = ImageFolder(rig.journal / IMAGES)
+    found = []
+    with Store(rig.journal) as store:
+        for row, days, keep in plates:
+            data = content or row.result_id.encode()
+            made = [
+                folder.write(role, _SUFFIX[role], [data, role.encode()], (1, 1)) for role in keep
+            ]
+            folder.make_durable(made)
+            images = tuple(one.body for one in made)
+            at = days_ago(days)
+            store.append([row.model_copy(update={"images": images, "written_at": at})])
+            found.append([folder.directory / image.path for image in images])
+        store.append([change("the time is known until now")])
+    return found
+
+
+_SUFFIX = {"evidence": "png", "preview": "jpg"}
+BOTH = ("evidence", "preview")
+
+
 def submit(
     client: JournalClient,
     number: int,
     verdict: Verdict = Verdict.PASS,
-    days: float = 0.0,
-    keep: tuple[str, ...] = ("evidence", "preview"),
+    keep: tuple[str, ...] = BOTH,
     **changes: object,
 ) -> Json:
     descriptor, wanted = plate(number)
-    row = result(number, verdict, written_at=days_ago(days), **changes)
+    row = result(number, verdict, **changes)
     answer = client.submit([row], wanted | {"keep": list(keep)}, descriptor)
     assert answer["ok"], answer
     return answer
@@ -155,11 +185,14 @@ def submit(
 def test_what_a_rule_removes_is_said_first_and_a_hold_keeps_it(rig: Rig) -> None:
     rig.tables += 'backup = { directory = "/nonexistent/backup" }\n'
     rig.write()
+    very_old, failed, old = earlier(
+        rig,
+        (result(4, Verdict.FAIL, part_id="P4"), 400, BOTH),
+        (result(3, Verdict.FAIL), 200, BOTH),
+        (result(1), 100, ("preview",)),
+    )
     with journal(rig) as (_, client):
-        old = pictures(submit(client, 1, days=100, keep=("preview",)), rig)
-        young = pictures(submit(client, 2, days=1, keep=("preview",)), rig)
-        failed = pictures(submit(client, 3, Verdict.FAIL, days=200), rig)
-        very_old = pictures(submit(client, 4, Verdict.FAIL, days=400, part_id="P4"), rig)
+        young = pictures(submit(client, 2, keep=("preview",)), rig)
         (held,) = log_json(rig, "hold", "add", "--serial", "P4", "--why", "claim 17")
         assert (held["results"], held["pictures"], held["removed"]) == (1, 2, 0)
         foreseen = {row["class"]: row for row in log_json(rig, "prune")}
@@ -185,6 +218,8 @@ def test_what_a_rule_removes_is_said_first_and_a_hold_keeps_it(rig: Rig) -> None
 
         assert [row["hold_id"] for row in log_json(rig, "hold", "list")] == [held["hold_id"]]
         log(rig, "hold", "release", held["hold_id"], "--who", "kim", "--why", "settled")
+        again = HoldBody(station_id="s", hold_id=held["hold_id"], lot="L", who="kim", why="?")
+        assert "there was a hold" in client.submit([again])["error"]
         status = swept(client)
         wait_until(lambda: not any(path.exists() for path in very_old), 5.0, "removal")
         assert status["retention"]["holds"] == 0
@@ -222,13 +257,126 @@ def test_a_backup_by_timer_calls_a_person_when_it_cannot_be_made(tmp_path: Path)
     assert checked(rig).images == 2
 
 
+def backup_row(directory: Path, at: str) -> BackupBody:
+    return BackupBody(
+        station_id="s", written_at=at, directory=str(directory), generation="g", is_ok=True
+    )
+
+
+@contextlib.contextmanager
+def upkeep_of(rig: Rig, clock: FakeClock) -> Iterator[Upkeep]:
+    """Without its process."""
+    configuration = load_configuration(str(rig.folder / "station.toml")).value
+    helpers = cast(Executor, LateHelpers())
+    images = ImageFolder(rig.journal / IMAGES)
+    with Store(rig.journal) as store:
+        upkeep = Upkeep(configuration, store, images, helpers, lambda: None, clock)
+        yield upkeep
+        upkeep.close()
+
+
+@pytest.mark.parametrize(
+    ("to", "hours", "age_s"), [("wanted", -8760, None), ("stick", 1, None), ("wanted", 1, 3600)]
+)
+def test_a_backup_is_due_unless_one_was_made_there_and_its_age_is_known(
+    tmp_path: Path, to: str, hours: int, age_s: float | None
+) -> None:
+    """A clock that was ahead, and a copy by hand to another disk, postpone none."""
+    rig = Rig(tmp_path, tables=f'[retention]\nbackup = {{ directory = "{tmp_path}/wanted" }}\n')
+    rig.write()
+    clock = FakeClock()
+    made_at = rfc3339(datetime.fromtimestamp(clock.wall - 3600 * hours, UTC))
+    with Store(rig.journal) as store:
+        store.append([backup_row(tmp_path / to, made_at)])
+    with upkeep_of(rig, clock) as upkeep:
+        for _ in range(2):
+            assert upkeep.status()["backup"]["age_s"] == age_s
+            assert (upkeep._backup_due() <= time.monotonic()) == (age_s is None)
+            upkeep.noted([backup_row(tmp_path / to, made_at)])
+
+
+def test_a_backup_whose_row_finds_no_room_is_made_once_and_said_later(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, tables=f'[retention]\nbackup = {{ directory = "{tmp_path}/to" }}\n')
+    rig.write()
+    with upkeep_of(rig, FakeClock()) as upkeep:
+        with contextlib.closing(sqlite3.connect(rig.journal / DATABASE)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            made = json.dumps({"directory": f"{tmp_path}/to", "generation": "g1"})
+            upkeep._backup.child = said(0, made)
+            upkeep._take_backup()
+            assert "write lock" in upkeep.attentions()[0]
+            assert upkeep._backup_due() > time.monotonic() + 3600, "it was made"
+        upkeep._take_backup()
+        assert upkeep.attentions() == []
+    assert [row["generation"] for row in rig.rows("backup")] == ["g1"]
+
+
+def said(status: int, out: str) -> _Child:
+    """A process that has ended."""
+    child = _Child(thread=threading.Thread(target=lambda: None), answer=(status, out, ""))
+    cast(threading.Thread, child.thread).start()
+    return child
+
+
+def test_a_backup_that_the_log_refuses_to_know_of_says_so(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, min_free_mb=10**9)
+    config = str(rig.write())
+    earlier(rig, (result(1), 1, BOTH))
+    with journal(rig):
+        to = str(tmp_path / "backups")
+        done = CliRunner().invoke(app, ["backup", "--to", to, "--config", config])
+    assert done.exit_code == 0, done.output
+    assert "the log does not know of it" in done.stderr
+    assert "MB needed; free some" in done.stderr
+    assert rig.rows("backup") == []
+
+
+def test_a_child_that_is_stopped_before_it_began_is_never_started(tmp_path: Path) -> None:
+    child, mark = _Child(), tmp_path / "mark"
+    with child._lock:
+        child.start(["-c", f"open({str(mark)!r}, 'w')"], "", 30.0, lambda: None)
+        stopping = threading.Thread(target=child.stop)
+        child._is_stopped = True
+        stopping.start()
+    stopping.join(10.0)
+    assert not stopping.is_alive()
+    assert child.process is None
+    assert not mark.exists()
+
+
+def test_what_works_for_a_journal_that_is_killed_dies_with_it() -> None:
+    """It would hold the lock of the backups' folder against its successor's."""
+    starter = subprocess.Popen(
+        [sys.executable, "-P", "-c", _STARTER], stdout=subprocess.PIPE, text=True
+    )
+    assert starter.stdout is not None
+    child = Path("/proc") / starter.stdout.readline().strip()
+    wait_until(lambda: "python" in (child / "comm").read_text(), 10.0, "child")
+    starter.kill()
+    wait_until(lambda: not is_running(child), 10.0, "end of the child")
+    starter.wait(10.0)
+    starter.stdout.close()
+
+
+_STARTER = """
+import time; from station.idle import start_idle
+print(start_idle("-c", "import time; time.sleep(60)").pid, flush=True)
+time.sleep(60)
+"""
+
+
+def is_running(process: Path) -> bool:
+    """Not gone, and not dead and waited for by nobody."""
+    try:
+        return "State:\tZ" not in (process / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def test_two_plates_of_the_same_pixels_share_a_file_until_both_may_go(rig: Rig) -> None:
+    plates = [(result(1), 100, ("preview",)), (result(2, Verdict.FAIL), 100, ("preview",))]
+    (path,), _ = earlier(rig, *plates, content=b"the same")
     with journal(rig) as (_, client):
-        descriptor, wanted = plate(1)
-        for number, verdict in ((1, Verdict.PASS), (2, Verdict.FAIL)):
-            row = result(number, verdict, written_at=days_ago(100))
-            answer = client.submit([row], wanted | {"keep": ["preview"]}, descriptor)
-        (path,) = pictures(answer, rig)
         assert swept(client)["retention"]["tombstones"] == 1
         assert path.exists()
         found = checked(rig)
@@ -266,8 +414,8 @@ def killed_at(process: subprocess.Popen[bytes], call: str, path: Path) -> Iterat
 
 @pytest.mark.parametrize("step", ["tombstone", "rename"])
 def test_killed_in_the_middle_of_a_removal_nothing_dangles(rig: Rig, step: str) -> None:
+    ((path,),) = earlier(rig, (result(1), 100, ("preview",)))
     with journal(rig) as (process, client):
-        (path,) = pictures(submit(client, 1, days=100, keep=("preview",)), rig)
         young = pictures(submit(client, 2), rig)
         leaving = rig.journal / IMAGES / "leaving" / path.name
         wal = rig.journal / f"{DATABASE}-wal"
@@ -296,6 +444,21 @@ def test_what_a_death_left_is_found_while_the_station_runs(rig: Rig) -> None:
         assert len(list((rig.journal / IMAGES / "quarantine").iterdir())) == 2
         assert strange.exists()
         assert all(path.exists() for path in kept)
+
+
+def test_a_backup_on_the_same_disk_lets_no_start_put_pictures_aside(
+    rig: Rig, tmp_path: Path
+) -> None:
+    """A second name is a change of the file, as are another owner and other rights."""
+    (kept,) = earlier(rig, (result(1, Verdict.FAIL), 0.2, BOTH))
+    with journal(rig) as (process, client):
+        make_backup(rig.journal, tmp_path / "backups", 3, is_new=True, read_all=False)
+        assert {path.stat().st_nlink for path in kept} == {2}
+        tick(client)
+        process.kill()
+        process.wait(20.0)
+    with journal(rig):
+        assert checked(rig).images == 2
 
 
 def test_quarantine_is_bounded_and_empty_on_a_full_disk(tmp_path: Path) -> None:
@@ -329,10 +492,10 @@ def test_a_filling_disk_is_met_in_order(tmp_path: Path, small_disk: Path) -> Non
         watermarks_mb=[45, 32, 20],
     )
     rig.write()
-    both = ["evidence", "preview"]
+    both = list(BOTH)
 
-    def kept(number: int, verdict: Verdict = Verdict.PASS, days: float = 0) -> list[str]:
-        answer = submit(client, number, verdict, days)
+    def kept(number: int, verdict: Verdict = Verdict.PASS) -> list[str]:
+        answer = submit(client, number, verdict)
         return [image["role"] for image in answer["pictures"]["images"]]
 
     def fill_until(level: int, free_mb: float) -> None:
@@ -341,10 +504,9 @@ def test_a_filling_disk_is_met_in_order(tmp_path: Path, small_disk: Path) -> Non
         ballast.write_bytes(bytes(int(free - free_mb * 1e6)))
         wait_until(lambda: client.status()["disk"]["level"] == level, 10.0, f"level {level}")
 
+    old, failed = earlier(rig, (result(1), 3, BOTH), (result(3, Verdict.FAIL), 3, BOTH))
     with journal(rig) as (_, client):
-        old = pictures(submit(client, 1, days=3), rig)
         young = pictures(submit(client, 2), rig)
-        failed = pictures(submit(client, 3, Verdict.FAIL, days=3), rig)
         assert client.status()["disk"]["level"] == 0
         fill_until(1, 40)
         assert (kept(4), kept(5, Verdict.FAIL)) == (["evidence"], both)
@@ -401,7 +563,7 @@ class Removals(RuleBasedStateMachine):
         self.configuration = load_configuration(str(rig.write())).value
         self.journal = rig.journal
         self.clock = FakeClock(wall=datetime.now(UTC).timestamp())
-        self.number = 0
+        self.number = self.number_of_holds = 0
         self.held: dict[str, set[str]] = {}
         """Files that exist when a hold begins, by the hold."""
         self.begin()
@@ -453,7 +615,9 @@ class Removals(RuleBasedStateMachine):
     @rule(back=st.integers(0, 5))
     def hold(self, back: int) -> None:
         name = result_id("s", max(1, self.number - back))
-        hold = HoldBody(station_id="s", hold_id=f"h{name}", result_id=name, who="w", why="y")
+        self.number_of_holds += 1
+        hold_id = f"h{self.number_of_holds}"
+        hold = HoldBody(station_id="s", hold_id=hold_id, result_id=name, who="w", why="y")
         self.write(hold)
         rows = self.store.of_result(name)
         self.held[hold.hold_id] = {one.path for one in pictures_of(rows)}

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json
 from station.cli.log_options import Config, Journal, Since, Until, journal_folder
-from station.config import Configuration
+from station.config import ConfigError, Configuration, load_recipe
 from station.ipc import PeerGone
 from station.qms import Filter, Reader, StoreError
 from station.record import BackupBody, Body, HoldBody, PictureClass, ReleaseBody
@@ -98,11 +98,13 @@ def _tell(configuration: Configuration, row: BackupBody) -> None:
     client = JournalClient(configuration.station.runtime_dir)
     try:
         client.connect(0.0)
-        client.submit([row])
+        problem = client.submit([row]).get("error", "")
     except (PeerGone, TimeoutError) as error:
-        print(f"vqi: the log does not know of it: {error}", file=sys.stderr)  # noqa: T201
+        problem = str(error)
     finally:
         client.close()
+    if problem:
+        print(f"vqi: the log does not know of it: {problem}", file=sys.stderr)  # noqa: T201
 
 
 # --- prune --------------------------------------------------------------------------------------
@@ -131,15 +133,16 @@ def prune(
 
 def _foreseen(configuration: Configuration) -> list[Json]:
     """A row for each class of pictures."""
-    journal = configuration.journal.directory
+    rules, journal = configuration.retention.rules, configuration.journal.directory
     try:
+        least_days = load_recipe(configuration.station.recipe).value.keep.min_pass_days
         with Reader(journal) as reader:
             database, images = reader.path, reader.images
-    except StoreError as error:
+    except (ConfigError, StoreError) as error:
         fail(str(error))
     with Catalogue(database) as catalogue:
-        rules, now = configuration.retention.rules, datetime.now(UTC)
-        order = Order(log=database, images=images, rules=rules, now=now)
+        now = datetime.now(UTC)
+        order = Order(log=database, images=images, rules=rules, min_pass_days=least_days, now=now)
         doomed = list(all_doomed(order, catalogue))
         used, holds = catalogue.used(), catalogue.holds()
         return [
@@ -237,8 +240,7 @@ def list_(config: Config = None, journal: Journal = None, is_json: JsonOption = 
     """The holds that are in force."""
     try:
         with Reader(journal_folder(config, journal)) as reader:
-            released = {row["hold_id"] for row in reader.bodies("release")}
-            rows = [row for row in reader.bodies("hold") if row["hold_id"] not in released]
+            rows = reader.holds()
     except StoreError as error:
         fail(str(error))
     for row in rows:

@@ -421,6 +421,30 @@ def test_a_self_test_that_died_after_its_last_word_stops_an_upgrade(
         installer.judge(self_test_rows(), result, status)
 
 
+def test_an_upgrade_that_was_cut_off_still_has_its_way_back(
+    installer: ModuleType, tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    new.mkdir()
+    assert installer.way_back(new, None, None) is None, "a first installation"
+    assert installer.way_back(new, old, None) == old
+    # The power went after the switch: `new` is current, and nobody saw it OPERATIONAL.
+    assert installer.way_back(new, new, old) == old
+    old.mkdir()
+    (old / installer.PROVEN).touch()
+    assert installer.way_back(tmp_path / "newer", new, old) == old
+    # A camera that is not there today is no reason to run another version.
+    (new / installer.PROVEN).touch()
+    assert installer.way_back(new, new, old) is None
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_is_a_failure_that_is_rolled_back(installer: ModuleType, number: str) -> None:
+    with pytest.raises(installer.Failure, match=f"ended by {number}"):
+        installer.end(signal.Signals[number], None)
+    assert signal.Signals[number] in installer.ENDING_SIGNALS
+
+
 def test_the_same_content_is_the_same_release(installer: ModuleType) -> None:
     name = installer.release_name(None, False)
     assert name == installer.release_name(None, False)

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -353,6 +354,32 @@ def test_dead_and_hung_processes_are_down_and_nothing_raises(tmp_path: Path) -> 
     assert set(samples(metrics, "vqi_up").values()) == {0.0}
     assert not metrics["vqi_tick_age_seconds"].samples
     assert samples(metrics, "vqi_ready") == {(): 0.0}
+
+
+def test_processes_that_nobody_else_sees_are_shown_and_their_lives_counted(tmp_path: Path) -> None:
+    """As in the units' sandboxes, where /proc has no other unit's process."""
+    figures = {"rss_bytes": 7, "threads": 3, "cpu_s": 0.5, "start_ticks": 10, "descriptors": None}
+    nobody = 2**22 + 1  # more than a kernel gives (proc(5), pid_max)
+    collector, listener = StationCollector(tmp_path), Listener(tmp_path / "lamp.sock")
+    try:
+        for lives, start_ticks in enumerate((10, 10, 11)):
+            process = {**figures, "pid": nobody, "start_ticks": start_ticks}
+            answering = threading.Thread(target=answer_once, args=(listener, process))
+            answering.start()
+            metrics = {metric.name: metric for metric in collector.collect()}
+            answering.join()
+            assert samples(metrics, "vqi_process_resident_memory_bytes")["lamp",] == 7
+            assert ("lamp",) not in samples(metrics, "vqi_process_open_fds")
+            restarts = samples(metrics, "vqi_process_restarts")
+            assert restarts["lamp",] == (1 if lives == 2 else 0)
+    finally:
+        listener.close()
+
+
+def answer_once(listener: Listener, process: Json) -> None:
+    with listener.accept() as channel:
+        channel.receive(5.0).close()
+        channel.send({"state": "idle", "pid": process["pid"], "process": process})
 
 
 def test_metrics_alone_serves_a_dead_station(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import platform
+import re
 import secrets
 import sqlite3
 import subprocess
@@ -49,6 +50,11 @@ _ROWS: Final = 200
 _LOG_LINES: Final = 5000
 _PERSONAL: Final = ("part_id", "who", "reviewer", "operator", "lot")
 """Fields of a row that name a part or a person."""
+_WORDS: Final = {"review": "reason", "hold": "why", "release": "why", "clock": "why"}
+"""Where rows of a kind hold what a person wrote."""
+_OUR_COMMAND: Final = re.compile(r"^ *\d+ (\S*/)?(vqi |python\S* .*(/vqi |\bstation\.))")
+_FIGURES: Final = re.compile(r"[0-9A-Fa-fTZ:.+-]*")
+"""A hash, a number, a time: what a person's words are not."""
 _STATE_NAMESPACE = "vqi"
 _MOST_FILES = 2000
 _SHORTEST_SECRET = 4
@@ -284,7 +290,8 @@ def _recipe(place: Place, archive: Archive) -> str:
     name = station.get("recipe") if isinstance(station, dict) else None
     if not isinstance(name, str):
         raise NotHere("the configuration names no station.recipe")
-    return _read(_file_of(name, "recipes/"))
+    text = _read(_file_of(name, "recipes/"))
+    return text if archive.wanted.has_secrets else _without_comments(text)
 
 
 def _check(place: Place, archive: Archive) -> str:
@@ -299,11 +306,13 @@ def _status(place: Place, archive: Archive) -> str:
 
 
 def _processes(place: Place, archive: Archive) -> str:
-    """Of those that answer, and of all that look like ours."""
+    """Of those that answer; the names of all, and the whole command of what looks like ours."""
     said = ask_all(place.runtime_dir, _ASK_TIMEOUT_S)
     pids = {process: (said[process][0] or {}).get("pid") for process in SOCKETS}
     figures = {p: str(process_figures(pid)) for p, pid in pids.items() if isinstance(pid, int)}
-    return _json(figures) + _run("ps", "-eo", "pid,ppid,user,stat,etimes,rss,nlwp,psr,rtprio,args")
+    every = _run("ps", "-eo", "pid,ppid,user,stat,etimes,rss,nlwp,psr,rtprio,comm")
+    commands = _run("ps", "-ww", "-eo", "pid,args").splitlines(keepends=True)
+    return _json(figures) + every + "".join(line for line in commands if _OUR_COMMAND.search(line))
 
 
 def _logs(place: Place, archive: Archive) -> str:
@@ -391,10 +400,24 @@ def _pseudonyms() -> Callable[[str], str]:
 
 
 def _impersonal(row: Json, pseudonym: Callable[[str], str]) -> Json:
-    named = {name: pseudonym(row[name]) for name in _PERSONAL if isinstance(row.get(name), str)}
-    if row.get("kind") == "review" and pseudonym("x") != "x":
-        named["reason"] = f"[{len(row.get('reason') or '')} characters left out]"
+    named: Json = {
+        name: pseudonym(row[name]) for name in _PERSONAL if isinstance(row.get(name), str)
+    }
+    if pseudonym("x") == "x":
+        return {**row, **named}
+    kind, detail = row.get("kind"), row.get("detail")
+    if kind in _WORDS:
+        named[_WORDS[kind]] = _cut(row.get(_WORDS[kind]))
+    if kind == "change" and isinstance(detail, dict) and row.get("who") != "station":
+        named["detail"] = {
+            name: value if _FIGURES.fullmatch(str(value)) else _cut(value)
+            for name, value in detail.items()
+        }
     return {**row, **named}
+
+
+def _cut(words: Any) -> str:
+    return f"[{len(str(words or ''))} characters left out]"
 
 
 def _add_pictures(archive: Archive, folder: Path, rows: list[Json]) -> None:

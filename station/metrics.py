@@ -249,9 +249,9 @@ def _states(status: dict[str, Json]) -> Iterator[Metric]:
     problems = station.get("problems") or {}
     yield _labelled("vqi_problem", "A part of the station has a problem: 1", "part",
                     dict.fromkeys(problems, 1))  # fmt: skip
-    attentions = station.get("attentions")
-    count = len(attentions) if isinstance(attentions, list) else None
-    yield _single("vqi_attentions", "Calls for a person that stand", count)
+    calls = station.get("calls")
+    count = len(calls) if isinstance(calls, list) else None
+    yield _single("vqi_attentions", "Calls for a person that stand, of every part", count)
     yield _build(station, status["journal"])
 
 

@@ -948,6 +948,7 @@ class Station:
             "not_ready": self._not_ready,
             **self._origin_words(),
             "attentions": self._attentions if hasattr(self, "_health") else [],
+            "calls": self._attention_texts,
             "upkeep": self._upkeep,
             "light": str(state),
             "light_result_id": shown_id,

@@ -149,7 +149,7 @@ def test_status_says_everything_of_all_processes(running: Running) -> None:
     config = str(running.rig.folder / "station.toml")
     status = json.loads(vqi("control", "status", "--config", config, "--json").stdout)
     wanted = {
-        *("state", "problems", "attentions", "provenance", "light", "light_result_id"),
+        *("state", "problems", "attentions", "calls", "provenance", "light", "light_result_id"),
         *("lamp", "journal", "camera", "camera_pid", "queues", "capacities", "recipe", "model"),
         *("configuration_sha256", "version", "pid", "uptime_s", "tick_age_s", "verdict_age_s"),
         *("waiting_s", "last_verdict_at", "latency_ms", "times", "results", "lamp_commands"),
@@ -364,7 +364,8 @@ def test_processes_that_nobody_else_sees_are_shown_and_their_lives_counted(tmp_p
     try:
         for lives, start_ticks in enumerate((10, 10, 11)):
             process = {**figures, "pid": nobody, "start_ticks": start_ticks}
-            answering = threading.Thread(target=answer_once, args=(listener, process))
+            said = {"state": "idle", "pid": nobody, "process": process}
+            answering = threading.Thread(target=answer_once, args=(listener, said))
             answering.start()
             metrics = {metric.name: metric for metric in collector.collect()}
             answering.join()
@@ -376,10 +377,23 @@ def test_processes_that_nobody_else_sees_are_shown_and_their_lives_counted(tmp_p
         listener.close()
 
 
-def answer_once(listener: Listener, process: Json) -> None:
+def test_every_call_for_a_person_is_counted(tmp_path: Path) -> None:
+    """Not only those of the camera's health: a backup that fails calls, too."""
+    listener = Listener(tmp_path / "control.sock")
+    said = {"attentions": ["dirt"], "calls": ["no backup", "dirt"], "problems": {"upkeep": "x"}}
+    answering = threading.Thread(target=answer_once, args=(listener, {"status": said}))
+    answering.start()
+    metrics = {metric.name: metric for metric in StationCollector(tmp_path).collect()}
+    answering.join()
+    listener.close()
+    assert samples(metrics, "vqi_attentions") == {(): 2.0}
+    assert samples(metrics, "vqi_problem") == {("upkeep",): 1.0}
+
+
+def answer_once(listener: Listener, said: Json) -> None:
     with listener.accept() as channel:
         channel.receive(5.0).close()
-        channel.send({"state": "idle", "pid": process["pid"], "process": process})
+        channel.send(said)
 
 
 def test_metrics_alone_serves_a_dead_station(tmp_path: Path) -> None:

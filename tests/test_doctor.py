@@ -9,13 +9,14 @@ import json
 import subprocess
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
 from station_rig import Json, Rig
 from test_qms import result
 
-from station.doctor import PART_NAMES, Wanted, examine, write_archive
+from station.doctor import PART_NAMES, Archive, Part, Wanted, _gather, examine, write_archive
 from station.qms import Store
 from station.record import ChangeBody, HoldBody, ImageBody, ReviewBody, Verdict
 
@@ -189,6 +190,26 @@ def test_a_broken_configuration_is_told_without_its_secrets(
     assert problem in found["configuration.txt"]
     if problem == b"unknown key":  # it is TOML, so that the log can be found
         assert "rows.jsonl" in found
+
+
+def test_a_part_that_nobody_waits_for_any_more_adds_nothing() -> None:
+    """A thread that a slow disk let go at last must not write into a finished archive."""
+    goes_on, is_done = threading.Event(), threading.Event()
+
+    def gather(part: Part) -> str:
+        part.files.append(("pictures/early", b"x"))
+        goes_on.wait(30.0)
+        part.files.append(("pictures/late", b"y"))
+        is_done.set()
+        return "late"
+
+    archive = Archive(Wanted())
+    _gather(archive, "slow.txt", gather, limit_s=0.1)
+    goes_on.set()
+    assert is_done.wait(30.0)
+    found = members(archive.close())
+    assert set(found) == {"manifest.json"}
+    assert manifest(found)["left_out"] == [{"what": "slow.txt", "why": "it took longer than 0.1 s"}]
 
 
 def test_no_configuration_at_all(tmp_path: Path) -> None:

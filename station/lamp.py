@@ -41,6 +41,7 @@ from station.lease import (
 from station.lock import LAMP_LOCK, take_lock
 from station.logs import prepare_lines
 from station.outputs import BeltNews, Outputs, PlateResult, parse_word
+from station.processes import said_figures
 from station.record import Provenance
 from station.systemd import lifeline, notify
 
@@ -600,6 +601,7 @@ class _Lamp:
             "problem": self._light.problem,
             "doubt": self._light.lease.belief.doubt,
             "pid": os.getpid(),
+            "process": said_figures(os.getpid()),
             **self._outputs.status(),
         }
 

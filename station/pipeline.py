@@ -66,6 +66,7 @@ from station.machine import test_on_this_machine
 from station.maintenance import READY_LEVEL
 from station.outbox import Outbox
 from station.precision import load_classifier
+from station.processes import said_figures
 from station.product import check_strip, geometry_of, load_flat_field
 from station.record import (
     AcceptBody,
@@ -938,6 +939,7 @@ class Station:
         """What the station is doing now."""
         state, shown_id = self._actuation.shown or (LightState.FAULT, "")
         oldest_ns = next(iter(self._opened_ns.values()), 0)
+        camera_pid = self._feed.camera_pid if hasattr(self, "_feed") else None
         return {
             "station_id": self._settings.station.id,
             "state": str(self._state),
@@ -946,6 +948,7 @@ class Station:
             "not_ready": self._not_ready,
             **self._origin_words(),
             "attentions": self._attentions if hasattr(self, "_health") else [],
+            "calls": self._attention_texts,
             "upkeep": self._upkeep,
             "light": str(state),
             "light_result_id": shown_id,
@@ -955,7 +958,9 @@ class Station:
             "verdict_age_s": _age_s(self._last_verdict_ns),
             "waiting_s": _age_s(oldest_ns) or 0.0,
             "pid": os.getpid(),
-            "camera_pid": self._feed.camera_pid if hasattr(self, "_feed") else None,
+            "camera_pid": camera_pid,
+            "process": said_figures(os.getpid()),
+            "camera_process": said_figures(camera_pid),
             "version": program_version(),
             "uptime_s": round(time.monotonic() - self._started_at, 3),
             "results": self._results_by_reason(),

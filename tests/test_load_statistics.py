@@ -1,4 +1,4 @@
-"""What the benchmarks of interference and soak conclude, from series whose answer is known."""
+"""What benchmarks that add up over pieces conclude, from series whose answer is known."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from interference import block_order, ratio
+from leave_green import figures, is_proven
 from loaded_station import Floats, append_line, read_lines
 from soak import Series, judged, minutes_of, slope_per_h
 
@@ -90,3 +91,19 @@ def test_a_ledger_survives_a_kill_in_mid_line(tmp_path: Path) -> None:
     assert minutes_of(read_lines(path)) == 1.0
     append_line(path, {"piece": 1, "began_ns": 0, "at_ns": 90 * 10**9})
     assert minutes_of(read_lines(path)) == 2.5
+
+
+@pytest.mark.parametrize(
+    ("left_s", "back_s", "wanted", "proven"),
+    [(1.9, 5.0, 2, True), (2.1, 5.0, 2, False), (None, 5.0, 2, False), (1.9, None, 2, False),
+     (1.9, 5.0, 3, False)],
+)  # fmt: skip
+def test_green_that_stays_a_station_that_does_not_come_back_and_too_few_runs_prove_nothing(
+    left_s: float | None, back_s: float | None, wanted: int, proven: bool
+) -> None:
+    runs = [
+        {"kind": "lamp killed", "left_s": 0.5, "back_s": 3.0},
+        {"kind": "lamp stopped", "left_s": left_s, "back_s": back_s},
+    ]
+    assert is_proven(figures(runs), wanted) is proven
+    assert not is_proven(figures([]), 0)

@@ -73,6 +73,9 @@ def test_power_cuts_and_killed_system_calls_lose_nothing(tmp_path: Path) -> None
     runs = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert [run["runs"] for run in runs if "acknowledged" in run] == [5]
     assert all(run["runs"] > 0 for run in runs)
+    (calls,) = [run for run in runs if "limit" in run]
+    assert calls["limit"] == 12, "some of them, not all"
+    assert calls["runs"] + len(calls["not_reached"]) == calls["planned"]
 
 
 @pytest.mark.alone

@@ -49,7 +49,9 @@ class Role:
     """Without it no plate is inspected: a run ends if it cannot start."""
 
 
-LAMP = Role("lamp", watchdog_s=1.0, start_limit_s=5.0, is_replaced_at_once=True, nice=-15)
+LAMP = Role("lamp", watchdog_s=1.0, start_limit_s=15.0, is_replaced_at_once=True, nice=-15)
+"""A second run's lamp waits for the lock first and must come to say so: exit 78, not a kill. The
+light was put out before it is started, so that nothing shows meanwhile."""
 JOURNAL = Role("journal", watchdog_s=10.0, nice=-5)
 STATION = Role("station", watchdog_s=10.0)
 METRICS = Role("metrics", watchdog_s=10.0, nice=10, is_needed=False)

@@ -6,8 +6,12 @@ because every tenth of a second counts here: it imports what it needs and no mor
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from pathlib import Path
+
+from pydantic import ValidationError
 
 from drivers.errors import DeviceError
 from drivers.stacklight import LightState, open_stack_light
@@ -15,12 +19,14 @@ from station.config import EX_CONFIG, ConfigError, Configuration, load_configura
 from station.lock import LAMP_LOCK, take_lock
 from station.outputs import switch_off
 
+_REMEMBERED = "lamp.json"
+
 
 def main() -> int:
-    """For the configuration that `VQI_CONFIG` names. Exit status 0; 1 a lamp process lives, or a
-    device did not take it; 78 bad configuration."""
+    """For the configuration that the lamp process ran with, else the one that `VQI_CONFIG` names.
+    Exit status 0; 1 a lamp process lives, or a device did not take it; 78 bad configuration."""
     try:
-        settings = load_configuration(os.environ["VQI_CONFIG"]).value
+        settings = _settings()
     except (ConfigError, KeyError) as error:
         return _end(str(error), EX_CONFIG)
     lock = take_lock(settings.station.runtime_dir / LAMP_LOCK)
@@ -34,6 +40,38 @@ def main() -> int:
 def _end(problem: str, status: int) -> int:
     sys.stderr.write(f"vqi: {problem}\n")
     return status
+
+
+def _settings() -> Configuration:
+    """Raises `ConfigError`, KeyError."""
+    folder = os.environ.get("RUNTIME_DIRECTORY")  # of the unit
+    settings = remembered(Path(folder)) if folder else None
+    if settings is None:
+        settings = load_configuration(os.environ["VQI_CONFIG"]).value
+        settings = remembered(settings.station.runtime_dir) or settings
+    return settings
+
+
+def remember(settings: Configuration) -> None:
+    """What a lamp process runs with: whoever puts out its devices must not depend on a file that a
+    person may be editing. Raises OSError, and then nothing is remembered."""
+    file = settings.station.runtime_dir / _REMEMBERED
+    new = file.with_suffix(".new")
+    try:
+        new.write_text(settings.model_dump_json(exclude_unset=True))
+        new.rename(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+        raise
+
+
+def remembered(runtime_dir: Path) -> Configuration | None:
+    """What the last lamp process of this runtime folder ran with; None if that is unknown."""
+    try:
+        return Configuration.model_validate_json((runtime_dir / _REMEMBERED).read_bytes())
+    except (OSError, ValidationError):
+        return None
 
 
 def put_out(settings: Configuration) -> list[str]:

@@ -25,6 +25,7 @@ from typing import Self
 from drivers.errors import DeviceError
 from drivers.stacklight import LightState, StackLight, open_stack_light
 from station.config import EX_CONFIG, Configuration
+from station.fault import remember
 from station.ipc import Channel, Json, Listener, NotAMessage, PeerGone, connect
 from station.lease import (
     FAULT,
@@ -252,6 +253,10 @@ def serve(configuration: Configuration, is_restart: bool = False) -> int:
     if lock is None:
         _log.error("another lamp process holds %s; stop that one", runtime_dir / LAMP_LOCK)
         return EX_CONFIG
+    try:
+        remember(configuration)
+    except OSError as error:
+        _log.warning("%s does not remember the light: %s", runtime_dir, error.strerror)
     try:
         return _Lamp(configuration).run(is_restart)
     except DeviceError as error:

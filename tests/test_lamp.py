@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from modbus_peer import ModbusPeer
 from pty_recorder import PtyRecorder, adafruit_elements
 
 from drivers.stacklight import LightState
@@ -31,6 +32,7 @@ from station.lamp import LampAnswer, LampClient, LampError, lamp_path
 from station.pipeline import Options, Station
 from station.record import ActuationBody, Provenance, Verdict
 from station.state import StationState
+from station.supervisor import LAMP
 from station.systemd import lifeline, notify
 
 PRODUCTION, SIMULATED = Provenance.PRODUCTION, Provenance.SIMULATED
@@ -663,6 +665,47 @@ def test_a_full_process_table_keeps_no_lease_from_lapsing(
         site.wait_for_elements(PASS)
         site.wait_for_elements(FAULT)
         assert client.status()["state"] == "fault"
+
+
+# --- many at a time -------------------------------------------------------------------------------
+
+
+def test_idle_clients_keep_no_station_out(site: Site, lamp: object) -> None:
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(site.client()) for _ in range(16)]
+        assert idle[0].status()["state"] == "fault"
+        station = stack.enter_context(site.client())
+        assert show(station, LightState.PASS).is_shown
+        for _ in range(16):
+            assert stack.enter_context(site.client()).status()["is_held"]
+        assert show(station, LightState.PASS).is_shown, "the holder stays"
+        with pytest.raises(PeerGone):
+            idle[1].status()
+
+
+@pytest.mark.alone
+def test_many_writes_of_a_slow_device_do_not_look_like_a_hang(site: Site) -> None:
+    address = site.folder / "n"
+    with ModbusPeer() as relays, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(LAMP.watchdog_s)
+        place = f'host = "127.0.0.1", tcp_port = {relays.port}'
+        addresses = "addresses = { red = 0, yellow = 1, green = 2 }, blink_hz = 2.0"
+        lamp = site.start(
+            {"NOTIFY_SOCKET": str(address)},
+            device=f'{{ type = "modbus_relay", {place}, {addresses} }}',
+        )
+        with site.client() as client:
+            assert show(client, LightState.IDLE).is_shown
+            lamp.send_signal(signal.SIGSTOP)
+            relays.delay_s = 0.06
+            states = [LightState.FAIL, LightState.UNDECIDED] * 4
+            numbers = [client.send_show(state, "a-1", PRODUCTION, 2.0) for state in states]
+            lamp.send_signal(signal.SIGCONT)
+            answered: list[int] = []
+            while numbers[-1] not in answered:
+                assert manager.recv(100), "TimeoutError is what the watchdog makes of it"
+                answered += [answer.number for answer in client.receive_ready()]
 
 
 # --- the station's main thread, as far as it needs neither camera nor journal ---------------------

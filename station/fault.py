@@ -82,7 +82,7 @@ def put_out(settings: Configuration) -> list[str]:
     try:
         with open_stack_light(light.device, light.pattern_table, light.buzzer_s) as device:
             device.show(LightState.FAULT)
-    except (DeviceError, RuntimeError) as error:  # RuntimeError: no thread for a driver's flashing
+    except DeviceError as error:
         problems.append(f"light.device: {error}")
     return problems + switch_off(settings)
 

@@ -309,10 +309,7 @@ class Light:
 
     def open(self) -> None:
         """Open the device and show FAULT before anything else. Raises `DeviceError`."""
-        try:
-            device = self._open_device()
-        except RuntimeError as error:  # a driver that flashes by itself found no thread
-            raise DeviceError(f"the device cannot be opened: {error}") from error
+        device = self._open_device()
         try:
             is_confirmed = device.show(LightState.FAULT)
         except DeviceError:

@@ -46,7 +46,7 @@ pixel_pitch_mm = 0.1
 [journal]
 directory = "{folder}/journal"
 [light]
-device = {{ type = "simulated" }}
+device = {light}
 [plc]
 type = "modbus_server"
 host = "127.0.0.1"
@@ -70,6 +70,7 @@ class Site:
     is_timed: bool = True
     """The module times its pulses."""
     pulse_ms: int = 100
+    light: str = '{ type = "simulated" }'
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         config = self.folder / "station.toml"
@@ -79,7 +80,13 @@ class Site:
             f"outputs = {{ accept = 0 }}{offset} }}"
         )
         config.write_text(
-            CONFIG.format(folder=self.folder, port=self.port, device=device, pulse_ms=self.pulse_ms)
+            CONFIG.format(
+                folder=self.folder,
+                port=self.port,
+                device=device,
+                pulse_ms=self.pulse_ms,
+                light=self.light,
+            )
         )
         process = subprocess.Popen(
             [sys.executable, "-c", SERVE, str(config), *arguments],
@@ -221,6 +228,27 @@ def test_a_station_that_goes_takes_everything_with_it_at_once(site: Site) -> Non
         said = plc.last
         assert said is not None
         assert not any((said.ready, said.ok, said.result_valid))
+
+
+def test_a_light_that_does_not_take_its_last_word_keeps_no_ready_alive(site: Site) -> None:
+    with ModbusPeer() as relays, PollingPlc(site.port) as plc:
+        place = f'host = "127.0.0.1", tcp_port = {relays.port}'
+        addresses = "addresses = { red = 0, yellow = 1, green = 2 }, blink_hz = 2.0"
+        site.light = f'{{ type = "modbus_relay", {place}, {addresses} }}'
+        lamp = site.start()
+        with site.client() as client:
+            speaker = Speaker(client)
+            speaker.say()
+            eventually(lambda: bool(plc.last and plc.last.ready), "READY")
+            relays.delay_s = 1.0
+            polls = len(plc.trace)
+            lamp.terminate()
+            lamp.wait(5.0)
+        relays.delay_s = 0.0
+        said = [said for _, said, _ in plc.trace[polls:] if said is not None]
+        assert said, "the light takes longer than the PLC's polls"
+        assert said[-1].error
+        assert not said[-1].ready
 
 
 def test_only_the_station_that_holds_the_lamp_is_heard(site: Site) -> None:

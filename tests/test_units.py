@@ -245,7 +245,11 @@ def test_the_stop_command_imports_no_more_than_it_needs(tmp_path: Path) -> None:
 def stop_command(words: str, config: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *words.split()],
-        env={**os.environ, "VQI_CONFIG": config},
+        env={
+            **os.environ,
+            "VQI_CONFIG": config,
+            "RUNTIME_DIRECTORY": str(Path(config).parent / "run"),
+        },
         check=False,
         capture_output=True,
         text=True,
@@ -273,6 +277,7 @@ def test_the_stop_command_writes_fault_however_the_lamp_process_ended(
                 process.wait(5.0)
         assert "green" in tower.elements(), "this light latches"
         module.coils[0] = True  # and so does an output
+        Path(config).write_text("[light")  # which somebody is editing
         done = stop_command(stop, config)
         assert (done.returncode, done.stderr) == (0, "")
         tower.wait_for(lambda: tower.elements() == {"red": "blink"})

@@ -179,7 +179,7 @@ class Outputs:
         """The station is gone."""
         self._is_greeted = False
         if self._plc is not None:
-            self._plc.revoke(now_ns)
+            self._plc.revoke()
         if self._accept is not None:
             self._accept.revoke()
 
@@ -261,7 +261,7 @@ class Plc:
     def _open(self) -> None:
         link = open_plc_link(self._settings)
         try:
-            link.start(self._read, self._take)
+            link.start(self._read, self._handed, self._take)
         except RuntimeError as error:
             link.close()
             raise DeviceError(f"{link.description}: {error}") from error
@@ -286,9 +286,9 @@ class Plc:
         with self._lock:
             self._handshake.result(plate, now_ns)
 
-    def revoke(self, now_ns: int) -> None:
+    def revoke(self) -> None:
         with self._lock:
-            self._handshake.revoke(now_ns)
+            self._handshake.revoke()
 
     def add_late(self, count: int) -> None:
         with self._lock:
@@ -351,7 +351,11 @@ class Plc:
 
     def _read(self) -> PlcOutputs:
         with self._lock:
-            return self._handshake.outputs(time.monotonic_ns())
+            return self._handshake.look(time.monotonic_ns())
+
+    def _handed(self, said: PlcOutputs) -> None:
+        with self._lock:
+            self._handshake.handed(said, time.monotonic_ns())
 
     def _take(self, inputs: PlcInputs) -> None:
         now_ns = time.monotonic_ns()

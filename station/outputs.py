@@ -502,11 +502,12 @@ class Accept:
             with self._changed:
                 if self._is_closing:
                     return
-                decisions, is_over = self._due(time.monotonic_ns())
+                decided_ns = time.monotonic_ns()
+                decisions, is_over = self._due(decided_ns)
             if is_over:
                 self._end_pulse()
             for decision in decisions:
-                self._carry_out(decision)
+                self._carry_out(decision, decided_ns)
             self._keep_device()
             with self._changed:
                 if not self._is_closing:
@@ -531,7 +532,7 @@ class Accept:
         due_ns += [] if self._off_ns is None else [self._off_ns]
         return max(0.0, (min(due_ns) - now_ns) / 1e9)
 
-    def _carry_out(self, decision: Decision) -> None:
+    def _carry_out(self, decision: Decision, decided_ns: int) -> None:
         if decision.fate is not Fate.ACCEPT:
             self._say(decision, None, 0, None)
             return
@@ -539,6 +540,10 @@ class Accept:
             self._say(_withheld(decision, self._problem), None, 0, None)
             return
         commanded_ns, seconds = time.monotonic_ns(), self._settings.pulse_ms / 1000
+        why = self._overtaken(decision, decided_ns, commanded_ns)
+        if why:
+            self._say(_withheld(decision, why), None, 0, None)
+            return
         try:
             is_confirmed = self._device.pulse(ACCEPT_OUTPUT, seconds)
         except DeviceError as error:
@@ -548,12 +553,23 @@ class Accept:
         shown_ns = time.monotonic_ns()
         if not self._device.times_pulses:
             self._off_ns = commanded_ns + int(seconds * 1e9)
-        late_s = (shown_ns - commanded_ns) / 1e9
+        late_s = (shown_ns - decided_ns) / 1e9
         if late_s > decision.spare_s:
             self._end_pulse()
             why = f"switched on up to {1000 * late_s:.0f} ms late, and off before the next plate"
             decision = replace(decision, why=why)
         self._say(decision, is_confirmed, commanded_ns, shown_ns)
+
+    def _overtaken(self, decision: Decision, decided_ns: int, now_ns: int) -> str:
+        """Why a decision does not hold any more: a module that was slow to take what came before
+        it; empty if it does."""
+        with self._changed:
+            if now_ns >= self._expires_ns:
+                return "the station's word ended first"
+        late_s = (now_ns - decided_ns) / 1e9
+        if late_s > decision.spare_s:
+            return f"{1000 * late_s:.0f} ms late, a pulse would have reached the next plate"
+        return ""
 
     def _end_pulse(self) -> None:
         self._off_ns = None

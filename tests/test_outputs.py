@@ -18,12 +18,14 @@ import pytest
 from modbus_peer import PULSE_OFFSET, ModbusPeer
 from plc_peer import PollingPlc
 
+from drivers.io.settings import SimulatedIoSettings
 from drivers.plc import NOBODY
 from drivers.stacklight import LightState
-from station.belt_register import Place
+from station.belt_register import Decision, Fate, Place
+from station.config import AcceptSettings
 from station.ipc import Json
 from station.lamp import LampClient
-from station.outputs import BeltNews, PlateResult
+from station.outputs import Accept, BeltNews, Events, PlateResult
 from station.record import Provenance, Verdict
 
 PRODUCTION, SIMULATED = Provenance.PRODUCTION, Provenance.SIMULATED
@@ -469,3 +471,35 @@ def test_nonsense_ends_its_sender_and_nothing_else(site: Site) -> None:
                 time.sleep(0.05)
         speaker.say()
         eventually(lambda: bool(plc.last and plc.last.ready), "READY")
+
+
+# --- accept's thread, in this process -------------------------------------------------------------
+
+
+def accept_and_events() -> tuple[Accept, Events]:
+    """Its thread does not run; its device is there."""
+    device = SimulatedIoSettings(type="simulated", outputs=("accept",))
+    events = Events(lambda: None)
+    accept = Accept(AcceptSettings(distance_mm=100.0, pulse_ms=100, device=device), 0.1, events)
+    accept._open()
+    return accept, events
+
+
+def told(events: Events) -> list[tuple[str, str]]:
+    return [
+        (event["command"], event["detail"]) for event in events.take() if event["op"] == "accept"
+    ]
+
+
+def test_a_decision_that_a_slow_module_held_up_is_looked_at_again() -> None:
+    accept, events = accept_and_events()
+    now_ns = time.monotonic_ns()
+    decision = Decision("t-1", Fate.ACCEPT, spare_s=0.3)
+    accept.renew(now_ns + 10**9)
+    accept._carry_out(decision, now_ns - 400_000_000)
+    ((command, why),) = told(events)
+    assert command == "withheld"
+    assert "would have reached the next plate" in why
+    accept.renew(now_ns - 1)
+    accept._carry_out(decision, now_ns)
+    assert told(events) == [("withheld", "the station's word ended first")]

@@ -24,6 +24,7 @@ from drivers.plc.handshake import Handshake, PlateWord, StationWord
 from drivers.plc.settings import PlcSettings
 from station.belt_register import BeltRegister, Decision, Fate, Place
 from station.config import ACCEPT_OUTPUT, AcceptSettings, Configuration
+from station.ipc import PeerGone
 from station.lease import whole_number
 from station.record import Provenance, Verdict
 
@@ -123,12 +124,29 @@ class Events:
         self._events.append(event)
         self._wake()
 
-    def take(self) -> list[Json]:
-        taken = []
-        with contextlib.suppress(IndexError):
-            while True:
-                taken.append(self._events.popleft())
-        return taken
+    def take(self) -> Json | None:
+        """The oldest; None if there is none."""
+        try:
+            return self._events.popleft()
+        except IndexError:
+            return None
+
+    def put_back(self, event: Json) -> None:
+        """It was not taken."""
+        if len(self._events) < _MOST_EVENTS:
+            self._events.appendleft(event)
+
+    def wake(self) -> None:
+        """If any waits."""
+        if self._events:
+            self._wake()
+
+    def forget_acknowledgements(self) -> None:
+        """They were for a station that is gone."""
+        for event in list(self._events):
+            if event["op"] == "plc_ack":
+                with contextlib.suppress(ValueError):
+                    self._events.remove(event)
 
 
 class Outputs:
@@ -142,6 +160,8 @@ class Outputs:
         self._accept = Accept(accept, pitch_mm, self._events) if accept else None
         self._is_greeted = False
         """The present station was told what was wrong before it came."""
+        self._resend_ns = 0
+        """When what the station did not take is tried again."""
 
     def open(self, is_restart: bool) -> None:
         """Raises `DeviceError` if a device cannot be opened; with `is_restart` it is looked for
@@ -180,6 +200,7 @@ class Outputs:
         self._is_greeted = False
         if self._plc is not None:
             self._plc.revoke()
+            self._events.forget_acknowledgements()
         if self._accept is not None:
             self._accept.revoke()
 
@@ -189,15 +210,21 @@ class Outputs:
             self._plc.keep(now_ns)
         if self._accept is not None:
             self._accept.keep()
+        if self._is_greeted and now_ns >= self._resend_ns:
+            self._events.wake()
 
-    def take_events(self) -> list[Json]:
-        late = 0
-        events = self._events.take()
-        for event in events:
-            late += event["op"] == "accept" and event["command"] == Fate.LATE
-        if self._plc is not None and late:
-            self._plc.add_late(late)
-        return events
+    def send_events(self, send: Callable[[Json], None]) -> None:
+        """Say to the station what there is to say; what it does not take waits."""
+        while event := self._events.take():
+            try:
+                send(event)
+            except (PeerGone, BlockingIOError):
+                self._events.put_back(event)
+                self._resend_ns = time.monotonic_ns() + int(_TURN_S * 1e9)
+                return
+            is_late = event["op"] == "accept" and event["command"] == Fate.LATE
+            if self._plc is not None and is_late:
+                self._plc.add_late()
 
     def status(self) -> Json:
         return {
@@ -241,7 +268,9 @@ class Plc:
         self._link: PlcLink | None = None
         self._lock = threading.Lock()
         self._handshake = Handshake()
-        self._inputs = PlcInputs()
+        self._inputs: PlcInputs | None = None
+        """None before it was heard."""
+        self._has_station = False
         self._heard_ns = time.monotonic_ns()
         """When the PLC's heartbeat changed last."""
         self._problem = ""
@@ -273,6 +302,7 @@ class Plc:
 
     def say(self, word: StationWord, is_tick: bool, now_ns: int) -> None:
         with self._lock:
+            self._has_station = True
             self._handshake.renew(word, is_tick, now_ns)
 
     def result(self, result: PlateResult, now_ns: int) -> None:
@@ -288,11 +318,12 @@ class Plc:
 
     def revoke(self) -> None:
         with self._lock:
+            self._has_station = False
             self._handshake.revoke()
 
-    def add_late(self, count: int) -> None:
+    def add_late(self) -> None:
         with self._lock:
-            self._handshake.late += count
+            self._handshake.late += 1
 
     def keep(self, now_ns: int) -> None:
         """Look for a link that could not be opened; see whether the PLC lives."""
@@ -303,13 +334,12 @@ class Plc:
                 self._miss(error)
         if self._link is not None:
             self._say_problem(self._link.problem or self._silence(now_ns))
-            if self._told != (self._handshake.overruns, self._inputs.triggers):
+            if self._told != self._counts():
                 self.tell_problem()
 
     def status(self) -> Json:
         with self._lock:
             outputs = self._handshake.look(time.monotonic_ns())
-            inputs = self._inputs
         return {
             "device": self._link.description if self._link else "",
             "problem": self._problem,
@@ -319,7 +349,7 @@ class Plc:
             "heartbeat": outputs.heartbeat,
             "overruns": outputs.overruns,
             "late": outputs.late,
-            "triggers": inputs.triggers,
+            "triggers": self._counts()[1],
         }
 
     def close(self) -> None:
@@ -335,12 +365,16 @@ class Plc:
 
     def tell_problem(self) -> None:
         """With its counts, which the station shows."""
-        with self._lock:
-            self._told = (self._handshake.overruns, self._inputs.triggers)
-        overruns, triggers = self._told
+        self._told = overruns, triggers = self._counts()
         self._events.add(
             {"op": "plc", "problem": self._problem, "overruns": overruns, "triggers": triggers}
         )
+
+    def _counts(self) -> tuple[int, int]:
+        """Overruns and triggers."""
+        with self._lock:
+            triggers = 0 if self._inputs is None else self._inputs.triggers
+            return self._handshake.overruns, triggers
 
     def _say_problem(self, problem: str) -> None:
         if problem != self._problem:
@@ -362,10 +396,12 @@ class Plc:
         with self._lock:
             before, self._inputs = self._inputs, inputs
             self._handshake.take(inputs, now_ns)
-            if inputs.heartbeat != before.heartbeat:
+            if before is None or inputs.heartbeat != before.heartbeat:
                 self._heard_ns = now_ns
-        if inputs.ack_hold and not before.ack_hold:
-            self._events.add({"op": "plc_ack"})
+            # What is on when it is heard first did not go on: it is no acknowledgement.
+            is_ack = before is not None and inputs.ack_hold and not before.ack_hold
+            if is_ack and self._has_station:
+                self._events.add({"op": "plc_ack"})
 
 
 # --- accept ---------------------------------------------------------------------------------------
@@ -433,8 +469,10 @@ class Accept:
             self._changed.notify()
 
     def belt(self, news: BeltNews) -> None:
+        lost = []
         with self._changed:
             if news.is_new or self._register is None:
+                lost = [] if self._register is None else self._register.forget()
                 self._register = self._new_register(news.frame_height)
             for place in news.places:
                 self._register.move(place)
@@ -442,6 +480,8 @@ class Accept:
                 enter = self._register.close if is_end else self._register.enter
                 enter(result_id, scan_line)
             self._changed.notify()
+        for decision in lost:
+            self._say(decision, None, 0, None)
 
     def _new_register(self, frame_height: int) -> BeltRegister:
         settings = self._settings
@@ -520,8 +560,8 @@ class Accept:
         if self._register is None:
             return [], is_over
         if is_dead:
-            self._register = None
-            return [], is_over
+            register, self._register = self._register, None
+            return register.forget(), is_over
         return self._register.due(now_ns), is_over
 
     def _until_next_s(self, now_ns: int) -> float:

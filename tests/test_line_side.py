@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_outputs import CONFIG
+from test_outputs import site_settings
 
 from station.belt_register import Place
-from station.config import load_configuration
 from station.ipc import Channel, Json, Listener
 from station.lamp import LampClient, lamp_path
 from station.line_side import LineSide, Word
@@ -23,10 +22,7 @@ class Ends:
     """The station's end, and the lamp process' end of its connection."""
 
     def __init__(self, folder: Path) -> None:
-        config = folder / "station.toml"
-        device = '{ type = "simulated", outputs = ["accept"] }'
-        config.write_text(CONFIG.format(folder=folder, port=1502, device=device, pulse_ms=100))
-        self.side = LineSide(load_configuration(str(config)).value)
+        self.side = LineSide(site_settings(folder))
         self.side.belt_began(64)
         listener = Listener(lamp_path(folder / "run"))
         self.client = LampClient(folder / "run")

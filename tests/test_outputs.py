@@ -22,10 +22,10 @@ from drivers.io.settings import SimulatedIoSettings
 from drivers.plc import NOBODY
 from drivers.stacklight import LightState
 from station.belt_register import Decision, Fate, Place
-from station.config import AcceptSettings
+from station.config import AcceptSettings, Configuration, load_configuration
 from station.ipc import Json
 from station.lamp import LampClient
-from station.outputs import Accept, BeltNews, Events, PlateResult
+from station.outputs import Accept, BeltNews, Events, Outputs, PlateResult
 from station.record import Provenance, Verdict
 
 PRODUCTION, SIMULATED = Provenance.PRODUCTION, Provenance.SIMULATED
@@ -253,6 +253,7 @@ def test_the_plcs_own_words_come_back(site: Site) -> None:
         speaker = Speaker(client)
         speaker.say()
         with PollingPlc(site.port) as plc:
+            eventually(lambda: plc.is_heard, "a first word")
             plc.ack_hold = True
             eventually(lambda: {"op": "plc_ack"} in speaker.hear(), "its acknowledgement")
             eventually(lambda: not client.status()["plc"]["problem"], "a PLC that lives")
@@ -262,6 +263,30 @@ def test_the_plcs_own_words_come_back(site: Site) -> None:
         )
         eventually(lambda: speaker.hear()[-1]["op"] == "plc", "word of it")
         assert sum(event == {"op": "plc_ack"} for event in speaker.events) == 1
+
+
+def test_what_is_on_before_a_lamp_process_comes_acknowledges_nothing(site: Site) -> None:
+    """Nor does what goes on while no station is there."""
+    site.start()
+    client = site.client()
+    speaker = Speaker(client)
+    speaker.say()
+    eventually(lambda: bool(speaker.hear()), "a greeting")
+    with PollingPlc(site.port, ack_hold=True) as plc:
+        eventually(lambda: plc.is_heard, "a first word")
+        for _ in range(3):
+            client.status()
+            assert {"op": "plc_ack"} not in speaker.hear()
+        client.close()
+        for ack_hold in (False, True):
+            plc.ack_hold = ack_hold
+            before = len(plc.trace)
+            eventually(lambda at=before: len(plc.trace) > at + 5, "a few polls")
+        with site.client() as client:
+            speaker = Speaker(client)
+            speaker.say()
+            eventually(lambda: bool(speaker.hear()), "a greeting")
+            assert {"op": "plc_ack"} not in speaker.events
 
 
 @pytest.mark.alone
@@ -370,6 +395,22 @@ def test_a_station_that_is_gone_before_the_point_accepts_nothing(site: Site) -> 
         assert site.pulses == [], end
 
 
+def test_a_plate_that_was_lost_on_its_way_has_its_row_too(site: Site) -> None:
+    """Also where the station that sent it is gone: its successor hears of it."""
+    site.start()
+    with site.client() as client:
+        speaker = Speaker(client)
+        speaker.say()
+        speaker.travel(0.2, *PLATE)
+        speaker.result()
+    time.sleep(0.2)
+    with site.client() as client:
+        successor = Speaker(client)
+        successor.say()
+        eventually(lambda: successor.accepts() == {"t-1": "withheld"}, "its row")
+        assert "the belt's place was lost" in str(successor.events)
+
+
 def test_accept_is_off_when_the_process_begins_and_ends(site: Site) -> None:
     site.is_timed = False
     site.module.coils[0] = True
@@ -476,6 +517,13 @@ def test_nonsense_ends_its_sender_and_nothing_else(site: Site) -> None:
 # --- accept's thread, in this process -------------------------------------------------------------
 
 
+def site_settings(folder: Path) -> Configuration:
+    config = folder / "station.toml"
+    device = '{ type = "simulated", outputs = ["accept"] }'
+    config.write_text(CONFIG.format(folder=folder, port=1502, device=device, pulse_ms=100))
+    return load_configuration(str(config)).value
+
+
 def accept_and_events() -> tuple[Accept, Events]:
     """Its thread does not run; its device is there."""
     device = SimulatedIoSettings(type="simulated", outputs=("accept",))
@@ -486,9 +534,8 @@ def accept_and_events() -> tuple[Accept, Events]:
 
 
 def told(events: Events) -> list[tuple[str, str]]:
-    return [
-        (event["command"], event["detail"]) for event in events.take() if event["op"] == "accept"
-    ]
+    taken = iter(events.take, None)
+    return [(event["command"], event["detail"]) for event in taken if event["op"] == "accept"]
 
 
 def test_a_decision_that_a_slow_module_held_up_is_looked_at_again() -> None:
@@ -503,3 +550,19 @@ def test_a_decision_that_a_slow_module_held_up_is_looked_at_again() -> None:
     accept.renew(now_ns - 1)
     accept._carry_out(decision, now_ns)
     assert told(events) == [("withheld", "the station's word ended first")]
+
+
+def test_what_a_station_does_not_read_waits(tmp_path: Path) -> None:
+    settings = site_settings(tmp_path)
+    outputs = Outputs(settings, lambda: None)
+    outputs._events.add({"op": "accept_problem", "problem": ""})
+    outputs._events.add({"op": "accept", "command": "withheld_late"})
+    taken: list[Json] = []
+
+    def refuse(event: Json) -> None:
+        raise BlockingIOError
+
+    outputs.send_events(refuse)
+    outputs.send_events(taken.append)
+    assert [event["op"] for event in taken] == ["accept_problem", "accept"]
+    assert outputs.status()["plc"]["late"] == 1

@@ -250,7 +250,8 @@ def switch_off(configuration: Configuration) -> list[str]:
             problems.append(f"accept: {error}")
     if configuration.plc is not None and configuration.plc.type != "modbus_server":
         try:
-            open_plc_link(configuration.plc).close()
+            with contextlib.closing(open_plc_link(configuration.plc)) as link:
+                link.say_nobody()
         except DeviceError as error:
             problems.append(f"plc: {error}")
     return problems
@@ -277,6 +278,7 @@ class Plc:
         self._told = (0, 0)
         """Counts that the station knows."""
         self._reopen_ns = 0
+        self._opening: threading.Thread | None = None
 
     def open(self, is_restart: bool) -> None:
         """Raises `DeviceError`, with `is_restart` never."""
@@ -295,6 +297,22 @@ class Plc:
             link.close()
             raise DeviceError(f"{link.description}: {error}") from error
         self._link = link
+
+    def _open_aside(self) -> None:
+        """On a thread of its own: a light must not wait for a PLC that is not there."""
+        opening = threading.Thread(target=self._try_open, name="plc-open", daemon=True)
+        try:
+            opening.start()
+        except RuntimeError as error:
+            self._miss(DeviceError(f"plc: {error}"))
+        else:
+            self._opening = opening
+
+    def _try_open(self) -> None:
+        try:
+            self._open()
+        except DeviceError as error:
+            self._miss(error)
 
     def _miss(self, error: DeviceError) -> None:
         self._say_problem(str(error))
@@ -327,11 +345,9 @@ class Plc:
 
     def keep(self, now_ns: int) -> None:
         """Look for a link that could not be opened; see whether the PLC lives."""
-        if self._link is None and now_ns >= self._reopen_ns:
-            try:
-                self._open()
-            except DeviceError as error:
-                self._miss(error)
+        is_opening = self._opening is not None and self._opening.is_alive()
+        if self._link is None and now_ns >= self._reopen_ns and not is_opening:
+            self._open_aside()
         if self._link is not None:
             self._say_problem(self._link.problem or self._silence(now_ns))
             if self._told != self._counts():
@@ -353,6 +369,8 @@ class Plc:
         }
 
     def close(self) -> None:
+        if self._opening is not None:
+            self._opening.join(timeout=1.0)
         if self._link is not None:
             self._link.close()
             self._link = None
@@ -425,7 +443,7 @@ class Accept:
         self._changed = threading.Condition()
         """Guards everything above but the device, which is the thread's own."""
         self._is_closing = False
-        self._thread = threading.Thread(target=self._run, name="accept", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def open(self, is_restart: bool) -> None:
         """Raises `DeviceError`, with `is_restart` never."""
@@ -436,17 +454,23 @@ class Accept:
                 raise
             self._lose(str(error))
         try:
-            self._thread.start()
+            self._start()
         except RuntimeError as error:  # the process table is full
             if not is_restart:
                 raise DeviceError(str(error)) from error
             self._lose(str(error))
 
     def keep(self) -> None:
-        """Begin where there was no thread to be had before."""
-        if self._thread.ident is None:
+        """Begin where there is no thread: none was to be had before."""
+        if self._thread is None or not self._thread.is_alive():
             with contextlib.suppress(RuntimeError):
-                self._thread.start()
+                self._start()
+
+    def _start(self) -> None:
+        """Raises RuntimeError."""
+        thread = threading.Thread(target=self._run, name="accept", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def _open(self) -> None:
         """Whatever it did before, it is off now."""
@@ -527,8 +551,10 @@ class Accept:
         with self._changed:
             self._is_closing = True
             self._changed.notify()
-        if self._thread.ident is not None:
+        if self._thread is not None:
             self._thread.join(timeout=2.0)
+            if self._thread.is_alive():
+                return  # the device is still its own
         if self._device is not None:
             with contextlib.suppress(DeviceError):
                 self._device.write({ACCEPT_OUTPUT: False})
@@ -538,20 +564,36 @@ class Accept:
     # --- the thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                if self._is_closing:
-                    return
-                decided_ns = time.monotonic_ns()
-                decisions, is_over = self._due(decided_ns)
-            if is_over:
-                self._end_pulse()
-            for decision in decisions:
-                self._carry_out(decision, decided_ns)
-            self._keep_device()
-            with self._changed:
-                if not self._is_closing:
-                    self._changed.wait(self._until_next_s(time.monotonic_ns()))
+        while not self._is_closing:
+            try:
+                self._turn()
+            except Exception as error:  # noqa: BLE001
+                # Without this thread nobody would switch off what is on.
+                _log.exception("accept failed")
+                self._fail(repr(error))
+
+    def _turn(self) -> None:
+        with self._changed:
+            decided_ns = time.monotonic_ns()
+            decisions, is_over = self._due(decided_ns)
+        if is_over:
+            self._end_pulse()
+        for decision in decisions:
+            self._carry_out(decision, decided_ns)
+        self._keep_device()
+        with self._changed:
+            if not self._is_closing:
+                self._changed.wait(self._until_next_s(time.monotonic_ns()))
+
+    def _fail(self, problem: str) -> None:
+        """Whatever it was: nothing is known of the belt, and the device is opened anew."""
+        with self._changed:
+            self._register, self._off_ns = None, None
+        self._lose(problem)
+        self._keep_device()
+        with self._changed:
+            if not self._is_closing:
+                self._changed.wait(_REOPEN_S)
 
     def _due(self, now_ns: int) -> tuple[list[Decision], bool]:
         """Plates at their point, and whether a pulse is over that the device does not end."""

@@ -17,15 +17,18 @@ from pathlib import Path
 import pytest
 from modbus_peer import PULSE_OFFSET, ModbusPeer
 from plc_peer import PollingPlc
+from pydantic import TypeAdapter
 
 from drivers.io.settings import SimulatedIoSettings
+from drivers.io.simulated import SimulatedIo
 from drivers.plc import NOBODY
+from drivers.plc.settings import PlcSettings
 from drivers.stacklight import LightState
 from station.belt_register import Decision, Fate, Place
 from station.config import AcceptSettings, Configuration, load_configuration
 from station.ipc import Json
 from station.lamp import LampClient
-from station.outputs import Accept, BeltNews, Events, Outputs, PlateResult
+from station.outputs import Accept, BeltNews, Events, Outputs, PlateResult, Plc
 from station.record import Provenance, Verdict
 
 PRODUCTION, SIMULATED = Provenance.PRODUCTION, Provenance.SIMULATED
@@ -566,3 +569,41 @@ def test_what_a_station_does_not_read_waits(tmp_path: Path) -> None:
     outputs.send_events(taken.append)
     assert [event["op"] for event in taken] == ["accept_problem", "accept"]
     assert outputs.status()["plc"]["late"] == 1
+
+
+def test_accepts_thread_survives_what_nobody_thought_of() -> None:
+    """Without it nobody would switch off what is on."""
+    accept, events = accept_and_events()
+    accept.open(is_restart=False)
+    assert isinstance(accept._device, SimulatedIo)
+    before = accept._device
+    before.write({"accept": True})
+    accept._register = object()  # type: ignore[assignment]
+    accept.renew(time.monotonic_ns() + 10**10)
+    eventually(lambda: accept._device not in (before, None), "a new device")
+    assert not accept._device.lit["accept"]
+    problems = [event["problem"] for event in iter(events.take, None)]
+    assert "AttributeError" in problems[-2]
+    assert problems[-1] == ""
+    assert accept._thread is not None
+    assert accept._thread.is_alive()
+    accept.close()
+
+
+def test_a_plc_that_is_not_there_holds_up_nobody_and_is_found() -> None:
+    with ModbusPeer() as plc:
+        link = {"type": "modbus_client", "host": "127.0.0.1", "tcp_port": plc.port}
+        plc.stop()
+        settings = TypeAdapter(PlcSettings).validate_python(link)
+        part = Plc(settings, Events(lambda: None))
+        part.open(is_restart=True)
+        assert "nobody answers" in part.status()["problem"]
+        plc.start()
+
+        def is_found() -> bool:
+            part.keep(time.monotonic_ns())
+            return not part.status()["problem"]
+
+        eventually(is_found, "the PLC")
+        assert part.status()["device"]
+        part.close()

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from pymodbus.client import ModbusTcpClient
 from test_stacklight import FakeChip
 
-from drivers.errors import DeviceBusy, DeviceNotFound, DeviceRefused
+from drivers.errors import DeviceBusy, DeviceError, DeviceNotFound, DeviceRefused
 from drivers.io.gpio import GpioIo
 from drivers.io.settings import GpioIoLine, GpioIoSettings
 from drivers.plc import NOBODY, PlcInputs, PlcLink, PlcOutputs, open_plc_link
@@ -568,6 +568,62 @@ def test_a_plc_that_goes_is_named_and_found_again() -> None:
         eventually(lambda: bool(link.problem), "a problem")
         peer.start()
         eventually(lambda: link.problem == "", "the PLC again")
+        link.close()
+
+
+def test_a_cycle_that_fails_as_nobody_thought_of_is_tried_again() -> None:
+    with ModbusPeer() as peer:
+        link = ModbusClientLink(
+            ModbusClientSettings(
+                type="modbus_client", host="127.0.0.1", tcp_port=peer.port, cycle_ms=10
+            )
+        )
+        heard: list[PlcInputs] = []
+        broken = [True]
+
+        def take(inputs: PlcInputs) -> None:
+            if broken:
+                raise ZeroDivisionError
+            heard.append(inputs)
+
+        link.start(lambda: NOBODY, lambda _: None, take)
+        eventually(lambda: "ZeroDivisionError" in link.problem, "a problem")
+        broken.clear()
+        eventually(lambda: bool(heard), "the PLC again")
+        link.close()
+
+
+def test_a_plc_that_took_nothing_is_named_by_who_puts_out() -> None:
+    """The module answers nothing: it may still show what it was told last."""
+    with ModbusPeer() as peer:
+        device = {
+            "type": "modbus",
+            "host": "127.0.0.1",
+            "tcp_port": peer.port,
+            "outputs": {"ready": 0, "ok": 1, "heartbeat": 2},
+        }
+        link = open_plc_link(IoPlcSettings.model_validate({"type": "io", "device": device}))
+        peer.delay_s = 1.0
+        with pytest.raises(DeviceError, match="no answer in time"):
+            link.say_nobody()
+        link.close()
+
+
+def test_wires_are_written_though_their_inputs_cannot_be_read() -> None:
+    """What a predecessor left on them ends."""
+    with ModbusPeer() as peer:
+        device = {
+            "type": "modbus",
+            "host": "127.0.0.1",
+            "tcp_port": peer.port,
+            "outputs": {"ready": 0, "heartbeat": 2},
+            "inputs": {"ack": 5000},
+        }
+        peer.coils[0] = True
+        link = open_plc_link(IoPlcSettings.model_validate({"type": "io", "device": device}))
+        Station(link)
+        eventually(lambda: not peer.lit()[0], "READY off")
+        eventually(lambda: bool(link.problem), "a problem")
         link.close()
 
 

@@ -100,6 +100,11 @@ class PlcLink(ABC):
         """Why the PLC does not hear us, empty while it may."""
 
     @abstractmethod
+    def say_nobody(self) -> None:
+        """Say `NOBODY` where that takes saying, without `start`. Raises `DeviceError` if the PLC
+        did not take it."""
+
+    @abstractmethod
     def close(self) -> None:
         """Say `NOBODY` where that takes saying, and end. Safe to call twice."""
 

@@ -121,16 +121,24 @@ class ModbusServerLink(PlcLink):
         self._thread = threading.Thread(target=self._run, name="plc", daemon=True)
         self._thread.start()
 
+    def say_nobody(self) -> None:
+        """No answer says it."""
+
     def close(self) -> None:
         """Nobody hears any more: that is what a station says that is not there."""
+        if self._is_closing:
+            return
         self._is_closing = True
         if self._thread is not None:
             os.eventfd_write(self._wake, 1)
             self._thread.join(timeout=2.0)
-            self._thread = None
+            if self._thread.is_alive():
+                return  # the sockets are still its own
         for connection in list(self._connections.values()):
             self._drop(connection)
         self._listener.close()
+        self._selector.close()
+        os.close(self._wake)
 
     # --- the thread -------------------------------------------------------------------------------
 

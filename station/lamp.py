@@ -478,9 +478,10 @@ class _Lamp:
         """Told to end, or the other outputs have something to say to the station."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
-        for event in self._outputs.take_events():
-            if self._claims.holder is not None:
-                self._answer(self._claims.holder, event)
+        holder = self._claims.holder
+        if holder is not None:
+            client = self._clients[holder]
+            self._outputs.send_events(lambda event: client.send(event, timeout_s=0))
 
     def _until_next_s(self) -> float:
         due_ns = self._light.next_due_ns()

@@ -613,7 +613,7 @@ class Station:
         self._last_verdict_ns = time.monotonic_ns()
         self._opened_ns.pop(body.result_id, None)
         is_late = self._context.is_late(body.last_scan_line_ns)
-        self._line_side.result(body, is_late)
+        self._line_side.result(body, lambda: self._context.is_late(body.last_scan_line_ns))
         committed = Committed(
             body.result_id,
             body.sequence,

@@ -6,7 +6,8 @@ The station runs at half of the highest rate that it carries here, on small plat
 blocks with the load and ten without, in turns, at least so many plates a side get their verdicts;
 compared are the pooled p95 and p99 of the time from the last scan line to the lamp's command, with
 an interval from a bootstrap over whole blocks, since plates of one block resemble each other. The
-load shares the processor: the share that it takes itself is said.
+load shares the processor: the share that it takes itself is said. A block counts while nothing of
+the program has changed since, and if no process was replaced in it.
 
 Loads: readers (QA's queries, mode=ro, with a pause of --pause-s between rounds), scrape (metrics),
 verify, export, backup. Everything is kept in --folder: a run that was ended goes on where it was.
@@ -33,16 +34,18 @@ from loaded_station import (
     ENDS_WITH_US,
     METRICS_PORT,
     PLATES_PER_SCAN_LINE,
+    PROCESSES,
     Bench,
     Floats,
     append_line,
     boot_id,
-    commit,
+    counting,
     highest_rate_hz,
     host,
     latencies,
-    read_lines,
+    lives,
     running,
+    state,
     vqi,
 )
 
@@ -90,13 +93,16 @@ def measure(options: argparse.Namespace) -> Json:
     order = block_order(options.blocks, options.seed)
     plates_per_s = rate_hz * PLATES_PER_SCAN_LINE
     block_s = options.plates / options.blocks / plates_per_s * 1.02
-    known = [row for row in read_lines(ledger) if row["rate_hz"] == rate_hz]
+    known = counting(ledger, rate_hz)
     say(f"{rate_hz:.0f} scan lines/s, {plates_per_s:.1f} plates/s; {len(order) - len(known)} "
         f"blocks of {block_s:.0f} s to go")  # fmt: skip
     if len(known) < len(order):
         with running(bench) as station:
             for is_on in order[len(known) :]:
+                before = lives(station, PROCESSES)
                 block = run_block(bench, options, is_on, block_s, station.pid)
+                if lives(station, PROCESSES) != before or before.keys() != set(PROCESSES):
+                    raise SystemExit(f"a process was replaced: see {bench.folder / 'stderr.log'}")
                 block["rate_hz"] = rate_hz
                 append_line(ledger, block)
                 known.append(block)
@@ -131,8 +137,8 @@ def run_block(
         "end_ns": end_ns,
         "boot_id": boot_id(),
         "seed": options.seed,
-        "commit": commit(),
         "host": host(),
+        **state(),
         **said,
     }
 

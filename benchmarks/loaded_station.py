@@ -10,14 +10,18 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
 import numpy as np
+from campaign.ledger import ROOT, Ledger, State
 from numpy.typing import NDArray
+from station_rig import children
 
 from drivers.camera.settings import SimulatedCameraSettings
 from models.runtimes import processor_name
@@ -25,6 +29,7 @@ from station.bench import NetworkAlone, highest_lossless
 from station.config import load_configuration, load_recipe
 from station.control import send_command
 from station.ipc import PeerGone
+from station.processes import process_figures
 from station.qms import Reader
 
 Json = dict[str, Any]
@@ -36,6 +41,7 @@ _TRY_S = 15.0
 _WITHOUT_END = {"interrupted", "belt stopped", "gap"}
 """Reasons of records whose plate's last scan line was never seen."""
 METRICS_PORT = 9791
+PROCESSES = ("lamp", "journal", "station", "camera", "metrics")
 PLATES_PER_SCAN_LINE = _PITCH_MM / (_LENGTH_MM + _GAP_MM)
 
 _RECIPE = f"""
@@ -200,6 +206,13 @@ def status(bench: Bench) -> Json:
     return said
 
 
+def lives(run: subprocess.Popen[bytes], names: Iterable[str]) -> dict[str, list[int]]:
+    """Process id and start of these of its processes; who came back has another."""
+    pids = children(run.pid)
+    found = {name: process_figures(pids[name]) for name in names if name in pids}
+    return {name: [pids[name], of.start_ticks] for name, of in found.items() if of is not None}
+
+
 # --- what came of it ----------------------------------------------------------------------------
 
 
@@ -246,12 +259,22 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def commit() -> str:
-    """Of the program, with a mark where the tree holds more."""
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or "unknown"
+def state() -> Json:
+    """Of the program: a commit, and what differs from it."""
+    now = State.now()
+    return {"commit": now.commit, "dirty": now.dirty}
+
+
+def counting(path: Path, rate_hz: float, root: Path = ROOT) -> list[Json]:
+    """Rows of a ledger that were measured at this rate, and on a program of which nothing but words
+    and tests has changed since: the rule of `campaign.ledger`."""
+    rule = Ledger(path, State.now(root), root)
+    return [
+        row
+        for row in read_lines(path)
+        if row["rate_hz"] == rate_hz
+        and rule.is_still_true(row["commit"], row.get("dirty", "unknown"))
+    ]
 
 
 def read_lines(path: Path) -> list[Json]:

@@ -5,9 +5,10 @@
 The station runs at half of the highest rate that it carries here, on small plates, while QA's
 queries, scrapes, backups and the renewal of the snapshot go on. Every few seconds each process is
 looked at; at the end each series has a slope with a 95 % interval. A series is flat if that
-interval holds 0, or the slope lies below a stated floor. The minutes of all pieces add up in
---folder: a soak that was ended goes on where it was, each piece with its seed, commit, host and
-result in ledger.jsonl. Plots are beside it as SVG.
+interval holds 0, or the slope lies below a stated floor. The minutes of all pieces at one rate add
+up in --folder: a soak that was ended goes on where it was, each piece with its seed, commit, host
+and result in ledger.jsonl. A piece that was killed has none and does not count, nor does one of a
+program that has changed since. Plots are beside it as SVG.
 """
 
 from __future__ import annotations
@@ -30,16 +31,19 @@ from typing import Any
 import numpy as np
 from loaded_station import (
     METRICS_PORT,
+    PROCESSES,
     Bench,
     Floats,
     append_line,
     boot_id,
-    commit,
+    counting,
     highest_rate_hz,
     host,
     latencies,
+    lives,
     read_lines,
     running,
+    state,
     status,
     vqi,
 )
@@ -55,7 +59,6 @@ _WARM_UP_S = 600.0
 """Of each piece at most, and a fifth of it: caches and pools fill."""
 _DEFECTIVE_SHARE = 0.1
 """So that pictures of hours fit on the disk."""
-_PROCESSES = ("lamp", "journal", "station", "camera", "metrics")
 _T_95 = 1.96
 _ENDED, _STOPPED = "to its end", "told to stop"
 
@@ -95,7 +98,7 @@ def main() -> None:
     rate_hz = options.rate_hz or highest_rate_hz(bench, say) / 2
     bench.write(rate_hz)
     soak(bench, rate_hz, options)
-    result = evaluate(bench)
+    result = evaluate(bench, rate_hz)
     print(json.dumps(result) if options.json else table(result))
     sys.exit(0 if result["is_flat"] and result["is_whole"] else 1)
 
@@ -105,15 +108,16 @@ def main() -> None:
 
 def soak(bench: Bench, rate_hz: float, options: argparse.Namespace) -> None:
     ledger, samples = bench.folder / "ledger.jsonl", bench.folder / "samples.jsonl"
-    done_min = minutes_of(read_lines(samples))
+    done_min = minutes_of(samples_of(bench, counting(ledger, rate_hz)))
     left_s = 60.0 * (options.minutes - done_min)
     if left_s <= _EVERY_S:
         return
     say(f"{done_min:.1f} min are there, {left_s / 60:.1f} min to go at {rate_hz:.0f} scan lines/s")
-    piece = len({row["piece"] for row in read_lines(samples)})
-    row: Json = {"piece": piece, "seed": options.seed, "commit": commit(), "host": host(),
+    piece = 1 + max((row["piece"] for row in read_lines(ledger) + read_lines(samples)), default=-1)
+    row: Json = {"piece": piece, "seed": options.seed, **state(), "host": host(),
                  "rate_hz": rate_hz, "boot_id": boot_id()}  # fmt: skip
-    with running(bench), loads(bench):
+    with running(bench) as station, loads(bench):
+        before = lives(station, PROCESSES)
         try:
             sample(bench, samples, row, time.monotonic() + left_s)
             row["result"] = _ENDED
@@ -121,7 +125,9 @@ def soak(bench: Bench, rate_hz: float, options: argparse.Namespace) -> None:
             row["result"] = _STOPPED
         except OSError as error:
             row["result"] = f"the station does not answer: {error}"
-        last = status(bench)
+        last, after = status(bench), lives(station, PROCESSES)
+    row["replaced"] = [name for name in PROCESSES if before.get(name) != after.get(name)]
+    row["missing"] = [name for name in PROCESSES if name not in after]
     row |= {key: last.get(key) for key in ("plates", "undecided", "gaps", "lost_frames")}
     row |= {"camera_restarts": last.get("camera_restarts"), "findings": verified(bench)}
     append_line(ledger, row)
@@ -219,9 +225,15 @@ class Series:
     values: Floats
 
 
-def evaluate(bench: Bench) -> Json:
-    samples = read_lines(bench.folder / "samples.jsonl")
-    pieces = read_lines(bench.folder / "ledger.jsonl")
+def samples_of(bench: Bench, pieces: list[Json]) -> list[Json]:
+    """A piece without a row in the ledger was killed: nobody looked at what became of it."""
+    numbers = {piece["piece"] for piece in pieces}
+    return [row for row in read_lines(bench.folder / "samples.jsonl") if row["piece"] in numbers]
+
+
+def evaluate(bench: Bench, rate_hz: float) -> Json:
+    pieces = counting(bench.folder / "ledger.jsonl", rate_hz)
+    samples = samples_of(bench, pieces)
     series = {**sampled_series(samples), **latency_series(bench, samples)}
     rows = [judged(name, found) for name, found in sorted(series.items())]
     draw(bench.folder, series)
@@ -234,12 +246,15 @@ def evaluate(bench: Bench) -> Json:
         "lost_frames": lost,
         "series": rows,
         "is_flat": all(row["is_flat"] for row in rows if row["floor_per_h"] is not None),
-        "is_whole": lost == 0 and all(is_whole(piece) for piece in pieces),
+        "is_whole": bool(pieces) and all(is_whole(piece) for piece in pieces),
     }
 
 
 def is_whole(piece: Json) -> bool:
-    return not piece["findings"] and piece["result"] in (_ENDED, _STOPPED)
+    """It ended as it was told to, lost nothing, and its processes are those that it began with."""
+    is_same = not piece["replaced"] and not piece["missing"] and piece["camera_restarts"] == 0
+    is_ended = piece["result"] in (_ENDED, _STOPPED)
+    return is_ended and is_same and piece["lost_frames"] == 0 and not piece["findings"]
 
 
 def longest_min(samples: list[Json]) -> float:

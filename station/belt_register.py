@@ -87,11 +87,16 @@ class BeltRegister:
         self._speed: float | None = None
         """Scan lines a second, by the last two frames that followed one another in time."""
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._lost: list[Decision] = []
+        """About plates that passed and are forgotten."""
 
-    def clear(self) -> None:
-        """Nothing is known any more: the camera or the station is gone."""
-        self._place = self._speed = None
-        self._entries.clear()
+    def forget(self) -> list[Decision]:
+        """Nothing is known any more, the camera or the station is gone; what that means for plates
+        that passed."""
+        entries, self._entries = self._entries, OrderedDict()
+        lost = self._lost + [_lost(entry) for entry in entries.values() if entry.is_pass]
+        self._lost = []
+        return lost
 
     def move(self, place: Place) -> None:
         """A frame says where the belt is."""
@@ -107,7 +112,8 @@ class BeltRegister:
         """A plate's leading edge was seen, at this place of the belt."""
         self._entries[result_id] = _Entry(result_id, leading_edge + self._distance)
         if len(self._entries) > MAX_PLATES:
-            self._entries.popitem(last=False)
+            _, oldest = self._entries.popitem(last=False)
+            self._lost += [_lost(oldest)] if oldest.is_pass else []
 
     def close(self, result_id: str, trailing_edge: float) -> None:
         """And its trailing edge."""
@@ -133,10 +139,11 @@ class BeltRegister:
         return None
 
     def due(self, now_ns: int) -> list[Decision]:
-        """Plates that passed and have reached their points since the last call."""
+        """Plates that passed and have reached their points since the last call, or are lost."""
         decided = [entry for entry in self._crossed(now_ns) if entry.is_pass is not None]
         self._mark_over(now_ns)
-        decisions = [self._decision(entry, now_ns) for entry in decided if entry.is_pass]
+        lost, self._lost = self._lost, []
+        decisions = lost + [self._decision(entry, now_ns) for entry in decided if entry.is_pass]
         for entry in decided:
             del self._entries[entry.result_id]
         return decisions
@@ -210,3 +217,7 @@ class BeltRegister:
         begins.append(self._place.scan_lines + self._distance)
         free = min(begins) - entry.point - off_by - self._reach
         return free / self._speed - self._pulse_s if self._speed else math.inf
+
+
+def _lost(entry: _Entry) -> Decision:
+    return Decision(entry.result_id, Fate.WITHHELD, "the belt's place was lost")

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import platform
+import re
 import secrets
 import sqlite3
 import subprocess
@@ -24,6 +25,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -49,6 +51,11 @@ _ROWS: Final = 200
 _LOG_LINES: Final = 5000
 _PERSONAL: Final = ("part_id", "who", "reviewer", "operator", "lot")
 """Fields of a row that name a part or a person."""
+_WORDS: Final = {"review": "reason", "hold": "why", "release": "why", "clock": "why"}
+"""Where rows of a kind hold what a person wrote."""
+_OUR_COMMAND: Final = re.compile(r"^ *\d+ (\S*/)?(vqi |python\S* .*(/vqi |\bstation\.))")
+_FIGURES: Final = re.compile(r"[0-9A-Fa-fTZ:.+-]*")
+"""A hash, a number, a time: what a person's words are not."""
 _STATE_NAMESPACE = "vqi"
 _MOST_FILES = 2000
 _SHORTEST_SECRET = 4
@@ -185,6 +192,17 @@ class Archive:
         self._tar.addfile(member, io.BytesIO(data))
 
 
+@dataclass(slots=True)
+class Part:
+    """What one part found. Its thread fills it, and may go on when nobody waits for it any more;
+    the archive is touched by the main thread alone."""
+
+    wanted: Wanted
+    text: str | None = None
+    files: list[tuple[str, bytes]] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, indent=1, default=str) + "\n"
 
@@ -200,18 +218,20 @@ def examine(source: str | None, wanted: Wanted, parts: frozenset[str] | None = N
         archive.leave_out("secrets, part serials, names", "not asked for; see --with-secrets")
     for name, gather in _PARTS.items():
         if parts is None or name in parts:
-            _gather(archive, name, lambda gather=gather: gather(place, archive))  # type: ignore[misc]
+            _gather(archive, name, partial(gather, place))
     return archive
 
 
-def _gather(archive: Archive, name: str, gather: Callable[[], str]) -> None:
+def _gather(
+    archive: Archive, name: str, gather: Callable[[Part], str], limit_s: float = _PART_LIMIT_S
+) -> None:
     """One part, on a thread that is left behind if a dead disk or device holds it."""
-    found: list[str] = []
+    part = Part(archive.wanted)
     problem: list[str] = []
 
     def run() -> None:
         try:
-            found.append(gather())
+            part.text = gather(part)
         except NotHere as error:
             problem.append(str(error))
         except Exception as error:  # noqa: BLE001  what is broken is named, and the rest gathered
@@ -219,17 +239,21 @@ def _gather(archive: Archive, name: str, gather: Callable[[], str]) -> None:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    thread.join(_PART_LIMIT_S)
-    if found:
-        archive.add_text(name, found[0])
-    else:
-        archive.leave_out(name, *(problem or [f"it took longer than {_PART_LIMIT_S:g} s"]))
+    thread.join(limit_s)
+    if thread.is_alive() or part.text is None:
+        archive.leave_out(name, *(problem or [f"it took longer than {limit_s:g} s"]))
+        return
+    archive.add_text(name, part.text)
+    for file, data in part.files:
+        archive.add_bytes(file, data)
+    for what, why in part.left_out:
+        archive.leave_out(what, why)
 
 
 # --- parts --------------------------------------------------------------------------------------
 
 
-def _versions(place: Place, archive: Archive) -> str:
+def _versions(place: Place, part: Part) -> str:
     packages = {item.metadata["Name"]: item.version for item in metadata.distributions()}
     return _json(
         {
@@ -259,7 +283,7 @@ def _os_release() -> dict[str, str]:
     return {}
 
 
-def _configuration(place: Place, archive: Archive) -> str:
+def _configuration(place: Place, part: Part) -> str:
     """As it was read, not as it was written: comments may hold anything."""
     if not place.text:
         raise NotHere(place.problem)
@@ -268,7 +292,7 @@ def _configuration(place: Place, archive: Archive) -> str:
         "sha256": hashlib.sha256(place.text.encode()).hexdigest(),
         "problem": place.problem,
     }
-    if archive.wanted.has_secrets:
+    if part.wanted.has_secrets:
         return _json(head) + place.text
     if not place.table:
         return _json(head) + _without_comments(redact_text(place.text))
@@ -279,43 +303,46 @@ def _without_comments(text: str) -> str:
     return "\n".join(line.partition("#")[0].rstrip() for line in text.splitlines()) + "\n"
 
 
-def _recipe(place: Place, archive: Archive) -> str:
+def _recipe(place: Place, part: Part) -> str:
     station = place.table.get("station")
     name = station.get("recipe") if isinstance(station, dict) else None
     if not isinstance(name, str):
         raise NotHere("the configuration names no station.recipe")
-    return _read(_file_of(name, "recipes/"))
+    text = _read(_file_of(name, "recipes/"))
+    return text if part.wanted.has_secrets else _without_comments(text)
 
 
-def _check(place: Place, archive: Archive) -> str:
+def _check(place: Place, part: Part) -> str:
     if place.source is None or not place.text:
         raise NotHere(place.problem)
     return _vqi("check", "--config", place.source)
 
 
-def _status(place: Place, archive: Archive) -> str:
+def _status(place: Place, part: Part) -> str:
     said = ask_all(place.runtime_dir, _ASK_TIMEOUT_S)
     return _json({process: status or {"down": why} for process, (status, why) in said.items()})
 
 
-def _processes(place: Place, archive: Archive) -> str:
-    """Of those that answer, and of all that look like ours."""
+def _processes(place: Place, part: Part) -> str:
+    """Of those that answer; the names of all, and the whole command of what looks like ours."""
     said = ask_all(place.runtime_dir, _ASK_TIMEOUT_S)
     pids = {process: (said[process][0] or {}).get("pid") for process in SOCKETS}
     figures = {p: str(process_figures(pid)) for p, pid in pids.items() if isinstance(pid, int)}
-    return _json(figures) + _run("ps", "-eo", "pid,ppid,user,stat,etimes,rss,nlwp,psr,rtprio,args")
+    every = _run("ps", "-eo", "pid,ppid,user,stat,etimes,rss,nlwp,psr,rtprio,comm")
+    commands = _run("ps", "-ww", "-eo", "pid,args").splitlines(keepends=True)
+    return _json(figures) + every + "".join(line for line in commands if _OUR_COMMAND.search(line))
 
 
-def _logs(place: Place, archive: Archive) -> str:
+def _logs(place: Place, part: Part) -> str:
     lines = ("-n", str(_LOG_LINES), "--no-pager", "-o", "short-iso-precise")
     return _run("journalctl", f"--namespace={_STATE_NAMESPACE}", *lines)
 
 
-def _kernel(place: Place, archive: Archive) -> str:
+def _kernel(place: Place, part: Part) -> str:
     return "\n".join(_run("dmesg", "--time-format=iso").splitlines()[-_LOG_LINES:])
 
 
-def _devices(place: Place, archive: Archive) -> str:
+def _devices(place: Place, part: Part) -> str:
     names = ("idVendor", "idProduct", "manufacturer", "product", "serial", "speed")
     usb = [
         {name: _read(device / name).strip() for name in names if (device / name).exists()}
@@ -337,7 +364,7 @@ def _chip(path: Path) -> Json:
         return {"path": str(path), "label": info.label, "lines": info.num_lines}
 
 
-def _disk(place: Place, archive: Archive) -> str:
+def _disk(place: Place, part: Part) -> str:
     mounts = _read(Path("/proc/self/mountinfo"))
     folders = {}
     for folder in (place.journal, place.runtime_dir, Path("/tmp")):
@@ -360,7 +387,7 @@ def _listing(folder: Path) -> Iterator[str]:
         yield f"{oct(found.st_mode)} {found.st_uid}:{found.st_gid} {found.st_size} {entry.name}"
 
 
-def _sqlite(place: Place, archive: Archive) -> str:
+def _sqlite(place: Place, part: Part) -> str:
     names = ("journal_mode", "synchronous", "page_size", "page_count", "freelist_count",
              "user_version", "compile_options")  # fmt: skip
     path = place.journal / DATABASE
@@ -370,17 +397,17 @@ def _sqlite(place: Place, archive: Archive) -> str:
     return _json({"version": sqlite3.sqlite_version, "pragmas": said, "schema": schema})
 
 
-def _verify(place: Place, archive: Archive) -> str:
+def _verify(place: Place, part: Part) -> str:
     return _vqi("log", "verify", "--no-pictures", "--json", "--journal", str(place.journal))
 
 
-def _rows(place: Place, archive: Archive) -> str:
+def _rows(place: Place, part: Part) -> str:
     """The last rows; pictures of theirs where they are wanted."""
-    pseudonym = (lambda text: text) if archive.wanted.has_secrets else _pseudonyms()
+    pseudonym = (lambda text: text) if part.wanted.has_secrets else _pseudonyms()
     with Reader(place.journal) as reader:
         rows = [json.loads(body) for body in reader.last_bodies(_ROWS)]
-    if archive.wanted.has_pictures:
-        _add_pictures(archive, place.journal / IMAGES, rows)
+    if part.wanted.has_pictures:
+        _add_pictures(part, place.journal / IMAGES, rows)
     return "".join(json.dumps(_impersonal(row, pseudonym)) + "\n" for row in rows)
 
 
@@ -391,13 +418,27 @@ def _pseudonyms() -> Callable[[str], str]:
 
 
 def _impersonal(row: Json, pseudonym: Callable[[str], str]) -> Json:
-    named = {name: pseudonym(row[name]) for name in _PERSONAL if isinstance(row.get(name), str)}
-    if row.get("kind") == "review" and pseudonym("x") != "x":
-        named["reason"] = f"[{len(row.get('reason') or '')} characters left out]"
+    named: Json = {
+        name: pseudonym(row[name]) for name in _PERSONAL if isinstance(row.get(name), str)
+    }
+    if pseudonym("x") == "x":
+        return {**row, **named}
+    kind, detail = row.get("kind"), row.get("detail")
+    if kind in _WORDS:
+        named[_WORDS[kind]] = _cut(row.get(_WORDS[kind]))
+    if kind == "change" and isinstance(detail, dict) and row.get("who") != "station":
+        named["detail"] = {
+            name: value if _FIGURES.fullmatch(str(value)) else _cut(value)
+            for name, value in detail.items()
+        }
     return {**row, **named}
 
 
-def _add_pictures(archive: Archive, folder: Path, rows: list[Json]) -> None:
+def _cut(words: Any) -> str:
+    return f"[{len(str(words or ''))} characters left out]"
+
+
+def _add_pictures(part: Part, folder: Path, rows: list[Json]) -> None:
     room = _MOST_PICTURE_BYTES
     names = {image["path"] for row in reversed(rows) for image in row.get("images") or ()}
     for name in sorted(names, reverse=True):
@@ -405,15 +446,16 @@ def _add_pictures(archive: Archive, folder: Path, rows: list[Json]) -> None:
         try:
             size = path.stat().st_size
             if size > room:
-                archive.leave_out("pictures", f"more than {_MOST_PICTURE_BYTES} bytes of them")
+                why = f"more than {_MOST_PICTURE_BYTES} bytes of them"
+                part.left_out.append(("pictures", why))
                 return
-            archive.add_bytes(f"pictures/{name}", path.read_bytes())
+            part.files.append((f"pictures/{name}", path.read_bytes()))
             room -= size
         except OSError as error:
-            archive.leave_out(f"pictures/{name}", str(error.strerror))
+            part.left_out.append((f"pictures/{name}", str(error.strerror)))
 
 
-def _precision(place: Place, archive: Archive) -> str:
+def _precision(place: Place, part: Part) -> str:
     try:
         folder = place.path("station", "precision_dir")
     except NotHere:
@@ -424,7 +466,7 @@ def _precision(place: Place, archive: Archive) -> str:
     return _json(found)
 
 
-def _units(place: Place, archive: Archive) -> str:
+def _units(place: Place, part: Part) -> str:
     shown = "Id,ActiveState,SubState,Result,NRestarts,ExecMainStatus,MainPID,StateChangeTimestamp"
     return (
         _run("systemctl", "show", "vqi*", "--no-pager", f"--property={shown}")
@@ -433,7 +475,7 @@ def _units(place: Place, archive: Archive) -> str:
     )
 
 
-_PARTS: Final[dict[str, Callable[[Place, Archive], str]]] = {
+_PARTS: Final[dict[str, Callable[[Place, Part], str]]] = {
     "versions.json": _versions,
     "configuration.txt": _configuration,
     "recipe.toml": _recipe,

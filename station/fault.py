@@ -6,8 +6,12 @@ because every tenth of a second counts here: it imports what it needs and no mor
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from pathlib import Path
+
+from pydantic import ValidationError
 
 from drivers.errors import DeviceError
 from drivers.stacklight import LightState, open_stack_light
@@ -15,12 +19,14 @@ from station.config import EX_CONFIG, ConfigError, Configuration, load_configura
 from station.lock import LAMP_LOCK, take_lock
 from station.outputs import switch_off
 
+_REMEMBERED = "lamp.json"
+
 
 def main() -> int:
-    """For the configuration that `VQI_CONFIG` names. Exit status 0; 1 a lamp process lives, or a
-    device did not take it; 78 bad configuration."""
+    """For the configuration that the lamp process ran with, else the one that `VQI_CONFIG` names.
+    Exit status 0; 1 a lamp process lives, or a device did not take it; 78 bad configuration."""
     try:
-        settings = load_configuration(os.environ["VQI_CONFIG"]).value
+        settings = _settings()
     except (ConfigError, KeyError) as error:
         return _end(str(error), EX_CONFIG)
     lock = take_lock(settings.station.runtime_dir / LAMP_LOCK)
@@ -36,6 +42,38 @@ def _end(problem: str, status: int) -> int:
     return status
 
 
+def _settings() -> Configuration:
+    """Raises `ConfigError`, KeyError."""
+    folder = os.environ.get("RUNTIME_DIRECTORY")  # of the unit
+    settings = remembered(Path(folder)) if folder else None
+    if settings is None:
+        settings = load_configuration(os.environ["VQI_CONFIG"]).value
+        settings = remembered(settings.station.runtime_dir) or settings
+    return settings
+
+
+def remember(settings: Configuration) -> None:
+    """What a lamp process runs with: whoever puts out its devices must not depend on a file that a
+    person may be editing. Raises OSError, and then nothing is remembered."""
+    file = settings.station.runtime_dir / _REMEMBERED
+    new = file.with_suffix(".new")
+    try:
+        new.write_text(settings.model_dump_json(exclude_unset=True))
+        new.rename(file)
+    except OSError:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+        raise
+
+
+def remembered(runtime_dir: Path) -> Configuration | None:
+    """What the last lamp process of this runtime folder ran with; None if that is unknown."""
+    try:
+        return Configuration.model_validate_json((runtime_dir / _REMEMBERED).read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
 def put_out(settings: Configuration) -> list[str]:
     """FAULT, then READY, OK and accept off, straight to the devices, where no lamp process lives:
     they latch what the last one said. Why they may still show it; empty if they do not."""
@@ -44,7 +82,7 @@ def put_out(settings: Configuration) -> list[str]:
     try:
         with open_stack_light(light.device, light.pattern_table, light.buzzer_s) as device:
             device.show(LightState.FAULT)
-    except (DeviceError, RuntimeError) as error:  # RuntimeError: no thread for a driver's flashing
+    except DeviceError as error:
         problems.append(f"light.device: {error}")
     return problems + switch_off(settings)
 

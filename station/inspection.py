@@ -92,8 +92,6 @@ class PlateWork:
     sequence: int
     buffer: PlateBuffer | None
     is_audit_sample: bool
-    belt_place: int | None = None
-    """Scan lines of belt travel at the leading edge; None where nobody asked."""
     problem: Reason | None = None
     detail: str = ""
     tiles_expected: int = 0
@@ -106,6 +104,8 @@ class PlateWork:
     scored_ns: int = 0
     """CLOCK_MONOTONIC when the last score was in."""
     submitted_ns: int = 0
+    belt_place: int | None = None
+    """Scan lines of belt travel at the leading edge; None where nobody asked."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property

@@ -47,6 +47,7 @@ from station.ipc import (
 from station.lock import take_lock
 from station.log_lines import get_logger
 from station.maintenance import Upkeep
+from station.processes import said_figures
 from station.qms import (
     DATABASE,
     IMAGES,
@@ -424,6 +425,7 @@ class _Journal:
         database = self._directory / DATABASE
         return {
             "pid": os.getpid(),
+            "process": said_figures(os.getpid()),
             "version": program_version(),
             "sqlite": sqlite3.sqlite_version,
             "problem": self._refusal() or "",

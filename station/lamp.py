@@ -25,6 +25,7 @@ from typing import Self
 from drivers.errors import DeviceError
 from drivers.stacklight import LightState, StackLight, open_stack_light
 from station.config import EX_CONFIG, Configuration
+from station.fault import remember
 from station.ipc import Channel, Json, Listener, NotAMessage, PeerGone, connect
 from station.lease import (
     FAULT,
@@ -41,6 +42,7 @@ from station.lease import (
 from station.lock import LAMP_LOCK, take_lock
 from station.logs import prepare_lines
 from station.outputs import BeltNews, Outputs, PlateResult, parse_word
+from station.processes import said_figures
 from station.record import Provenance
 from station.systemd import lifeline, notify
 
@@ -253,6 +255,10 @@ def serve(configuration: Configuration, is_restart: bool = False) -> int:
         _log.error("another lamp process holds %s; stop that one", runtime_dir / LAMP_LOCK)
         return EX_CONFIG
     try:
+        remember(configuration)
+    except OSError as error:
+        _log.warning("%s does not remember the light: %s", runtime_dir, error.strerror)
+    try:
         return _Lamp(configuration).run(is_restart)
     except DeviceError as error:
         _log.error("%s", error)
@@ -304,10 +310,7 @@ class Light:
 
     def open(self) -> None:
         """Open the device and show FAULT before anything else. Raises `DeviceError`."""
-        try:
-            device = self._open_device()
-        except RuntimeError as error:  # a driver that flashes by itself found no thread
-            raise DeviceError(f"the device cannot be opened: {error}") from error
+        device = self._open_device()
         try:
             is_confirmed = device.show(LightState.FAULT)
         except DeviceError:
@@ -403,7 +406,11 @@ class Light:
 
 
 class _Lamp:
-    """One thread, one loop: a device write that hangs stops it, and with it the watchdog."""
+    """One thread, one loop: a device write that hangs stops it, and with it the watchdog.
+
+    That one is fed after each step that may write, for a turn may hold many of them, and each may
+    take its whole time limit.
+    """
 
     def __init__(self, configuration: Configuration) -> None:
         settings = configuration.light
@@ -417,7 +424,7 @@ class _Lamp:
         self._listener: Listener | None = None
         self._owners = itertools.count(1)
         self._clients: dict[int, Channel] = {}
-        """By their numbers in the leases."""
+        """By their numbers in the leases; who was heard last comes last."""
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._outputs = Outputs(configuration, lambda: os.eventfd_write(self._wake, 1))
@@ -457,23 +464,24 @@ class _Lamp:
     def _turn(self) -> None:
         for key, _ in self._selector.select(self._until_next_s()):
             key.data()
-        # Fed here too: this turn may hold two writes that each take their whole time limit.
         notify("WATCHDOG=1")
         self._keep()
-        notify("WATCHDOG=1")
 
     def _keep(self) -> None:
         self._light.keep()
+        notify("WATCHDOG=1")
         self._tell_tester()
         self._outputs.keep(time.monotonic_ns())
+        notify("WATCHDOG=1")
 
     def _woken(self) -> None:
         """Told to end, or the other outputs have something to say to the station."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
-        for event in self._outputs.take_events():
-            if self._claims.holder is not None:
-                self._answer(self._claims.holder, event)
+        holder = self._claims.holder
+        if holder is not None:
+            client = self._clients[holder]
+            self._outputs.send_events(lambda event: client.send(event, timeout_s=0))
 
     def _until_next_s(self) -> float:
         due_ns = self._light.next_due_ns()
@@ -491,6 +499,7 @@ class _Lamp:
 
     def _leave(self) -> None:
         """Also after an error of our own: whatever was shown, nobody keeps it alive any more."""
+        self._outputs.revoke(time.monotonic_ns())  # at once; closing devices takes its time
         self._light.close()
         self._outputs.close()
         if self._listener is not None:
@@ -505,25 +514,38 @@ class _Lamp:
         assert self._listener is not None
         client = self._listener.accept()
         if len(self._clients) >= _MAX_CLIENTS:
-            client.close()
-            return
+            # Who has been silent longest makes room, so that nobody can keep the station out.
+            self._drop(next(o for o in self._clients if o != self._claims.holder))
         owner = next(self._owners)
         self._clients[owner] = client
         self._selector.register(client, selectors.EVENT_READ, lambda: self._serve(owner))
 
     def _serve(self, owner: int) -> None:
         """Answer what has arrived, with a look at what is due after each message."""
-        bodies, is_gone = _arrived(self._clients[owner])
-        try:
-            newest = None if is_gone else _newest_show(bodies)
-            for body in bodies:
-                self._answer(owner, self._handle(owner, body, newest))
-                self._keep()
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            _log.warning("a client sent nonsense and was dropped: %r", error)
-            is_gone = True
+        client = self._clients.pop(owner, None)
+        if client is None:  # it made room for another one
+            return
+        self._clients[owner] = client
+        bodies, is_gone = _arrived(client)
+        waiting = [] if is_gone else bodies
+        for body in bodies:
+            if not self._obey(owner, body, waiting):
+                is_gone = True
+                break
+            notify("WATCHDOG=1")
+            self._keep()
         if is_gone:
             self._drop(owner)
+
+    def _obey(self, owner: int, body: Json, waiting: list[Json]) -> bool:
+        """False if it is nonsense. `waiting`: what arrived with it."""
+        try:
+            answer = self._handle(owner, body, _newest_show(waiting))
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            _log.warning("a client sent nonsense and was dropped: %r", error)
+            return False
+        self._answer(owner, answer)
+        return True
 
     def _answer(self, owner: int, answer: Json | None) -> None:
         # A client that does not read its answers, or is dead, loses them; nobody waits for it.
@@ -600,6 +622,7 @@ class _Lamp:
             "problem": self._light.problem,
             "doubt": self._light.lease.belief.doubt,
             "pid": os.getpid(),
+            "process": said_figures(os.getpid()),
             **self._outputs.status(),
         }
 

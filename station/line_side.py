@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from station.belt_register import Place
@@ -16,6 +17,25 @@ from station.lamp import LampClient
 from station.lease import MAX_LEASE_S
 from station.outputs import BeltNews, PlateResult
 from station.record import ResultBody
+
+_MOST_PLACES = 64
+"""Of frames that nobody hears of; the oldest is forgotten."""
+_MOST_PLATES = 256
+"""Results, and edges, that nobody hears of."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    """A plate's durable verdict on its way."""
+
+    body: ResultBody
+    is_late: Callable[[], bool]
+    expires_ns: int
+    """It does not count as good any more, whatever its deadline."""
+
+    def as_sent(self) -> PlateResult:
+        body, is_late = self.body, self.is_late() or time.monotonic_ns() >= self.expires_ns
+        return PlateResult(body.result_id, body.sequence, body.verdict, body.provenance, is_late)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,38 +57,51 @@ class LineSide:
         self._lease_s = configuration.light.lease_s
         self._frame_height = 0
         self._is_new = True
-        self._places: list[Place] = []
+        self._places: deque[Place] = deque(maxlen=_MOST_PLACES)
         self._plates: list[tuple[str, bool, int]] = []
-        self._results: deque[PlateResult] = deque()
+        self._results: deque[_Result] = deque(maxlen=_MOST_PLATES)
         self._said: Word | None = None
 
     def belt_began(self, frame_height: int) -> None:
         """A camera was opened: places of the belt begin anew."""
-        self._frame_height, self._is_new = frame_height, True
-        self._places.clear()
-        self._plates.clear()
+        self._frame_height = frame_height
+        self._forget_belt()
 
     def belt_moved(self, place: Place) -> None:
         self._places.append(place)
 
     def plate_began(self, result_id: str, scan_line: int | None) -> None:
-        if scan_line is not None:
-            self._plates.append((result_id, False, scan_line))
+        self._edge(result_id, False, scan_line)
 
     def plate_ended(self, result_id: str, scan_line: int | None) -> None:
-        if scan_line is not None:
-            self._plates.append((result_id, True, scan_line))
+        self._edge(result_id, True, scan_line)
 
-    def result(self, body: ResultBody, is_late: bool) -> None:
-        """A plate's record is durable; `is_late`: too late for it to count as good."""
+    def _edge(self, result_id: str, is_end: bool, scan_line: int | None) -> None:
+        if scan_line is None:
+            return
+        if len(self._plates) == _MOST_PLATES:
+            self._forget_belt()  # a belt with plates that are not known has no room for a pulse
+        self._plates.append((result_id, is_end, scan_line))
+
+    def result(self, body: ResultBody, is_late: Callable[[], bool]) -> None:
+        """A plate's record is durable; `is_late`, asked when it is sent: too late for it to count
+        as good."""
         if self.is_used:
-            self._results.append(
-                PlateResult(body.result_id, body.sequence, body.verdict, body.provenance, is_late)
-            )
+            expires_ns = time.monotonic_ns() + int(self._lease_s * 1e9)
+            self._results.append(_Result(body, is_late, expires_ns))
 
     def forget_lamp(self) -> None:
         """The lamp process is another one: it knows nothing."""
-        self._said, self._is_new = None, True
+        self._said = None
+        self._forget_belt()
+        now_ns = time.monotonic_ns()
+        while self._results and self._results[0].expires_ns <= now_ns:
+            self._results.popleft()
+
+    def _forget_belt(self) -> None:
+        self._is_new = True
+        self._places.clear()
+        self._plates.clear()
 
     def flush(self, lamp: LampClient, word: Word, last_tick_ns: int, is_tick: bool) -> None:
         """Send what is new; the word also if a tick has travelled. Raises `PeerGone`,
@@ -86,7 +119,7 @@ class LineSide:
             )
             self._said = word
         while self._results:
-            lamp.send_result(self._results[0], MAX_LEASE_S)
+            lamp.send_result(self._results[0].as_sent(), MAX_LEASE_S)
             self._results.popleft()
 
     def _flush_belt(self, lamp: LampClient) -> None:

@@ -26,13 +26,7 @@ from prometheus_client.core import (
 from drivers.stacklight import LightState
 from station.counters import BOUNDS_S, STAGES
 from station.ipc import SOCKETS, Json
-from station.processes import (
-    ProcessFigures,
-    ask_all,
-    process_figures,
-    started_at,
-    temperatures_c,
-)
+from station.processes import ask_all, said_figures, started_at, temperatures_c
 from station.record import Provenance
 from station.release import program_version
 from station.state import StationState
@@ -158,12 +152,14 @@ class StationCollector:
         yield _single("vqi_scrape_duration_seconds", "Of this scrape", time.monotonic() - began)
 
     def _processes(self, status: dict[str, Json]) -> Iterator[Metric]:
-        pids = {process: status[process].get("pid") for process in SOCKETS}
-        pids |= {"camera": status["station"].get("camera_pid"), "metrics": os.getpid()}
-        found = {p: process_figures(pid) for p, pid in pids.items() if isinstance(pid, int)}
+        found = {process: status[process].get("process") for process in SOCKETS}
+        found |= {
+            "camera": status["station"].get("camera_process"),
+            "metrics": said_figures(os.getpid()),
+        }
         figures = {process: item for process, item in found.items() if item is not None}
         for process, item in figures.items():
-            self._see(process, pids[process] or 0, item)
+            self._see(process, item["pid"], item["start_ticks"])
         yield from _process_families(figures)
         since = {process: self._lives[process][2] for process in figures}
         yield _labelled(
@@ -176,12 +172,12 @@ class StationCollector:
             self._restarts,
         )
 
-    def _see(self, process: str, pid: int, figures: ProcessFigures) -> None:
+    def _see(self, process: str, pid: int, start_ticks: int) -> None:
         before = self._lives.get(process)
-        if before is not None and before[:2] == (pid, figures.start_ticks):
+        if before is not None and before[:2] == (pid, start_ticks):
             return
         self._restarts[process] += before is not None
-        self._lives[process] = (pid, figures.start_ticks, started_at(figures.start_ticks))
+        self._lives[process] = (pid, start_ticks, started_at(start_ticks))
 
 
 # --- families -----------------------------------------------------------------------------------
@@ -253,9 +249,9 @@ def _states(status: dict[str, Json]) -> Iterator[Metric]:
     problems = station.get("problems") or {}
     yield _labelled("vqi_problem", "A part of the station has a problem: 1", "part",
                     dict.fromkeys(problems, 1))  # fmt: skip
-    attentions = station.get("attentions")
-    count = len(attentions) if isinstance(attentions, list) else None
-    yield _single("vqi_attentions", "Calls for a person that stand", count)
+    calls = station.get("calls")
+    count = len(calls) if isinstance(calls, list) else None
+    yield _single("vqi_attentions", "Calls for a person that stand, of every part", count)
     yield _build(station, status["journal"])
 
 
@@ -385,15 +381,15 @@ def clock() -> tuple[bool | None, float | None]:
     return state < _TIME_ERROR, timex.maxerror / 1e6
 
 
-def _process_families(figures: dict[str, ProcessFigures]) -> Iterator[Metric]:
+def _process_families(figures: dict[str, Json]) -> Iterator[Metric]:
     for name, text, key in (
         ("vqi_process_resident_memory_bytes", "Resident memory", "rss_bytes"),
         ("vqi_process_open_fds", "Open descriptors", "descriptors"),
         ("vqi_process_threads", "Threads", "threads"),
     ):
-        values = {process: getattr(item, key) for process, item in figures.items()}
+        values = {process: item[key] for process, item in figures.items()}
         yield _labelled(name, f"{text}, by process", "process", values)
-    spent = {process: item.cpu_s for process, item in figures.items()}
+    spent = {process: item["cpu_s"] for process, item in figures.items()}
     yield _labelled_counter(
         "vqi_process_cpu_seconds", "Processor time, by process", "process", spent
     )

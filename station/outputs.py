@@ -24,6 +24,7 @@ from drivers.plc.handshake import Handshake, PlateWord, StationWord
 from drivers.plc.settings import PlcSettings
 from station.belt_register import BeltRegister, Decision, Fate, Place
 from station.config import ACCEPT_OUTPUT, AcceptSettings, Configuration
+from station.ipc import PeerGone
 from station.lease import whole_number
 from station.record import Provenance, Verdict
 
@@ -123,12 +124,29 @@ class Events:
         self._events.append(event)
         self._wake()
 
-    def take(self) -> list[Json]:
-        taken = []
-        with contextlib.suppress(IndexError):
-            while True:
-                taken.append(self._events.popleft())
-        return taken
+    def take(self) -> Json | None:
+        """The oldest; None if there is none."""
+        try:
+            return self._events.popleft()
+        except IndexError:
+            return None
+
+    def put_back(self, event: Json) -> None:
+        """It was not taken."""
+        if len(self._events) < _MOST_EVENTS:
+            self._events.appendleft(event)
+
+    def wake(self) -> None:
+        """If any waits."""
+        if self._events:
+            self._wake()
+
+    def forget_acknowledgements(self) -> None:
+        """They were for a station that is gone."""
+        for event in list(self._events):
+            if event["op"] == "plc_ack":
+                with contextlib.suppress(ValueError):
+                    self._events.remove(event)
 
 
 class Outputs:
@@ -142,6 +160,8 @@ class Outputs:
         self._accept = Accept(accept, pitch_mm, self._events) if accept else None
         self._is_greeted = False
         """The present station was told what was wrong before it came."""
+        self._resend_ns = 0
+        """When what the station did not take is tried again."""
 
     def open(self, is_restart: bool) -> None:
         """Raises `DeviceError` if a device cannot be opened; with `is_restart` it is looked for
@@ -179,7 +199,8 @@ class Outputs:
         """The station is gone."""
         self._is_greeted = False
         if self._plc is not None:
-            self._plc.revoke(now_ns)
+            self._plc.revoke()
+            self._events.forget_acknowledgements()
         if self._accept is not None:
             self._accept.revoke()
 
@@ -189,15 +210,21 @@ class Outputs:
             self._plc.keep(now_ns)
         if self._accept is not None:
             self._accept.keep()
+        if self._is_greeted and now_ns >= self._resend_ns:
+            self._events.wake()
 
-    def take_events(self) -> list[Json]:
-        late = 0
-        events = self._events.take()
-        for event in events:
-            late += event["op"] == "accept" and event["command"] == Fate.LATE
-        if self._plc is not None and late:
-            self._plc.add_late(late)
-        return events
+    def send_events(self, send: Callable[[Json], None]) -> None:
+        """Say to the station what there is to say; what it does not take waits."""
+        while event := self._events.take():
+            try:
+                send(event)
+            except (PeerGone, BlockingIOError):
+                self._events.put_back(event)
+                self._resend_ns = time.monotonic_ns() + int(_TURN_S * 1e9)
+                return
+            is_late = event["op"] == "accept" and event["command"] == Fate.LATE
+            if self._plc is not None and is_late:
+                self._plc.add_late()
 
     def status(self) -> Json:
         return {
@@ -223,7 +250,8 @@ def switch_off(configuration: Configuration) -> list[str]:
             problems.append(f"accept: {error}")
     if configuration.plc is not None and configuration.plc.type != "modbus_server":
         try:
-            open_plc_link(configuration.plc).close()
+            with contextlib.closing(open_plc_link(configuration.plc)) as link:
+                link.say_nobody()
         except DeviceError as error:
             problems.append(f"plc: {error}")
     return problems
@@ -241,13 +269,16 @@ class Plc:
         self._link: PlcLink | None = None
         self._lock = threading.Lock()
         self._handshake = Handshake()
-        self._inputs = PlcInputs()
+        self._inputs: PlcInputs | None = None
+        """None before it was heard."""
+        self._has_station = False
         self._heard_ns = time.monotonic_ns()
         """When the PLC's heartbeat changed last."""
         self._problem = ""
         self._told = (0, 0)
         """Counts that the station knows."""
         self._reopen_ns = 0
+        self._opening: threading.Thread | None = None
 
     def open(self, is_restart: bool) -> None:
         """Raises `DeviceError`, with `is_restart` never."""
@@ -261,11 +292,27 @@ class Plc:
     def _open(self) -> None:
         link = open_plc_link(self._settings)
         try:
-            link.start(self._read, self._take)
+            link.start(self._read, self._handed, self._take)
         except RuntimeError as error:
             link.close()
             raise DeviceError(f"{link.description}: {error}") from error
         self._link = link
+
+    def _open_aside(self) -> None:
+        """On a thread of its own: a light must not wait for a PLC that is not there."""
+        opening = threading.Thread(target=self._try_open, name="plc-open", daemon=True)
+        try:
+            opening.start()
+        except RuntimeError as error:
+            self._miss(DeviceError(f"plc: {error}"))
+        else:
+            self._opening = opening
+
+    def _try_open(self) -> None:
+        try:
+            self._open()
+        except DeviceError as error:
+            self._miss(error)
 
     def _miss(self, error: DeviceError) -> None:
         self._say_problem(str(error))
@@ -273,6 +320,7 @@ class Plc:
 
     def say(self, word: StationWord, is_tick: bool, now_ns: int) -> None:
         with self._lock:
+            self._has_station = True
             self._handshake.renew(word, is_tick, now_ns)
 
     def result(self, result: PlateResult, now_ns: int) -> None:
@@ -286,30 +334,28 @@ class Plc:
         with self._lock:
             self._handshake.result(plate, now_ns)
 
-    def revoke(self, now_ns: int) -> None:
+    def revoke(self) -> None:
         with self._lock:
-            self._handshake.revoke(now_ns)
+            self._has_station = False
+            self._handshake.revoke()
 
-    def add_late(self, count: int) -> None:
+    def add_late(self) -> None:
         with self._lock:
-            self._handshake.late += count
+            self._handshake.late += 1
 
     def keep(self, now_ns: int) -> None:
         """Look for a link that could not be opened; see whether the PLC lives."""
-        if self._link is None and now_ns >= self._reopen_ns:
-            try:
-                self._open()
-            except DeviceError as error:
-                self._miss(error)
+        is_opening = self._opening is not None and self._opening.is_alive()
+        if self._link is None and now_ns >= self._reopen_ns and not is_opening:
+            self._open_aside()
         if self._link is not None:
             self._say_problem(self._link.problem or self._silence(now_ns))
-            if self._told != (self._handshake.overruns, self._inputs.triggers):
+            if self._told != self._counts():
                 self.tell_problem()
 
     def status(self) -> Json:
         with self._lock:
             outputs = self._handshake.look(time.monotonic_ns())
-            inputs = self._inputs
         return {
             "device": self._link.description if self._link else "",
             "problem": self._problem,
@@ -319,10 +365,12 @@ class Plc:
             "heartbeat": outputs.heartbeat,
             "overruns": outputs.overruns,
             "late": outputs.late,
-            "triggers": inputs.triggers,
+            "triggers": self._counts()[1],
         }
 
     def close(self) -> None:
+        if self._opening is not None:
+            self._opening.join(timeout=1.0)
         if self._link is not None:
             self._link.close()
             self._link = None
@@ -335,12 +383,16 @@ class Plc:
 
     def tell_problem(self) -> None:
         """With its counts, which the station shows."""
-        with self._lock:
-            self._told = (self._handshake.overruns, self._inputs.triggers)
-        overruns, triggers = self._told
+        self._told = overruns, triggers = self._counts()
         self._events.add(
             {"op": "plc", "problem": self._problem, "overruns": overruns, "triggers": triggers}
         )
+
+    def _counts(self) -> tuple[int, int]:
+        """Overruns and triggers."""
+        with self._lock:
+            triggers = 0 if self._inputs is None else self._inputs.triggers
+            return self._handshake.overruns, triggers
 
     def _say_problem(self, problem: str) -> None:
         if problem != self._problem:
@@ -351,17 +403,23 @@ class Plc:
 
     def _read(self) -> PlcOutputs:
         with self._lock:
-            return self._handshake.outputs(time.monotonic_ns())
+            return self._handshake.look(time.monotonic_ns())
+
+    def _handed(self, said: PlcOutputs) -> None:
+        with self._lock:
+            self._handshake.handed(said, time.monotonic_ns())
 
     def _take(self, inputs: PlcInputs) -> None:
         now_ns = time.monotonic_ns()
         with self._lock:
             before, self._inputs = self._inputs, inputs
             self._handshake.take(inputs, now_ns)
-            if inputs.heartbeat != before.heartbeat:
+            if before is None or inputs.heartbeat != before.heartbeat:
                 self._heard_ns = now_ns
-        if inputs.ack_hold and not before.ack_hold:
-            self._events.add({"op": "plc_ack"})
+            # What is on when it is heard first did not go on: it is no acknowledgement.
+            is_ack = before is not None and inputs.ack_hold and not before.ack_hold
+            if is_ack and self._has_station:
+                self._events.add({"op": "plc_ack"})
 
 
 # --- accept ---------------------------------------------------------------------------------------
@@ -385,7 +443,7 @@ class Accept:
         self._changed = threading.Condition()
         """Guards everything above but the device, which is the thread's own."""
         self._is_closing = False
-        self._thread = threading.Thread(target=self._run, name="accept", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def open(self, is_restart: bool) -> None:
         """Raises `DeviceError`, with `is_restart` never."""
@@ -396,17 +454,23 @@ class Accept:
                 raise
             self._lose(str(error))
         try:
-            self._thread.start()
+            self._start()
         except RuntimeError as error:  # the process table is full
             if not is_restart:
                 raise DeviceError(str(error)) from error
             self._lose(str(error))
 
     def keep(self) -> None:
-        """Begin where there was no thread to be had before."""
-        if self._thread.ident is None:
+        """Begin where there is no thread: none was to be had before."""
+        if self._thread is None or not self._thread.is_alive():
             with contextlib.suppress(RuntimeError):
-                self._thread.start()
+                self._start()
+
+    def _start(self) -> None:
+        """Raises RuntimeError."""
+        thread = threading.Thread(target=self._run, name="accept", daemon=True)
+        thread.start()
+        self._thread = thread
 
     def _open(self) -> None:
         """Whatever it did before, it is off now."""
@@ -429,8 +493,10 @@ class Accept:
             self._changed.notify()
 
     def belt(self, news: BeltNews) -> None:
+        lost = []
         with self._changed:
             if news.is_new or self._register is None:
+                lost = [] if self._register is None else self._register.forget()
                 self._register = self._new_register(news.frame_height)
             for place in news.places:
                 self._register.move(place)
@@ -438,6 +504,8 @@ class Accept:
                 enter = self._register.close if is_end else self._register.enter
                 enter(result_id, scan_line)
             self._changed.notify()
+        for decision in lost:
+            self._say(decision, None, 0, None)
 
     def _new_register(self, frame_height: int) -> BeltRegister:
         settings = self._settings
@@ -483,8 +551,10 @@ class Accept:
         with self._changed:
             self._is_closing = True
             self._changed.notify()
-        if self._thread.ident is not None:
+        if self._thread is not None:
             self._thread.join(timeout=2.0)
+            if self._thread.is_alive():
+                return  # the device is still its own
         if self._device is not None:
             with contextlib.suppress(DeviceError):
                 self._device.write({ACCEPT_OUTPUT: False})
@@ -494,19 +564,36 @@ class Accept:
     # --- the thread -------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            with self._changed:
-                if self._is_closing:
-                    return
-                decisions, is_over = self._due(time.monotonic_ns())
-            if is_over:
-                self._end_pulse()
-            for decision in decisions:
-                self._carry_out(decision)
-            self._keep_device()
-            with self._changed:
-                if not self._is_closing:
-                    self._changed.wait(self._until_next_s(time.monotonic_ns()))
+        while not self._is_closing:
+            try:
+                self._turn()
+            except Exception as error:  # noqa: BLE001
+                # Without this thread nobody would switch off what is on.
+                _log.exception("accept failed")
+                self._fail(repr(error))
+
+    def _turn(self) -> None:
+        with self._changed:
+            decided_ns = time.monotonic_ns()
+            decisions, is_over = self._due(decided_ns)
+        if is_over:
+            self._end_pulse()
+        for decision in decisions:
+            self._carry_out(decision, decided_ns)
+        self._keep_device()
+        with self._changed:
+            if not self._is_closing:
+                self._changed.wait(self._until_next_s(time.monotonic_ns()))
+
+    def _fail(self, problem: str) -> None:
+        """Whatever it was: nothing is known of the belt, and the device is opened anew."""
+        with self._changed:
+            self._register, self._off_ns = None, None
+        self._lose(problem)
+        self._keep_device()
+        with self._changed:
+            if not self._is_closing:
+                self._changed.wait(_REOPEN_S)
 
     def _due(self, now_ns: int) -> tuple[list[Decision], bool]:
         """Plates at their point, and whether a pulse is over that the device does not end."""
@@ -515,8 +602,8 @@ class Accept:
         if self._register is None:
             return [], is_over
         if is_dead:
-            self._register = None
-            return [], is_over
+            register, self._register = self._register, None
+            return register.forget(), is_over
         return self._register.due(now_ns), is_over
 
     def _until_next_s(self, now_ns: int) -> float:
@@ -527,7 +614,7 @@ class Accept:
         due_ns += [] if self._off_ns is None else [self._off_ns]
         return max(0.0, (min(due_ns) - now_ns) / 1e9)
 
-    def _carry_out(self, decision: Decision) -> None:
+    def _carry_out(self, decision: Decision, decided_ns: int) -> None:
         if decision.fate is not Fate.ACCEPT:
             self._say(decision, None, 0, None)
             return
@@ -535,6 +622,10 @@ class Accept:
             self._say(_withheld(decision, self._problem), None, 0, None)
             return
         commanded_ns, seconds = time.monotonic_ns(), self._settings.pulse_ms / 1000
+        why = self._overtaken(decision, decided_ns, commanded_ns)
+        if why:
+            self._say(_withheld(decision, why), None, 0, None)
+            return
         try:
             is_confirmed = self._device.pulse(ACCEPT_OUTPUT, seconds)
         except DeviceError as error:
@@ -544,12 +635,23 @@ class Accept:
         shown_ns = time.monotonic_ns()
         if not self._device.times_pulses:
             self._off_ns = commanded_ns + int(seconds * 1e9)
-        late_s = (shown_ns - commanded_ns) / 1e9
+        late_s = (shown_ns - decided_ns) / 1e9
         if late_s > decision.spare_s:
             self._end_pulse()
             why = f"switched on up to {1000 * late_s:.0f} ms late, and off before the next plate"
             decision = replace(decision, why=why)
         self._say(decision, is_confirmed, commanded_ns, shown_ns)
+
+    def _overtaken(self, decision: Decision, decided_ns: int, now_ns: int) -> str:
+        """Why a decision does not hold any more: a module that was slow to take what came before
+        it; empty if it does."""
+        with self._changed:
+            if now_ns >= self._expires_ns:
+                return "the station's word ended first"
+        late_s = (now_ns - decided_ns) / 1e9
+        if late_s > decision.spare_s:
+            return f"{1000 * late_s:.0f} ms late, a pulse would have reached the next plate"
+        return ""
 
     def _end_pulse(self) -> None:
         self._off_ns = None

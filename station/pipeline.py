@@ -66,6 +66,7 @@ from station.machine import test_on_this_machine
 from station.maintenance import READY_LEVEL
 from station.outbox import Outbox
 from station.precision import load_classifier
+from station.processes import said_figures
 from station.product import check_strip, geometry_of, load_flat_field
 from station.record import (
     AcceptBody,
@@ -213,6 +214,9 @@ class Station:
         self._last_verdict_ns = 0
         self._camera_tick: Tick | None = None
         self._is_ending = False
+        self._is_told_to_end = False
+        """Not by the number of plates or the end of the source: plates may come that nobody sees.
+        """
         self._failure: BaseException | None = None
         self._joined_since: str | None = None
         self._started_at = time.monotonic()
@@ -413,6 +417,8 @@ class Station:
 
     def _on_started(self) -> None:
         """The log took the start: only now is it known that it can be written (I12)."""
+        if self._is_ending:  # told so meanwhile: the camera is closed
+            return
         self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
         self._feed.start()
         notify("READY=1")
@@ -452,7 +458,7 @@ class Station:
             self._tell_outputs()
             if deadline is not None and time.monotonic() >= deadline:
                 deadline = None
-                self._end("time is up")
+                self._end_now("time is up")
 
     def _is_idle(self) -> bool:
         in_flight = self._in_work or self._actuation.is_waiting or not self._outbox.is_empty
@@ -462,20 +468,31 @@ class Station:
         """Stop taking plates; rows in flight are still written."""
         if not self._is_ending and hasattr(self, "_feed"):
             self._is_ending = True
+            self._tell_outputs()
             self._feed.stop()
             self._drain_inbox()
             self._outbox.submit([self._change("stop", "station", {"why": why})])
 
+    def _end_now(self, why: str) -> None:
+        """Not at the end of the plates: light and outputs leave what they say before anything else,
+        and no pass that is still to be written shows."""
+        self._is_told_to_end = True
+        self._set_fault()
+        self._actuation.update(time.monotonic_ns())
+        self._end(why)
+
     def _stop(self) -> None:
+        if self._lamp is not None:
+            # First: the lamp process sees end-of-file and leaves any pass at once.
+            self._selector.unregister(self._lamp)
+            self._lamp.close()
+            self._lamp = None
         if hasattr(self, "_feed"):
             self._feed.stop()
             self._inspector.stop()
             self._emit({"summary": self.summary()})
         if hasattr(self, "_control"):
             self._control.close()
-        if self._lamp is not None:
-            # The lamp process sees end-of-file and leaves any pass at once.
-            self._lamp.close()
         self._outbox.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -534,9 +551,9 @@ class Station:
                 self._end("the source has ended")
             case FeedFailed(error):
                 self._failure = error
-                self._end("an error")
+                self._end_now("an error")
             case signal.Signals():
-                self._end(message.name)
+                self._end_now(message.name)
 
     def _on_opened(self, work: PlateWork) -> None:
         self._in_work.add(work.result_id)
@@ -596,7 +613,7 @@ class Station:
         self._last_verdict_ns = time.monotonic_ns()
         self._opened_ns.pop(body.result_id, None)
         is_late = self._context.is_late(body.last_scan_line_ns)
-        self._line_side.result(body, is_late)
+        self._line_side.result(body, lambda: self._context.is_late(body.last_scan_line_ns))
         committed = Committed(
             body.result_id,
             body.sequence,
@@ -677,8 +694,9 @@ class Station:
         lamp process is being replaced: its starter sees to that, and plates are recorded."""
         self._last_tick_ns = time.monotonic_ns()
         self._set_problem("liveness", "")
-        self._actuation.renew(self._last_tick_ns)
-        self._tell_outputs(is_tick=True)
+        if not self._is_ending:  # else no more plates are seen: what is shown may lapse
+            self._actuation.renew(self._last_tick_ns)
+            self._tell_outputs(is_tick=True)
         notify("WATCHDOG=1")
         if self._last_tick_ns - self._last_figures_ns > 1e9:
             self._last_figures_ns = self._last_tick_ns
@@ -843,6 +861,7 @@ class Station:
 
     def _keep_connections(self) -> None:
         """Look for a journal or lamp process that has been replaced."""
+        self._read_lamp()  # what it answered while something else was done is no silence
         self._actuation.check(time.monotonic_ns())
         self._say_doubt()
         self._check_liveness()
@@ -907,8 +926,9 @@ class Station:
         ]
 
     def _set_fault(self) -> None:
-        """The light shows FAULT while anything blocks or a person has halted the station."""
+        """The light shows FAULT while anything blocks, and after a person's halt or stop."""
         reasons = [*self._blocking, *(["halted"] if self._state is StationState.HALTED else [])]
+        reasons += ["the station is ending"] if self._is_told_to_end else []
         if reasons:
             self._policy.set_fault("; ".join(reasons))
         else:
@@ -938,6 +958,7 @@ class Station:
         """What the station is doing now."""
         state, shown_id = self._actuation.shown or (LightState.FAULT, "")
         oldest_ns = next(iter(self._opened_ns.values()), 0)
+        camera_pid = self._feed.camera_pid if hasattr(self, "_feed") else None
         return {
             "station_id": self._settings.station.id,
             "state": str(self._state),
@@ -946,6 +967,7 @@ class Station:
             "not_ready": self._not_ready,
             **self._origin_words(),
             "attentions": self._attentions if hasattr(self, "_health") else [],
+            "calls": self._attention_texts,
             "upkeep": self._upkeep,
             "light": str(state),
             "light_result_id": shown_id,
@@ -955,7 +977,9 @@ class Station:
             "verdict_age_s": _age_s(self._last_verdict_ns),
             "waiting_s": _age_s(oldest_ns) or 0.0,
             "pid": os.getpid(),
-            "camera_pid": self._feed.camera_pid if hasattr(self, "_feed") else None,
+            "camera_pid": camera_pid,
+            "process": said_figures(os.getpid()),
+            "camera_process": said_figures(camera_pid),
             "version": program_version(),
             "uptime_s": round(time.monotonic() - self._started_at, 3),
             "results": self._results_by_reason(),

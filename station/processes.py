@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from station.ipc import SOCKETS, Json, NotAMessage, PeerGone, connect
@@ -36,6 +36,7 @@ def ask_all(runtime_dir: Path, timeout_s: float) -> dict[str, tuple[Json | None,
 class ProcessFigures:
     """From /proc, for one process."""
 
+    pid: int
     rss_bytes: int
     threads: int
     cpu_s: float
@@ -58,12 +59,20 @@ def process_figures(pid: int) -> ProcessFigures | None:
     except OSError:
         descriptors = None
     return ProcessFigures(
+        pid=pid,
         rss_bytes=rss_pages * _PAGE_BYTES,
         threads=int(after_name[17]),
         cpu_s=(int(after_name[11]) + int(after_name[12])) / _TICKS_PER_S,
         start_ticks=int(after_name[19]),
         descriptors=descriptors,
     )
+
+
+def said_figures(pid: int | None) -> Json | None:
+    """The same as a process says it of itself and its children: in a unit's sandbox nobody else
+    sees it (systemd.exec(5), ProtectProc=, PrivateUsers=)."""
+    figures = None if pid is None else process_figures(pid)
+    return None if figures is None else asdict(figures)
 
 
 def started_at(start_ticks: int) -> float:

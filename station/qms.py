@@ -12,7 +12,8 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Collection, Iterator, Sequence
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -33,6 +34,11 @@ _ONCE_A_RESULT = ("opened", "result", "actuation", "accept")
 _TRIGGERS = {"row_no_update", "row_no_delete", "row_no_replace"}
 _TAIL_ROWS = 100
 """Checked at each start (I12); `vqi log verify` checks all."""
+_PAGE_ROWS = 500
+"""Read at once: while a reader is within a page, the write-ahead file cannot be begun anew (I8)."""
+_CHECKED_ROWS = 10_000
+_FIRST_SEQ = -(2**63)
+"""The lowest that SQLite has: a row that somebody put before the first one is read, too."""
 _LABEL_ROWS = 1000
 _PASSING = timedelta(minutes=1)
 _BUSY_TIMEOUT_S = 1.0
@@ -395,15 +401,12 @@ class Store:
         query = "SELECT seq, kind, body, body_sha256, chain_sha256 FROM row WHERE seq >= :first"
         rows = self._query(f"{query} ORDER BY seq", {"first": first})
         before = EMPTY_CHAIN if first == 0 else rows.pop(0).chain_sha256
-        for row in rows:
-            body_sha256 = sha256_text(row.body)
-            link = chain(before, row.seq, row.kind, body_sha256)
-            if (body_sha256, link) != (row.body_sha256, row.chain_sha256):
-                raise StoreError(
-                    f"{self.path}: row {row.seq} is not the one that was written; keep this file "
-                    "as evidence, see `vqi log verify`, and restore a backup"
-                )
-            before = row.chain_sha256
+        changed = _first_changed(rows, before)
+        if changed is not None:
+            raise StoreError(
+                f"{self.path}: row {changed} is not the one that was written; keep this file "
+                "as evidence, see `vqi log verify`, and restore a backup"
+            )
 
     def _migrate(self) -> None:
         version = int(self._scalar("PRAGMA user_version") or 0)
@@ -537,16 +540,15 @@ class Reader:
     def results(
         self, wanted: Filter, newest_first: bool = False, limit: int | None = None
     ) -> Iterator[Json]:
-        """Result bodies with their `seq` and last review, in order."""
+        """Result bodies with their `seq` and last review, in order; those that are there now."""
         where, values = wanted.sql()
         order = "DESC" if newest_first else "ASC"
-        query = f"SELECT seq, body FROM row WHERE kind = 'result'{where} ORDER BY seq {order}"
+        query = f"SELECT seq FROM row WHERE kind = 'result'{where} ORDER BY seq {order}"
         if limit is not None:
             query, values = query + " LIMIT :limit", {**values, "limit": limit}
         reviews = self._last_reviews()
-        for row in self._connection.execute(text(query), values):
-            body = json.loads(row.body)
-            yield {"seq": row.seq, **body, "review": reviews.get(body["result_id"])}
+        for seq, body in self._of_rows(query, values):
+            yield {"seq": seq, **body, "review": reviews.get(body["result_id"])}
 
     def of_result(self, result_id: str) -> list[Json]:
         """Every row about a result: the result first, then the others in order."""
@@ -563,9 +565,9 @@ class Reader:
 
     def bodies(self, kind: str, since: str = "") -> Iterator[Json]:
         """All bodies of a kind, in order; `since` is UTC text as in `written_at`."""
-        query = "SELECT body FROM row WHERE kind = :kind AND written_at >= :since ORDER BY seq"
-        for row in self._connection.execute(text(query), {"kind": kind, "since": since}):
-            yield json.loads(row[0])
+        query = "SELECT seq FROM row WHERE kind = :kind AND written_at >= :since ORDER BY seq"
+        for _, body in self._of_rows(query, {"kind": kind, "since": since}):
+            yield body
 
     def holds(self) -> list[Json]:
         """Bodies of the holds that nobody released, oldest first."""
@@ -598,9 +600,30 @@ class Reader:
                 reasons[reason] = count
         return {"results": sum(verdicts.values()), "verdicts": verdicts, "reasons": reasons}
 
-    def rows(self) -> Iterator[Any]:
-        """Every row with its generated columns, in order."""
-        yield from self._connection.execute(text("SELECT * FROM row ORDER BY seq"))
+    def rows(self, first: int = _FIRST_SEQ) -> Iterator[Any]:
+        """Every row with its generated columns, in order, up to the last one there is by then."""
+        query = text("SELECT * FROM row WHERE seq >= :first ORDER BY seq LIMIT :count")
+        while page := self._connection.execute(query, {"first": first, "count": _PAGE_ROWS}).all():
+            yield from page
+            if len(page) < _PAGE_ROWS:
+                return
+            first = page[-1].seq + 1
+
+    def last_seq(self) -> int:
+        """Of the newest row; 0 if there is none."""
+        return int(self._connection.execute(text("SELECT max(seq) FROM row")).scalar() or 0)
+
+    def _of_rows(self, query: str, values: Json) -> Iterator[tuple[int, Json]]:
+        """Number and body of the rows whose numbers a query gives, in its order."""
+        numbers = array("q", (row[0] for row in self._connection.execute(text(query), values)))
+        page_query = text(
+            "SELECT seq, body FROM row WHERE seq IN (SELECT value FROM json_each(:numbers))"
+        )
+        for start in range(0, len(numbers), _PAGE_ROWS):
+            page = numbers[start : start + _PAGE_ROWS].tolist()
+            found = self._connection.execute(page_query, {"numbers": json.dumps(page)}).all()
+            bodies = {row.seq: row.body for row in found}
+            yield from ((number, json.loads(bodies[number])) for number in page)
 
     @property
     def images(self) -> Path:
@@ -654,7 +677,7 @@ def _open_reading(path: Path) -> tuple[Engine, Connection]:
 
     engine = create_engine("sqlite://", creator=connect, poolclass=StaticPool)
     connection = engine.connect()
-    connection.execute(text("SELECT count(*) FROM row WHERE seq = 1"))
+    connection.execute(text("SELECT count(*) FROM row WHERE seq = 1")).all()
     return engine, connection
 
 
@@ -697,8 +720,7 @@ class _Removals:
 def verify(reader: Reader, with_images: bool = True) -> Verification:
     """Recompute every hash, the chain and the pictures' sha256; see that edits are still barred and
     that no picture was removed but by a rule that held and against no hold."""
-    found = Verification()
-    found.findings += [f"trigger {name} is gone" for name in _TRIGGERS - reader.triggers()]
+    found = Verification(findings=_missing_triggers(reader))
     before, opened, decided = EMPTY_CHAIN, set[str](), set[str]()
     removals = _Removals()
     for row in reader.rows():
@@ -725,6 +747,36 @@ def verify(reader: Reader, with_images: bool = True) -> Verification:
     found.holds = len(removals.holds)
     _settle_removals(reader, removals, found)
     return found
+
+
+def verify_tail(reader: Reader) -> Verification:
+    """As `verify`, of the last rows alone and without their pictures: however long the log is, it
+    takes as long. The row before them is believed."""
+    found = Verification(findings=_missing_triggers(reader))
+    first = max(1, reader.last_seq() - _CHECKED_ROWS)
+    rows = reader.rows(first)
+    found.head = EMPTY_CHAIN if first == 1 else next(rows).chain_sha256
+    for row in rows:
+        if (changed := _first_changed([row], found.head)) is not None:
+            found.findings.append(f"row {changed} is not the one that was written")
+        found.rows, found.head = found.rows + 1, row.chain_sha256
+    return found
+
+
+def _missing_triggers(reader: Reader) -> list[str]:
+    return [f"trigger {name} is gone" for name in sorted(_TRIGGERS - reader.triggers())]
+
+
+def _first_changed(rows: Iterable[Any], before: str) -> int | None:
+    """The number of the first row that is not the one that was hashed, or does not follow the one
+    before it, whose chain value is `before`; None if all do."""
+    for row in rows:
+        body_sha256 = sha256_text(row.body)
+        link = chain(before, row.seq, row.kind, body_sha256)
+        if (body_sha256, link) != (row.body_sha256, row.chain_sha256):
+            return int(row.seq)
+        before = row.chain_sha256
+    return None
 
 
 def _parsed(body: str) -> Json:

@@ -7,13 +7,31 @@ from typing import Any, Final
 
 REDACTED: Final = "[redacted]"
 _SECRET_NAME = re.compile(
-    r"pass(word|phrase|wd)|secret|token|credential|api_?key|private_?key|(^|_)(pin|key|auth)$|cookie",
+    r"pass(word|phrase|wd|code)|pwd|secret|token|credential|api_?key|private_?key|psk|community"
+    r"|authorization|(^|_)(pin|key|auth)$|cookie",
     re.IGNORECASE,
 )
-_USER_IN_URL = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+# Up to the last @ of the host: a password may hold one, too.
+_USER_IN_URL = re.compile(r"(?<=://)[^/\s\"'<>]+(?=@)")
+_WORD = (
+    r"(?:pass(?:word|phrase|wd|code)|pwd|secret|token|credential|api[_-]?key|private[_-]?key|psk"
+    r"|community)"
+)
+_QUOTED = r"\"[^\"\n]*\"|'[^'\n]*'"
+_OPTION = re.compile(
+    rf"(?P<name>(?<!\S)(?:--?[\w-]*{_WORD}[\w-]*\s+(?!-)|-[uU]\s*(?=\S*[:%])|-p(?=\S)))"
+    rf"(?P<value>{_QUOTED}|\S+)",
+    re.IGNORECASE,
+)
+"""As commands take them: --password X, -pX, -u user:X, -U user%X."""
+_AUTHORIZATION = re.compile(
+    r"(?P<name>\bauthorization[\"']?\s*[:=]\s*[\"']?(?:[a-z]+\s+)?|\bbearer\s+(?=\S{8}))"
+    r"(?P<value>[^\"'\r\n]+)",
+    re.IGNORECASE,
+)
 _NAMED_IN_TEXT = re.compile(
-    r"(?P<name>[\w.-]*(?:pass(?:word|phrase|wd)|secret|token|credential|api_?key|private_?key)"
-    r"[\w.-]*[\"']?\s*[=:]\s*)(?P<value>\"\"\".*?\"\"\"|'''.*?'''|\"[^\"\n]*\"|'[^'\n]*'|[^\s,;}\]]+)",
+    rf"(?P<name>[\w.-]*{_WORD}[\w.-]*[\"']?\s*[=:]\s*)"
+    rf"(?P<value>\"\"\".*?\"\"\"|'''.*?'''|{_QUOTED}|[^\s,;}}\]]+)",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -24,8 +42,10 @@ def is_secret_name(name: str) -> bool:
 
 
 def redact_text(text: str) -> str:
-    """Text without the values of secret names and without a user's password in an address."""
+    """Text without the values of secret names and options, and without users in addresses."""
     text = _USER_IN_URL.sub(REDACTED, text)
+    for pattern in (_AUTHORIZATION, _OPTION):
+        text = pattern.sub(lambda found: found["name"] + REDACTED, text)
     return _NAMED_IN_TEXT.sub(_named, text)
 
 
@@ -60,4 +80,5 @@ def secrets_in(value: Any, name: str = "") -> set[str]:
     if not isinstance(value, str) or not value:
         return set()
     passwords = {found.partition(":")[2] for found in _USER_IN_URL.findall(value)}
-    return passwords | ({value} if is_secret_name(name) else set())
+    # A user without a password may be a word of every day.
+    return passwords - {""} | ({value} if is_secret_name(name) else set())

@@ -22,13 +22,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import FrameType
 
-from station.config import EX_CONFIG, ConfigError, load_configuration
-from station.fault import put_out
+from station.config import EX_CONFIG, ConfigError, Configuration, load_configuration
+from station.fault import put_out, remembered
 from station.ipc import Json
 from station.lock import LAMP_LOCK, take_lock
 from station.systemd import LIFELINE_VARIABLE, pauses_after
 
 _STOP_LIMIT_S = 15.0
+_LAMP_STOP_LIMIT_S = 2.0
+"""Until its light is put out from here: the stated limit of a pass that nobody keeps alive."""
 _RETRY_S = 0.5
 """A process that cannot even be started is tried again after so long."""
 _AWAY_S = 0.5
@@ -49,7 +51,9 @@ class Role:
     """Without it no plate is inspected: a run ends if it cannot start."""
 
 
-LAMP = Role("lamp", watchdog_s=1.0, start_limit_s=5.0, is_replaced_at_once=True, nice=-15)
+LAMP = Role("lamp", watchdog_s=1.0, start_limit_s=15.0, is_replaced_at_once=True, nice=-15)
+"""A second run's lamp waits for the lock first and must come to say so: exit 78, not a kill. The
+light was put out before it is started, so that nothing shows meanwhile."""
 JOURNAL = Role("journal", watchdog_s=10.0, nice=-5)
 STATION = Role("station", watchdog_s=10.0)
 METRICS = Role("metrics", watchdog_s=10.0, nice=10, is_needed=False)
@@ -130,6 +134,8 @@ class Supervisor:
         self._check = check
         self._roles = (LAMP, JOURNAL, STATION, *([METRICS] if has_metrics else []))
         self._config = config
+        self._settings: Configuration | None = None
+        """As the file was at the start: it may be anything when the light has to be put out."""
         self._plates = plates
         self._station_options = station_options
         self._show = show
@@ -155,8 +161,10 @@ class Supervisor:
             signal.signal(number, self._on_signal)
         # It replaces the lamp: what holds for that holds for itself.
         _set_nice(0, self._nice + LAMP.nice)
+        with contextlib.suppress(ConfigError):  # the lamp process says what is wrong
+            self._settings = load_configuration(self._config).value
         try:
-            self._put_out()  # what is wrong will be said by the lamp process
+            self._put_out()  # why it may not show, too
             self._start(LAMP)
             self._check_first()
             for role in self._roles[1:]:
@@ -210,17 +218,24 @@ class Supervisor:
     def _put_out(self) -> str:
         """Write FAULT where no lamp process lives: the light latches what the last one showed, and
         the next one needs a while to start, or cannot. Why it may not show; empty if it does."""
+        if self._settings is None:
+            return ""
+        folder = self._settings.station.runtime_dir
         try:
-            settings = load_configuration(self._config).value
-            lock = take_lock(settings.station.runtime_dir / LAMP_LOCK, wait_s=0.0)
-        except (ConfigError, OSError) as error:
+            lock = take_lock(folder / LAMP_LOCK, wait_s=0.0)
+        except OSError as error:
             return str(error)
         if lock is None:  # another run's lamp process keeps the light
             return ""
         try:
-            return "; ".join(put_out(settings))
+            return "; ".join(put_out(remembered(folder) or self._settings))
         finally:
             os.close(lock)
+
+    def _put_out_or_say(self) -> None:
+        problem = self._put_out()
+        if problem:
+            self._log(f"the light may show anything: {problem}")
 
     def _launch(self, role: Role) -> None:
         """Raises OSError."""
@@ -303,9 +318,7 @@ class Supervisor:
         if child.process.stdout is not None:
             self._read_events(child)
         if child.role is LAMP:
-            problem = self._put_out()
-            if problem:
-                self._log(f"the light may show anything: {problem}")
+            self._put_out_or_say()
             # Whatever it showed, nobody keeps it alive; its successor says what it shows.
             self._show({"lamp": {"state": "fault", "result_id": ""}})
         if child.role is STATION:
@@ -364,16 +377,19 @@ class Supervisor:
     # --- all of them ----------------------------------------------------------------------------
 
     def _watch(self) -> None:
-        now = time.monotonic()
         for child in list(self._children.values()):
-            limit_s = child.role.watchdog_s if child.is_ready else child.role.start_limit_s
-            if now - child.heard_at > limit_s:
-                self._log(f"the {child.role.name} process hangs; killing it")
-                child.process.kill()
-                child.heard_at = now
+            self._kill_if_it_hangs(child)
         self._start_due()
         if self._is_stopping:
             self._stop_station()
+
+    def _kill_if_it_hangs(self, child: _Child) -> None:
+        now = time.monotonic()
+        limit_s = child.role.watchdog_s if child.is_ready else child.role.start_limit_s
+        if now - child.heard_at > limit_s:
+            self._log(f"the {child.role.name} process hangs; killing it")
+            child.process.kill()
+            child.heard_at = now
 
     def _stop_station(self) -> None:
         """Let the station write what is in flight; its end ends the run."""
@@ -385,23 +401,45 @@ class Supervisor:
             station.process.terminate()
 
     def _stop_all(self) -> None:
-        """Station, journal, lamp: each ends before what it reports to."""
+        """Station, journal, lamp: each ends before what it reports to. The last word to the light
+        is FAULT, however the lamp process ended."""
         self._status = 1 if self._status is None else self._status
         for role in (METRICS, STATION, JOURNAL, LAMP):
             child = self._children.get(role.name)
-            if child is None:
-                continue
-            child.process.terminate()
-            try:
-                child.process.wait(_STOP_LIMIT_S)
-            except subprocess.TimeoutExpired:
-                self._log(f"the {role.name} process does not end; killing it")
-                child.process.kill()
-                child.process.wait()
-            self._release(child)
+            if child is not None:
+                self._stop(child)
+        if self._was_operational:  # before that, no pass can have shown
+            self._put_out_or_say()
         os.close(self._lifeline)
         os.close(self._lifeline_held)
         self._selector.close()
+
+    def _stop(self, child: _Child) -> None:
+        limit_s = _LAMP_STOP_LIMIT_S if child.role is LAMP else _STOP_LIMIT_S
+        deadline = time.monotonic() + limit_s
+        child.process.terminate()
+        while child.process.poll() is None and time.monotonic() < deadline:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(0.05)
+            if child.role is not LAMP:
+                self._mind_lamp()
+        if child.process.poll() is None:
+            self._log(f"the {child.role.name} process does not end; killing it")
+            child.process.kill()
+            child.process.wait()
+        self._release(child)
+
+    def _mind_lamp(self) -> None:
+        """While another process ends: nobody else would see that the light stays as it is."""
+        lamp = self._children.get(LAMP.name)
+        if lamp is None:
+            return
+        if lamp.process.poll() is None:
+            _hear(lamp)
+            self._kill_if_it_hangs(lamp)
+        else:
+            self._release(lamp)
+            self._put_out_or_say()
 
 
 def _hear(child: _Child) -> None:

@@ -28,6 +28,8 @@ class PollingPlc:
     results: list[PlcOutputs] = field(default_factory=list)
     """Each result as it was when RESULT_VALID went on."""
     ack_hold: bool = False
+    is_heard: bool = False
+    """The station took what it wrote."""
 
     def __enter__(self) -> Self:
         self._client = ModbusTcpClient("127.0.0.1", port=self.port, timeout=0.5, retries=0)
@@ -60,7 +62,7 @@ class PollingPlc:
             self.trace.append((time.monotonic_ns(), said, ack))
             inputs = PlcInputs(ack=ack, ack_hold=self.ack_hold, heartbeat=len(self.trace) % 2**16)
             if said is not None and inputs != written and self._write(inputs):
-                written = inputs
+                written, self.is_heard = inputs, True
 
     def _read(self) -> PlcOutputs | None:
         try:

@@ -170,7 +170,7 @@ def test_a_belt_of_unknown_speed_accepts_nothing() -> None:
     register.move(Place(64, 0))
     assert register.place_at(10) is None
     register.decide("a", True, "", 10)
-    register.clear()
+    assert register.forget() == [Decision("a", Fate.WITHHELD, "the belt's place was lost")]
     register.move(Place(164, 1000))
     assert register.due(2000) == []
     assert register.decide("a", True, "", 3000) == Decision(
@@ -222,4 +222,9 @@ def test_it_is_bounded() -> None:
     register = BeltRegister(3000, HEIGHT, 0.1, MAX_AGE_S)
     for number in range(10_000):
         register.enter(str(number), number)
+        if not number % 2:
+            register.close(str(number), number + 1)
+            register.decide(str(number), True, "", 0)
     assert len(register._entries) <= 256
+    lost = {decision.result_id for decision in register.due(0)}
+    assert lost == {str(number) for number in range(0, 10_000 - 256, 2)}, "no passed plate vanishes"

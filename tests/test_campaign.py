@@ -73,6 +73,9 @@ def test_power_cuts_and_killed_system_calls_lose_nothing(tmp_path: Path) -> None
     runs = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert [run["runs"] for run in runs if "acknowledged" in run] == [5]
     assert all(run["runs"] > 0 for run in runs)
+    (calls,) = [run for run in runs if "limit" in run]
+    assert calls["limit"] == 12, "some of them, not all"
+    assert calls["runs"] + len(calls["not_reached"]) == calls["planned"]
 
 
 @pytest.mark.alone
@@ -218,8 +221,11 @@ class Scene:
         """The next plate that is (not) defective."""
         return next(n for n in range(after, after + 9) if self.belt.is_defective(n) is is_defective)
 
-    def found(self) -> dict[str, int]:
-        counts = self.observer.judge(self.belt.epoch_ns).counts()
+    def opened(self, plate: int) -> None:
+        self.row("opened", {"result_id": f"p-{plate}", "plate_ordinal": plate})
+
+    def found(self, is_over: bool = False) -> dict[str, int]:
+        counts = self.observer.judge(self.belt.epoch_ns, is_over=is_over).counts()
         return {name: count for name, count in counts.items() if count}
 
 
@@ -288,6 +294,29 @@ def test_a_plate_without_a_row_and_one_in_downtime(scene: Scene) -> None:
     assert scene.found() == {}
     scene.healthy(range(16, 17))
     assert scene.found() == {"unrecorded": 1}
+
+
+def test_a_plate_that_was_opened_and_never_answered(scene: Scene) -> None:
+    scene.opened(10)
+    scene.opened(11)
+    scene.plate(10)
+    assert scene.found() == {}, "the newest may still be under way"
+    scene.opened(12)
+    scene.plate(12)
+    assert scene.found() == {"unrecorded": 1}
+    scene.row("downtime", {"from_ordinal": 12, "to_ordinal": 14})
+    scene.opened(13)
+    assert scene.found() == {}, "told once"
+    assert scene.found(is_over=True) == {"unrecorded": 1}, "no row is to come"
+
+
+def test_a_late_result_is_waited_for(scene: Scene) -> None:
+    now = scene.belt.carried(time.monotonic_ns())
+    scene.healthy(range(now - 3, now - 1))
+    scene.opened(now - 1)
+    scene.healthy(range(now, now + 1))
+    assert scene.found() == {}
+    assert scene.found(is_over=True) == {"unrecorded": 1}
 
 
 def test_a_plate_let_through_that_did_not_pass(scene: Scene) -> None:

@@ -9,17 +9,19 @@ import json
 import subprocess
 import sys
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
 from station_rig import Json, Rig
 from test_qms import result
 
-from station.doctor import PART_NAMES, Wanted, examine, write_archive
+from station.doctor import PART_NAMES, Archive, Part, Wanted, _gather, examine, write_archive
 from station.qms import Store
-from station.record import ChangeBody, ImageBody, ReviewBody, Verdict
+from station.record import ChangeBody, HoldBody, ImageBody, ReviewBody, Verdict
 
 SECRET = "Sw0rdfish-42"
+PEOPLES_WORDS = "Max of Acme complained"
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4
 _SHA256 = hashlib.sha256(PICTURE).hexdigest()
 PICTURE_PATH = f"{_SHA256[:2]}/{_SHA256}.png"
@@ -32,7 +34,12 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
     """A log with a picture, people, a serial and a secret."""
     rig = Rig(tmp_path_factory.mktemp("doctor"))
     rig.write()
-    detail = {"broker_password": SECRET, "why": f"opc.tcp://plc:{SECRET}@10.0.0.1/"}
+    detail = {
+        "broker_password": SECRET,
+        "why": f"opc.tcp://plc:{SECRET}@10.0.0.1/",
+        "note": PEOPLES_WORDS,
+        "report_sha256": "ab" * 32,
+    }
     change = ChangeBody(station_id="s", what="x", who="Erika Muster", detail=detail)
     image = ImageBody(
         role="evidence",
@@ -50,8 +57,9 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
         reviewer="Erika Muster",
         reason="as Max said",
     )
+    hold = HoldBody(station_id="s", hold_id="h-1", lot="LOT-4711", who="Kim", why=PEOPLES_WORDS)
     with Store(rig.journal) as store:
-        store.append([change, plate, review])
+        store.append([change, plate, review, hold])
     picture = rig.journal / "images" / PICTURE_PATH
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_bytes(PICTURE)
@@ -119,6 +127,34 @@ def rows(data: bytes) -> list[Json]:
     return [json.loads(line) for line in members(data)["rows.jsonl"].splitlines()]
 
 
+def test_peoples_words_and_recipes_comments_stay_here(rig: Rig) -> None:
+    config = str(rig.folder / "station.toml")
+    found = members(examine(config, Wanted(), QUICK).close())
+    whole = b"".join(found.values())
+    for hidden in (PEOPLES_WORDS.encode(), b"Acme", b"Kim", b"LOT-4711"):
+        assert hidden not in whole
+    assert b"ab" * 32 in found["rows.jsonl"]
+    assert f"[{len(PEOPLES_WORDS)} characters left out]".encode() in found["rows.jsonl"]
+    assert b"#" not in found["recipe.toml"]
+    assert b"[plate]" in found["recipe.toml"]
+
+
+def test_commands_of_others_are_not_told_and_ours_are(rig: Rig) -> None:
+    config = str(rig.folder / "station.toml")
+    ours = ("-m", "station.cli", "--nothing-of-this-name")
+    for arguments, is_told in ((("other", SECRET[::-1]), False), (ours, True)):
+        code = "import time; time.sleep(60)"
+        process = subprocess.Popen([sys.executable, "-c", code, *arguments])
+        try:
+            archive = examine(config, Wanted(), frozenset({"processes.txt"}))
+            said = members(archive.close())["processes.txt"].decode()
+        finally:
+            process.kill()
+            process.wait()
+        assert str(process.pid) in said
+        assert (arguments[-1] in said) == is_told
+
+
 def test_what_is_asked_for_is_in(rig: Rig) -> None:
     config = str(rig.folder / "station.toml")
     found = members(examine(config, Wanted(has_secrets=True), QUICK).close())
@@ -154,6 +190,26 @@ def test_a_broken_configuration_is_told_without_its_secrets(
     assert problem in found["configuration.txt"]
     if problem == b"unknown key":  # it is TOML, so that the log can be found
         assert "rows.jsonl" in found
+
+
+def test_a_part_that_nobody_waits_for_any_more_adds_nothing() -> None:
+    """A thread that a slow disk let go at last must not write into a finished archive."""
+    goes_on, is_done = threading.Event(), threading.Event()
+
+    def gather(part: Part) -> str:
+        part.files.append(("pictures/early", b"x"))
+        goes_on.wait(30.0)
+        part.files.append(("pictures/late", b"y"))
+        is_done.set()
+        return "late"
+
+    archive = Archive(Wanted())
+    _gather(archive, "slow.txt", gather, limit_s=0.1)
+    goes_on.set()
+    assert is_done.wait(30.0)
+    found = members(archive.close())
+    assert set(found) == {"manifest.json"}
+    assert manifest(found)["left_out"] == [{"what": "slow.txt", "why": "it took longer than 0.1 s"}]
 
 
 def test_no_configuration_at_all(tmp_path: Path) -> None:

@@ -245,6 +245,36 @@ def test_a_full_process_table_leaves_no_green_behind_a_dead_lamp_process(rig: Ri
     check_conservation(rig)
 
 
+@pytest.fixture
+def green_run(rig: Rig) -> Iterator[tuple[PtyRecorder, subprocess.Popen[bytes]]]:
+    """A run whose tower, which latches, shows a pass."""
+    with PtyRecorder(rig.folder / "tower") as tower:
+        rig.light = {"device": {"type": "serial_tower", "port": str(rig.folder / "tower")}}
+        rig.specimen |= {"gap_mm": 800.0, "defective_share": 0.0}
+        with rig.running() as run:
+            wait_until(lambda: tower.elements().get("green") == "on", 20.0, "a pass")
+            yield tower, run
+
+
+def test_a_run_that_ends_beside_a_hung_lamp_process_leaves_fault(
+    green_run: tuple[PtyRecorder, subprocess.Popen[bytes]],
+) -> None:
+    tower, run = green_run
+    os.kill(children(run.pid)["lamp"], signal.SIGSTOP)
+    run.terminate()
+    assert run.wait(20.0) == 0
+    wait_until(lambda: tower.elements() == {"red": "blink"}, 2.0, "FAULT")
+
+
+def test_a_configuration_that_is_being_edited_keeps_no_green_alight(
+    rig: Rig, green_run: tuple[PtyRecorder, subprocess.Popen[bytes]]
+) -> None:
+    tower, run = green_run
+    (rig.folder / "station.toml").write_text("[light")
+    os.kill(children(run.pid)["lamp"], signal.SIGKILL)
+    wait_until(lambda: tower.elements() == {"red": "blink"}, 5.0, "FAULT")
+
+
 def test_a_start_that_is_refused_puts_out_what_a_killed_one_left(rig: Rig) -> None:
     """A tower latches, and nobody was there to say FAULT."""
     with PtyRecorder(rig.folder / "tower") as tower:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import select
 import signal
 import socket
 import subprocess
@@ -14,16 +15,24 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from modbus_peer import ModbusPeer
 from pty_recorder import PtyRecorder, adafruit_elements
 
 from drivers.stacklight import LightState
+from station.actuation import Committed
+from station.config import load_configuration, load_recipe
 from station.ipc import Channel, PeerGone, connect
 from station.lamp import LampAnswer, LampClient, LampError, lamp_path
-from station.record import Provenance
+from station.pipeline import Options, Station
+from station.record import ActuationBody, Provenance, Verdict
+from station.state import StationState
+from station.supervisor import LAMP
 from station.systemd import lifeline, notify
 
 PRODUCTION, SIMULATED = Provenance.PRODUCTION, Provenance.SIMULATED
@@ -35,6 +44,8 @@ SERVE = """
 import sys
 from station.config import load_configuration
 from station.lamp import serve
+from station.logs import set_up_logging
+set_up_logging("lamp", "test-1")
 sys.exit(serve(load_configuration(sys.argv[1]).value))
 """
 CONFIG = """
@@ -581,6 +592,9 @@ def test_two_thousand_spoilt_packets_show_no_green_and_leave_the_lamp_whole(
     assert lamp.poll() is None
     assert GREEN_ON not in site.tower.bytes_sent()
     with site.client() as client:
+        # Behind all that is still to be read and thrown away.
+        number = client.send_show(LightState.FAIL, "p-1", PRODUCTION, 2.0)
+        assert answer_of(client, number, timeout_s=30.0).number == number
         eventually(lambda: show(client, LightState.FAIL).is_shown)
 
 
@@ -656,6 +670,121 @@ def test_a_full_process_table_keeps_no_lease_from_lapsing(
         site.wait_for_elements(PASS)
         site.wait_for_elements(FAULT)
         assert client.status()["state"] == "fault"
+
+
+# --- many at a time -------------------------------------------------------------------------------
+
+
+def test_idle_clients_keep_no_station_out(site: Site, lamp: object) -> None:
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(site.client()) for _ in range(16)]
+        assert idle[0].status()["state"] == "fault"
+        station = stack.enter_context(site.client())
+        assert show(station, LightState.PASS).is_shown
+        for _ in range(16):
+            assert stack.enter_context(site.client()).status()["is_held"]
+        assert show(station, LightState.PASS).is_shown, "the holder stays"
+        with pytest.raises(PeerGone):
+            idle[1].status()
+
+
+@pytest.mark.alone
+def test_many_writes_of_a_slow_device_do_not_look_like_a_hang(site: Site) -> None:
+    address = site.folder / "n"
+    with ModbusPeer() as relays, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(address))
+        manager.settimeout(LAMP.watchdog_s)
+        place = f'host = "127.0.0.1", tcp_port = {relays.port}'
+        addresses = "addresses = { red = 0, yellow = 1, green = 2 }, blink_hz = 2.0"
+        lamp = site.start(
+            {"NOTIFY_SOCKET": str(address)},
+            device=f'{{ type = "modbus_relay", {place}, {addresses} }}',
+        )
+        with site.client() as client:
+            assert show(client, LightState.IDLE).is_shown
+            lamp.send_signal(signal.SIGSTOP)
+            relays.delay_s = 0.06
+            states = [LightState.FAIL, LightState.UNDECIDED] * 4
+            numbers = [client.send_show(state, "a-1", PRODUCTION, 2.0) for state in states]
+            lamp.send_signal(signal.SIGCONT)
+            answered: list[int] = []
+            while numbers[-1] not in answered:
+                assert manager.recv(100), "TimeoutError is what the watchdog makes of it"
+                answered += [answer.number for answer in client.receive_ready()]
+
+
+# --- the station's main thread, as far as it needs neither camera nor journal ---------------------
+
+
+@pytest.fixture
+def station(site: Site, lamp: object) -> Iterator[Station]:
+    loaded = load_configuration(str(site.config()))
+    recipe = load_recipe(loaded.value.station.recipe)
+    station = Station(loaded, recipe, Options(), lambda event: None)
+    known: Any = SimpleNamespace(provenance=PRODUCTION)
+    station._context = known
+    station._outbox._gone_at = time.monotonic()
+    station._last_figures_ns = time.monotonic_ns()
+    station._open_lamp(5.0)
+    station._state = StationState.OPERATIONAL
+    yield station
+    station._stop()
+
+
+def passed(station: Station, sequence: int) -> None:
+    result = Committed(f"a-{sequence}", sequence, Verdict.PASS, is_production=True, is_late=False)
+    station._actuation.committed(result, time.monotonic_ns())
+
+
+def last_row(station: Station) -> ActuationBody:
+    body = station._outbox._unsent[-1].rows[-1]
+    assert isinstance(body, ActuationBody)
+    return body
+
+
+def test_a_station_that_is_told_to_end_leaves_its_pass_and_shows_no_other(
+    site: Site, station: Station
+) -> None:
+    passed(station, 1)
+    site.wait_for_elements(PASS)
+    station._end_now("SIGTERM")
+    site.wait_for_elements(FAULT)
+    lit = site.tower.bytes_sent().count(GREEN_ON)
+    passed(station, 2)  # it was on its way to the log
+    assert "fault of no plate" in last_row(station).detail
+    station._stop()
+    passed(station, 3)
+    assert last_row(station).detail == "no lamp was told"
+    site.wait_for_elements(FAULT)
+    assert site.tower.bytes_sent().count(GREEN_ON) == lit
+
+
+def test_the_last_pass_before_the_end_of_the_source_is_shown_and_not_renewed(
+    site: Site, station: Station
+) -> None:
+    station._on_durable_tick()
+    station._is_ending = True
+    passed(station, 1)
+    site.wait_for_elements(PASS)
+    station._on_durable_tick()
+    assert station._actuation.counts.renewals == 0
+    site.wait_for_elements(FAULT)
+
+
+def test_a_station_that_is_told_to_end_before_it_began_does_not_begin(station: Station) -> None:
+    station._state, station._is_ending = StationState.PREOPERATIONAL, True
+    station._on_started()
+    assert station._state is StationState.PREOPERATIONAL
+
+
+def test_an_answer_that_arrived_while_the_station_was_busy_is_no_silence(station: Station) -> None:
+    sent_ns = time.monotonic_ns() - 10**9
+    result = Committed("a-1", 1, Verdict.PASS, is_production=True, is_late=False)
+    station._actuation.committed(result, sent_ns)
+    assert select.select([station._lamp], [], [], 5.0)[0]
+    station._keep_connections()
+    assert station._actuation.doubt == ""
+    assert last_row(station).shown_ns is not None
 
 
 # --- end ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the benchmarks of interference and soak conclude, from series whose answer is known."""
+"""What benchmarks that add up over pieces conclude, from series whose answer is known."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from campaign.ledger import State
 from hypothesis import given
 from hypothesis import strategies as st
 from interference import block_order, ratio
-from loaded_station import Floats, append_line, read_lines
-from soak import Series, judged, minutes_of, slope_per_h
+from leave_green import figures, is_proven
+from loaded_station import Bench, Floats, append_line, counting, read_lines
+from soak import Series, is_whole, judged, minutes_of, samples_of, slope_per_h
+from test_campaign import commit, git
 
 
 def blocks(draw: np.random.Generator, factor: float, spread: float = 0.05) -> list[Floats]:
@@ -90,3 +93,61 @@ def test_a_ledger_survives_a_kill_in_mid_line(tmp_path: Path) -> None:
     assert minutes_of(read_lines(path)) == 1.0
     append_line(path, {"piece": 1, "began_ns": 0, "at_ns": 90 * 10**9})
     assert minutes_of(read_lines(path)) == 2.5
+
+
+def test_pieces_count_at_their_rate_until_the_program_is_changed(tmp_path: Path) -> None:
+    root, path = tmp_path / "repository", tmp_path / "ledger.jsonl"
+    for name in ("station/file", "docs/file"):
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_text("1")
+    git(root, "init", "-q")
+    commit(root)
+    now = State.now(root)
+    append_line(path, {"rate_hz": 2.0, "commit": now.commit, "dirty": now.dirty})
+    append_line(path, {"rate_hz": 2.0, "commit": f"{now.commit[:7]}-dirty"})
+    assert [len(counting(path, rate_hz, root)) for rate_hz in (2.0, 3.0)] == [1, 0]
+    (root / "docs/file").write_text("2")
+    assert len(counting(path, 2.0, root)) == 1
+    (root / "station/file").write_text("2")
+    assert not counting(path, 2.0, root)
+
+
+def test_minutes_of_a_piece_that_was_killed_do_not_count(tmp_path: Path) -> None:
+    for piece in (0, 1):
+        row = {"piece": piece, "began_ns": 0, "at_ns": 60 * 10**9}
+        append_line(tmp_path / "samples.jsonl", row)
+    assert minutes_of(samples_of(Bench(tmp_path), [{"piece": 1}])) == 1.0
+    assert minutes_of(samples_of(Bench(tmp_path), [])) == 0.0
+
+
+WHOLE = {
+    "result": "to its end", "findings": [], "lost_frames": 0, "camera_restarts": 0,
+    "replaced": [], "missing": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("result", "the station does not answer: gone"), ("findings", ["row 3"]), ("lost_frames", 1),
+     ("lost_frames", None), ("camera_restarts", 1), ("replaced", ["lamp"]),
+     ("missing", ["metrics"])],
+)  # fmt: skip
+def test_a_piece_is_whole_unless_something_is_amiss(key: str, value: object) -> None:
+    assert is_whole(WHOLE)
+    assert not is_whole({**WHOLE, key: value})
+
+
+@pytest.mark.parametrize(
+    ("left_s", "back_s", "wanted", "proven"),
+    [(1.9, 5.0, 2, True), (2.1, 5.0, 2, False), (None, 5.0, 2, False), (1.9, None, 2, False),
+     (1.9, 5.0, 3, False)],
+)  # fmt: skip
+def test_green_that_stays_a_station_that_does_not_come_back_and_too_few_runs_prove_nothing(
+    left_s: float | None, back_s: float | None, wanted: int, proven: bool
+) -> None:
+    runs = [
+        {"kind": "lamp killed", "left_s": 0.5, "back_s": 3.0},
+        {"kind": "lamp stopped", "left_s": left_s, "back_s": back_s},
+    ]
+    assert is_proven(figures(runs), wanted) is proven
+    assert not is_proven(figures([]), 0)

@@ -162,6 +162,44 @@ def test_redaction_takes_what_secret_names_hold(secret: str) -> None:
         assert REDACTED in redact_text(text)[-len(REDACTED) - 1 :]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "prog --password S3cret-9 --port 1",
+        "prog --db-token 'S3cret-9' x",
+        "mysql -pS3cret-9 db",
+        "curl -u kim:S3cret-9 http://host/",
+        "smbclient -U kim%S3cret-9 //host/share",
+        "Authorization: Bearer S3cret-9",
+        "authorization=Basic S3cret-9",
+        '{"Authorization": "Bearer S3cret-9"}',
+        "sent bearer S3cret-9 to it",
+        "https://S3cret-9@host/path",
+        "rtsp://u:p@S3cret-9@host/stream",
+        "snmp community=S3cret-9",
+        "pwd: S3cret-9",
+    ],
+)
+def test_redaction_knows_how_secrets_are_written(text: str) -> None:
+    said = redact_text(text)
+    assert "S3cret-9" not in said
+    assert REDACTED in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://host:8080/path of a@b",
+        "no token came within 1 s",
+        "-- passes: 3 of 4; --port 1883 -p 4",
+        "the bearer of bad news",
+        "3 plates passed, -u was not given",
+    ],
+)
+def test_redaction_leaves_what_is_no_secret(text: str) -> None:
+    assert redact_text(text) == text
+
+
 # --- a reader that does not read ----------------------------------------------------------------
 
 

@@ -17,13 +17,18 @@ from pathlib import Path
 import pytest
 from modbus_peer import PULSE_OFFSET, ModbusPeer
 from plc_peer import PollingPlc
+from pydantic import TypeAdapter
 
+from drivers.io.settings import SimulatedIoSettings
+from drivers.io.simulated import SimulatedIo
 from drivers.plc import NOBODY
+from drivers.plc.settings import PlcSettings
 from drivers.stacklight import LightState
-from station.belt_register import Place
+from station.belt_register import Decision, Fate, Place
+from station.config import AcceptSettings, Configuration, load_configuration
 from station.ipc import Json
 from station.lamp import LampClient
-from station.outputs import BeltNews, PlateResult
+from station.outputs import Accept, BeltNews, Events, Outputs, PlateResult, Plc
 from station.record import Provenance, Verdict
 
 PRODUCTION, SIMULATED = Provenance.PRODUCTION, Provenance.SIMULATED
@@ -46,7 +51,7 @@ pixel_pitch_mm = 0.1
 [journal]
 directory = "{folder}/journal"
 [light]
-device = {{ type = "simulated" }}
+device = {light}
 [plc]
 type = "modbus_server"
 host = "127.0.0.1"
@@ -70,6 +75,7 @@ class Site:
     is_timed: bool = True
     """The module times its pulses."""
     pulse_ms: int = 100
+    light: str = '{ type = "simulated" }'
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         config = self.folder / "station.toml"
@@ -79,7 +85,13 @@ class Site:
             f"outputs = {{ accept = 0 }}{offset} }}"
         )
         config.write_text(
-            CONFIG.format(folder=self.folder, port=self.port, device=device, pulse_ms=self.pulse_ms)
+            CONFIG.format(
+                folder=self.folder,
+                port=self.port,
+                device=device,
+                pulse_ms=self.pulse_ms,
+                light=self.light,
+            )
         )
         process = subprocess.Popen(
             [sys.executable, "-c", SERVE, str(config), *arguments],
@@ -223,6 +235,27 @@ def test_a_station_that_goes_takes_everything_with_it_at_once(site: Site) -> Non
         assert not any((said.ready, said.ok, said.result_valid))
 
 
+def test_a_light_that_does_not_take_its_last_word_keeps_no_ready_alive(site: Site) -> None:
+    with ModbusPeer() as relays, PollingPlc(site.port) as plc:
+        place = f'host = "127.0.0.1", tcp_port = {relays.port}'
+        addresses = "addresses = { red = 0, yellow = 1, green = 2 }, blink_hz = 2.0"
+        site.light = f'{{ type = "modbus_relay", {place}, {addresses} }}'
+        lamp = site.start()
+        with site.client() as client:
+            speaker = Speaker(client)
+            speaker.say()
+            eventually(lambda: bool(plc.last and plc.last.ready), "READY")
+            relays.delay_s = 1.0
+            polls = len(plc.trace)
+            lamp.terminate()
+            lamp.wait(5.0)
+        relays.delay_s = 0.0
+        said = [said for _, said, _ in plc.trace[polls:] if said is not None]
+        assert said, "the light takes longer than the PLC's polls"
+        assert said[-1].error
+        assert not said[-1].ready
+
+
 def test_only_the_station_that_holds_the_lamp_is_heard(site: Site) -> None:
     site.start()
     with PollingPlc(site.port) as plc, site.client() as station, site.client() as other:
@@ -251,6 +284,7 @@ def test_the_plcs_own_words_come_back(site: Site) -> None:
         speaker = Speaker(client)
         speaker.say()
         with PollingPlc(site.port) as plc:
+            eventually(lambda: plc.is_heard, "a first word")
             plc.ack_hold = True
             eventually(lambda: {"op": "plc_ack"} in speaker.hear(), "its acknowledgement")
             eventually(lambda: not client.status()["plc"]["problem"], "a PLC that lives")
@@ -260,6 +294,30 @@ def test_the_plcs_own_words_come_back(site: Site) -> None:
         )
         eventually(lambda: speaker.hear()[-1]["op"] == "plc", "word of it")
         assert sum(event == {"op": "plc_ack"} for event in speaker.events) == 1
+
+
+def test_what_is_on_before_a_lamp_process_comes_acknowledges_nothing(site: Site) -> None:
+    """Nor does what goes on while no station is there."""
+    site.start()
+    client = site.client()
+    speaker = Speaker(client)
+    speaker.say()
+    eventually(lambda: bool(speaker.hear()), "a greeting")
+    with PollingPlc(site.port, ack_hold=True) as plc:
+        eventually(lambda: plc.is_heard, "a first word")
+        for _ in range(3):
+            client.status()
+            assert {"op": "plc_ack"} not in speaker.hear()
+        client.close()
+        for ack_hold in (False, True):
+            plc.ack_hold = ack_hold
+            before = len(plc.trace)
+            eventually(lambda at=before: len(plc.trace) > at + 5, "a few polls")
+        with site.client() as client:
+            speaker = Speaker(client)
+            speaker.say()
+            eventually(lambda: bool(speaker.hear()), "a greeting")
+            assert {"op": "plc_ack"} not in speaker.events
 
 
 @pytest.mark.alone
@@ -368,6 +426,22 @@ def test_a_station_that_is_gone_before_the_point_accepts_nothing(site: Site) -> 
         assert site.pulses == [], end
 
 
+def test_a_plate_that_was_lost_on_its_way_has_its_row_too(site: Site) -> None:
+    """Also where the station that sent it is gone: its successor hears of it."""
+    site.start()
+    with site.client() as client:
+        speaker = Speaker(client)
+        speaker.say()
+        speaker.travel(0.2, *PLATE)
+        speaker.result()
+    time.sleep(0.2)
+    with site.client() as client:
+        successor = Speaker(client)
+        successor.say()
+        eventually(lambda: successor.accepts() == {"t-1": "withheld"}, "its row")
+        assert "the belt's place was lost" in str(successor.events)
+
+
 def test_accept_is_off_when_the_process_begins_and_ends(site: Site) -> None:
     site.is_timed = False
     site.module.coils[0] = True
@@ -469,3 +543,95 @@ def test_nonsense_ends_its_sender_and_nothing_else(site: Site) -> None:
                 time.sleep(0.05)
         speaker.say()
         eventually(lambda: bool(plc.last and plc.last.ready), "READY")
+
+
+# --- accept's thread, in this process -------------------------------------------------------------
+
+
+def site_settings(folder: Path) -> Configuration:
+    config = folder / "station.toml"
+    device = '{ type = "simulated", outputs = ["accept"] }'
+    config.write_text(CONFIG.format(folder=folder, port=1502, device=device, pulse_ms=100))
+    return load_configuration(str(config)).value
+
+
+def accept_and_events() -> tuple[Accept, Events]:
+    """Its thread does not run; its device is there."""
+    device = SimulatedIoSettings(type="simulated", outputs=("accept",))
+    events = Events(lambda: None)
+    accept = Accept(AcceptSettings(distance_mm=100.0, pulse_ms=100, device=device), 0.1, events)
+    accept._open()
+    return accept, events
+
+
+def told(events: Events) -> list[tuple[str, str]]:
+    taken = iter(events.take, None)
+    return [(event["command"], event["detail"]) for event in taken if event["op"] == "accept"]
+
+
+def test_a_decision_that_a_slow_module_held_up_is_looked_at_again() -> None:
+    accept, events = accept_and_events()
+    now_ns = time.monotonic_ns()
+    decision = Decision("t-1", Fate.ACCEPT, spare_s=0.3)
+    accept.renew(now_ns + 10**9)
+    accept._carry_out(decision, now_ns - 400_000_000)
+    ((command, why),) = told(events)
+    assert command == "withheld"
+    assert "would have reached the next plate" in why
+    accept.renew(now_ns - 1)
+    accept._carry_out(decision, now_ns)
+    assert told(events) == [("withheld", "the station's word ended first")]
+
+
+def test_what_a_station_does_not_read_waits(tmp_path: Path) -> None:
+    settings = site_settings(tmp_path)
+    outputs = Outputs(settings, lambda: None)
+    outputs._events.add({"op": "accept_problem", "problem": ""})
+    outputs._events.add({"op": "accept", "command": "withheld_late"})
+    taken: list[Json] = []
+
+    def refuse(event: Json) -> None:
+        raise BlockingIOError
+
+    outputs.send_events(refuse)
+    outputs.send_events(taken.append)
+    assert [event["op"] for event in taken] == ["accept_problem", "accept"]
+    assert outputs.status()["plc"]["late"] == 1
+
+
+def test_accepts_thread_survives_what_nobody_thought_of() -> None:
+    """Without it nobody would switch off what is on."""
+    accept, events = accept_and_events()
+    accept.open(is_restart=False)
+    assert isinstance(accept._device, SimulatedIo)
+    before = accept._device
+    before.write({"accept": True})
+    accept._register = object()  # type: ignore[assignment]
+    accept.renew(time.monotonic_ns() + 10**10)
+    eventually(lambda: accept._device not in (before, None), "a new device")
+    assert not accept._device.lit["accept"]
+    problems = [event["problem"] for event in iter(events.take, None)]
+    assert "AttributeError" in problems[-2]
+    assert problems[-1] == ""
+    assert accept._thread is not None
+    assert accept._thread.is_alive()
+    accept.close()
+
+
+def test_a_plc_that_is_not_there_holds_up_nobody_and_is_found() -> None:
+    with ModbusPeer() as plc:
+        link = {"type": "modbus_client", "host": "127.0.0.1", "tcp_port": plc.port}
+        plc.stop()
+        settings = TypeAdapter(PlcSettings).validate_python(link)
+        part = Plc(settings, Events(lambda: None))
+        part.open(is_restart=True)
+        assert "nobody answers" in part.status()["problem"]
+        plc.start()
+
+        def is_found() -> bool:
+            part.keep(time.monotonic_ns())
+            return not part.status()["problem"]
+
+        eventually(is_found, "the PLC")
+        assert part.status()["device"]
+        part.close()

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from pymodbus.client import ModbusTcpClient
 from test_stacklight import FakeChip
 
-from drivers.errors import DeviceBusy, DeviceNotFound, DeviceRefused
+from drivers.errors import DeviceBusy, DeviceError, DeviceNotFound, DeviceRefused
 from drivers.io.gpio import GpioIo
 from drivers.io.settings import GpioIoLine, GpioIoSettings
 from drivers.plc import NOBODY, PlcInputs, PlcLink, PlcOutputs, open_plc_link
@@ -158,9 +158,9 @@ class HandshakeMachine(RuleBasedStateMachine):
 
     @rule(ack=st.booleans())
     def plc(self, ack: bool) -> None:
-        before = self.handshake.outputs(self.now_ns)
+        before = hand_out(self.handshake, self.now_ns)
         self.handshake.take(PlcInputs(ack=ack), self.now_ns)
-        after = self.handshake.outputs(self.now_ns)
+        after = hand_out(self.handshake, self.now_ns)
         if before.result_valid and not after.result_valid:
             assert ack, "a result went without an ACK"
             self.acked.add(before.result)
@@ -169,7 +169,7 @@ class HandshakeMachine(RuleBasedStateMachine):
     def die(self) -> None:
         self.expires_ns = 0
         self._note_lapse()
-        self.handshake.revoke(self.now_ns)
+        self.handshake.revoke()
 
     def _note_lapse(self) -> None:
         if self.now_ns >= self.expires_ns:
@@ -178,7 +178,7 @@ class HandshakeMachine(RuleBasedStateMachine):
     @invariant()
     def it_says_nothing_wrong(self) -> None:
         self._note_lapse()
-        said = self.handshake.outputs(self.now_ns)
+        said = hand_out(self.handshake, self.now_ns)
         is_alive = self.now_ns < self.expires_ns
         if not is_alive:
             silent = replace(
@@ -214,7 +214,14 @@ TestHandshake = HandshakeMachine.TestCase
 TestHandshake.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 
 
+def hand_out(handshake: Handshake, now_ns: int) -> PlcOutputs:
+    said = handshake.look(now_ns)
+    handshake.handed(said, now_ns)
+    return said
+
+
 def alive(handshake: Handshake, now_ns: int) -> None:
+    hand_out(handshake, now_ns - int(LOW_S * 1e9))
     handshake.renew(StationWord(True, False, False, False, now_ns + LEASE_NS), True, now_ns)
 
 
@@ -222,11 +229,11 @@ def test_not_ng_never_means_ok() -> None:
     """In every state that can be handed out, the absence of NG says nothing: OK is a bit."""
     now_ns = 10**12
     handshake = Handshake()
-    assert not handshake.outputs(now_ns).ng
-    assert not handshake.outputs(now_ns).ok
+    assert not handshake.look(now_ns).ng
+    assert not handshake.look(now_ns).ok
     alive(handshake, now_ns)
     handshake.result(PlateWord(1, True, False, is_production=False), now_ns)
-    said = handshake.outputs(now_ns)
+    said = hand_out(handshake, now_ns)
     assert said.result_valid
     assert (said.ok, said.ng, said.not_production) == (False, False, True)
 
@@ -235,7 +242,7 @@ def test_undecided_is_ng_with_a_bit_of_its_own() -> None:
     now_ns, handshake = 10**12, Handshake()
     alive(handshake, now_ns)
     handshake.result(PlateWord(1, False, True, is_production=True), now_ns)
-    said = handshake.outputs(now_ns)
+    said = hand_out(handshake, now_ns)
     assert (said.result_valid, said.ok, said.ng, said.undecided) == (True, False, True, True)
 
 
@@ -243,14 +250,14 @@ def test_an_ack_for_one_plate_is_not_taken_for_the_next() -> None:
     now_ns, handshake = 10**12, Handshake()
     alive(handshake, now_ns)
     handshake.result(PlateWord(1, True, False, True), now_ns)
-    assert handshake.outputs(now_ns).result_valid
+    assert hand_out(handshake, now_ns).result_valid
     handshake.result(PlateWord(2, False, False, True), now_ns)
-    assert not handshake.outputs(now_ns).result_valid
+    assert not hand_out(handshake, now_ns).result_valid
     handshake.take(PlcInputs(ack=True), now_ns)  # it read plate 1 and had not seen the pause
     now_ns += int(LOW_S * 1e9)
-    assert not handshake.outputs(now_ns).result_valid, "ACK is on: it has not seen the pause"
+    assert not hand_out(handshake, now_ns).result_valid, "ACK is on: it has not seen the pause"
     handshake.take(PlcInputs(ack=False), now_ns)
-    said = handshake.outputs(now_ns)
+    said = hand_out(handshake, now_ns)
     assert (said.result_valid, said.result, said.ng, said.overruns) == (True, 2, True, 1)
 
 
@@ -259,21 +266,52 @@ def test_an_ack_for_what_nobody_has_seen_acknowledges_nothing() -> None:
     alive(handshake, now_ns)
     handshake.result(PlateWord(1, True, False, True), now_ns)
     handshake.take(PlcInputs(ack=True), now_ns)
-    assert not handshake.outputs(now_ns).result_valid
+    assert not hand_out(handshake, now_ns).result_valid
     handshake.take(PlcInputs(ack=False), now_ns)
-    assert handshake.outputs(now_ns).result == 1
-    assert handshake.outputs(now_ns).result_valid
+    said = hand_out(handshake, now_ns + int(LOW_S * 1e9))
+    assert (said.result, said.result_valid) == (1, True)
+
+
+def test_what_never_reached_the_wire_is_not_acknowledged_and_ends_no_pause() -> None:
+    """Plate 2 is NG and the module is mute: the ACK of plate 1, which it still shows, is not its,
+    and RESULT_VALID goes off on the wire before it goes on again."""
+    now_ns, handshake = 10**12, Handshake()
+    alive(handshake, now_ns)
+    handshake.result(PlateWord(1, True, False, True), now_ns)
+    assert hand_out(handshake, now_ns).result == 1
+    handshake.result(PlateWord(2, False, False, True), now_ns)
+    for _ in range(3):
+        now_ns += int(LOW_S * 1e9)
+        assert not handshake.look(now_ns).result_valid, "a write that fails"
+    handshake.take(PlcInputs(ack=True), now_ns)
+    handshake.take(PlcInputs(ack=False), now_ns)
+    assert not hand_out(handshake, now_ns).result_valid, "the wire shows plate 1 until here"
+    now_ns += int(LOW_S * 1e9)
+    assert handshake.look(now_ns).result == 2
+    handshake.take(PlcInputs(ack=True), now_ns)
+    handshake.take(PlcInputs(ack=False), now_ns)
+    hand_out(handshake, now_ns)
+    said = hand_out(handshake, now_ns + int(LOW_S * 1e9))
+    assert (said.result_valid, said.result, said.ng) == (True, 2, True)
+
+
+def test_what_a_predecessor_left_on_the_wire_ends_before_the_first_result() -> None:
+    now_ns, handshake = 10**12, Handshake()
+    handshake.renew(StationWord(True, False, False, False, now_ns + LEASE_NS), True, now_ns)
+    handshake.result(PlateWord(1, True, False, True), now_ns)
+    assert not hand_out(handshake, now_ns).result_valid
+    assert hand_out(handshake, now_ns + int(LOW_S * 1e9)).result_valid
 
 
 def test_under_an_error_no_plate_is_ok() -> None:
     now_ns, handshake = 10**12, Handshake()
     alive(handshake, now_ns)
     handshake.result(PlateWord(1, True, False, True), now_ns)
-    assert handshake.outputs(now_ns).ok
+    assert hand_out(handshake, now_ns).ok
     handshake.renew(StationWord(False, False, True, False, now_ns + LEASE_NS), False, now_ns)
-    assert not handshake.outputs(now_ns).result_valid
+    assert not hand_out(handshake, now_ns).result_valid
     handshake.result(PlateWord(2, True, False, True), now_ns)
-    said = handshake.outputs(now_ns + int(LOW_S * 1e9))
+    said = hand_out(handshake, now_ns + int(LOW_S * 1e9))
     assert (said.ok, said.ng, said.undecided) == (False, True, True)
 
 
@@ -406,11 +444,15 @@ class Station:
         self.handshake = Handshake()
         self.heard: list[PlcInputs] = []
         self._lock = threading.Lock()
-        link.start(self.read, self.take)
+        link.start(self.read, self.handed, self.take)
 
     def read(self) -> PlcOutputs:
         with self._lock:
-            return self.handshake.outputs(time.monotonic_ns())
+            return self.handshake.look(time.monotonic_ns())
+
+    def handed(self, said: PlcOutputs) -> None:
+        with self._lock:
+            self.handshake.handed(said, time.monotonic_ns())
 
     def take(self, inputs: PlcInputs) -> None:
         self.heard.append(inputs)
@@ -529,6 +571,62 @@ def test_a_plc_that_goes_is_named_and_found_again() -> None:
         link.close()
 
 
+def test_a_cycle_that_fails_as_nobody_thought_of_is_tried_again() -> None:
+    with ModbusPeer() as peer:
+        link = ModbusClientLink(
+            ModbusClientSettings(
+                type="modbus_client", host="127.0.0.1", tcp_port=peer.port, cycle_ms=10
+            )
+        )
+        heard: list[PlcInputs] = []
+        broken = [True]
+
+        def take(inputs: PlcInputs) -> None:
+            if broken:
+                raise ZeroDivisionError
+            heard.append(inputs)
+
+        link.start(lambda: NOBODY, lambda _: None, take)
+        eventually(lambda: "ZeroDivisionError" in link.problem, "a problem")
+        broken.clear()
+        eventually(lambda: bool(heard), "the PLC again")
+        link.close()
+
+
+def test_a_plc_that_took_nothing_is_named_by_who_puts_out() -> None:
+    """The module answers nothing: it may still show what it was told last."""
+    with ModbusPeer() as peer:
+        device = {
+            "type": "modbus",
+            "host": "127.0.0.1",
+            "tcp_port": peer.port,
+            "outputs": {"ready": 0, "ok": 1, "heartbeat": 2},
+        }
+        link = open_plc_link(IoPlcSettings.model_validate({"type": "io", "device": device}))
+        peer.delay_s = 1.0
+        with pytest.raises(DeviceError, match="no answer in time"):
+            link.say_nobody()
+        link.close()
+
+
+def test_wires_are_written_though_their_inputs_cannot_be_read() -> None:
+    """What a predecessor left on them ends."""
+    with ModbusPeer() as peer:
+        device = {
+            "type": "modbus",
+            "host": "127.0.0.1",
+            "tcp_port": peer.port,
+            "outputs": {"ready": 0, "heartbeat": 2},
+            "inputs": {"ack": 5000},
+        }
+        peer.coils[0] = True
+        link = open_plc_link(IoPlcSettings.model_validate({"type": "io", "device": device}))
+        Station(link)
+        eventually(lambda: not peer.lit()[0], "READY off")
+        eventually(lambda: bool(link.problem), "a problem")
+        link.close()
+
+
 def test_what_cannot_be_opened_is_named() -> None:
     server = open_server()
     taken = ModbusServerSettings(type="modbus_server", host="127.0.0.1", tcp_port=server.port)
@@ -577,7 +675,8 @@ class Rig:
 @pytest.fixture
 def rig() -> Iterator[Rig]:
     rig = Rig(open_server(), [])
-    rig.link.start(lambda: PlcOutputs(ready=True, error=False, result=70000), rig.written.append)
+    said = PlcOutputs(ready=True, error=False, result=70000)
+    rig.link.start(lambda: said, lambda _: None, rig.written.append)
     yield rig
     rig.link.close()
 
@@ -688,12 +787,30 @@ def test_a_lease_that_ended_is_never_read_as_ready_by_whatever_thread() -> None:
     """No thread runs but the reader's: the answer is made when it is asked for."""
     handshake, now = Handshake(), [10**12]
     alive(handshake, now[0])
-    memory = Memory(lambda: handshake.outputs(now[0]), lambda _: None)
+    memory = Memory(lambda: hand_out(handshake, now[0]), lambda _: None)
     frame = struct.pack(">HHHBBHH", 1, 0, 6, 1, 4, 0, 1)
     status = OUTPUT_BITS.index("ready")
     assert memory.answer(frame)[0][-1] >> status & 1
     now[0] += LEASE_NS
     assert not memory.answer(frame)[0][-1] >> status & 1
+
+
+@pytest.mark.parametrize(
+    ("pdu", "is_result_seen"),
+    [
+        ("04 00 00 00 07", True),
+        ("04 00 01 00 01", False),  # the heartbeat alone
+        ("02 00 00 00 09", True),
+        ("02 00 03 00 02", False),
+        ("03 00 00 00 01", False),
+        ("04 00 00 00 08", False),  # refused
+    ],
+)
+def test_only_who_reads_result_valid_has_seen_the_result(pdu: str, is_result_seen: bool) -> None:
+    memory = Memory(lambda: NOBODY, lambda _: None)
+    data = bytes.fromhex(pdu)
+    answer = memory.answer(struct.pack(">HHHB", 1, 0, len(data) + 1, 1) + data)
+    assert (answer.said is not None) == is_result_seen
 
 
 def test_thousands_of_malformed_frames_leave_state_and_thread_intact(rig: Rig) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import sqlite3
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -21,6 +23,7 @@ from station.qms import (
     StoreRefused,
     publish_snapshot,
     verify,
+    verify_tail,
 )
 from station.record import (
     ActuationBody,
@@ -459,3 +462,63 @@ def test_a_snapshot_is_finished_while_rows_are_written(long_log: Path, tmp_path:
             writer.join()
     with Reader(folder) as reader:
         assert verify(reader, with_images=False).findings == []
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda reader: reader.rows(),
+        lambda reader: reader.results(Filter()),
+        lambda reader: reader.bodies("result"),
+    ],
+)
+def test_a_slow_reader_of_the_whole_log_does_not_hold_its_write_ahead_file(
+    long_log: Path, tmp_path: Path, read: Callable[[Reader], Iterator[Any]]
+) -> None:
+    """I8: who exports into a terminal that nobody scrolls keeps the file from no new beginning."""
+    folder = tmp_path / "live"
+    shutil.copytree(long_log, folder)
+    with Store(folder) as store, Reader(folder) as reader:
+        rows = read(reader)
+        next(rows)
+        store.append([change("meanwhile")])
+        checkpoint = store._connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+        assert checkpoint.one()[0] == 0, "it was busy"
+        assert (folder / f"{DATABASE}-wal").stat().st_size == 0
+        assert len(list(rows)) >= PLATES - 1
+
+
+def test_whole_and_filtered_reads_are_in_order_over_pages(long_log: Path) -> None:
+    with Reader(long_log) as reader:
+        assert [row.seq for row in reader.rows()] == list(range(1, reader.last_seq() + 1))
+        numbers = [row["sequence"] for row in reader.results(Filter(), newest_first=True)]
+        assert numbers == list(range(PLATES, 0, -1))
+        few = reader.results(Filter(verdict="PASS"), limit=700)
+        assert [row["sequence"] for row in few] == list(range(1, 701))
+        assert list(reader.results(Filter(verdict="FAIL"))) == []
+
+
+def test_the_tail_is_verified_in_part_of_a_long_log(long_log: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "log"
+    shutil.copytree(long_log, folder)
+    with Reader(folder) as reader:
+        last = reader.last_seq()
+        report = verify_tail(reader)
+        assert report.findings == []
+        assert report.head == verify(reader, with_images=False).head
+        assert report.rows < last
+    outside, inside = last - report.rows - 1, last - report.rows + 1
+    seqs = f"({outside}, {inside}, {last})"
+    tampered(folder, f"UPDATE row SET body_sha256 = 'x' WHERE seq IN {seqs}")
+    with Reader(folder) as reader:
+        found = [text for text in verify_tail(reader).findings if "trigger" not in text]
+    assert found == [f"row {seq} is not the one that was written" for seq in (inside, last)]
+
+
+def test_the_tail_of_a_short_log_is_all_of_it(directory: Path) -> None:
+    with Reader(directory) as reader:
+        report = verify_tail(reader)
+        assert (report.rows, report.findings) == (reader.last_seq(), [])
+    tampered(directory, "UPDATE row SET kind = 'change' WHERE seq = 1")
+    with Reader(directory) as reader:
+        assert verify_tail(reader).findings[-1] == "row 1 is not the one that was written"

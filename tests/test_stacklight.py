@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 import tty
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from light_devices import (
 )
 from pty_recorder import PtyRecorder, adafruit_elements, read_log
 from pymodbus import FramerType
+from station_rig import wait_until
 
 from drivers.errors import (
     DeviceBusy,
@@ -623,6 +625,20 @@ def test_gpio_flashes_at_its_rate_also_while_renewed() -> None:
     changes = sum(a != b for a, b in pairwise(red))
     assert 3 <= changes <= 10, "1.6 s at 2.8 Hz are nine changes on an idle machine"
     assert all(values[2] is Value.INACTIVE for _, values in chip.writes)
+
+
+def test_a_full_process_table_leaves_a_steady_fault_that_flashes_once_there_is_room() -> None:
+    chip = FakeChip()
+    threading.stack_size(2**47)  # the kernel has no room for such a thread
+    try:
+        light = open_gpio(chip)
+        light.show(LightState.FAULT)
+    finally:
+        threading.stack_size(0)
+    with light:
+        assert chip.levels[0] == 1
+        light.show(LightState.FAULT)
+        wait_until(lambda: chip.levels[0] == 0, 5.0, "a flash")
 
 
 def test_gpio_lines_are_held_until_closed() -> None:

@@ -245,7 +245,11 @@ def test_the_stop_command_imports_no_more_than_it_needs(tmp_path: Path) -> None:
 def stop_command(words: str, config: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *words.split()],
-        env={**os.environ, "VQI_CONFIG": config},
+        env={
+            **os.environ,
+            "VQI_CONFIG": config,
+            "RUNTIME_DIRECTORY": str(Path(config).parent / "run"),
+        },
         check=False,
         capture_output=True,
         text=True,
@@ -273,6 +277,7 @@ def test_the_stop_command_writes_fault_however_the_lamp_process_ended(
                 process.wait(5.0)
         assert "green" in tower.elements(), "this light latches"
         module.coils[0] = True  # and so does an output
+        Path(config).write_text("[light")  # which somebody is editing
         done = stop_command(stop, config)
         assert (done.returncode, done.stderr) == (0, "")
         tower.wait_for(lambda: tower.elements() == {"red": "blink"})
@@ -383,16 +388,66 @@ def test_the_self_test_runs_in_the_stations_sandbox(installer: ModuleType, tmp_p
 
 
 def test_a_failed_part_stops_an_upgrade_but_for_devices_in_use(installer: ModuleType) -> None:
-    def rows(**is_ok: bool) -> str:
-        parts = {"configuration": True, "model": True, "journal": True, **is_ok}
-        return "\n".join(
-            json.dumps({"part": part, "ok": ok, "found": part}) for part, ok in parts.items()
-        )
-
-    installer.judge(rows(camera=False, light=False))
-    for bad in (rows(model=False), rows(journal=False), "", "vqi: station.toml: unknown key"):
+    installer.judge(self_test_rows(), "success", "0")
+    installer.judge(self_test_rows(camera=False, light=False), "exit-code", "1")
+    bad = (self_test_rows(model=False), self_test_rows(journal=False), "", "vqi: unknown key")
+    for output in bad:
         with pytest.raises(installer.Failure, match="the self-test failed"):
-            installer.judge(bad)
+            installer.judge(output, "exit-code", "1")
+
+
+def self_test_rows(**is_ok: bool) -> str:
+    names = ("configuration", "recipe", "model", "camera", "light", "journal")
+    parts = {**dict.fromkeys(names, True), **is_ok}
+    rows = [json.dumps({"part": part, "ok": ok, "found": part}) for part, ok in parts.items()]
+    return "\n".join(rows) + "\n"
+
+
+@given(st.data())
+def test_a_self_test_that_broke_off_stops_an_upgrade(
+    installer: ModuleType, data: st.DataObject
+) -> None:
+    """Every part that it came to was well, and the unit's end may look like one in order."""
+    whole = self_test_rows()
+    output = whole[: data.draw(st.integers(0, len(whole) - 2))]
+    for result, status in (("success", "0"), ("timeout", "15"), ("exit-code", "1")):
+        with pytest.raises(installer.Failure, match="the self-test failed"):
+            installer.judge(output, result, status)
+
+
+@pytest.mark.parametrize(
+    ("result", "status"),
+    [("signal", "9"), ("core-dump", "6"), ("timeout", "15"), ("exit-code", "1")],
+)
+def test_a_self_test_that_died_after_its_last_word_stops_an_upgrade(
+    installer: ModuleType, result: str, status: str
+) -> None:
+    with pytest.raises(installer.Failure, match=f"it ended with {result}, status {status}"):
+        installer.judge(self_test_rows(), result, status)
+
+
+def test_an_upgrade_that_was_cut_off_still_has_its_way_back(
+    installer: ModuleType, tmp_path: Path
+) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    new.mkdir()
+    assert installer.way_back(new, None, None) is None, "a first installation"
+    assert installer.way_back(new, old, None) == old
+    # The power went after the switch: `new` is current, and nobody saw it OPERATIONAL.
+    assert installer.way_back(new, new, old) == old
+    old.mkdir()
+    (old / installer.PROVEN).touch()
+    assert installer.way_back(tmp_path / "newer", new, old) == old
+    # A camera that is not there today is no reason to run another version.
+    (new / installer.PROVEN).touch()
+    assert installer.way_back(new, new, old) is None
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_a_signal_is_a_failure_that_is_rolled_back(installer: ModuleType, number: str) -> None:
+    with pytest.raises(installer.Failure, match=f"ended by {number}"):
+        installer.end(signal.Signals[number], None)
+    assert signal.Signals[number] in installer.ENDING_SIGNALS
 
 
 def test_the_same_content_is_the_same_release(installer: ModuleType) -> None:

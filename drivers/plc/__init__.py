@@ -1,7 +1,8 @@
 """The PLC contract: what the station says to a PLC, what the PLC says back, and the links between.
 
 A link asks for the station's words at the very moment at which it hands them out, so that a lapsed
-lease is never read as READY or OK, however late a read is answered.
+lease is never read as READY or OK, however late a read is answered; and says so once they are out,
+so that nothing is taken for seen which never reached the wire.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class PlcInputs:
 
 ReadOutputs = Callable[[], PlcOutputs]
 """What the station says now, for one handing out; from any thread."""
+HandedOut = Callable[[PlcOutputs], None]
+"""It is on the wire, with RESULT_VALID; from any thread."""
 TakeInputs = Callable[[PlcInputs], None]
 """What the PLC says, each time it was heard; from any thread."""
 
@@ -86,13 +89,20 @@ class PlcLink(ABC):
     PLC must watch the heartbeat."""
 
     @abstractmethod
-    def start(self, read_outputs: ReadOutputs, take_inputs: TakeInputs) -> None:
-        """Begin to serve."""
+    def start(
+        self, read_outputs: ReadOutputs, handed_out: HandedOut, take_inputs: TakeInputs
+    ) -> None:
+        """Begin to serve. Raises RuntimeError if there is no thread to be had."""
 
     @property
     @abstractmethod
     def problem(self) -> str:
         """Why the PLC does not hear us, empty while it may."""
+
+    @abstractmethod
+    def say_nobody(self) -> None:
+        """Say `NOBODY` where that takes saying, without `start`. Raises `DeviceError` if the PLC
+        did not take it."""
 
     @abstractmethod
     def close(self) -> None:

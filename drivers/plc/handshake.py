@@ -5,9 +5,9 @@ The rules:
 1. Everything but `error` is off while no lease of a station lives.
 2. A result is valid until it is acknowledged, the next one comes, or the lease ends; one whose
    lease ended does not come back.
-3. Between two results RESULT_VALID is off: until that was handed out, for `LOW_S` at least, and
-   until ACK is off; and an ACK counts only for a result that was handed out. So an ACK that was
-   meant for one plate is never taken for the next.
+3. Before a result RESULT_VALID is off: for `LOW_S` since that was handed out, and until ACK is
+   off; and an ACK counts only for a result that was handed out. So an ACK that was meant for one
+   plate is never taken for the next. Handed out is what is on the wire, not what was to be.
 4. OK and NG are two bits; both are off while RESULT_VALID is. Not NG never means OK.
 5. Under an error no plate is OK: one that is shown is withdrawn, one that comes is undecided.
 6. A result that ends otherwise than by its ACK is counted in `overruns`.
@@ -55,8 +55,9 @@ class Handshake:
         """It was handed out."""
         self._next: PlateWord | None = None
         """Waits until RESULT_VALID was off."""
-        self._low_since_ns = 0
-        self._is_low_seen = True
+        self._low_since_ns: int | None = None
+        """When it was handed out that RESULT_VALID is off; None: it may still be on, a
+        predecessor's even."""
         self._ack = False
         self._last = 0
         self.heartbeat = 0
@@ -68,41 +69,42 @@ class Handshake:
         self._lapse(now_ns)
         self._word = word
         if word.error:
-            self._withdraw(now_ns)
+            self._withdraw()
         self.heartbeat = (self.heartbeat + is_tick) % 2**16
 
     def result(self, plate: PlateWord, now_ns: int) -> None:
         """A plate's record is durable."""
         self._lapse(now_ns)
-        self._give_up(now_ns)
+        self._give_up()
         if self._word is None:
             self.overruns += 1
             return
         self._next = _doubted(plate) if self._word.error else plate
         self._advance(now_ns)
 
-    def revoke(self, now_ns: int) -> None:
+    def revoke(self) -> None:
         """The station is gone, or gave up."""
         self._word = None
-        self._give_up(now_ns)
+        self._give_up()
 
     def take(self, inputs: PlcInputs, now_ns: int) -> None:
         """The PLC was heard."""
         self._lapse(now_ns)
         if inputs.ack and not self._ack:
-            self._acknowledge(now_ns)
+            self._acknowledge()
         self._ack = inputs.ack
         self._advance(now_ns)
 
-    def outputs(self, now_ns: int) -> PlcOutputs:
-        """What to hand out to the PLC now."""
-        said = self.look(now_ns)
-        self._is_low_seen = self._is_low_seen or self._shown is None
-        self._is_shown_seen = self._shown is not None
-        return said
+    def handed(self, said: PlcOutputs, now_ns: int) -> None:
+        """The PLC has this, which `look` gave."""
+        if self._shown is None:
+            if not said.result_valid and self._low_since_ns is None:
+                self._low_since_ns = now_ns
+        elif said.result_valid and said.result == self._shown.sequence:
+            self._is_shown_seen = True
 
     def look(self, now_ns: int) -> PlcOutputs:
-        """The same, for others than the PLC."""
+        """What to say now."""
         self._lapse(now_ns)
         self._advance(now_ns)
         said = NOBODY
@@ -116,37 +118,38 @@ class Handshake:
             late=self.late,
         )
 
-    def _acknowledge(self, now_ns: int) -> None:
+    def _acknowledge(self) -> None:
         if self._is_shown_seen:
-            self._drop_valid(now_ns)
+            self._drop_valid()
         elif self._shown is not None:  # nobody has seen it: the ACK is for another
-            self._shown, self._next = None, self._shown
+            self._next = self._shown
+            self._drop_valid()
 
-    def _give_up(self, now_ns: int) -> None:
+    def _give_up(self) -> None:
         """What is on its way does not arrive any more."""
         self.overruns += (self._shown is not None) + (self._next is not None)
         self._next = None
-        self._drop_valid(now_ns)
+        self._drop_valid()
 
-    def _withdraw(self, now_ns: int) -> None:
+    def _withdraw(self) -> None:
         if self._shown is not None and self._shown.is_pass:
             self.overruns += 1
-            self._drop_valid(now_ns)
+            self._drop_valid()
         if self._next is not None:
             self._next = _doubted(self._next)
 
     def _lapse(self, now_ns: int) -> None:
         if self._word is not None and now_ns >= self._word.expires_ns:
-            self.revoke(now_ns)
+            self.revoke()
 
-    def _drop_valid(self, now_ns: int) -> None:
+    def _drop_valid(self) -> None:
         if self._shown is not None:
-            self._shown, self._low_since_ns, self._is_low_seen = None, now_ns, False
-            self._is_shown_seen = False
+            self._shown, self._low_since_ns, self._is_shown_seen = None, None, False
 
     def _advance(self, now_ns: int) -> None:
         """Show the result that waits, once RESULT_VALID was off for all to see."""
-        was_low = self._is_low_seen and now_ns - self._low_since_ns >= LOW_S * 1e9
+        since_ns = self._low_since_ns
+        was_low = since_ns is not None and now_ns - since_ns >= LOW_S * 1e9
         if self._next is not None and self._shown is None and was_low and not self._ack:
             self._shown, self._next, self._is_shown_seen = self._next, None, False
             self._last = self._shown.sequence

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 
 from drivers.io import DigitalIo, open_digital_io
-from drivers.plc import NOBODY, PlcInputs, PlcOutputs
+from drivers.plc import PlcInputs, PlcOutputs
 from drivers.plc.cyclic import CyclicLink
 from drivers.plc.register_map import OUTPUT_BITS
 from drivers.plc.settings import IoPlcSettings
@@ -37,28 +37,31 @@ class IoLink(CyclicLink):
         self._written_at = 0.0
         self._leased_at: dict[str, float] = {}
 
+    @property
+    def _is_open(self) -> bool:
+        return self._device is not None
+
+    def _open(self) -> None:
+        self._device = open_digital_io(self._settings.device)
+
     def _release(self) -> None:
         self._written, self._leased_at = {}, {}
         if self._device is not None:
             self._device.close()
             self._device = None
 
-    def _say_nobody(self) -> None:
-        if self._device is not None:
-            self._device.write(_levels(NOBODY, self._device))
+    def _tell(self, said: PlcOutputs) -> None:
+        assert self._device is not None
+        self._write(_levels(said, self._device), self._device)
 
-    def _cycle(self) -> None:
-        if self._device is None:
-            self._device = open_digital_io(self._settings.device)
+    def _hear(self) -> PlcInputs:
+        assert self._device is not None
         inputs = self._device.read()
-        self._take_inputs(
-            PlcInputs(
-                ack=inputs.get("ack", False),
-                ack_hold=inputs.get("ack_hold", False),
-                heartbeat=int(inputs.get("heartbeat", False)),
-            )
+        return PlcInputs(
+            ack=inputs.get("ack", False),
+            ack_hold=inputs.get("ack_hold", False),
+            heartbeat=int(inputs.get("heartbeat", False)),
         )
-        self._write(_levels(self._read_outputs(), self._device), self._device)
 
     def _write(self, levels: dict[str, bool], device: DigitalIo) -> None:
         """RESULT_VALID goes off before and on after all others: whoever sees it on sees the words

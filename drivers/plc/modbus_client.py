@@ -15,7 +15,7 @@ from drivers.modbus import (
     ReadHoldingRegistersRequest,
     WriteMultipleRegistersRequest,
 )
-from drivers.plc import NOBODY, PlcOutputs
+from drivers.plc import PlcInputs, PlcOutputs
 from drivers.plc.cyclic import CyclicLink
 from drivers.plc.register_map import INPUT_REGISTERS, output_registers, read_inputs
 from drivers.plc.settings import ModbusClientSettings
@@ -33,25 +33,24 @@ class ModbusClientLink(CyclicLink):
         super().__init__(settings.cycle_ms / 1000)
         self._settings = settings
         self.description = f"PLC at {settings.host} port {settings.tcp_port}, Modbus TCP"
-        self._modbus: ModbusDevice | None = self._connect()
+        self._modbus: ModbusDevice | None = None
+        self._open()
 
-    def _connect(self) -> ModbusDevice:
+    @property
+    def _is_open(self) -> bool:
+        return self._modbus is not None
+
+    def _open(self) -> None:
         place = ModbusPlace(str(self._settings.host), self._settings.tcp_port)
-        return ModbusDevice(place, self.description)
+        self._modbus = ModbusDevice(place, self.description)
 
     def _release(self) -> None:
         if self._modbus is not None:
             self._modbus.close()
             self._modbus = None
 
-    def _say_nobody(self) -> None:
-        if self._modbus is not None:
-            self._write(NOBODY, self._modbus)
-
-    def _cycle(self) -> None:
-        if self._modbus is None:
-            self._modbus = self._connect()
-        self._write(self._read_outputs(), self._modbus)
+    def _hear(self) -> PlcInputs:
+        assert self._modbus is not None
         request = ReadHoldingRegistersRequest(
             address=self._settings.read_address,
             count=INPUT_REGISTERS,
@@ -60,12 +59,13 @@ class ModbusClientLink(CyclicLink):
         answer = self._modbus.ask(request, time.monotonic() + _LIMIT_S)
         if len(answer.registers) != INPUT_REGISTERS:
             raise DeviceTimeout(f"{self.description}: {answer} is no answer to {request}")
-        self._take_inputs(read_inputs(answer.registers))
+        return read_inputs(answer.registers)
 
-    def _write(self, outputs: PlcOutputs, modbus: ModbusDevice) -> None:
+    def _tell(self, said: PlcOutputs) -> None:
+        assert self._modbus is not None
         request = WriteMultipleRegistersRequest(
             address=self._settings.write_address,
-            registers=output_registers(outputs),
+            registers=output_registers(said),
             dev_id=self._settings.device_id,
         )
-        modbus.ask(request, time.monotonic() + _LIMIT_S)
+        self._modbus.ask(request, time.monotonic() + _LIMIT_S)

@@ -19,15 +19,16 @@ import struct
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from drivers.errors import DeviceBusy, DeviceRefused, DriverMissing
-from drivers.plc import PlcInputs, PlcLink, ReadOutputs, TakeInputs
+from drivers.plc import HandedOut, PlcInputs, PlcLink, PlcOutputs, ReadOutputs, TakeInputs
 from drivers.plc.register_map import (
     INPUT_BITS,
     INPUT_REGISTERS,
     OUTPUT_BITS,
     OUTPUT_REGISTERS,
+    STATUS,
     input_bits,
     input_registers,
     output_bits,
@@ -112,21 +113,32 @@ class ModbusServerLink(PlcLink):
         is_dead = self._thread is not None and not self._thread.is_alive() and not self._is_closing
         return f"{self.description}: its thread has ended" if is_dead else ""
 
-    def start(self, read_outputs: ReadOutputs, take_inputs: TakeInputs) -> None:
+    def start(
+        self, read_outputs: ReadOutputs, handed_out: HandedOut, take_inputs: TakeInputs
+    ) -> None:
+        self._handed_out = handed_out
         self._memory = Memory(read_outputs, take_inputs)
         self._thread = threading.Thread(target=self._run, name="plc", daemon=True)
         self._thread.start()
 
+    def say_nobody(self) -> None:
+        """No answer says it."""
+
     def close(self) -> None:
         """Nobody hears any more: that is what a station says that is not there."""
+        if self._is_closing:
+            return
         self._is_closing = True
         if self._thread is not None:
             os.eventfd_write(self._wake, 1)
             self._thread.join(timeout=2.0)
-            self._thread = None
+            if self._thread.is_alive():
+                return  # the sockets are still its own
         for connection in list(self._connections.values()):
             self._drop(connection)
         self._listener.close()
+        self._selector.close()
+        os.close(self._wake)
 
     # --- the thread -------------------------------------------------------------------------------
 
@@ -183,20 +195,23 @@ class ModbusServerLink(PlcLink):
             raise NotAFrame("end of file")
         is_begun = bool(connection.data)
         connection.data += data
-        answers = self._answers(connection)
+        answers, said = self._answers(connection)
         if answers or not is_begun:  # a frame that comes byte by byte gets no more time
             connection.heard_at = time.monotonic()
         if answers and connection.peer.send(answers) < len(answers):
             raise NotAFrame("its answers are not read")
+        for outputs in said:
+            self._handed_out(outputs)
 
-    def _answers(self, connection: _Connection) -> bytes:
-        """Raises `NotAFrame`."""
-        answers = b""
+    def _answers(self, connection: _Connection) -> tuple[bytes, list[PlcOutputs]]:
+        """And what they say to a PLC. Raises `NotAFrame`."""
+        answers, said = b"", []
         while frame := next_frame(connection.data):
-            answer, is_sensible = self._memory.answer(frame)
-            connection.has_asked = connection.has_asked or is_sensible
-            answers += answer
-        return answers
+            answer = self._memory.answer(frame)
+            connection.has_asked = connection.has_asked or answer.is_sensible
+            answers += answer.frame
+            said += [] if answer.said is None else [answer.said]
+        return answers, said
 
 
 def _listen(settings: ModbusServerSettings) -> socket.socket:
@@ -247,6 +262,16 @@ _MOST = {1: 2000, 2: 2000, 3: 125, 4: 125, 15: 1968, 16: 123}
 """Function codes with a count, and the count's limit (Modbus Application Protocol 1.1b3)."""
 
 
+class Answer(NamedTuple):
+    """What goes back for a frame."""
+
+    frame: bytes
+    is_sensible: bool
+    """The request was."""
+    said: PlcOutputs | None
+    """What it says of the station, where RESULT_VALID is in it."""
+
+
 class Memory:
     """Answers frames. A frame that is not wholly right changes nothing."""
 
@@ -257,16 +282,18 @@ class Memory:
         """What the PLC wrote."""
         self._decoder = DecodePDU(True)
         self._framer = FramerSocket(self._decoder)
+        self._said: PlcOutputs | None = None
 
-    def answer(self, frame: bytes) -> tuple[bytes, bool]:
-        """The answer, and whether the request was a sensible one."""
+    def answer(self, frame: bytes) -> Answer:
+        self._said = None
         transaction, device_id, pdu = int.from_bytes(frame[:2]), frame[6], frame[7:]
         try:
             answer: ModbusPDU = self._obey(pdu)
         except _Refused as refused:
             answer = ExceptionResponse(pdu[0] & 0x7F, refused.code)
+            self._said = None
         answer.transaction_id, answer.dev_id = transaction, device_id
-        return self._framer.buildFrame(answer), not answer.isError()
+        return Answer(self._framer.buildFrame(answer), not answer.isError(), self._said)
 
     def _obey(self, pdu: bytes) -> ModbusPDU:
         """Raises `_Refused`."""
@@ -279,18 +306,27 @@ class Memory:
                 bits = _part(input_bits(self.inputs), request, len(INPUT_BITS))
                 return ReadCoilsResponse(bits=bits)
             case 2:
-                bits = _part(output_bits(self._read_outputs()), request, len(OUTPUT_BITS))
+                said = self._say(request, OUTPUT_BITS.index("result_valid"))
+                bits = _part(output_bits(said), request, len(OUTPUT_BITS))
                 return ReadDiscreteInputsResponse(bits=bits)
             case 3:
                 words = _part(input_registers(self.inputs), request, INPUT_REGISTERS)
                 return ReadHoldingRegistersResponse(registers=words)
             case 4:
-                words = _part(output_registers(self._read_outputs()), request, OUTPUT_REGISTERS)
+                said = self._say(request, STATUS)
+                words = _part(output_registers(said), request, OUTPUT_REGISTERS)
                 return ReadInputRegistersResponse(registers=words)
             case 5 | 15:
                 return self._write_bits(request)
             case _:
                 return self._write_registers(request)
+
+    def _say(self, request: ModbusPDU, valid_place: int) -> PlcOutputs:
+        """A part without RESULT_VALID, the heartbeat for one, shows nobody a result."""
+        said = self._read_outputs()
+        has_valid = request.address <= valid_place < request.address + request.count
+        self._said = said if has_valid else None
+        return said
 
     def _write_bits(self, request: ModbusPDU) -> ModbusPDU:
         bits = input_bits(self.inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from abc import abstractmethod
@@ -55,9 +56,7 @@ class SwitchedLight(StackLight):
         self._changed = threading.Condition()
         """Guards everything above; notified when there is something to flash, and at close."""
         self._flasher: threading.Thread | None = None
-        if any(self._flashing(pattern) for pattern in patterns.values()):
-            self._flasher = threading.Thread(target=self._flash, name="flash", daemon=True)
-            self._flasher.start()
+        self._start_flasher()
 
     # --- for subclasses ---------------------------------------------------------------------------
 
@@ -87,6 +86,7 @@ class SwitchedLight(StackLight):
 
     def show(self, state: LightState) -> bool:
         deadline_s = time.monotonic() + SHOW_LIMIT_S
+        self._start_flasher()
         with self._changed:
             try:
                 self._raise_problem()
@@ -156,6 +156,16 @@ class SwitchedLight(StackLight):
 
     def _flashing(self, pattern: LightPattern) -> list[Element]:
         return [e for e, mode in pattern.items() if mode == "blink" and e in self._host_flashed]
+
+    def _start_flasher(self) -> None:
+        """Where there is something to flash. With the process table full the light is steady, and
+        the next show tries again."""
+        if self._flasher or not any(map(self._flashing, self._patterns.values())):
+            return
+        flasher = threading.Thread(target=self._flash, name="flash", daemon=True)
+        with contextlib.suppress(RuntimeError):
+            flasher.start()
+            self._flasher = flasher
 
     def _flash(self) -> None:
         with self._changed:

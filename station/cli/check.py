@@ -33,7 +33,7 @@ from station.ipc import PeerGone
 from station.machine import accept_scores, test_on_this_machine
 from station.precision import Chosen, load_classifier
 from station.product import check_strip, geometry_of, load_flat_field, load_product
-from station.qms import DATABASE, Reader, StoreError, verify
+from station.qms import DATABASE, Reader, StoreError, verify_tail
 from station.record import Provenance
 from station.state import Origin, provenance
 
@@ -224,7 +224,8 @@ def _check_journal(settings: Configuration) -> str:
     if not (directory / DATABASE).exists():
         return f"{directory}: empty, {free_mb} MB free, {version}"
     with Reader(directory) as reader:
-        report = verify(reader)
+        report, rows = verify_tail(reader), reader.last_seq()
     if report.findings:
         raise Problem(f"{directory}: {report.findings[0]}; see `vqi log verify`")
-    return f"{directory}: {report.rows} rows verified, {free_mb} MB free, {version}"
+    found = f"{directory}: {rows} rows, the last {report.rows} of them verified"
+    return f"{found}, {free_mb} MB free, {version}"

@@ -18,18 +18,22 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Control:
-    """`kinds`: the faults that must catch it; none: power cuts must."""
+    """`finding`: what it must be caught with, by its name among the observer's findings. `kinds`:
+    the faults that must catch it; none: power cuts must."""
 
     break_it: Callable[[], None]
+    finding: str
     kinds: tuple[str, ...] = ()
 
 
 CONTROLS: dict[str, Control] = {}
 
 
-def control(name: str, *kinds: str) -> Callable[[Callable[[], None]], Callable[[], None]]:
+def control(
+    name: str, finding: str, *kinds: str
+) -> Callable[[Callable[[], None]], Callable[[], None]]:
     def register(break_it: Callable[[], None]) -> Callable[[], None]:
-        CONTROLS[name] = Control(break_it, kinds)
+        CONTROLS[name] = Control(break_it, finding, kinds)
         return break_it
 
     return register
@@ -38,7 +42,7 @@ def control(name: str, *kinds: str) -> Callable[[Callable[[], None]], Callable[[
 # --- of the log -----------------------------------------------------------------------------------
 
 
-@control("row before image")
+@control("row before image", "dangling")
 def row_before_image() -> None:
     """The row is committed; its pictures get their names with the next."""
     from station.images import ImageFolder
@@ -60,7 +64,7 @@ def row_before_image() -> None:
     _Journal._append = first  # type: ignore[method-assign]
 
 
-@control("no fsync of pictures")
+@control("no fsync of pictures", "dangling")
 def no_fsync() -> None:
     from station import images
 
@@ -71,14 +75,14 @@ def no_fsync() -> None:
     images._write_durably = write
 
 
-@control("no fsync of the folder")
+@control("no fsync of the folder", "dangling")
 def no_folder_fsync() -> None:
     from station import images
 
     images._sync_folder = lambda path: None
 
 
-@control("synchronous = NORMAL")
+@control("synchronous = NORMAL", "lost")
 def synchronous_normal() -> None:
     from station.qms import Store
 
@@ -92,7 +96,7 @@ def synchronous_normal() -> None:
     Store.__init__ = relaxed  # type: ignore[method-assign]
 
 
-@control("acknowledged before the commit")
+@control("acknowledged before the commit", "lost")
 def acknowledged_first() -> None:
     """The commit comes with the next rows."""
     from station.journal import _Journal
@@ -111,12 +115,28 @@ def acknowledged_first() -> None:
     _Journal._append = eager  # type: ignore[method-assign]
 
 
+@control(
+    *("start writes no interrupted", "unrecorded"),
+    *("kill -9 station", "kill -9 everything", "kill -9 supervisor"),
+)
+def no_interrupted() -> None:
+    """What the last life left on the belt is forgotten."""
+    from station.pipeline import Station
+
+    say_start = Station._say_start
+
+    def forgetful(self: Station, hello: Any) -> None:
+        say_start(self, {**hello, "open_plates": []})
+
+    Station._say_start = forgetful  # type: ignore[method-assign]
+
+
 # --- of the light ---------------------------------------------------------------------------------
 
 _HANGS = ("SIGSTOP station", "SIGSTOP camera", "SIGSTOP journal", "deadlock: station's main thread")
 
 
-@control("lamp without a lease", *_HANGS)
+@control("lamp without a lease", "false_greens", *_HANGS)
 def no_lease() -> None:
     """What was commanded stays until something else is."""
     from drivers.stacklight import LightState
@@ -133,7 +153,7 @@ def no_lease() -> None:
     LightLease.due = never  # type: ignore[method-assign]
 
 
-@control("watchdog fed by a timer", *_HANGS)
+@control("watchdog fed by a timer", "false_greens", *_HANGS)
 def timer_watchdog() -> None:
     """A thread of its own feeds the watchdog and repeats the last command, whatever hangs."""
     from station import pipeline
@@ -161,7 +181,10 @@ def timer_watchdog() -> None:
     threading.Thread(target=repeat, daemon=True).start()
 
 
-@control("reject keyed to FAIL", "producer: frame incomplete", "producer: frame lost")
+@control(
+    *("reject keyed to FAIL", "wrong_rejects"),
+    *("producer: frame incomplete", "producer: frame lost"),
+)
 def reject_keyed_to_fail() -> None:
     """Whatever is not FAIL goes through."""
     from dataclasses import replace

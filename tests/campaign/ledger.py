@@ -68,7 +68,8 @@ class Ledger:
     def __init__(self, path: Path, state: State, root: Path = ROOT) -> None:
         self.path, self._state, self._root = path, state, root
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._still_true = cache(self._is_still_true)
+        self.is_still_true = cache(self._is_still_true)
+        """Whether a run of a commit, and of what differed from it, still says something of now."""
 
     def add(self, run: Json) -> None:
         stamped = {"commit": self._state.commit, "dirty": self._state.dirty, **run}
@@ -85,7 +86,7 @@ class Ledger:
         if not self.path.exists():
             return []
         runs = [json.loads(line) for line in self.path.read_text().splitlines()]
-        return [run for run in runs if self._still_true(run["commit"], run["dirty"])]
+        return [run for run in runs if self.is_still_true(run["commit"], run["dirty"])]
 
     def _is_still_true(self, commit: str, dirty: str) -> bool:
         if (commit, dirty) == (self._state.commit, self._state.dirty):

@@ -27,6 +27,8 @@ _OK_SLACK_NS = 500_000_000
 """From a verdict to its commit and the link's next cycle, OK still speaks of the plate before."""
 _SILENT_LIMIT_NS = 3_500_000_000
 """READY and OK are gone if no plate was judged for so long: the lease, and two plates."""
+_ANSWER_LIMIT_NS = 5_000_000_000
+"""A plate's result may follow those of later plates for so long after its trailing edge."""
 _GAP = "gap"
 _JUDGED = ("PASS", "FAIL")
 
@@ -41,7 +43,7 @@ class Findings:
     dangling: list[str] = field(default_factory=list)
     wrong_rejects: list[str] = field(default_factory=list)
     unrecorded: list[str] = field(default_factory=list)
-    """Plates that the belt carried and no row answers for."""
+    """Plates that the belt carried or a row opened, and no row answers for."""
 
     @property
     def all(self) -> list[str]:
@@ -202,9 +204,12 @@ class Observer:
         """By the plate's number."""
         return {plate: self.results[name]["verdict"] for plate, name in self._plates.items()}
 
-    def judge(self, since_ns: int, blind: tuple[int, int] | None = None) -> Findings:
+    def judge(
+        self, since_ns: int, blind: tuple[int, int] | None = None, is_over: bool = False
+    ) -> Findings:
         """What was wrong since a moment, and since it was last asked. `blind`: a time in which no
-        byte reached the tower, for which nobody can be blamed. Each finding is told once."""
+        byte reached the tower, for which nobody can be blamed. `is_over`: the station has ended,
+        and no row is to come. Each finding is told once."""
         since_ns = min(since_ns, self._judged_ns or since_ns)
         if blind is not None:
             self._blinds.append(blind)
@@ -222,7 +227,7 @@ class Observer:
             duplicated=self._twice + self._covered_twice(),
             dangling=self._dangling,
             wrong_rejects=self._wrong_accepts(since_ns),
-            unrecorded=self._unrecorded(),
+            unrecorded=self._unrecorded() + self._unanswered(is_over),
         )
         self.log.broken, self._twice, self._dangling = [], [], []
         for f in fields(found):
@@ -402,12 +407,22 @@ class Observer:
             return []
         if self._first is None:
             self._first = min(known)
-        missing = set(range(self._first, max(known) + 1)) - known - self._on_their_way()
+        opened = set(self._opened.values())
+        missing = set(range(self._first, max(known) + 1)) - known - opened
         return [f"plate {plate} passed without a row" for plate in sorted(missing)]
 
-    def _on_their_way(self) -> set[int]:
-        """Plates that were opened and are not decided yet."""
-        return {plate for name, plate in self._opened.items() if name not in self.results}
+    def _unanswered(self, is_over: bool) -> list[str]:
+        """I3: a plate that was opened has a result, whoever died meanwhile."""
+        newest, now_ns = max(self._plates, default=0), time.monotonic_ns()
+        return [
+            f"{name} (plate {plate}) was opened and has no result"
+            for name, plate in self._opened.items()
+            if name not in self.results
+            if is_over or not self._can_arrive(plate, newest, now_ns)
+        ]
+
+    def _can_arrive(self, plate: int, newest: int, now_ns: int) -> bool:
+        return plate > newest or self.belt.trailing_ns(plate) > now_ns - _ANSWER_LIMIT_NS
 
     def _covered_twice(self) -> list[str]:
         return [
@@ -418,7 +433,9 @@ class Observer:
         ]
 
     def behind(self, at_ns: int) -> str:
-        """Where the log's last plate is not the belt's; empty if it is."""
-        last = max([0, *self._plates, *self._opened.values(), *(s[1] for s in self._spans)])
-        low, high = self.belt.carried(at_ns - LEASE_LIMIT_NS), self.belt.carried(at_ns)
+        """Where the last plate that was answered for is not the belt's once the station has ended,
+        which was told to at a moment; empty if it is."""
+        last = max([0, *self._plates, *(s[1] for s in self._spans)])
+        low = self.belt.carried(at_ns - LEASE_LIMIT_NS)
+        high = self.belt.carried(time.monotonic_ns())
         return "" if low <= last <= high + 1 else f"last plate {last}, the belt's {low}-{high}"

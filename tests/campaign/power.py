@@ -43,9 +43,9 @@ class Cuts:
     cold: int = 0
     """Cuts before the WAL was written over for the first time."""
 
-    @property
-    def is_clean(self) -> bool:
-        return not (self.lost or self.dangling or self.duplicated)
+    def of(self, finding: str) -> list[str]:
+        """By its name in the campaign's table."""
+        return {"lost": self.lost, "dangling": self.dangling}.get(finding, [])
 
 
 class JournalRig:
@@ -123,9 +123,9 @@ def cut_again_and_again(
     broken: str | None = None,
     say: Callable[[str], None] = lambda text: None,
     until: float = float("inf"),
-    stop_at_first: bool = False,
+    stop_at: str = "",
 ) -> Cuts:
-    """`until`: time.time() after which no cut is begun."""
+    """`until`: time.time() after which no cut is begun. `stop_at`: the finding that suffices."""
     draw, found = Random(seed), Cuts()
     journal = JournalRig(folder, seed, broken)
     try:
@@ -135,7 +135,7 @@ def cut_again_and_again(
             _one_cut(journal, draw, found)
             if found.cuts % 50 == 0:
                 say(f"{found.cuts} power cuts, {found.acknowledged} rows acknowledged")
-            if stop_at_first and not found.is_clean:
+            if found.of(stop_at):
                 break
         found.lost += [*journal.log.forgotten(), *journal.log.broken]
     finally:

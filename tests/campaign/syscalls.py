@@ -26,6 +26,8 @@ from station.record import Body
 _CALL = re.compile(r"^(?:\[pid +)?(\d+)?\]? *([a-z_0-9]+)\(")
 _ATTACH_S, _ANSWER_S = 3.0, 4.0
 _WORKERS, _MAIN = "pictures", "main"
+_TRIES = 3
+"""Of a call that was not made: timing decides, for example, who is woken by whom."""
 
 
 @dataclass
@@ -35,7 +37,7 @@ class Calls:
     planned: int = 0
     killed: int = 0
     not_reached: list[str] = field(default_factory=list)
-    """Calls that this time were not made: timing decides, for example, who is woken by whom."""
+    """Calls that were not made in any of the tries."""
     names: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
 
@@ -55,10 +57,10 @@ def kill_each(
         if limit is not None:
             points = points[:: max(1, -(-len(points) // limit))]
         found = Calls(planned=len(points))
-        for number, point in enumerate(points, 1):
-            _kill_at(journal, point, found)
-            if number % 50 == 0:
-                say(f"{number} of {len(points)} calls")
+        for _ in range(_TRIES):
+            points = [point for point in points if not _kill_at(journal, point, found)]
+            say(f"{found.killed} of {found.planned} calls")
+        found.not_reached = list(map(str, points))
         found.problems += [*journal.log.forgotten(), *journal.log.broken]
         return found
     finally:
@@ -146,22 +148,23 @@ def _warm(journal: JournalRig) -> None:
         _one_plate(journal)
 
 
-def _kill_at(journal: JournalRig, point: _Point, found: Calls) -> None:
+def _kill_at(journal: JournalRig, point: _Point, found: Calls) -> bool:
+    """False if the call was not made."""
     submitter = journal.submitter
     inject = f"inject={point.call}:signal=SIGKILL:when={point.number}"
     options = ["-o", "/dev/null", "-e", f"trace={point.call}", "-e", inject]
     with _traced(_threads(journal.pid, point.role), options):
         rows = _one_plate(journal)
     Life.wait_gone({"journal": journal.pid}, within_s=0.05)
-    if is_alive(journal.pid):
-        found.not_reached.append(str(point))
-    else:
+    is_reached = not is_alive(journal.pid)
+    if is_reached:
         found.killed += 1
         found.names.add(point.call)
         submitter.close()
         journal.start()
         _warm(journal)
     _check(journal, point, rows, found)
+    return is_reached
 
 
 def _check(journal: JournalRig, point: _Point, rows: list[Body], found: Calls) -> None:

@@ -83,9 +83,9 @@ class Worker:
     def _end(self, engine: Engine) -> None:
         """A clean stop, as every life ends: nothing may be left undone."""
         began_ns = time.monotonic_ns()
-        behind = engine.observer.behind(began_ns)
         status = engine.life.stop()
-        findings = engine.observer.judge(began_ns)
+        findings = engine.observer.judge(began_ns, is_over=True)
+        behind = engine.observer.behind(began_ns)
         said = [*findings.all, *([behind] if behind else [])]
         said += [f"exit status {status}: {engine.stderr()}"] if status else []
         leave_s = engine.observer.green_left_s(began_ns)

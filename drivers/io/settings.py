@@ -97,5 +97,12 @@ def output_names(settings: DigitalIoSettings) -> set[str]:
     return set(settings.outputs)
 
 
+def times_pulses(settings: DigitalIoSettings) -> bool:
+    """Whether the device ends a pulse by itself, also when nobody lives to end it."""
+    if settings.type == "modbus":
+        return settings.pulse_offset is not None
+    return settings.type == "simulated"
+
+
 def input_names(settings: DigitalIoSettings) -> set[str]:
     return set(settings.inputs)

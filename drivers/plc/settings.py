@@ -73,9 +73,9 @@ class IoPlcSettings(_PlcSettings):
         latched = sorted({"ready", "ok"} & outputs)
         if latched and "heartbeat" not in outputs and not times_pulses(self.device):
             raise ValueError(
-                f"device.outputs has {latched[0]} but no heartbeat: the device keeps it on when the "
-                "station dies; add a heartbeat output and watch it, or take a module that times "
-                "pulses (pulse_offset)"
+                f"device.outputs has {latched[0]} but no heartbeat: the device keeps it on when "
+                "the station dies; add a heartbeat output and watch it, or take a module that "
+                "times pulses (pulse_offset)"
             )
         return self
 

@@ -180,7 +180,7 @@ def test_it_names_its_outputs_and_itself(bench: Bench) -> None:
 
 def test_settings_choose_the_driver() -> None:
     with open_digital_io(SimulatedIoSettings(type="simulated", outputs=("a",))) as io:
-        assert io.is_simulated
+        assert isinstance(io, SimulatedIo)
     with pytest.raises(DeviceNotFound, match="gpiochip0"):
         open_digital_io(gpio_settings())
     with pytest.raises(DeviceNotFound, match="check its power"):

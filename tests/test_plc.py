@@ -639,6 +639,17 @@ def test_what_cannot_be_opened_is_named() -> None:
         open_plc_link(ModbusClientSettings(type="modbus_client", host="127.0.0.1", tcp_port=1))
 
 
+@pytest.mark.parametrize("word", ["ready", "ok"])
+def test_what_says_good_needs_a_heartbeat_or_a_device_that_ends_it(word: str) -> None:
+    adapter = TypeAdapter(PlcSettings)
+    outputs = {word: 0, "ng": 1}
+    device = {"type": "modbus", "host": "127.0.0.1", "outputs": outputs}
+    with pytest.raises(ValidationError, match=f"has {word} but no heartbeat"):
+        adapter.validate_python({"type": "io", "device": device})
+    for ends in ({"outputs": {**outputs, "heartbeat": 2}}, {"pulse_offset": PULSE_OFFSET}):
+        adapter.validate_python({"type": "io", "device": {**device, **ends}})
+
+
 @pytest.mark.parametrize(
     ("outputs", "words"),
     [

@@ -23,8 +23,6 @@ class DigitalIo(ABC):
 
     description: str
     """What was opened, for people."""
-    is_simulated: bool = False
-    """True if no wire is behind it."""
     times_pulses: bool = False
     """True if the device ends a pulse by itself, also when nobody lives to end it."""
 

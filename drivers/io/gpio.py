@@ -7,20 +7,11 @@ line at rest is the safe side.
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from drivers.errors import (
-    DeviceBusy,
-    DeviceError,
-    DeviceLost,
-    DeviceNotFound,
-    DeviceRefused,
-    DeviceTimeout,
-    DriverMissing,
-)
+from drivers.errors import DeviceLost, DeviceTimeout, DriverMissing
+from drivers.gpio_chip import open_error
 from drivers.io import DigitalIo
 from drivers.io.settings import GpioIoLine, GpioIoSettings
 
@@ -29,13 +20,6 @@ try:
     from gpiod.line import Bias, Direction, Value
 except ImportError as _error:  # pragma: no cover - gpiod is a base dependency
     raise DriverMissing("gpio needs libgpiod's Python binding: pip install gpiod") from _error
-
-_BIAS = {
-    "as_is": Bias.AS_IS,
-    "pull_up": Bias.PULL_UP,
-    "pull_down": Bias.PULL_DOWN,
-    "disabled": Bias.DISABLED,
-}
 
 
 class GpioIo(DigitalIo):
@@ -57,7 +41,9 @@ class GpioIo(DigitalIo):
                 settings.chip, consumer="vqi", config=self._line_settings(Direction.AS_IS)
             )
         except (OSError, ValueError) as error:
-            raise _open_error(settings, error) from error
+            lines = [*settings.outputs.values(), *settings.inputs.values()]
+            offsets = [line.offset for line in lines]
+            raise open_error(settings.chip, offsets, error) from error
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -115,26 +101,10 @@ def _settings_of(line: GpioIoLine, direction: Direction, is_on: bool) -> Any:
     return gpiod.LineSettings(
         direction=direction,
         active_low=line.is_active_low,
-        bias=_BIAS[line.bias],
+        bias=Bias[line.bias.upper()],
         output_value=_value(is_on),
     )
 
 
 def _value(is_on: bool) -> Value:
     return Value.ACTIVE if is_on else Value.INACTIVE
-
-
-def _open_error(settings: GpioIoSettings, error: Exception) -> DeviceError:
-    number = getattr(error, "errno", None)
-    lines = [*settings.outputs.values(), *settings.inputs.values()]
-    offsets = ", ".join(str(line.offset) for line in lines)
-    if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-        found = ", ".join(sorted(str(chip) for chip in Path("/dev").glob("gpiochip*"))) or "none"
-        return DeviceNotFound(f"no GPIO chip {settings.chip}; found: {found}")
-    if number == errno.EBUSY:
-        return DeviceBusy(
-            f"{settings.chip}: a line of {offsets} is held by another process; stop that one"
-        )
-    if number in (errno.EACCES, errno.EPERM):
-        return DeviceRefused(f"no permission for {settings.chip}; join the group gpio")
-    return DeviceRefused(f"{settings.chip} does not give lines {offsets}: {error}")

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 
 from drivers.errors import DeviceTimeout
 from drivers.io import DigitalIo
-from drivers.io.settings import ModbusIoSettings
+from drivers.io.settings import ModbusIoSettings, times_pulses
 from drivers.modbus import (
     ModbusDevice,
     ModbusPDU,
@@ -37,7 +37,7 @@ class ModbusIo(DigitalIo):
 
     def __init__(self, settings: ModbusIoSettings) -> None:
         self._settings = settings
-        self.times_pulses = settings.pulse_offset is not None
+        self.times_pulses = times_pulses(settings)
         place = settings.port or f"{settings.host} port {settings.tcp_port}"
         self.description = f"Modbus I/O at {place}, device {settings.device_id}"
         self._modbus = ModbusDevice(settings, self.description)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from drivers.modbus_link import ModbusLink
 from drivers.settings import Count, Settings
 
 Name = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
@@ -48,22 +48,10 @@ class GpioIoSettings(Settings):
         return self
 
 
-class ModbusIoSettings(Settings):
+class ModbusIoSettings(ModbusLink):
     """An I/O module's coils and discrete inputs, over Modbus TCP or RTU."""
 
     type: Literal["modbus"]
-    port: str | None = Field(None, min_length=1, description="Serial device of the RS-485 line.")
-    baud_rate: Count = Field(9600, gt=0)
-    parity: Literal["N", "E", "O"] = "N"
-    stop_bits: Literal[1, 2] = 1
-    host: IPv4Address | IPv6Address | None = Field(
-        None, description="An address, not a name: the lamp waits for no name server."
-    )
-    tcp_port: Count = Field(502, ge=1, le=65_535)
-    framing: Literal["tcp", "rtu"] = Field(
-        "tcp", description="rtu: a module or converter that carries RTU frames over TCP."
-    )
-    device_id: Count = Field(1, ge=1, le=247, description="Unit id of the module.")
     outputs: dict[Name, Annotated[Count, Field(ge=0, le=65535)]] = Field(
         default_factory=dict, description="Coil address of each output."
     )
@@ -79,9 +67,7 @@ class ModbusIoSettings(Settings):
     pulse_unit_ms: Count = Field(100, ge=1, le=1000, description="Unit of that time.")
 
     @model_validator(mode="after")
-    def _is_over_one_link(self) -> ModbusIoSettings:
-        if (self.port is None) == (self.host is None):
-            raise ValueError("give either port (RTU) or host (TCP)")
+    def _is_read_in_one_request(self) -> ModbusIoSettings:
         for places in (self.outputs.values(), self.inputs.values()):
             if places and max(places) - min(places) >= _MOST_APART:
                 raise ValueError(f"addresses lie more than {_MOST_APART} apart")
@@ -95,6 +81,13 @@ DigitalIoSettings = Annotated[
 
 def output_names(settings: DigitalIoSettings) -> set[str]:
     return set(settings.outputs)
+
+
+def times_pulses(settings: DigitalIoSettings) -> bool:
+    """Whether the device ends a pulse by itself, also when nobody lives to end it."""
+    if settings.type == "modbus":
+        return settings.pulse_offset is not None
+    return settings.type == "simulated"
 
 
 def input_names(settings: DigitalIoSettings) -> set[str]:

@@ -12,7 +12,6 @@ from drivers.io.settings import SimulatedIoSettings
 class SimulatedIo(DigitalIo):
     """Takes everything at once and remembers it; times its pulses."""
 
-    is_simulated = True
     times_pulses = True
 
     def __init__(self, settings: SimulatedIoSettings) -> None:

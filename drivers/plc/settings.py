@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from drivers.io.settings import DigitalIoSettings, input_names, output_names
+from drivers.io.settings import DigitalIoSettings, input_names, output_names, times_pulses
 from drivers.plc.register_map import INPUT_BITS, OUTPUT_BITS
 from drivers.settings import Count, Number, Settings
 
@@ -65,6 +65,18 @@ class IoPlcSettings(_PlcSettings):
                 )
         if "result_valid" in given["outputs"] and "ok" not in given["outputs"]:
             raise ValueError("device.outputs has result_valid but no ok: not NG never means OK")
+        return self
+
+    @model_validator(mode="after")
+    def _what_says_good_ends(self) -> IoPlcSettings:
+        outputs = output_names(self.device)
+        latched = sorted({"ready", "ok"} & outputs)
+        if latched and "heartbeat" not in outputs and not times_pulses(self.device):
+            raise ValueError(
+                f"device.outputs has {latched[0]} but no heartbeat: the device keeps it on when "
+                "the station dies; add a heartbeat output and watch it, or take a module that "
+                "times pulses (pulse_offset)"
+            )
         return self
 
 

@@ -7,19 +7,11 @@ line at rest does not light green.
 from __future__ import annotations
 
 import contextlib
-import errno
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from drivers.errors import (
-    DeviceBusy,
-    DeviceError,
-    DeviceLost,
-    DeviceNotFound,
-    DeviceRefused,
-    DriverMissing,
-)
+from drivers.errors import DeviceLost, DriverMissing
+from drivers.gpio_chip import open_error
 from drivers.stacklight import LightState
 from drivers.stacklight.settings import GpioLine, GpioStackLightSettings, LightPattern
 from drivers.stacklight.switched import Modes, SwitchedLight
@@ -52,7 +44,8 @@ class GpioStackLight(SwitchedLight):
                 settings.chip, consumer="vqi", config=self._line_settings(Direction.AS_IS)
             )
         except (OSError, ValueError) as error:
-            raise _open_error(settings, error) from error
+            offsets = [line.offset for line in settings.lines.values()]
+            raise open_error(settings.chip, offsets, error) from error
         self._is_driven = False
         self._levels = {line.offset: Value.INACTIVE for line in settings.lines.values()}
         """By offset; active-low is the kernel's matter."""
@@ -102,18 +95,3 @@ class GpioStackLight(SwitchedLight):
             drive=Drive[line.drive.upper()],
             output_value=self._levels[line.offset],
         )
-
-
-def _open_error(settings: GpioStackLightSettings, error: Exception) -> DeviceError:
-    number = getattr(error, "errno", None)
-    offsets = ", ".join(str(line.offset) for line in settings.lines.values())
-    if number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-        found = ", ".join(sorted(str(chip) for chip in Path("/dev").glob("gpiochip*"))) or "none"
-        return DeviceNotFound(f"no GPIO chip {settings.chip}; found: {found}")
-    if number == errno.EBUSY:
-        return DeviceBusy(
-            f"{settings.chip}: a line of {offsets} is held by another process; stop that one"
-        )
-    if number in (errno.EACCES, errno.EPERM):
-        return DeviceRefused(f"no permission for {settings.chip}; join the group gpio")
-    return DeviceRefused(f"{settings.chip} does not give lines {offsets}: {error}")

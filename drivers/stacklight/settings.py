@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from drivers.modbus_link import ModbusLink
 from drivers.settings import Count, Number, Settings
 
 Element = Literal["red", "yellow", "green", "blue", "white", "buzzer"]
@@ -243,22 +244,10 @@ class SerialTowerSettings(LightDeviceSettings):
 # --- Modbus relays --------------------------------------------------------------------------------
 
 
-class ModbusRelaySettings(LightDeviceSettings):
+class ModbusRelaySettings(ModbusLink, LightDeviceSettings):
     """Relays behind Modbus RTU (`port`) or TCP (`host`)."""
 
     type: Literal["modbus_relay"]
-    port: str | None = Field(None, min_length=1, description="Serial device of the RS-485 line.")
-    baud_rate: Count = Field(9600, gt=0)
-    parity: Parity = "N"
-    stop_bits: Literal[1, 2] = 1
-    host: IPv4Address | IPv6Address | None = Field(
-        None, description="An address, not a name: the lamp waits for no name server."
-    )
-    tcp_port: Count = Field(502, ge=1, le=65_535)
-    framing: Literal["tcp", "rtu"] = Field(
-        "tcp", description="rtu: a board or converter that carries RTU frames over TCP."
-    )
-    device_id: Count = Field(1, ge=1, le=247)
     command: Literal["coil", "register"] = Field(
         "coil", description="coil: FC05 and FC01; register: FC06 with 0x0100 and 0x0200, and FC03."
     )
@@ -290,9 +279,7 @@ class ModbusRelaySettings(LightDeviceSettings):
         return self.pass_pulse_s is not None
 
     @model_validator(mode="after")
-    def _one_line_and_places_of_their_own(self) -> ModbusRelaySettings:
-        if (self.port is None) == (self.host is None):
-            raise ValueError("give either port (RTU) or host (TCP)")
+    def _places_of_their_own(self) -> ModbusRelaySettings:
         places = sorted(self.addresses.values())
         if len(set(places)) < len(places):
             raise ValueError("addresses: two elements have the same one")

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-COILS = {"ready": 0, "result_valid": 1, "ok": 2, "ng": 3, "error": 4, "accept": 8}
+COILS = {"ready": 0, "result_valid": 1, "ok": 2, "ng": 3, "error": 4, "heartbeat": 5, "accept": 8}
 PULSE_OFFSET, _PULSE_UNIT_S = 512, 0.1
 PULSE_MS = 100
 _COUNT = 16

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Any
@@ -14,7 +15,8 @@ from campaign.observer import Findings, Observer, Seen
 Json = dict[str, Any]
 RECOVERY_LIMIT_S = 30.0
 LEAVE_GREEN_LIMIT_S = 2.0
-_SHARE_WITH_GREEN = 0.8
+_WITH_GREEN, _WITH_OPEN_PLATE = 0.6, 0.8
+"""So many strikes while green is lit; up to so many of all while a plate is under the camera."""
 
 
 @dataclass
@@ -112,15 +114,22 @@ class Engine:
         return " | ".join(lines[-5:])
 
     def _wait_for_a_moment(self, draw: Random) -> None:
-        """Mostly while green is lit, at a random time of it; else at any time."""
-        if draw.random() < _SHARE_WITH_GREEN:
-            deadline = time.monotonic() + 3.0
-            while time.monotonic() < deadline and not self.observer.lamp.now.is_green:
-                self.observer.look()
-                time.sleep(0.01)
+        """Mostly while green is lit, or a plate is open, at a random time of it; else at any."""
+        share, observer = draw.random(), self.observer
+        if share < _WITH_GREEN:
+            self._wait_until(lambda: observer.lamp.now.is_green)
             time.sleep(draw.uniform(0, 0.2))
+        elif share < _WITH_OPEN_PLATE:
+            self._wait_until(lambda: observer.has_open_plate)
+            time.sleep(draw.uniform(0, 0.3))
         else:
             time.sleep(draw.uniform(0, 0.5))
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 3.0
+        while time.monotonic() < deadline and not condition():
+            self.observer.look()
+            time.sleep(0.01)
 
     @staticmethod
     def _judge_times(findings: Findings, leave_s: float | None) -> None:

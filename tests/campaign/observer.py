@@ -200,6 +200,12 @@ class Observer:
                 return body
         return None
 
+    @property
+    def has_open_plate(self) -> bool:
+        """Whether the newest plate that was opened has no result yet."""
+        newest = next(reversed(self._opened), None)
+        return newest is not None and newest not in self.results
+
     def verdicts(self) -> dict[int, str]:
         """By the plate's number."""
         return {plate: self.results[name]["verdict"] for plate, name in self._plates.items()}

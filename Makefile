@@ -27,7 +27,7 @@ test: $(TEST_STAMP) | system
 	$(PYTEST) -m alone $(ARGS) || [ $$? = 5 ]
 
 # Every optional peer; a skip for a missing package then counts as a failure.
-peers: APT += gcc libc6-dev pkg-config libaravis-dev aravis-tools prometheus
+peers: APT += gcc libc6-dev pkg-config libaravis-dev aravis-tools prometheus systemd
 peers: $(TEST_STAMP) | system
 	$(VENV)/bin/pip install -q -e .[plant,edge] vmbpy==1.2.3
 

@@ -26,7 +26,7 @@ from drivers.stacklight.profiles import (
     pattern_table,
 )
 from drivers.stacklight.settings import Abilities, LightPattern, Mode, StackLightSettings
-from station.record import PictureClass
+from station.record import CLOCK_JUMP_LIMIT_H, PictureClass
 
 SHIPPED_PREFIX = "shipped:"
 EX_CONFIG = 78
@@ -304,7 +304,10 @@ class RetentionSettings(Settings):
     fail: KeepRule | None = None
     undecided: KeepRule | None = None
     clock_jump_limit_h: Number = Field(
-        72.0, gt=0, le=8760, description="Nothing is removed after the clock was set ahead by more."
+        CLOCK_JUMP_LIMIT_H,
+        gt=0,
+        le=8760,
+        description="Nothing is removed after the clock was set ahead by more.",
     )
     backup: BackupSettings | None = None
 

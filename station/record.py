@@ -388,6 +388,9 @@ class ReleaseBody(Body):
     why: str = Field(min_length=1)
 
 
+CLOCK_JUMP_LIMIT_H = 72.0
+
+
 class RetentionBody(Body):
     """The rules by which pictures are removed from here on; {} where they are kept for ever."""
 
@@ -396,8 +399,15 @@ class RetentionBody(Body):
     min_pass_days: float
     """Pictures of passed plates that are younger stay, also when the disk is nearly full, and those
     of other plates whatever room they take."""
-    clock_jump_limit_h: float | None = None
-    """Nothing is removed while the clock is set ahead by more; None in older logs."""
+    clock_jump_limit_h: float = CLOCK_JUMP_LIMIT_H
+    """Nothing is removed while the clock is set ahead by more."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Without what is as ever, which older programs do not know: they must start here."""
+        fields = super().as_json()
+        if fields["clock_jump_limit_h"] == CLOCK_JUMP_LIMIT_H:
+            del fields["clock_jump_limit_h"]
+        return fields
 
 
 class DiskBody(Body):

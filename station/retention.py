@@ -187,7 +187,7 @@ def objection(
         return f"{stone.result_id} is on hold"
     if rules is None:
         return "no rules were written"
-    if rules.clock_jump_limit_h is not None and ahead_s > 3600 * rules.clock_jump_limit_h:
+    if ahead_s > 3600 * rules.clock_jump_limit_h:
         return f"the clock was set ahead by {ahead_s / 3600:.1f} h"
     days = age_days(picture, _time(stone.written_at))
     if stone.rule == "watermark":

@@ -160,6 +160,7 @@ def test_what_the_driver_said_reaches_the_station() -> None:
         CameraProcess(settings, ring_s=0.5)
 
 
+@pytest.mark.long
 def test_a_hundred_restarts_leave_nothing_behind(tmp_path: Path) -> None:
     """Opened, read and killed a hundred times: no descriptor, no process, no shared memory."""
     import cv2

@@ -97,6 +97,7 @@ def test_an_unknown_baseline_is_an_error_that_names_the_known_ones() -> None:
         build("resnet51", 1)
 
 
+@pytest.mark.long
 def test_every_network_has_its_row(rows: dict[str, BenchmarkRow]) -> None:
     assert list(rows) == ["lightdefectnet", *BASELINES]
     for row in rows.values():
@@ -119,6 +120,7 @@ def test_ours_has_a_row_for_each_faster_precision(every_row: list[BenchmarkRow])
     assert found[0].ratio_to_efficientnet_b0 > 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BASELINES)
 def test_operations_are_counted_as_in_the_publications(
     rows: dict[str, BenchmarkRow], name: str

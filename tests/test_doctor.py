@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -139,6 +140,7 @@ def test_peoples_words_and_recipes_comments_stay_here(rig: Rig) -> None:
     assert b"[plate]" in found["recipe.toml"]
 
 
+@pytest.mark.skipif(shutil.which("ps") is None, reason="no ps here: apt-get install procps")
 def test_commands_of_others_are_not_told_and_ours_are(rig: Rig) -> None:
     config = str(rig.folder / "station.toml")
     ours = ("-m", "station.cli", "--nothing-of-this-name")

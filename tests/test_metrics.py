@@ -33,7 +33,8 @@ from station.ipc import Json, Listener
 from station.metrics import FIGURES, OPTIONAL_FIGURES, Figure, StationCollector
 from station.metrics_server import health
 
-PORT = 9790
+with socket.create_server(("127.0.0.1", 0)) as _any:
+    PORT = _any.getsockname()[1]
 DEPLOY = Path(__file__).parent.parent / "deploy"
 DOCS = DEPLOY.parent / "docs"
 URL = f"http://127.0.0.1:{PORT}"
@@ -55,7 +56,7 @@ class Running:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("metrics")
-    rig = Rig(folder, specimen={"contrast_scale": 3.0}, tables="[metrics]\n")
+    rig = Rig(folder, specimen={"contrast_scale": 3.0}, tables=f"[metrics]\nport = {PORT}\n")
     log = folder / "stderr"
     with log.open("ab") as stderr:
         process = subprocess.Popen(

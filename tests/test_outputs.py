@@ -551,7 +551,9 @@ def test_nonsense_ends_its_sender_and_nothing_else(site: Site) -> None:
 def site_settings(folder: Path) -> Configuration:
     config = folder / "station.toml"
     device = '{ type = "simulated", outputs = ["accept"] }'
-    config.write_text(CONFIG.format(folder=folder, port=1502, device=device, pulse_ms=100))
+    light = '{ type = "simulated" }'
+    text = CONFIG.format(folder=folder, port=1502, device=device, pulse_ms=100, light=light)
+    config.write_text(text)
     return load_configuration(str(config)).value
 
 

@@ -273,6 +273,7 @@ def test_kills_put_out_the_production_pass_too(tmp_path: Path) -> None:
     assert "pass_not_production" not in commands
 
 
+@pytest.mark.long
 def test_a_start_after_a_kill_at_any_moment_of_the_start_before(tmp_path: Path) -> None:
     """Also before anything was ready: what is left of one run never blocks the next."""
     draw = random.Random(5)

@@ -168,6 +168,7 @@ def test_the_test_pictures_are_not_looked_at(folder: Path, run: Path, tmp_path: 
         assert read_summary(run)[key] == read_summary(again)[key]
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_where_it_stopped(folder: Path, run: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-P", "-m", "station.cli", "model", "train", "--data", str(folder)]
     command += ["--epochs", "4", "--seeds", "1", "--recipe", PLAIN.name, "--out", str(tmp_path)]

@@ -499,7 +499,7 @@ class _Lamp:
 
     def _leave(self) -> None:
         """Also after an error of our own: whatever was shown, nobody keeps it alive any more."""
-        self._outputs.revoke(time.monotonic_ns())  # at once; closing devices takes its time
+        self._outputs.revoke()  # at once; closing devices takes its time
         self._light.close()
         self._outputs.close()
         if self._listener is not None:
@@ -559,7 +559,7 @@ class _Lamp:
         client.close()
         write = self._light.lease.leave(owner)
         if write is not None:
-            self._outputs.revoke(time.monotonic_ns())
+            self._outputs.revoke()
             self._light.write(write)
 
     def _handle(self, owner: int, body: Json, newest: Show | None) -> Json | None:

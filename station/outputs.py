@@ -195,7 +195,7 @@ class Outputs:
         if self._accept is not None:
             self._accept.belt(news)
 
-    def revoke(self, now_ns: int) -> None:
+    def revoke(self) -> None:
         """The station is gone."""
         self._is_greeted = False
         if self._plc is not None:

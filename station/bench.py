@@ -48,8 +48,9 @@ _TRIES = 10
 _FINER_TRIES = 2
 """Between the first rate without loss and the one before it, halving the step."""
 _ALONE_S = 5.0
-_WATCH_FROM, _WATCH_FOR = 0.5, 0.4
-"""Shares of a try: its first part renders plates and starts processes."""
+_WATCH_AFTER, _WATCH_FOR = 0.2, 0.4
+"""Shares of a try, after its first record."""
+_START_AND_END_S = 120.0
 
 
 class BenchError(Exception):
@@ -255,22 +256,39 @@ def _run_watched(config: Path, seconds: float) -> tuple[int, list[str], dict[str
             *("--config", str(config), "--json", "--seconds", str(seconds)),
         ],
         stdout=subprocess.PIPE,
+        text=True,
     )
+    assert process.stdout is not None
+    is_late = threading.Event()
+
+    def end_late() -> None:
+        is_late.set()
+        process.kill()
+
+    limit = threading.Timer(seconds + _START_AND_END_S, end_late)
+    limit.start()
+    lines: list[str] = []
     cores: dict[str, float] = {}
     watcher = threading.Thread(target=_watch, args=(process.pid, seconds, cores))
-    watcher.start()
     try:
-        output, _ = process.communicate(timeout=seconds + 120)
-    except subprocess.TimeoutExpired as error:
-        raise BenchError("the station did not end in time") from error
+        for line in process.stdout:
+            if not lines:  # the first record: every process is there and works
+                watcher.start()
+            lines.append(line)
+        status = process.wait()
     finally:
+        limit.cancel()
         process.kill()
-        watcher.join()
-    return process.returncode, output.decode().splitlines(), cores
+        process.wait()
+        if lines:
+            watcher.join()
+    if is_late.is_set():
+        raise BenchError("the station did not end in time")
+    return status, lines, cores
 
 
 def _watch(pid: int, seconds: float, cores: dict[str, float]) -> None:
-    time.sleep(_WATCH_FROM * seconds)
+    time.sleep(_WATCH_AFTER * seconds)
     started, before = time.monotonic(), cpu_seconds(pid)
     time.sleep(_WATCH_FOR * seconds)
     taken_s, after = time.monotonic() - started, cpu_seconds(pid)

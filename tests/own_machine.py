@@ -19,6 +19,8 @@ _SIOCSIFFLAGS = 0x8914
 _IFF_UP = 1
 _IFREQ = "16sh22x"
 _LIBC = ctypes.CDLL(None, use_errno=True)
+_OUTSIDE: list[int] = []
+"""The network that this process had before, once it has one of its own."""
 
 
 def enter_own_network() -> bool:
@@ -36,9 +38,18 @@ def enter_own_network() -> bool:
             if _LIBC.setns(before, _CLONE_NEWNET) != 0:
                 raise
             return False
+        _OUTSIDE.append(os.dup(before))
         return True
     finally:
         os.close(before)
+
+
+def enter_outside_network() -> None:
+    """Give the calling thread the machine's network again: what fetches packages needs it. To be
+    called between fork and exec (`preexec_fn`)."""
+    for descriptor in _OUTSIDE[:1]:
+        if _LIBC.setns(descriptor, _CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "the machine's network cannot be entered again")
 
 
 def enter_own_mounts() -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from own_machine import enter_outside_network
 
 CHECKOUT = Path(__file__).parents[1]
 
@@ -21,6 +22,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> subprocess.Compl
         capture_output=True,
         text=True,
         check=False,
+        preexec_fn=enter_outside_network,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done

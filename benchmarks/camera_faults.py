@@ -32,7 +32,7 @@ from drivers.camera.producer.source import NOMINAL_EXPOSURE_US, belt_source
 from drivers.camera.settings import SimulatedCameraSettings
 from drivers.camera.simulated import Slots
 from models.runtimes import processor_name
-from station.qms import Reader
+from station.log_reader import Reader
 from station.supervisor import Supervisor
 
 Json = dict[str, Any]

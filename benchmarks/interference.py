@@ -51,7 +51,7 @@ from loaded_station import (
 
 from station.config import load_configuration
 from station.cores import cpu_seconds
-from station.qms import Filter, Reader
+from station.log_reader import Filter, Reader
 
 Json = dict[str, Any]
 _SETTLE_S = 2.0

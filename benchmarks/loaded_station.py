@@ -29,8 +29,8 @@ from station.bench import NetworkAlone, highest_lossless
 from station.config import load_configuration, load_recipe
 from station.control import send_command
 from station.ipc import PeerGone
+from station.log_reader import Reader
 from station.processes import process_figures
-from station.qms import Reader
 
 Json = dict[str, Any]
 Floats = NDArray[np.float64]

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from station.lock import take_lock
-from station.qms import DATABASE, IMAGES, Reader, StoreError, Verification, verify
+from station.log_reader import Reader
+from station.log_verify import Verification, verify
+from station.qms import DATABASE, IMAGES, StoreError
 
 Json = dict[str, Any]
 MARKER = "vqi-backup.json"

@@ -27,6 +27,8 @@ from station.commissioning import (
 )
 from station.commissioning_camera import first_look
 from station.ipc import Json
+from station.log_reader import Reader
+from station.log_verify import verify
 from station.msa import (
     EFFECTIVENESS,
     FALSE_ALARM_RATE,
@@ -44,7 +46,7 @@ from station.msa import (
 )
 from station.offline import PictureInspector
 from station.precision import load_classifier
-from station.qms import IMAGES, Reader, verify
+from station.qms import IMAGES
 from station.record import Verdict, score_text, utc_now
 
 DRY_RUN_PLATES = 200

@@ -35,8 +35,9 @@ from serial.tools.list_ports import comports
 from models.runtimes import processor_name
 from station.config import ConfigError, load_configuration, shipped_path
 from station.ipc import SOCKETS, Json
+from station.log_reader import Reader
 from station.processes import ask_all, process_figures, temperatures_c
-from station.qms import DATABASE, IMAGES, Reader
+from station.qms import DATABASE, IMAGES
 from station.record import utc_now
 from station.redaction import REDACTED, redact, redact_text, secrets_in
 from station.release import program_version

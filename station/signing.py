@@ -29,8 +29,9 @@ from station.config import Configuration, Loaded
 from station.ipc import NotPermitted, PeerGone
 from station.journal import JournalClient
 from station.lock import STATION_LOCK, take_lock
+from station.log_reader import Reader
 from station.product import load_flat_field
-from station.qms import Reader, StoreError
+from station.qms import StoreError
 from station.record import utc_now
 from station.state import NotCommissioned
 

@@ -152,7 +152,7 @@ class Rig:
 
     def rows(self, kind: str) -> list[Json]:
         """All bodies of a kind, in the journal's order, read as any reader reads them."""
-        from station.qms import Reader
+        from station.log_reader import Reader
 
         with Reader(self.journal) as reader:
             return list(reader.bodies(kind))

@@ -15,7 +15,9 @@ from test_retention import at
 
 from station.backup import BackupError, generations, make_backup, read_manifest
 from station.images import ImageFolder
-from station.qms import DATABASE, IMAGES, Reader, Store, verify
+from station.log_reader import Reader
+from station.log_verify import verify
+from station.qms import DATABASE, IMAGES, Store
 from station.record import PictureClass, RetentionBody, TombstoneBody, Verdict, result_id
 
 

@@ -18,7 +18,8 @@ from drivers.camera import CameraInfo, open_camera
 from station.commissioned import judge_file, read_commissioned, sha256_hex
 from station.config import load_configuration
 from station.lock import STATION_LOCK, take_lock
-from station.qms import Reader, verify
+from station.log_reader import Reader
+from station.log_verify import verify
 from station.record import Provenance
 from station.signing import SigningError, sign
 from station.state import SIMULATOR_VENDOR, Commissioned, NotCommissioned, provenance

@@ -31,7 +31,7 @@ from station.flat_field import (
     residual_non_uniformity,
     save,
 )
-from station.qms import Reader
+from station.log_reader import Reader
 
 Pixels = NDArray[np.uint8]
 WIDTH = 768

@@ -21,7 +21,8 @@ from test_qms import change, opened, result
 
 from station.ipc import Json, PeerGone
 from station.journal import JournalClient, journal_path
-from station.qms import Filter, Reader, verify
+from station.log_reader import Filter, Reader
+from station.log_verify import verify
 from station.record import Verdict
 
 

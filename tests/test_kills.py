@@ -29,7 +29,8 @@ from drivers.camera.settings import SimulatedCameraSettings
 from drivers.camera.simulated import belt_plates_before
 from drivers.errors import DriverMissing
 from station.config import load_configuration
-from station.qms import Reader, verify
+from station.log_reader import Reader
+from station.log_verify import verify
 
 Json = dict[str, Any]
 MakeLine = Callable[[Path, Json, int], tuple[Rig, SimulatedCameraSettings]]

@@ -38,8 +38,10 @@ from station.cli.log import app
 from station.config import load_configuration
 from station.images import ImageFolder
 from station.journal import JournalClient
+from station.log_reader import Reader
+from station.log_verify import verify
 from station.maintenance import Upkeep, _Child, disk_level
-from station.qms import DATABASE, IMAGES, Reader, Store, verify
+from station.qms import DATABASE, IMAGES, Store
 from station.record import (
     BackupBody,
     Body,

@@ -15,8 +15,9 @@ from test_journal import plate_memory
 from test_qms import acted, opened, result
 
 from station.ipc import Json
+from station.log_reader import Filter, Reader
+from station.log_verify import verify
 from station.outbox import Outbox, OutboxError
-from station.qms import Filter, Reader, verify
 from station.record import result_id
 
 

@@ -13,17 +13,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from station.log_reader import Filter, Reader
+from station.log_verify import verify, verify_tail
 from station.qms import (
     DATABASE,
     ContradictionError,
-    Filter,
-    Reader,
     Store,
     StoreError,
     StoreRefused,
     publish_snapshot,
-    verify,
-    verify_tail,
 )
 from station.record import (
     ActuationBody,

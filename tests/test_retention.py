@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from test_qms import change, opened, result
 
 from station.config import KeepRule
-from station.qms import DATABASE, Reader, Store, verify
+from station.log_reader import Reader
+from station.log_verify import verify
+from station.qms import DATABASE, Store
 from station.record import (
     Body,
     ClockBody,

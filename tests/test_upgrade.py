@@ -16,7 +16,9 @@ _FORMAT = ("station/record.py", "station/qms.py")
 _CONTINUE = """
 import sys
 from pathlib import Path
-from station.qms import Reader, Store, verify
+from station.log_reader import Reader
+from station.log_verify import verify
+from station.qms import Store
 from station.record import ChangeBody
 folder = Path(sys.argv[1])
 with Store(folder) as store:

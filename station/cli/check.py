@@ -30,10 +30,12 @@ from station.commissioned import read_commissioned
 from station.config import ACCEPT_OUTPUT, AcceptSettings, Configuration, Loaded, Recipe
 from station.control import send_command
 from station.ipc import PeerGone
+from station.log_reader import Reader
+from station.log_verify import verify_tail
 from station.machine import accept_scores, test_on_this_machine
 from station.precision import Chosen, load_classifier
 from station.product import check_strip, geometry_of, load_flat_field, load_product
-from station.qms import DATABASE, Reader, StoreError, verify_tail
+from station.qms import DATABASE, StoreError
 from station.record import Provenance
 from station.state import Origin, provenance
 

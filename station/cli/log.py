@@ -15,7 +15,9 @@ import typer
 from station.cli import log_upkeep
 from station.cli.common import JsonOption, fail, print_json
 from station.cli.log_options import Config, Journal, Serial, Since, Until, Wanted, journal_folder
-from station.qms import Filter, Json, Reader, StoreError, verify
+from station.log_reader import Filter, Reader
+from station.log_verify import verify
+from station.qms import Json, StoreError
 from station.record import score_text
 
 app = typer.Typer(no_args_is_help=True)

@@ -20,7 +20,8 @@ from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, pri
 from station.cli.log_options import Config, Journal, Since, Until, journal_folder
 from station.config import ConfigError, Configuration, load_recipe
 from station.ipc import PeerGone
-from station.qms import Filter, Reader, StoreError
+from station.log_reader import Filter, Reader
+from station.qms import StoreError
 from station.record import BackupBody, Body, HoldBody, PictureClass, ReleaseBody
 from station.retention import Catalogue, Doomed, Order, all_doomed, is_held, pictures_of
 

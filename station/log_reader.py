@@ -1,0 +1,227 @@
+"""Questions to the QMS log, from connections that cannot write."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from array import array
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.pool import StaticPool
+
+from station.qms import DATABASE, HOLDS, IMAGES, SIGNED_FILES, SNAPSHOT, Json, StoreError
+
+_PAGE_ROWS = 500
+"""Read at once: while a reader is within a page, the write-ahead file cannot be begun anew (I8)."""
+_FIRST_SEQ = -(2**63)
+"""The lowest that SQLite has: a row that somebody put before the first one is read, too."""
+
+_ABOUT_PICTURES = text("""
+    SELECT CASE kind WHEN 'result' THEN json_remove(body, '$.tile_grid', '$.tile_scores') ELSE body
+    END FROM row WHERE result_id = :id AND +kind IN ('result', 'review', 'tombstone')
+    AND seq < :before ORDER BY seq
+""")
+_IS_REMOVED = text("""
+    SELECT 1 FROM row WHERE result_id = :id AND kind = 'tombstone' AND body ->> '$.path' = :path
+    LIMIT 1
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which results; times are UTC text as in `written_at`, compared as text."""
+
+    since: str | None = None
+    until: str | None = None
+    serial: str | None = None
+    verdict: str | None = None
+
+    def sql(self) -> tuple[str, Json]:
+        parts = {
+            "since": "written_at >= :since",
+            "until": "written_at < :until",
+            "serial": "part_id = :serial",
+            "verdict": "verdict = :verdict",
+        }
+        given = {name: getattr(self, name) for name in parts if getattr(self, name) is not None}
+        return "".join(f" AND {parts[name]}" for name in given), given
+
+
+class Reader:
+    """Reads the log and can do nothing else to it; also for a user who may only read.
+
+    Reads the live file where it can. After a clean stop or a reboot an unprivileged user cannot;
+    then it reads the snapshot. `source` is `live` or `snapshot`.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Raises `StoreError` if there is no log or it cannot be read."""
+        self.directory = directory
+        problems = []
+        for source, name in (("live", DATABASE), ("snapshot", SNAPSHOT)):
+            path = directory / name
+            try:
+                self._engine, self._connection = _open_reading(path)
+            except SQLAlchemyError as error:
+                problems.append(f"{path}: {error.__cause__ or error}")
+                continue
+            self.source, self.path = source, path
+            return
+        raise StoreError(f"no log can be read here: {'; '.join(problems)}")
+
+    @property
+    def source_note(self) -> str:
+        """For people: which file was read, and as of when."""
+        if self.source == "live":
+            return f"read the live file {self.path}"
+        at = datetime.fromtimestamp(self.path.stat().st_mtime, UTC).isoformat(timespec="seconds")
+        return f"read the published snapshot {self.path} of {at}; the live file cannot be read"
+
+    def results(
+        self, wanted: Filter, newest_first: bool = False, limit: int | None = None
+    ) -> Iterator[Json]:
+        """Result bodies with their `seq` and last review, in order; those that are there now."""
+        where, values = wanted.sql()
+        order = "DESC" if newest_first else "ASC"
+        query = f"SELECT seq FROM row WHERE kind = 'result'{where} ORDER BY seq {order}"
+        if limit is not None:
+            query, values = query + " LIMIT :limit", {**values, "limit": limit}
+        reviews = self._last_reviews()
+        for seq, body in self._of_rows(query, values):
+            yield {"seq": seq, **body, "review": reviews.get(body["result_id"])}
+
+    def of_result(self, result_id: str) -> list[Json]:
+        """Every row about a result: the result first, then the others in order."""
+        found = self._connection.execute(
+            text("SELECT seq, body FROM row WHERE result_id = :id ORDER BY kind <> 'result', seq"),
+            {"id": result_id},
+        )
+        return [{"seq": row.seq, **json.loads(row.body)} for row in found]
+
+    def about_pictures(self, result_id: str, before: int) -> list[Json]:
+        """What rows of a result before a row say of its pictures, in order."""
+        found = self._connection.execute(_ABOUT_PICTURES, {"id": result_id, "before": before})
+        return [json.loads(row[0]) for row in found]
+
+    def bodies(self, kind: str, since: str = "") -> Iterator[Json]:
+        """All bodies of a kind, in order; `since` is UTC text as in `written_at`."""
+        query = "SELECT seq FROM row WHERE kind = :kind AND written_at >= :since ORDER BY seq"
+        for _, body in self._of_rows(query, {"kind": kind, "since": since}):
+            yield body
+
+    def holds(self) -> list[Json]:
+        """Bodies of the holds that nobody released, oldest first."""
+        return [json.loads(row[0]) for row in self._connection.execute(text(HOLDS))]
+
+    def last_bodies(self, count: int) -> list[str]:
+        """The texts of the last rows of any kind, in order."""
+        query = text("SELECT body FROM row ORDER BY seq DESC LIMIT :count")
+        return [row[0] for row in self._connection.execute(query, {"count": count})][::-1]
+
+    def signed_files(self) -> list[str]:
+        """The sha256 of each commissioning file that was signed, the latest first."""
+        return [row[0] for row in self._connection.execute(text(SIGNED_FILES))]
+
+    def stats(self, wanted: Filter) -> Json:
+        """Counts by verdict and by reason."""
+        where, values = wanted.sql()
+        verdicts: dict[str, int] = {}
+        reasons: dict[str, int] = {}
+        found = self._connection.execute(
+            text(
+                f"SELECT verdict, reason, count(*) FROM row WHERE kind = 'result'{where} "
+                "GROUP BY verdict, reason"
+            ),
+            values,
+        )
+        for verdict, reason, count in found:
+            verdicts[verdict] = verdicts.get(verdict, 0) + count
+            if reason is not None:
+                reasons[reason] = count
+        return {"results": sum(verdicts.values()), "verdicts": verdicts, "reasons": reasons}
+
+    def rows(self, first: int = _FIRST_SEQ) -> Iterator[Any]:
+        """Every row with its generated columns, in order, up to the last one there is by then."""
+        query = text("SELECT * FROM row WHERE seq >= :first ORDER BY seq LIMIT :count")
+        while page := self._connection.execute(query, {"first": first, "count": _PAGE_ROWS}).all():
+            yield from page
+            if len(page) < _PAGE_ROWS:
+                return
+            first = page[-1].seq + 1
+
+    def last_seq(self) -> int:
+        """Of the newest row; 0 if there is none."""
+        return int(self._connection.execute(text("SELECT max(seq) FROM row")).scalar() or 0)
+
+    def _of_rows(self, query: str, values: Json) -> Iterator[tuple[int, Json]]:
+        """Number and body of the rows whose numbers a query gives, in its order."""
+        numbers = array("q", (row[0] for row in self._connection.execute(text(query), values)))
+        page_query = text(
+            "SELECT seq, body FROM row WHERE seq IN (SELECT value FROM json_each(:numbers))"
+        )
+        for start in range(0, len(numbers), _PAGE_ROWS):
+            page = numbers[start : start + _PAGE_ROWS].tolist()
+            found = self._connection.execute(page_query, {"numbers": json.dumps(page)}).all()
+            bodies = {row.seq: row.body for row in found}
+            yield from ((number, json.loads(bodies[number])) for number in page)
+
+    @property
+    def images(self) -> Path:
+        """Where the pictures lie: beside the log, or beside the folder of a backup's generation."""
+        beside = self.directory / IMAGES
+        return beside if beside.is_dir() else self.directory.parent / IMAGES
+
+    def is_removed(self, result_id: str, path: str) -> bool:
+        """True if a tombstone says that this picture of the result was removed."""
+        found = self._connection.execute(_IS_REMOVED, {"id": result_id, "path": path})
+        return found.first() is not None
+
+    def results_naming(self, paths: Collection[str]) -> list[tuple[str, str]]:
+        """Results, removed pictures or not, that name these files; reads all results."""
+        if not paths:
+            return []
+        query = (
+            "SELECT result_id, image.value ->> 'path' FROM row, json_each(body, '$.images') AS "
+            "image WHERE kind = 'result' AND image.value ->> 'path' IN "
+            "(SELECT value FROM json_each(:paths))"
+        )
+        found = self._connection.execute(text(query), {"paths": json.dumps(sorted(paths))})
+        return [(row[0], row[1]) for row in found]
+
+    def triggers(self) -> set[str]:
+        """Names of the triggers that keep rows from being changed."""
+        query = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'row'"
+        return {row[0] for row in self._connection.execute(text(query))}
+
+    def _last_reviews(self) -> dict[str, Json]:
+        return {body["result_id"]: body for body in self.bodies("review")}
+
+    def close(self) -> None:
+        self._connection.close()
+        self._engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _open_reading(path: Path) -> tuple[Engine, Connection]:
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            f"file:{path}?mode=ro", uri=True, timeout=5.0, check_same_thread=False
+        )
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    engine = create_engine("sqlite://", creator=connect, poolclass=StaticPool)
+    connection = engine.connect()
+    connection.execute(text("SELECT count(*) FROM row WHERE seq = 1")).all()
+    return engine, connection

@@ -1,0 +1,75 @@
+"""Tables that answer QA's questions, made of the rows of the log: a plate a result, its defects, and
+sums by the hour. Filled in the transaction of the row; whoever doubts them makes them again.
+
+The same tables are in a station's SQLite file and in a plant's PostgreSQL database, so that one
+query asks both. Times are UTC as RFC 3339 text of one length, compared as text; `station_id` and
+`seq` name the row of the log that a line was made of.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Boolean, Column, Float, Index, Integer, MetaData, String, Table
+
+METADATA = MetaData()
+
+PLATE = Table(
+    "plate",
+    METADATA,
+    Column("station_id", String, primary_key=True),
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("result_id", String, nullable=False),
+    Column("written_at", String, nullable=False),
+    Column("shift", String),
+    Column("part_id", String),
+    Column("attempt", Integer),
+    Column("lot", String),
+    Column("verdict", String, nullable=False),
+    Column("reason", String),
+    Column("score", Float),
+    Column("defects", Integer, nullable=False),
+    Column("recipe_id", String, nullable=False),
+    Column("recipe_version", Integer, nullable=False),
+    Column("model_id", String, nullable=False),
+    Column("provenance", String, nullable=False),
+    Column("triggers", Integer),
+    Column("is_audit_sample", Boolean, nullable=False),
+    Column("reviewed_verdict", String),
+    Column("reviewer", String),
+    Column("review_seq", Integer),
+    Index("plate_result", "result_id"),
+    Index("plate_part", "part_id"),
+    Index("plate_time", "written_at"),
+    Index("plate_verdict", "verdict", "written_at"),
+)
+"""One line for each result row; the last three columns are those of its last review."""
+
+DEFECT = Table(
+    "defect",
+    METADATA,
+    Column("station_id", String, primary_key=True),
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("kind", String),
+    Column("x_mm", Float, nullable=False),
+    Column("y_mm", Float, nullable=False),
+    Column("w_mm", Float),
+    Column("h_mm", Float),
+    Column("score", Float, nullable=False),
+)
+"""One line for each defect of a result, numbered from 0 as in its row. `kind` is what a reviewer
+called it; None until then."""
+
+HOURLY = Table(
+    "hourly",
+    METADATA,
+    Column("station_id", String, primary_key=True),
+    Column("hour", String, primary_key=True),
+    Column("recipe_id", String, primary_key=True),
+    Column("provenance", String, primary_key=True),
+    Column("verdict", String, primary_key=True),
+    Column("reason", String, primary_key=True),
+    Column("plates", Integer, nullable=False),
+    Column("defects", Integer, nullable=False),
+)
+"""Sums of `plate`; `hour` is `written_at` cut after the hour (`2026-11-26T09`), `reason` is empty
+where there is none."""

@@ -1,4 +1,4 @@
-"""Tables that answer QA's questions, made of the rows of the log: a plate a result, its defects, and
+"""Tables that answer QA's questions, made of the log's rows: a line a plate, its defects, and
 sums by the hour. Filled in the transaction of the row; whoever doubts them makes them again.
 
 The same tables are in a station's SQLite file and in a plant's PostgreSQL database, so that one

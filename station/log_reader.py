@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 from array import array
@@ -11,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, create_engine, text
+from sqlalchemy import Connection, CursorResult, Engine, TextClause, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
@@ -19,8 +20,8 @@ from station.qms import DATABASE, HOLDS, IMAGES, SIGNED_FILES, SNAPSHOT, Json, S
 
 _PAGE_ROWS = 500
 """Read at once: while a reader is within a page, the write-ahead file cannot be begun anew (I8)."""
-_FIRST_SEQ = -(2**63)
-"""The lowest that SQLite has: a row that somebody put before the first one is read, too."""
+_FIRST_SEQ, _LAST_SEQ = -(2**63), 2**63 - 1
+"""What SQLite has: a row that somebody put before the first one is read, too."""
 
 _ABOUT_PICTURES = text("""
     SELECT CASE kind WHEN 'result' THEN json_remove(body, '$.tile_grid', '$.tile_scores') ELSE body
@@ -146,14 +147,36 @@ class Reader:
                 reasons[reason] = count
         return {"results": sum(verdicts.values()), "verdicts": verdicts, "reasons": reasons}
 
-    def rows(self, first: int = _FIRST_SEQ) -> Iterator[Any]:
+    def rows(self, first: int = _FIRST_SEQ, last: int = _LAST_SEQ) -> Iterator[Any]:
         """Every row with its generated columns, in order, up to the last one there is by then."""
-        query = text("SELECT * FROM row WHERE seq >= :first ORDER BY seq LIMIT :count")
-        while page := self._connection.execute(query, {"first": first, "count": _PAGE_ROWS}).all():
+        query = text(
+            "SELECT * FROM row WHERE seq >= :first AND seq <= :last ORDER BY seq LIMIT :count"
+        )
+        values = {"last": last, "count": _PAGE_ROWS}
+        while page := self._connection.execute(query, {"first": first, **values}).all():
             yield from page
             if len(page) < _PAGE_ROWS:
                 return
             first = page[-1].seq + 1
+
+    def query(self, statement: TextClause, values: Json) -> CursorResult[Any]:
+        """What a statement that reads finds."""
+        return self._connection.execute(statement, values)
+
+    def chain_at(self, seq: int) -> str:
+        """Chain value of a row. Raises `StoreError` if there is no such row."""
+        query = text("SELECT chain_sha256 FROM row WHERE seq = :seq")
+        found = self._connection.execute(query, {"seq": seq}).scalar()
+        if found is None:
+            raise StoreError(f"{self.path}: there is no row {seq}: see `vqi log verify`")
+        return str(found)
+
+    def station_id(self) -> str:
+        """Whose log this is, by its last row; empty without one that says so."""
+        query = text("SELECT body ->> '$.station_id' FROM row ORDER BY seq DESC LIMIT 1")
+        with contextlib.suppress(SQLAlchemyError):  # a body that is no JSON any more
+            return str(self._connection.execute(query).scalar() or "")
+        return ""
 
     def last_seq(self) -> int:
         """Of the newest row; 0 if there is none."""

@@ -459,6 +459,18 @@ class BackupBody(Body):
     took_s: float = 0.0
 
 
+class CheckpointBody(Body):
+    """The heads of the log's two trees as of a row before this one, signed where there is a key."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    size: int
+    """Rows 1 to `size` are covered."""
+    note: str
+    """The signed note as docs/proof.md describes it; without its last line where nobody signed."""
+    public_key: str | None = None
+    """base64 of the 32 bytes of the Ed25519 key; None where nobody signed."""
+
+
 AnyBody = Annotated[
     OpenedBody
     | ResultBody
@@ -475,7 +487,8 @@ AnyBody = Annotated[
     | RetentionBody
     | DiskBody
     | ClockBody
-    | BackupBody,
+    | BackupBody
+    | CheckpointBody,
     Field(discriminator="kind"),
 ]
 

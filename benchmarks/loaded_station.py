@@ -39,7 +39,7 @@ _FRAME_HEIGHT = 64
 _START_LIMIT_S = 60.0
 _TRY_S = 15.0
 _FIRST_SHARE = 0.5
-"""Of the network's own rate, tried first: at plates this small most of the time goes into records."""
+"""Of the network's own rate, tried first: of plates this small the records take most time."""
 _WITHOUT_END = {"interrupted", "belt stopped", "gap"}
 """Reasons of records whose plate's last scan line was never seen."""
 METRICS_PORT = 9791

@@ -20,6 +20,8 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
+from station.attempts import FILLED_IN, numbered
+from station.given import GIVEN, VALUE
 from station.record import Body
 
 DATABASE = "journal.db"
@@ -172,6 +174,7 @@ class Store:
                     if known is not None:
                         numbers.append(known)
                         continue
+                    body = numbered(connection, body)
                     seq, link = seq + 1, self._insert(connection, seq + 1, link, body)
                     numbers.append(seq)
         except SQLAlchemyError as error:
@@ -246,6 +249,12 @@ class Store:
             "SELECT max(plate_ordinal) FROM row WHERE plate_ordinal IS NOT NULL "
             f"AND seq >= {began_anew or 0}"
         )
+
+    def given(self) -> dict[str, str]:
+        """What a person said last of each that holds from plate to plate; see station/given.py."""
+        query = f"SELECT body ->> '$.detail.{VALUE}' FROM row WHERE seq = :seq"
+        last = {what: self._query(query, {"seq": self._last_change(what)}) for what in GIVEN}
+        return {what: str(found[0][0]) for what, found in last.items() if found}
 
     def signed_files(self) -> list[str]:
         """The sha256 of each commissioning file that was signed, the latest first."""
@@ -448,7 +457,7 @@ def _writing_engine(path: Path) -> Engine:
 
 def _content(body: str) -> Json:
     """What a row says, without when it was written and what the journal filled in."""
-    filled = ("written_at", "images", "pixels_sha256")
+    filled = ("written_at", "images", "pixels_sha256", *FILLED_IN)
     return {key: value for key, value in json.loads(body).items() if key not in filled}
 
 

@@ -8,34 +8,26 @@ because its acknowledgement was lost, is found to be there before anything is co
 
 from __future__ import annotations
 
-from typing import Any, Protocol
-
-from sqlalchemy import Connection, text
-
-from station.record import Body, ResultBody
+import sqlite3
+from typing import Any
 
 FILLED_IN = ("attempt", "previous_result_id")
-_LAST = text("""
-    SELECT result_id, body ->> '$.attempt' AS attempt FROM row
-    WHERE part_id = :part_id AND +kind = 'result' ORDER BY seq DESC LIMIT 1
-""")
-_COUNT = text("SELECT count(*) FROM row WHERE part_id = :part_id AND +kind = 'result'")
+_LAST = """
+    SELECT result_id, body ->> '$.attempt' FROM row
+    WHERE part_id = ? AND +kind = 'result' ORDER BY seq DESC LIMIT 1
+"""
+_COUNT = "SELECT count(*) FROM row WHERE part_id = ? AND +kind = 'result'"
 
 
-class _Row(Protocol):
-    result_id: str
-    attempt: int | None
-
-
-def numbered(connection: Connection, body: Body) -> Body:
-    """A result with its attempt, linked to the one before; another row as it is."""
-    if not isinstance(body, ResultBody) or body.part_id is None:
-        return body
-    part: dict[str, Any] = {"part_id": body.part_id}
-    last: _Row | None = connection.execute(_LAST, part).first()
+def attempt_of(log: sqlite3.Connection, fields: dict[str, Any]) -> dict[str, Any]:
+    """What is to be filled into a row's fields before it is written: for the result of a part its
+    attempt, linked to the one before."""
+    part = (fields.get("part_id"),)
+    if fields["kind"] != "result" or part[0] is None:
+        return {}
+    last = log.execute(_LAST, part).fetchone()
     if last is None:
-        return body.model_copy(update={"attempt": 1, "previous_result_id": None})
-    # A first attempt does not say so, and an earlier program counted none: then they are counted.
-    before = last.attempt or connection.execute(_COUNT, part).scalar_one()
-    update = {"attempt": before + 1, "previous_result_id": last.result_id}
-    return body.model_copy(update=update)
+        return {"attempt": 1}
+    # A row of an earlier program says none: then they are counted.
+    before = last[1] or log.execute(_COUNT, part).fetchone()[0]
+    return {"attempt": before + 1, "previous_result_id": last[0]}

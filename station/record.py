@@ -219,8 +219,8 @@ class ResultBody(Body):
     """None where no serials are looked for."""
     serials: tuple[str, ...] = ()
     """All that may be this plate's, where that is ambiguous."""
-    attempt: int = 1
-    """The plate is this part's so-manieth result in this log; filled in by the journal process."""
+    attempt: int | None = None
+    """The so-manieth result of this part in this log; filled in by the journal process."""
     previous_result_id: str | None = None
     """The attempt before; filled in by the journal process."""
     lot: str | None = None

@@ -30,6 +30,7 @@ import cv2
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from station.audit import UNREVEALED
 from station.clock import Clock
 from station.config import EX_CONFIG, Configuration
 from station.counters import Histogram
@@ -100,7 +101,7 @@ class JournalClient:
         ids), held (body of a FAIL or UNDECIDED that nobody acknowledged), has_late_plates,
         last_plate_ordinal, attentions and references (bodies), last_tick_at, signed_files (sha256
         of commissioning files, the latest first), given (what people said holds from plate to
-        plate), head (seq, chain)."""
+        plate), audit_seeds (bodies of those not revealed), head (seq, chain)."""
         return self._connected.request({"op": "hello"}, timeout_s=30.0)
 
     def ask(self, op: str, **given: str) -> Json:
@@ -431,6 +432,7 @@ class _Journal:
             "last_tick_at": self._last_tick_at,
             "signed_files": self._store.signed_files(),
             "given": self._store.given(),
+            "audit_seeds": self._store.unrevealed_seeds(UNREVEALED),
             "head": {"seq": seq, "chain_sha256": chain},
         }
 

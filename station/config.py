@@ -368,6 +368,29 @@ class RetentionSettings(Settings):
         return {kind: rule for kind, rule in given.items() if rule is not None}
 
 
+class ProofSettings(Settings):
+    """What lets somebody who does not trust the station see that the log is whole."""
+
+    every_h: Number = Field(1.0, gt=0, le=8760, description="Between two checkpoints.")
+    key_file: Path | None = Field(
+        None,
+        description="Ed25519 key of `vqi log key make`; default: the unit's credential "
+        "log-key.pem. Without one checkpoints are not signed.",
+    )
+    anchor_file: Path | None = Field(
+        None, description="Another user's file to which each checkpoint's anchor is appended."
+    )
+    anchor_socket: Path | None = Field(
+        None, description="Whoever listens there appends to anchor_file; default: this process."
+    )
+
+    @model_validator(mode="after")
+    def _socket_has_its_file(self) -> ProofSettings:
+        if self.anchor_socket is not None and self.anchor_file is None:
+            raise ValueError("anchor_socket needs anchor_file: the file that its listener appends")
+        return self
+
+
 class LightSettings(Settings):
     """The stack light and what it means at this site."""
 
@@ -501,6 +524,7 @@ class Configuration(Settings):
     camera: CameraSettings
     journal: JournalSettings
     retention: RetentionSettings = RetentionSettings()
+    proof: ProofSettings = ProofSettings()
     light: LightSettings
     flat_field: FlatFieldSettings | None = None
     commissioning: CommissioningSettings | None = None

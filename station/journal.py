@@ -106,7 +106,8 @@ class JournalClient:
 
     def ask(self, op: str, **given: str) -> Json:
         """`prune`: look for pictures that may go, {"sweep": the number of sweeps after which it has
-        been done}; `clock_is_right` with `who` and `why`."""
+        been done}; `checkpoint`: make one, {"tried": how many will have been tried by then};
+        `clock_is_right` with `who` and `why`."""
         return self._connected.request({"op": op, **given}, timeout_s=30.0)
 
     def status(self) -> Json:
@@ -400,6 +401,8 @@ class _Journal:
                 self._begin_pictures(client, body, descriptors)
             case "prune":
                 self._answer(client, {"ok": True, "sweep": self._upkeep.sweep_now()})
+            case "checkpoint":
+                self._answer(client, {"ok": True, "tried": self._upkeep.checkpoint_now()})
             case "clock_is_right":
                 self._upkeep.accept_clock(str(body["who"]), str(body["why"]))
                 self._answer(client, {"ok": True})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import time
@@ -12,7 +13,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, Executable, create_engine, inspect, text
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    Engine,
+    Executable,
+    TextClause,
+    create_engine,
+    inspect,
+    text,
+)
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
@@ -26,8 +36,8 @@ ASK_LIMIT_S = 10.0
 anew (I8)."""
 _LOOK_EVERY_STEPS = 10_000
 """Of SQLite's virtual machine: about a millisecond."""
-_FIRST_SEQ = -(2**63)
-"""The lowest that SQLite has: a row that somebody put before the first one is read, too."""
+_FIRST_SEQ, _LAST_SEQ = -(2**63), 2**63 - 1
+"""What SQLite has: a row that somebody put before the first one is read, too."""
 
 _ABOUT_PICTURES = text("""
     SELECT CASE kind WHEN 'result' THEN json_remove(body, '$.tile_grid', '$.tile_scores') ELSE body
@@ -185,14 +195,36 @@ class Reader:
                 reasons[reason] = count
         return {"results": sum(verdicts.values()), "verdicts": verdicts, "reasons": reasons}
 
-    def rows(self, first: int = _FIRST_SEQ) -> Iterator[Any]:
+    def rows(self, first: int = _FIRST_SEQ, last: int = _LAST_SEQ) -> Iterator[Any]:
         """Every row with its generated columns, in order, up to the last one there is by then."""
-        query = text("SELECT * FROM row WHERE seq >= :first ORDER BY seq LIMIT :count")
-        while page := self._connection.execute(query, {"first": first, "count": _PAGE_ROWS}).all():
+        query = text(
+            "SELECT * FROM row WHERE seq >= :first AND seq <= :last ORDER BY seq LIMIT :count"
+        )
+        values = {"last": last, "count": _PAGE_ROWS}
+        while page := self._connection.execute(query, {"first": first, **values}).all():
             yield from page
             if len(page) < _PAGE_ROWS:
                 return
             first = page[-1].seq + 1
+
+    def query(self, statement: TextClause, values: Json) -> CursorResult[Any]:
+        """What a statement that reads finds."""
+        return self._connection.execute(statement, values)
+
+    def chain_at(self, seq: int) -> str:
+        """Chain value of a row. Raises `StoreError` if there is no such row."""
+        query = text("SELECT chain_sha256 FROM row WHERE seq = :seq")
+        found = self._connection.execute(query, {"seq": seq}).scalar()
+        if found is None:
+            raise StoreError(f"{self.path}: there is no row {seq}: see `vqi log verify`")
+        return str(found)
+
+    def station_id(self) -> str:
+        """Whose log this is, by its last row; empty without one that says so."""
+        query = text("SELECT body ->> '$.station_id' FROM row ORDER BY seq DESC LIMIT 1")
+        with contextlib.suppress(SQLAlchemyError):  # a body that is no JSON any more
+            return str(self._connection.execute(query).scalar() or "")
+        return ""
 
     def last_seq(self) -> int:
         """Of the newest row; 0 if there is none."""

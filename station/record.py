@@ -560,6 +560,18 @@ class AuditRevealBody(Body):
     seed: str = Field(pattern="^[0-9a-f]{64}$")
 
 
+class CheckpointBody(Body):
+    """The heads of the log's two trees as of a row before this one, signed where there is a key."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    size: int
+    """Rows 1 to `size` are covered."""
+    note: str
+    """The signed note as docs/proof.md describes it; without its last line where nobody signed."""
+    public_key: str | None = None
+    """base64 of the 32 bytes of the Ed25519 key; None where nobody signed."""
+
+
 AnyBody = Annotated[
     OpenedBody
     | ResultBody
@@ -579,7 +591,8 @@ AnyBody = Annotated[
     | ClockBody
     | BackupBody
     | AuditSeedBody
-    | AuditRevealBody,
+    | AuditRevealBody
+    | CheckpointBody,
     Field(discriminator="kind"),
 ]
 

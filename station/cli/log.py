@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from station.cli import log_questions, log_upkeep
+from station.cli import log_proof, log_questions, log_upkeep
 from station.cli.common import JsonOption, fail, print_json
 from station.cli.log_options import (
     Config,
@@ -31,6 +31,10 @@ from station.record import score_text
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(log_upkeep.hold_app, name="hold")
+app.add_typer(log_proof.key_app, name="key")
+app.command("checkpoint")(log_proof.checkpoint)
+app.command("consistency")(log_proof.consistency)
+app.command("certificate")(log_proof.certificate)
 app.command("backup")(log_upkeep.backup)
 app.command("prune")(log_upkeep.prune)
 app.command("clock-is-right")(log_upkeep.clock_is_right)
@@ -202,11 +206,15 @@ def verify_(
     config: Config = None,
     journal: Journal = None,
     pictures: Annotated[bool, typer.Option(help="Also read every picture.")] = True,
+    anchor: log_proof.AnchorOption = None,
+    public_key: log_proof.PublicKeyOption = None,
     is_json: JsonOption = False,
 ) -> None:
-    """Recompute every hash, the chain and the pictures. Exit status 1 if anything differs."""
+    """Recompute every hash, the chain, checkpoints and pictures, and hold the log against anchors
+    that lie outside it. Exit status 1 if anything differs."""
     with open_log(config, journal) as reader:
-        found = verify(reader, pictures)
+        found = verify(reader, pictures, public_key)
+        log_proof.hold_against_anchors(reader, config, anchor or [], found)
         source = reader.source
     if is_json:
         print_json(
@@ -219,6 +227,7 @@ def verify_(
                 "images": found.images,
                 "tombstones": found.tombstones,
                 "holds": found.holds,
+                "anchors": found.anchors,
                 "head": found.head,
                 "findings": found.findings,
                 "notes": found.notes,
@@ -232,7 +241,7 @@ def verify_(
         typer.echo(
             f"{'ok' if not found.findings else 'NOT OK'}: {found.rows} rows, {found.results} "
             f"results, {found.images} pictures ({found.tombstones} removed by a rule), "
-            f"{found.holds} holds, head {found.head[:16]}"
+            f"{found.holds} holds, {found.anchors} anchors, head {found.head[:16]}"
         )
     raise typer.Exit(1 if found.findings else 0)
 

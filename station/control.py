@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import selectors
 from collections.abc import Callable
 from pathlib import Path
 
-from station.ipc import SOCKETS, Channel, Json, Listener, PeerGone, connect
+from station.ipc import SOCKETS, Channel, Json, Listener, PeerGone, connect, user_name
 
 _MAX_CLIENTS = 16
 _OPS = ("status", "halt", "resume", "ack", "relearn")
@@ -70,7 +69,7 @@ class ControlServer:
         uid = client.peer_uid()
         if op != "status" and uid not in (0, os.getuid()):
             return {"ok": False, "error": f"{op} is for the station's own user and root"}
-        return self._handle(op, _user_name(uid))
+        return self._handle(op, user_name(uid))
 
     def _drop(self, client: Channel) -> None:
         self._clients.discard(client)
@@ -82,10 +81,3 @@ def send_command(runtime_dir: Path, op: str, timeout_s: float = 2.0) -> Json:
     """Send one command to the running station. Raises `PeerGone` if none runs there."""
     with connect(control_path(runtime_dir)) as channel:
         return channel.request({"op": op}, timeout_s)
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"

@@ -20,7 +20,8 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from station.record import Body
+from station import reviews
+from station.record import Body, ReviewBody
 
 DATABASE = "journal.db"
 SNAPSHOT = "journal-snapshot.db"
@@ -172,6 +173,7 @@ class Store:
                     if known is not None:
                         numbers.append(known)
                         continue
+                    body = self._settled(connection, body)
                     seq, link = seq + 1, self._insert(connection, seq + 1, link, body)
                     numbers.append(seq)
         except SQLAlchemyError as error:
@@ -336,6 +338,8 @@ class Store:
     def _find(self, connection: Connection, body: Body) -> int | None:
         """The row that says this already. Raises `StoreError` if one says something else."""
         kind = getattr(body, "kind")  # noqa: B009
+        if isinstance(body, ReviewBody) and body.nonce:
+            return self._sent_before(connection, body)
         if kind not in _ONCE_A_RESULT:
             same = connection.execute(
                 text(
@@ -359,6 +363,22 @@ class Store:
                 f"{kind} row of {json.loads(found.body)['result_id']} says otherwise"
             )
         return int(found.seq)
+
+    def _sent_before(self, connection: Connection, review: ReviewBody) -> int | None:
+        try:
+            return reviews.sent_before(_of_result(connection, review.result_id), review)
+        except reviews.ReviewRefused as error:
+            raise ContradictionError(str(error)) from error
+
+    def _settled(self, connection: Connection, body: Body) -> Body:
+        """A review that its result's rows allow, and whether it waits. Raises `ContradictionError`
+        if it knows not the last of them."""
+        if not isinstance(body, ReviewBody) or body.supersedes is None:
+            return body
+        rows = _of_result(connection, body.result_id)
+        if problem := reviews.objection(rows, body):
+            raise ContradictionError(problem)
+        return body.model_copy(update={"is_pending": reviews.is_pending(rows, body)})
 
     def _lacking(self, kind: str, answer: str) -> list[Json]:
         """Bodies of a kind whose result has no row of another kind. Each start settles what the
@@ -444,6 +464,12 @@ def _writing_engine(path: Path) -> Engine:
             connection.execute(f"PRAGMA {pragma}")
 
     return engine
+
+
+def _of_result(connection: Connection, result_id: str) -> list[Json]:
+    query = text("SELECT seq, body FROM row WHERE result_id = :id ORDER BY seq")
+    found = connection.execute(query, {"id": result_id})
+    return [{"seq": row.seq, **json.loads(row.body)} for row in found]
 
 
 def _content(body: str) -> Json:

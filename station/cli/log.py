@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from station.cli import log_upkeep
+from station.cli import log_review, log_upkeep
 from station.cli.common import JsonOption, fail, print_json
 from station.cli.log_options import Config, Journal, Serial, Since, Until, Wanted, journal_folder
 from station.log_reader import Filter, Reader
@@ -22,6 +22,8 @@ from station.record import score_text
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(log_upkeep.hold_app, name="hold")
+app.command("review")(log_review.review)
+app.command("reviews")(log_review.reviews)
 app.command("backup")(log_upkeep.backup)
 app.command("prune")(log_upkeep.prune)
 app.command("clock-is-right")(log_upkeep.clock_is_right)
@@ -207,7 +209,7 @@ def _line(row: Json) -> str:
     score = "" if row["score"] is None else f"score {score_text(row['score'])}"
     reason = f"{row['reason']}: {row['detail']}" if row["reason"] else ""
     places = " ".join(f"({d['x_mm']:.0f}, {d['y_mm']:.0f}) mm" for d in row["defects"][:3])
-    review = f"reviewed {row['review']['verdict']}" if row["review"] else ""
+    review = log_review.review_text(row["review"]) if row["review"] else ""
     parts = (row["written_at"], row["result_id"], f"{row['verdict']:9}", score, reason, places)
     return "  ".join(part for part in (*parts, review) if part)
 
@@ -228,7 +230,7 @@ def _export_row(row: Json) -> Json:
         "verdict": EXPORT_VERDICTS[row["verdict"]],
         "defects": "; ".join(places),
         "images": "; ".join(image["path"] for image in row["images"]),
-        "review_verdict": EXPORT_VERDICTS.get(review.get("verdict", ""), ""),
+        "review_verdict": EXPORT_VERDICTS.get(review.get("verdict") or "", ""),
         "reviewer": review.get("reviewer", ""),
     }
 

@@ -128,9 +128,18 @@ def _text_problem(what: str, text: str, least: int, most: int) -> str:
     return f"the {what} begins or ends with a space" if text != text.strip() else ""
 
 
-def sent_before(rows: Sequence[Row], review: ReviewBody) -> int | None:
-    """Number of the row that this review is already; None if it is new. Raises `ReviewRefused` if
-    another one of the result has its nonce."""
+def place(rows: Sequence[Row], review: ReviewBody) -> tuple[int | None, ReviewBody]:
+    """The number of the row that this review is already, None if it is new, and the review as it is
+    written after these rows of its result. Raises `ReviewRefused` if it may not be."""
+    known = _sent_before(rows, review)
+    if known is None and (problem := _objection(rows, review)):
+        raise ReviewRefused(problem)
+    after = [*rows, {"seq": 0, **review.as_json()}]
+    is_pending = known is None and effective_verdict(after).pending is not None
+    return known, review.model_copy(update={"is_pending": is_pending})
+
+
+def _sent_before(rows: Sequence[Row], review: ReviewBody) -> int | None:
     for row in rows:
         if row["kind"] == "review" and review.nonce and row.get("nonce") == review.nonce:
             if _given(row) != _given(review.as_json()):
@@ -143,8 +152,7 @@ def _given(row: Row) -> list[Any]:
     return [row.get(name) or None for name in _GIVEN]
 
 
-def objection(rows: Sequence[Row], review: ReviewBody) -> str:
-    """Why a new review of these rows' result may not be; empty if it may."""
+def _objection(rows: Sequence[Row], review: ReviewBody) -> str:
     result = _result(rows)
     if result is None:
         is_open = any(row["kind"] == "opened" for row in rows)
@@ -171,12 +179,6 @@ def last_judged(rows: Sequence[Row]) -> int | None:
     without a result."""
     judged = [row["seq"] for row in rows if row["kind"] in ("result", "review")]
     return max(judged, default=None) if _result(rows) is not None else None
-
-
-def is_pending(rows: Sequence[Row], review: ReviewBody) -> bool:
-    """True if the review, written after these rows, waits for a second person."""
-    after = [*rows, {"seq": 0, **review.as_json()}]
-    return effective_verdict(after).pending is not None
 
 
 def inconsistency(before: Sequence[Row], row: Row) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from station.config import ReviewRecipe
 from station.journal import JournalClient
 from station.log_reader import Filter, Reader
 from station.log_verify import verify
-from station.qms import ContradictionError, Store
+from station.qms import DATABASE, ContradictionError, Store
 from station.record import Body, NamedDefectBody, PictureClass, ReviewBody, Verdict, result_id
 from station.retention import class_of
 from station.reviews import (
@@ -199,6 +200,21 @@ def test_what_the_log_does_not_allow_is_not_written(
         with pytest.raises(ContradictionError, match=said):
             store.append([review(**changes)])
         assert store.head() == head
+
+
+def test_the_tables_know_a_review_once_it_holds(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.append([result(1, FAIL, defects=[DEFECT])])
+        named = {"defects": [{"number": 0, "kind": "dent"}], "four_eyes": [FAIL]}
+        for number, (who, expected) in enumerate((("ada", None), ("bob", "PASS")), start=1):
+            said = review(reviewer=who, supersedes=number, nonce=f"nonce-{number:04}", **named)
+            store.append([said])
+            with sqlite3.connect(f"file:{tmp_path / DATABASE}?mode=ro", uri=True) as log:
+                found = log.execute("SELECT reviewed_verdict FROM plate").fetchall()
+                kinds = log.execute("SELECT kind FROM defect").fetchall()
+            log.close()
+            assert found == [(expected,)]
+            assert kinds == [("dent" if expected else None,)]
 
 
 def test_a_nonce_is_for_one_review(tmp_path: Path) -> None:

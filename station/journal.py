@@ -30,9 +30,10 @@ import cv2
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from station import reviews
 from station.audit import UNREVEALED
 from station.clock import Clock
-from station.config import EX_CONFIG, Configuration
+from station.config import EX_CONFIG, ConfigError, Configuration, load_recipe
 from station.counters import Histogram
 from station.images import Draft, ImageFolder, Pictures, Pixels, SyncFailed
 from station.ipc import (
@@ -44,6 +45,7 @@ from station.ipc import (
     PacketTooLarge,
     PeerGone,
     connect,
+    user_name,
 )
 from station.lock import take_lock
 from station.log_lines import get_logger
@@ -59,7 +61,7 @@ from station.qms import (
     StoreRefused,
     publish_snapshot,
 )
-from station.record import AnyBody, Body, ImageBody, ResultBody, rfc3339, utc_now
+from station.record import AnyBody, Body, ImageBody, ResultBody, ReviewBody, rfc3339, utc_now
 from station.release import program_version
 from station.systemd import exit_with_starter, notify
 
@@ -261,6 +263,7 @@ class _Counts:
 class _Journal:
     def __init__(self, configuration: Configuration, clock: Clock | None = None) -> None:
         self._settings = configuration.journal
+        self._recipe = configuration.station.recipe
         self._directory = configuration.journal.directory
         self._store = Store(self._directory)
         self._images = ImageFolder(self._directory / IMAGES)
@@ -508,6 +511,7 @@ class _Journal:
         try:
             rows: list[Body] = [_BODIES.validate_python(row) for row in body["rows"]]
             self._see_that_it_may(rows)
+            rows = [self._completed(client, row) for row in rows]
             wanted = body.get("pixels") if descriptors else None
             draft = self._draft(client, rows[0], wanted, descriptors[0]) if wanted else None
         except (ValidationError, LookupError, ValueError, TypeError) as error:
@@ -526,6 +530,16 @@ class _Journal:
         objection = self._upkeep.objection(rows)
         if objection:
             raise ValueError(objection)
+
+    def _completed(self, client: Channel, row: Body) -> Body:
+        """A review with what its reviewer does not say. Raises ValueError if none may say it."""
+        if not isinstance(row, ReviewBody):
+            return row
+        try:
+            recipe = load_recipe(self._recipe).value.review
+        except ConfigError as error:
+            raise ValueError(f"the recipe says what a review may: {error}") from error
+        return reviews.accepted(row, recipe, user_name(client.peer_uid()))
 
     def _draft(self, client: Channel, row: Body, wanted: Json, descriptor: int) -> Draft:
         """The pictures that were begun when the plate arrived, or a new beginning."""

@@ -27,6 +27,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from station.qms import DATABASE, HOLDS, IMAGES, SIGNED_FILES, SNAPSHOT, Json, StoreError
+from station.reviews import effective_verdict
 from station.tables import PLATE
 
 _PAGE_ROWS = 500
@@ -135,15 +136,17 @@ class Reader:
     def results(
         self, wanted: Filter, newest_first: bool = False, limit: int | None = None
     ) -> Iterator[Json]:
-        """Result bodies with their `seq` and last review, in order; those that are there now."""
+        """Result bodies with their `seq`, in order; those that are there now. `review` is None, or
+        what its reviews come to: see `_judged`."""
         where, values = wanted.sql()
         order = "DESC" if newest_first else "ASC"
         query = f"SELECT seq FROM row WHERE kind = 'result'{where} ORDER BY seq {order}"
         if limit is not None:
             query, values = query + " LIMIT :limit", {**values, "limit": limit}
-        reviews = self._last_reviews()
+        reviews = self._reviews()
         for seq, body in self._of_rows(query, values):
-            yield {"seq": seq, **body, "review": reviews.get(body["result_id"])}
+            row = {"seq": seq, **body}
+            yield {**row, "review": _judged([row, *reviews.get(body["result_id"], ())])}
 
     def of_result(self, result_id: str) -> list[Json]:
         """Every row about a result: the result first, then the others in order."""
@@ -266,8 +269,13 @@ class Reader:
         query = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'row'"
         return {row[0] for row in self._connection.execute(text(query))}
 
-    def _last_reviews(self) -> dict[str, Json]:
-        return {body["result_id"]: body for body in self.bodies("review")}
+    def _reviews(self) -> dict[str, list[Json]]:
+        """Every review by the result that it is of, in order."""
+        found: dict[str, list[Json]] = {}
+        query = "SELECT seq FROM row WHERE kind = 'review' ORDER BY seq"
+        for seq, body in self._of_rows(query, {}):
+            found.setdefault(body["result_id"], []).append({"seq": seq, **body})
+        return found
 
     def close(self) -> None:
         self._connection.close()
@@ -278,6 +286,20 @@ class Reader:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _judged(rows: list[Json]) -> Json | None:
+    """What the reviews of a result come to: the last review's fields, `verdict` None and `reviewer`
+    empty while no review holds, and `pending` True while the last waits for a second person."""
+    if len(rows) == 1:
+        return None
+    judged = effective_verdict(rows)
+    return {
+        **rows[-1],
+        "verdict": None if judged.review is None else str(judged.verdict),
+        "reviewer": ", ".join(judged.reviewers),
+        "pending": judged.pending is not None,
+    }
 
 
 def _open_reading(path: Path) -> tuple[Engine, Connection]:

@@ -345,6 +345,19 @@ class DowntimeBody(Body):
     """The trigger counter began anew meanwhile: how many plates passed is unknown."""
 
 
+class NamedDefectBody(BaseModel):
+    """What a reviewer called one of a result's defects."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    number: int = Field(ge=0)
+    """From 0, as in the result's row."""
+    kind: str
+
+
+Disposition = Literal["", "removed", "rework", "scrap", "use"]
+"""What becomes of a plate; `removed`: taken off the line, not decided yet."""
+
+
 class ReviewBody(Body):
     """A person's later judgement of a result; a new row, never an edit."""
 
@@ -353,6 +366,40 @@ class ReviewBody(Body):
     verdict: Verdict
     reviewer: str
     reason: str
+    """A code of the recipe's list."""
+    note: str = ""
+    defects: tuple[NamedDefectBody, ...] = ()
+    disposition: Disposition = ""
+    supersedes: int | None = None
+    """Number of the row that the reviewer saw last: the result's, or its last review's. None in
+    rows of versions that did not ask."""
+    nonce: str = ""
+    """Chosen by who sends it: sent again, it is one row."""
+    four_eyes: tuple[Verdict, ...] = ()
+    """A plate that ever was one of these passes only by two people. This and what follows is filled
+    in by the journal process."""
+    is_pending: bool = False
+    """It waits for a second person; what stood before still stands."""
+    account: str = ""
+    """Login name of the process that sent it."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Without what says nothing."""
+        fields = super().as_json()
+        silent = {name for name in _SILENT_OF_REVIEW if not fields[name]}
+        return {name: value for name, value in fields.items() if name not in silent}
+
+
+_SILENT_OF_REVIEW = (
+    "note",
+    "defects",
+    "disposition",
+    "supersedes",
+    "nonce",
+    "four_eyes",
+    "is_pending",
+    "account",
+)
 
 
 class ChangeBody(Body):

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from station.cli import log_proof, log_questions, log_upkeep
+from station.cli import log_proof, log_questions, log_review, log_upkeep
 from station.cli.common import JsonOption, fail, print_json
 from station.cli.log_options import (
     Config,
@@ -35,6 +35,8 @@ app.add_typer(log_proof.key_app, name="key")
 app.command("checkpoint")(log_proof.checkpoint)
 app.command("consistency")(log_proof.consistency)
 app.command("certificate")(log_proof.certificate)
+app.command("review")(log_review.review)
+app.command("reviews")(log_review.reviews)
 app.command("backup")(log_upkeep.backup)
 app.command("prune")(log_upkeep.prune)
 app.command("clock-is-right")(log_upkeep.clock_is_right)
@@ -254,7 +256,7 @@ def _line(row: Json) -> str:
     score = "" if row["score"] is None else f"score {score_text(row['score'])}"
     reason = f"{row['reason']}: {row['detail']}" if row["reason"] else ""
     places = " ".join(f"({d['x_mm']:.0f}, {d['y_mm']:.0f}) mm" for d in row["defects"][:3])
-    review = f"reviewed {row['review']['verdict']}" if row["review"] else ""
+    review = log_review.review_text(row["review"]) if row["review"] else ""
     parts = (row["written_at"], row["result_id"], f"{row['verdict']:9}", score, reason, places)
     return "  ".join(part for part in (*parts, review) if part)
 
@@ -275,7 +277,7 @@ def _export_row(row: Json) -> Json:
         "verdict": EXPORT_VERDICTS[row["verdict"]],
         "defects": "; ".join(places),
         "images": "; ".join(image["path"] for image in row["images"]),
-        "review_verdict": EXPORT_VERDICTS.get(review.get("verdict", ""), ""),
+        "review_verdict": EXPORT_VERDICTS.get(review.get("verdict") or "", ""),
         "reviewer": review.get("reviewer", ""),
     }
 

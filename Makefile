@@ -10,12 +10,14 @@ PYTEST = $(VENV)/bin/python -m pytest
 RUN_STAMP = $(VENV)/.run-stamp
 TEST_STAMP = $(VENV)/.test-stamp
 
-.PHONY: run test peers weights accuracy ablations campaign pictures clean system
+# make journal PLATES=1000000   a test journal of so many plates
+
+.PHONY: run test peers weights accuracy ablations campaign journal pictures clean system
 
 run: $(RUN_STAMP)
 	$(VENV)/bin/vqi run --config $(CONFIG) $(ARGS)
 
-# Most tests wait for a belt, so three run at a time; 5 says that ARGS names none of that kind.
+# Most tests wait for a belt, so three files run at a time; 5 says that ARGS names none of that kind.
 # The line-scan simulator is built with gcc; `make run` needs no compiler.
 test: APT += gcc libc6-dev strace
 test: $(TEST_STAMP) | system
@@ -23,7 +25,7 @@ test: $(TEST_STAMP) | system
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(PYTEST) -n 3 --dist loadgroup -m "not alone" $(ARGS) || [ $$? = 5 ]
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m "not alone" $(ARGS) || [ $$? = 5 ]
 	$(PYTEST) -m alone $(ARGS) || [ $$? = 5 ]
 
 # Every optional peer; a skip for a missing package then counts as a failure.
@@ -61,6 +63,11 @@ ablations: $(TEST_STAMP)
 campaign: APT += gcc libc6-dev strace
 campaign: $(TEST_STAMP) | system
 	PYTHONPATH=.:tests $(VENV)/bin/python -m campaign $(ARGS)
+
+# A journal of PLATES plates under ./var/journal-PLATES, through the real writer; goes on after a kill.
+PLATES ?= 100000
+journal: $(RUN_STAMP)
+	$(VENV)/bin/python benchmarks/make_journal.py var/journal-$(PLATES) --plates $(PLATES) $(ARGS)
 
 # The README's pictures, from a run of the simulated station.
 pictures: $(RUN_STAMP)

@@ -10,9 +10,11 @@ from pathlib import Path
 
 from station.checkpoint import verify_checkpoints
 from station.log_reader import Reader
-from station.qms import EMPTY_CHAIN, TRIGGERS, Json, chain, first_changed, sha256_text
+from station.qms import EMPTY_CHAIN, Json, chain, first_changed, sha256_text
 from station.record import ClockBody, DiskBody, HoldBody, RetentionBody, TombstoneBody
 from station.retention import newest_label, objection, pictures_of
+from station.reviews import inconsistency
+from station.schema import TRIGGERS
 
 _CHECKED_ROWS = 10_000
 _PASSING = timedelta(minutes=1)
@@ -150,11 +152,19 @@ def _follow_removals(
                 removals.disk_level = DiskBody.model_validate(body).level
             case "clock":
                 removals.ahead_s = ClockBody.model_validate(body).ahead_s
+            case "review":
+                _verify_review(reader, seq, body, found)
             case "tombstone":
                 _verify_tombstone(reader, seq, TombstoneBody.model_validate(body), removals, found)
     except (ValueError, LookupError, TypeError) as error:
         reason = str(error).replace("\n", " ")
         found.findings.append(f"row {seq}: no such {body.get('kind')} row can be: {reason}")
+
+
+def _verify_review(reader: Reader, seq: int, body: Json, found: Verification) -> None:
+    before = [row for row in reader.of_result(body["result_id"]) if row["seq"] < seq]
+    if why := inconsistency(before, {"seq": seq, **body}):
+        found.findings.append(f"row {seq}: a review that cannot be: it {why}")
 
 
 def _is_late(label: str, newest_at: str) -> bool:

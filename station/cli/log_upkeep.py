@@ -44,13 +44,13 @@ Why = Annotated[str, typer.Option(help="Why; it is kept for ever.")]
 
 
 @contextlib.contextmanager
-def journal_process(configuration: Configuration) -> Iterator[JournalClient]:
-    """The running journal process; only it writes."""
+def journal_process(configuration: Configuration, wait_s: float = 0.0) -> Iterator[JournalClient]:
+    """The running journal process, waited for at most so long; only it writes."""
     from station.journal import JournalClient
 
     client = JournalClient(configuration.station.runtime_dir)
     try:
-        client.connect(0.0)
+        client.connect(wait_s)
         yield client
     except (PeerGone, TimeoutError) as error:
         fail(f"{error}; only the journal process writes: start it with `vqi serve journal`")

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
+from station.packing import Contexts
 from station.qms import DATABASE, HOLDS, IMAGES, SIGNED_FILES, SNAPSHOT, Json, StoreError
 
 _PAGE_ROWS = 500
@@ -27,6 +28,7 @@ _ABOUT_PICTURES = text("""
     END FROM row WHERE result_id = :id AND +kind IN ('result', 'review', 'tombstone')
     AND seq < :before ORDER BY seq
 """)
+_BODY = text("SELECT body FROM row WHERE seq = :seq")
 _IS_REMOVED = text("""
     SELECT 1 FROM row WHERE result_id = :id AND kind = 'tombstone' AND body ->> '$.path' = :path
     LIMIT 1
@@ -63,6 +65,7 @@ class Reader:
     def __init__(self, directory: Path) -> None:
         """Raises `StoreError` if there is no log or it cannot be read."""
         self.directory = directory
+        self._contexts = Contexts(self._body_of)
         problems = []
         for source, name in (("live", DATABASE), ("snapshot", SNAPSHOT)):
             path = directory / name
@@ -102,7 +105,7 @@ class Reader:
             text("SELECT seq, body FROM row WHERE result_id = :id ORDER BY kind <> 'result', seq"),
             {"id": result_id},
         )
-        return [{"seq": row.seq, **json.loads(row.body)} for row in found]
+        return [{"seq": row.seq, **self.whole(row.body)} for row in found]
 
     def about_pictures(self, result_id: str, before: int) -> list[Json]:
         """What rows of a result before a row say of its pictures, in order."""
@@ -169,7 +172,19 @@ class Reader:
             page = numbers[start : start + _PAGE_ROWS].tolist()
             found = self._connection.execute(page_query, {"numbers": json.dumps(page)}).all()
             bodies = {row.seq: row.body for row in found}
-            yield from ((number, json.loads(bodies[number])) for number in page)
+            yield from ((number, self.whole(bodies[number])) for number in page)
+
+    def whole(self, body: str) -> Json:
+        """What was recorded in a row, also where the row leaves it to its context. Raises
+        `StoreError` if that is not there."""
+        try:
+            return self._contexts.whole(json.loads(body))
+        except LookupError as error:
+            raise StoreError(f"{self.path}: {error}; see `vqi log verify`") from error
+
+    def _body_of(self, seq: int) -> str | None:
+        found = self._connection.execute(_BODY, {"seq": seq}).first()
+        return None if found is None else str(found[0])
 
     @property
     def images(self) -> Path:

@@ -54,13 +54,13 @@ FIRST = (
 )
 """What a log of the first release begins with."""
 
-_DROPPED = ("row_once", "row_part", "row_verdict")
+_DROPPED = ("row_once", "row_verdict")
 BEGIN = (
     *(sql for sql in FIRST if not any(f" {name} " in sql for name in _DROPPED)),
     "CREATE INDEX row_judged ON row (verdict) WHERE verdict IS NOT NULL",
 )
 """What a log begins with now: the same table, and the indexes that any program's writer needs. The
-trigger sees that a plate has no row twice; by serial and verdict the derived tables are asked."""
+trigger sees that a plate has no row twice; by verdict and time the derived tables are asked."""
 
 PAGE_BYTES = 16384
 """Of a new log: rows of plates leave less of such a page unused."""
@@ -112,7 +112,13 @@ STEPS = (
             "CREATE INDEX plate_result ON plate (result_id)",
             "CREATE INDEX plate_part ON plate (part_id) WHERE part_id IS NOT NULL",
             "CREATE INDEX plate_time ON plate (written_at)",
-            "CREATE INDEX plate_verdict ON plate (verdict, written_at)",
+            """CREATE INDEX plate_failing ON plate (verdict, written_at)
+               WHERE verdict <> 'PASS'""",
+            "CREATE INDEX plate_lot ON plate (lot, written_at) WHERE lot IS NOT NULL",
+            "CREATE INDEX plate_attempt ON plate (attempt, written_at) WHERE attempt > 1",
+            """CREATE INDEX plate_reviewer ON plate (reviewer, written_at)
+               WHERE reviewer IS NOT NULL""",
+            "CREATE INDEX plate_audit ON plate (written_at) WHERE is_audit_sample = 1",
             """
             CREATE TABLE defect (
                 seq INTEGER NOT NULL,
@@ -132,12 +138,17 @@ STEPS = (
                 hour TEXT NOT NULL,
                 station_id TEXT NOT NULL,
                 recipe_id TEXT NOT NULL,
+                recipe_version INTEGER NOT NULL,
+                model_id TEXT NOT NULL,
+                shift TEXT NOT NULL,
+                attempt INTEGER NOT NULL,
                 provenance TEXT NOT NULL,
                 verdict TEXT NOT NULL,
                 reason TEXT NOT NULL,
                 plates INTEGER NOT NULL,
                 defects INTEGER NOT NULL,
-                PRIMARY KEY (station_id, hour, recipe_id, provenance, verdict, reason)
+                PRIMARY KEY (station_id, hour, recipe_id, recipe_version, model_id, shift, attempt,
+                             provenance, verdict, reason)
             ) WITHOUT ROWID
             """,
             "CREATE TABLE derived (seq INTEGER NOT NULL) STRICT",
@@ -203,6 +214,9 @@ STEPS = (
                     ELSE 'NotDecidable' END AS verdict,
                 row.body ->> '$.reviewer' AS reviewer,
                 row.reason AS reason,
+                row.body ->> '$.note' AS note,
+                row.body ->> '$.disposition' AS disposition,
+                coalesce(row.body ->> '$.is_pending', 0) AS is_pending,
                 row.body ->> '$.station_id' AS station_id
             FROM row WHERE row.kind = 'review'
             """,
@@ -221,6 +235,10 @@ STEPS = (
             CREATE VIEW hours AS SELECT
                 hour || ':00:00Z' AS StartTime,
                 recipe_id AS InternalRecipeId,
+                recipe_version,
+                model_id,
+                nullif(shift, '') AS shift,
+                nullif(attempt, 0) AS attempt,
                 provenance,
                 CASE verdict WHEN 'PASS' THEN 'OK' WHEN 'FAIL' THEN 'NotOK'
                     ELSE 'NotDecidable' END AS verdict,

@@ -34,7 +34,7 @@ def plates(first: int, last: int) -> list[Body]:
         defects = DEFECTS if failed else []
         verdict = Verdict.FAIL if failed else Verdict.UNDECIDED
         rows += [opened(number, number)]
-        rows += [result(number, verdict, defects=defects, part_id=f"P{number}", lot="L1")]
+        rows += [result(number, verdict, defects=defects, lot="L1")]
         rows += [acted(number)]
         if number % 5 == 0:
             rows += [review(number, Verdict.PASS)]
@@ -84,8 +84,8 @@ def test_a_row_fills_the_tables_in_its_own_transaction(tmp_path: Path) -> None:
     assert len(found["plate"]) == 30
     assert len(found["defect"]) == 20
     assert found["derived"] == [(numbers[-1],)]
-    assert sum(line[6] for line in found["hourly"]) == 30
-    assert sum(line[7] for line in found["hourly"]) == 20
+    assert sum(line[-2] for line in found["hourly"]) == 30
+    assert sum(line[-1] for line in found["hourly"]) == 20
 
 
 def test_a_refused_group_leaves_nothing_in_the_tables(tmp_path: Path) -> None:
@@ -223,9 +223,9 @@ def test_views_are_in_the_log_and_in_its_snapshot(tmp_path: Path) -> None:
         log = sqlite3.connect(tmp_path / name)
         log.row_factory = sqlite3.Row
         found = log.execute("SELECT * FROM results WHERE ResultId = 's-00000005'").fetchone()
-        assert (found["verdict"], found["PartId"], found["reviewed_verdict"]) == (
+        assert (found["verdict"], found["JobId"], found["reviewed_verdict"]) == (
             "NotDecidable",
-            "P5",
+            "L1",
             "OK",
         )
         assert log.execute("SELECT count(*) FROM defects").fetchone()[0] == 6

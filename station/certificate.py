@@ -17,6 +17,7 @@ from typing import Any
 
 from sqlalchemy import text
 
+from station import packing
 from station.checkpoint import Trees, checkpoints, prove_consistency, trees_at
 from station.log_reader import Reader
 from station.merkle import inclusion
@@ -26,8 +27,6 @@ from station.retention import Picture, is_held
 from station.signed_note import Checkpoint, check_signature, fingerprint, parsed, public_pem
 
 FORMAT = "vqi-certificate-1"
-CONTEXT = "context"
-"""Field of a row's body: number of the row that says what it leaves out."""
 _ABOUT = text(
     "SELECT seq, kind, body FROM row WHERE result_id = :id AND seq <= :until ORDER BY seq"
 )
@@ -39,7 +38,9 @@ _OF_SERIAL = text(
     "SELECT DISTINCT result_id FROM row WHERE part_id = :serial AND kind = 'result' "
     "AND seq <= :until ORDER BY seq"
 )
-_ROW = text("SELECT seq, kind, body FROM row WHERE seq = :seq")
+_ROWS = text(
+    "SELECT seq, kind, body FROM row WHERE seq IN (SELECT value FROM json_each(:seqs)) ORDER BY seq"
+)
 _LAST_ABOUT = text("SELECT max(seq) FROM row WHERE result_id = :id")
 _MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg"}
 
@@ -101,8 +102,8 @@ def make_certificates(
 
 
 def rows_of_certificate(reader: Reader, result_id: str, until: int) -> tuple[list[Row], list[Row]]:
-    """All rows about a result up to a row, and those elsewhere in the log that explain them: the
-    contexts that they name, and holds that cover it without naming it, with their releases."""
+    """All rows about a result up to a row, and those elsewhere in the log that explain them: what
+    they leave to their context, holds that cover it without naming it, and their releases."""
     about = _rows(reader.query(_ABOUT, {"id": result_id, "until": until}))
     results = [row.content for row in about if row.kind == "result"]
     elsewhere = _rows(reader.query(_HOLDS, {"until": until})) if results else []
@@ -111,8 +112,8 @@ def rows_of_certificate(reader: Reader, result_id: str, until: int) -> tuple[lis
         for row in elsewhere
         if row.kind == "hold" and _is_held(results[0], row.content)
     }
-    named = {row.content[CONTEXT] for row in about if CONTEXT in row.content}
-    contexts = [row for seq in sorted(named) for row in _rows(reader.query(_ROW, {"seq": seq}))]
+    named = {row.content[packing.KIND] for row in about if packing.KIND in row.content}
+    contexts = _rows(reader.query(_ROWS, {"seqs": json.dumps(sorted(named))}))
     return about, contexts + [row for row in elsewhere if row.content["hold_id"] in held]
 
 
@@ -272,18 +273,12 @@ def _page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    said_once = {row.seq: row.content.get("constants", {}) for row in context}
-
-    def whole(row: Row) -> Json:
-        content = row.content
-        return said_once.get(content.get(CONTEXT), {}) | content
-
     environment.filters |= {"facts": _facts, "data_uri": _data_uri}
     page = environment.get_template("certificate.html").render(
         said=said,
-        rows=[(row, whole(row), sha256_text(row.body)) for row in rows],
+        rows=[(row, _whole(row, context), sha256_text(row.body)) for row in rows],
         context=[(row, row.content, sha256_text(row.body)) for row in context],
-        result=next((whole(row) for row in rows if row.kind == "result"), None),
+        result=next((_whole(row, context) for row in rows if row.kind == "result"), None),
         checkpoint=checkpoint,
         fingerprint=fingerprint(base64.b64decode(body.public_key or "")),
         file=file,
@@ -291,7 +286,15 @@ def _page(
     return page.encode()
 
 
-_ARRAYS = ("tile_grid", "tile_scores", "images")
+def _whole(row: Row, context: Sequence[Row]) -> Json:
+    """What was recorded, also where the row leaves it to its context."""
+    said = {
+        other.seq: other.content["constants"] for other in context if other.kind == packing.KIND
+    }
+    return packing.whole(row.content, said.__getitem__)
+
+
+_ARRAYS = ("tile_grid", "tile_scores", "tile_blocks", "tile_score_planes", "images")
 
 
 def _facts(content: Json) -> list[tuple[str, str]]:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from station.checkpoint import verify_checkpoints
+from station.conservation import Conservation
 from station.log_reader import Reader
 from station.qms import EMPTY_CHAIN, Json, chain, first_changed, sha256_text
 from station.record import ClockBody, DiskBody, HoldBody, RetentionBody, TombstoneBody
@@ -66,7 +67,7 @@ def verify(
     `public_key`: what checkpoints must be signed with; default: the key beside the log."""
     found = Verification(findings=_missing_triggers(reader))
     before, opened, decided = EMPTY_CHAIN, set[str](), set[str]()
-    removals = _Removals()
+    removals, conservation = _Removals(), Conservation()
     for row in reader.rows():
         found.rows += 1
         if row.seq != found.rows:
@@ -83,6 +84,7 @@ def verify(
         if body.get("kind") != row.kind:
             found.findings.append(f"row {row.seq}: is kept as {row.kind}, says {body.get('kind')}")
         _collect(row.seq, body, opened, decided, found)
+        conservation.take(row.seq, body)
         _follow_removals(reader, row.seq, body, removals, found)
         if with_images:
             _see_images(reader.images, row.seq, body, removals, found)
@@ -90,6 +92,7 @@ def verify(
     found.open_plates = len(opened - decided)
     found.holds = len(removals.holds)
     _settle_removals(reader, removals, found)
+    found.findings += conservation.findings
     findings, notes = verify_checkpoints(reader, public_key)
     found.findings += findings
     found.notes += notes

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from station.cli import log_upkeep
+from station.cli import log_serials, log_upkeep
 from station.cli.common import JsonOption, fail, print_json
 from station.cli.log_options import Config, Journal, Serial, Since, Until, Wanted, journal_folder
 from station.log_reader import Filter, Reader
@@ -25,6 +25,7 @@ app.add_typer(log_upkeep.hold_app, name="hold")
 app.command("backup")(log_upkeep.backup)
 app.command("prune")(log_upkeep.prune)
 app.command("clock-is-right")(log_upkeep.clock_is_right)
+app.command("serials")(log_serials.serials)
 
 EXPORT_VERDICTS = {"PASS": "OK", "FAIL": "NotOK", "UNDECIDED": "NotDecidable"}
 """Verdicts in exports (OPC 40001-101)."""

@@ -14,6 +14,8 @@ import pytest
 from pty_recorder import PtyRecorder
 from pydantic import TypeAdapter
 
+from drivers.camera.labels import LabelScanner
+from drivers.camera.settings import LabelSettings
 from drivers.errors import DeviceBusy, DeviceLost, DeviceNotFound, DeviceRefused
 from drivers.scanner import PAUSE_S, Scan, Scanner, open_scanner
 from drivers.scanner.hid import EV_KEY, EV_SYN, EVENT, KEYS, SYN_DROPPED, HidScanner
@@ -374,3 +376,25 @@ def test_one_gone_mad_is_refused_and_heard_again_when_it_is_well(tmp_path: Path)
         time.sleep(2 * PAUSE_S)
     heard.feed.stop()
     device.unplug()
+
+
+def test_the_simulated_belt_reads_each_label_once_in_any_frames(tmp_path: Path) -> None:
+    """However many scan lines a frame has, and wherever a label lies in it."""
+    pipe = tmp_path / "scanner"
+    given = LabelSettings(pipe=pipe, distance_mm=50.0, place_mm=2.0, unread=(3,), doubled=(4,))
+    with open_scanner(settings(type="simulated", pipe=str(pipe))) as scanner:
+        for height in (1, 7, 64, 480):
+            labels = LabelScanner(given, 0.1, lambda n: 600 + 1010 * (n - 1), _plates_before)
+            labels.begin(0)
+            for frame in range(1, 6000 // height):
+                labels.move(frame * height)
+            scans = read_all(scanner, 6)
+            numbers = ["1", "2", "4", "4-B", "5", "6"]
+            assert [scan.data.decode() for scan in scans] == [
+                f"SIM00000{number}" for number in numbers
+            ]
+            assert scanner.read(0.0) is None
+
+
+def _plates_before(scan_line: int) -> int:
+    return max(0, -(-(scan_line - 600) // 1010))

@@ -227,10 +227,9 @@ class Reader:
 
     def station_id(self) -> str:
         """Whose log this is, by its last row; empty without one that says so."""
-        query = text("SELECT body ->> '$.station_id' FROM row ORDER BY seq DESC LIMIT 1")
-        with contextlib.suppress(SQLAlchemyError):  # a body that is no JSON any more
-            return str(self._connection.execute(query).scalar() or "")
-        return ""
+        with contextlib.suppress(StoreError, ValueError, TypeError, AttributeError):
+            return str(self.whole((self.last_bodies(1) or ["{}"])[0]).get("station_id", ""))
+        return ""  # a body that is none any more
 
     def last_seq(self) -> int:
         """Of the newest row; 0 if there is none."""

@@ -226,10 +226,12 @@ class _Rules:
 
     def repeated(self, times: int) -> _Rules:
         """For the same groups again and again."""
-        low, high, is_normal = (
-            np.tile(each, times) for each in (self.low, self.high, self.is_normal)
+        return _Rules(
+            np.tile(self.low, times),
+            np.tile(self.high, times),
+            np.tile(self.is_normal, times),
+            self.spread,
         )
-        return _Rules(low, high, is_normal, self.spread)
 
     def beyond(self, rates: Floats) -> Bools:
         return np.asarray((rates < self.low) | (rates > self.high))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from station.audit_check import audit_findings
 from station.log_reader import Reader
 from station.qms import EMPTY_CHAIN, Json, chain, first_changed, sha256_text
 from station.record import ClockBody, DiskBody, HoldBody, RetentionBody, TombstoneBody
@@ -83,6 +84,9 @@ def verify(reader: Reader, with_images: bool = True) -> Verification:
     found.open_plates = len(opened - decided)
     found.holds = len(removals.holds)
     _settle_removals(reader, removals, found)
+    audit = audit_findings(reader)
+    found.findings += audit.findings
+    found.notes += audit.notes
     return found
 
 

@@ -18,8 +18,9 @@ from station.audit import SECRET_FILE, AuditDraw, is_drawn, seed_of
 from station.audit_check import AuditCheck, audit_findings
 from station.config import Loaded, Recipe
 from station.log_reader import Reader
+from station.log_verify import verify
 from station.qms import DATABASE, Store, canonical
-from station.record import AuditRevealBody, AuditSeedBody, Body, Verdict, result_id
+from station.record import AuditRevealBody, AuditSeedBody, Body, ResultBody, Verdict, result_id
 
 SHARE = 0.3
 
@@ -242,3 +243,16 @@ def test_a_real_station_draws_what_its_log_proves(tmp_path: Path) -> None:
         assert "evidence" in [image["role"] for image in json.loads(body)["images"]]
     assert [body["share"] for body in rig.rows("audit_seed")] == [SHARE]
     assert len(rig.rows("audit_reveal")) == 1
+
+
+def test_verify_tells_it_too(line: Line) -> None:
+    line.start()
+    line.plates(12)
+    line.stop()
+    at = next(at for at, row in enumerate(line.rows) if isinstance(row, ResultBody))
+    is_sample = getattr(line.rows[at], "is_audit_sample")  # noqa: B009
+    line.rows[at] = line.rows[at].model_copy(update={"is_audit_sample": not is_sample})
+    line.write()
+    with Reader(line.folder) as reader:
+        (finding,) = verify(reader).findings
+    assert "s-00000001" in finding

@@ -21,8 +21,10 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from station import derived
-from station.record import Body, utc_now
+from station import derived, reviews
+from station.attempts import FILLED_IN, attempt_of
+from station.given import GIVEN, VALUE
+from station.record import Body, ReviewBody, utc_now
 from station.schema import FIRST, STEP_TABLE, STEPS, VERSION, Step
 
 DATABASE = "journal.db"
@@ -64,6 +66,7 @@ HOLDS = """
 _INSERT = "INSERT INTO row (seq, kind, body, body_sha256, chain_sha256) VALUES (?, ?, ?, ?, ?)"
 _SAME = "SELECT seq FROM row WHERE kind = ? AND written_at = ? AND body = ?"
 _OF_RESULT = "SELECT seq, body FROM row WHERE result_id = ? AND +kind = ?"
+_ALL_OF_RESULT = "SELECT seq, body FROM row WHERE result_id = ? ORDER BY seq"
 _STEPS_MADE = "SELECT number FROM schema_step"
 
 
@@ -124,6 +127,13 @@ class _Row:
         fields = body.as_json()
         return cls(body.station_id, str(fields["kind"]), fields, _ENCODER.encode(fields))
 
+    def filled(self, more: Json) -> _Row:
+        """With fields that only the log knows."""
+        if not more:
+            return self
+        fields = self.fields | more
+        return _Row(self.station_id, self.kind, fields, _ENCODER.encode(fields))
+
     def lines(self, seq: int) -> derived.Lines:
         """What it adds to the derived tables."""
         return derived.lines_of(self.station_id, seq, self.kind, self.fields)
@@ -164,9 +174,9 @@ class Store:
         try:
             with self._transaction():
                 for body in bodies:
-                    row = _Row.of(body)
-                    known = self._find(row)
+                    known, row = self._place(body)
                     if known is None:
+                        row = row.filled(attempt_of(self._raw, row.fields))
                         head = self._insert(row, *head)
                         lines.extend(row.lines(head[0]))
                     numbers.append(known or head[0])
@@ -286,6 +296,12 @@ class Store:
             f"AND seq >= {began_anew or 0}"
         )
 
+    def given(self) -> dict[str, str]:
+        """What a person said last of each that holds from plate to plate; see station/given.py."""
+        query = f"SELECT body ->> '$.detail.{VALUE}' FROM row WHERE seq = :seq"
+        last = {what: self._query(query, {"seq": self._last_change(what)}) for what in GIVEN}
+        return {what: str(found[0][0]) for what, found in last.items() if found}
+
     def signed_files(self) -> list[str]:
         """The sha256 of each commissioning file that was signed, the latest first."""
         return [row[0] for row in self._query(SIGNED_FILES, {})]
@@ -386,6 +402,20 @@ class Store:
         if _content(json.loads(found[1])) != _content(row.fields):
             raise ContradictionError(f"{row.kind} row of {result_id} says otherwise")
         return int(found[0])
+
+    def _place(self, body: Body) -> tuple[int | None, _Row]:
+        """The number of the row that says this already, if one does, and the row as it is written.
+        Raises `ContradictionError`."""
+        if isinstance(body, ReviewBody) and body.supersedes is not None:
+            found = self._raw.execute(_ALL_OF_RESULT, (body.result_id,))
+            rows = [{"seq": seq, **json.loads(content)} for seq, content in found]
+            try:
+                known, body = reviews.place(rows, body)
+            except reviews.ReviewRefused as error:
+                raise ContradictionError(str(error)) from error
+            return known, _Row.of(body)
+        row = _Row.of(body)
+        return self._find(row), row
 
     def _lacking(self, kind: str, answer: str) -> list[Json]:
         """Bodies of a kind whose result has no row of another kind. Each start settles what the
@@ -491,7 +521,7 @@ def _writing_engine(path: Path) -> Engine:
 
 def _content(fields: Json) -> Json:
     """What a row says, without when it was written and what the journal filled in."""
-    filled = ("written_at", "images", "pixels_sha256")
+    filled = ("written_at", "images", "pixels_sha256", *FILLED_IN)
     return {key: value for key, value in fields.items() if key not in filled}
 
 

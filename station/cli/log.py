@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from station.cli import log_questions, log_upkeep
+from station.cli import log_proof, log_questions, log_review, log_upkeep
 from station.cli.common import JsonOption, fail, print_json
 from station.cli.log_options import (
     Config,
@@ -32,6 +32,12 @@ from station.record import score_text
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(log_upkeep.hold_app, name="hold")
+app.add_typer(log_proof.key_app, name="key")
+app.command("checkpoint")(log_proof.checkpoint)
+app.command("consistency")(log_proof.consistency)
+app.command("certificate")(log_proof.certificate)
+app.command("review")(log_review.review)
+app.command("reviews")(log_review.reviews)
 app.command("backup")(log_upkeep.backup)
 app.command("prune")(log_upkeep.prune)
 app.command("clock-is-right")(log_upkeep.clock_is_right)
@@ -203,11 +209,15 @@ def verify_(
     config: Config = None,
     journal: Journal = None,
     pictures: Annotated[bool, typer.Option(help="Also read every picture.")] = True,
+    anchor: log_proof.AnchorOption = None,
+    public_key: log_proof.PublicKeyOption = None,
     is_json: JsonOption = False,
 ) -> None:
-    """Recompute every hash, the chain and the pictures. Exit status 1 if anything differs."""
+    """Recompute every hash, the chain, checkpoints and pictures, and hold the log against anchors
+    that lie outside it. Exit status 1 if anything differs."""
     with open_log(config, journal) as reader:
-        found = verify(reader, pictures)
+        found = verify(reader, pictures, public_key)
+        log_proof.hold_against_anchors(reader, config, anchor or [], found)
         source = reader.source
     if is_json:
         print_json(
@@ -220,6 +230,7 @@ def verify_(
                 "images": found.images,
                 "tombstones": found.tombstones,
                 "holds": found.holds,
+                "anchors": found.anchors,
                 "head": found.head,
                 "findings": found.findings,
                 "notes": found.notes,
@@ -233,7 +244,7 @@ def verify_(
         typer.echo(
             f"{'ok' if not found.findings else 'NOT OK'}: {found.rows} rows, {found.results} "
             f"results, {found.images} pictures ({found.tombstones} removed by a rule), "
-            f"{found.holds} holds, head {found.head[:16]}"
+            f"{found.holds} holds, {found.anchors} anchors, head {found.head[:16]}"
         )
     raise typer.Exit(1 if found.findings else 0)
 
@@ -246,7 +257,7 @@ def _line(row: Json) -> str:
     score = "" if row["score"] is None else f"score {score_text(row['score'])}"
     reason = f"{row['reason']}: {row['detail']}" if row["reason"] else ""
     places = " ".join(f"({d['x_mm']:.0f}, {d['y_mm']:.0f}) mm" for d in row["defects"][:3])
-    review = f"reviewed {row['review']['verdict']}" if row["review"] else ""
+    review = log_review.review_text(row["review"]) if row["review"] else ""
     parts = (row["written_at"], row["result_id"], f"{row['verdict']:9}", score, reason, places)
     return "  ".join(part for part in (*parts, review) if part)
 
@@ -267,7 +278,7 @@ def _export_row(row: Json) -> Json:
         "verdict": EXPORT_VERDICTS[row["verdict"]],
         "defects": "; ".join(places),
         "images": "; ".join(image["path"] for image in row["images"]),
-        "review_verdict": EXPORT_VERDICTS.get(review.get("verdict", ""), ""),
+        "review_verdict": EXPORT_VERDICTS.get(review.get("verdict") or "", ""),
         "reviewer": review.get("reviewer", ""),
     }
 

@@ -26,6 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
+from station.packing import Contexts
 from station.qms import DATABASE, HOLDS, IMAGES, SIGNED_FILES, SNAPSHOT, Json, StoreError
 from station.reviews import effective_verdict
 from station.tables import PLATE
@@ -45,6 +46,7 @@ _ABOUT_PICTURES = text("""
     END FROM row WHERE result_id = :id AND +kind IN ('result', 'review', 'tombstone')
     AND seq < :before ORDER BY seq
 """)
+_BODY = text("SELECT body FROM row WHERE seq = :seq")
 _IS_REMOVED = text("""
     SELECT 1 FROM row WHERE result_id = :id AND kind = 'tombstone' AND body ->> '$.path' = :path
     LIMIT 1
@@ -81,6 +83,7 @@ class Reader:
     def __init__(self, directory: Path) -> None:
         """Raises `StoreError` if there is no log or it cannot be read."""
         self.directory = directory
+        self._contexts = Contexts(self._body_of)
         problems = []
         for source, name in (("live", DATABASE), ("snapshot", SNAPSHOT)):
             path = directory / name
@@ -142,7 +145,7 @@ class Reader:
             "SELECT seq, body FROM row WHERE seq IN (SELECT value FROM json_each(:numbers))"
         )
         found = self._connection.execute(query, {"numbers": json.dumps(list(numbers))})
-        return {row.seq: json.loads(row.body) for row in found}
+        return {row.seq: self.whole(row.body) for row in found}
 
     def results(
         self, wanted: Filter, newest_first: bool = False, limit: int | None = None
@@ -165,7 +168,7 @@ class Reader:
             text("SELECT seq, body FROM row WHERE result_id = :id ORDER BY kind <> 'result', seq"),
             {"id": result_id},
         )
-        return [{"seq": row.seq, **json.loads(row.body)} for row in found]
+        return [{"seq": row.seq, **self.whole(row.body)} for row in found]
 
     def about_pictures(self, result_id: str, before: int) -> list[Json]:
         """What rows of a result before a row say of its pictures, in order."""
@@ -251,6 +254,18 @@ class Reader:
             page = numbers[start : start + _PAGE_ROWS].tolist()
             bodies = self.bodies_at(page)
             yield from ((number, bodies[number]) for number in page)
+
+    def whole(self, body: str) -> Json:
+        """What was recorded in a row, also where the row leaves it to its context. Raises
+        `StoreError` if that is not there."""
+        try:
+            return self._contexts.whole(json.loads(body))
+        except LookupError as error:
+            raise StoreError(f"{self.path}: {error}; see `vqi log verify`") from error
+
+    def _body_of(self, seq: int) -> str | None:
+        found = self._connection.execute(_BODY, {"seq": seq}).first()
+        return None if found is None else str(found[0])
 
     @property
     def images(self) -> Path:

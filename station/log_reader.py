@@ -97,6 +97,17 @@ class Reader:
         raise StoreError(f"no log can be read here: {'; '.join(problems)}")
 
     @property
+    def lag_note(self) -> str:
+        """For people: that the derived tables do not know all rows yet; empty where they do."""
+        query = text("SELECT (SELECT coalesce(max(seq), 0) FROM row) - seq FROM derived")
+        lag = self.ask(query)[0][0]
+        if lag <= 0:
+            return ""
+        return (
+            f"{lag} rows are not in the tables yet, and in no answer; the journal process adds them"
+        )
+
+    @property
     def source_note(self) -> str:
         """For people: which file was read, and as of when."""
         if self.source == "live":

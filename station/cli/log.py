@@ -21,6 +21,7 @@ from station.cli.log_options import (
     Until,
     Wanted,
     open_log,
+    open_tables,
     selecting,
 )
 from station.log_reader import Filter, Reader
@@ -84,7 +85,7 @@ def list_(
     is_json: JsonOption = False,
 ) -> None:
     """The newest results first."""
-    with open_log(config, journal) as reader:
+    with open_tables(config, journal) as reader:
         questions = Questions(reader.ask)
         before = None if after is None else questions.key_of(after)
         if after is not None and before is None:
@@ -117,7 +118,7 @@ def show(
     """Every row about a result, or about each plate chosen, the result itself first."""
     if result_id is None and selection == Selection():
         fail("name a result, or choose plates, as by --serial", 2)
-    with open_log(config, journal) as reader:
+    with open_tables(config, journal) as reader:
         chosen = [result_id] if result_id else _result_ids(reader, selection)
         found = False
         for one in chosen:
@@ -146,7 +147,7 @@ def stats(
     is_json: JsonOption = False,
 ) -> None:
     """Counts by verdict and reason."""
-    with open_log(config, journal) as reader:
+    with open_tables(config, journal) as reader:
         found = _sums(Questions(reader.ask).counts(selection, "verdict", "reason"))
     if is_json:
         print_json(found)

@@ -52,6 +52,7 @@ from station.retention import (
     objection,
     pictures_of,
 )
+from station.reviews import words_problem
 
 _LOG = get_logger("journal.maintenance")
 Json = dict[str, Any]
@@ -358,6 +359,10 @@ class Upkeep:
                 return f"no hold {row.hold_id} is in force"
             if isinstance(row, HoldBody) and self._is_used(row):
                 return f"there was a hold {row.hold_id} already; give it another name"
+            if isinstance(row, HoldBody | ReleaseBody):
+                problem = words_problem(row.who, row.why)
+                if problem:
+                    return problem
         return ""
 
     def _is_used(self, hold: HoldBody) -> bool:
@@ -396,7 +401,9 @@ class Upkeep:
         return self._counts.sweeps + (2 if is_busy else 1)
 
     def accept_clock(self, who: str, why: str) -> None:
-        """A person says that the clock is right; written at the next turn."""
+        """A person says that the clock is right; written at the next turn. Raises ValueError."""
+        if problem := words_problem(who, why):
+            raise ValueError(problem)
         self._clock.accept(who, why)
         self._look_due = 0.0
 

@@ -110,13 +110,14 @@ def _problem(review: ReviewBody, recipe: ReviewRecipe) -> str:
         return f"{unknown[0]!r} is no kind of defect of the recipe's ({', '.join(recipe.kinds)})"
     if review.disposition == "use" and review.verdict is not Verdict.PASS:
         return "a plate that is used is one that passes: give the verdict PASS"
-    return _text_problem("reviewer", review.reviewer, 1, NAME_LIMIT) or _text_problem(
+    return text_problem("reviewer", review.reviewer, 1, NAME_LIMIT) or text_problem(
         "note", review.note, 0, NOTE_LIMIT
     )
 
 
-def _text_problem(what: str, text: str, least: int, most: int) -> str:
-    """One rule for what people write: characters that are seen, and spaces within."""
+def text_problem(what: str, text: str, least: int, most: int) -> str:
+    """Why this may not be written down as a person's words; empty if it may. One rule: characters
+    that are seen, and spaces within."""
     if not least <= len(text) <= most:
         return f"the {what} has {len(text)} characters; {least} to {most} are taken"
     hidden = next((letter for letter in text if not letter.isprintable()), None)
@@ -126,6 +127,11 @@ def _text_problem(what: str, text: str, least: int, most: int) -> str:
             "line of plain text"
         )
     return f"the {what} begins or ends with a space" if text != text.strip() else ""
+
+
+def words_problem(who: str, why: str) -> str:
+    """The same of who says a thing, and of why."""
+    return text_problem("name", who, 1, NAME_LIMIT) or text_problem("reason", why, 1, NOTE_LIMIT)
 
 
 def place(rows: Sequence[Row], review: ReviewBody) -> tuple[int | None, ReviewBody]:

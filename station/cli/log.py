@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from station.cli import log_review, log_upkeep
-from station.cli.common import JsonOption, fail, print_json
+from station.cli.common import JsonOption, fail, print_json, say
 from station.cli.log_options import Config, Journal, Serial, Since, Until, Wanted, journal_folder
 from station.log_reader import Filter, Reader
 from station.log_verify import verify
@@ -84,7 +84,7 @@ def list_(
             if is_json:
                 print_json(_without_arrays(row))
             else:
-                typer.echo(_line(row))
+                say(_line(row))
 
 
 @app.command()
@@ -100,7 +100,10 @@ def show(
             if is_json:
                 print_json(row)
             else:
-                typer.echo(json.dumps(_without_arrays(row), indent=2, ensure_ascii=False))
+                for line in json.dumps(_without_arrays(row), indent=2, ensure_ascii=False).split(
+                    "\n"
+                ):
+                    say(line)
 
 
 @app.command()
@@ -133,7 +136,7 @@ def attentions(
             if is_json:
                 print_json(row)
             else:
-                typer.echo(_attention_line(row))
+                say(_attention_line(row))
 
 
 @app.command()
@@ -190,9 +193,9 @@ def verify_(
         )
     else:
         for finding in found.findings:
-            typer.echo(finding)
+            say(finding)
         for note in found.notes:
-            typer.echo(f"note: {note}")
+            say(f"note: {note}")
         typer.echo(
             f"{'ok' if not found.findings else 'NOT OK'}: {found.rows} rows, {found.results} "
             f"results, {found.images} pictures ({found.tombstones} removed by a rule), "

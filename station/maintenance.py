@@ -65,6 +65,8 @@ READY_LEVEL = 3
 _HYSTERESIS = 1.1
 _LOOK_EVERY_S = 0.25
 _SWEEP_EVERY_S = 60.0
+_COUNT_EVERY_S = 3600.0
+"""All pictures are counted anew; between, what is written and removed is added up."""
 _FIRST_SWEEP_S = 10.0
 _FOLDERS_A_PASS = 16
 _TOMBSTONES_A_STEP = 8
@@ -188,6 +190,11 @@ class _Counts:
     removed_mb: float = 0.0
     orphans: int = 0
     sweep_ended_s: float | None = None
+    kept_mb: float | None = None
+    """Of all pictures; None before they were counted."""
+    kept_since_mb: float = 0.0
+    """Written less removed since they were last to be counted."""
+    count_due: float = 0.0
 
 
 @dataclass(slots=True)
@@ -383,6 +390,7 @@ class Upkeep:
                 self._on_copied(row)
             for image in getattr(row, "images", ()):
                 self._new_paths[image.path] = seq
+                self._counts.kept_since_mb += image.bytes / 1e6
         if len(self._new_paths) > _MOST_NEW_PATHS:
             self._new_paths.clear()
             self._paths_since = seq
@@ -448,6 +456,7 @@ class Upkeep:
                 "tombstones": counts.tombstones,
                 "removed": counts.removed,
                 "removed_mb": round(counts.removed_mb, 3),
+                "pictures_bytes": self._pictures_bytes(),
                 "orphans": counts.orphans,
                 "quarantined": self._quarantine.files,
                 "quarantined_mb": round(self._quarantine.bytes / 1e6, 3),
@@ -472,15 +481,24 @@ class Upkeep:
             "attentions": self.attentions(),
         }
 
+    def _pictures_bytes(self) -> int | None:
+        """Of all pictures, nearly: they are counted by the hour. None before the first count."""
+        if self._counts.kept_mb is None:
+            return None
+        return int(1e6 * max(0.0, self._counts.kept_mb + self._counts.kept_since_mb))
+
     # --- pictures -------------------------------------------------------------------------------
 
     def _begin_sweep(self, now: float) -> None:
         if now < self._sweep_due or self._planner.is_running or self._work is not None:
             return
         self._read_recipe()
+        order = self.order()
+        if order.is_counting:
+            self._counts.kept_since_mb = 0.0
         self._planner.start(
             ["-m", "station.retention"],
-            self.order().model_dump_json(),
+            order.model_dump_json(),
             _PLAN_LIMIT_S,
             self._wake,
             is_awaited=self._is_awaited or self.level >= PASSES_GO_LEVEL,
@@ -506,6 +524,7 @@ class Upkeep:
             room=room,
             is_removing=not self._clock.doubt,
             folders=folders,
+            is_counting=time.monotonic() >= self._counts.count_due,
         )
 
     def _take_plan(self) -> None:
@@ -524,6 +543,9 @@ class Upkeep:
 
     def use(self, plan: Plan) -> None:
         """Carry out a plan, a little at every step."""
+        if plan.kept_mb is not None:
+            self._counts.kept_mb = plan.kept_mb
+            self._counts.count_due = time.monotonic() + _COUNT_EVERY_S
         self._new_paths = {path: seq for path, seq in self._new_paths.items() if seq > plan.as_of}
         if plan.as_of < self._paths_since:
             plan = Plan(as_of=plan.as_of)
@@ -605,6 +627,7 @@ class Upkeep:
             self._helpers.submit(leaving.unlink, missing_ok=True)
             self._counts.removed += 1
             self._counts.removed_mb += size / 1e6
+            self._counts.kept_since_mb -= size / 1e6
             self._done_in_plan += 1
 
     def _put_aside(self, path: str) -> None:

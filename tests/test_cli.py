@@ -95,9 +95,9 @@ def plc_at(kind: str, port: int, is_input_there: bool = True) -> PlcSettings:
 
 @pytest.mark.parametrize("kind", ["modbus_client", "io"])
 def test_check_asks_the_plc_and_a_connection_is_no_answer(kind: str) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        with pytest.raises(DeviceError, match="no answer in time"):
-            _check_plc(plc_at(kind, mute.getsockname()[1]), False)
+    mute = socket.create_server(("127.0.0.1", 0))
+    with mute, pytest.raises(DeviceError, match="no answer in time"):
+        _check_plc(plc_at(kind, mute.getsockname()[1]), False)
     with ModbusPeer() as peer:
         assert "must watch the heartbeat" in _check_plc(plc_at(kind, peer.port), False)
         with pytest.raises(DeviceError, match="refuses"):

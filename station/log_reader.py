@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
+import time
 from array import array
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, create_engine, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    Engine,
+    Executable,
+    TextClause,
+    create_engine,
+    inspect,
+    text,
+)
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from station.qms import DATABASE, HOLDS, IMAGES, SIGNED_FILES, SNAPSHOT, Json, StoreError
 from station.reviews import effective_verdict
+from station.tables import PLATE
 
 _PAGE_ROWS = 500
 """Read at once: while a reader is within a page, the write-ahead file cannot be begun anew (I8)."""
-_FIRST_SEQ = -(2**63)
-"""The lowest that SQLite has: a row that somebody put before the first one is read, too."""
+ASK_LIMIT_S = 10.0
+"""A question that takes longer is given up: a reader keeps the write-ahead file from being begun
+anew (I8)."""
+_LOOK_EVERY_STEPS = 10_000
+"""Of SQLite's virtual machine: about a millisecond."""
+_FIRST_SEQ, _LAST_SEQ = -(2**63), 2**63 - 1
+"""What SQLite has: a row that somebody put before the first one is read, too."""
 
 _ABOUT_PICTURES = text("""
     SELECT CASE kind WHEN 'result' THEN json_remove(body, '$.tile_grid', '$.tile_scores') ELSE body
@@ -84,11 +101,43 @@ class Reader:
         at = datetime.fromtimestamp(self.path.stat().st_mtime, UTC).isoformat(timespec="seconds")
         return f"read the published snapshot {self.path} of {at}; the live file cannot be read"
 
+    def ask(self, statement: Executable, limit_s: float = ASK_LIMIT_S) -> Sequence[Any]:
+        """All rows of one select over the derived tables. Raises `StoreError` if it takes longer
+        than it may, or if this log does not have these tables."""
+        connection = self._connection.connection.driver_connection
+        assert isinstance(connection, sqlite3.Connection)
+        until = time.monotonic() + limit_s
+        connection.set_progress_handler(lambda: time.monotonic() > until, _LOOK_EVERY_STEPS)
+        try:
+            return self._connection.execute(statement).all()
+        except OperationalError as error:
+            raise StoreError(self._why_not(error, limit_s)) from error
+        finally:
+            connection.set_progress_handler(None, 0)
+
+    def _why_not(self, error: OperationalError, limit_s: float) -> str:
+        if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
+            return f"the question took longer than {limit_s:g} s; ask for less, as with --since"
+        if not inspect(self._connection).has_table(PLATE.name):
+            return (
+                f"{self.path} was written by an older program and has no tables to ask; let the "
+                "journal process of this one open it once, or a copy of it"
+            )
+        return f"{self.path}: {error.orig}"
+
+    def bodies_at(self, numbers: Sequence[int]) -> dict[int, Json]:
+        """Bodies of rows by their numbers; for no more than a page."""
+        query = text(
+            "SELECT seq, body FROM row WHERE seq IN (SELECT value FROM json_each(:numbers))"
+        )
+        found = self._connection.execute(query, {"numbers": json.dumps(list(numbers))})
+        return {row.seq: json.loads(row.body) for row in found}
+
     def results(
         self, wanted: Filter, newest_first: bool = False, limit: int | None = None
     ) -> Iterator[Json]:
         """Result bodies with their `seq`, in order; those that are there now. `review` is None, or
-        what its reviews come to: see `_judged`."""
+        what its reviews come to: see `judged_review`."""
         where, values = wanted.sql()
         order = "DESC" if newest_first else "ASC"
         query = f"SELECT seq FROM row WHERE kind = 'result'{where} ORDER BY seq {order}"
@@ -97,7 +146,7 @@ class Reader:
         reviews = self._reviews()
         for seq, body in self._of_rows(query, values):
             row = {"seq": seq, **body}
-            yield {**row, "review": _judged([row, *reviews.get(body["result_id"], ())])}
+            yield {**row, "review": judged_review([row, *reviews.get(body["result_id"], ())])}
 
     def of_result(self, result_id: str) -> list[Json]:
         """Every row about a result: the result first, then the others in order."""
@@ -149,14 +198,36 @@ class Reader:
                 reasons[reason] = count
         return {"results": sum(verdicts.values()), "verdicts": verdicts, "reasons": reasons}
 
-    def rows(self, first: int = _FIRST_SEQ) -> Iterator[Any]:
+    def rows(self, first: int = _FIRST_SEQ, last: int = _LAST_SEQ) -> Iterator[Any]:
         """Every row with its generated columns, in order, up to the last one there is by then."""
-        query = text("SELECT * FROM row WHERE seq >= :first ORDER BY seq LIMIT :count")
-        while page := self._connection.execute(query, {"first": first, "count": _PAGE_ROWS}).all():
+        query = text(
+            "SELECT * FROM row WHERE seq >= :first AND seq <= :last ORDER BY seq LIMIT :count"
+        )
+        values = {"last": last, "count": _PAGE_ROWS}
+        while page := self._connection.execute(query, {"first": first, **values}).all():
             yield from page
             if len(page) < _PAGE_ROWS:
                 return
             first = page[-1].seq + 1
+
+    def query(self, statement: TextClause, values: Json) -> CursorResult[Any]:
+        """What a statement that reads finds."""
+        return self._connection.execute(statement, values)
+
+    def chain_at(self, seq: int) -> str:
+        """Chain value of a row. Raises `StoreError` if there is no such row."""
+        query = text("SELECT chain_sha256 FROM row WHERE seq = :seq")
+        found = self._connection.execute(query, {"seq": seq}).scalar()
+        if found is None:
+            raise StoreError(f"{self.path}: there is no row {seq}: see `vqi log verify`")
+        return str(found)
+
+    def station_id(self) -> str:
+        """Whose log this is, by its last row; empty without one that says so."""
+        query = text("SELECT body ->> '$.station_id' FROM row ORDER BY seq DESC LIMIT 1")
+        with contextlib.suppress(SQLAlchemyError):  # a body that is no JSON any more
+            return str(self._connection.execute(query).scalar() or "")
+        return ""
 
     def last_seq(self) -> int:
         """Of the newest row; 0 if there is none."""
@@ -165,14 +236,10 @@ class Reader:
     def _of_rows(self, query: str, values: Json) -> Iterator[tuple[int, Json]]:
         """Number and body of the rows whose numbers a query gives, in its order."""
         numbers = array("q", (row[0] for row in self._connection.execute(text(query), values)))
-        page_query = text(
-            "SELECT seq, body FROM row WHERE seq IN (SELECT value FROM json_each(:numbers))"
-        )
         for start in range(0, len(numbers), _PAGE_ROWS):
             page = numbers[start : start + _PAGE_ROWS].tolist()
-            found = self._connection.execute(page_query, {"numbers": json.dumps(page)}).all()
-            bodies = {row.seq: row.body for row in found}
-            yield from ((number, json.loads(bodies[number])) for number in page)
+            bodies = self.bodies_at(page)
+            yield from ((number, bodies[number]) for number in page)
 
     @property
     def images(self) -> Path:
@@ -202,13 +269,19 @@ class Reader:
         query = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'row'"
         return {row[0] for row in self._connection.execute(text(query))}
 
+    def reviews_of(self, result_ids: Collection[str]) -> dict[str, list[Json]]:
+        """The reviews of these results with their `seq`, in order."""
+        query = text(
+            "SELECT seq, body FROM row WHERE +kind = 'review' AND result_id IN "
+            "(SELECT value FROM json_each(:ids)) ORDER BY seq"
+        )
+        rows = self._connection.execute(query, {"ids": json.dumps(list(result_ids))})
+        return _by_result((row.seq, json.loads(row.body)) for row in rows)
+
     def _reviews(self) -> dict[str, list[Json]]:
         """Every review by the result that it is of, in order."""
-        found: dict[str, list[Json]] = {}
         query = "SELECT seq FROM row WHERE kind = 'review' ORDER BY seq"
-        for seq, body in self._of_rows(query, {}):
-            found.setdefault(body["result_id"], []).append({"seq": seq, **body})
-        return found
+        return _by_result(self._of_rows(query, {}))
 
     def close(self) -> None:
         self._connection.close()
@@ -221,7 +294,14 @@ class Reader:
         self.close()
 
 
-def _judged(rows: list[Json]) -> Json | None:
+def _by_result(rows: Iterable[tuple[int, Json]]) -> dict[str, list[Json]]:
+    found: dict[str, list[Json]] = {}
+    for seq, body in rows:
+        found.setdefault(body["result_id"], []).append({"seq": seq, **body})
+    return found
+
+
+def judged_review(rows: list[Json]) -> Json | None:
     """What the reviews of a result come to: the last review's fields, `verdict` None and `reviewer`
     empty while no review holds, and `pending` True while the last waits for a second person."""
     if len(rows) == 1:

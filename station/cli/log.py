@@ -2,35 +2,51 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from station.cli import log_review, log_upkeep
+from station.cli import log_proof, log_questions, log_review, log_upkeep
 from station.cli.common import JsonOption, fail, print_json, say
-from station.cli.log_options import Config, Journal, Serial, Since, Until, Wanted, journal_folder
-from station.log_reader import Filter, Reader
+from station.cli.log_options import (
+    Config,
+    Journal,
+    Serial,
+    Since,
+    Until,
+    Wanted,
+    open_log,
+    selecting,
+)
+from station.log_reader import Filter, Reader, judged_review
 from station.log_verify import verify
-from station.qms import Json, StoreError
+from station.qms import Json
+from station.questions import Questions, Selection
 from station.record import score_text
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(log_upkeep.hold_app, name="hold")
+app.add_typer(log_proof.key_app, name="key")
+app.command("checkpoint")(log_proof.checkpoint)
+app.command("consistency")(log_proof.consistency)
+app.command("certificate")(log_proof.certificate)
 app.command("review")(log_review.review)
 app.command("reviews")(log_review.reviews)
 app.command("backup")(log_upkeep.backup)
 app.command("prune")(log_upkeep.prune)
 app.command("clock-is-right")(log_upkeep.clock_is_right)
+log_questions.register(app)
 
 EXPORT_VERDICTS = {"PASS": "OK", "FAIL": "NotOK", "UNDECIDED": "NotDecidable"}
 """Verdicts in exports (OPC 40001-101)."""
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_SHOWN = 500
+"""Plates that `show` shows at most where options choose them."""
 _COLUMNS = (
     "seq",
     "result_id",
@@ -56,67 +72,87 @@ _COLUMNS = (
 )
 
 
-@contextlib.contextmanager
-def _reader(config: str | None, journal: Path | None) -> Iterator[Reader]:
-    """The log, and a line on stderr that says which file was read."""
-    try:
-        with Reader(journal_folder(config, journal)) as reader:
-            print(f"vqi: {reader.source_note}", file=sys.stderr)  # noqa: T201
-            yield reader
-    except StoreError as error:
-        fail(str(error))
-
-
 @app.command("list")
+@selecting
 def list_(
+    selection: Selection,
     config: Config = None,
     journal: Journal = None,
-    since: Since = None,
-    until: Until = None,
-    serial: Serial = None,
-    verdict: Wanted = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000)] = 50,
+    after: Annotated[int | None, typer.Option(help="Go on after this row, by its seq.")] = None,
     is_json: JsonOption = False,
 ) -> None:
     """The newest results first."""
-    with _reader(config, journal) as reader:
-        for row in reader.results(Filter(since, until, serial, verdict), True, limit):
-            if is_json:
-                print_json(_without_arrays(row))
-            else:
-                say(_line(row))
+    with open_log(config, journal) as reader:
+        questions = Questions(reader.ask)
+        before = None if after is None else questions.key_of(after)
+        if after is not None and before is None:
+            fail(f"--after {after}: no such result in {reader.path}")
+        for page in questions.pages(selection, limit, before):
+            for row in _bodies(reader, page):
+                if is_json:
+                    print_json(_without_arrays(row))
+                else:
+                    say(_line(row))
+
+
+def _bodies(reader: Reader, page: Sequence[Any]) -> Iterator[Json]:
+    """Result bodies with their `seq` and what their reviews come to."""
+    bodies = reader.bodies_at([line.seq for line in page])
+    reviews = reader.reviews_of([line.result_id for line in page])
+    for line in page:
+        row = {"seq": line.seq, **bodies[line.seq]}
+        yield {**row, "review": judged_review([row, *reviews.get(line.result_id, ())])}
 
 
 @app.command()
+@selecting
 def show(
-    result_id: str, config: Config = None, journal: Journal = None, is_json: JsonOption = False
-) -> None:
-    """Every row about one result, the result itself first."""
-    with _reader(config, journal) as reader:
-        rows = reader.of_result(result_id)
-        if not rows:
-            fail(f"{result_id}: no such result in {reader.path}")
-        for row in rows:
-            if is_json:
-                print_json(row)
-            else:
-                for line in json.dumps(_without_arrays(row), indent=2, ensure_ascii=False).split(
-                    "\n"
-                ):
-                    say(line)
-
-
-@app.command()
-def stats(
+    selection: Selection,
+    result_id: Annotated[str | None, typer.Argument(help="Or choose plates by options.")] = None,
     config: Config = None,
     journal: Journal = None,
-    since: Since = None,
-    until: Until = None,
+    is_json: JsonOption = False,
+) -> None:
+    """Every row about a result, or about each plate chosen, the result itself first."""
+    if result_id is None and selection == Selection():
+        fail("name a result, or choose plates, as by --serial", 2)
+    with open_log(config, journal) as reader:
+        chosen = [result_id] if result_id else _result_ids(reader, selection)
+        found = False
+        for one in chosen:
+            for row in reader.of_result(one):
+                found = True
+                if is_json:
+                    print_json(row)
+                else:
+                    _show(row)
+        if not found:
+            fail(f"{result_id or 'what was asked for'}: no such result in {reader.path}")
+
+
+def _show(row: Json) -> None:
+    for line in json.dumps(_without_arrays(row), indent=2, ensure_ascii=False).split("\n"):
+        say(line)
+
+
+def _result_ids(reader: Reader, selection: Selection) -> list[str]:
+    """Of the newest plates chosen, oldest first."""
+    pages = Questions(reader.ask).pages(selection, _SHOWN)
+    return [line.result_id for page in pages for line in page][::-1]
+
+
+@app.command()
+@selecting
+def stats(
+    selection: Selection,
+    config: Config = None,
+    journal: Journal = None,
     is_json: JsonOption = False,
 ) -> None:
     """Counts by verdict and reason."""
-    with _reader(config, journal) as reader:
-        found = reader.stats(Filter(since, until))
+    with open_log(config, journal) as reader:
+        found = _sums(Questions(reader.ask).counts(selection, "verdict", "reason"))
     if is_json:
         print_json(found)
         return
@@ -126,12 +162,21 @@ def stats(
             typer.echo(f"{name:14} {count}")
 
 
+def _sums(rows: Sequence[Any]) -> Json:
+    verdicts, reasons = Counter[str](), Counter[str]()
+    for row in rows:
+        verdicts[row.verdict] += row.plates
+        if row.reason:
+            reasons[row.reason] += row.plates
+    return {"results": verdicts.total(), "verdicts": dict(verdicts), "reasons": dict(reasons)}
+
+
 @app.command()
 def attentions(
     config: Config = None, journal: Journal = None, since: Since = None, is_json: JsonOption = False
 ) -> None:
     """When the station began to need a person, and when no more; oldest first."""
-    with _reader(config, journal) as reader:
+    with open_log(config, journal) as reader:
         for row in reader.bodies("attention", since or ""):
             if is_json:
                 print_json(row)
@@ -152,7 +197,7 @@ def export(
     """Results on stdout, oldest first."""
     if format_ not in ("csv", "jsonl"):
         fail(f"--format {format_}: csv or jsonl", 2)
-    with _reader(config, journal) as reader:
+    with open_log(config, journal) as reader:
         rows = reader.results(Filter(since, until, serial, verdict))
         if format_ == "jsonl":
             for row in rows:
@@ -169,11 +214,15 @@ def verify_(
     config: Config = None,
     journal: Journal = None,
     pictures: Annotated[bool, typer.Option(help="Also read every picture.")] = True,
+    anchor: log_proof.AnchorOption = None,
+    public_key: log_proof.PublicKeyOption = None,
     is_json: JsonOption = False,
 ) -> None:
-    """Recompute every hash, the chain and the pictures. Exit status 1 if anything differs."""
-    with _reader(config, journal) as reader:
-        found = verify(reader, pictures)
+    """Recompute every hash, the chain, checkpoints and pictures, and hold the log against anchors
+    that lie outside it. Exit status 1 if anything differs."""
+    with open_log(config, journal) as reader:
+        found = verify(reader, pictures, public_key)
+        log_proof.hold_against_anchors(reader, config, anchor or [], found)
         source = reader.source
     if is_json:
         print_json(
@@ -186,6 +235,7 @@ def verify_(
                 "images": found.images,
                 "tombstones": found.tombstones,
                 "holds": found.holds,
+                "anchors": found.anchors,
                 "head": found.head,
                 "findings": found.findings,
                 "notes": found.notes,
@@ -199,7 +249,7 @@ def verify_(
         typer.echo(
             f"{'ok' if not found.findings else 'NOT OK'}: {found.rows} rows, {found.results} "
             f"results, {found.images} pictures ({found.tombstones} removed by a rule), "
-            f"{found.holds} holds, head {found.head[:16]}"
+            f"{found.holds} holds, {found.anchors} anchors, head {found.head[:16]}"
         )
     raise typer.Exit(1 if found.findings else 0)
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from station.cli import log_proof, log_questions, log_review, log_serials, log_upkeep
-from station.cli.common import JsonOption, fail, print_json
+from station.cli.common import JsonOption, fail, print_json, say
 from station.cli.log_options import (
     Config,
     Journal,
@@ -24,7 +24,7 @@ from station.cli.log_options import (
     open_tables,
     selecting,
 )
-from station.log_reader import Filter, Reader
+from station.log_reader import Filter, Reader, judged_review
 from station.log_verify import verify
 from station.qms import Json
 from station.questions import Questions, Selection
@@ -95,15 +95,16 @@ def list_(
                 if is_json:
                     print_json(_without_arrays(row))
                 else:
-                    typer.echo(_line(row))
+                    say(_line(row))
 
 
 def _bodies(reader: Reader, page: Sequence[Any]) -> Iterator[Json]:
-    """Result bodies with their `seq` and last review."""
-    numbers = [line.seq for line in page] + [line.review_seq for line in page if line.review_seq]
-    bodies = reader.bodies_at(numbers)
+    """Result bodies with their `seq` and what their reviews come to."""
+    bodies = reader.bodies_at([line.seq for line in page])
+    reviews = reader.reviews_of([line.result_id for line in page])
     for line in page:
-        yield {"seq": line.seq, **bodies[line.seq], "review": bodies.get(line.review_seq)}
+        row = {"seq": line.seq, **bodies[line.seq]}
+        yield {**row, "review": judged_review([row, *reviews.get(line.result_id, ())])}
 
 
 @app.command()
@@ -127,9 +128,14 @@ def show(
                 if is_json:
                     print_json(row)
                 else:
-                    typer.echo(json.dumps(_without_arrays(row), indent=2, ensure_ascii=False))
+                    _show(row)
         if not found:
             fail(f"{result_id or 'what was asked for'}: no such result in {reader.path}")
+
+
+def _show(row: Json) -> None:
+    for line in json.dumps(_without_arrays(row), indent=2, ensure_ascii=False).split("\n"):
+        say(line)
 
 
 def _result_ids(reader: Reader, selection: Selection) -> list[str]:
@@ -177,7 +183,7 @@ def attentions(
             if is_json:
                 print_json(row)
             else:
-                typer.echo(_attention_line(row))
+                say(_attention_line(row))
 
 
 @app.command()
@@ -239,9 +245,9 @@ def verify_(
         )
     else:
         for finding in found.findings:
-            typer.echo(finding)
+            say(finding)
         for note in found.notes:
-            typer.echo(f"note: {note}")
+            say(f"note: {note}")
         typer.echo(
             f"{'ok' if not found.findings else 'NOT OK'}: {found.rows} rows, {found.results} "
             f"results, {found.images} pictures ({found.tombstones} removed by a rule), "

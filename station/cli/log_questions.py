@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from station.cli.common import JsonOption, fail, load_or_exit, print_json
+from station.cli.common import JsonOption, fail, load_or_exit, print_json, say
 from station.cli.log_options import Config, Journal, open_tables, selecting
 from station.config import ConfigError, load_recipe
 from station.log_reader import Reader
@@ -65,7 +65,7 @@ def _say(rows: Iterable[Json], is_json: bool) -> None:
     widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
     for line in table:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        typer.echo("  ".join(cells).rstrip())
+        say("  ".join(cells).rstrip())
 
 
 def _shown(value: Any) -> str:
@@ -441,7 +441,7 @@ def audit_check(
         print_json(row)
     else:
         for line in [*found.findings, *(f"note: {note}" for note in found.notes)]:
-            typer.echo(line)
+            say(line)
         typer.echo(
             f"{'ok' if not found.findings else 'NOT OK'}: {found.checked} plates drawn again, "
             f"{found.drawn} in the sample; {found.waiting} wait for their seed, {found.unproven} "

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from station.cli import log_upkeep
+from station.cli import log_export, log_upkeep
 from station.cli.common import JsonOption, fail, print_json
 from station.cli.log_options import Config, Journal, Serial, Since, Until, Wanted, journal_folder
+from station.export import check_export
+from station.export_source import Source
 from station.log_reader import Filter, Reader
 from station.log_verify import verify
 from station.qms import Json, StoreError
@@ -22,36 +23,10 @@ from station.record import score_text
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(log_upkeep.hold_app, name="hold")
+app.command("export")(log_export.export)
 app.command("backup")(log_upkeep.backup)
 app.command("prune")(log_upkeep.prune)
 app.command("clock-is-right")(log_upkeep.clock_is_right)
-
-EXPORT_VERDICTS = {"PASS": "OK", "FAIL": "NotOK", "UNDECIDED": "NotDecidable"}
-"""Verdicts in exports (OPC 40001-101)."""
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-_COLUMNS = (
-    "seq",
-    "result_id",
-    "written_at",
-    "verdict",
-    "reason",
-    "detail",
-    "part_id",
-    "provenance",
-    "score",
-    "threshold",
-    "defects",
-    "tiles",
-    "recipe_id",
-    "recipe_version",
-    "model_id",
-    "model_sha256",
-    "camera_serial",
-    "images",
-    "pixels_sha256",
-    "review_verdict",
-    "reviewer",
-)
 
 
 @contextlib.contextmanager
@@ -134,41 +109,22 @@ def attentions(
                 typer.echo(_attention_line(row))
 
 
-@app.command()
-def export(
-    config: Config = None,
-    journal: Journal = None,
-    format_: Annotated[str, typer.Option("--format", help="csv or jsonl.")] = "csv",
-    since: Since = None,
-    until: Until = None,
-    serial: Serial = None,
-    verdict: Wanted = None,
-) -> None:
-    """Results on stdout, oldest first."""
-    if format_ not in ("csv", "jsonl"):
-        fail(f"--format {format_}: csv or jsonl", 2)
-    with _reader(config, journal) as reader:
-        rows = reader.results(Filter(since, until, serial, verdict))
-        if format_ == "jsonl":
-            for row in rows:
-                print_json({**row, "verdict": EXPORT_VERDICTS[row["verdict"]]})
-            return
-        table = csv.DictWriter(sys.stdout, _COLUMNS)
-        table.writeheader()
-        for row in rows:
-            table.writerow({name: _cell(value) for name, value in _export_row(row).items()})
-
-
 @app.command("verify")
 def verify_(
     config: Config = None,
     journal: Journal = None,
     pictures: Annotated[bool, typer.Option(help="Also read every picture.")] = True,
+    export: Annotated[
+        Path | None, typer.Option(help="Also compare this exported file with the log.")
+    ] = None,
     is_json: JsonOption = False,
 ) -> None:
     """Recompute every hash, the chain and the pictures. Exit status 1 if anything differs."""
     with _reader(config, journal) as reader:
         found = verify(reader, pictures)
+        if export is not None:
+            with Source(reader.path) as log:
+                found.findings += check_export(log, export)
         source = reader.source
     if is_json:
         print_json(
@@ -218,23 +174,3 @@ def _attention_line(row: Json) -> str:
     since = f"since {row['since_result_id']}" if row["since_result_id"] else ""
     parts = (row["written_at"], row["result_id"], state, row["text"], figures, since)
     return "  ".join(part for part in parts if part)
-
-
-def _export_row(row: Json) -> Json:
-    review = row["review"] or {}
-    places = (f"{d['x_mm']} {d['y_mm']} {float(d['score']):.4f}" for d in row["defects"])
-    return {
-        **{name: row.get(name) for name in _COLUMNS},
-        "verdict": EXPORT_VERDICTS[row["verdict"]],
-        "defects": "; ".join(places),
-        "images": "; ".join(image["path"] for image in row["images"]),
-        "review_verdict": EXPORT_VERDICTS.get(review.get("verdict", ""), ""),
-        "reviewer": review.get("reviewer", ""),
-    }
-
-
-def _cell(value: Any) -> Any:
-    """Text that a spreadsheet would run as a formula gets a quote before it."""
-    if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
-        return f"'{value}"
-    return value

@@ -20,20 +20,25 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from station.record import Body
+from station import derived
+from station.record import Body, utc_now
+from station.schema import FIRST, STEP_TABLE, STEPS, VERSION, Step
 
 DATABASE = "journal.db"
 SNAPSHOT = "journal-snapshot.db"
 IMAGES = "images"
 EMPTY_CHAIN = "0" * 64
 _ONCE_A_RESULT = ("opened", "result", "actuation", "accept")
-TRIGGERS = {"row_no_update", "row_no_delete", "row_no_replace"}
 _TAIL_ROWS = 100
 """Checked at each start (I12); `vqi log verify` checks all."""
 _LABEL_ROWS = 1000
 _BUSY_TIMEOUT_S = 1.0
 _MOST_REFERENCES = 64
 """Of recipes and cameras that a log remembers; an older one is learned anew."""
+_CATCH_UP_ROWS = 2000
+"""Rows from which the derived tables are filled in one transaction: some tens of milliseconds."""
+_CATCH_UP_AT_ONCE = 2 * _CATCH_UP_ROWS
+"""What a start does before it goes on; more is done while nothing waits."""
 _CODES_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _CODES_FULL = {sqlite3.SQLITE_FULL}
 
@@ -55,47 +60,7 @@ HOLDS = """
     ORDER BY seq
 """
 
-_MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        """
-        CREATE TABLE row (
-            seq INTEGER PRIMARY KEY,
-            kind TEXT NOT NULL,
-            body TEXT NOT NULL,
-            body_sha256 TEXT NOT NULL,
-            chain_sha256 TEXT NOT NULL,
-            result_id TEXT GENERATED ALWAYS AS (body ->> '$.result_id') VIRTUAL,
-            sequence INTEGER GENERATED ALWAYS AS (body ->> '$.sequence') VIRTUAL,
-            verdict TEXT GENERATED ALWAYS AS (body ->> '$.verdict') VIRTUAL,
-            reason TEXT GENERATED ALWAYS AS (body ->> '$.reason') VIRTUAL,
-            part_id TEXT GENERATED ALWAYS AS (body ->> '$.part_id') VIRTUAL,
-            plate_ordinal INTEGER GENERATED ALWAYS AS (
-                coalesce(body ->> '$.plate_ordinal', body ->> '$.to_ordinal')) VIRTUAL,
-            written_at TEXT GENERATED ALWAYS AS (body ->> '$.written_at') VIRTUAL
-        ) STRICT
-        """,
-        """CREATE UNIQUE INDEX row_once ON row (result_id, kind)
-           WHERE kind IN ('opened', 'result', 'actuation')""",
-        "CREATE INDEX row_result ON row (result_id, kind) WHERE result_id IS NOT NULL",
-        "CREATE INDEX row_sequence ON row (sequence) WHERE sequence IS NOT NULL",
-        "CREATE INDEX row_part ON row (part_id) WHERE part_id IS NOT NULL",
-        "CREATE INDEX row_time ON row (kind, written_at)",
-        "CREATE INDEX row_verdict ON row (verdict, written_at) WHERE verdict IS NOT NULL",
-        "CREATE INDEX row_ordinal ON row (plate_ordinal) WHERE plate_ordinal IS NOT NULL",
-        """CREATE TRIGGER row_no_update BEFORE UPDATE ON row
-           BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END""",
-        """CREATE TRIGGER row_no_delete BEFORE DELETE ON row
-           BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END""",
-        """CREATE TRIGGER row_no_replace BEFORE INSERT ON row
-           WHEN EXISTS (SELECT 1 FROM row WHERE seq = NEW.seq)
-             OR NEW.seq <> coalesce((SELECT max(seq) FROM row), 0) + 1
-             OR (NEW.kind IN ('opened', 'result', 'actuation') AND EXISTS (
-                 SELECT 1 FROM row
-                 WHERE result_id = json_extract(NEW.body, '$.result_id') AND +kind = NEW.kind))
-           BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END""",
-    ),
-)
-"""Numbered from 1; a migration only adds, so that an older program still reads."""
+_STEPS_MADE = "SELECT number FROM schema_step"
 
 
 class StoreError(Exception):
@@ -151,6 +116,10 @@ class Store:
             self._migrate()
             self._seq, self._chain = self._read_head()
             self._check_tail()
+            self._derived = self._scalar("SELECT seq FROM derived") or 0
+            if self.lag <= _CATCH_UP_AT_ONCE:
+                while self.lag:
+                    self.catch_up()
         except SQLAlchemyError as error:
             raise StoreError(f"{self.path}: {error.__cause__ or error}") from error
         self.path.chmod(0o644)
@@ -164,7 +133,8 @@ class Store:
         is.
         """
         seq, link = self._seq, self._chain
-        numbers = []
+        numbers, lines = [], derived.Lines()
+        is_up_to_date = self.lag == 0
         try:
             with self._transaction() as connection:
                 for body in bodies:
@@ -174,10 +144,45 @@ class Store:
                         continue
                     seq, link = seq + 1, self._insert(connection, seq + 1, link, body)
                     numbers.append(seq)
+                    lines.extend(_lines(seq, body))
+                if is_up_to_date:
+                    self._derive(lines, seq)
         except SQLAlchemyError as error:
             raise self._failure(error) from error
         self._seq, self._chain = seq, link
+        self._derived = seq if is_up_to_date else self._derived
         return numbers
+
+    @property
+    def lag(self) -> int:
+        """Rows that the derived tables do not know yet: those of a log that a program without these
+        tables has written."""
+        return self._seq - self._derived
+
+    def catch_up(self) -> None:
+        """Fill the derived tables from the next rows that they do not know, in one transaction; a
+        kill loses none and counts none twice. Raises `StoreError`."""
+        rows = self._query(
+            "SELECT seq, kind, body FROM row WHERE seq > :seq ORDER BY seq LIMIT :most",
+            {"seq": self._derived, "most": _CATCH_UP_ROWS},
+        )
+        lines = derived.Lines()
+        for row in rows:
+            if row.kind in derived.KINDS:
+                body = json.loads(row.body)
+                lines.extend(derived.lines_of(body["station_id"], row.seq, row.kind, body))
+        try:
+            with self._transaction():
+                self._derive(lines, rows[-1].seq)
+        except SQLAlchemyError as error:
+            raise self._failure(error) from error
+        self._derived = int(rows[-1].seq)
+
+    def _derive(self, lines: derived.Lines, seq: int) -> None:
+        """Within a transaction: what rows add to the derived tables, and up to which row."""
+        connection = self._connection
+        derived.add(lambda sql, values: connection.execute(text(sql), list(values)), lines)
+        connection.execute(text("UPDATE derived SET seq = :seq"), {"seq": seq})
 
     def head(self) -> tuple[int, str]:
         """Last sequence number and chain value."""
@@ -402,16 +407,32 @@ class Store:
 
     def _migrate(self) -> None:
         version = int(self._scalar("PRAGMA user_version") or 0)
-        if version > len(_MIGRATIONS):
+        if version > VERSION:
             raise StoreError(
-                f"{self.path}: schema {version}, this program knows {len(_MIGRATIONS)}; "
+                f"{self.path}: schema {version}, this program knows {VERSION}; "
                 "use the newer program"
             )
-        for number, statements in enumerate(_MIGRATIONS[version:], start=version + 1):
+        if version == 0:
             with self._transaction() as connection:
-                for statement in statements:
+                for statement in FIRST:
                     connection.exec_driver_sql(statement)
-                connection.exec_driver_sql(f"PRAGMA user_version = {number}")
+                connection.exec_driver_sql(f"PRAGMA user_version = {VERSION}")
+        made = {row.number for row in self._query(_STEPS_MADE, {})} if self._has_steps() else set()
+        for number, step in enumerate(STEPS, start=1):
+            if number not in made:
+                self._make(number, step)
+
+    def _has_steps(self) -> bool:
+        return bool(self._scalar("SELECT count(*) FROM sqlite_master WHERE name = 'schema_step'"))
+
+    def _make(self, number: int, step: Step) -> None:
+        with self._transaction() as connection:
+            for statement in (STEP_TABLE, *step.statements):
+                connection.exec_driver_sql(statement)
+            connection.execute(
+                text("INSERT INTO schema_step VALUES (:number, :name, :at)"),
+                {"number": number, "name": step.name, "at": utc_now()},
+            )
 
     def _read_head(self) -> tuple[int, str]:
         row = self._connection.execute(
@@ -444,6 +465,13 @@ def _writing_engine(path: Path) -> Engine:
             connection.execute(f"PRAGMA {pragma}")
 
     return engine
+
+
+def _lines(seq: int, body: Body) -> derived.Lines:
+    kind = str(getattr(body, "kind"))  # noqa: B009
+    if kind not in derived.KINDS:
+        return derived.Lines()
+    return derived.lines_of(body.station_id, seq, kind, body.as_json())
 
 
 def _content(body: str) -> Json:

@@ -256,6 +256,10 @@ class JournalSettings(Settings):
         "not kept, then READY drops; default 10, 5 and 2 x min_free_mb.",
     )
 
+    reports: Path | None = Field(
+        None, description="Folder of shift reports; `vqi log report --due` writes them."
+    )
+
     @property
     def disk_limits_mb(self) -> tuple[int, int, int, int]:
         """Free disk below which levels 1 to 4 begin."""

@@ -15,7 +15,6 @@ from openpyxl.cell import WriteOnlyCell
 from openpyxl.drawing.image import Image
 from openpyxl.styles import Font
 from openpyxl.utils import get_column_letter
-from PIL import Image as Pictures
 
 from station.export_rows import (
     COLUMNS,
@@ -29,15 +28,13 @@ from station.export_rows import (
     visible,
 )
 from station.qms import Json
+from station.thumbnails import smallest, thumbnail
 
 MOST_ROWS = 1_048_576
 """Of a sheet, its header among them (Excel specifications and limits)."""
 _CELL_CHARACTERS = 32_767
 _THUMBNAILS = 200
 _THUMBNAIL_PX = 96
-_THUMBNAIL_BYTES = 8 * 2**20
-"""A picture that takes more is not opened."""
-_MOST_PIXELS = 2**26
 _DATE = "yyyy-mm-dd hh:mm:ss.000"
 _PICTURE = Column("picture")
 _OFFSET = Column("utc_offset", width=10)
@@ -153,30 +150,12 @@ class _Thumbnails:
     def of(self, row: Json) -> Image | None:
         if self._folder is None or self._left == 0 or row["verdict"] == "PASS":
             return None
-        smallest = min(row["images"], key=lambda image: int(image["bytes"]), default=None)
-        if smallest is None or smallest["bytes"] > _THUMBNAIL_BYTES:
-            return None
-        data = _thumbnail(self._folder / smallest["path"])
+        kept = smallest(row["images"])
+        data = thumbnail(self._folder / kept["path"], _THUMBNAIL_PX) if kept else None
         if data is None:
             return None
         self._left -= 1
         return Image(io.BytesIO(data))
-
-
-def _thumbnail(path: Path) -> bytes | None:
-    """A small JPEG; None where there is no picture any more."""
-    try:
-        with Pictures.open(path, formats=("PNG", "JPEG")) as picture:
-            if picture.width * picture.height > _MOST_PIXELS:
-                return None
-            picture.draft("L", (2 * _THUMBNAIL_PX, 2 * _THUMBNAIL_PX))
-            small = picture.convert("L")
-            small.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-            taken = io.BytesIO()
-            small.save(taken, "JPEG", quality=80)
-            return taken.getvalue()
-    except (OSError, ValueError, SyntaxError):
-        return None
 
 
 # --- reading it back ------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from station.cli import log_export, log_upkeep
+from station.cli import log_export, log_report, log_upkeep
 from station.cli.common import JsonOption, fail, print_json
 from station.cli.log_options import Config, Journal, Serial, Since, Until, Wanted, journal_folder
 from station.export import check_export
@@ -24,6 +24,7 @@ from station.record import score_text
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(log_upkeep.hold_app, name="hold")
 app.command("export")(log_export.export)
+app.command("report")(log_report.report_)
 app.command("backup")(log_upkeep.backup)
 app.command("prune")(log_upkeep.prune)
 app.command("clock-is-right")(log_upkeep.clock_is_right)

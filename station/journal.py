@@ -328,7 +328,8 @@ class _Journal:
     def _catch_up(self) -> None:
         """A batch of what an older program wrote, while no row waits."""
         if self._store.lag and not self._waiting:
-            self._store.catch_up()
+            with contextlib.suppress(StoreRefused):
+                self._store.catch_up()
             os.eventfd_write(self._wake, 1)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

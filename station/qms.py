@@ -13,6 +13,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -60,6 +61,9 @@ HOLDS = """
     ORDER BY seq
 """
 
+_INSERT = "INSERT INTO row (seq, kind, body, body_sha256, chain_sha256) VALUES (?, ?, ?, ?, ?)"
+_SAME = "SELECT seq FROM row WHERE kind = ? AND written_at = ? AND body = ?"
+_OF_RESULT = "SELECT seq, body FROM row WHERE result_id = ? AND +kind = ?"
 _STEPS_MADE = "SELECT number FROM schema_step"
 
 
@@ -76,9 +80,12 @@ class ContradictionError(StoreError):
     """A row of this kind and result is there already and says something else."""
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def canonical(body: Body) -> str:
     """The text that is hashed: JSON, sorted keys, no spaces, UTF-8."""
-    return json.dumps(body.as_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _ENCODER.encode(body.as_json())
 
 
 def sha256_text(data: str) -> str:
@@ -100,6 +107,26 @@ def first_changed(rows: Iterable[Any], before: str) -> int | None:
             return int(row.seq)
         before = row.chain_sha256
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What will be written of a body."""
+
+    station_id: str
+    kind: str
+    fields: Json
+    content: str
+    """The text that is hashed."""
+
+    @classmethod
+    def of(cls, body: Body) -> _Row:
+        fields = body.as_json()
+        return cls(body.station_id, str(fields["kind"]), fields, _ENCODER.encode(fields))
+
+    def lines(self, seq: int) -> derived.Lines:
+        """What it adds to the derived tables."""
+        return derived.lines_of(self.station_id, seq, self.kind, self.fields)
 
 
 class Store:
@@ -132,25 +159,23 @@ class Store:
         again, another `StoreError` if the file cannot be written; in each case nothing of `bodies`
         is.
         """
-        seq, link = self._seq, self._chain
-        numbers, lines = [], derived.Lines()
-        is_up_to_date = self.lag == 0
+        head, lines = (self._seq, self._chain), derived.Lines()
+        numbers, is_up_to_date = [], self.lag == 0
         try:
-            with self._transaction() as connection:
+            with self._transaction():
                 for body in bodies:
-                    known = self._find(connection, body)
-                    if known is not None:
-                        numbers.append(known)
-                        continue
-                    seq, link = seq + 1, self._insert(connection, seq + 1, link, body)
-                    numbers.append(seq)
-                    lines.extend(_lines(seq, body))
+                    row = _Row.of(body)
+                    known = self._find(row)
+                    if known is None:
+                        head = self._insert(row, *head)
+                        lines.extend(row.lines(head[0]))
+                    numbers.append(known or head[0])
                 if is_up_to_date:
-                    self._derive(lines, seq)
-        except SQLAlchemyError as error:
+                    self._derive(lines, head[0])
+        except (SQLAlchemyError, sqlite3.Error) as error:
             raise self._failure(error) from error
-        self._seq, self._chain = seq, link
-        self._derived = seq if is_up_to_date else self._derived
+        self._seq, self._chain = head
+        self._derived = head[0] if is_up_to_date else self._derived
         return numbers
 
     @property
@@ -174,15 +199,14 @@ class Store:
         try:
             with self._transaction():
                 self._derive(lines, rows[-1].seq)
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, sqlite3.Error) as error:
             raise self._failure(error) from error
         self._derived = int(rows[-1].seq)
 
     def _derive(self, lines: derived.Lines, seq: int) -> None:
         """Within a transaction: what rows add to the derived tables, and up to which row."""
-        connection = self._connection
-        derived.add(lambda sql, values: connection.execute(text(sql), list(values)), lines)
-        connection.execute(text("UPDATE derived SET seq = :seq"), {"seq": seq})
+        derived.add(self._raw.executemany, lines)
+        self._raw.execute("UPDATE derived SET seq = ?", (seq,))
 
     def head(self) -> tuple[int, str]:
         """Last sequence number and chain value."""
@@ -315,7 +339,14 @@ class Store:
         finally:
             connection.rollback()
 
-    def _failure(self, error: SQLAlchemyError) -> StoreError:
+    @property
+    def _raw(self) -> sqlite3.Connection:
+        """The driver's connection, for what is done for each row."""
+        raw = self._connection.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        return raw
+
+    def _failure(self, error: Exception) -> StoreError:
         cause = error.__cause__ or error
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
         if code in _CODES_BUSY:
@@ -324,46 +355,27 @@ class Store:
             return StoreRefused(f"{self.path}: {cause}; free some space")
         return StoreError(f"{self.path}: {cause}")
 
-    def _insert(self, connection: Connection, seq: int, link: str, body: Body) -> str:
-        content = canonical(body)
-        kind = str(getattr(body, "kind"))  # noqa: B009  every row kind has one
-        body_sha256 = sha256_text(content)
-        link = chain(link, seq, kind, body_sha256)
-        connection.execute(
-            text(
-                "INSERT INTO row (seq, kind, body, body_sha256, chain_sha256) "
-                "VALUES (:seq, :kind, :body, :body_sha256, :chain)"
-            ),
-            {"seq": seq, "kind": kind, "body": content, "body_sha256": body_sha256, "chain": link},
-        )
-        return link
+    def _insert(self, row: _Row, seq: int, link: str) -> tuple[int, str]:
+        """Write a row after the one of this number and chain value; its own."""
+        body_sha256 = sha256_text(row.content)
+        seq, link = seq + 1, chain(link, seq + 1, row.kind, body_sha256)
+        self._raw.execute(_INSERT, (seq, row.kind, row.content, body_sha256, link))
+        return seq, link
 
-    def _find(self, connection: Connection, body: Body) -> int | None:
-        """The row that says this already. Raises `StoreError` if one says something else."""
-        kind = getattr(body, "kind")  # noqa: B009
-        if kind not in _ONCE_A_RESULT:
-            same = connection.execute(
-                text(
-                    "SELECT seq FROM row WHERE kind = :kind AND written_at = :at AND body = :body"
-                ),
-                {
-                    "kind": kind,
-                    "at": body.written_at,
-                    "body": canonical(body),
-                },
-            ).scalar()
-            return same if same is None else int(same)
-        found = connection.execute(
-            text("SELECT seq, body FROM row WHERE result_id = :id AND +kind = :kind"),
-            {"kind": kind, "id": getattr(body, "result_id")},  # noqa: B009
-        ).first()
+    def _find(self, row: _Row) -> int | None:
+        """The row that says this already. Raises `ContradictionError` if one says something
+        else."""
+        if row.kind not in _ONCE_A_RESULT:
+            values = (row.kind, row.fields["written_at"], row.content)
+            same = self._raw.execute(_SAME, values).fetchone()
+            return None if same is None else int(same[0])
+        result_id = row.fields["result_id"]
+        found = self._raw.execute(_OF_RESULT, (result_id, row.kind)).fetchone()
         if found is None:
             return None
-        if _content(found.body) != _content(canonical(body)):
-            raise ContradictionError(
-                f"{kind} row of {json.loads(found.body)['result_id']} says otherwise"
-            )
-        return int(found.seq)
+        if _content(json.loads(found[1])) != _content(row.fields):
+            raise ContradictionError(f"{row.kind} row of {result_id} says otherwise")
+        return int(found[0])
 
     def _lacking(self, kind: str, answer: str) -> list[Json]:
         """Bodies of a kind whose result has no row of another kind. Each start settles what the
@@ -467,17 +479,10 @@ def _writing_engine(path: Path) -> Engine:
     return engine
 
 
-def _lines(seq: int, body: Body) -> derived.Lines:
-    kind = str(getattr(body, "kind"))  # noqa: B009
-    if kind not in derived.KINDS:
-        return derived.Lines()
-    return derived.lines_of(body.station_id, seq, kind, body.as_json())
-
-
-def _content(body: str) -> Json:
+def _content(fields: Json) -> Json:
     """What a row says, without when it was written and what the journal filled in."""
     filled = ("written_at", "images", "pixels_sha256")
-    return {key: value for key, value in json.loads(body).items() if key not in filled}
+    return {key: value for key, value in fields.items() if key not in filled}
 
 
 def publish_snapshot(directory: Path) -> None:

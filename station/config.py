@@ -10,13 +10,23 @@ from importlib import resources
 from ipaddress import IPv4Address
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, IPvAnyAddress, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    IPvAnyAddress,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from drivers.camera.settings import CameraSettings
 from drivers.io.settings import DigitalIoSettings, ModbusIoSettings, output_names
-from drivers.plc.settings import PlcSettings
+from drivers.plc.settings import IoPlcSettings, PlcSettings
+from drivers.scanner.settings import ScannerSettings
 from drivers.settings import Count, Number, Settings
 from drivers.stacklight import LightState
 from drivers.stacklight.profiles import (
@@ -244,6 +254,45 @@ class StationSettings(Settings):
     ring_s: Number = Field(0.75, ge=0.5, le=10, description="Frames the ring holds, in seconds.")
 
 
+ClockTime = Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
+
+
+class ShiftSettings(Settings):
+    """When shifts begin, local time: each name of a shift is a key. A shift lasts until the next
+    one begins."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, ClockTime]
+
+    timezone: str = Field(description="IANA name, e.g. Europe/Berlin; knows of summer time.")
+
+    @property
+    def begins(self) -> dict[str, str]:
+        """The local time at which each shift begins, as HH:MM."""
+        return dict(self.__pydantic_extra__)
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_is_known(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError(f"no time zone {name!r}; an IANA name is Europe/Berlin") from error
+        return name
+
+    @model_validator(mode="after")
+    def _shifts_can_be_told_apart(self) -> ShiftSettings:
+        times = list(self.begins.values())
+        if not times:
+            raise ValueError('no shift is named; add for example early = "06:00"')
+        if len(set(times)) < len(times):
+            raise ValueError("two shifts begin at the same time")
+        strange = [name for name in self.begins if not name.isidentifier() or not name.isascii()]
+        if strange:
+            raise ValueError(f"{strange[0]!r}: a shift's name is letters, digits and _")
+        return self
+
+
 class JournalSettings(Settings):
     directory: Path = Field(description="Database, published snapshot and pictures.")
     snapshot_interval_s: Number = Field(
@@ -255,6 +304,7 @@ class JournalSettings(Settings):
         description="Free disk below which previews of passed plates, then all their pictures are "
         "not kept, then READY drops; default 10, 5 and 2 x min_free_mb.",
     )
+    shifts: ShiftSettings | None = None
 
     reports: Path | None = Field(
         None, description="Folder of shift reports; `vqi log report --due` writes them."
@@ -401,6 +451,25 @@ class AcceptSettings(Settings):
         return self
 
 
+class IdentitySettings(Settings):
+    """Where part serials are read, and how they find their plates."""
+
+    distance_mm: Number = Field(
+        ge=0, le=100_000, description="From where labels are read to the camera's scan line."
+    )
+    tolerance_mm: Number = Field(
+        20.0, gt=0, le=10_000, description="A label read so far before or behind a plate is its."
+    )
+    badge_prefix: str | None = Field(
+        None,
+        pattern=r"^[!-~]{1,16}$",
+        description="A reading that begins so signs the person on whom the rest names.",
+    )
+    scanner: ScannerSettings | None = Field(
+        None, description="Left out: serials come from the PLC's registers."
+    )
+
+
 class CommissioningSettings(Settings):
     """What makes this station's plates production."""
 
@@ -441,7 +510,18 @@ class Configuration(Settings):
     commissioning: CommissioningSettings | None = None
     plc: PlcSettings | None = None
     accept: AcceptSettings | None = None
+    identity: IdentitySettings | None = None
     metrics: MetricsSettings | None = None
+
+    @model_validator(mode="after")
+    def _serials_come_from_somewhere(self) -> Configuration:
+        identity = self.identity
+        is_wired = self.plc is None or isinstance(self.plc, IoPlcSettings)
+        if identity is not None and identity.scanner is None and is_wired:
+            raise ValueError(
+                "identity: nothing reads serials: add [identity.scanner], or a [plc] with registers"
+            )
+        return self
 
     @property
     def commissioning_file(self) -> Path | None:
@@ -529,6 +609,7 @@ _CHOSEN: dict[tuple[str, ...], tuple[int, ...]] = {
     ("light", "device"): (2,),
     ("accept", "device"): (2,),
     ("plc",): (1,),
+    ("identity", "scanner"): (2,),
     ("plc", "io", "device"): (3,),
 }
 """Where pydantic names the type that chose a device's settings."""

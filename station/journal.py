@@ -99,7 +99,8 @@ class JournalClient:
         """What the last life left: last_sequence, open_plates (bodies), without_actuation (result
         ids), held (body of a FAIL or UNDECIDED that nobody acknowledged), has_late_plates,
         last_plate_ordinal, attentions and references (bodies), last_tick_at, signed_files (sha256
-        of commissioning files, the latest first), head (seq, chain)."""
+        of commissioning files, the latest first), given (what people said holds from plate to
+        plate), head (seq, chain)."""
         return self._connected.request({"op": "hello"}, timeout_s=30.0)
 
     def ask(self, op: str, **given: str) -> Json:
@@ -115,7 +116,8 @@ class JournalClient:
     def submit(
         self, rows: Sequence[Body], pixels: Json | None = None, descriptor: int | None = None
     ) -> Json:
-        """Submit and wait for the answer: {"ok": true, "seq": [...], "pictures": {...}} or
+        """Submit and wait for the answer: {"ok": true, "seq": [...], "pictures": {...},
+        "received_ns", "durable_ns" (of the pictures; None without), "committed_ns"} or
         {"ok": false, "error"}."""
         self._send(rows, pixels, descriptor, timeout_s=5.0)
         packet = self._connected.receive(30.0)
@@ -228,10 +230,14 @@ class _Waiting:
     rows: list[Body]
     encoded: Future[Pictures] | None
     since: float
+    received_ns: int = field(default_factory=time.monotonic_ns)
+    durable_ns: int | None = None
+    """When its pictures were."""
     pictures: Json = field(default_factory=dict)
     """What this process filled into the result's row."""
 
     def fill_in(self, made: Pictures) -> None:
+        self.durable_ns = time.monotonic_ns()
         images = tuple(picture.body for picture in made.written)
         self.rows = [_with_pictures(row, made.pixels_sha256, images) for row in self.rows]
         self.pictures = {
@@ -424,6 +430,7 @@ class _Journal:
             "references": self._store.references(),
             "last_tick_at": self._last_tick_at,
             "signed_files": self._store.signed_files(),
+            "given": self._store.given(),
             "head": {"seq": seq, "chain_sha256": chain},
         }
 
@@ -600,21 +607,28 @@ class _Journal:
             for item in items:
                 self._refuse(item.client, item.number, str(error))
             return
+        committed_ns = time.monotonic_ns()
         for item in items:
-            self._acknowledge(item, [next(numbers) for _ in item.rows])
+            self._acknowledge(item, [next(numbers) for _ in item.rows], committed_ns)
 
     def _append_alone(self, item: _Waiting) -> None:
         try:
-            self._acknowledge(item, self._store.append(item.rows))
+            seqs = self._store.append(item.rows)
+            self._acknowledge(item, seqs, time.monotonic_ns())
         except ContradictionError as error:
             self._answer(item.client, {"ok": False, "id": item.number, "error": str(error)})
         except StoreRefused as error:
             self._refuse(item.client, item.number, str(error))
 
-    def _acknowledge(self, item: _Waiting, seqs: list[int]) -> None:
+    def _acknowledge(self, item: _Waiting, seqs: list[int], committed_ns: int) -> None:
         self._upkeep.noted(item.rows)
         answer = {"ok": True, "id": item.number, "seq": seqs, "pictures": item.pictures}
-        self._answer(item.client, answer)
+        times = {
+            "received_ns": item.received_ns,
+            "durable_ns": item.durable_ns,
+            "committed_ns": committed_ns,
+        }
+        self._answer(item.client, answer | times)
 
     # --- what is left behind --------------------------------------------------------------------
 

@@ -22,6 +22,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from station import derived
+from station.attempts import FILLED_IN, attempt_of
+from station.given import GIVEN, VALUE
 from station.record import Body, utc_now
 from station.schema import FIRST, STEP_TABLE, STEPS, VERSION, Step
 
@@ -124,6 +126,13 @@ class _Row:
         fields = body.as_json()
         return cls(body.station_id, str(fields["kind"]), fields, _ENCODER.encode(fields))
 
+    def filled(self, more: Json) -> _Row:
+        """With fields that only the log knows."""
+        if not more:
+            return self
+        fields = self.fields | more
+        return _Row(self.station_id, self.kind, fields, _ENCODER.encode(fields))
+
     def lines(self, seq: int) -> derived.Lines:
         """What it adds to the derived tables."""
         return derived.lines_of(self.station_id, seq, self.kind, self.fields)
@@ -167,6 +176,7 @@ class Store:
                     row = _Row.of(body)
                     known = self._find(row)
                     if known is None:
+                        row = row.filled(attempt_of(self._raw, row.fields))
                         head = self._insert(row, *head)
                         lines.extend(row.lines(head[0]))
                     numbers.append(known or head[0])
@@ -275,6 +285,12 @@ class Store:
             "SELECT max(plate_ordinal) FROM row WHERE plate_ordinal IS NOT NULL "
             f"AND seq >= {began_anew or 0}"
         )
+
+    def given(self) -> dict[str, str]:
+        """What a person said last of each that holds from plate to plate; see station/given.py."""
+        query = f"SELECT body ->> '$.detail.{VALUE}' FROM row WHERE seq = :seq"
+        last = {what: self._query(query, {"seq": self._last_change(what)}) for what in GIVEN}
+        return {what: str(found[0][0]) for what, found in last.items() if found}
 
     def signed_files(self) -> list[str]:
         """The sha256 of each commissioning file that was signed, the latest first."""
@@ -481,7 +497,7 @@ def _writing_engine(path: Path) -> Engine:
 
 def _content(fields: Json) -> Json:
     """What a row says, without when it was written and what the journal filled in."""
-    filled = ("written_at", "images", "pixels_sha256")
+    filled = ("written_at", "images", "pixels_sha256", *FILLED_IN)
     return {key: value for key, value in fields.items() if key not in filled}
 
 

@@ -105,6 +105,20 @@ def current_boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+class Identity(StrEnum):
+    """How a plate came to its part serial, or why it has none."""
+
+    SCANNER = "scanner"
+    """Read on the belt, alone in the plate's window."""
+    PLC = "plc"
+    COMMAND = "command"
+    """Typed by a person for the plate that came next."""
+    NONE = "none"
+    """Nothing was read in its window."""
+    AMBIGUOUS = "ambiguous"
+    """What was read may be of another plate, or two serials were; `serials` has them."""
+
+
 class Body(BaseModel):
     """A row's body. Canonical text: JSON, sorted keys, no spaces, UTF-8."""
 
@@ -168,6 +182,28 @@ class OpenedBody(Body):
     opened_ns: int
 
 
+_LATER_IN_RESULT = (
+    "identity",
+    "serials",
+    "attempt",
+    "previous_result_id",
+    "lot",
+    "job_id",
+    "operator",
+    "shift",
+)
+_LATER_IN_ACTUATION = ("scored_us", "received_us", "durable_us", "committed_us")
+"""Fields that came after the first release."""
+
+
+def _without_defaults(
+    fields: dict[str, Any], body: type[BaseModel], names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Without those of `names` that say nothing."""
+    silent = {name for name in names if fields[name] in (body.model_fields[name].default, [])}
+    return {name: value for name, value in fields.items() if name not in silent}
+
+
 class ResultBody(Body):
     """One plate's verdict (OPC 40100-1 ResultType)."""
 
@@ -178,7 +214,21 @@ class ResultBody(Body):
     """Plates this row answers for: 1; for a gap those that passed unseen, None if unknown."""
     plate_ordinal: int | None = None
     part_id: str | None = None
+    """Serial of the part; None where there is none that is certain."""
+    identity: Identity | None = None
+    """None where no serials are looked for."""
+    serials: tuple[str, ...] = ()
+    """All that may be this plate's, where that is ambiguous."""
+    attempt: int | None = None
+    """The so-manieth result of this part in this log; filled in by the journal process."""
+    previous_result_id: str | None = None
+    """The attempt before; filled in by the journal process."""
     lot: str | None = None
+    job_id: str | None = None
+    operator: str | None = None
+    """Who was signed on when the plate's leading edge was seen."""
+    shift: str | None = None
+    """`2026-11-26 early`: the local day on which it began, and its name in `[journal.shifts]`."""
     provenance: Provenance
     is_simulated: bool
     verdict: Verdict
@@ -233,10 +283,7 @@ class ResultBody(Body):
 
     def as_json(self) -> dict[str, Any]:
         """Without what says nothing and what older programs do not know: they must start here."""
-        fields = super().as_json()
-        if fields["lot"] is None:
-            del fields["lot"]
-        return fields
+        return _without_defaults(super().as_json(), type(self), _LATER_IN_RESULT)
 
 
 class ActuationBody(Body):
@@ -251,6 +298,19 @@ class ActuationBody(Body):
     commanded_ns: int
     shown_ns: int | None
     detail: str = ""
+    scored_us: int | None = None
+    """These four in microseconds after the result's `decided_ns`: the last tile had its score
+    (before it, so negative),"""
+    received_us: int | None = None
+    """the journal process had the row,"""
+    durable_us: int | None = None
+    """its pictures were durable,"""
+    committed_us: int | None = None
+    """the row was. None where the station died between."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As of a result."""
+        return _without_defaults(super().as_json(), type(self), _LATER_IN_ACTUATION)
 
 
 class AcceptBody(Body):
@@ -302,6 +362,23 @@ class ChangeBody(Body):
     what: str
     who: str
     detail: dict[str, str] = Field(default_factory=dict)
+
+
+class SerialBody(Body):
+    """A reading that became no plate's serial."""
+
+    kind: Literal["serial"] = "serial"
+    result_id: str | None = None
+    """The plate that it was read beside, where that is known."""
+    serial: str = Field(max_length=1000)
+    """As read; where it was refused, escaped and cut."""
+    source: Identity
+    why: Literal["refused", "unclaimed"]
+    """`refused`: no serial at all. `unclaimed`: no plate came that it can be of."""
+    detail: str = ""
+    read_ns: int
+    count: int = 1
+    """So many of the kind since the last such row: refusals are written at a bounded rate."""
 
 
 class AttentionBody(Body):
@@ -467,6 +544,7 @@ AnyBody = Annotated[
     | DowntimeBody
     | ReviewBody
     | ChangeBody
+    | SerialBody
     | AttentionBody
     | ReferenceBody
     | TombstoneBody

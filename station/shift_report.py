@@ -7,16 +7,18 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, tzinfo
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from station.charts import Group, chart
+from station.config import ShiftSettings
 from station.export_rows import visible
 from station.export_source import Head, Source
 from station.log_reader import Reader
@@ -26,6 +28,7 @@ from station.questions import Questions, Selection, defects_select
 from station.record import rfc3339
 from station.release import program_version
 from station.report_drawings import control_chart, pareto_bars
+from station.shifts import begun_on
 from station.tables import DEFECT
 from station.thumbnails import smallest, thumbnail
 
@@ -37,16 +40,6 @@ _PICTURE_PX = 300
 _KEPT_AWAY = timedelta(days=7)
 """A report that nobody could make for longer is not made any more."""
 _IN_TIME = "kind = :kind AND written_at >= :since AND written_at < :until AND seq <= :last"
-
-
-class Shifts(Protocol):
-    """When shifts begin, as `[journal.shifts]` says."""
-
-    timezone: str
-
-    @property
-    def begins(self) -> Mapping[str, str]:
-        """The local time at which each shift begins, as HH:MM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +58,18 @@ class Span:
         return f"report-{safe}.html"
 
 
-def spans(shifts: Shifts, first: date, last: date) -> list[Span]:
+def spans(shifts: ShiftSettings, first: date, last: date) -> list[Span]:
     """Shifts that begin on these local days, in order."""
-    zone_ = ZoneInfo(shifts.timezone)
-    days = (first + timedelta(days=n) for n in range((last - first).days + 2))
-    begun = sorted(
-        (datetime.fromisoformat(f"{day}T{at}").replace(tzinfo=zone_).astimezone(UTC), day, name)
-        for day in days
-        for name, at in shifts.begins.items()
-    )
+    days = [first + timedelta(days=n) for n in range((last - first).days + 2)]
+    begun = begun_on(shifts, days)
     found = [
-        Span(f"{day} {name}", begin, begun[n + 1][0], zone_)
-        for n, (begin, day, name) in enumerate(begun[:-1])
+        Span(name, begin, end, ZoneInfo(shifts.timezone))
+        for (begin, name), (end, _) in pairwise(begun)
     ]
     return [span for span in found if span.title[:10] <= last.isoformat()]
 
 
-def due(shifts: Shifts, now: datetime, folder: Path, first_row: datetime) -> list[Span]:
+def due(shifts: ShiftSettings, now: datetime, folder: Path, first_row: datetime) -> list[Span]:
     """Shifts that have ended, that the log knows, and that no report is there of."""
     zone_ = ZoneInfo(shifts.timezone)
     begin = max(first_row, now - _KEPT_AWAY).astimezone(zone_).date() - timedelta(days=1)

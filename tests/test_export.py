@@ -346,7 +346,7 @@ def test_every_column_says_something(log: Path, tmp_path: Path) -> None:
     with Source(log / DATABASE) as source:
         rows = list(source.results(Filter(), source.head().seq))
     known = set(ResultBody.model_fields) | set(rows[0]) | {
-        "review_verdict", "reviewer", "review_reason", "reviewed_at", "shift", "attempt",
+        "review_verdict", "reviewer", "review_reason", "reviewed_at",
         "defect_count", "first_frame_id", "last_frame_id",
     }  # fmt: skip
     assert {column.name for column in COLUMNS} <= known

@@ -79,7 +79,7 @@ def timezone_of(config: str | None) -> str | None:
     """IANA name of the zone in which people read times; None: UTC."""
     if config is None:
         return None
-    shifts = getattr(load_or_exit(config).value.journal, "shifts", None)
+    shifts = load_or_exit(config).value.journal.shifts
     return shifts.timezone if shifts else None
 
 

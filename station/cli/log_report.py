@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 from zoneinfo import ZoneInfo
 
 import typer
@@ -12,12 +12,14 @@ import typer
 from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json
 from station.cli.log_export import give_way
 from station.cli.log_options import Since, Until
-from station.config import Configuration
+from station.config import Configuration, ShiftSettings
 from station.export import write_durably
 from station.export_source import Source
 from station.log_reader import Reader
 from station.qms import StoreError
-from station.shift_report import Shifts, Span, due, report, spans
+
+if TYPE_CHECKING:
+    from station.shift_report import Span
 
 
 def report_(
@@ -58,7 +60,9 @@ def _wanted(
     since: str | None,
     until: str | None,
 ) -> list[Span]:
-    shifts: Any = getattr(configuration.journal, "shifts", None)
+    from station.shift_report import due
+
+    shifts = configuration.journal.shifts
     if since is not None:
         return [_span_of(since, until, shifts)]
     if shifts is None:
@@ -70,7 +74,9 @@ def _wanted(
     return due(shifts, now, folder, datetime.fromisoformat(first[0])) if first else []
 
 
-def _span_of(since: str, until: str | None, shifts: Shifts | None) -> Span:
+def _span_of(since: str, until: str | None, shifts: ShiftSettings | None) -> Span:
+    from station.shift_report import Span
+
     zone = ZoneInfo(shifts.timezone) if shifts else UTC
     begin = datetime.fromisoformat(since).astimezone(zone)
     end = datetime.fromisoformat(until).astimezone(zone) if until else datetime.now(zone)
@@ -80,7 +86,9 @@ def _span_of(since: str, until: str | None, shifts: Shifts | None) -> Span:
     return Span(title, begin.astimezone(UTC), end.astimezone(UTC), zone)
 
 
-def _shift_named(name: str, shifts: Shifts) -> Span:
+def _shift_named(name: str, shifts: ShiftSettings) -> Span:
+    from station.shift_report import spans
+
     try:
         day = datetime.fromisoformat(name[:10]).date()
     except ValueError:
@@ -92,6 +100,8 @@ def _shift_named(name: str, shifts: Shifts) -> Span:
 
 
 def _write(reader: Reader, source: Source, station_id: str, span: Span, folder: Path) -> Path:
+    from station.shift_report import report
+
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / span.file_name
     write_durably(path, report(reader, source, station_id, span))

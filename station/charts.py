@@ -98,9 +98,7 @@ def chart(kind: Kind, groups: Sequence[Group]) -> Chart:
     )
 
 
-def _points(
-    used: Sequence[Group], model: _Model, counts: Floats, rules: _Rules
-) -> list[Point]:
+def _points(used: Sequence[Group], model: _Model, counts: Floats, rules: _Rules) -> list[Point]:
     out = rules.beyond(counts / model.sizes)
     broken = rules.broken(model.z(counts)) if model.varies else {}
     return [

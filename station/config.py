@@ -17,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Field,
     IPvAnyAddress,
+    StringConstraints,
     TypeAdapter,
     ValidationError,
     field_validator,
@@ -36,7 +37,7 @@ from drivers.stacklight.profiles import (
     pattern_table,
 )
 from drivers.stacklight.settings import Abilities, LightPattern, Mode, StackLightSettings
-from station.record import CLOCK_JUMP_LIMIT_H, PictureClass
+from station.record import CLOCK_JUMP_LIMIT_H, PictureClass, Verdict
 
 SHIPPED_PREFIX = "shipped:"
 EX_CONFIG = 78
@@ -45,6 +46,7 @@ DEFAULT_RECORD_GB = 20.0
 """`vqi run --record` takes so much disk at most: half an hour at 12 MB/s."""
 
 T = TypeVar("T")
+ReviewWord = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 
 
 class ConfigError(Exception):
@@ -219,6 +221,31 @@ class HealthRecipe(Settings):
         return self
 
 
+class ReviewRecipe(Settings):
+    """What a person may say of a plate afterwards, and when one person is not enough."""
+
+    reasons: dict[ReviewWord, str] = Field(
+        {
+            "dirt": "dust or dirt, no defect",
+            "limit": "within the limit sample",
+            "missed": "a defect that was not found",
+            "confirmed": "as it was judged",
+            "other": "see the note",
+        },
+        min_length=1,
+        description="Codes that a review may give as its reason, and what each means.",
+    )
+    kinds: tuple[ReviewWord, ...] = Field(
+        ("scratch", "dent", "inclusion", "bubble", "stain", "crack", "dots", "other"),
+        description="What a reviewer may call a defect.",
+    )
+    four_eyes: tuple[Literal[Verdict.FAIL, Verdict.UNDECIDED], ...] = Field(
+        (),
+        description="A plate that was judged so, by the station or a person, passes by reviews of "
+        "two people only.",
+    )
+
+
 class Recipe(Settings):
     """What defines a product's inspection."""
 
@@ -231,6 +258,7 @@ class Recipe(Settings):
     model: ModelRecipe
     keep: KeepRecipe = KeepRecipe()
     health: HealthRecipe = HealthRecipe()
+    review: ReviewRecipe = ReviewRecipe()
     deadline_s: Number = Field(
         2.0,
         gt=0,
@@ -372,6 +400,29 @@ class RetentionSettings(Settings):
         return {kind: rule for kind, rule in given.items() if rule is not None}
 
 
+class ProofSettings(Settings):
+    """What lets somebody who does not trust the station see that the log is whole."""
+
+    every_h: Number = Field(1.0, gt=0, le=8760, description="Between two checkpoints.")
+    key_file: Path | None = Field(
+        None,
+        description="Ed25519 key of `vqi log key make`; default: the unit's credential "
+        "log-key.pem. Without one checkpoints are not signed.",
+    )
+    anchor_file: Path | None = Field(
+        None, description="Another user's file to which each checkpoint's anchor is appended."
+    )
+    anchor_socket: Path | None = Field(
+        None, description="Whoever listens there appends to anchor_file; default: this process."
+    )
+
+    @model_validator(mode="after")
+    def _socket_has_its_file(self) -> ProofSettings:
+        if self.anchor_socket is not None and self.anchor_file is None:
+            raise ValueError("anchor_socket needs anchor_file: the file that its listener appends")
+        return self
+
+
 class LightSettings(Settings):
     """The stack light and what it means at this site."""
 
@@ -505,6 +556,7 @@ class Configuration(Settings):
     camera: CameraSettings
     journal: JournalSettings
     retention: RetentionSettings = RetentionSettings()
+    proof: ProofSettings = ProofSettings()
     light: LightSettings
     flat_field: FlatFieldSettings | None = None
     commissioning: CommissioningSettings | None = None

@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import selectors
 from collections.abc import Callable
 from pathlib import Path
 
 from station.given import GIVEN
-from station.ipc import SOCKETS, Channel, Json, Listener, PeerGone, connect
+from station.ipc import SOCKETS, Channel, Json, Listener, PeerGone, connect, user_name
 
 _MAX_CLIENTS = 16
 SAYINGS = (*GIVEN, "serial")
@@ -76,7 +75,7 @@ class ControlServer:
         text = body.get("text", "")
         if not isinstance(text, str):
             return {"ok": False, "error": f"{op}: text is wanted"}
-        return self._handle(op, _user_name(uid), text)
+        return self._handle(op, user_name(uid), text)
 
     def _drop(self, client: Channel) -> None:
         self._clients.discard(client)
@@ -88,10 +87,3 @@ def send_command(runtime_dir: Path, op: str, text: str = "", timeout_s: float = 
     """Send one command to the running station. Raises `PeerGone` if none runs there."""
     with connect(control_path(runtime_dir)) as channel:
         return channel.request({"op": op, "text": text}, timeout_s)
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"

@@ -50,9 +50,14 @@ _COMMAND_LIMIT_S: Final = 50.0
 _ASK_TIMEOUT_S: Final = 1.0
 _ROWS: Final = 200
 _LOG_LINES: Final = 5000
-_PERSONAL: Final = ("part_id", "who", "reviewer", "operator", "lot")
+_PERSONAL: Final = ("part_id", "who", "reviewer", "operator", "lot", "account")
 """Fields of a row that name a part or a person."""
-_WORDS: Final = {"review": "reason", "hold": "why", "release": "why", "clock": "why"}
+_WORDS: Final = {
+    "review": ("reason", "note"),
+    "hold": ("why",),
+    "release": ("why",),
+    "clock": ("why",),
+}
 """Where rows of a kind hold what a person wrote."""
 _OUR_COMMAND: Final = re.compile(r"^ *\d+ (\S*/)?(vqi |python\S* .*(/vqi |\bstation\.))")
 _FIGURES: Final = re.compile(r"[0-9A-Fa-fTZ:.+-]*")
@@ -425,8 +430,8 @@ def _impersonal(row: Json, pseudonym: Callable[[str], str]) -> Json:
     if pseudonym("x") == "x":
         return {**row, **named}
     kind, detail = row.get("kind"), row.get("detail")
-    if kind in _WORDS:
-        named[_WORDS[kind]] = _cut(row.get(_WORDS[kind]))
+    for name in _WORDS.get(str(kind), ()):
+        named[name] = _cut(row.get(name))
     if kind == "change" and isinstance(detail, dict) and row.get("who") != "station":
         named["detail"] = {
             name: value if _FIGURES.fullmatch(str(value)) else _cut(value)

@@ -21,8 +21,7 @@ from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from station.export_rows import Context
-from station.export_source import Head, Source
-from station.log_reader import Filter
+from station.export_source import Chosen, Head, Source
 from station.qms import Json
 from station.release import program_version
 
@@ -50,7 +49,7 @@ class Wish:
     """What is exported, and how times are written for people."""
 
     format: str
-    wanted: Filter
+    chosen: Chosen
     timezone: str | None = None
     images: Path | None = None
     """Of the log; small pictures are taken from there."""
@@ -73,7 +72,7 @@ def export_to(source: Source, wish: Wish, path: Path) -> Json:
     head, told = source.head(), Told()
     _see_that_it_fits(source, wish, head)
     context = Context(wish.zone, wish.images, tuple(_about(wish, head).items()))
-    rows = _counted(source.results(wish.wanted, head.seq), told)
+    rows = _counted(source.results(wish.chosen, head.seq), told)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         _format(wish.format).write(rows, temporary, context)
@@ -88,7 +87,7 @@ def export_to(source: Source, wish: Wish, path: Path) -> Json:
 
 def stream(source: Source, wish: Wish, to: Any) -> None:
     """The rows alone, to a text stream."""
-    rows = source.results(wish.wanted, source.head().seq)
+    rows = source.results(wish.chosen, source.head().seq)
     _format(wish.format).write_to(to, rows, Context(wish.zone))
 
 
@@ -119,7 +118,7 @@ def _see_that_it_fits(source: Source, wish: Wish, head: Head) -> None:
     if wish.format != "xlsx":
         return
     most = int(_format("xlsx").MOST_ROWS) - 1
-    count = source.count(wish.wanted, head.seq)
+    count = source.count(wish.chosen, head.seq)
     if count > most:
         raise ExportError(
             f"{count:,} results, a sheet holds {most:,}: ask for less with --since, --until or "
@@ -135,12 +134,8 @@ def _counted(rows: Iterable[Json], told: Told) -> Iterator[Json]:
         yield row
 
 
-def _asked(wanted: Filter) -> Json:
-    return {name: value for name, value in asdict(wanted).items() if value is not None}
-
-
 def _about(wish: Wish, head: Head) -> dict[str, str]:
-    asked = ", ".join(f"{name} {value}" for name, value in _asked(wish.wanted).items())
+    asked = ", ".join(f"{name} {value}" for name, value in wish.chosen.given().items())
     return {
         "asked": asked or "all results",
         "log as of row": str(head.seq),
@@ -158,7 +153,7 @@ def _manifest(wish: Wish, head: Head, told: Told, name: str, made: Path) -> Json
         "sha256": file_sha256(made),
         "bytes": made.stat().st_size,
         **asdict(told),
-        "filter": _asked(wish.wanted),
+        "filter": wish.chosen.given(),
         "timezone": wish.timezone,
         "head": head._asdict(),
         "program": program_version(),
@@ -203,7 +198,7 @@ def check_export(source: Source, path: Path) -> list[str]:
     """What an exported file says that the log does not; at most the first twenty differences."""
     try:
         manifest = json.loads(manifest_path(path).read_text())
-        wish = Wish(manifest["format"], Filter(**manifest["filter"]), manifest["timezone"])
+        wish = Wish(manifest["format"], Chosen(**manifest["filter"]), manifest["timezone"])
         head, sha256 = Head(**manifest["head"]), file_sha256(path)
         parts = _parts(wish.format)
     except FileNotFoundError as error:
@@ -250,7 +245,7 @@ def _compare(
 ) -> None:
     context = Context(wish.zone)
     wanted = (
-        one for row in source.results(wish.wanted, head.seq) for one in part.says(row, context)
+        one for row in source.results(wish.chosen, head.seq) for one in part.says(row, context)
     )
     try:
         for number, (told, said) in enumerate(zip_longest(part.read(path), wanted), start=1):

@@ -9,10 +9,11 @@ import json
 import sqlite3
 from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from station.log_reader import Filter
+from station.log_reader import judged
 from station.qms import EMPTY_CHAIN, Json, StoreError
 
 PAGE_ROWS = 500
@@ -21,9 +22,46 @@ _RESULTS = """
     WHERE seq IN (SELECT value FROM json_each(:numbers)) ORDER BY seq
 """
 _REVIEWS = """
-    SELECT body FROM row WHERE result_id IN (SELECT value FROM json_each(:ids)) AND kind = 'review'
-    AND seq <= :last ORDER BY seq
+    SELECT seq, body FROM row WHERE result_id IN (SELECT value FROM json_each(:ids))
+    AND kind = 'review' AND seq <= :last ORDER BY seq
 """
+_COLUMNS = {
+    "since": "written_at >= :since",
+    "until": "written_at < :until",
+    "serial": "part_id = :serial",
+    "lot": "lot = :lot",
+    "shift": "shift = :shift",
+    "verdict": "verdict = :verdict",
+    "recipe": "recipe_id = :recipe",
+    "model": "model_id = :model",
+}
+"""Of the table `plate`, which is made of the rows."""
+_IN_BODY = {
+    name: sql if sql.startswith("written_at") else "body ->> '$.{}' {} {}".format(*sql.split())
+    for name, sql in _COLUMNS.items()
+}
+"""Of the rows themselves, for a log that an older program wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Which results, by what never changes of them; what is given must all be met. Times are UTC
+    text as in `written_at`."""
+
+    since: str | None = None
+    until: str | None = None
+    """Exclusive."""
+    serial: str | None = None
+    lot: str | None = None
+    shift: str | None = None
+    verdict: str | None = None
+    recipe: str | None = None
+    model: str | None = None
+
+    def given(self) -> dict[str, str]:
+        """What is asked."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 class Head(NamedTuple):
@@ -57,21 +95,29 @@ class Source:
         found = self._log.execute("SELECT chain_sha256 FROM row WHERE seq = ?", (seq,)).fetchone()
         return None if found is None else str(found[0])
 
-    def count(self, wanted: Filter, last: int) -> int:
+    def count(self, chosen: Chosen, last: int) -> int:
         """How many results `results` gives."""
-        where, values = wanted.sql()
-        query = f"SELECT count(*) FROM row WHERE kind = 'result'{where} AND seq <= :last"
-        return int(self._log.execute(query, {**values, "last": last}).fetchone()[0])
+        where = self._where(chosen)
+        found = self._log.execute(f"SELECT count(*) {where}", {**chosen.given(), "last": last})
+        return int(found.fetchone()[0])
 
-    def results(self, wanted: Filter, last: int) -> Iterator[Json]:
-        """Results up to row `last`, oldest first, with `seq`, hashes and last review by then."""
-        where, values = wanted.sql()
-        query = f"SELECT seq FROM row WHERE kind = 'result'{where} AND seq <= :last ORDER BY seq"
-        found = self._log.execute(query, {**values, "last": last})
+    def results(self, chosen: Chosen, last: int) -> Iterator[Json]:
+        """Results up to row `last`, oldest first, with `seq`, hashes and what their reviews by
+        then come to."""
+        query = f"SELECT seq {self._where(chosen)} ORDER BY seq"
+        found = self._log.execute(query, {**chosen.given(), "last": last})
         # Eight bytes a row, so that no transaction stays open while somebody writes a file (I8).
         numbers = array("q", (row[0] for row in found))
         for start in range(0, len(numbers), PAGE_ROWS):
             yield from self._page(numbers[start : start + PAGE_ROWS].tolist(), last)
+
+    def _where(self, chosen: Chosen) -> str:
+        query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'plate'"
+        is_derived = self._log.execute(query).fetchone() is not None
+        known = _COLUMNS if is_derived else _IN_BODY
+        conditions = [known[name] for name in chosen.given()]
+        begin = "FROM plate WHERE true" if is_derived else "FROM row WHERE kind = 'result'"
+        return " AND ".join([begin, *conditions, "seq <= :last"])
 
     def _page(self, numbers: list[int], last: int) -> Iterator[Json]:
         rows = self._log.execute(_RESULTS, {"numbers": json.dumps(numbers)}).fetchall()
@@ -81,14 +127,17 @@ class Source:
             yield {
                 "seq": seq,
                 **body,
-                "review": reviews.get(body["result_id"]),
+                "review": judged([{"seq": seq, **body}, *reviews.get(body["result_id"], ())]),
                 "body_sha256": body_sha256,
                 "chain_sha256": chain_sha256,
             }
 
-    def _reviews(self, ids: list[str], last: int) -> dict[str, Json]:
-        found = self._log.execute(_REVIEWS, {"ids": json.dumps(ids), "last": last})
-        return {body["result_id"]: body for body in (json.loads(row[0]) for row in found)}
+    def _reviews(self, ids: list[str], last: int) -> dict[str, list[Json]]:
+        found: dict[str, list[Json]] = {}
+        for seq, text in self._log.execute(_REVIEWS, {"ids": json.dumps(ids), "last": last}):
+            body = json.loads(text)
+            found.setdefault(body["result_id"], []).append({"seq": seq, **body})
+        return found
 
     def rows(self, first: int, last: int) -> Iterator[tuple[int, str, str, str, str]]:
         """seq, kind, body, body_sha256 and chain_sha256 of all rows between, both included."""

@@ -30,8 +30,10 @@ import cv2
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from station import reviews
+from station.audit import UNREVEALED
 from station.clock import Clock
-from station.config import EX_CONFIG, Configuration
+from station.config import EX_CONFIG, ConfigError, Configuration, load_recipe
 from station.counters import Histogram
 from station.images import Draft, ImageFolder, Pictures, Pixels, SyncFailed
 from station.ipc import (
@@ -43,6 +45,7 @@ from station.ipc import (
     PacketTooLarge,
     PeerGone,
     connect,
+    user_name,
 )
 from station.lock import take_lock
 from station.log_lines import get_logger
@@ -58,7 +61,7 @@ from station.qms import (
     StoreRefused,
     publish_snapshot,
 )
-from station.record import AnyBody, Body, ImageBody, ResultBody, rfc3339, utc_now
+from station.record import AnyBody, Body, ImageBody, ResultBody, ReviewBody, rfc3339, utc_now
 from station.release import program_version
 from station.systemd import exit_with_starter, notify
 
@@ -100,12 +103,13 @@ class JournalClient:
         ids), held (body of a FAIL or UNDECIDED that nobody acknowledged), has_late_plates,
         last_plate_ordinal, attentions and references (bodies), last_tick_at, signed_files (sha256
         of commissioning files, the latest first), given (what people said holds from plate to
-        plate), head (seq, chain)."""
+        plate), audit_seeds (bodies of those not revealed), head (seq, chain)."""
         return self._connected.request({"op": "hello"}, timeout_s=30.0)
 
     def ask(self, op: str, **given: str) -> Json:
         """`prune`: look for pictures that may go, {"sweep": the number of sweeps after which it has
-        been done}; `clock_is_right` with `who` and `why`."""
+        been done}; `checkpoint`: make one, {"tried": how many will have been tried by then};
+        `clock_is_right` with `who` and `why`."""
         return self._connected.request({"op": op, **given}, timeout_s=30.0)
 
     def status(self) -> Json:
@@ -259,6 +263,7 @@ class _Counts:
 class _Journal:
     def __init__(self, configuration: Configuration, clock: Clock | None = None) -> None:
         self._settings = configuration.journal
+        self._recipe = configuration.station.recipe
         self._directory = configuration.journal.directory
         self._store = Store(self._directory)
         self._images = ImageFolder(self._directory / IMAGES)
@@ -399,6 +404,8 @@ class _Journal:
                 self._begin_pictures(client, body, descriptors)
             case "prune":
                 self._answer(client, {"ok": True, "sweep": self._upkeep.sweep_now()})
+            case "checkpoint":
+                self._answer(client, {"ok": True, "tried": self._upkeep.checkpoint_now()})
             case "clock_is_right":
                 self._upkeep.accept_clock(str(body["who"]), str(body["why"]))
                 self._answer(client, {"ok": True})
@@ -431,6 +438,7 @@ class _Journal:
             "last_tick_at": self._last_tick_at,
             "signed_files": self._store.signed_files(),
             "given": self._store.given(),
+            "audit_seeds": self._store.unrevealed_seeds(UNREVEALED),
             "head": {"seq": seq, "chain_sha256": chain},
         }
 
@@ -503,6 +511,7 @@ class _Journal:
         try:
             rows: list[Body] = [_BODIES.validate_python(row) for row in body["rows"]]
             self._see_that_it_may(rows)
+            rows = [self._completed(client, row) for row in rows]
             wanted = body.get("pixels") if descriptors else None
             draft = self._draft(client, rows[0], wanted, descriptors[0]) if wanted else None
         except (ValidationError, LookupError, ValueError, TypeError) as error:
@@ -521,6 +530,16 @@ class _Journal:
         objection = self._upkeep.objection(rows)
         if objection:
             raise ValueError(objection)
+
+    def _completed(self, client: Channel, row: Body) -> Body:
+        """A review with what its reviewer does not say. Raises ValueError if none may say it."""
+        if not isinstance(row, ReviewBody):
+            return row
+        try:
+            recipe = load_recipe(self._recipe).value.review
+        except ConfigError as error:
+            raise ValueError(f"the recipe says what a review may: {error}") from error
+        return reviews.accepted(row, recipe, user_name(client.peer_uid()))
 
     def _draft(self, client: Channel, row: Body, wanted: Json, descriptor: int) -> Draft:
         """The pictures that were begun when the plate arrived, or a new beginning."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import time
@@ -12,11 +13,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, Executable, create_engine, inspect, text
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    Engine,
+    Executable,
+    TextClause,
+    create_engine,
+    inspect,
+    text,
+)
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from station.qms import DATABASE, HOLDS, IMAGES, SIGNED_FILES, SNAPSHOT, Json, StoreError
+from station.reviews import effective_verdict
 from station.tables import PLATE
 
 _PAGE_ROWS = 500
@@ -26,8 +37,8 @@ ASK_LIMIT_S = 10.0
 anew (I8)."""
 _LOOK_EVERY_STEPS = 10_000
 """Of SQLite's virtual machine: about a millisecond."""
-_FIRST_SEQ = -(2**63)
-"""The lowest that SQLite has: a row that somebody put before the first one is read, too."""
+_FIRST_SEQ, _LAST_SEQ = -(2**63), 2**63 - 1
+"""What SQLite has: a row that somebody put before the first one is read, too."""
 
 _ABOUT_PICTURES = text("""
     SELECT CASE kind WHEN 'result' THEN json_remove(body, '$.tile_grid', '$.tile_scores') ELSE body
@@ -125,15 +136,17 @@ class Reader:
     def results(
         self, wanted: Filter, newest_first: bool = False, limit: int | None = None
     ) -> Iterator[Json]:
-        """Result bodies with their `seq` and last review, in order; those that are there now."""
+        """Result bodies with their `seq`, in order; those that are there now. `review` is None, or
+        what its reviews come to: see `judged`."""
         where, values = wanted.sql()
         order = "DESC" if newest_first else "ASC"
         query = f"SELECT seq FROM row WHERE kind = 'result'{where} ORDER BY seq {order}"
         if limit is not None:
             query, values = query + " LIMIT :limit", {**values, "limit": limit}
-        reviews = self._last_reviews()
+        reviews = self._reviews()
         for seq, body in self._of_rows(query, values):
-            yield {"seq": seq, **body, "review": reviews.get(body["result_id"])}
+            row = {"seq": seq, **body}
+            yield {**row, "review": judged([row, *reviews.get(body["result_id"], ())])}
 
     def of_result(self, result_id: str) -> list[Json]:
         """Every row about a result: the result first, then the others in order."""
@@ -185,14 +198,36 @@ class Reader:
                 reasons[reason] = count
         return {"results": sum(verdicts.values()), "verdicts": verdicts, "reasons": reasons}
 
-    def rows(self, first: int = _FIRST_SEQ) -> Iterator[Any]:
+    def rows(self, first: int = _FIRST_SEQ, last: int = _LAST_SEQ) -> Iterator[Any]:
         """Every row with its generated columns, in order, up to the last one there is by then."""
-        query = text("SELECT * FROM row WHERE seq >= :first ORDER BY seq LIMIT :count")
-        while page := self._connection.execute(query, {"first": first, "count": _PAGE_ROWS}).all():
+        query = text(
+            "SELECT * FROM row WHERE seq >= :first AND seq <= :last ORDER BY seq LIMIT :count"
+        )
+        values = {"last": last, "count": _PAGE_ROWS}
+        while page := self._connection.execute(query, {"first": first, **values}).all():
             yield from page
             if len(page) < _PAGE_ROWS:
                 return
             first = page[-1].seq + 1
+
+    def query(self, statement: TextClause, values: Json) -> CursorResult[Any]:
+        """What a statement that reads finds."""
+        return self._connection.execute(statement, values)
+
+    def chain_at(self, seq: int) -> str:
+        """Chain value of a row. Raises `StoreError` if there is no such row."""
+        query = text("SELECT chain_sha256 FROM row WHERE seq = :seq")
+        found = self._connection.execute(query, {"seq": seq}).scalar()
+        if found is None:
+            raise StoreError(f"{self.path}: there is no row {seq}: see `vqi log verify`")
+        return str(found)
+
+    def station_id(self) -> str:
+        """Whose log this is, by its last row; empty without one that says so."""
+        query = text("SELECT body ->> '$.station_id' FROM row ORDER BY seq DESC LIMIT 1")
+        with contextlib.suppress(SQLAlchemyError):  # a body that is no JSON any more
+            return str(self._connection.execute(query).scalar() or "")
+        return ""
 
     def last_seq(self) -> int:
         """Of the newest row; 0 if there is none."""
@@ -234,8 +269,13 @@ class Reader:
         query = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'row'"
         return {row[0] for row in self._connection.execute(text(query))}
 
-    def _last_reviews(self) -> dict[str, Json]:
-        return {body["result_id"]: body for body in self.bodies("review")}
+    def _reviews(self) -> dict[str, list[Json]]:
+        """Every review by the result that it is of, in order."""
+        found: dict[str, list[Json]] = {}
+        query = "SELECT seq FROM row WHERE kind = 'review' ORDER BY seq"
+        for seq, body in self._of_rows(query, {}):
+            found.setdefault(body["result_id"], []).append({"seq": seq, **body})
+        return found
 
     def close(self) -> None:
         self._connection.close()
@@ -246,6 +286,20 @@ class Reader:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def judged(rows: list[Json]) -> Json | None:
+    """What the reviews of a result come to: the last review's fields, `verdict` None and `reviewer`
+    empty while no review holds, and `pending` True while the last waits for a second person."""
+    if len(rows) == 1:
+        return None
+    judged = effective_verdict(rows)
+    return {
+        **rows[-1],
+        "verdict": None if judged.review is None else str(judged.verdict),
+        "reviewer": ", ".join(judged.reviewers),
+        "pending": judged.pending is not None,
+    }
 
 
 def _open_reading(path: Path) -> tuple[Engine, Connection]:

@@ -32,6 +32,7 @@ from station.qms import DATABASE, Store, StoreRefused
 from station.record import (
     BackupBody,
     Body,
+    CheckpointBody,
     ClockBody,
     DiskBody,
     HoldBody,
@@ -55,9 +56,9 @@ from station.retention import (
 
 _LOG = get_logger("journal.maintenance")
 Json = dict[str, Any]
-_B = TypeVar("_B", RetentionBody, ClockBody, DiskBody)
+_B = TypeVar("_B", RetentionBody, ClockBody, DiskBody, CheckpointBody)
 
-OWN_KINDS = ("tombstone", "retention", "disk", "clock")
+OWN_KINDS = ("tombstone", "retention", "disk", "clock", "checkpoint")
 """Rows that only the journal process itself writes."""
 READY_LEVEL = 3
 """From this level of the disk on, the station is not ready."""
@@ -74,6 +75,8 @@ _PLANS_MAY_FAIL = 3
 _PLAN_LIMIT_S = 3600.0
 _BACKUP_LIMIT_S = 12 * 3600.0
 _RETRY_BACKUP_S = 3600.0
+_CHECKPOINT_LIMIT_S = 3600.0
+_FIRST_CHECKPOINT_S = 600.0
 _MOST_NEW_PATHS = 100_000
 
 
@@ -200,6 +203,21 @@ class _Backup:
     child: _Child = field(default_factory=_Child)
 
 
+@dataclass(slots=True)
+class _Checkpoints:
+    tried: int = 0
+    """Since this process began, whatever came of it."""
+    due: float = 0.0
+    """In monotonic time."""
+    last_at: str | None = None
+    size: int = 0
+    is_signed: bool = False
+    is_asked: bool = False
+    problem: str = ""
+    unsaid: CheckpointBody | None = None
+    child: _Child = field(default_factory=_Child)
+
+
 class Upkeep:
     """The journal's maintenance. `step` is called at every turn of the journal's loop."""
 
@@ -256,6 +274,10 @@ class Upkeep:
         ok = store.last_backup(self._backups_at)
         self._backup = _Backup(ok_at=ok["written_at"] if ok else None)
         now = time.monotonic()
+        self._checkpoints = _Checkpoints(due=now + _FIRST_CHECKPOINT_S)
+        last_checkpoint = _last(store, CheckpointBody)
+        if last_checkpoint is not None:
+            self._on_checkpoint(last_checkpoint)
         self._look_due = self._stepped_at = now
         self._sweep_due = now + _FIRST_SWEEP_S
 
@@ -271,6 +293,8 @@ class Upkeep:
             self._take_backup()
             self._begin_sweep(now)
             self._begin_backup(now)
+            self._take_checkpoint()
+            self._begin_checkpoint(now)
         if self._work is not None and (is_idle or now - self._stepped_at > _PATIENCE_S):
             self._stepped_at = now
             self._carry_out(self._work)
@@ -278,6 +302,7 @@ class Upkeep:
     def close(self) -> None:
         self._planner.stop()
         self._backup.child.stop()
+        self._checkpoints.child.stop()
 
     def _look(self) -> None:
         status = os.statvfs(self._directory)
@@ -402,7 +427,8 @@ class Upkeep:
 
     def attentions(self) -> list[str]:
         """What a person has to see to, apart from the disk."""
-        texts = (self._clock.doubt, self._backup.problem, *self._problems.values())
+        known = (self._clock.doubt, self._backup.problem, self._checkpoints.problem)
+        texts = (*known, *self._problems.values())
         return [text for text in texts if text]
 
     def brief(self) -> Json:
@@ -454,6 +480,13 @@ class Upkeep:
                 "age_s": self._backup_age_s(),
                 "generation": self._backup.generation,
                 "problem": self._backup.problem,
+            },
+            "proof": {
+                "tried": self._checkpoints.tried,
+                "last_at": self._checkpoints.last_at,
+                "size": self._checkpoints.size,
+                "is_signed": self._checkpoints.is_signed,
+                "problem": self._checkpoints.problem,
             },
             "clock": {
                 "is_synchronized": clock.is_synchronized,
@@ -678,6 +711,54 @@ class Upkeep:
         made = datetime.fromisoformat(self._backup.ok_at)
         age_s = (self._clock.now() - made).total_seconds()
         return age_s if age_s >= 0 else None
+
+    # --- checkpoints ----------------------------------------------------------------------------
+
+    def checkpoint_now(self) -> int:
+        """Make one at once; how many will have been tried when it has been done."""
+        known = self._checkpoints
+        known.is_asked, self._look_due = True, 0.0
+        return known.tried + (2 if known.child.is_running else 1)
+
+    def _begin_checkpoint(self, now: float) -> None:
+        known = self._checkpoints
+        # But for the row of the last one itself.
+        is_new = self._store.head()[0] > known.size + 1
+        is_wanted = known.is_asked or (now >= known.due and is_new)
+        if not is_wanted or known.child.is_running or known.unsaid is not None:
+            return
+        order = {
+            "directory": str(self._directory),
+            **self._said(),
+            "proof": self._settings.proof.model_dump(mode="json"),
+        }
+        is_asked, known.is_asked = known.is_asked, False
+        command = ["-m", "station.checkpoint"]
+        given = json.dumps(order)
+        known.child.start(command, given, _CHECKPOINT_LIMIT_S, self._wake, is_awaited=is_asked)
+
+    def _take_checkpoint(self) -> None:
+        known, answer = self._checkpoints, self._checkpoints.child.take()
+        if answer is not None:
+            known.due = time.monotonic() + 3600 * self._settings.proof.every_h
+            status, out, said = answer
+            try:
+                made = json.loads(out)
+                known.unsaid = CheckpointBody.model_validate(made["body"])
+                known.problem = "; ".join(made["problems"])
+            except (ValueError, LookupError, TypeError):
+                reason = said.strip()[-300:] or f"it ended with status {status}"
+                known.problem = f"no checkpoint of the log: {reason}"
+                known.tried += 1
+        if known.unsaid is not None and self._append([known.unsaid]):
+            self._on_checkpoint(known.unsaid)
+            known.unsaid = None
+            known.tried += 1
+
+    def _on_checkpoint(self, row: CheckpointBody) -> None:
+        known = self._checkpoints
+        known.last_at, known.size = row.written_at, row.size
+        known.is_signed = row.public_key is not None
 
 
 def _why(step: Step, picture: Picture) -> str:

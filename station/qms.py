@@ -21,10 +21,10 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from station import derived
+from station import derived, reviews
 from station.attempts import FILLED_IN, attempt_of
 from station.given import GIVEN, VALUE
-from station.record import Body, utc_now
+from station.record import Body, ReviewBody, utc_now
 from station.schema import FIRST, STEP_TABLE, STEPS, VERSION, Step
 
 DATABASE = "journal.db"
@@ -66,6 +66,7 @@ HOLDS = """
 _INSERT = "INSERT INTO row (seq, kind, body, body_sha256, chain_sha256) VALUES (?, ?, ?, ?, ?)"
 _SAME = "SELECT seq FROM row WHERE kind = ? AND written_at = ? AND body = ?"
 _OF_RESULT = "SELECT seq, body FROM row WHERE result_id = ? AND +kind = ?"
+_ALL_OF_RESULT = "SELECT seq, body FROM row WHERE result_id = ? ORDER BY seq"
 _STEPS_MADE = "SELECT number FROM schema_step"
 
 
@@ -173,8 +174,7 @@ class Store:
         try:
             with self._transaction():
                 for body in bodies:
-                    row = _Row.of(body)
-                    known = self._find(row)
+                    known, row = self._place(body)
                     if known is None:
                         row = row.filled(attempt_of(self._raw, row.fields))
                         head = self._insert(row, *head)
@@ -271,6 +271,16 @@ class Store:
             {"most": _MOST_REFERENCES},
         )
         return [json.loads(row.body) for row in rows]
+
+    def unrevealed_seeds(self, most: int) -> list[Json]:
+        """Bodies of the newest announced audit seeds that no row reveals, newest first."""
+        query = (
+            "SELECT body FROM row AS told WHERE kind = 'audit_seed' AND NOT EXISTS (SELECT 1 FROM "
+            "row WHERE kind = 'audit_reveal' AND seq > told.seq "
+            "AND body ->> '$.seed_sha256' = told.body ->> '$.seed_sha256') "
+            "ORDER BY seq DESC LIMIT :most"
+        )
+        return [json.loads(row.body) for row in self._query(query, {"most": most})]
 
     def last_sequence(self) -> int:
         """Highest plate sequence number ever given; 0 if none."""
@@ -392,6 +402,20 @@ class Store:
         if _content(json.loads(found[1])) != _content(row.fields):
             raise ContradictionError(f"{row.kind} row of {result_id} says otherwise")
         return int(found[0])
+
+    def _place(self, body: Body) -> tuple[int | None, _Row]:
+        """The number of the row that says this already, if one does, and the row as it is written.
+        Raises `ContradictionError`."""
+        if isinstance(body, ReviewBody) and body.supersedes is not None:
+            found = self._raw.execute(_ALL_OF_RESULT, (body.result_id,))
+            rows = [{"seq": seq, **json.loads(content)} for seq, content in found]
+            try:
+                known, body = reviews.place(rows, body)
+            except reviews.ReviewRefused as error:
+                raise ContradictionError(str(error)) from error
+            return known, _Row.of(body)
+        row = _Row.of(body)
+        return self._find(row), row
 
     def _lacking(self, kind: str, answer: str) -> list[Json]:
         """Bodies of a kind whose result has no row of another kind. Each start settles what the

@@ -20,7 +20,6 @@ from sqlalchemy import (
     Table,
     and_,
     desc,
-    false,
     func,
     literal,
     literal_column,
@@ -167,9 +166,7 @@ def _defect_conditions(selection: Selection) -> ColumnElement[bool]:
 def _with_defects(selection: Selection) -> ColumnElement[bool]:
     """Plates with a defect that meets the selection, which are few."""
     chosen = select(DEFECT.c.station_id, DEFECT.c.seq).where(_defect_conditions(selection))
-    return and_(
-        plate_conditions(selection), tuple_(PLATE.c.station_id, PLATE.c.seq).in_(chosen)
-    )
+    return and_(plate_conditions(selection), tuple_(PLATE.c.station_id, PLATE.c.seq).in_(chosen))
 
 
 def _where(selection: Selection) -> ColumnElement[bool]:
@@ -223,7 +220,10 @@ def counts_select(selection: Selection, by: Sequence[str]) -> Select[Any]:
         parts = _of_hours(selection, by)
     summed = union_all(*parts).subquery()
     keys = [summed.c[name] for name in by]
-    totals = (func.sum(summed.c.plates).label("plates"), func.sum(summed.c.defects).label("defects"))
+    totals = (
+        func.sum(summed.c.plates).label("plates"),
+        func.sum(summed.c.defects).label("defects"),
+    )
     return select(*keys, *totals).group_by(*keys)
 
 
@@ -325,15 +325,18 @@ class Questions:
     """Asks one database. `ask` runs a select and gives its rows."""
 
     ask: Ask
+    page_rows: int = PAGE_ROWS
 
-    def pages(self, selection: Selection, limit: int, before: Key | None = None) -> Iterator[Any]:
+    def pages(
+        self, selection: Selection, limit: int, before: Key | None = None
+    ) -> Iterator[Sequence[Any]]:
         """Lines of `plate`, newest first; each page is a question of its own, so that none of them
         keeps the log from being tidied for long."""
         narrowed = self.narrowed(selection)
         while narrowed is not None and limit > 0:
-            rows = self.ask(page_select(narrowed, min(limit, PAGE_ROWS), before))
-            yield from rows
-            if len(rows) < min(limit, PAGE_ROWS):
+            rows = self.ask(page_select(narrowed, min(limit, self.page_rows), before))
+            yield rows
+            if len(rows) < min(limit, self.page_rows):
                 return
             limit, before = limit - len(rows), Key(rows[-1].written_at, rows[-1].seq)
 

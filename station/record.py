@@ -345,6 +345,19 @@ class DowntimeBody(Body):
     """The trigger counter began anew meanwhile: how many plates passed is unknown."""
 
 
+class NamedDefectBody(BaseModel):
+    """What a reviewer called one of a result's defects."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    number: int = Field(ge=0)
+    """From 0, as in the result's row."""
+    kind: str
+
+
+Disposition = Literal["", "removed", "rework", "scrap", "use"]
+"""What becomes of a plate; `removed`: taken off the line, not decided yet."""
+
+
 class ReviewBody(Body):
     """A person's later judgement of a result; a new row, never an edit."""
 
@@ -353,6 +366,40 @@ class ReviewBody(Body):
     verdict: Verdict
     reviewer: str
     reason: str
+    """A code of the recipe's list."""
+    note: str = ""
+    defects: tuple[NamedDefectBody, ...] = ()
+    disposition: Disposition = ""
+    supersedes: int | None = None
+    """Number of the row that the reviewer saw last: the result's, or its last review's. None in
+    rows of versions that did not ask."""
+    nonce: str = ""
+    """Chosen by who sends it: sent again, it is one row."""
+    four_eyes: tuple[Verdict, ...] = ()
+    """A plate that ever was one of these passes only by two people. This and what follows is filled
+    in by the journal process."""
+    is_pending: bool = False
+    """It waits for a second person; what stood before still stands."""
+    account: str = ""
+    """Login name of the process that sent it."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Without what says nothing."""
+        fields = super().as_json()
+        silent = {name for name in _SILENT_OF_REVIEW if not fields[name]}
+        return {name: value for name, value in fields.items() if name not in silent}
+
+
+_SILENT_OF_REVIEW = (
+    "note",
+    "defects",
+    "disposition",
+    "supersedes",
+    "nonce",
+    "four_eyes",
+    "is_pending",
+    "account",
+)
 
 
 class ChangeBody(Body):
@@ -536,6 +583,42 @@ class BackupBody(Body):
     took_s: float = 0.0
 
 
+class AuditSeedBody(Body):
+    """The hash of the seed that draws the audit sample from here on, until a row reveals it."""
+
+    kind: Literal["audit_seed"] = "audit_seed"
+    seed_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    number: int = Field(ge=1)
+    """Of the seed in its life of the station."""
+    shift: str
+    recipe_id: str
+    recipe_version: int
+    recipe_sha256: str
+    share: float = Field(ge=0, le=1)
+    """Of plates that are drawn, whatever their verdict."""
+
+
+class AuditRevealBody(Body):
+    """The seed that drew the audit sample; it draws no more."""
+
+    kind: Literal["audit_reveal"] = "audit_reveal"
+    seed_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """As the row said that announced it."""
+    seed: str = Field(pattern="^[0-9a-f]{64}$")
+
+
+class CheckpointBody(Body):
+    """The heads of the log's two trees as of a row before this one, signed where there is a key."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    size: int
+    """Rows 1 to `size` are covered."""
+    note: str
+    """The signed note as docs/proof.md describes it; without its last line where nobody signed."""
+    public_key: str | None = None
+    """base64 of the 32 bytes of the Ed25519 key; None where nobody signed."""
+
+
 AnyBody = Annotated[
     OpenedBody
     | ResultBody
@@ -553,7 +636,10 @@ AnyBody = Annotated[
     | RetentionBody
     | DiskBody
     | ClockBody
-    | BackupBody,
+    | BackupBody
+    | AuditSeedBody
+    | AuditRevealBody
+    | CheckpointBody,
     Field(discriminator="kind"),
 ]
 

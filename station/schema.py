@@ -203,6 +203,9 @@ STEPS = (
                     ELSE 'NotDecidable' END AS verdict,
                 row.body ->> '$.reviewer' AS reviewer,
                 row.reason AS reason,
+                row.body ->> '$.note' AS note,
+                row.body ->> '$.disposition' AS disposition,
+                coalesce(row.body ->> '$.is_pending', 0) AS is_pending,
                 row.body ->> '$.station_id' AS station_id
             FROM row WHERE row.kind = 'review'
             """,

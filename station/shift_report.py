@@ -17,17 +17,19 @@ from zoneinfo import ZoneInfo
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from station.anchors import Anchor
 from station.charts import Group, chart
 from station.config import ShiftSettings
 from station.export_rows import visible
-from station.export_source import Head, Source
+from station.export_source import Source
+from station.heat_map import heat_map
 from station.log_reader import Reader
 from station.qms import Json
 from station.quality import Rate, extent_mm, pareto, proportion, size_class, zone
 from station.questions import Questions, Selection, defects_select
 from station.record import rfc3339
 from station.release import program_version
-from station.report_drawings import control_chart, pareto_bars
+from station.report_drawings import control_chart, pareto_bars, plate_map
 from station.shifts import begun_on
 from station.tables import DEFECT
 from station.thumbnails import smallest, thumbnail
@@ -98,7 +100,7 @@ def report(reader: Reader, source: Source, station_id: str, span: Span) -> str:
         span=span,
         made_by=program_version(),
         made_at=made_at,
-        anchor=_anchor(station_id, facts.head, made_at),
+        anchor=Anchor(station_id, *facts.head, at=made_at).printed(),
         **facts.all(),
     )
 
@@ -177,7 +179,9 @@ class _Facts:
         size_mm = extent_mm((row.x_mm, row.y_mm) for row in rows if row.x_mm is not None)
         zones = Counter(zone(row.x_mm, row.y_mm, size_mm) for row in rows)
         sizes = Counter(size_class(row.w_mm, row.h_mm) for row in rows)
+        found = heat_map(((row.x_mm, row.y_mm) for row in rows), size_mm, _cell_mm(size_mm))
         return {
+            "map_drawn": plate_map(found.counts, found.cell_mm, size_mm) if rows else "",
             "defects": len(rows),
             "zones_drawn": pareto_bars(pareto(zones)) if rows else "",
             "sizes_drawn": pareto_bars(pareto(sizes)) if rows else "",
@@ -242,6 +246,11 @@ class _Facts:
                 yield {**body, "jpeg": base64.b64encode(data).decode()}
 
 
+def _cell_mm(size_mm: tuple[float, float]) -> float:
+    """About a twentieth of the longer side, so that a number fits into a cell."""
+    return max(1.0, 5.0 * round(max(size_mm) / 100))
+
+
 def _sums(counts: Any, key: Callable[[Any], Any]) -> Counter[str]:
     """Plates by what a row is; rows that are None are left out."""
     found: Counter[str] = Counter()
@@ -250,10 +259,3 @@ def _sums(counts: Any, key: Callable[[Any], Any]) -> Counter[str]:
         if name is not None:
             found[name] += row.plates
     return found
-
-
-def _anchor(station_id: str, head: Head, at: str) -> str:
-    """In groups that a person can type in again."""
-    digits = head.chain_sha256
-    chain = " ".join(digits[n : n + 8] for n in range(0, len(digits), 8))
-    return f"vqi-anchor {station_id} row {head.seq} chain {chain} time {at} key none"

@@ -95,5 +95,5 @@ HOURLY = Table(
     Column("plates", Integer, nullable=False),
     Column("defects", Integer, nullable=False),
 )
-"""Sums of `plate`; `hour` is `written_at` cut after the hour (`2026-11-26T09`), `reason` and `shift`
-are empty and `attempt` is 0 where there is none."""
+"""Sums of `plate`; `hour` is `written_at` cut after the hour (`2026-11-26T09`), `reason` and
+`shift` are empty and `attempt` is 0 where there is none."""

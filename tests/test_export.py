@@ -31,9 +31,8 @@ from station.export import (
     manifest_path,
 )
 from station.export_rows import COLUMNS, for_spreadsheet, visible
-from station.export_source import Source
+from station.export_source import Chosen, Source
 from station.images import ImageFolder
-from station.log_reader import Filter
 from station.qms import DATABASE, IMAGES, Store
 from station.record import ResultBody, ReviewBody, Verdict, result_id
 
@@ -91,9 +90,9 @@ def _review(number: int, text: str) -> ReviewBody:
     )  # fmt: skip
 
 
-def exported(log: Path, folder: Path, format_: str, wanted: Filter | None = None) -> Path:
+def exported(log: Path, folder: Path, format_: str, wanted: Chosen | None = None) -> Path:
     path = folder / f"plates.{format_}"
-    wish = Wish(format_, wanted or Filter(), "Europe/Berlin", log / IMAGES)
+    wish = Wish(format_, wanted or Chosen(), "Europe/Berlin", log / IMAGES)
     with Source(log / DATABASE) as source:
         export_to(source, wish, path)
     return path
@@ -133,7 +132,7 @@ def test_an_export_is_what_the_log_says_also_after_it_went_on(
 
 @pytest.mark.parametrize("format_", FORMATS)
 def test_a_changed_cell_is_named(log: Path, tmp_path: Path, format_: str) -> None:
-    path = exported(log, tmp_path, format_, Filter(verdict="FAIL"))
+    path = exported(log, tmp_path, format_, Chosen(verdict="FAIL"))
     _turn_into_ok(path, format_)
     found = findings(log, path)
     assert found[0].startswith(f"{path.name}: is not the file that was exported; its sha256 is ")
@@ -165,9 +164,9 @@ def _turn_into_ok(path: Path, format_: str) -> None:
 
 @pytest.mark.parametrize("format_", FORMATS)
 def test_rows_left_out_and_put_in_are_named(log: Path, tmp_path: Path, format_: str) -> None:
-    path = exported(log, tmp_path, format_, Filter(verdict="FAIL"))
+    path = exported(log, tmp_path, format_, Chosen(verdict="FAIL"))
     manifest = json.loads(manifest_path(path).read_text())
-    for wanted in (Filter(verdict="PASS"), Filter()):
+    for wanted in (Chosen(verdict="PASS"), Chosen()):
         manifest["filter"] = {"verdict": "PASS"} if wanted.verdict else {}
         manifest_path(path).write_text(json.dumps(manifest))
         assert findings(log, path)
@@ -344,7 +343,7 @@ def test_jsonl_and_parquet_have_every_serial_as_it_was(log: Path, tmp_path: Path
 def test_every_column_says_something(log: Path, tmp_path: Path) -> None:
     """A name that no body has would stay empty for ever and nobody would see it."""
     with Source(log / DATABASE) as source:
-        rows = list(source.results(Filter(), source.head().seq))
+        rows = list(source.results(Chosen(), source.head().seq))
     known = set(ResultBody.model_fields) | set(rows[0]) | {
         "review_verdict", "reviewer", "review_reason", "reviewed_at",
         "defect_count", "first_frame_id", "last_frame_id",

@@ -2,92 +2,122 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Annotated
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
 
 import typer
 
-from station.cli import log_export, log_report, log_upkeep
+from station.cli import log_export, log_proof, log_questions, log_report, log_review, log_upkeep
 from station.cli.common import JsonOption, fail, print_json
-from station.cli.log_options import Config, Journal, Serial, Since, Until, Wanted, journal_folder
-from station.export import check_export
-from station.export_source import Source
-from station.log_reader import Filter, Reader
+from station.cli.log_options import (
+    Config,
+    Journal,
+    Since,
+    open_log,
+    selecting,
+)
+from station.log_reader import Reader
 from station.log_verify import verify
-from station.qms import Json, StoreError
+from station.qms import Json
+from station.questions import Questions, Selection
 from station.record import score_text
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(log_upkeep.hold_app, name="hold")
+app.add_typer(log_proof.key_app, name="key")
+app.command("checkpoint")(log_proof.checkpoint)
+app.command("consistency")(log_proof.consistency)
+app.command("certificate")(log_proof.certificate)
+app.command("review")(log_review.review)
+app.command("reviews")(log_review.reviews)
 app.command("export")(log_export.export)
 app.command("report")(log_report.report_)
 app.command("backup")(log_upkeep.backup)
 app.command("prune")(log_upkeep.prune)
 app.command("clock-is-right")(log_upkeep.clock_is_right)
+log_questions.register(app)
 
-
-@contextlib.contextmanager
-def _reader(config: str | None, journal: Path | None) -> Iterator[Reader]:
-    """The log, and a line on stderr that says which file was read."""
-    try:
-        with Reader(journal_folder(config, journal)) as reader:
-            print(f"vqi: {reader.source_note}", file=sys.stderr)  # noqa: T201
-            yield reader
-    except StoreError as error:
-        fail(str(error))
+_SHOWN = 500
+"""Plates that `show` shows at most where options choose them."""
 
 
 @app.command("list")
+@selecting
 def list_(
+    selection: Selection,
     config: Config = None,
     journal: Journal = None,
-    since: Since = None,
-    until: Until = None,
-    serial: Serial = None,
-    verdict: Wanted = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000)] = 50,
+    after: Annotated[int | None, typer.Option(help="Go on after this row, by its seq.")] = None,
     is_json: JsonOption = False,
 ) -> None:
     """The newest results first."""
-    with _reader(config, journal) as reader:
-        for row in reader.results(Filter(since, until, serial, verdict), True, limit):
-            if is_json:
-                print_json(_without_arrays(row))
-            else:
-                typer.echo(_line(row))
+    with open_log(config, journal) as reader:
+        questions = Questions(reader.ask)
+        before = None if after is None else questions.key_of(after)
+        if after is not None and before is None:
+            fail(f"--after {after}: no such result in {reader.path}")
+        for page in questions.pages(selection, limit, before):
+            for row in _bodies(reader, page):
+                if is_json:
+                    print_json(_without_arrays(row))
+                else:
+                    typer.echo(_line(row))
+
+
+def _bodies(reader: Reader, page: Sequence[Any]) -> Iterator[Json]:
+    """Result bodies with their `seq` and last review."""
+    numbers = [line.seq for line in page] + [line.review_seq for line in page if line.review_seq]
+    bodies = reader.bodies_at(numbers)
+    for line in page:
+        yield {"seq": line.seq, **bodies[line.seq], "review": bodies.get(line.review_seq)}
 
 
 @app.command()
+@selecting
 def show(
-    result_id: str, config: Config = None, journal: Journal = None, is_json: JsonOption = False
-) -> None:
-    """Every row about one result, the result itself first."""
-    with _reader(config, journal) as reader:
-        rows = reader.of_result(result_id)
-        if not rows:
-            fail(f"{result_id}: no such result in {reader.path}")
-        for row in rows:
-            if is_json:
-                print_json(row)
-            else:
-                typer.echo(json.dumps(_without_arrays(row), indent=2, ensure_ascii=False))
-
-
-@app.command()
-def stats(
+    selection: Selection,
+    result_id: Annotated[str | None, typer.Argument(help="Or choose plates by options.")] = None,
     config: Config = None,
     journal: Journal = None,
-    since: Since = None,
-    until: Until = None,
+    is_json: JsonOption = False,
+) -> None:
+    """Every row about a result, or about each plate chosen, the result itself first."""
+    if result_id is None and selection == Selection():
+        fail("name a result, or choose plates, as by --serial", 2)
+    with open_log(config, journal) as reader:
+        chosen = [result_id] if result_id else _result_ids(reader, selection)
+        found = False
+        for one in chosen:
+            for row in reader.of_result(one):
+                found = True
+                if is_json:
+                    print_json(row)
+                else:
+                    typer.echo(json.dumps(_without_arrays(row), indent=2, ensure_ascii=False))
+        if not found:
+            fail(f"{result_id or 'what was asked for'}: no such result in {reader.path}")
+
+
+def _result_ids(reader: Reader, selection: Selection) -> list[str]:
+    """Of the newest plates chosen, oldest first."""
+    pages = Questions(reader.ask).pages(selection, _SHOWN)
+    return [line.result_id for page in pages for line in page][::-1]
+
+
+@app.command()
+@selecting
+def stats(
+    selection: Selection,
+    config: Config = None,
+    journal: Journal = None,
     is_json: JsonOption = False,
 ) -> None:
     """Counts by verdict and reason."""
-    with _reader(config, journal) as reader:
-        found = reader.stats(Filter(since, until))
+    with open_log(config, journal) as reader:
+        found = _sums(Questions(reader.ask).counts(selection, "verdict", "reason"))
     if is_json:
         print_json(found)
         return
@@ -97,12 +127,21 @@ def stats(
             typer.echo(f"{name:14} {count}")
 
 
+def _sums(rows: Sequence[Any]) -> Json:
+    verdicts, reasons = Counter[str](), Counter[str]()
+    for row in rows:
+        verdicts[row.verdict] += row.plates
+        if row.reason:
+            reasons[row.reason] += row.plates
+    return {"results": verdicts.total(), "verdicts": dict(verdicts), "reasons": dict(reasons)}
+
+
 @app.command()
 def attentions(
     config: Config = None, journal: Journal = None, since: Since = None, is_json: JsonOption = False
 ) -> None:
     """When the station began to need a person, and when no more; oldest first."""
-    with _reader(config, journal) as reader:
+    with open_log(config, journal) as reader:
         for row in reader.bodies("attention", since or ""):
             if is_json:
                 print_json(row)
@@ -115,17 +154,18 @@ def verify_(
     config: Config = None,
     journal: Journal = None,
     pictures: Annotated[bool, typer.Option(help="Also read every picture.")] = True,
-    export: Annotated[
-        Path | None, typer.Option(help="Also compare this exported file with the log.")
-    ] = None,
+    anchor: log_proof.AnchorOption = None,
+    public_key: log_proof.PublicKeyOption = None,
+    export: log_export.ExportOption = None,
     is_json: JsonOption = False,
 ) -> None:
-    """Recompute every hash, the chain and the pictures. Exit status 1 if anything differs."""
-    with _reader(config, journal) as reader:
-        found = verify(reader, pictures)
+    """Recompute every hash, the chain, checkpoints and pictures, and hold the log against anchors
+    that lie outside it. Exit status 1 if anything differs."""
+    with open_log(config, journal) as reader:
+        found = verify(reader, pictures, public_key)
+        log_proof.hold_against_anchors(reader, config, anchor or [], found)
         if export is not None:
-            with Source(reader.path) as log:
-                found.findings += check_export(log, export)
+            found.findings += log_export.differences(reader, export)
         source = reader.source
     if is_json:
         print_json(
@@ -138,6 +178,7 @@ def verify_(
                 "images": found.images,
                 "tombstones": found.tombstones,
                 "holds": found.holds,
+                "anchors": found.anchors,
                 "head": found.head,
                 "findings": found.findings,
                 "notes": found.notes,
@@ -151,7 +192,7 @@ def verify_(
         typer.echo(
             f"{'ok' if not found.findings else 'NOT OK'}: {found.rows} rows, {found.results} "
             f"results, {found.images} pictures ({found.tombstones} removed by a rule), "
-            f"{found.holds} holds, head {found.head[:16]}"
+            f"{found.holds} holds, {found.anchors} anchors, head {found.head[:16]}"
         )
     raise typer.Exit(1 if found.findings else 0)
 
@@ -164,7 +205,7 @@ def _line(row: Json) -> str:
     score = "" if row["score"] is None else f"score {score_text(row['score'])}"
     reason = f"{row['reason']}: {row['detail']}" if row["reason"] else ""
     places = " ".join(f"({d['x_mm']:.0f}, {d['y_mm']:.0f}) mm" for d in row["defects"][:3])
-    review = f"reviewed {row['review']['verdict']}" if row["review"] else ""
+    review = log_review.review_text(row["review"]) if row["review"] else ""
     parts = (row["written_at"], row["result_id"], f"{row['verdict']:9}", score, reason, places)
     return "  ".join(part for part in (*parts, review) if part)
 

@@ -11,14 +11,21 @@ from typing import Annotated
 import typer
 
 from station.cli.common import JsonOption, fail, load_or_exit, print_json
-from station.cli.log_options import Config, Journal, Serial, Since, Until, Wanted, journal_folder
-from station.export import FORMATS, STREAMED, ExportError, Wish, export_to, stream
-from station.export_source import Source
-from station.log_reader import Filter, Reader
-from station.qms import StoreError
+from station.cli.log_options import Config, Journal, Serial, Since, Until, Wanted, open_log
+from station.export import FORMATS, STREAMED, ExportError, Wish, check_export, export_to, stream
+from station.export_source import Chosen, Source
+from station.log_reader import Reader
 
 Out = Annotated[
     Path | None, typer.Option(help="Write this file and its manifest; without it: stdout.")
+]
+
+Lot = Annotated[str | None, typer.Option(help="Lot.")]
+Shift = Annotated[str | None, typer.Option(help="As in the record: 2026-11-24 early.")]
+Recipe = Annotated[str | None, typer.Option(help="Recipe id.")]
+Model = Annotated[str | None, typer.Option(help="Model id.")]
+ExportOption = Annotated[
+    Path | None, typer.Option(help="Also compare this exported file with the log, row by row.")
 ]
 
 
@@ -30,25 +37,26 @@ def export(
     since: Since = None,
     until: Until = None,
     serial: Serial = None,
+    lot: Lot = None,
+    shift: Shift = None,
     verdict: Wanted = None,
+    recipe: Recipe = None,
+    model: Model = None,
     is_json: JsonOption = False,
 ) -> None:
     """Results, oldest first: to stdout, or to a file that `vqi log verify --export` can check."""
     _see_format(format_, out, is_json)
     give_way()
-    folder = journal_folder(config, journal)
-    wanted = Filter(since, until, serial, verdict)
-    try:
-        with Reader(folder) as reader:
-            print(f"vqi: {reader.source_note}", file=sys.stderr)  # noqa: T201
-            wish = Wish(format_, wanted, timezone_of(config), reader.images)
-            with Source(reader.path) as source:
-                if out is None:
-                    _to_stdout(source, wish)
-                    return
-                manifest = export_to(source, wish, out)
-    except (StoreError, ExportError) as error:
-        fail(str(error))
+    chosen = Chosen(since, until, serial, lot, shift, verdict, recipe, model)
+    with open_log(config, journal) as reader, Source(reader.path) as source:
+        wish = Wish(format_, chosen, timezone_of(config), reader.images)
+        if out is None:
+            _to_stdout(source, wish)
+            return
+        try:
+            manifest = export_to(source, wish, out)
+        except ExportError as error:
+            fail(str(error))
     if is_json:
         print_json(manifest)
     else:
@@ -73,6 +81,12 @@ def _to_stdout(source: Source, wish: Wish) -> None:
     except BrokenPipeError:
         # Whoever read has enough; Python would complain once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def differences(reader: Reader, path: Path) -> list[str]:
+    """What an exported file says that the log does not."""
+    with Source(reader.path) as source:
+        return check_export(source, path)
 
 
 def timezone_of(config: str | None) -> str | None:

@@ -104,9 +104,9 @@ def write_durably(path: Path, text: str) -> None:
     """Under its name only when it is whole and on disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     temporary.write_text(text, encoding="utf-8")
-    _sync(temporary)
+    sync(temporary)
     temporary.rename(path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _format(name: str) -> ModuleType:
@@ -162,15 +162,15 @@ def _manifest(wish: Wish, head: Head, told: Told, name: str, made: Path) -> Json
 
 
 def _put(temporary: Path, path: Path, manifest: Json) -> None:
-    _sync(temporary)
+    sync(temporary)
     # A file without a manifest says so; one with the manifest of the file before would lie.
     manifest_path(path).unlink(missing_ok=True)
     temporary.rename(path)
-    _sync(path.parent)
+    sync(path.parent)
     write_durably(manifest_path(path), json.dumps(manifest, indent=1) + "\n")
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

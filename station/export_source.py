@@ -101,11 +101,11 @@ class Source:
         found = self._log.execute(f"SELECT count(*) {where}", {**chosen.given(), "last": last})
         return int(found.fetchone()[0])
 
-    def results(self, chosen: Chosen, last: int) -> Iterator[Json]:
-        """Results up to row `last`, oldest first, with `seq`, hashes and what their reviews by
-        then come to."""
-        query = f"SELECT seq {self._where(chosen)} ORDER BY seq"
-        found = self._log.execute(query, {**chosen.given(), "last": last})
+    def results(self, chosen: Chosen, last: int, first: int = 1) -> Iterator[Json]:
+        """Results from row `first` to row `last`, oldest first, with `seq`, hashes and what their
+        reviews by then come to."""
+        query = f"SELECT seq {self._where(chosen)} AND seq >= :first ORDER BY seq"
+        found = self._log.execute(query, {**chosen.given(), "last": last, "first": first})
         # Eight bytes a row, so that no transaction stays open while somebody writes a file (I8).
         numbers = array("q", (row[0] for row in found))
         for start in range(0, len(numbers), PAGE_ROWS):
@@ -149,7 +149,7 @@ class Source:
             yield from page
             first = page[-1][0] + 1
 
-    def one(self, query: str, values: Json) -> Any:
+    def one(self, query: str, values: Json | tuple[Any, ...]) -> Any:
         """The first row that a question finds; None if there is none."""
         return self._log.execute(query, values).fetchone()
 

@@ -9,7 +9,15 @@ from typing import Annotated, Any
 
 import typer
 
-from station.cli import log_export, log_proof, log_questions, log_report, log_review, log_upkeep
+from station.cli import (
+    log_archive,
+    log_export,
+    log_proof,
+    log_questions,
+    log_report,
+    log_review,
+    log_upkeep,
+)
 from station.cli.common import JsonOption, fail, print_json
 from station.cli.log_options import (
     Config,
@@ -34,6 +42,7 @@ app.command("review")(log_review.review)
 app.command("reviews")(log_review.reviews)
 app.command("export")(log_export.export)
 app.command("report")(log_report.report_)
+app.command("archive")(log_archive.archive)
 app.command("backup")(log_upkeep.backup)
 app.command("prune")(log_upkeep.prune)
 app.command("clock-is-right")(log_upkeep.clock_is_right)

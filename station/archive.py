@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from station.backup import BackupError, copy_picture
+from station.config import shipped_path
 from station.export import file_sha256, sync, write_durably
 from station.export_rows import Context
 from station.export_source import Chosen, Head, Source
@@ -167,8 +168,7 @@ def _write_results(source: Source, period: Period, to: Path) -> None:
 
 def _add_tools(journal: Path, to: Path) -> None:
     """The script that checks it, and the public key, which a checker should have from elsewhere."""
-    script = Path(__file__).parents[1] / "deploy" / CHECK
-    shutil.copy(script, to / CHECK)
+    shutil.copy(shipped_path(CHECK), to / CHECK)
     if (journal / PUBLIC_KEY).exists():
         shutil.copy(journal / PUBLIC_KEY, to / PUBLIC_KEY)
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from station.export_rows import VERDICTS, Context
+from station.export_rows import Context
+from station.opc_names import EVALUATIONS, opc_result
 from station.qms import Json
 
 
@@ -23,8 +24,11 @@ def write_to(stream: TextIO, rows: Iterable[Json], context: Context) -> None:
 
 
 def says(row: Json, context: Context) -> list[Json]:
-    """A row of the file."""
-    return [{**row, "verdict": VERDICTS[row["verdict"]]}]
+    """A row of the file. `opc`: the standard's names for what has one; what has none stands beside
+    it, once."""
+    named = opc_result(row)
+    del named["ResultContent"]
+    return [{**row, "verdict": EVALUATIONS[row["verdict"]], "opc": named}]
 
 
 def read(path: Path) -> Iterator[Json]:

@@ -10,10 +10,9 @@ from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from typing import Any, Literal
 
+from station.opc_names import EVALUATIONS
 from station.qms import Json
 
-VERDICTS = {"PASS": "OK", "FAIL": "NotOK", "UNDECIDED": "NotDecidable"}
-"""Verdicts in exports (OPC 40001-101)."""
 Type = Literal["text", "integer", "real", "yes", "time"]
 
 
@@ -121,11 +120,11 @@ def flat(row: Json) -> Json:
     review, frames = row["review"] or {}, row.get("frame_ids") or (None, None)
     told = {
         **row,
-        "verdict": VERDICTS[row["verdict"]],
+        "verdict": EVALUATIONS[row["verdict"]],
         "defects": "; ".join(_place(defect) for defect in row["defects"]),
         "defect_count": len(row["defects"]) + row.get("defects_omitted", 0),
         "images": "; ".join(image["path"] for image in row["images"]),
-        "review_verdict": VERDICTS.get(review.get("verdict") or ""),
+        "review_verdict": EVALUATIONS.get(review.get("verdict")),
         "reviewer": review.get("reviewer"),
         "review_reason": review.get("reason"),
         "reviewed_at": review.get("written_at"),

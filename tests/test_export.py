@@ -336,6 +336,7 @@ def test_jsonl_and_parquet_have_every_serial_as_it_was(log: Path, tmp_path: Path
     lines = exported(log, tmp_path, "jsonl").read_text().splitlines()
     assert all(line.isascii() and line.isprintable() for line in lines)
     assert [json.loads(line)["part_id"] for line in lines[:-1]] == HOSTILE_TEXTS
+    assert json.loads(lines[0])["opc"]["PartId"] == {"Id": HOSTILE_TEXTS[0]}
     table = pq.read_table(exported(log, tmp_path, "parquet"), columns=["part_id"])
     assert table.column("part_id").to_pylist()[:-1] == HOSTILE_TEXTS
 

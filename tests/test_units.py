@@ -185,7 +185,12 @@ def test_the_installed_simulation_uses_the_units_folders() -> None:
     assert here.station.runtime_dir == Path("/run") / settings_of("vqi-lamp")["RuntimeDirectory"][0]
     assert Path("/var/lib/vqi") in here.journal.directory.parents
     demo = load_configuration(str(CHECKOUT / "config" / "simulated.toml")).value
-    assert (here.camera, here.light) == (demo.camera, demo.light)
+    labels = {"labels": {"pipe": "the run time folder's"}}
+    for one in (here, demo):
+        assert one.identity is not None
+        assert one.station.runtime_dir / "scanner" == Path(one.identity.scanner.pipe)
+    assert here.camera.model_dump() | labels == demo.camera.model_dump() | labels
+    assert here.light == demo.light
 
 
 # --- what the lamp's unit does at the end of its process ------------------------------------------

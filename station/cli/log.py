@@ -16,6 +16,7 @@ from station.cli import (
     log_questions,
     log_report,
     log_review,
+    log_serials,
     log_upkeep,
 )
 from station.cli.common import JsonOption, fail, print_json
@@ -46,6 +47,7 @@ app.command("archive")(log_archive.archive)
 app.command("backup")(log_upkeep.backup)
 app.command("prune")(log_upkeep.prune)
 app.command("clock-is-right")(log_upkeep.clock_is_right)
+app.command("serials")(log_serials.serials)
 log_questions.register(app)
 
 _SHOWN = 500

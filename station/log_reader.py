@@ -151,7 +151,7 @@ class Reader:
         self, wanted: Filter, newest_first: bool = False, limit: int | None = None
     ) -> Iterator[Json]:
         """Result bodies with their `seq`, in order; those that are there now. `review` is None, or
-        what its reviews come to: see `judged_review`."""
+        what its reviews come to: see `judged`."""
         where, values = wanted.sql()
         order = "DESC" if newest_first else "ASC"
         query = f"SELECT seq FROM row WHERE kind = 'result'{where} ORDER BY seq {order}"
@@ -160,7 +160,7 @@ class Reader:
         reviews = self._reviews()
         for seq, body in self._of_rows(query, values):
             row = {"seq": seq, **body}
-            yield {**row, "review": judged_review([row, *reviews.get(body["result_id"], ())])}
+            yield {**row, "review": judged([row, *reviews.get(body["result_id"], ())])}
 
     def of_result(self, result_id: str) -> list[Json]:
         """Every row about a result: the result first, then the others in order."""
@@ -326,7 +326,7 @@ def _by_result(rows: Iterable[tuple[int, Json]]) -> dict[str, list[Json]]:
     return found
 
 
-def judged_review(rows: list[Json]) -> Json | None:
+def judged(rows: list[Json]) -> Json | None:
     """What the reviews of a result come to: the last review's fields, `verdict` None and `reviewer`
     empty while no review holds, and `pending` True while the last waits for a second person."""
     if len(rows) == 1:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from station.audit_check import audit_findings
 from station.checkpoint import verify_checkpoints
 from station.conservation import Conservation
 from station.log_reader import Reader
@@ -93,6 +94,9 @@ def verify(
     found.holds = len(removals.holds)
     _settle_removals(reader, removals, found)
     found.findings += conservation.findings
+    audit = audit_findings(reader)
+    found.findings += audit.findings
+    found.notes += audit.notes
     findings, notes = verify_checkpoints(reader, public_key)
     found.findings += findings
     found.notes += notes

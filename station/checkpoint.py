@@ -536,7 +536,7 @@ def main() -> int:
         return 1
     public = _public(body)
     anchor = anchor_of(parsed(body.note), fingerprint(public) if public else None)
-    problems += publish(anchor, order.proof)
+    problems += publish(anchor, order.proof, order.directory)
     sys.stdout.write(json.dumps({"body": body.as_json(), "problems": problems}))
     return 0
 

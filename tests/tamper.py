@@ -25,7 +25,7 @@ from typing import Any
 from log_maker import LogMaker
 
 from station.anchors import Anchor, anchor_of, check_anchors
-from station.certificate import CertificateError, canonical_bytes, make_certificates
+from station.certificate import canonical_bytes, make_certificates
 from station.checkpoint import Trees, keys_of
 from station.log_reader import Reader
 from station.log_verify import verify
@@ -578,22 +578,28 @@ def clean_findings(folder: Path, seed: int) -> list[str]:
     maker.live(maker.random.randint(5, 60))
     name = maker.plate()
     maker.checkpoint()
+    findings = _clean_certificate(maker, name) if maker.is_signed else []
     maker.live(maker.random.randint(0, 10))
     maker.close()
-    public = maker.directory / PUBLIC_KEY
-    key = fingerprint(read_public(public)) if maker.is_signed else None
+    public = maker.directory / PUBLIC_KEY if maker.is_signed else None
+    key = fingerprint(read_public(public)) if public else None
     anchors = [anchor_of(parsed(body.note), key) for body in maker.checkpoints]
     with Reader(maker.directory) as reader:
-        findings = verify(reader, public_key=public if maker.is_signed else None).findings
+        findings += verify(reader, public_key=public).findings
         findings += check_anchors(reader, anchors, keys_of(reader))
-        if maker.is_signed:
-            try:
-                (made,) = make_certificates(reader, name, None, folder / f"c-{seed}")
-                runpy.run_path(str(SCRIPT))["check"](made.file.read_bytes(), public)
-            except (CertificateError, ValueError) as error:
-                findings.append(str(error))
     shutil.rmtree(maker.directory)
     return findings
+
+
+def _clean_certificate(maker: LogMaker, name: str) -> list[str]:
+    with Reader(maker.directory) as reader:
+        try:
+            (made,) = make_certificates(reader, name, None, maker.directory / "certificates")
+            check = runpy.run_path(str(SCRIPT))["check"]
+            check(made.file.read_bytes(), maker.directory / PUBLIC_KEY)
+        except Exception as error:  # noqa: BLE001  any is one too many
+            return [str(error)]
+    return []
 
 
 def campaign(folder: Path, seeds: int) -> Iterator[tuple[str, int, int, int]]:

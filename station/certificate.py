@@ -276,7 +276,7 @@ def _page(
     environment.filters |= {"facts": _facts, "data_uri": _data_uri}
     page = environment.get_template("certificate.html").render(
         said=said,
-        rows=[(row, row.content, sha256_text(row.body)) for row in rows],
+        rows=[(row, _whole(row, context), sha256_text(row.body)) for row in rows],
         context=[(row, row.content, sha256_text(row.body)) for row in context],
         result=next((_whole(row, context) for row in rows if row.kind == "result"), None),
         checkpoint=checkpoint,

@@ -7,7 +7,7 @@ import json
 import sqlite3
 import time
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,6 +97,17 @@ class Reader:
         raise StoreError(f"no log can be read here: {'; '.join(problems)}")
 
     @property
+    def lag_note(self) -> str:
+        """For people: that the derived tables do not know all rows yet; empty where they do."""
+        query = text("SELECT (SELECT coalesce(max(seq), 0) FROM row) - seq FROM derived")
+        lag = self.ask(query)[0][0]
+        if lag <= 0:
+            return ""
+        return (
+            f"{lag} rows are not in the tables yet, and in no answer; the journal process adds them"
+        )
+
+    @property
     def source_note(self) -> str:
         """For people: which file was read, and as of when."""
         if self.source == "live":
@@ -140,7 +151,7 @@ class Reader:
         self, wanted: Filter, newest_first: bool = False, limit: int | None = None
     ) -> Iterator[Json]:
         """Result bodies with their `seq`, in order; those that are there now. `review` is None, or
-        what its reviews come to: see `_judged`."""
+        what its reviews come to: see `judged`."""
         where, values = wanted.sql()
         order = "DESC" if newest_first else "ASC"
         query = f"SELECT seq FROM row WHERE kind = 'result'{where} ORDER BY seq {order}"
@@ -149,7 +160,7 @@ class Reader:
         reviews = self._reviews()
         for seq, body in self._of_rows(query, values):
             row = {"seq": seq, **body}
-            yield {**row, "review": _judged([row, *reviews.get(body["result_id"], ())])}
+            yield {**row, "review": judged([row, *reviews.get(body["result_id"], ())])}
 
     def of_result(self, result_id: str) -> list[Json]:
         """Every row about a result: the result first, then the others in order."""
@@ -227,10 +238,9 @@ class Reader:
 
     def station_id(self) -> str:
         """Whose log this is, by its last row; empty without one that says so."""
-        query = text("SELECT body ->> '$.station_id' FROM row ORDER BY seq DESC LIMIT 1")
-        with contextlib.suppress(SQLAlchemyError):  # a body that is no JSON any more
-            return str(self._connection.execute(query).scalar() or "")
-        return ""
+        with contextlib.suppress(StoreError, ValueError, TypeError, AttributeError):
+            return str(self.whole((self.last_bodies(1) or ["{}"])[0]).get("station_id", ""))
+        return ""  # a body that is none any more
 
     def last_seq(self) -> int:
         """Of the newest row; 0 if there is none."""
@@ -280,13 +290,19 @@ class Reader:
         found = self._connection.execute(text(query), {"paths": json.dumps(sorted(paths))})
         return [(row[0], row[1]) for row in found]
 
+    def reviews_of(self, result_ids: Collection[str]) -> dict[str, list[Json]]:
+        """The reviews of these results with their `seq`, in order."""
+        query = text(
+            "SELECT seq, body FROM row WHERE +kind = 'review' AND result_id IN "
+            "(SELECT value FROM json_each(:ids)) ORDER BY seq"
+        )
+        rows = self._connection.execute(query, {"ids": json.dumps(list(result_ids))})
+        return _by_result((row.seq, json.loads(row.body)) for row in rows)
+
     def _reviews(self) -> dict[str, list[Json]]:
         """Every review by the result that it is of, in order."""
-        found: dict[str, list[Json]] = {}
         query = "SELECT seq FROM row WHERE kind = 'review' ORDER BY seq"
-        for seq, body in self._of_rows(query, {}):
-            found.setdefault(body["result_id"], []).append({"seq": seq, **body})
-        return found
+        return _by_result(self._of_rows(query, {}))
 
     def close(self) -> None:
         self._connection.close()
@@ -299,7 +315,14 @@ class Reader:
         self.close()
 
 
-def _judged(rows: list[Json]) -> Json | None:
+def _by_result(rows: Iterable[tuple[int, Json]]) -> dict[str, list[Json]]:
+    found: dict[str, list[Json]] = {}
+    for seq, body in rows:
+        found.setdefault(body["result_id"], []).append({"seq": seq, **body})
+    return found
+
+
+def judged(rows: list[Json]) -> Json | None:
     """What the reviews of a result come to: the last review's fields, `verdict` None and `reviewer`
     empty while no review holds, and `pending` True while the last waits for a second person."""
     if len(rows) == 1:

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from station import packing
+from station.audit_check import audit_findings
 from station.chain_check import Beside
 from station.checkpoint import verify_checkpoints
 from station.conservation import Conservation
@@ -99,6 +100,9 @@ def verify(
     in_order = sorted([*chained.findings, *seen.findings, *said], key=lambda pair: pair[0])
     found.findings = schema + [text for _, text in in_order]
     found.rows, found.head = chained.rows, chained.head
+    audit = audit_findings(reader)
+    found.findings += audit.findings
+    found.notes += audit.notes
     findings, notes = verify_checkpoints(reader, public_key)
     found.findings += findings
     found.notes += notes
@@ -131,7 +135,7 @@ class _Seen:
         else:
             _follow_removals(self._reader, seq, body, self.removals, self._found)
         if self._with_images and kind == "result":
-            _verify_images(self._reader.images, seq, body, self.removals, self._found)
+            _see_images(self._reader.images, seq, body, self.removals, self._found)
 
     def _derive(self, seq: int, kind: str, body: Json) -> None:
         try:
@@ -270,6 +274,15 @@ def _verify_tombstone(
         found.findings.append(f"row {seq}: a picture was removed against the rules: {why}")
     if (reader.images / stone.path).exists():
         removals.left.add(stone.path)
+
+
+def _see_images(
+    images: Path, seq: int, body: Json, removals: _Removals, found: Verification
+) -> None:
+    try:
+        _verify_images(images, seq, body, removals, found)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        found.findings.append(f"row {seq}: names pictures as no row does: {error!r}")
 
 
 def _verify_images(

@@ -431,17 +431,19 @@ class Store:
 
     def _place(self, body: Body) -> tuple[int | None, _Row]:
         """The number of the row that says this already, if one does, and the row as it is written.
-        Raises `ContradictionError`."""
-        if isinstance(body, ReviewBody) and body.supersedes is not None:
-            found = self._raw.execute(_ALL_OF_RESULT, (body.result_id,))
-            rows = [{"seq": seq, **self._whole(content)} for seq, content in found]
-            try:
-                known, body = reviews.place(rows, body)
-            except reviews.ReviewRefused as error:
-                raise ContradictionError(str(error)) from error
-            return known, _Row.of(body)
-        row = _Row.of(body)
+        Raises `ContradictionError`, also for a text that is no Unicode."""
+        try:
+            if isinstance(body, ReviewBody) and body.supersedes is not None:
+                known, body = reviews.place(self._numbered(body.result_id), body)
+                return known, _Row.of(body)
+            row = _Row.of(body)
+        except ValueError as error:
+            raise ContradictionError(str(error)) from error
         return self._find(row), row
+
+    def _numbered(self, result_id: str) -> list[Json]:
+        found = self._raw.execute(_ALL_OF_RESULT, (result_id,))
+        return [{"seq": seq, **self._whole(content)} for seq, content in found]
 
     def _lacking(self, kind: str, answer: str) -> list[Json]:
         """Bodies of a kind whose result has no row of another kind. Each start settles what the

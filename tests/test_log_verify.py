@@ -1,4 +1,4 @@
-"""What `vqi log verify` finds beside broken links: tables, views, triggers, what does not add up."""
+"""What `vqi log verify` finds beside broken links: tables, views, triggers, what adds not up."""
 
 from __future__ import annotations
 

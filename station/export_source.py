@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from station.log_reader import judged
+from station.packing import Contexts
 from station.qms import EMPTY_CHAIN, Json, StoreError
 
 PAGE_ROWS = 500
@@ -77,6 +78,7 @@ class Source:
     def __init__(self, path: Path) -> None:
         """`path` is the database, as a `Reader` names it. Raises `StoreError`."""
         self.path = path
+        self._contexts = Contexts(self._body_of)
         try:
             self._log = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
             self._log.execute("PRAGMA query_only = ON")
@@ -121,7 +123,7 @@ class Source:
 
     def _page(self, numbers: list[int], last: int) -> Iterator[Json]:
         rows = self._log.execute(_RESULTS, {"numbers": json.dumps(numbers)}).fetchall()
-        bodies = [json.loads(row[1]) for row in rows]
+        bodies = [self._whole(row[1]) for row in rows]
         reviews = self._reviews([body["result_id"] for body in bodies], last)
         for (seq, _, body_sha256, chain_sha256), body in zip(rows, bodies, strict=True):
             yield {
@@ -131,6 +133,16 @@ class Source:
                 "body_sha256": body_sha256,
                 "chain_sha256": chain_sha256,
             }
+
+    def _whole(self, text: str) -> Json:
+        try:
+            return self._contexts.whole(json.loads(text))
+        except LookupError as error:
+            raise StoreError(f"{self.path}: {error}; see `vqi log verify`") from error
+
+    def _body_of(self, seq: int) -> str | None:
+        found = self.one("SELECT body FROM row WHERE seq = ?", (seq,))
+        return None if found is None else str(found[0])
 
     def _reviews(self, ids: list[str], last: int) -> dict[str, list[Json]]:
         found: dict[str, list[Json]] = {}

@@ -14,12 +14,15 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
 import stat
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from station.config import ProofSettings
 from station.log_reader import Reader
@@ -267,8 +270,8 @@ def _finding(
         )
     try:
         chain = reader.chain_at(anchor.seq) if anchor.seq else EMPTY_CHAIN
-    except StoreError as error:
-        return str(error)
+    except (StoreError, SQLAlchemyError, sqlite3.Error) as error:
+        return f"{error}; {said}"
     if chain != anchor.chain_sha256:
         return (
             f"another log than the anchor's: row {anchor.seq} has the chain value {chain[:16]}…, "

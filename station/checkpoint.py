@@ -13,6 +13,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import sqlite3
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from station.anchors import anchor_of, publish
 from station.config import ProofSettings
@@ -411,9 +413,11 @@ def verify_checkpoints(
     and the public key beside the log or the one given."""
     try:
         known = checkpoints(reader)
+        findings = _replayed(reader, known)
     except CheckpointError as error:
         return [str(error)], []
-    findings = _replayed(reader, known)
+    except (sqlite3.Error, SQLAlchemyError) as error:
+        return [f"{reader.path}: checkpoints cannot be checked: {error}"], []
     notes: list[str] = []
     _check_keys(reader, known, public_key, findings, notes)
     return findings, notes

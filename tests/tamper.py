@@ -296,6 +296,14 @@ def change_a_stored_hash(scene: Scene) -> None:
         log.execute(f"UPDATE row SET {column} = ? WHERE seq = ?", ["ab" * 32, seq])
 
 
+def write_what_is_no_text(scene: Scene) -> None:
+    """Bytes that are no UTF-8, where text is."""
+    column = scene.random.choice(["kind", "body_sha256", "chain_sha256"])
+    with scene.hands() as log:
+        seq = scene.random.randint(1, scene.anchors[-1].seq)
+        log.execute(f"UPDATE row SET {column} = CAST(x'ff6162' AS TEXT) WHERE seq = ?", [seq])
+
+
 def change_a_kind(scene: Scene) -> None:
     with scene.hands() as log:
         seq = scene.any_seq(log, "actuation")
@@ -441,6 +449,46 @@ def sign_with_a_key_of_ones_own(scene: Scene) -> None:
     resign(scene, scene.directory.parent / "own.pem")
 
 
+def turn_a_trigger_off(scene: Scene) -> None:
+    """One of its name that does nothing takes its place."""
+    name = scene.random.choice(["row_no_update", "row_no_delete", "row_no_replace"])
+    with contextlib.closing(sqlite3.connect(scene.directory / DATABASE)) as log:
+        log.execute(f"DROP TRIGGER {name}")
+        log.execute(f"CREATE TRIGGER {name} BEFORE UPDATE ON row BEGIN SELECT 1; END")
+        log.commit()
+
+
+def change_what_a_generated_column_says(scene: Scene) -> None:
+    """In the schema: every query reads something else, and no row is changed."""
+    wanted = scene.random.choice(["$.verdict", "$.reason", "$.part_id", "$.result_id"])
+    with contextlib.closing(sqlite3.connect(scene.directory / DATABASE)) as log:
+        log.execute("PRAGMA writable_schema = ON")
+        log.execute(
+            "UPDATE sqlite_master SET sql = replace(sql, ?, '$.kind') WHERE name = 'row'", [wanted]
+        )
+        log.commit()
+
+
+def edit_a_derived_table(scene: Scene) -> None:
+    """What QA's questions are answered from; the rows are as they were."""
+    edit = scene.random.choice(
+        [
+            "UPDATE plate SET verdict = 'PASS' WHERE verdict <> 'PASS'",
+            "UPDATE plate SET part_id = 'LGP-other' WHERE seq = (SELECT min(seq) FROM plate)",
+            "DELETE FROM plate WHERE seq = (SELECT max(seq) FROM plate)",
+            "DELETE FROM defect",
+            "UPDATE hourly SET plates = plates + 1",
+            "DELETE FROM hourly WHERE rowid = (SELECT min(rowid) FROM hourly)",
+        ]
+    )
+    with contextlib.closing(sqlite3.connect(scene.directory / DATABASE)) as log:
+        for name, kind in log.execute("SELECT name, type FROM sqlite_master").fetchall():
+            if kind == "trigger" and not name.startswith("row_"):
+                log.execute(f"DROP TRIGGER {name}")
+        assert log.execute(edit).rowcount > 0
+        log.commit()
+
+
 # --- edits that need an anchor ------------------------------------------------------------------
 
 
@@ -536,6 +584,7 @@ ALONE: tuple[Callable[[Scene], None], ...] = (
     change_one_letter_of_any_row,
     change_a_verdict_behind_sqlite_s_back,
     change_a_stored_hash,
+    write_what_is_no_text,
     change_a_kind,
     take_a_row_out,
     take_a_review_out_and_chain_again,
@@ -551,6 +600,9 @@ ALONE: tuple[Callable[[Scene], None], ...] = (
     write_a_second_result,
     drop_a_trigger,
     drop_a_trigger_and_edit,
+    turn_a_trigger_off,
+    change_what_a_generated_column_says,
+    edit_a_derived_table,
     chain_again_after_an_edit,
     edit_a_checkpoint,
     replace_the_public_key,

@@ -29,7 +29,7 @@ from station.certificate import canonical_bytes, make_certificates
 from station.checkpoint import Trees, keys_of
 from station.log_reader import Reader
 from station.log_verify import verify
-from station.qms import DATABASE, EMPTY_CHAIN, IMAGES, chain, sha256_text
+from station.qms import DATABASE, EMPTY_CHAIN, IMAGES, Store, chain, sha256_text
 from station.record import TombstoneBody, Verdict
 from station.signed_note import (
     PUBLIC_KEY,
@@ -225,6 +225,15 @@ def resign(scene: Scene, key_file: Path, first: int = 1) -> None:
             set_body(log, seq, body | {"note": signed(made, key), "public_key": public})
     with scene.hands() as log:
         rechain(log)
+
+
+def derive_again(scene: Scene) -> None:
+    """Tables that are made of the rows, made of those that are there now, by the writer itself."""
+    with scene.hands() as log:
+        for table in ("plate", "defect", "hourly"):
+            log.execute(f"DELETE FROM {table}")
+        log.execute("UPDATE derived SET seq = 0")
+    Store(scene.directory).close()
 
 
 def replace_key(scene: Scene) -> Path:
@@ -497,6 +506,7 @@ def cut_the_tail(scene: Scene) -> None:
     with scene.hands() as log:
         last = scene.random.randint(1, scene.anchors[-1].seq - 1)
         log.execute("DELETE FROM row WHERE seq > ?", [last])
+    derive_again(scene)
 
 
 def restore_an_old_copy(scene: Scene) -> None:
@@ -510,17 +520,20 @@ def chain_again_without_checkpoints(scene: Scene) -> None:
         log.execute("DELETE FROM row WHERE kind = 'checkpoint'")
         renumber(log)
         rechain(log)
+    derive_again(scene)
 
 
 def chain_and_sign_again_with_another_key(scene: Scene) -> None:
     """And put its public half beside the log."""
     chain_again_after_an_edit(scene)
     resign(scene, replace_key(scene))
+    derive_again(scene)
 
 
 def chain_and_sign_again_with_the_stolen_key(scene: Scene) -> None:
     chain_again_after_an_edit(scene)
     resign(scene, scene.key_file)
+    derive_again(scene)
 
 
 def sign_the_last_checkpoint_again(scene: Scene) -> None:

@@ -302,7 +302,8 @@ def _steps_of(log: sqlite3.Connection, found: _Texts) -> Iterable[str]:
 
 
 def _texts(log: sqlite3.Connection) -> _Texts:
-    return {name: (kind, sql) for name, kind, sql in log.execute(_TEXTS)}
+    """By name. Releases have indented them otherwise."""
+    return {name: (kind, " ".join(sql.split())) for name, kind, sql in log.execute(_TEXTS)}
 
 
 @cache

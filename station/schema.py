@@ -230,9 +230,11 @@ STEPS = (
                 row.written_at AS CreationTime,
                 row.body ->> '$.command' AS command,
                 row.body ->> '$.is_confirmed' AS is_confirmed,
-                row.body ->> '$.detail' AS detail,
-                row.body ->> '$.station_id' AS station_id
-            FROM row WHERE row.kind = 'actuation'
+                coalesce(row.body ->> '$.detail', '') AS detail,
+                coalesce(row.body ->> '$.station_id',
+                         context.body ->> '$.constants.station_id') AS station_id
+            FROM row LEFT JOIN row AS context ON context.seq = row.body ->> '$.context'
+            WHERE row.kind = 'actuation'
             """,
             """
             CREATE VIEW hours AS SELECT

@@ -57,6 +57,7 @@ from station.feed import (
 from station.flat_field import FlatField
 from station.given import VALUE, Given
 from station.health import CameraHealth, Health, HealthRow, look_at, reference_key
+from station.identity import UNSEEN
 from station.ingress import Refused, admit
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Json, PeerGone
@@ -927,7 +928,7 @@ class Station:
         """What was read and became no plate's serial: its row, and a person is called."""
         for row in self._serials.take_rows():
             self._outbox.submit([row])
-            if row.why == "unclaimed" and not self._is_ending:
+            if row.why == "unclaimed" and row.detail not in UNSEEN:
                 self._set_problem("serials", _UNCLAIMED)
                 self._set_attention()
 

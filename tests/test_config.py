@@ -11,9 +11,14 @@ import pytest
 from pydantic import BaseModel
 from station_rig import Rig, vqi
 
-from drivers.camera.settings import GenicamCameraSettings
+from drivers.camera.settings import GenicamCameraSettings, LabelSettings
 from drivers.io.settings import GpioIoLine, GpioIoSettings, ModbusIoSettings
 from drivers.plc.settings import IoPlcSettings, ModbusClientSettings, ModbusServerSettings
+from drivers.scanner.settings import (
+    HidScannerSettings,
+    SerialScannerSettings,
+    SimulatedScannerSettings,
+)
 from drivers.stacklight import LightState
 from drivers.stacklight.boards import ADAFRUIT_5125
 from drivers.stacklight.profiles import DEFAULT_PATTERNS
@@ -29,6 +34,7 @@ from drivers.stacklight.settings import (
 from station.config import (
     AcceptSettings,
     ConfigError,
+    IdentitySettings,
     JournalSettings,
     LightSettings,
     Recipe,
@@ -79,6 +85,11 @@ def test_the_references_name_every_key() -> None:
         GpioStackLightSettings,
         GpioLine,
         AcceptSettings,
+        IdentitySettings,
+        SerialScannerSettings,
+        HidScannerSettings,
+        SimulatedScannerSettings,
+        LabelSettings,
         ModbusServerSettings,
         ModbusClientSettings,
         IoPlcSettings,

@@ -179,7 +179,7 @@ MISTAKES: dict[str, tuple[tuple[str, str], tuple[str, ...]]] = {
     ),
     "a wrong key of the PLC": (
         ("[light]", '[plc]\ntype = "modbus_server"\nhost = "10.0.0.5"\nprot = 5\n[light]'),
-        ("plc.prot: unknown key; known here: heartbeat_timeout_s, host, tcp_port",),
+        ("plc.prot: unknown key; known here: has_serials, heartbeat_timeout_s, host, tcp_port",),
     ),
     "a word on a wire that is none": (
         (

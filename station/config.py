@@ -334,6 +334,10 @@ class JournalSettings(Settings):
     )
     shifts: ShiftSettings | None = None
 
+    reports: Path | None = Field(
+        None, description="Folder of shift reports; `vqi log report --due` writes them."
+    )
+
     @property
     def disk_limits_mb(self) -> tuple[int, int, int, int]:
         """Free disk below which levels 1 to 4 begin."""

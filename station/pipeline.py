@@ -57,6 +57,7 @@ from station.feed import (
 from station.flat_field import FlatField
 from station.given import VALUE, Given
 from station.health import CameraHealth, Health, HealthRow, look_at, reference_key
+from station.identity import UNSEEN
 from station.ingress import Refused, admit
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Json, PeerGone
@@ -390,14 +391,14 @@ class Station:
         context, recipe = self._context, self._recipe.value
         flat_field = context.flat_field
         key = reference_key(recipe.id, context.camera, flat_field.id if flat_field else None)
-        known = [ReferenceBody.model_validate(body) for body in hello["references"]]
+        known = [ReferenceBody.of_log(body) for body in hello["references"]]
         return Health(
             recipe,
             context.geometry,
             self._settings.station.id,
             key,
             next((body for body in known if body.key == key), None),
-            [AttentionBody.model_validate(body) for body in hello["attentions"]],
+            [AttentionBody.of_log(body) for body in hello["attentions"]],
         )
 
     def _say_start(self, hello: Json) -> None:
@@ -408,11 +409,11 @@ class Station:
                 Actuated(result_id, "withheld", 0, detail="the station died before")
             )
         if hello["held"] is not None:
-            self._hold_again(ResultBody.model_validate(hello["held"]))
+            self._hold_again(ResultBody.of_log(hello["held"]))
         if hello["has_late_plates"]:
             self._set_problem("late", _LATE)
         for body in hello["open_plates"]:
-            opened = OpenedBody.model_validate(body)
+            opened = OpenedBody.of_log(body)
             self._write_result(interrupted_body(self._context, opened, self._given), None)
         detail = {
             "recipe_sha256": self._recipe.sha256,
@@ -929,7 +930,7 @@ class Station:
         """What was read and became no plate's serial: its row, and a person is called."""
         for row in self._serials.take_rows():
             self._outbox.submit([row])
-            if row.why == "unclaimed" and not self._is_ending:
+            if row.why == "unclaimed" and row.detail not in UNSEEN:
                 self._set_problem("serials", _UNCLAIMED)
                 self._set_attention()
 

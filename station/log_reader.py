@@ -228,6 +228,12 @@ class Reader:
         """What a statement that reads finds."""
         return self._connection.execute(statement, values)
 
+    def tuples(self, statement: str, values: Json) -> list[tuple[Any, ...]]:
+        """As `query`, of many rows at once and sooner."""
+        raw = self._connection.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        return raw.execute(statement, values).fetchall()
+
     def chain_at(self, seq: int) -> str:
         """Chain value of a row. Raises `StoreError` if there is no such row."""
         query = text("SELECT chain_sha256 FROM row WHERE seq = :seq")

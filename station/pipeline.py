@@ -467,14 +467,14 @@ class Station:
         threading.Thread(target=self._verify_log, name="verify", daemon=True).start()
 
     def _verify_log(self) -> None:
-        """The whole log, in a process that gives way to every other one (I12)."""
-        log = self._settings.journal.directory
+        """The whole log and its anchors, in a process that gives way to every other one (I12)."""
+        log, config = self._settings.journal.directory, self._configuration.source
         command = [sys.executable, "-P", "-m", "station.cli", "log", "verify", "--no-pictures"]
         # With --pdeathsig it goes when this process does: a log that is being read is not closed.
         reader = subprocess.Popen(
             [
                 *("setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", "19"),
-                *(*command, "--journal", str(log), "--json"),
+                *(*command, "--config", config, "--journal", str(log), "--json"),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -1,5 +1,6 @@
-"""The one rule for text that comes from outside and is written down as a name: serials, lots, jobs,
-people. Whoever takes such text, from a scanner, a PLC, a command or a page, takes it through here.
+"""The rules for text that comes from outside and is written down: one for names (serials, lots,
+jobs, people), one for a person's words. Whoever takes such text, from a scanner, a PLC, a command
+or a page, takes it through here.
 
 A name is 1 to 64 printable ASCII characters, blanks around it taken off. Printable ASCII is what
 Code 39, Code 128 and Data Matrix labels carry in practice; anything else is a disturbed reading, a
@@ -13,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 MAX_CHARACTERS = 64
+MAX_WORDS_CHARACTERS = 1000
 _SHOWN = 64
 
 
@@ -50,3 +52,26 @@ def _objection(name: str) -> str:
     if strange is not None:
         return f"character {escaped(strange)} is not printable ASCII"
     return ""
+
+
+def name_problem(what: str, text: str) -> str:
+    """Why this is no name of a person as it is to be written; empty if it is one."""
+    name = admit(text)
+    if isinstance(name, Refused):
+        return f"the {what} is no name: {name.why}"
+    return "" if name == text else f"the {what} begins or ends with a blank"
+
+
+def words_problem(what: str, text: str) -> str:
+    """Why this is not taken as what a person says, a reason or a note; empty if it is. Words are up
+    to 1,000 characters of any language in one line, all of them seen: no control characters, no
+    marks without width or that turn the direction of writing."""
+    if len(text) > MAX_WORDS_CHARACTERS:
+        return f"the {what} has {len(text)} characters, {MAX_WORDS_CHARACTERS} at most"
+    hidden = next((letter for letter in text if not letter.isprintable()), None)
+    if hidden is not None:
+        return (
+            f"the {what} has a character that is not seen (U+{ord(hidden):04X}); write it in one "
+            "line of plain text"
+        )
+    return f"the {what} begins or ends with a blank" if text != text.strip() else ""

@@ -407,10 +407,17 @@ class _Journal:
             case "checkpoint":
                 self._answer(client, {"ok": True, "tried": self._upkeep.checkpoint_now()})
             case "clock_is_right":
-                self._upkeep.accept_clock(str(body["who"]), str(body["why"]))
-                self._answer(client, {"ok": True})
+                self._accept_clock(client, str(body["who"]), str(body["why"]))
             case other:
                 self._answer(client, {"ok": False, "error": f"unknown operation {other!r}"})
+
+    def _accept_clock(self, client: Channel, who: str, why: str) -> None:
+        try:
+            self._upkeep.accept_clock(who, why)
+        except ValueError as error:
+            self._answer(client, {"ok": False, "error": str(error)})
+            return
+        self._answer(client, {"ok": True})
 
     def _answer(self, client: Channel, answer: Json) -> None:
         try:

@@ -27,6 +27,7 @@ from station.clock import Clock, ClockWatch, SystemClock
 from station.config import ConfigError, Configuration, KeepRecipe, load_recipe
 from station.idle import start_idle
 from station.images import ImageError, ImageFolder, Quarantine
+from station.ingress import name_problem, words_problem
 from station.log_lines import get_logger
 from station.qms import DATABASE, Store, StoreRefused
 from station.record import (
@@ -65,6 +66,8 @@ READY_LEVEL = 3
 _HYSTERESIS = 1.1
 _LOOK_EVERY_S = 0.25
 _SWEEP_EVERY_S = 60.0
+_COUNT_EVERY_S = 3600.0
+"""All pictures are counted anew; between, what is written and removed is added up."""
 _FIRST_SWEEP_S = 10.0
 _FOLDERS_A_PASS = 16
 _TOMBSTONES_A_STEP = 8
@@ -190,6 +193,11 @@ class _Counts:
     removed_mb: float = 0.0
     orphans: int = 0
     sweep_ended_s: float | None = None
+    kept_mb: float | None = None
+    """Of all pictures; None before they were counted."""
+    kept_since_mb: float = 0.0
+    """Written less removed since they were last to be counted."""
+    count_due: float = 0.0
 
 
 @dataclass(slots=True)
@@ -274,10 +282,11 @@ class Upkeep:
         ok = store.last_backup(self._backups_at)
         self._backup = _Backup(ok_at=ok["written_at"] if ok else None)
         now = time.monotonic()
-        self._checkpoints = _Checkpoints(due=now + _FIRST_CHECKPOINT_S)
+        self._checkpoints = _Checkpoints()
         last_checkpoint = _last(store, CheckpointBody)
         if last_checkpoint is not None:
             self._on_checkpoint(last_checkpoint)
+        self._checkpoints.due = now + self._checkpoint_wait_s()
         self._look_due = self._stepped_at = now
         self._sweep_due = now + _FIRST_SWEEP_S
 
@@ -383,6 +392,10 @@ class Upkeep:
                 return f"no hold {row.hold_id} is in force"
             if isinstance(row, HoldBody) and self._is_used(row):
                 return f"there was a hold {row.hold_id} already; give it another name"
+            if isinstance(row, HoldBody | ReleaseBody):
+                problem = _said_problem(row.who, row.why)
+                if problem:
+                    return problem
         return ""
 
     def _is_used(self, hold: HoldBody) -> bool:
@@ -403,6 +416,7 @@ class Upkeep:
                 self._on_copied(row)
             for image in getattr(row, "images", ()):
                 self._new_paths[image.path] = seq
+                self._counts.kept_since_mb += image.bytes / 1e6
         if len(self._new_paths) > _MOST_NEW_PATHS:
             self._new_paths.clear()
             self._paths_since = seq
@@ -421,7 +435,9 @@ class Upkeep:
         return self._counts.sweeps + (2 if is_busy else 1)
 
     def accept_clock(self, who: str, why: str) -> None:
-        """A person says that the clock is right; written at the next turn."""
+        """A person says that the clock is right; written at the next turn. Raises ValueError."""
+        if problem := _said_problem(who, why):
+            raise ValueError(problem)
         self._clock.accept(who, why)
         self._look_due = 0.0
 
@@ -467,6 +483,7 @@ class Upkeep:
                 "tombstones": counts.tombstones,
                 "removed": counts.removed,
                 "removed_mb": round(counts.removed_mb, 3),
+                "pictures_bytes": self._pictures_bytes(),
                 "orphans": counts.orphans,
                 "quarantined": self._quarantine.files,
                 "quarantined_mb": round(self._quarantine.bytes / 1e6, 3),
@@ -498,15 +515,24 @@ class Upkeep:
             "attentions": self.attentions(),
         }
 
+    def _pictures_bytes(self) -> int | None:
+        """Of all pictures, nearly: they are counted by the hour. None before the first count."""
+        if self._counts.kept_mb is None:
+            return None
+        return int(1e6 * max(0.0, self._counts.kept_mb + self._counts.kept_since_mb))
+
     # --- pictures -------------------------------------------------------------------------------
 
     def _begin_sweep(self, now: float) -> None:
         if now < self._sweep_due or self._planner.is_running or self._work is not None:
             return
         self._read_recipe()
+        order = self.order()
+        if order.is_counting:
+            self._counts.kept_since_mb = 0.0
         self._planner.start(
             ["-m", "station.retention"],
-            self.order().model_dump_json(),
+            order.model_dump_json(),
             _PLAN_LIMIT_S,
             self._wake,
             is_awaited=self._is_awaited or self.level >= PASSES_GO_LEVEL,
@@ -532,6 +558,7 @@ class Upkeep:
             room=room,
             is_removing=not self._clock.doubt,
             folders=folders,
+            is_counting=time.monotonic() >= self._counts.count_due,
         )
 
     def _take_plan(self) -> None:
@@ -550,6 +577,9 @@ class Upkeep:
 
     def use(self, plan: Plan) -> None:
         """Carry out a plan, a little at every step."""
+        if plan.kept_mb is not None:
+            self._counts.kept_mb = plan.kept_mb
+            self._counts.count_due = time.monotonic() + _COUNT_EVERY_S
         self._new_paths = {path: seq for path, seq in self._new_paths.items() if seq > plan.as_of}
         if plan.as_of < self._paths_since:
             plan = Plan(as_of=plan.as_of)
@@ -631,6 +661,7 @@ class Upkeep:
             self._helpers.submit(leaving.unlink, missing_ok=True)
             self._counts.removed += 1
             self._counts.removed_mb += size / 1e6
+            self._counts.kept_since_mb -= size / 1e6
             self._done_in_plan += 1
 
     def _put_aside(self, path: str) -> None:
@@ -737,6 +768,15 @@ class Upkeep:
         given = json.dumps(order)
         known.child.start(command, given, _CHECKPOINT_LIMIT_S, self._wake, is_awaited=is_asked)
 
+    def _checkpoint_wait_s(self) -> float:
+        """At a start, by the last one's label; a new log's first is not made in the first minutes,
+        in which a line starts."""
+        every_s, last_at = 3600 * self._settings.proof.every_h, self._checkpoints.last_at
+        if last_at is None:
+            return min(_FIRST_CHECKPOINT_S, every_s)
+        age_s = (self._clock.now() - datetime.fromisoformat(last_at)).total_seconds()
+        return min(max(0.0, every_s - age_s), every_s)
+
     def _take_checkpoint(self) -> None:
         known, answer = self._checkpoints, self._checkpoints.child.take()
         if answer is not None:
@@ -759,6 +799,10 @@ class Upkeep:
         known = self._checkpoints
         known.last_at, known.size = row.written_at, row.size
         known.is_signed = row.public_key is not None
+
+
+def _said_problem(who: str, why: str) -> str:
+    return name_problem("name", who) or words_problem("reason", why)
 
 
 def _why(step: Step, picture: Picture) -> str:

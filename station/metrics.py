@@ -122,6 +122,8 @@ OPTIONAL_FIGURES: Final = (
            "0: room enough; each level gives up more, from the third on READY drops"),
     _counter("journal", "retention.tombstones", "vqi_retention_tombstones", "Tombstones written"),
     _counter("journal", "retention.removed", "vqi_retention_removed_pictures", "Pictures removed"),
+    _gauge("journal", "retention.pictures_bytes", "vqi_pictures", "bytes",
+           "Of the pictures that the log names, counted by the hour and added up between"),
     _gauge("journal", "retention.quarantined", "vqi_quarantined_pictures", "",
            "Pictures without a row that are kept aside"),
     _gauge("journal", "retention.holds", "vqi_legal_holds", "", "Results under a legal hold"),

@@ -444,8 +444,10 @@ class Station:
             ) from error
 
     def _audit_shift(self) -> str:
-        """What one seed draws: the plates of a day by UTC."""
-        return utc_now()[: len("2026-11-26")]
+        """What one seed draws: the plates of a shift, or of a day by UTC where no shifts are
+        configured."""
+        now = utc_now()
+        return self._context.shift_at(now) or now[: len("2026-11-26")]
 
     def _hold_again(self, body: ResultBody) -> None:
         """A restart is no acknowledgement: what nobody took out yet is held on."""

@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from station.config import ReviewRecipe
+from station.ingress import name_problem, words_problem
 from station.record import Reason, ReviewBody, Verdict
 
 Row = Mapping[str, Any]
 """A row's body with its number, `seq`."""
 
-NOTE_LIMIT = 1000
-NAME_LIMIT = 100
 _NONCE = re.compile(r"[A-Za-z0-9_-]{8,64}")
 _GIVEN = (
     "result_id",
@@ -110,22 +109,7 @@ def _problem(review: ReviewBody, recipe: ReviewRecipe) -> str:
         return f"{unknown[0]!r} is no kind of defect of the recipe's ({', '.join(recipe.kinds)})"
     if review.disposition == "use" and review.verdict is not Verdict.PASS:
         return "a plate that is used is one that passes: give the verdict PASS"
-    return _text_problem("reviewer", review.reviewer, 1, NAME_LIMIT) or _text_problem(
-        "note", review.note, 0, NOTE_LIMIT
-    )
-
-
-def _text_problem(what: str, text: str, least: int, most: int) -> str:
-    """One rule for what people write: characters that are seen, and spaces within."""
-    if not least <= len(text) <= most:
-        return f"the {what} has {len(text)} characters; {least} to {most} are taken"
-    hidden = next((letter for letter in text if not letter.isprintable()), None)
-    if hidden is not None:
-        return (
-            f"the {what} has a character that is not seen (U+{ord(hidden):04X}); write it in one "
-            "line of plain text"
-        )
-    return f"the {what} begins or ends with a space" if text != text.strip() else ""
+    return name_problem("reviewer", review.reviewer) or words_problem("note", review.note)
 
 
 def place(rows: Sequence[Row], review: ReviewBody) -> tuple[int | None, ReviewBody]:

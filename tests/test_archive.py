@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_texts import HOSTILE_TEXTS
+from hostile_texts import STORABLE
 from test_qms import change, result
 
 from station.archive import ArchiveError, make_archive
@@ -46,7 +46,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
             images.make_durable([written])
             verdict = list(Verdict)[number % 3]
             kept = [written.body.model_dump()]
-            text = HOSTILE_TEXTS[number]
+            text = STORABLE[number]
             row = result(number, verdict, written_at=day(1 + number // 11), images=kept,
                          part_id=text, lot=text, tile_grid="AAAAAMAAAAA=",
                          tile_scores="AACAPgAAAD8=")  # fmt: skip

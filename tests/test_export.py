@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_texts import FORMULAS, HOSTILE_TEXTS
+from hostile_texts import FORMULAS, STORABLE
 from hypothesis import given
 from hypothesis import strategies as st
 from openpyxl import load_workbook
@@ -42,7 +42,7 @@ DEFECT = {
     "h_mm": None, "score": 0.75,
 }  # fmt: skip
 VERDICTS = [Verdict.PASS, Verdict.FAIL, Verdict.UNDECIDED]
-NUMBER_OF_TEXTS = len(HOSTILE_TEXTS)
+NUMBER_OF_TEXTS = len(STORABLE)
 LATE = "2026-07-01T22:30:00.123456Z"
 
 
@@ -64,7 +64,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _numbered() -> Iterator[tuple[int, str]]:
-    return enumerate(HOSTILE_TEXTS, start=1)
+    return enumerate(STORABLE, start=1)
 
 
 def _plate(number: int, text: str, image: Json) -> Any:
@@ -274,7 +274,7 @@ def test_openpyxl_finds_types_filters_widths_and_small_pictures(log: Path, tmp_p
         for cell in row:
             assert cell.data_type != "f"
     serials = [sheet.cell(n + 1, header.index("part_id") + 1) for n, _ in _numbered()]
-    assert [cell.value for cell in serials] == [visible(text) for text in HOSTILE_TEXTS]
+    assert [cell.value for cell in serials] == [visible(text) for text in STORABLE]
     assert serials[0].quotePrefix
 
 
@@ -306,7 +306,7 @@ def test_libreoffice_shows_what_was_exported_and_runs_nothing(
     place = header.index("part_id")
     shown = [row[place].replace("\r\n", "\n") for row in rows[:NUMBER_OF_TEXTS]]
     kept = for_spreadsheet if format_ == "csv" else visible
-    assert shown == [kept(text) for text in HOSTILE_TEXTS]
+    assert shown == [kept(text) for text in STORABLE]
     assert len(rows) == NUMBER_OF_TEXTS + 1
 
 
@@ -325,7 +325,7 @@ def test_parquet_has_types_units_and_lists_for_pyarrow_and_duckdb(
     found = duckdb.sql(
         f"SELECT part_id, len(defects), tile_scores[2] FROM '{path}' ORDER BY seq LIMIT 2"
     ).fetchall()
-    assert found == [(HOSTILE_TEXTS[0], 1, 0.5), (HOSTILE_TEXTS[1], 2, 0.5)]
+    assert found == [(STORABLE[0], 1, 0.5), (STORABLE[1], 2, 0.5)]
     counts = duckdb.sql(f"SELECT verdict, count(*) FROM '{path}' GROUP BY ALL").fetchall()
     assert sum(count for _, count in counts) == NUMBER_OF_TEXTS + 1
 
@@ -335,10 +335,10 @@ def test_jsonl_and_parquet_have_every_serial_as_it_was(log: Path, tmp_path: Path
 
     lines = exported(log, tmp_path, "jsonl").read_text().splitlines()
     assert all(line.isascii() and line.isprintable() for line in lines)
-    assert [json.loads(line)["part_id"] for line in lines[:-1]] == HOSTILE_TEXTS
-    assert json.loads(lines[0])["opc"]["PartId"] == {"Id": HOSTILE_TEXTS[0]}
+    assert [json.loads(line)["part_id"] for line in lines[:-1]] == STORABLE
+    assert json.loads(lines[0])["opc"]["PartId"] == {"Id": STORABLE[0]}
     table = pq.read_table(exported(log, tmp_path, "parquet"), columns=["part_id"])
-    assert table.column("part_id").to_pylist()[:-1] == HOSTILE_TEXTS
+    assert table.column("part_id").to_pylist()[:-1] == STORABLE
 
 
 def test_every_column_says_something(log: Path, tmp_path: Path) -> None:

@@ -29,7 +29,6 @@ from station.qms import DATABASE, ContradictionError, Store
 from station.record import Body, NamedDefectBody, PictureClass, ReviewBody, Verdict, result_id
 from station.retention import class_of
 from station.reviews import (
-    NOTE_LIMIT,
     Judgement,
     ReviewRefused,
     accepted,
@@ -231,11 +230,12 @@ def test_a_nonce_is_for_one_review(tmp_path: Path) -> None:
         ({"defects": [{"number": 0, "kind": "ufo"}]}, "'ufo' is no kind of defect of the recipe's"),
         ({"supersedes": None}, "says which row it supersedes"),
         ({"nonce": ""}, "has a nonce"),
-        ({"reviewer": ""}, "the reviewer has 0 characters; 1 to 100 are taken"),
-        ({"note": "x" * (NOTE_LIMIT + 1)}, "the note has 1001 characters; 0 to 1000 are taken"),
+        ({"reviewer": ""}, "the reviewer is no name: empty"),
+        ({"reviewer": "\u0430da"}, "is not printable ASCII"),
+        ({"note": "x" * 1001}, "the note has 1001 characters, 1000 at most"),
         ({"note": "a\nb"}, "the note has a character that is not seen (U+000A)"),
         ({"note": "a\u202eb"}, "(U+202E)"),
-        ({"reviewer": "ada "}, "begins or ends with a space"),
+        ({"reviewer": "ada "}, "begins or ends with a blank"),
         ({"verdict": FAIL, "disposition": "use"}, "a plate that is used is one that passes"),
     ],
 )

@@ -108,6 +108,11 @@ class PlcLink(ABC):
         did not take it."""
 
     @abstractmethod
+    def try_out(self) -> None:
+        """Say `NOBODY` and hear the PLC once, without `start`, where the station asks for answers.
+        Raises `DeviceError` if there is none."""
+
+    @abstractmethod
     def close(self) -> None:
         """Say `NOBODY` where that takes saying, and end. Safe to call twice."""
 

@@ -125,6 +125,9 @@ class ModbusServerLink(PlcLink):
     def say_nobody(self) -> None:
         """No answer says it."""
 
+    def try_out(self) -> None:
+        """It is the PLC that asks."""
+
     def close(self) -> None:
         """Nobody hears any more: that is what a station says that is not there."""
         if self._is_closing:

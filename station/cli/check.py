@@ -196,7 +196,10 @@ def _check_plc(plc: PlcSettings, is_running: bool) -> str:
     if is_running:
         return "in use by the running station"
     link = open_plc_link(plc)
-    link.close()
+    try:
+        link.try_out()
+    finally:
+        link.close()
     if not link.keeps_last_word:
         return link.description
     return (

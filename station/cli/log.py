@@ -19,15 +19,16 @@ from station.cli import (
     log_serials,
     log_upkeep,
 )
-from station.cli.common import JsonOption, fail, print_json
+from station.cli.common import JsonOption, fail, print_json, say
 from station.cli.log_options import (
     Config,
     Journal,
     Since,
     open_log,
+    open_tables,
     selecting,
 )
-from station.log_reader import Reader
+from station.log_reader import Reader, judged
 from station.log_verify import verify
 from station.qms import Json
 from station.questions import Questions, Selection
@@ -65,7 +66,7 @@ def list_(
     is_json: JsonOption = False,
 ) -> None:
     """The newest results first."""
-    with open_log(config, journal) as reader:
+    with open_tables(config, journal) as reader:
         questions = Questions(reader.ask)
         before = None if after is None else questions.key_of(after)
         if after is not None and before is None:
@@ -75,15 +76,16 @@ def list_(
                 if is_json:
                     print_json(_without_arrays(row))
                 else:
-                    typer.echo(_line(row))
+                    say(_line(row))
 
 
 def _bodies(reader: Reader, page: Sequence[Any]) -> Iterator[Json]:
-    """Result bodies with their `seq` and last review."""
-    numbers = [line.seq for line in page] + [line.review_seq for line in page if line.review_seq]
-    bodies = reader.bodies_at(numbers)
+    """Result bodies with their `seq` and what their reviews come to."""
+    bodies = reader.bodies_at([line.seq for line in page])
+    reviews = reader.reviews_of([line.result_id for line in page])
     for line in page:
-        yield {"seq": line.seq, **bodies[line.seq], "review": bodies.get(line.review_seq)}
+        row = {"seq": line.seq, **bodies[line.seq]}
+        yield {**row, "review": judged([row, *reviews.get(line.result_id, ())])}
 
 
 @app.command()
@@ -98,7 +100,7 @@ def show(
     """Every row about a result, or about each plate chosen, the result itself first."""
     if result_id is None and selection == Selection():
         fail("name a result, or choose plates, as by --serial", 2)
-    with open_log(config, journal) as reader:
+    with open_tables(config, journal) as reader:
         chosen = [result_id] if result_id else _result_ids(reader, selection)
         found = False
         for one in chosen:
@@ -107,9 +109,14 @@ def show(
                 if is_json:
                     print_json(row)
                 else:
-                    typer.echo(json.dumps(_without_arrays(row), indent=2, ensure_ascii=False))
+                    _show(row)
         if not found:
             fail(f"{result_id or 'what was asked for'}: no such result in {reader.path}")
+
+
+def _show(row: Json) -> None:
+    for line in json.dumps(_without_arrays(row), indent=2, ensure_ascii=False).split("\n"):
+        say(line)
 
 
 def _result_ids(reader: Reader, selection: Selection) -> list[str]:
@@ -127,7 +134,7 @@ def stats(
     is_json: JsonOption = False,
 ) -> None:
     """Counts by verdict and reason."""
-    with open_log(config, journal) as reader:
+    with open_tables(config, journal) as reader:
         found = _sums(Questions(reader.ask).counts(selection, "verdict", "reason"))
     if is_json:
         print_json(found)
@@ -157,7 +164,7 @@ def attentions(
             if is_json:
                 print_json(row)
             else:
-                typer.echo(_attention_line(row))
+                say(_attention_line(row))
 
 
 @app.command("verify")
@@ -197,9 +204,9 @@ def verify_(
         )
     else:
         for finding in found.findings:
-            typer.echo(finding)
+            say(finding)
         for note in found.notes:
-            typer.echo(f"note: {note}")
+            say(f"note: {note}")
         typer.echo(
             f"{'ok' if not found.findings else 'NOT OK'}: {found.rows} rows, {found.results} "
             f"results, {found.images} pictures ({found.tombstones} removed by a rule), "

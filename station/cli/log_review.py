@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json
+from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json, say
 from station.cli.log_options import Config, Journal, journal_folder
 from station.cli.log_upkeep import Who, journal_process
 from station.config import Configuration
@@ -62,7 +62,7 @@ def review(
     if is_json:
         print_json({"seq": seq, **row})
     else:
-        typer.echo(f"row {seq}: {_line(row)}")
+        say(f"row {seq}: {_line(row)}")
 
 
 def reviews(
@@ -86,7 +86,7 @@ def reviews(
         if is_json:
             print_json(row)
         else:
-            typer.echo(_line(row))
+            say(_line(row))
 
 
 def review_text(review: Json) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json
+from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json, say
 from station.cli.log_options import Config, Journal, Since, Until, journal_folder
 from station.config import ConfigError, Configuration, load_recipe
 from station.ipc import PeerGone
@@ -54,6 +54,8 @@ def journal_process(configuration: Configuration, wait_s: float = 0.0) -> Iterat
         yield client
     except (PeerGone, TimeoutError) as error:
         fail(f"{error}; only the journal process writes: start it with `vqi serve journal`")
+    except ValueError as error:  # what cannot be sent, as text that is no Unicode
+        fail(str(error), 2)
     finally:
         client.close()
 
@@ -250,13 +252,15 @@ def list_(config: Config = None, journal: Journal = None, is_json: JsonOption = 
         else:
             named = ("result_id", "part_id", "lot", "since_at", "until_at")
             what = ", ".join(f"{key} {row[key]}" for key in named if row[key])
-            typer.echo(f"{row['hold_id']}  {row['written_at']}  {row['who']}: {row['why']}  {what}")
+            say(f"{row['hold_id']}  {row['written_at']}  {row['who']}: {row['why']}  {what}")
 
 
 def clock_is_right(config: ConfigOption, who: Who, why: Why) -> None:
     """After the clock was set: it is right now, and pictures may be removed by it again."""
     with journal_process(load_or_exit(config).value) as client:
-        client.ask("clock_is_right", who=who, why=why)
+        answer = client.ask("clock_is_right", who=who, why=why)
+    if not answer["ok"]:
+        fail(str(answer["error"]))
     typer.echo("written; pictures may be removed again")
 
 

@@ -76,6 +76,7 @@ journal: $(RUN_STAMP)
 # The README's pictures, from a run of the simulated station.
 pictures: $(RUN_STAMP)
 	$(VENV)/bin/python docs/make_pictures.py
+	$(VENV)/bin/python docs/make_report.py  # needs chromium and pdftoppm
 
 $(VENV)/bin/pip: | system
 	$(PYTHON) -m venv $(VENV)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from station.cli import log_upkeep
+from station.cli import log_ship, log_upkeep
 from station.cli.common import JsonOption, fail, print_json
 from station.cli.log_options import Config, Journal, Serial, Since, Until, Wanted, journal_folder
 from station.log_reader import Filter, Reader
@@ -23,6 +23,7 @@ from station.record import score_text
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(log_upkeep.hold_app, name="hold")
 app.command("backup")(log_upkeep.backup)
+app.command("ship")(log_ship.ship)
 app.command("prune")(log_upkeep.prune)
 app.command("clock-is-right")(log_upkeep.clock_is_right)
 
@@ -164,9 +165,13 @@ def verify_(
     config: Config = None,
     journal: Journal = None,
     pictures: Annotated[bool, typer.Option(help="Also read every picture.")] = True,
+    is_plant: Annotated[bool, typer.Option("--plant", help="What the plant has instead.")] = False,
+    station: Annotated[str | None, typer.Option(help="Of the plant, this one alone.")] = None,
     is_json: JsonOption = False,
 ) -> None:
     """Recompute every hash, the chain and the pictures. Exit status 1 if anything differs."""
+    if is_plant:
+        log_ship.verify_plant(config, station, is_json)
     with _reader(config, journal) as reader:
         found = verify(reader, pictures)
         source = reader.source

@@ -10,7 +10,9 @@ PYTEST = $(VENV)/bin/python -m pytest
 RUN_STAMP = $(VENV)/.run-stamp
 TEST_STAMP = $(VENV)/.test-stamp
 
-.PHONY: run test peers weights accuracy ablations campaign pictures clean system
+# make journal PLATES=1000000   a test journal of so many plates
+
+.PHONY: run test peers weights accuracy ablations campaign journal pictures clean system
 
 run: $(RUN_STAMP)
 	$(VENV)/bin/vqi run --config $(CONFIG) $(ARGS)
@@ -61,6 +63,11 @@ ablations: $(TEST_STAMP)
 campaign: APT += gcc libc6-dev strace
 campaign: $(TEST_STAMP) | system
 	PYTHONPATH=.:tests $(VENV)/bin/python -m campaign $(ARGS)
+
+# A journal of PLATES plates under ./var/journal-PLATES, through the real writer; goes on after a kill.
+PLATES ?= 100000
+journal: $(RUN_STAMP)
+	$(VENV)/bin/python benchmarks/make_journal.py var/journal-$(PLATES) --plates $(PLATES) $(ARGS)
 
 # The README's pictures, from a run of the simulated station.
 pictures: $(RUN_STAMP)

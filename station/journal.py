@@ -305,6 +305,7 @@ class _Journal:
                 raise self._sync_failure
             self._commit()
             self._upkeep.step(is_idle=not self._waiting)
+            self._catch_up()
             self._renew_snapshot()
             if time.monotonic() - heartbeat > 0.25 and not self._is_stuck():
                 heartbeat = time.monotonic()
@@ -323,6 +324,13 @@ class _Journal:
         self._publish()
         self._store.close()
         self._listener.close()
+
+    def _catch_up(self) -> None:
+        """A batch of what an older program wrote, while no row waits."""
+        if self._store.lag and not self._waiting:
+            with contextlib.suppress(StoreRefused):
+                self._store.catch_up()
+            os.eventfd_write(self._wake, 1)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._is_stopping = True

@@ -9,9 +9,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from station.log_reader import Reader
-from station.qms import EMPTY_CHAIN, TRIGGERS, Json, chain, first_changed, sha256_text
+from station.qms import EMPTY_CHAIN, Json, chain, first_changed, sha256_text
 from station.record import ClockBody, DiskBody, HoldBody, RetentionBody, TombstoneBody
 from station.retention import newest_label, objection, pictures_of
+from station.schema import TRIGGERS
 
 _CHECKED_ROWS = 10_000
 _PASSING = timedelta(minutes=1)

@@ -13,6 +13,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,20 +21,25 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from station.record import Body
+from station import derived
+from station.record import Body, utc_now
+from station.schema import FIRST, STEP_TABLE, STEPS, VERSION, Step
 
 DATABASE = "journal.db"
 SNAPSHOT = "journal-snapshot.db"
 IMAGES = "images"
 EMPTY_CHAIN = "0" * 64
 _ONCE_A_RESULT = ("opened", "result", "actuation", "accept")
-TRIGGERS = {"row_no_update", "row_no_delete", "row_no_replace"}
 _TAIL_ROWS = 100
 """Checked at each start (I12); `vqi log verify` checks all."""
 _LABEL_ROWS = 1000
 _BUSY_TIMEOUT_S = 1.0
 _MOST_REFERENCES = 64
 """Of recipes and cameras that a log remembers; an older one is learned anew."""
+_CATCH_UP_ROWS = 2000
+"""Rows from which the derived tables are filled in one transaction: some tens of milliseconds."""
+_CATCH_UP_AT_ONCE = 2 * _CATCH_UP_ROWS
+"""What a start does before it goes on; more is done while nothing waits."""
 _CODES_BUSY = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _CODES_FULL = {sqlite3.SQLITE_FULL}
 
@@ -55,47 +61,10 @@ HOLDS = """
     ORDER BY seq
 """
 
-_MIGRATIONS: tuple[tuple[str, ...], ...] = (
-    (
-        """
-        CREATE TABLE row (
-            seq INTEGER PRIMARY KEY,
-            kind TEXT NOT NULL,
-            body TEXT NOT NULL,
-            body_sha256 TEXT NOT NULL,
-            chain_sha256 TEXT NOT NULL,
-            result_id TEXT GENERATED ALWAYS AS (body ->> '$.result_id') VIRTUAL,
-            sequence INTEGER GENERATED ALWAYS AS (body ->> '$.sequence') VIRTUAL,
-            verdict TEXT GENERATED ALWAYS AS (body ->> '$.verdict') VIRTUAL,
-            reason TEXT GENERATED ALWAYS AS (body ->> '$.reason') VIRTUAL,
-            part_id TEXT GENERATED ALWAYS AS (body ->> '$.part_id') VIRTUAL,
-            plate_ordinal INTEGER GENERATED ALWAYS AS (
-                coalesce(body ->> '$.plate_ordinal', body ->> '$.to_ordinal')) VIRTUAL,
-            written_at TEXT GENERATED ALWAYS AS (body ->> '$.written_at') VIRTUAL
-        ) STRICT
-        """,
-        """CREATE UNIQUE INDEX row_once ON row (result_id, kind)
-           WHERE kind IN ('opened', 'result', 'actuation')""",
-        "CREATE INDEX row_result ON row (result_id, kind) WHERE result_id IS NOT NULL",
-        "CREATE INDEX row_sequence ON row (sequence) WHERE sequence IS NOT NULL",
-        "CREATE INDEX row_part ON row (part_id) WHERE part_id IS NOT NULL",
-        "CREATE INDEX row_time ON row (kind, written_at)",
-        "CREATE INDEX row_verdict ON row (verdict, written_at) WHERE verdict IS NOT NULL",
-        "CREATE INDEX row_ordinal ON row (plate_ordinal) WHERE plate_ordinal IS NOT NULL",
-        """CREATE TRIGGER row_no_update BEFORE UPDATE ON row
-           BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END""",
-        """CREATE TRIGGER row_no_delete BEFORE DELETE ON row
-           BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END""",
-        """CREATE TRIGGER row_no_replace BEFORE INSERT ON row
-           WHEN EXISTS (SELECT 1 FROM row WHERE seq = NEW.seq)
-             OR NEW.seq <> coalesce((SELECT max(seq) FROM row), 0) + 1
-             OR (NEW.kind IN ('opened', 'result', 'actuation') AND EXISTS (
-                 SELECT 1 FROM row
-                 WHERE result_id = json_extract(NEW.body, '$.result_id') AND +kind = NEW.kind))
-           BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END""",
-    ),
-)
-"""Numbered from 1; a migration only adds, so that an older program still reads."""
+_INSERT = "INSERT INTO row (seq, kind, body, body_sha256, chain_sha256) VALUES (?, ?, ?, ?, ?)"
+_SAME = "SELECT seq FROM row WHERE kind = ? AND written_at = ? AND body = ?"
+_OF_RESULT = "SELECT seq, body FROM row WHERE result_id = ? AND +kind = ?"
+_STEPS_MADE = "SELECT number FROM schema_step"
 
 
 class StoreError(Exception):
@@ -111,9 +80,12 @@ class ContradictionError(StoreError):
     """A row of this kind and result is there already and says something else."""
 
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def canonical(body: Body) -> str:
     """The text that is hashed: JSON, sorted keys, no spaces, UTF-8."""
-    return json.dumps(body.as_json(), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return _ENCODER.encode(body.as_json())
 
 
 def sha256_text(data: str) -> str:
@@ -137,6 +109,26 @@ def first_changed(rows: Iterable[Any], before: str) -> int | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What will be written of a body."""
+
+    station_id: str
+    kind: str
+    fields: Json
+    content: str
+    """The text that is hashed."""
+
+    @classmethod
+    def of(cls, body: Body) -> _Row:
+        fields = body.as_json()
+        return cls(body.station_id, str(fields["kind"]), fields, _ENCODER.encode(fields))
+
+    def lines(self, seq: int) -> derived.Lines:
+        """What it adds to the derived tables."""
+        return derived.lines_of(self.station_id, seq, self.kind, self.fields)
+
+
 class Store:
     """The only connection that writes or checkpoints. For one thread at a time."""
 
@@ -151,6 +143,10 @@ class Store:
             self._migrate()
             self._seq, self._chain = self._read_head()
             self._check_tail()
+            self._derived = self._scalar("SELECT seq FROM derived") or 0
+            if self.lag <= _CATCH_UP_AT_ONCE:
+                while self.lag:
+                    self.catch_up()
         except SQLAlchemyError as error:
             raise StoreError(f"{self.path}: {error.__cause__ or error}") from error
         self.path.chmod(0o644)
@@ -163,21 +159,54 @@ class Store:
         again, another `StoreError` if the file cannot be written; in each case nothing of `bodies`
         is.
         """
-        seq, link = self._seq, self._chain
-        numbers = []
+        head, lines = (self._seq, self._chain), derived.Lines()
+        numbers, is_up_to_date = [], self.lag == 0
         try:
-            with self._transaction() as connection:
+            with self._transaction():
                 for body in bodies:
-                    known = self._find(connection, body)
-                    if known is not None:
-                        numbers.append(known)
-                        continue
-                    seq, link = seq + 1, self._insert(connection, seq + 1, link, body)
-                    numbers.append(seq)
-        except SQLAlchemyError as error:
+                    row = _Row.of(body)
+                    known = self._find(row)
+                    if known is None:
+                        head = self._insert(row, *head)
+                        lines.extend(row.lines(head[0]))
+                    numbers.append(known or head[0])
+                if is_up_to_date:
+                    self._derive(lines, head[0])
+        except (SQLAlchemyError, sqlite3.Error) as error:
             raise self._failure(error) from error
-        self._seq, self._chain = seq, link
+        self._seq, self._chain = head
+        self._derived = head[0] if is_up_to_date else self._derived
         return numbers
+
+    @property
+    def lag(self) -> int:
+        """Rows that the derived tables do not know yet: those of a log that a program without these
+        tables has written."""
+        return self._seq - self._derived
+
+    def catch_up(self) -> None:
+        """Fill the derived tables from the next rows that they do not know, in one transaction; a
+        kill loses none and counts none twice. Raises `StoreError`."""
+        rows = self._query(
+            "SELECT seq, kind, body FROM row WHERE seq > :seq ORDER BY seq LIMIT :most",
+            {"seq": self._derived, "most": _CATCH_UP_ROWS},
+        )
+        lines = derived.Lines()
+        for row in rows:
+            if row.kind in derived.KINDS:
+                body = json.loads(row.body)
+                lines.extend(derived.lines_of(body["station_id"], row.seq, row.kind, body))
+        try:
+            with self._transaction():
+                self._derive(lines, rows[-1].seq)
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            raise self._failure(error) from error
+        self._derived = int(rows[-1].seq)
+
+    def _derive(self, lines: derived.Lines, seq: int) -> None:
+        """Within a transaction: what rows add to the derived tables, and up to which row."""
+        derived.add(self._raw.executemany, lines)
+        self._raw.execute("UPDATE derived SET seq = ?", (seq,))
 
     def head(self) -> tuple[int, str]:
         """Last sequence number and chain value."""
@@ -310,7 +339,14 @@ class Store:
         finally:
             connection.rollback()
 
-    def _failure(self, error: SQLAlchemyError) -> StoreError:
+    @property
+    def _raw(self) -> sqlite3.Connection:
+        """The driver's connection, for what is done for each row."""
+        raw = self._connection.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        return raw
+
+    def _failure(self, error: Exception) -> StoreError:
         cause = error.__cause__ or error
         code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
         if code in _CODES_BUSY:
@@ -319,46 +355,27 @@ class Store:
             return StoreRefused(f"{self.path}: {cause}; free some space")
         return StoreError(f"{self.path}: {cause}")
 
-    def _insert(self, connection: Connection, seq: int, link: str, body: Body) -> str:
-        content = canonical(body)
-        kind = str(getattr(body, "kind"))  # noqa: B009  every row kind has one
-        body_sha256 = sha256_text(content)
-        link = chain(link, seq, kind, body_sha256)
-        connection.execute(
-            text(
-                "INSERT INTO row (seq, kind, body, body_sha256, chain_sha256) "
-                "VALUES (:seq, :kind, :body, :body_sha256, :chain)"
-            ),
-            {"seq": seq, "kind": kind, "body": content, "body_sha256": body_sha256, "chain": link},
-        )
-        return link
+    def _insert(self, row: _Row, seq: int, link: str) -> tuple[int, str]:
+        """Write a row after the one of this number and chain value; its own."""
+        body_sha256 = sha256_text(row.content)
+        seq, link = seq + 1, chain(link, seq + 1, row.kind, body_sha256)
+        self._raw.execute(_INSERT, (seq, row.kind, row.content, body_sha256, link))
+        return seq, link
 
-    def _find(self, connection: Connection, body: Body) -> int | None:
-        """The row that says this already. Raises `StoreError` if one says something else."""
-        kind = getattr(body, "kind")  # noqa: B009
-        if kind not in _ONCE_A_RESULT:
-            same = connection.execute(
-                text(
-                    "SELECT seq FROM row WHERE kind = :kind AND written_at = :at AND body = :body"
-                ),
-                {
-                    "kind": kind,
-                    "at": body.written_at,
-                    "body": canonical(body),
-                },
-            ).scalar()
-            return same if same is None else int(same)
-        found = connection.execute(
-            text("SELECT seq, body FROM row WHERE result_id = :id AND +kind = :kind"),
-            {"kind": kind, "id": getattr(body, "result_id")},  # noqa: B009
-        ).first()
+    def _find(self, row: _Row) -> int | None:
+        """The row that says this already. Raises `ContradictionError` if one says something
+        else."""
+        if row.kind not in _ONCE_A_RESULT:
+            values = (row.kind, row.fields["written_at"], row.content)
+            same = self._raw.execute(_SAME, values).fetchone()
+            return None if same is None else int(same[0])
+        result_id = row.fields["result_id"]
+        found = self._raw.execute(_OF_RESULT, (result_id, row.kind)).fetchone()
         if found is None:
             return None
-        if _content(found.body) != _content(canonical(body)):
-            raise ContradictionError(
-                f"{kind} row of {json.loads(found.body)['result_id']} says otherwise"
-            )
-        return int(found.seq)
+        if _content(json.loads(found[1])) != _content(row.fields):
+            raise ContradictionError(f"{row.kind} row of {result_id} says otherwise")
+        return int(found[0])
 
     def _lacking(self, kind: str, answer: str) -> list[Json]:
         """Bodies of a kind whose result has no row of another kind. Each start settles what the
@@ -402,16 +419,32 @@ class Store:
 
     def _migrate(self) -> None:
         version = int(self._scalar("PRAGMA user_version") or 0)
-        if version > len(_MIGRATIONS):
+        if version > VERSION:
             raise StoreError(
-                f"{self.path}: schema {version}, this program knows {len(_MIGRATIONS)}; "
+                f"{self.path}: schema {version}, this program knows {VERSION}; "
                 "use the newer program"
             )
-        for number, statements in enumerate(_MIGRATIONS[version:], start=version + 1):
+        if version == 0:
             with self._transaction() as connection:
-                for statement in statements:
+                for statement in FIRST:
                     connection.exec_driver_sql(statement)
-                connection.exec_driver_sql(f"PRAGMA user_version = {number}")
+                connection.exec_driver_sql(f"PRAGMA user_version = {VERSION}")
+        made = {row.number for row in self._query(_STEPS_MADE, {})} if self._has_steps() else set()
+        for number, step in enumerate(STEPS, start=1):
+            if number not in made:
+                self._make(number, step)
+
+    def _has_steps(self) -> bool:
+        return bool(self._scalar("SELECT count(*) FROM sqlite_master WHERE name = 'schema_step'"))
+
+    def _make(self, number: int, step: Step) -> None:
+        with self._transaction() as connection:
+            for statement in (STEP_TABLE, *step.statements):
+                connection.exec_driver_sql(statement)
+            connection.execute(
+                text("INSERT INTO schema_step VALUES (:number, :name, :at)"),
+                {"number": number, "name": step.name, "at": utc_now()},
+            )
 
     def _read_head(self) -> tuple[int, str]:
         row = self._connection.execute(
@@ -446,10 +479,10 @@ def _writing_engine(path: Path) -> Engine:
     return engine
 
 
-def _content(body: str) -> Json:
+def _content(fields: Json) -> Json:
     """What a row says, without when it was written and what the journal filled in."""
     filled = ("written_at", "images", "pixels_sha256")
-    return {key: value for key, value in json.loads(body).items() if key not in filled}
+    return {key: value for key, value in fields.items() if key not in filled}
 
 
 def publish_snapshot(directory: Path) -> None:

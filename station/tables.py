@@ -50,14 +50,14 @@ DEFECT = Table(
     Column("seq", Integer, primary_key=True, autoincrement=False),
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("kind", String),
-    Column("x_mm", Float, nullable=False),
-    Column("y_mm", Float, nullable=False),
+    Column("x_mm", Float),
+    Column("y_mm", Float),
     Column("w_mm", Float),
     Column("h_mm", Float),
-    Column("score", Float, nullable=False),
+    Column("score", Float),
 )
 """One line for each defect of a result, numbered from 0 as in its row. `kind` is what a reviewer
-called it; None until then."""
+called it; None until then. A score that is no number (NaN) is None, here and in `plate`."""
 
 HOURLY = Table(
     "hourly",

@@ -16,9 +16,12 @@ _FORMAT = ("station/record.py", "station/qms.py")
 _CONTINUE = """
 import sys
 from pathlib import Path
-from station.log_reader import Reader
-from station.log_verify import verify
 from station.qms import Store
+try:
+    from station.qms import Reader, verify
+except ImportError:
+    from station.log_reader import Reader
+    from station.log_verify import verify
 from station.record import ChangeBody
 folder = Path(sys.argv[1])
 with Store(folder) as store:

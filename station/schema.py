@@ -1,0 +1,225 @@
+"""The log's schema, as numbered steps that only add.
+
+`PRAGMA user_version` stays 1: a program that knows only the table `row` opens, reads and writes a
+log that this one has written. What came later are steps in a table of their own; a step is one
+transaction, so that whoever is killed within it finds it not begun.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+VERSION = 1
+"""`user_version`; a log of a greater one needs a newer program."""
+
+TRIGGERS = {"row_no_update", "row_no_delete", "row_no_replace"}
+
+FIRST = (
+    """
+    CREATE TABLE row (
+        seq INTEGER PRIMARY KEY,
+        kind TEXT NOT NULL,
+        body TEXT NOT NULL,
+        body_sha256 TEXT NOT NULL,
+        chain_sha256 TEXT NOT NULL,
+        result_id TEXT GENERATED ALWAYS AS (body ->> '$.result_id') VIRTUAL,
+        sequence INTEGER GENERATED ALWAYS AS (body ->> '$.sequence') VIRTUAL,
+        verdict TEXT GENERATED ALWAYS AS (body ->> '$.verdict') VIRTUAL,
+        reason TEXT GENERATED ALWAYS AS (body ->> '$.reason') VIRTUAL,
+        part_id TEXT GENERATED ALWAYS AS (body ->> '$.part_id') VIRTUAL,
+        plate_ordinal INTEGER GENERATED ALWAYS AS (
+            coalesce(body ->> '$.plate_ordinal', body ->> '$.to_ordinal')) VIRTUAL,
+        written_at TEXT GENERATED ALWAYS AS (body ->> '$.written_at') VIRTUAL
+    ) STRICT
+    """,
+    """CREATE UNIQUE INDEX row_once ON row (result_id, kind)
+       WHERE kind IN ('opened', 'result', 'actuation')""",
+    "CREATE INDEX row_result ON row (result_id, kind) WHERE result_id IS NOT NULL",
+    "CREATE INDEX row_sequence ON row (sequence) WHERE sequence IS NOT NULL",
+    "CREATE INDEX row_part ON row (part_id) WHERE part_id IS NOT NULL",
+    "CREATE INDEX row_time ON row (kind, written_at)",
+    "CREATE INDEX row_verdict ON row (verdict, written_at) WHERE verdict IS NOT NULL",
+    "CREATE INDEX row_ordinal ON row (plate_ordinal) WHERE plate_ordinal IS NOT NULL",
+    """CREATE TRIGGER row_no_update BEFORE UPDATE ON row
+       BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END""",
+    """CREATE TRIGGER row_no_delete BEFORE DELETE ON row
+       BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END""",
+    """CREATE TRIGGER row_no_replace BEFORE INSERT ON row
+       WHEN EXISTS (SELECT 1 FROM row WHERE seq = NEW.seq)
+         OR NEW.seq <> coalesce((SELECT max(seq) FROM row), 0) + 1
+         OR (NEW.kind IN ('opened', 'result', 'actuation') AND EXISTS (
+             SELECT 1 FROM row
+             WHERE result_id = json_extract(NEW.body, '$.result_id') AND +kind = NEW.kind))
+       BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END""",
+)
+"""What every log begins with, and what the first release knows."""
+
+STEP_TABLE = """
+    CREATE TABLE IF NOT EXISTS schema_step (
+        number INTEGER PRIMARY KEY, name TEXT NOT NULL, made_at TEXT NOT NULL
+    ) STRICT
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One addition; its number is its place. Its text never changes once a release had it."""
+
+    name: str
+    statements: tuple[str, ...]
+
+
+STEPS = (
+    Step(
+        "derived tables",
+        (
+            """
+            CREATE TABLE plate (
+                seq INTEGER PRIMARY KEY,
+                station_id TEXT NOT NULL,
+                result_id TEXT NOT NULL,
+                written_at TEXT NOT NULL,
+                shift TEXT,
+                part_id TEXT,
+                attempt INTEGER,
+                lot TEXT,
+                verdict TEXT NOT NULL,
+                reason TEXT,
+                score REAL,
+                defects INTEGER NOT NULL,
+                recipe_id TEXT NOT NULL,
+                recipe_version INTEGER NOT NULL,
+                model_id TEXT NOT NULL,
+                provenance TEXT NOT NULL,
+                triggers INTEGER,
+                is_audit_sample INTEGER NOT NULL,
+                reviewed_verdict TEXT,
+                reviewer TEXT,
+                review_seq INTEGER
+            )
+            """,
+            "CREATE INDEX plate_result ON plate (result_id)",
+            "CREATE INDEX plate_part ON plate (part_id) WHERE part_id IS NOT NULL",
+            "CREATE INDEX plate_time ON plate (written_at)",
+            "CREATE INDEX plate_verdict ON plate (verdict, written_at)",
+            """
+            CREATE TABLE defect (
+                seq INTEGER NOT NULL,
+                number INTEGER NOT NULL,
+                station_id TEXT NOT NULL,
+                kind TEXT,
+                x_mm REAL,
+                y_mm REAL,
+                w_mm REAL,
+                h_mm REAL,
+                score REAL,
+                PRIMARY KEY (seq, number)
+            ) WITHOUT ROWID
+            """,
+            """
+            CREATE TABLE hourly (
+                hour TEXT NOT NULL,
+                station_id TEXT NOT NULL,
+                recipe_id TEXT NOT NULL,
+                provenance TEXT NOT NULL,
+                verdict TEXT NOT NULL,
+                reason TEXT NOT NULL,
+                plates INTEGER NOT NULL,
+                defects INTEGER NOT NULL,
+                PRIMARY KEY (station_id, hour, recipe_id, provenance, verdict, reason)
+            ) WITHOUT ROWID
+            """,
+            "CREATE TABLE derived (seq INTEGER NOT NULL) STRICT",
+            "INSERT INTO derived (seq) VALUES (0)",
+        ),
+    ),
+    Step(
+        "views for other tools",
+        (
+            """
+            CREATE VIEW results AS SELECT
+                plate.seq AS seq,
+                plate.result_id AS ResultId,
+                0 AS IsPartial,
+                plate.provenance <> 'production' AS IsSimulated,
+                CASE plate.reason WHEN 'interrupted' THEN 3 WHEN 'model' THEN 4 ELSE 1 END
+                    AS ResultState,
+                plate.written_at AS CreationTime,
+                plate.part_id AS PartId,
+                plate.attempt AS attempt,
+                plate.lot AS JobId,
+                plate.shift AS shift,
+                plate.recipe_id AS InternalRecipeId,
+                plate.recipe_version AS recipe_version,
+                plate.model_id AS model_id,
+                plate.provenance AS provenance,
+                CASE plate.verdict WHEN 'PASS' THEN 'OK' WHEN 'FAIL' THEN 'NotOK'
+                    ELSE 'NotDecidable' END AS verdict,
+                plate.reason AS reason,
+                plate.score AS score,
+                plate.defects AS defects,
+                plate.triggers AS triggers,
+                plate.is_audit_sample AS is_audit_sample,
+                CASE plate.reviewed_verdict WHEN 'PASS' THEN 'OK' WHEN 'FAIL' THEN 'NotOK'
+                    WHEN 'UNDECIDED' THEN 'NotDecidable' END AS reviewed_verdict,
+                plate.reviewer AS reviewer,
+                plate.station_id AS station_id
+            FROM plate
+            """,
+            """
+            CREATE VIEW defects AS SELECT
+                defect.seq AS seq,
+                plate.result_id AS ResultId,
+                plate.written_at AS CreationTime,
+                plate.part_id AS PartId,
+                plate.recipe_id AS InternalRecipeId,
+                defect.number AS number,
+                defect.kind AS kind,
+                defect.x_mm AS x_mm,
+                defect.y_mm AS y_mm,
+                defect.w_mm AS w_mm,
+                defect.h_mm AS h_mm,
+                defect.score AS score,
+                defect.station_id AS station_id
+            FROM defect JOIN plate ON plate.seq = defect.seq
+            """,
+            """
+            CREATE VIEW reviews AS SELECT
+                row.seq AS seq,
+                row.result_id AS ResultId,
+                row.written_at AS CreationTime,
+                CASE row.verdict WHEN 'PASS' THEN 'OK' WHEN 'FAIL' THEN 'NotOK'
+                    ELSE 'NotDecidable' END AS verdict,
+                row.body ->> '$.reviewer' AS reviewer,
+                row.reason AS reason,
+                row.body ->> '$.station_id' AS station_id
+            FROM row WHERE row.kind = 'review'
+            """,
+            """
+            CREATE VIEW actuations AS SELECT
+                row.seq AS seq,
+                row.result_id AS ResultId,
+                row.written_at AS CreationTime,
+                row.body ->> '$.command' AS command,
+                row.body ->> '$.is_confirmed' AS is_confirmed,
+                row.body ->> '$.detail' AS detail,
+                row.body ->> '$.station_id' AS station_id
+            FROM row WHERE row.kind = 'actuation'
+            """,
+            """
+            CREATE VIEW hours AS SELECT
+                hour || ':00:00Z' AS StartTime,
+                recipe_id AS InternalRecipeId,
+                provenance,
+                CASE verdict WHEN 'PASS' THEN 'OK' WHEN 'FAIL' THEN 'NotOK'
+                    ELSE 'NotDecidable' END AS verdict,
+                nullif(reason, '') AS reason,
+                plates,
+                defects,
+                station_id
+            FROM hourly
+            """,
+        ),
+    ),
+)
+"""Expand-only: a step is added at the end, none is changed or taken away."""

@@ -34,6 +34,7 @@ _DEFAULTS = {
     "tcp_user_timeout": "30000",
     "keepalives_idle": "30",
     "application_name": "vqi",
+    "client_encoding": "UTF8",
 }
 _SHOWN = ("host", "hostaddr", "port", "dbname", "user", "service")
 _ROW = ("station_id", "seq", "kind", "body", "body_sha256", "chain_sha256")
@@ -215,9 +216,11 @@ class Hub:
     @contextlib.contextmanager
     def _said(self) -> Iterator[None]:
         """Turns what the database says into one line."""
+        import psycopg
+
         try:
             yield
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, psycopg.Error) as error:
             kind, said = _explained(error)
             raise kind(f"plant database {self.name}: {said}") from error
 
@@ -372,11 +375,11 @@ def _engine(info: dict[str, Any]) -> Engine:
     )
 
 
-def _explained(error: SQLAlchemyError) -> tuple[type[PlantError], str]:
+def _explained(error: Exception) -> tuple[type[PlantError], str]:
     """Whether waiting helps, what the database said in one line, and what to do."""
-    cause = error.orig if isinstance(error, DBAPIError) else None
+    cause = (error.orig if isinstance(error, DBAPIError) else None) or error
     state = getattr(cause, "sqlstate", None) or ""
-    said = " ".join(str(cause or error).split("\nDETAIL")[0].split())
+    said = " ".join(str(cause).split("\nDETAIL")[0].split())
     advice = _ADVICE.get(state, "")
     return (
         ChainError if state == BROKEN_CHAIN else PlantError,

@@ -7,6 +7,8 @@ changed. Steps are numbered and only add, so that an older shipper goes on after
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import Connection, Table, inspect, text
 from sqlalchemy.schema import CreateColumn
 
@@ -142,8 +144,10 @@ def create(connection: Connection) -> list[int]:
         _add_columns(connection, table)
     known = set(connection.execute(text("SELECT number FROM plant_step")).scalars())
     lacking = [number for number in range(1, len(_STEPS) + 1) if number not in known]
+    cursor: Any = connection.connection.cursor()
     for number in lacking:
-        connection.exec_driver_sql(_STEPS[number - 1])
+        # The driver itself: it alone takes several statements at once.
+        cursor.execute(_STEPS[number - 1])
         connection.execute(text("INSERT INTO plant_step VALUES (:number)"), {"number": number})
     return lacking
 

@@ -18,7 +18,7 @@ from station.config import Configuration, PlantSettings
 from station.log_lines import get_logger
 from station.log_reader import Reader
 from station.plant import ChainError, Head, Hub, PlantError, fork
-from station.qms import EMPTY_CHAIN, StoreError
+from station.qms import StoreError
 from station.ship_pictures import Pictures, PicturesError, open_shelf
 from station.systemd import notify
 
@@ -35,11 +35,12 @@ _NICE = 10
 class Sent:
     """What one look sent."""
 
-    rows: int = 0
+    rows: int
+    head: Head
+    """Of the plant then."""
     pictures: int = 0
     missing: int = 0
     """Pictures that rows name, no rule removed, and the station does not have."""
-    head: Head = Head(0, EMPTY_CHAIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,11 @@ class Shipment:
             rows, head = self.send_rows(reader, hub)
             pictures = self.pictures(hub)
             if pictures is None:
-                return Sent(rows, head=head)
+                return Sent(rows, head)
             while pictures.send_some(reader, head.seq):
                 pass
             pictures.note()
-        return Sent(rows, pictures.sent, pictures.missing, head)
+        return Sent(rows, head, pictures.sent, pictures.missing)
 
     def pictures(self, hub: Hub) -> Pictures | None:
         """None where they stay at the station. Raises as `send_all`."""

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -116,7 +116,7 @@ def _settings(config: str | None, dsn: str | None) -> PlantSettings:
     return plant
 
 
-def verify_plant(config: str | None, station: str | None, is_json: bool) -> None:
+def verify_plant(config: str | None, station: str | None, is_json: bool) -> NoReturn:
     """Recompute each station's chain in the plant's database. Exit status 1 if anything differs."""
     import os
 

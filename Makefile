@@ -17,7 +17,7 @@ TEST_STAMP = $(VENV)/.test-stamp
 run: $(RUN_STAMP)
 	$(VENV)/bin/vqi run --config $(CONFIG) $(ARGS)
 
-# Most tests wait for a belt, so three run at a time; 5 says that ARGS names none of that kind.
+# Most tests wait for a belt, so three files run at a time; 5 says that ARGS names none of that kind.
 # The line-scan simulator is built with gcc; `make run` needs no compiler.
 test: APT += gcc libc6-dev strace
 test: $(TEST_STAMP) | system
@@ -25,7 +25,7 @@ test: $(TEST_STAMP) | system
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
-	$(PYTEST) -n 3 --dist loadgroup -m "not alone" $(ARGS) || [ $$? = 5 ]
+	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m "not alone" $(ARGS) || [ $$? = 5 ]
 	$(PYTEST) -m alone $(ARGS) || [ $$? = 5 ]
 
 # Every optional peer; a skip for a missing package then counts as a failure.

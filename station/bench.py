@@ -92,13 +92,16 @@ def run_bench(
 
 
 def highest_lossless(
-    attempt: Callable[[float], Json], network_hz: float, say: Callable[[str], None]
+    attempt: Callable[[float], Json],
+    network_hz: float,
+    say: Callable[[str], None],
+    first_share: float = _FIRST_SHARE,
 ) -> tuple[float, Json]:
     """The highest rate found without loss, below `network_hz`, in scan lines/s, and the summary
-    that `attempt` gave of it. Raises `BenchError`."""
+    that `attempt` gave of it; the first try is at `first_share` of it. Raises `BenchError`."""
 
     def lossless(steps: float) -> tuple[float, Json] | None:
-        rate_hz = network_hz * _FIRST_SHARE * _STEP**steps
+        rate_hz = network_hz * first_share * _STEP**steps
         summary = attempt(rate_hz)
         if _is_lossless(summary):
             return rate_hz, summary
@@ -110,7 +113,7 @@ def highest_lossless(
         if best:
             break
     else:
-        lowest = _FIRST_SHARE * _STEP ** (_TRIES - 1)
+        lowest = first_share * _STEP ** (_TRIES - 1)
         raise BenchError(f"no rate was without loss, down to {lowest:.0%} of the network's own")
     steps = float(tried)
     for finer in range(1, _FINER_TRIES + 1 if tried else 1):

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from own_machine import one_of_this_machine
 
 from drivers.camera.producer import build
 from drivers.errors import DriverMissing
@@ -206,6 +207,13 @@ def gige_belt(strip: Path, lost_share: float = 0.0) -> Iterator[Process]:
 
 @contextmanager
 def _answering(command: list[str]) -> Iterator[Process]:
+    """A GigE Vision camera; its port is one of the standard's."""
+    with one_of_this_machine("gige-camera"), _started(command) as process:
+        yield process
+
+
+@contextmanager
+def _started(command: list[str]) -> Iterator[Process]:
     assert not _answers(), f"a GigE Vision camera already answers at {_GVCP}; stop that one"
     # It goes with the tests also where they are killed: one that stays would fail the next run.
     command = ["setpriv", "--pdeathsig", "KILL", "--", *command]

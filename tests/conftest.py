@@ -33,15 +33,18 @@ _MAY_SKIP = (
 _MARKS = {"passed": "ok", "skipped": "skip", "failed": "FAIL", "error": "FAIL"}
 _CAMERAS = ["simulated", "pictures", "strip", *(peer.name for peer in PEERS)]
 _CAMERA_TEST = re.compile(r"test_(?:camera|peers)\.py::test_(\w+)\[(\w+)\](?:@\w+)?$")
-_GROUPS = {"test_camera": "cameras", "test_peers": "cameras"}
-"""Files whose tests run in one process, where that is not one each: a GigE Vision camera has one
-port of this machine."""
+_LONGEST = (
+    *("test_training", "test_station", "test_commission_line", "test_benchmark", "test_bench"),
+    *("test_recording", "test_camera_bench", "test_gate", "test_acquisition", "test_qms"),
+    *("test_health", "test_peers", "test_camera", "test_install", "test_permissions"),
+)
+"""Files that take the most time, each in one process: begun last, one alone would be waited for."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(_GROUPS.get(item.path.stem, item.path.stem)))
         if item.get_closest_marker("long") and not REQUIRES_PEERS:
             item.add_marker(pytest.mark.skip(reason="long; set VQI_REQUIRE_PEERS=1"))
         if item.get_closest_marker("hardware") and "VQI_HARDWARE" not in os.environ:
@@ -75,8 +78,7 @@ def pytest_make_collect_report(
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_machine() -> None:
-    """Where it may not be, tests share this machine's ports, one process each (`_GROUPS`), and its
-    pseudo-terminals."""
+    """Where it may not be, tests share this machine's ports and its pseudo-terminals."""
     enter_own_network()
     enter_own_terminals()
 

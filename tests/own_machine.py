@@ -12,6 +12,10 @@ import fcntl
 import os
 import socket
 import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 _CLONE_NEWNS, _CLONE_NEWNET = 0x20000, 0x40000000
 _MS_REC, _MS_PRIVATE = 0x4000, 1 << 18
@@ -42,6 +46,15 @@ def enter_own_network() -> bool:
         return True
     finally:
         os.close(before)
+
+
+@contextmanager
+def one_of_this_machine(what: str) -> Iterator[None]:
+    """Wait until no other process of tests has it, where this one shares the machine's network."""
+    with Path(tempfile.gettempdir(), f"vqi-tests-{what}.lock").open("w") as lock:
+        if not _OUTSIDE:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def enter_outside_network() -> None:

@@ -348,23 +348,28 @@ def test_a_child_that_is_stopped_before_it_began_is_never_started(tmp_path: Path
 
 def test_what_works_for_a_journal_that_is_killed_dies_with_it() -> None:
     """It would hold the lock of the backups' folder against its successor's."""
-    starter = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-P", "-c", _STARTER], stdout=subprocess.PIPE, text=True
-    )
-    assert starter.stdout is not None
-    child = Path("/proc") / starter.stdout.readline().strip()
-    wait_until(lambda: "python" in (child / "comm").read_text(), 10.0, "child")
-    starter.kill()
+    ) as starter:
+        assert starter.stdout is not None
+        child = Path("/proc") / starter.stdout.readline().strip()
+        wait_until(lambda: _SLEEPER in words_of(child), 10.0, "child")
+        starter.kill()
     wait_until(lambda: not is_running(child), 10.0, "end of the child")
-    starter.wait(10.0)
-    starter.stdout.close()
 
 
-_STARTER = """
+_SLEEPER = "import time; time.sleep(60)"
+_STARTER = f"""
 import time; from station.idle import start_idle
-print(start_idle("-c", "import time; time.sleep(60)").pid, flush=True)
+print(start_idle("-c", {_SLEEPER!r}).pid, flush=True)
 time.sleep(60)
 """
+
+
+def words_of(process: Path) -> list[str]:
+    """Of its command, once it is this interpreter; before, it is what makes the command polite."""
+    words = (process / "cmdline").read_text().split("\0")
+    return words if words[0] == sys.executable else []
 
 
 def is_running(process: Path) -> bool:

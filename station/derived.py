@@ -22,6 +22,8 @@ Many = Callable[[str, Sequence[Json]], object]
 KINDS = ("result", "review")
 """Kinds of rows that the tables are made of."""
 _HOUR = len("2026-11-26T09")
+_NOTHING = {"reason": "", "shift": "", "attempt": 0}
+"""What sums say where there is none: a key has no NULL."""
 _MADE_LATER = ("reviewed_verdict", "reviewer", "review_seq")
 _NUMBERS = ("score", "x_mm", "y_mm", "w_mm", "h_mm")
 
@@ -69,9 +71,10 @@ class Lines:
 
     def hours(self) -> list[Json]:
         """The sums that the plates add, one for each key of the table."""
-        plates, defects = Counter[tuple[str, ...]](), Counter[tuple[str, ...]]()
+        plates, defects = Counter[tuple[Any, ...]](), Counter[tuple[Any, ...]]()
         for line in self.plates:
-            hour = {**line, "hour": line["written_at"][:_HOUR], "reason": line["reason"] or ""}
+            stated = {name: line[name] or nothing for name, nothing in _NOTHING.items()}
+            hour = {**line, **stated, "hour": line["written_at"][:_HOUR]}
             key = tuple(hour[name] for name in _KEY)
             plates[key] += 1
             defects[key] += line["defects"]

@@ -6,7 +6,6 @@ replaced; what passed meanwhile is a gap.
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable
@@ -191,7 +190,6 @@ class Feed:
         """Once it has been heard, a tick comes every 250 ms."""
         self._is_stalled = False
         self._is_stopping = threading.Event()
-        self._draw = random.Random()
         self._thread = threading.Thread(target=self._run, name="acquire", daemon=True)
 
     @property
@@ -352,13 +350,11 @@ class Feed:
     def _open(self, event: PlateOpened) -> None:
         sequence = self._take_sequence()
         self.counts.plates += 1
-        share = self._context.recipe.value.keep.pass_whole_share
         self._work = PlateWork(
             plate=event.plate,
             result_id=self._context.result_id(sequence),
             sequence=sequence,
             buffer=self._pool.holding(event.plate.pixels),
-            is_audit_sample=self._draw.random() < share,
             belt_place=self._belt_place(event.plate),
         )
         self._post(PlateStarted(self._work))

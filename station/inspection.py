@@ -91,7 +91,8 @@ class PlateWork:
     result_id: str
     sequence: int
     buffer: PlateBuffer | None
-    is_audit_sample: bool
+    is_audit_sample: bool = False
+    """Drawn by whoever reports the plate's opening to the log, before any tile has a score."""
     problem: Reason | None = None
     detail: str = ""
     tiles_expected: int = 0

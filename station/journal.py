@@ -30,6 +30,7 @@ import cv2
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from station.audit import UNREVEALED
 from station.clock import Clock
 from station.config import EX_CONFIG, Configuration
 from station.counters import Histogram
@@ -99,7 +100,8 @@ class JournalClient:
         """What the last life left: last_sequence, open_plates (bodies), without_actuation (result
         ids), held (body of a FAIL or UNDECIDED that nobody acknowledged), has_late_plates,
         last_plate_ordinal, attentions and references (bodies), last_tick_at, signed_files (sha256
-        of commissioning files, the latest first), head (seq, chain)."""
+        of commissioning files, the latest first), audit_seeds (bodies of those not revealed), head
+        (seq, chain)."""
         return self._connected.request({"op": "hello"}, timeout_s=30.0)
 
     def ask(self, op: str, **given: str) -> Json:
@@ -424,6 +426,7 @@ class _Journal:
             "references": self._store.references(),
             "last_tick_at": self._last_tick_at,
             "signed_files": self._store.signed_files(),
+            "audit_seeds": self._store.unrevealed_seeds(UNREVEALED),
             "head": {"seq": seq, "chain_sha256": chain},
         }
 

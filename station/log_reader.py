@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from array import array
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,14 +12,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, create_engine, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, Engine, Executable, create_engine, inspect, text
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from station.qms import DATABASE, HOLDS, IMAGES, SIGNED_FILES, SNAPSHOT, Json, StoreError
+from station.tables import PLATE
 
 _PAGE_ROWS = 500
 """Read at once: while a reader is within a page, the write-ahead file cannot be begun anew (I8)."""
+ASK_LIMIT_S = 10.0
+"""A question that takes longer is given up: a reader keeps the write-ahead file from being begun
+anew (I8)."""
+_LOOK_EVERY_STEPS = 10_000
+"""Of SQLite's virtual machine: about a millisecond."""
 _FIRST_SEQ = -(2**63)
 """The lowest that SQLite has: a row that somebody put before the first one is read, too."""
 
@@ -90,6 +97,38 @@ class Reader:
             return f"read the live file {self.path}"
         at = datetime.fromtimestamp(self.path.stat().st_mtime, UTC).isoformat(timespec="seconds")
         return f"read the published snapshot {self.path} of {at}; the live file cannot be read"
+
+    def ask(self, statement: Executable, limit_s: float = ASK_LIMIT_S) -> Sequence[Any]:
+        """All rows of one select over the derived tables. Raises `StoreError` if it takes longer
+        than it may, or if this log does not have these tables."""
+        connection = self._connection.connection.driver_connection
+        assert isinstance(connection, sqlite3.Connection)
+        until = time.monotonic() + limit_s
+        connection.set_progress_handler(lambda: time.monotonic() > until, _LOOK_EVERY_STEPS)
+        try:
+            return self._connection.execute(statement).all()
+        except OperationalError as error:
+            raise StoreError(self._why_not(error, limit_s)) from error
+        finally:
+            connection.set_progress_handler(None, 0)
+
+    def _why_not(self, error: OperationalError, limit_s: float) -> str:
+        if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
+            return f"the question took longer than {limit_s:g} s; ask for less, as with --since"
+        if not inspect(self._connection).has_table(PLATE.name):
+            return (
+                f"{self.path} was written by an older program and has no tables to ask; let the "
+                "journal process of this one open it once, or a copy of it"
+            )
+        return f"{self.path}: {error.orig}"
+
+    def bodies_at(self, numbers: Sequence[int]) -> dict[int, Json]:
+        """Bodies of rows by their numbers; for no more than a page."""
+        query = text(
+            "SELECT seq, body FROM row WHERE seq IN (SELECT value FROM json_each(:numbers))"
+        )
+        found = self._connection.execute(query, {"numbers": json.dumps(list(numbers))})
+        return {row.seq: json.loads(row.body) for row in found}
 
     def results(
         self, wanted: Filter, newest_first: bool = False, limit: int | None = None
@@ -179,14 +218,10 @@ class Reader:
     def _of_rows(self, query: str, values: Json) -> Iterator[tuple[int, Json]]:
         """Number and body of the rows whose numbers a query gives, in its order."""
         numbers = array("q", (row[0] for row in self._connection.execute(text(query), values)))
-        page_query = text(
-            "SELECT seq, body FROM row WHERE seq IN (SELECT value FROM json_each(:numbers))"
-        )
         for start in range(0, len(numbers), _PAGE_ROWS):
             page = numbers[start : start + _PAGE_ROWS].tolist()
-            found = self._connection.execute(page_query, {"numbers": json.dumps(page)}).all()
-            bodies = {row.seq: row.body for row in found}
-            yield from ((number, json.loads(bodies[number])) for number in page)
+            bodies = self.bodies_at(page)
+            yield from ((number, bodies[number]) for number in page)
 
     @property
     def images(self) -> Path:

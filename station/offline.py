@@ -110,7 +110,7 @@ class PictureInspector:
             work: PlateWork | None = None
             for event in events:
                 if isinstance(event, PlateOpened):
-                    work = PlateWork(event.plate, "", 0, None, is_audit_sample=False)
+                    work = PlateWork(event.plate, "", 0, None)
                 elif isinstance(event, TileRowReady) and work is not None:
                     inspector.score(work, event.row)
                 elif isinstance(event, PlateClosed) and work is not None:

@@ -37,6 +37,7 @@ from drivers.stacklight import LightState
 from models.classifier import Classifier
 from station.acquisition import CameraProcess, Tick
 from station.actuation import Actuated, Actuation, Committed, Meaning
+from station.audit import AuditDraw
 from station.commissioned import read_commissioned
 from station.config import DEFAULT_RECORD_GB, ConfigError, Configuration, Loaded, Recipe
 from station.control import ControlServer
@@ -72,6 +73,8 @@ from station.record import (
     AcceptBody,
     ActuationBody,
     AttentionBody,
+    AuditSeedBody,
+    Body,
     ChangeBody,
     DowntimeBody,
     OpenedBody,
@@ -199,6 +202,7 @@ class Station:
             self._on_journal_tick,
             lambda problem: self._set_problem("journal", problem),
         )
+        self._audit = AuditDraw(self._settings.journal.directory, self._settings.station.id, recipe)
         self._lamp: LampClient | None = None
         self._upkeep: Json = {}
         """What the journal process last said of its disk, backups and clock."""
@@ -406,7 +410,21 @@ class Station:
             detail["recording"] = str(self._options.record)
         self._say_attentions({})
         started = self._change("start", "station", detail)
-        self._outbox.submit([started], done=lambda _: self._on_started())
+        self._outbox.submit([started, *self._begin_audit(hello)], done=lambda _: self._on_started())
+
+    def _begin_audit(self, hello: Json) -> list[Body]:
+        """Raises `StationError`: without its secret, the draw could not be proven later."""
+        unrevealed = [AuditSeedBody.model_validate(body) for body in hello["audit_seeds"]]
+        try:
+            return self._audit.begin(self._audit_shift(), unrevealed)
+        except OSError as error:
+            raise StationError(
+                f"journal.directory: the audit's secret cannot be kept: {error}"
+            ) from error
+
+    def _audit_shift(self) -> str:
+        """What one seed draws: the plates of a day by UTC."""
+        return utc_now()[: len("2026-11-26")]
 
     def _hold_again(self, body: ResultBody) -> None:
         """A restart is no acknowledgement: what nobody took out yet is held on."""
@@ -471,7 +489,7 @@ class Station:
             self._tell_outputs()
             self._feed.stop()
             self._drain_inbox()
-            self._outbox.submit([self._change("stop", "station", {"why": why})])
+            self._outbox.submit([*self._audit.end(), self._change("stop", "station", {"why": why})])
 
     def _end_now(self, why: str) -> None:
         """Not at the end of the plates: light and outputs leave what they say before anything else,
@@ -558,6 +576,10 @@ class Station:
     def _on_opened(self, work: PlateWork) -> None:
         self._in_work.add(work.result_id)
         self._opened_ns[work.result_id] = time.monotonic_ns()
+        # In the order of the rows: the plate is drawn by the seed that the log knows by then.
+        if rows := self._audit.turn(self._audit_shift()):
+            self._outbox.submit(rows)
+        work.is_audit_sample = self._audit.draw(work.result_id)
         self._line_side.plate_began(work.result_id, work.belt_place)
         self._actuation.plate_opened(work.sequence, time.monotonic_ns())
         self._outbox.submit([opened_body(self._context, work)])

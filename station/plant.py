@@ -147,6 +147,18 @@ class Hub:
         """)
         return list(connection.execute(query).scalars())
 
+    def bodies(
+        self, connection: Connection, named: Sequence[tuple[str, int]]
+    ) -> dict[tuple[str, int], Json]:
+        """Bodies of rows by station and number."""
+        query = text(
+            "SELECT station_id, seq, body FROM row JOIN unnest(CAST(:stations AS text[]), "
+            "CAST(:numbers AS bigint[])) AS named (station_id, seq) USING (station_id, seq)"
+        )
+        stations, numbers = [name for name, _ in named], [number for _, number in named]
+        found = connection.execute(query, {"stations": stations, "numbers": numbers})
+        return {(row.station_id, row.seq): json.loads(row.body) for row in found}
+
     def deliver(self, station_id: str, rows: Sequence[StoredRow]) -> Head:
         """Store what is not there yet of rows that follow one another; the station's head then.
 

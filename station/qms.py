@@ -262,6 +262,16 @@ class Store:
         )
         return [json.loads(row.body) for row in rows]
 
+    def unrevealed_seeds(self, most: int) -> list[Json]:
+        """Bodies of the newest announced audit seeds that no row reveals, newest first."""
+        query = (
+            "SELECT body FROM row AS told WHERE kind = 'audit_seed' AND NOT EXISTS (SELECT 1 FROM "
+            "row WHERE kind = 'audit_reveal' AND seq > told.seq "
+            "AND body ->> '$.seed_sha256' = told.body ->> '$.seed_sha256') "
+            "ORDER BY seq DESC LIMIT :most"
+        )
+        return [json.loads(row.body) for row in self._query(query, {"most": most})]
+
     def last_sequence(self) -> int:
         """Highest plate sequence number ever given; 0 if none."""
         return self._scalar("SELECT max(sequence) FROM row WHERE sequence IS NOT NULL") or 0

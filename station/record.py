@@ -459,6 +459,30 @@ class BackupBody(Body):
     took_s: float = 0.0
 
 
+class AuditSeedBody(Body):
+    """The hash of the seed that draws the audit sample from here on, until a row reveals it."""
+
+    kind: Literal["audit_seed"] = "audit_seed"
+    seed_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    number: int = Field(ge=1)
+    """Of the seed in its life of the station."""
+    shift: str
+    recipe_id: str
+    recipe_version: int
+    recipe_sha256: str
+    share: float = Field(ge=0, le=1)
+    """Of plates that are drawn, whatever their verdict."""
+
+
+class AuditRevealBody(Body):
+    """The seed that drew the audit sample; it draws no more."""
+
+    kind: Literal["audit_reveal"] = "audit_reveal"
+    seed_sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    """As the row said that announced it."""
+    seed: str = Field(pattern="^[0-9a-f]{64}$")
+
+
 AnyBody = Annotated[
     OpenedBody
     | ResultBody
@@ -475,7 +499,9 @@ AnyBody = Annotated[
     | RetentionBody
     | DiskBody
     | ClockBody
-    | BackupBody,
+    | BackupBody
+    | AuditSeedBody
+    | AuditRevealBody,
     Field(discriminator="kind"),
 ]
 

@@ -101,7 +101,13 @@ STEPS = (
             "CREATE INDEX plate_result ON plate (result_id)",
             "CREATE INDEX plate_part ON plate (part_id) WHERE part_id IS NOT NULL",
             "CREATE INDEX plate_time ON plate (written_at)",
-            "CREATE INDEX plate_verdict ON plate (verdict, written_at)",
+            """CREATE INDEX plate_failing ON plate (verdict, written_at)
+               WHERE verdict <> 'PASS'""",
+            "CREATE INDEX plate_lot ON plate (lot, written_at) WHERE lot IS NOT NULL",
+            "CREATE INDEX plate_attempt ON plate (attempt, written_at) WHERE attempt > 1",
+            """CREATE INDEX plate_reviewer ON plate (reviewer, written_at)
+               WHERE reviewer IS NOT NULL""",
+            "CREATE INDEX plate_audit ON plate (written_at) WHERE is_audit_sample = 1",
             """
             CREATE TABLE defect (
                 seq INTEGER NOT NULL,
@@ -121,12 +127,17 @@ STEPS = (
                 hour TEXT NOT NULL,
                 station_id TEXT NOT NULL,
                 recipe_id TEXT NOT NULL,
+                recipe_version INTEGER NOT NULL,
+                model_id TEXT NOT NULL,
+                shift TEXT NOT NULL,
+                attempt INTEGER NOT NULL,
                 provenance TEXT NOT NULL,
                 verdict TEXT NOT NULL,
                 reason TEXT NOT NULL,
                 plates INTEGER NOT NULL,
                 defects INTEGER NOT NULL,
-                PRIMARY KEY (station_id, hour, recipe_id, provenance, verdict, reason)
+                PRIMARY KEY (station_id, hour, recipe_id, recipe_version, model_id, shift, attempt,
+                             provenance, verdict, reason)
             ) WITHOUT ROWID
             """,
             "CREATE TABLE derived (seq INTEGER NOT NULL) STRICT",
@@ -210,6 +221,10 @@ STEPS = (
             CREATE VIEW hours AS SELECT
                 hour || ':00:00Z' AS StartTime,
                 recipe_id AS InternalRecipeId,
+                recipe_version,
+                model_id,
+                nullif(shift, '') AS shift,
+                nullif(attempt, 0) AS attempt,
                 provenance,
                 CASE verdict WHEN 'PASS' THEN 'OK' WHEN 'FAIL' THEN 'NotOK'
                     ELSE 'NotDecidable' END AS verdict,

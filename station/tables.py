@@ -8,9 +8,20 @@ query asks both. Times are UTC as RFC 3339 text of one length, compared as text;
 
 from __future__ import annotations
 
-from sqlalchemy import Boolean, Column, Float, Index, Integer, MetaData, String, Table
+from sqlalchemy import Boolean, Column, Float, Index, Integer, MetaData, String, Table, text
 
 METADATA = MetaData()
+
+
+def _index_of(name: str, *columns: str, where: str, where_postgresql: str | None = None) -> Index:
+    """An index of the few plates that a question is about: the others take no room in it."""
+    return Index(
+        name,
+        *columns,
+        sqlite_where=text(where),
+        postgresql_where=text(where_postgresql or where),
+    )
+
 
 PLATE = Table(
     "plate",
@@ -37,9 +48,18 @@ PLATE = Table(
     Column("reviewer", String),
     Column("review_seq", Integer),
     Index("plate_result", "result_id"),
-    Index("plate_part", "part_id"),
-    Index("plate_time", "written_at"),
-    Index("plate_verdict", "verdict", "written_at"),
+    _index_of("plate_part", "part_id", where="part_id IS NOT NULL"),
+    Index("plate_time", "written_at", "seq"),
+    _index_of("plate_failing", "verdict", "written_at", where="verdict <> 'PASS'"),
+    _index_of("plate_lot", "lot", "written_at", where="lot IS NOT NULL"),
+    _index_of("plate_attempt", "attempt", "written_at", where="attempt > 1"),
+    _index_of("plate_reviewer", "reviewer", "written_at", where="reviewer IS NOT NULL"),
+    _index_of(
+        "plate_audit",
+        "written_at",
+        where="is_audit_sample = 1",
+        where_postgresql="is_audit_sample",
+    ),
 )
 """One line for each result row; the last three columns are those of its last review."""
 
@@ -65,11 +85,15 @@ HOURLY = Table(
     Column("station_id", String, primary_key=True),
     Column("hour", String, primary_key=True),
     Column("recipe_id", String, primary_key=True),
+    Column("recipe_version", Integer, primary_key=True, autoincrement=False),
+    Column("model_id", String, primary_key=True),
+    Column("shift", String, primary_key=True),
+    Column("attempt", Integer, primary_key=True, autoincrement=False),
     Column("provenance", String, primary_key=True),
     Column("verdict", String, primary_key=True),
     Column("reason", String, primary_key=True),
     Column("plates", Integer, nullable=False),
     Column("defects", Integer, nullable=False),
 )
-"""Sums of `plate`; `hour` is `written_at` cut after the hour (`2026-11-26T09`), `reason` is empty
-where there is none."""
+"""Sums of `plate`; `hour` is `written_at` cut after the hour (`2026-11-26T09`), `reason` and
+`shift` are empty and `attempt` is 0 where there is none."""

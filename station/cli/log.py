@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
-from station.cli import log_ship, log_upkeep
+from station.cli import log_questions, log_ship, log_upkeep
 from station.cli.common import JsonOption, fail, print_json
-from station.cli.log_options import Config, Journal, Serial, Since, Until, Wanted, journal_folder
+from station.cli.log_options import (
+    Config,
+    Journal,
+    Serial,
+    Since,
+    Until,
+    Wanted,
+    open_log,
+    selecting,
+)
 from station.log_reader import Filter, Reader
 from station.log_verify import verify
-from station.qms import Json, StoreError
+from station.qms import Json
+from station.questions import Questions, Selection
 from station.record import score_text
 
 app = typer.Typer(no_args_is_help=True)
@@ -26,10 +36,13 @@ app.command("backup")(log_upkeep.backup)
 app.command("ship")(log_ship.ship)
 app.command("prune")(log_upkeep.prune)
 app.command("clock-is-right")(log_upkeep.clock_is_right)
+log_questions.register(app)
 
 EXPORT_VERDICTS = {"PASS": "OK", "FAIL": "NotOK", "UNDECIDED": "NotDecidable"}
 """Verdicts in exports (OPC 40001-101)."""
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_SHOWN = 500
+"""Plates that `show` shows at most where options choose them."""
 _COLUMNS = (
     "seq",
     "result_id",
@@ -55,64 +68,97 @@ _COLUMNS = (
 )
 
 
-@contextlib.contextmanager
-def _reader(config: str | None, journal: Path | None) -> Iterator[Reader]:
-    """The log, and a line on stderr that says which file was read."""
-    try:
-        with Reader(journal_folder(config, journal)) as reader:
-            print(f"vqi: {reader.source_note}", file=sys.stderr)  # noqa: T201
-            yield reader
-    except StoreError as error:
-        fail(str(error))
-
-
 @app.command("list")
+@selecting
 def list_(
+    selection: Selection,
     config: Config = None,
     journal: Journal = None,
-    since: Since = None,
-    until: Until = None,
-    serial: Serial = None,
-    verdict: Wanted = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000)] = 50,
+    after: Annotated[int | None, typer.Option(help="Go on after this row, by its seq.")] = None,
+    is_plant: log_ship.Plant = False,
+    station: log_ship.Station = None,
     is_json: JsonOption = False,
 ) -> None:
     """The newest results first."""
-    with _reader(config, journal) as reader:
-        for row in reader.results(Filter(since, until, serial, verdict), True, limit):
-            if is_json:
-                print_json(_without_arrays(row))
-            else:
-                typer.echo(_line(row))
+    if is_plant:
+        for row in log_ship.plant_results(config, replace(selection, station=station), limit):
+            _say(row, is_json)
+        return
+    with open_log(config, journal) as reader:
+        questions = Questions(reader.ask)
+        before = None if after is None else questions.key_of(after)
+        if after is not None and before is None:
+            fail(f"--after {after}: no such result in {reader.path}")
+        for page in questions.pages(selection, limit, before):
+            for row in _bodies(reader, page):
+                _say(row, is_json)
+
+
+def _say(row: Json, is_json: bool) -> None:
+    if is_json:
+        print_json(_without_arrays(row))
+    else:
+        typer.echo(_line(row))
+
+
+def _bodies(reader: Reader, page: Sequence[Any]) -> Iterator[Json]:
+    """Result bodies with their `seq` and last review."""
+    numbers = [line.seq for line in page] + [line.review_seq for line in page if line.review_seq]
+    bodies = reader.bodies_at(numbers)
+    for line in page:
+        yield {"seq": line.seq, **bodies[line.seq], "review": bodies.get(line.review_seq)}
 
 
 @app.command()
+@selecting
 def show(
-    result_id: str, config: Config = None, journal: Journal = None, is_json: JsonOption = False
-) -> None:
-    """Every row about one result, the result itself first."""
-    with _reader(config, journal) as reader:
-        rows = reader.of_result(result_id)
-        if not rows:
-            fail(f"{result_id}: no such result in {reader.path}")
-        for row in rows:
-            if is_json:
-                print_json(row)
-            else:
-                typer.echo(json.dumps(_without_arrays(row), indent=2, ensure_ascii=False))
-
-
-@app.command()
-def stats(
+    selection: Selection,
+    result_id: Annotated[str | None, typer.Argument(help="Or choose plates by options.")] = None,
     config: Config = None,
     journal: Journal = None,
-    since: Since = None,
-    until: Until = None,
+    is_json: JsonOption = False,
+) -> None:
+    """Every row about a result, or about each plate chosen, the result itself first."""
+    if result_id is None and selection == Selection():
+        fail("name a result, or choose plates, as by --serial", 2)
+    with open_log(config, journal) as reader:
+        chosen = [result_id] if result_id else _result_ids(reader, selection)
+        found = False
+        for one in chosen:
+            for row in reader.of_result(one):
+                found = True
+                if is_json:
+                    print_json(row)
+                else:
+                    typer.echo(json.dumps(_without_arrays(row), indent=2, ensure_ascii=False))
+        if not found:
+            fail(f"{result_id or 'what was asked for'}: no such result in {reader.path}")
+
+
+def _result_ids(reader: Reader, selection: Selection) -> list[str]:
+    """Of the newest plates chosen, oldest first."""
+    pages = Questions(reader.ask).pages(selection, _SHOWN)
+    return [line.result_id for page in pages for line in page][::-1]
+
+
+@app.command()
+@selecting
+def stats(
+    selection: Selection,
+    config: Config = None,
+    journal: Journal = None,
+    is_plant: log_ship.Plant = False,
+    station: log_ship.Station = None,
     is_json: JsonOption = False,
 ) -> None:
     """Counts by verdict and reason."""
-    with _reader(config, journal) as reader:
-        found = reader.stats(Filter(since, until))
+    by = ("verdict", "reason")
+    if is_plant:
+        found = _sums(log_ship.plant_counts(config, replace(selection, station=station), *by))
+    else:
+        with open_log(config, journal) as reader:
+            found = _sums(Questions(reader.ask).counts(selection, *by))
     if is_json:
         print_json(found)
         return
@@ -122,12 +168,21 @@ def stats(
             typer.echo(f"{name:14} {count}")
 
 
+def _sums(rows: Sequence[Any]) -> Json:
+    verdicts, reasons = Counter[str](), Counter[str]()
+    for row in rows:
+        verdicts[row.verdict] += row.plates
+        if row.reason:
+            reasons[row.reason] += row.plates
+    return {"results": verdicts.total(), "verdicts": dict(verdicts), "reasons": dict(reasons)}
+
+
 @app.command()
 def attentions(
     config: Config = None, journal: Journal = None, since: Since = None, is_json: JsonOption = False
 ) -> None:
     """When the station began to need a person, and when no more; oldest first."""
-    with _reader(config, journal) as reader:
+    with open_log(config, journal) as reader:
         for row in reader.bodies("attention", since or ""):
             if is_json:
                 print_json(row)
@@ -148,7 +203,7 @@ def export(
     """Results on stdout, oldest first."""
     if format_ not in ("csv", "jsonl"):
         fail(f"--format {format_}: csv or jsonl", 2)
-    with _reader(config, journal) as reader:
+    with open_log(config, journal) as reader:
         rows = reader.results(Filter(since, until, serial, verdict))
         if format_ == "jsonl":
             for row in rows:
@@ -165,14 +220,14 @@ def verify_(
     config: Config = None,
     journal: Journal = None,
     pictures: Annotated[bool, typer.Option(help="Also read every picture.")] = True,
-    is_plant: Annotated[bool, typer.Option("--plant", help="What the plant has instead.")] = False,
-    station: Annotated[str | None, typer.Option(help="Of the plant, this one alone.")] = None,
+    is_plant: log_ship.Plant = False,
+    station: log_ship.Station = None,
     is_json: JsonOption = False,
 ) -> None:
     """Recompute every hash, the chain and the pictures. Exit status 1 if anything differs."""
     if is_plant:
         log_ship.verify_plant(config, station, is_json)
-    with _reader(config, journal) as reader:
+    with open_log(config, journal) as reader:
         found = verify(reader, pictures)
         source = reader.source
     if is_json:

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from station.cli.common import fail, load_or_exit
-from station.record import Verdict, rfc3339
+from station.log_reader import Reader
+from station.qms import StoreError
+from station.questions import Selection
+from station.record import Provenance, Verdict, rfc3339
 
 Config = Annotated[
     str | None, typer.Option("--config", envvar="VQI_CONFIG", help="Configuration file.")
@@ -31,12 +39,90 @@ def _utc_text(given: str | None) -> str | None:
     return rfc3339(at.replace(tzinfo=at.tzinfo or UTC))
 
 
+def _place(given: str | None) -> str | None:
+    if given is not None:
+        _rectangle(given)
+    return given
+
+
+def _rectangle(given: str) -> tuple[float, float, float, float]:
+    """Left, leading, right and trailing side. Raises `typer.BadParameter`."""
+    try:
+        left, leading, right, trailing = (float(part) for part in given.split(","))
+    except ValueError:
+        left = leading = right = trailing = float("nan")
+    if not (left <= right and leading <= trailing):
+        raise typer.BadParameter(
+            f"{given!r} is no rectangle; write its left, leading, right and trailing side in mm "
+            "from the plate's left leading corner, as 0,0,120,50"
+        )
+    return left, leading, right, trailing
+
+
+def _recipe(given: str | None) -> str | None:
+    version = (given or "").partition(":")[2]
+    if ":" in (given or "") and not version.isdecimal():
+        raise typer.BadParameter(f"{given!r}: write a recipe as demo-lgp or demo-lgp:2")
+    return given
+
+
 Since = Annotated[
     str | None, typer.Option(callback=_utc_text, help="UTC, as 2026-11-24 or 2026-11-24T06:00.")
 ]
 Until = Annotated[str | None, typer.Option(callback=_utc_text, help="UTC, exclusive.")]
 Serial = Annotated[str | None, typer.Option(help="Part serial.")]
 Wanted = Annotated[Verdict | None, typer.Option("--verdict", case_sensitive=False)]
+
+_SELECTING: dict[str, Any] = {
+    "since": Since,
+    "until": Until,
+    "serial": Serial,
+    "lot": Annotated[str | None, typer.Option(help="Lot.")],
+    "shift": Annotated[str | None, typer.Option(help="As in the record: 2026-11-24 early.")],
+    "verdict": Wanted,
+    "recipe": Annotated[str | None, typer.Option(callback=_recipe, help="ID or ID:VERSION.")],
+    "model": Annotated[str | None, typer.Option(help="Model id.")],
+    "reviewer": Annotated[str | None, typer.Option(help="Of the last review.")],
+    "attempt": Annotated[int | None, typer.Option(min=1, help="1: the first pass of a serial.")],
+    "provenance": Annotated[Provenance | None, typer.Option(case_sensitive=False)],
+    "kind": Annotated[str | None, typer.Option(help="Of a defect, as a reviewer named it.")],
+    "min_size_mm": Annotated[float | None, typer.Option(min=0, help="Longer side of a defect.")],
+    "max_size_mm": Annotated[float | None, typer.Option(min=0, help="Longer side of a defect.")],
+    "place": Annotated[
+        str | None,
+        typer.Option(callback=_place, help="Of a defect: LEFT,LEADING,RIGHT,TRAILING in mm."),
+    ],
+}
+
+
+def selecting(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command the options that choose plates; it gets what they chose as `selection`."""
+
+    @functools.wraps(command)
+    def run(**given: Any) -> None:
+        chosen = {name: given.pop(name) for name in _SELECTING}
+        command(selection=_selection(**chosen), **given)
+
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    options = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for name, kind in _SELECTING.items()
+    ]
+    parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in own if one.name != "selection"]
+    parameters = [*options, *parameters]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
+
+
+def _selection(place: str | None, recipe: str | None, **given: Any) -> Selection:
+    name, _, version = (recipe or "").partition(":")
+    return Selection(
+        **given,
+        recipe=name or None,
+        recipe_version=int(version) if version else None,
+        place_mm=_rectangle(place) if place is not None else None,
+    )
 
 
 def journal_folder(config: str | None, journal: Path | None) -> Path:
@@ -46,3 +132,14 @@ def journal_folder(config: str | None, journal: Path | None) -> Path:
     if config is None:
         fail("name the log: --config FILE or --journal FOLDER", 2)
     return load_or_exit(config).value.journal.directory
+
+
+@contextlib.contextmanager
+def open_log(config: str | None, journal: Path | None) -> Iterator[Reader]:
+    """The log, and a line on stderr that says which file was read."""
+    try:
+        with Reader(journal_folder(config, journal)) as reader:
+            print(f"vqi: {reader.source_note}", file=sys.stderr)  # noqa: T201
+            yield reader
+    except StoreError as error:
+        fail(str(error))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -20,10 +21,13 @@ from station.cli.common import (
 )
 from station.config import EX_CONFIG, PlantSettings
 from station.logs import set_up_logging
-from station.qms import StoreError
+from station.qms import Json, StoreError
+from station.questions import Questions, Selection
 from station.systemd import exit_with_starter, notify
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from station.plant import Hub
     from station.plant_verify import PlantVerification
 
@@ -31,6 +35,8 @@ PlantDsn = Annotated[
     str | None,
     typer.Option("--dsn", envvar="VQI_PLANT_DSN", help="Plant database, as libpq takes it."),
 ]
+Plant = Annotated[bool, typer.Option("--plant", help="What the plant's database has, instead.")]
+Station = Annotated[str | None, typer.Option(help="With --plant: this one alone.")]
 
 
 def ship(
@@ -106,6 +112,32 @@ def plant_hub(config: str | None, dsn: str | None) -> Iterator[Hub]:
         yield hub
 
 
+def plant_results(config: str | None, selection: Selection, limit: int) -> Iterator[Json]:
+    """Result bodies of all stations with their `seq` and last review, newest first."""
+    with _plant(config) as hub, hub.asking() as connection:
+        for page in _questions(connection).pages(selection, limit):
+            named = [(line.station_id, line.seq) for line in page]
+            named += [(line.station_id, line.review_seq) for line in page if line.review_seq]
+            bodies = hub.bodies(connection, named)
+            for line in page:
+                review = bodies.get((line.station_id, line.review_seq))
+                yield {"seq": line.seq, **bodies[line.station_id, line.seq], "review": review}
+
+
+def plant_counts(config: str | None, selection: Selection, *by: str) -> Sequence[Any]:
+    """Plates of all stations, counted by columns."""
+    with _plant(config) as hub, hub.asking() as connection:
+        return _questions(connection).counts(selection, *by)
+
+
+def _questions(connection: Connection) -> Questions:
+    return Questions(lambda query: connection.execute(query).all())
+
+
+def _plant(config: str | None) -> AbstractContextManager[Hub]:
+    return plant_hub(config, os.environ.get("VQI_PLANT_DSN"))
+
+
 def _settings(config: str | None, dsn: str | None) -> PlantSettings:
     if dsn is not None:
         # Given by a person for this command alone: it may hold a password.
@@ -118,14 +150,12 @@ def _settings(config: str | None, dsn: str | None) -> PlantSettings:
 
 def verify_plant(config: str | None, station: str | None, is_json: bool) -> NoReturn:
     """Recompute each station's chain in the plant's database. Exit status 1 if anything differs."""
-    import os
-
     from sqlalchemy import text
 
     from station.plant_verify import missing_guards, verify_station
 
     is_ok = True
-    with plant_hub(config, os.environ.get("VQI_PLANT_DSN")) as hub, hub.asking() as connection:
+    with _plant(config) as hub, hub.asking() as connection:
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
         guards = missing_guards(connection)
         stations = hub.station_ids(connection)

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from make_journal import STATION, make
-from postgres_peer import Postgres, running_postgres
+from postgres_peer import PORT, CuttingProxy, Postgres, running_postgres
+from ship_rig import Plant, arrived, kill_at_random, make_plant, psycopg, stored
 from station_rig import Rig, vqi
 from test_qms import change, opened, result
 
 from station.config import PlantSettings
-from station.log_reader import Reader
-from station.plant import ChainError, Hub, PlantError, StoredRow
-from station.plant_verify import anchors, missing_guards, verify_station
+from station.plant import ChainError, PlantError
+from station.plant_verify import anchors, verify_station
 from station.qms import DATABASE, Store
 from station.record import Body, ReviewBody, Verdict, result_id
 from station.ship import Shipment
-
-psycopg = pytest.importorskip("psycopg", reason="no psycopg here: pip install 'vqi-station[plant]'")
-_NUMBERS = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
@@ -36,46 +32,9 @@ def server() -> Iterator[Postgres]:
         yield postgres
 
 
-@dataclass
-class Plant:
-    """A database of its own on the server, made by `create`."""
-
-    server: Postgres
-    name: str
-
-    def settings(self, user: str = "postgres", **changes: Any) -> PlantSettings:
-        return PlantSettings(dsn=self.server.dsn(self.name, user), **changes)
-
-    def hub(self, user: str = "postgres") -> Hub:
-        return Hub(self.settings(user))
-
-    def rows(self, query: str) -> list[tuple[Any, ...]]:
-        return self.server.rows(self.name, query)
-
-    def sql(self, *statements: str) -> None:
-        self.server.sql(self.name, *statements)
-
-    def findings(self, station_id: str) -> list[str]:
-        with self.hub() as hub, hub.asking() as connection:
-            return missing_guards(connection) + verify_station(connection, station_id).findings
-
-    def make_role(self, name: str, duty: str, *station_ids: str) -> str:
-        """A login role; roles are the whole server's, so its name is its own."""
-        role = f"{name}_{self.name}"
-        self.sql(f"CREATE ROLE {role} LOGIN")
-        with self.hub() as hub:
-            hub.grant(role, duty, list(station_ids))
-        return role
-
-
 @pytest.fixture
 def plant(server: Postgres) -> Plant:
-    name = f"plant_{next(_NUMBERS)}"
-    server.sql("postgres", f"CREATE DATABASE {name}")
-    found = Plant(server, name)
-    with found.hub() as hub:
-        assert hub.create() == [1, 2, 3, 4]
-    return found
+    return make_plant(server)
 
 
 @pytest.fixture(scope="module")
@@ -129,16 +88,6 @@ def write(folder: Path, *bodies: Body) -> Path:
 
 def shipment(plant: Plant, journal: Path, station_id: str = "s", **changes: Any) -> Shipment:
     return Shipment(station_id, journal, plant.settings(**changes))
-
-
-def stored(journal: Path) -> list[StoredRow]:
-    with Reader(journal) as reader:
-        return [StoredRow(*row) for row in reader.stored(1, 100_000)]
-
-
-def arrived(plant: Plant, station_id: str = "s") -> list[StoredRow]:
-    query = "SELECT seq, kind, body, body_sha256, chain_sha256 FROM row WHERE station_id = '{}' "
-    return [StoredRow(*row) for row in plant.rows(query.format(station_id) + "ORDER BY seq")]
 
 
 def assert_all_arrived(plant: Plant, journal: Path, station_id: str = "s") -> None:
@@ -256,20 +205,20 @@ def test_rows_out_of_order_are_refused_by_number(plant: Plant, tmp_path: Path) -
         changed = rows[6]._replace(body=rows[6].body.replace("PASS", "FAIL") + " ")
         with pytest.raises(ChainError, match="row 7 does not continue the chain"):
             hub.deliver("s", [*rows[5:6], changed, *rows[7:]])
-    assert arrived(plant) == rows[:5]
+    assert arrived(plant, "s") == rows[:5]
 
 
 def test_a_fork_stops_and_names_its_first_row(plant: Plant, tmp_path: Path) -> None:
     one = write(tmp_path / "one", *plates(1, 11))
     two = shutil.copytree(one, tmp_path / "two")
     shipment(plant, write(one, *plates(12, 20))).send_all()
-    before = arrived(plant)
+    before = arrived(plant, "s")
     write(two, change("restored and continued"))
     for bodies in ([], plates(12, 40)):
         write(two, *bodies)
         with pytest.raises(ChainError, match="row 23 is not the one that the plant has"):
             shipment(plant, two).send_all()
-    assert arrived(plant) == before
+    assert arrived(plant, "s") == before
 
 
 def test_an_older_copy_of_the_log_stops(plant: Plant, tmp_path: Path) -> None:
@@ -295,7 +244,7 @@ def test_a_restored_plant_is_caught_up_from_its_own_head(
     write(tmp_path, *plates(21, 40))
     shipment(plant, journal).send_all()
     restored = replace(plant, name=f"{plant.name}_older")
-    assert len(arrived(restored)) == 40
+    assert len(arrived(restored, "s")) == 40
     assert shipment(restored, journal).send_all().rows == 40
     assert_all_arrived(restored, journal)
 
@@ -419,3 +368,64 @@ def test_create_is_safe_to_repeat_and_refuses_what_sorts_otherwise(
         pytest.raises(PlantError, match="createdb --template=template0 --encoding=UTF8"),
     ):
         hub.create()
+
+
+# --- what is away, cut off, killed --------------------------------------------------------------
+
+
+def test_what_cannot_be_used_is_one_line_each(
+    plant: Plant, server: Postgres, tmp_path: Path
+) -> None:
+    journal = write(tmp_path, *plates(1, 2))
+    plant.sql(f"CREATE ROLE wrong_{plant.name} LOGIN PASSWORD 'right'")
+    by_tcp = f"host=127.0.0.1 port={PORT} dbname={plant.name} user=wrong_{plant.name}"
+    secret = tmp_path / "secret"
+    secret.write_text("password=not_this_one")
+    server.sql("postgres", f"CREATE DATABASE {plant.name}_empty")
+    read_only = f"{plant.settings().dsn} options='-c default_transaction_read_only=on'"
+    cases = {
+        "nobody listens": (PlantSettings(dsn="host=127.0.0.1 port=1"), "refused"),
+        "password": (PlantSettings(dsn=by_tcp, dsn_file=secret), "password authentication failed"),
+        "TLS": (PlantSettings(dsn=f"{by_tcp} sslmode=require"), "does not support SSL"),
+        "no tables": (PlantSettings(dsn=server.dsn(f"{plant.name}_empty")), "vqi plant create"),
+        "read-only": (PlantSettings(dsn=read_only), "it is read-only"),
+    }
+    for name, (settings, said) in cases.items():
+        with pytest.raises(PlantError, match=said) as caught:
+            Shipment("s", journal, settings).send_all()
+        assert "\n" not in str(caught.value), name
+        assert "not_this_one" not in str(caught.value), name
+
+
+def test_a_network_that_drops_in_mid_batch_loses_and_doubles_nothing(
+    plant: Plant, tmp_path: Path, long_log: Path
+) -> None:
+    plant.sql(f"CREATE ROLE tcp_{plant.name} LOGIN SUPERUSER PASSWORD 'p'")
+    (tmp_path / "secret").write_text("password=p")
+    proxy = CuttingProxy(1_500_000)
+    dsn = f"host=127.0.0.1 port={proxy.port} dbname={plant.name} user=tcp_{plant.name}"
+    settings = PlantSettings(dsn=dsn, dsn_file=tmp_path / "secret")
+    seen = []
+    for limit in (1_500_000, 1_000_000, 4_000, 10**9):
+        proxy.after_bytes = limit
+        try:
+            Shipment(STATION, long_log, settings).send_all()
+        except PlantError:
+            assert proxy.cuts > 0
+        seen.append(plant.rows("SELECT count(*), coalesce(max(seq), 0) FROM row")[0])
+    proxy.close()
+    assert all(count == last for count, last in seen)
+    assert seen[0][0] < seen[-1][0]
+    assert_all_arrived(plant, long_log, STATION)
+
+
+@pytest.mark.parametrize(
+    "kills", [4, pytest.param(30, marks=[pytest.mark.long, pytest.mark.timeout(600)])]
+)
+def test_kills_of_shipper_and_server_lose_and_double_nothing(
+    plant: Plant, tmp_path: Path, kills: int
+) -> None:
+    outcome = kill_at_random(plant, tmp_path, kills, seed=kills)
+    assert_all_arrived(plant, tmp_path / "journal", STATION)
+    assert outcome.kills == kills
+    assert outcome.within_a_batch > 0

@@ -47,7 +47,7 @@ class Postgres:
     def start(self, is_durable: bool = False) -> None:
         """Until it takes connections; not durable: what no test kills need not reach the disk."""
         options = ("-k", str(self.folder), "-c", "listen_addresses=127.0.0.1", "-p", str(PORT),
-                   "-c", "max_wal_size=256MB", "-c", "shared_buffers=64MB",
+                   "-c", "max_wal_size=1GB", "-c", "shared_buffers=64MB",
                    "-c", f"fsync={'on' if is_durable else 'off'}")  # fmt: skip
         log = (self.folder / "log").open("ab")
         self._process = subprocess.Popen(
@@ -130,13 +130,13 @@ def _children(pid: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def running_postgres() -> Iterator[Postgres]:
+def running_postgres(is_durable: bool = False) -> Iterator[Postgres]:
     """In a folder that its user may reach, which those of pytest are not."""
     binaries()
     folder = Path(tempfile.mkdtemp(prefix="vqi-postgres-", dir="/tmp"))
     server = Postgres(folder)
     try:
-        server.start()
+        server.start(is_durable)
         yield server
     finally:
         server.kill()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import shutil
 import sqlite3
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make_journal import STATION, make
+from make_journal import STATION, block_rows
 from postgres_peer import PORT, CuttingProxy, Postgres, running_postgres
 from ship_rig import Plant, arrived, kill_at_random, make_plant, psycopg, stored
 from station_rig import Rig, vqi
@@ -22,8 +24,17 @@ from station.config import PlantSettings
 from station.plant import ChainError, PlantError
 from station.plant_verify import anchors, verify_station
 from station.qms import DATABASE, Store
-from station.record import Body, ReviewBody, Verdict, result_id
+from station.record import (
+    Body,
+    ImageBody,
+    PictureClass,
+    ReviewBody,
+    TombstoneBody,
+    Verdict,
+    result_id,
+)
 from station.ship import Shipment
+from station.ship_pictures import PicturesError, S3Shelf
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +50,8 @@ def plant(server: Postgres) -> Plant:
 
 @pytest.fixture(scope="module")
 def long_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """2,000 plates."""
-    folder = tmp_path_factory.mktemp("long")
-    make(folder, 2000, seed=1, tiles=25)
-    return folder
+    """More than one batch."""
+    return write(tmp_path_factory.mktemp("long"), *itertools.islice(block_rows(1, 0, 25), 4000))
 
 
 def review(number: int, verdict: Verdict, reviewer: str) -> ReviewBody:
@@ -368,6 +377,101 @@ def test_create_is_safe_to_repeat_and_refuses_what_sorts_otherwise(
         pytest.raises(PlantError, match="createdb --template=template0 --encoding=UTF8"),
     ):
         hub.create()
+
+
+# --- pictures -----------------------------------------------------------------------------------
+
+
+def picture(journal: Path, content: bytes) -> ImageBody:
+    """Stored at the station, as a result names it."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    path = journal / "images" / sha256[:2] / f"{sha256}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    name = f"{sha256[:2]}/{sha256}.png"
+    return ImageBody(
+        role="evidence", path=name, sha256=sha256, bytes=len(content), width_px=1, height_px=1
+    )
+
+
+def with_pictures(journal: Path, *contents: bytes) -> list[ImageBody]:
+    """A log of a plate for each picture; the pictures."""
+    images = [picture(journal, content) for content in contents]
+    rows = enumerate(images, start=1)
+    write(journal, *(result(number, images=(image,)) for number, image in rows))
+    return images
+
+
+def test_pictures_arrive_once_and_whole(plant: Plant, tmp_path: Path) -> None:
+    journal, store = tmp_path / "journal", tmp_path / "store"
+    images = with_pictures(journal, b"one", b"two", b"one", b"removed", b"lost", b"changed")
+    removed, lost, changed = images[3:]
+    for image in (removed, lost):
+        (journal / "images" / image.path).unlink()
+    (journal / "images" / changed.path).write_bytes(b"chanGed")
+    write(journal, tombstone(4, removed))
+    to_store = shipment(plant, journal, images=str(store))
+    with pytest.raises(PicturesError, match="there is no such folder; mount it"):
+        to_store.send_all()
+    assert len(arrived(plant, "s")) == 7, "rows do not wait for pictures"
+    store.mkdir()
+    sent = to_store.send_all()
+    assert (sent.rows, sent.pictures, sent.missing) == (0, 2, 2)
+    files = {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*.*")}
+    assert files == {images[0].path: b"one", images[1].path: b"two"}
+    assert to_store.send_all().pictures == 0
+    # What the plant lost is sent again where it is told so.
+    (store / images[0].path).write_bytes(b"on")
+    plant.sql("INSERT INTO picture_position (station_id, seq) VALUES ('s', 0)")
+    assert to_store.send_all().pictures == 1
+    assert (store / images[0].path).read_bytes() == b"one"
+
+
+def tombstone(number: int, image: ImageBody) -> TombstoneBody:
+    return TombstoneBody(
+        station_id="s",
+        result_id=result_id("s", number),
+        role=image.role,
+        path=image.path,
+        sha256=image.sha256,
+        bytes=image.bytes,
+        picture_class=PictureClass.FAIL,
+        rule="days",
+        measured=31.0,
+        limit=30.0,
+        why="older than 30 days",
+    )
+
+
+def test_pictures_go_to_an_object_store(
+    plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boto3 = pytest.importorskip("boto3", reason="no boto3 here: pip install 'vqi-station[plant]'")
+    moto = pytest.importorskip("moto.server", reason="no moto here: pip install 'moto[server]'")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        url = "http://{}:{}".format(*server.get_host_and_port())
+        journal = tmp_path / "journal"
+        images = with_pictures(journal, b"one", b"two" * 100_000)
+        to_store = shipment(plant, journal, images="s3://qms/line", s3_endpoint_url=url)
+        with pytest.raises(PicturesError, match=r"s3://qms: .*bucket does not exist"):
+            to_store.send_all()
+        client = boto3.client("s3", endpoint_url=url)
+        client.create_bucket(Bucket="qms")
+        assert [to_store.send_all().pictures for _ in range(2)] == [2, 0]
+        for image in images:
+            found = client.get_object(Bucket="qms", Key=f"line/{image.path}")["Body"].read()
+            assert found == (journal / "images" / image.path).read_bytes()
+        shelf = S3Shelf("qms", "line", url)
+        with pytest.raises(PicturesError, match="did not arrive as it was sent"):
+            shelf.put("spoiled.png", b"other", images[0].sha256)
+        assert not shelf.has("spoiled.png", 5)
+    finally:
+        server.stop()
 
 
 # --- what is away, cut off, killed --------------------------------------------------------------

@@ -22,7 +22,8 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent.parent), str(Path(__file__).parent.parent / "tests")]
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent))
 from make_journal import BLOCK, STATION, block_rows
 from postgres_peer import running_postgres
 from ship_rig import Plant, arrived, kill_at_random, make_plant, stored

@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -72,6 +73,15 @@ class Head(NamedTuple):
 
     seq: int
     chain_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows that follow one another, and what they add to QA's tables."""
+
+    station_id: str
+    rows: Sequence[StoredRow]
+    lines: Lines
 
 
 class Anchor(NamedTuple):
@@ -159,21 +169,21 @@ class Hub:
         found = connection.execute(query, {"stations": stations, "numbers": numbers})
         return {(row.station_id, row.seq): json.loads(row.body) for row in found}
 
-    def deliver(self, station_id: str, rows: Sequence[StoredRow]) -> Head:
-        """Store what is not there yet of rows that follow one another; the station's head then.
+    def deliver(self, batch: Batch) -> Head:
+        """Store what is not there yet; the station's head then.
 
         All or nothing. Raises `ChainError` for rows that do not continue what is there, or that say
         otherwise than it, and `PlantError`.
         """
         with self._said(), self.connection.begin():
-            self._lock(station_id)
-            head = self._head(station_id)
-            fresh = self._not_there(station_id, rows, head)
-            if not fresh:
-                return head
-            self._refuse_broken(station_id, fresh, head)
-            self._store(station_id, fresh)
-        return Head(fresh[-1].seq, fresh[-1].chain_sha256)
+            self._lock(batch.station_id)
+            head = self._head(batch.station_id)
+            fresh = self._not_there(batch, head)
+            if fresh.rows:
+                _refuse_broken(fresh, head)
+                self._store(fresh)
+                head = Head(fresh.rows[-1].seq, fresh.rows[-1].chain_sha256)
+        return head
 
     def pictures_upto(self, station_id: str) -> int:
         """Up to which row a station's pictures are in the store."""
@@ -210,7 +220,7 @@ class Hub:
                 connection.execute(delete(table).where(table.c.station_id == station_id))
             rows = 0
             for page in pages(connection, station_id):
-                self._store_lines(station_id, page)
+                self._store_lines(plant_lines(station_id, page))
                 rows += len(page)
         return rows
 
@@ -249,48 +259,31 @@ class Hub:
         found = self.connection.execute(query, {"station": station_id}).first()
         return Head(0, EMPTY_CHAIN) if found is None else Head(found.seq, found.chain_sha256)
 
-    def _not_there(
-        self, station_id: str, rows: Sequence[StoredRow], head: Head
-    ) -> Sequence[StoredRow]:
+    def _not_there(self, batch: Batch, head: Head) -> Batch:
         """Rows after the head; those before it must be what is there."""
+        rows = batch.rows
         if not rows or rows[0].seq > head.seq:
-            return rows
+            return batch
         query = text(
             "SELECT seq, chain_sha256 FROM row WHERE station_id = :station "
             "AND seq BETWEEN :first AND :last"
         )
-        values = {"station": station_id, "first": rows[0].seq, "last": rows[-1].seq}
+        values = {"station": batch.station_id, "first": rows[0].seq, "last": rows[-1].seq}
         known = {row.seq: row.chain_sha256 for row in self.connection.execute(query, values)}
         for row in rows:
             if row.seq in known and known[row.seq] != row.chain_sha256:
-                raise ChainError(fork(station_id, row.seq))
-        return [row for row in rows if row.seq > head.seq]
+                raise ChainError(fork(batch.station_id, row.seq))
+        return prepare(batch.station_id, [row for row in rows if row.seq > head.seq])
 
-    def _refuse_broken(self, station_id: str, rows: Sequence[StoredRow], head: Head) -> None:
-        if rows[0].seq != head.seq + 1:
-            raise ChainError(
-                f"station {station_id}: row {head.seq + 1} is missing: the plant has rows up to "
-                f"{head.seq}, row {rows[0].seq} came next"
-            )
-        broken = first_changed(rows, head.chain_sha256)
-        if broken is not None:
-            raise ChainError(
-                f"station {station_id}: row {broken} does not continue the chain; see "
-                "`vqi log verify` at the station"
-            )
+    def _store(self, batch: Batch) -> None:
+        rows = [(batch.station_id, *row) for row in batch.rows]
+        if _copy(self._cursor(), "row", _ROW, rows) != len(rows):
+            raise PlantError(f"station {batch.station_id}: somebody wrote rows beside the shipper")
+        self._store_lines(batch.lines)
 
-    def _store(self, station_id: str, rows: Sequence[StoredRow]) -> None:
-        stored = _copy(self._cursor(), "row", _ROW, [(station_id, *row) for row in rows])
-        if stored != len(rows):
-            raise PlantError(f"station {station_id}: somebody wrote rows beside the shipper")
-        self._store_lines(station_id, rows)
-
-    def _store_lines(self, station_id: str, rows: Sequence[StoredRow]) -> None:
+    def _store_lines(self, lines: Lines) -> None:
         """QA's tables of rows that are new."""
-        lines, cursor = Lines(), self._cursor()
-        for row in rows:
-            if row.kind in KINDS:
-                lines.extend(plant_lines(station_id, row))
+        cursor = self._cursor()
 
         def many(statement: str, values: Sequence[Json]) -> None:
             if values is lines.plates:
@@ -320,11 +313,44 @@ def pages(connection: Connection, station_id: str) -> Iterator[Sequence[StoredRo
         values["after"] = page[-1].seq
 
 
-def plant_lines(station_id: str, row: StoredRow) -> Lines:
-    """What a row adds to QA's tables in PostgreSQL, whose text knows neither NUL nor halves of
+def prepare(station_id: str, rows: Sequence[StoredRow]) -> Batch:
+    """What a database is not needed for. Raises `ChainError` for rows that do not follow one
+    another."""
+    broken = first_changed(rows[1:], rows[0].chain_sha256) if rows else None
+    if broken is not None:
+        raise ChainError(_broken(station_id, broken))
+    return Batch(station_id, rows, plant_lines(station_id, rows))
+
+
+def _refuse_broken(batch: Batch, head: Head) -> None:
+    """The first row must follow the head; those after it were looked at before."""
+    first = batch.rows[0]
+    if first.seq != head.seq + 1:
+        raise ChainError(
+            f"station {batch.station_id}: row {head.seq + 1} is missing: the plant has rows up to "
+            f"{head.seq}, row {first.seq} came next"
+        )
+    if first_changed([first], head.chain_sha256) is not None:
+        raise ChainError(_broken(batch.station_id, first.seq))
+
+
+def _broken(station_id: str, seq: int) -> str:
+    return (
+        f"station {station_id}: row {seq} does not continue the chain; see `vqi log verify` at the "
+        "station"
+    )
+
+
+def plant_lines(station_id: str, rows: Iterable[StoredRow]) -> Lines:
+    """What rows add to QA's tables in PostgreSQL, whose text knows neither NUL nor halves of
     characters."""
-    body = json.loads(row.body)
-    return lines_of(station_id, row.seq, row.kind, _storable(body) if "\\u" in row.body else body)
+    lines = Lines()
+    for row in rows:
+        if row.kind in KINDS:
+            body = json.loads(row.body)
+            storable = _storable(body) if "\\u" in row.body else body
+            lines.extend(lines_of(station_id, row.seq, row.kind, storable))
+    return lines
 
 
 def _storable(value: Any) -> Any:

@@ -10,6 +10,7 @@ import json
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -17,7 +18,7 @@ from typing import Final
 from station.config import Configuration, PlantSettings
 from station.log_lines import get_logger
 from station.log_reader import Reader
-from station.plant import ChainError, Head, Hub, PlantError, fork
+from station.plant import Batch, ChainError, Head, Hub, PlantError, StoredRow, fork, prepare
 from station.qms import StoreError
 from station.ship_pictures import Pictures, PicturesError, open_shelf
 from station.systemd import notify
@@ -74,10 +75,18 @@ class Shipment:
         head = hub.head(self.station_id)
         self._refuse_other_log(reader, hub, head)
         first = head.seq
-        while rows := reader.stored(head.seq + 1, BATCH_ROWS):
-            head = hub.deliver(self.station_id, rows)
-            notify("WATCHDOG=1")
+        # The next batch is read and checked while the database stores the one before.
+        with ThreadPoolExecutor(1) as ahead:
+            coming = ahead.submit(self._batch, reader, head.seq + 1)
+            while batch := coming.result():
+                coming = ahead.submit(self._batch, reader, batch.rows[-1].seq + 1)
+                head = hub.deliver(batch)
+                notify("WATCHDOG=1")
         return head.seq - first, head
+
+    def _batch(self, reader: Reader, first: int) -> Batch | None:
+        rows = [StoredRow(*row) for row in reader.stored(first, BATCH_ROWS)]
+        return prepare(self.station_id, rows) if rows else None
 
     def _refuse_other_log(self, reader: Reader, hub: Hub, head: Head) -> None:
         """The plant's head must be a row of this log."""

@@ -19,9 +19,12 @@ from postgres_peer import PORT, CuttingProxy, Postgres, running_postgres
 from ship_rig import Plant, arrived, kill_at_random, make_plant, psycopg, stored
 from station_rig import Rig, vqi
 from test_qms import change, opened, result
+from typer.testing import CliRunner
 
+from station.cli.log import app as log_app
+from station.cli.plant import app as plant_app
 from station.config import PlantSettings
-from station.plant import ChainError, PlantError
+from station.plant import ChainError, PlantError, prepare
 from station.plant_verify import anchors, verify_station
 from station.qms import DATABASE, Store
 from station.record import (
@@ -44,8 +47,14 @@ def server() -> Iterator[Postgres]:
 
 
 @pytest.fixture
-def plant(server: Postgres) -> Plant:
-    return make_plant(server)
+def plant(server: Postgres) -> Iterator[Plant]:
+    """Dropped at the end: a server that was killed syncs all that it has when it comes back."""
+    found = make_plant(server)
+    yield found
+    names = server.rows(
+        "postgres", f"SELECT datname FROM pg_database WHERE datname LIKE '{found.name}%'"
+    )
+    server.sql("postgres", *(f"DROP DATABASE {name} WITH (FORCE)" for (name,) in names))
 
 
 @pytest.fixture(scope="module")
@@ -159,9 +168,6 @@ def test_several_stations_have_a_chain_each(plant: Plant, tmp_path: Path, long_l
     assert all(rows[anchor.seq] == anchor.chain_sha256 for anchor in found)
 
 
-ASKED = (("list", "--verdict", "FAIL"), ("stats",))
-
-
 def test_commands_send_and_verify(plant: Plant, tmp_path: Path) -> None:
     write(tmp_path / "journal", *plates(1, 3))
     dsn = plant.settings().dsn
@@ -172,22 +178,28 @@ def test_commands_send_and_verify(plant: Plant, tmp_path: Path) -> None:
     done = vqi("log", "ship", "--once", "--json", "--config", config)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["rows"] == 6
-    done = vqi("log", "verify", "--plant", "--json", "--config", config)
-    assert done.returncode == 0
-    assert [json.loads(line)["ok"] for line in done.stdout.splitlines()] == [True]
-    here, there = (
-        [vqi("log", *words, "--json", "--config", config, *where).stdout for words in ASKED]
-        for where in ((), ("--plant",))
-    )
-    assert here == there
-    assert "serial 3" in there[0]
+
+    def log(*words: str) -> tuple[int, list[str]]:
+        found = CliRunner().invoke(log_app, [*words, "--config", config])
+        return found.exit_code, found.stdout.splitlines()
+
+    for words in (("list", "--verdict", "FAIL", "--json"), ("stats", "--json")):
+        assert log(*words) == log(*words, "--plant") == log(*words, "--plant", "--station", "s")
+        assert log(*words)[0] == 0
+    assert "serial 3" in log("list", "--plant", "--json")[1][0]
+    status, rows = log("verify", "--plant", "--json")
+    assert (status, [json.loads(row)["ok"] for row in rows]) == (0, [True])
     plant.sql("UPDATE plate SET verdict = 'PASS' WHERE seq = 6")
-    done = vqi("log", "verify", "--plant", "--station", "s", "--config", config)
-    assert (done.returncode, done.stdout.splitlines()[0]) == (
+    status, rows = log("verify", "--plant", "--station", "s")
+    assert (status, rows[0]) == (
         1,
         "station s: table plate says otherwise than the rows of ('s', 6)",
     )
-    assert vqi("plant", "rebuild", "--station", "s", "--config", config).returncode == 0
+    assert log("verify", "--plant", "--station", "nobody")[0] == 1
+    assert (
+        CliRunner().invoke(plant_app, ["rebuild", "--station", "s", "--config", config]).exit_code
+        == 0
+    )
     assert plant.findings("s") == []
 
 
@@ -199,21 +211,21 @@ def test_rows_that_come_twice_or_overlapping_are_there_once(plant: Plant, tmp_pa
     rows = stored(journal)
     with plant.hub() as hub:
         for first, last in ((0, 10), (0, 10), (5, 25), (3, 8), (25, 40), (0, 40)):
-            hub.deliver("s", rows[first:last])
+            hub.deliver(prepare("s", rows[first:last]))
     assert_all_arrived(plant, journal)
 
 
 def test_rows_out_of_order_are_refused_by_number(plant: Plant, tmp_path: Path) -> None:
     rows = stored(write(tmp_path, *plates(1, 10)))
     with plant.hub() as hub:
-        hub.deliver("s", rows[:5])
+        hub.deliver(prepare("s", rows[:5]))
         with pytest.raises(ChainError, match=r"row 6 is missing: .* up to 5, row 9 came next"):
-            hub.deliver("s", rows[8:])
+            hub.deliver(prepare("s", rows[8:]))
         with pytest.raises(ChainError, match="row 8 does not continue the chain"):
-            hub.deliver("s", [*rows[5:6], rows[7], rows[6]])
+            hub.deliver(prepare("s", [*rows[5:6], rows[7], rows[6]]))
         changed = rows[6]._replace(body=rows[6].body.replace("PASS", "FAIL") + " ")
         with pytest.raises(ChainError, match="row 7 does not continue the chain"):
-            hub.deliver("s", [*rows[5:6], changed, *rows[7:]])
+            hub.deliver(prepare("s", [*rows[5:6], changed, *rows[7:]]))
     assert arrived(plant, "s") == rows[:5]
 
 

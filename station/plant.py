@@ -24,6 +24,7 @@ from station.config import ConfigError, PlantSettings
 from station.derived import KINDS, Lines, add, lines_of
 from station.plant_schema import BROKEN_CHAIN, DERIVED, UnfitDatabase, create, grant
 from station.qms import EMPTY_CHAIN, Json, first_changed
+from station.record import rfc3339
 
 if TYPE_CHECKING:
     import psycopg
@@ -87,9 +88,17 @@ class Batch:
 class Anchor(NamedTuple):
     """A row that somebody else than the station keeps, and since when."""
 
+    station_id: str
     seq: int
     chain_sha256: str
     arrived_at: datetime
+
+    def line(self) -> str:
+        """As anchors are written anywhere; the time is that of the plant's database."""
+        return (
+            f"vqi-anchor {self.station_id} row {self.seq} chain {self.chain_sha256} "
+            f"time {rfc3339(self.arrived_at)} key none"
+        )
 
 
 def connection_info(settings: PlantSettings) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def verify_station(connection: Connection, station_id: str) -> PlantVerification
     return found
 
 
-def anchors(connection: Connection, station_id: str, most: int = 1000) -> list[Anchor]:
+def anchors(connection: Connection, station_id: str, most: int) -> list[Anchor]:
     """Rows of a station that the plant keeps, evenly over its chain, the last one among them: whose
     log lacks one of them, or has another in its place, is not the log that was sent."""
     query = text("""
@@ -69,7 +69,7 @@ def anchors(connection: Connection, station_id: str, most: int = 1000) -> list[A
         ORDER BY row.seq
     """)
     found = connection.execute(query, {"station": station_id, "most": most})
-    return [Anchor(*row) for row in found]
+    return [Anchor(station_id, *row) for row in found]
 
 
 def _check_chain(page: Sequence[StoredRow], found: PlantVerification) -> None:

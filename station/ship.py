@@ -10,6 +10,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,9 @@ class Shipment:
         shelf = open_shelf(self.plant)
         return None if shelf is None else Pictures(self.station_id, hub, shelf)
 
-    def send_rows(self, reader: Reader, hub: Hub) -> tuple[int, Head]:
+    def send_rows(
+        self, reader: Reader, hub: Hub, is_told_to_stop: Callable[[], bool] = lambda: False
+    ) -> tuple[int, Head]:
         """How many rows were sent, and the plant's head. Raises as `send_all`."""
         head = hub.head(self.station_id)
         self._refuse_other_log(reader, hub, head)
@@ -78,7 +81,7 @@ class Shipment:
         # The next batch is read and checked while the database stores the one before.
         with ThreadPoolExecutor(1) as ahead:
             coming = ahead.submit(self._batch, reader, head.seq + 1)
-            while batch := coming.result():
+            while (batch := coming.result()) and not is_told_to_stop():
                 coming = ahead.submit(self._batch, reader, batch.rows[-1].seq + 1)
                 head = hub.deliver(batch)
                 notify("WATCHDOG=1")
@@ -165,7 +168,7 @@ def _follow_once(shipment: Shipment, stop: threading.Event, away_since: float | 
         while not stop.is_set():
             # Anew each time: the file may have been replaced by another.
             with Reader(shipment.journal) as reader:
-                rows, head = shipment.send_rows(reader, hub)
+                rows, head = shipment.send_rows(reader, hub, stop.is_set)
                 if away_since is not None:
                     away_s = round(time.monotonic() - away_since, 1)
                     _LOG.info("the plant is back", away_s=away_s, rows=rows)

@@ -56,16 +56,21 @@ class Plant:
         """A login role; roles are the whole server's, so its name is its own."""
         role = f"{name}_{self.name}"
         self.sql(f"CREATE ROLE {role} LOGIN")
-        with self.hub() as hub:
+        with self.hub(f"owner_{self.name}") as hub:
             hub.grant(role, duty, list(station_ids))
         return role
 
 
 def make_plant(server: Postgres) -> Plant:
+    """Made, and owned, by a role without any other rights than to make roles."""
     name = f"plant_{next(_NUMBERS)}"
-    server.sql("postgres", f"CREATE DATABASE {name}")
+    server.sql(
+        "postgres",
+        f"CREATE ROLE owner_{name} LOGIN CREATEROLE",
+        f"CREATE DATABASE {name} OWNER owner_{name}",
+    )
     plant = Plant(server, name)
-    with plant.hub() as hub:
+    with plant.hub(f"owner_{name}") as hub:
         assert hub.create()
     return plant
 

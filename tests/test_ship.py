@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 
 from station.cli.log import app as log_app
 from station.cli.plant import app as plant_app
-from station.config import PlantSettings
-from station.plant import ChainError, PlantError, prepare
+from station.config import ConfigError, PlantSettings, load_configuration
+from station.plant import ChainError, Hub, PlantError, prepare
 from station.plant_verify import anchors, verify_station
 from station.qms import DATABASE, Store
 from station.record import (
@@ -161,7 +161,7 @@ def test_several_stations_have_a_chain_each(plant: Plant, tmp_path: Path, long_l
     assert_all_arrived(plant, long_log, STATION)
     with plant.hub() as hub, hub.asking() as connection:
         assert hub.station_ids(connection) == ["s", STATION]
-        found = anchors(connection, STATION, most=7)
+        found = anchors(connection, STATION, 7)
     rows = {row.seq: row.chain_sha256 for row in stored(long_log)}
     assert len(found) == 7
     assert found[-1].seq == max(rows)
@@ -196,11 +196,12 @@ def test_commands_send_and_verify(plant: Plant, tmp_path: Path) -> None:
         "station s: table plate says otherwise than the rows of ('s', 6)",
     )
     assert log("verify", "--plant", "--station", "nobody")[0] == 1
-    assert (
-        CliRunner().invoke(plant_app, ["rebuild", "--station", "s", "--config", config]).exit_code
-        == 0
-    )
+    options = ["--station", "s", "--config", config]
+    assert CliRunner().invoke(plant_app, ["rebuild", *options]).exit_code == 0
     assert plant.findings("s") == []
+    lines = CliRunner().invoke(plant_app, ["anchors", *options]).stdout.splitlines()
+    last = stored(tmp_path / "journal")[-1]
+    assert lines[-1].startswith(f"vqi-anchor s row 6 chain {last.chain_sha256} time 20")
 
 
 # --- what must not arrive -----------------------------------------------------------------------
@@ -389,6 +390,32 @@ def test_create_is_safe_to_repeat_and_refuses_what_sorts_otherwise(
         pytest.raises(PlantError, match="createdb --template=template0 --encoding=UTF8"),
     ):
         hub.create()
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('dsn = "host=hub password=secret"', "plant.dsn holds a password"),
+        ('dsn = "postgresql://line:secret@hub/plant"', "plant.dsn holds a password"),
+        ("", "give dsn, dsn_file or both"),
+        ('dsn = "host=hub"\nimages = "/x"\ns3_endpoint_url = "http://s3"', "needs images = s3://"),
+        ('dsn = "hots=hub"', 'plant.dsn: invalid connection option "hots"'),
+        ('dsn_file = "/no/such/file"', "plant.dsn_file /no/such/file: cannot be read"),
+    ],
+)
+def test_a_mistake_in_the_configuration_is_one_line(tmp_path: Path, lines: str, said: str) -> None:
+    config = str(Rig(tmp_path, tables=f"[plant]\n{lines}\n").write())
+    with pytest.raises(ConfigError) as caught:
+        _open_plant(config)
+    assert said in str(caught.value).replace("plant: dsn", "plant.dsn")
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def _open_plant(config: str) -> Hub:
+    plant = load_configuration(config).value.plant
+    assert plant is not None
+    return Hub(plant)
 
 
 # --- pictures -----------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from station.cli.common import fail
+from station.cli.common import JsonOption, fail, print_json
 from station.cli.log_options import Config
 from station.cli.log_ship import PlantDsn, plant_hub
+from station.record import rfc3339
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -36,6 +37,26 @@ def grant(
         hub.grant(role, duty, station or [])
         whose = ", ".join(station or ["every station"])
         typer.echo(f"{hub.name}: {role} is {duty} of {whose}")
+
+
+@app.command()
+def anchors(
+    station: Annotated[str, typer.Option(help="Station id.")],
+    config: Config = None,
+    dsn: PlantDsn = None,
+    most: Annotated[int, typer.Option(min=1, max=100_000, help="Evenly over the chain.")] = 1000,
+    is_json: JsonOption = False,
+) -> None:
+    """Which rows the plant has of a station, with which chain value, since when: a log that lacks
+    one was cut or changed."""
+    from station.plant_verify import anchors as read_anchors
+
+    with plant_hub(config, dsn) as hub, hub.asking() as connection:
+        for anchor in read_anchors(connection, station, most):
+            if is_json:
+                print_json({**anchor._asdict(), "arrived_at": rfc3339(anchor.arrived_at)})
+            else:
+                typer.echo(anchor.line())
 
 
 @app.command()

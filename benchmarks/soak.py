@@ -14,7 +14,6 @@ program that has changed since. Plots are beside it as SVG.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import math
 import signal
@@ -100,7 +99,13 @@ def main() -> None:
     soak(bench, rate_hz, options)
     result = evaluate(bench, rate_hz)
     print(json.dumps(result) if options.json else table(result))
-    sys.exit(0 if result["is_flat"] and result["is_whole"] else 1)
+    sys.exit(exit_status(result, options.minutes))
+
+
+def exit_status(result: Json, wanted_min: float) -> int:
+    """0 only for a soak that is done, flat and whole: one that was ended has not shown it yet."""
+    is_done = 60.0 * (wanted_min - result["minutes"]) <= _EVERY_S
+    return 0 if is_done and result["is_flat"] and result["is_whole"] else 1
 
 
 # --- a piece ------------------------------------------------------------------------------------
@@ -239,7 +244,7 @@ def evaluate(bench: Bench, rate_hz: float) -> Json:
     draw(bench.folder, series)
     lost = sum(piece["lost_frames"] or 0 for piece in pieces)
     return {
-        "minutes": round(minutes_of(samples), 1),
+        "minutes": round(minutes_of(samples), 2),
         "longest_piece_minutes": round(longest_min(samples), 1),
         "pieces": pieces,
         "plates": sum(piece["plates"] or 0 for piece in pieces),
@@ -394,5 +399,7 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         main()
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)

@@ -127,7 +127,7 @@ def open_serial(
     try:
         import serial
     except ImportError as error:  # pragma: no cover - pyserial is a base dependency
-        raise DriverMissing("a serial stack light needs pyserial: pip install pyserial") from error
+        raise DriverMissing("a serial port needs pyserial: pip install pyserial") from error
     try:
         device = serial.Serial(
             port, baud_rate, parity=parity, stopbits=stop_bits, exclusive=True, timeout=0
@@ -155,7 +155,7 @@ def open_tcp(name: str, host: str, port: int, limit_s: float = _CONNECT_S) -> Wi
 def _serial_error(port: str, error: Exception) -> DeviceError:
     number = getattr(error, "errno", None)
     if number in (errno.ENOENT, errno.ENXIO, errno.ENODEV):
-        return DeviceNotFound(f"no serial port {port}; found: {_ports()}; plug the stack light in")
+        return DeviceNotFound(f"no serial port {port}; found: {_ports()}; plug the device in")
     if number in (errno.EAGAIN, errno.EBUSY):
         return DeviceBusy(f"serial port {port} is held by another process; stop that one")
     if number in (errno.EACCES, errno.EPERM):

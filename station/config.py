@@ -11,13 +11,24 @@ from importlib import resources
 from ipaddress import IPv4Address
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, IPvAnyAddress, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    IPvAnyAddress,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from drivers.camera.settings import CameraSettings
 from drivers.io.settings import DigitalIoSettings, ModbusIoSettings, output_names
-from drivers.plc.settings import PlcSettings
+from drivers.plc.settings import IoPlcSettings, PlcSettings
+from drivers.scanner.settings import ScannerSettings
 from drivers.settings import Count, Number, Settings
 from drivers.stacklight import LightState
 from drivers.stacklight.profiles import (
@@ -27,7 +38,7 @@ from drivers.stacklight.profiles import (
     pattern_table,
 )
 from drivers.stacklight.settings import Abilities, LightPattern, Mode, StackLightSettings
-from station.record import CLOCK_JUMP_LIMIT_H, PictureClass
+from station.record import CLOCK_JUMP_LIMIT_H, PictureClass, Verdict
 
 SHIPPED_PREFIX = "shipped:"
 EX_CONFIG = 78
@@ -38,6 +49,7 @@ DEFAULT_RECORD_GB = 20.0
 _PASSWORD = re.compile(r"password\s*=|://[^/@]*:[^/@]*@", re.IGNORECASE)
 
 T = TypeVar("T")
+ReviewWord = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
 
 
 class ConfigError(Exception):
@@ -212,6 +224,31 @@ class HealthRecipe(Settings):
         return self
 
 
+class ReviewRecipe(Settings):
+    """What a person may say of a plate afterwards, and when one person is not enough."""
+
+    reasons: dict[ReviewWord, str] = Field(
+        {
+            "dirt": "dust or dirt, no defect",
+            "limit": "within the limit sample",
+            "missed": "a defect that was not found",
+            "confirmed": "as it was judged",
+            "other": "see the note",
+        },
+        min_length=1,
+        description="Codes that a review may give as its reason, and what each means.",
+    )
+    kinds: tuple[ReviewWord, ...] = Field(
+        ("scratch", "dent", "inclusion", "bubble", "stain", "crack", "dots", "other"),
+        description="What a reviewer may call a defect.",
+    )
+    four_eyes: tuple[Literal[Verdict.FAIL, Verdict.UNDECIDED], ...] = Field(
+        (),
+        description="A plate that was judged so, by the station or a person, passes by reviews of "
+        "two people only.",
+    )
+
+
 class Recipe(Settings):
     """What defines a product's inspection."""
 
@@ -224,6 +261,7 @@ class Recipe(Settings):
     model: ModelRecipe
     keep: KeepRecipe = KeepRecipe()
     health: HealthRecipe = HealthRecipe()
+    review: ReviewRecipe = ReviewRecipe()
     deadline_s: Number = Field(
         2.0,
         gt=0,
@@ -247,6 +285,45 @@ class StationSettings(Settings):
     ring_s: Number = Field(0.75, ge=0.5, le=10, description="Frames the ring holds, in seconds.")
 
 
+ClockTime = Annotated[str, Field(pattern=r"^([01][0-9]|2[0-3]):[0-5][0-9]$")]
+
+
+class ShiftSettings(Settings):
+    """When shifts begin, local time: each name of a shift is a key. A shift lasts until the next
+    one begins."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, ClockTime]
+
+    timezone: str = Field(description="IANA name, e.g. Europe/Berlin; knows of summer time.")
+
+    @property
+    def begins(self) -> dict[str, str]:
+        """The local time at which each shift begins, as HH:MM."""
+        return dict(self.__pydantic_extra__)
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_is_known(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError(f"no time zone {name!r}; an IANA name is Europe/Berlin") from error
+        return name
+
+    @model_validator(mode="after")
+    def _shifts_can_be_told_apart(self) -> ShiftSettings:
+        times = list(self.begins.values())
+        if not times:
+            raise ValueError('no shift is named; add for example early = "06:00"')
+        if len(set(times)) < len(times):
+            raise ValueError("two shifts begin at the same time")
+        strange = [name for name in self.begins if not name.isidentifier() or not name.isascii()]
+        if strange:
+            raise ValueError(f"{strange[0]!r}: a shift's name is letters, digits and _")
+        return self
+
+
 class JournalSettings(Settings):
     directory: Path = Field(description="Database, published snapshot and pictures.")
     snapshot_interval_s: Number = Field(
@@ -257,6 +334,11 @@ class JournalSettings(Settings):
         None,
         description="Free disk below which previews of passed plates, then all their pictures are "
         "not kept, then READY drops; default 10, 5 and 2 x min_free_mb.",
+    )
+    shifts: ShiftSettings | None = None
+
+    reports: Path | None = Field(
+        None, description="Folder of shift reports; `vqi log report --due` writes them."
     )
 
     @property
@@ -319,6 +401,29 @@ class RetentionSettings(Settings):
         """The rule of each class that has one."""
         given = {kind: getattr(self, kind.value) for kind in PictureClass}
         return {kind: rule for kind, rule in given.items() if rule is not None}
+
+
+class ProofSettings(Settings):
+    """What lets somebody who does not trust the station see that the log is whole."""
+
+    every_h: Number = Field(1.0, gt=0, le=8760, description="Between two checkpoints.")
+    key_file: Path | None = Field(
+        None,
+        description="Ed25519 key of `vqi log key make`; default: the unit's credential "
+        "log-key.pem. Without one checkpoints are not signed.",
+    )
+    anchor_file: Path | None = Field(
+        None, description="Another user's file to which each checkpoint's anchor is appended."
+    )
+    anchor_socket: Path | None = Field(
+        None, description="Whoever listens there appends to anchor_file; default: this process."
+    )
+
+    @model_validator(mode="after")
+    def _socket_has_its_file(self) -> ProofSettings:
+        if self.anchor_socket is not None and self.anchor_file is None:
+            raise ValueError("anchor_socket needs anchor_file: the file that its listener appends")
+        return self
 
 
 class LightSettings(Settings):
@@ -400,6 +505,25 @@ class AcceptSettings(Settings):
         return self
 
 
+class IdentitySettings(Settings):
+    """Where part serials are read, and how they find their plates."""
+
+    distance_mm: Number = Field(
+        ge=0, le=100_000, description="From where labels are read to the camera's scan line."
+    )
+    tolerance_mm: Number = Field(
+        20.0, gt=0, le=10_000, description="A label read so far before or behind a plate is its."
+    )
+    badge_prefix: str | None = Field(
+        None,
+        pattern=r"^[!-~]{1,16}$",
+        description="A reading that begins so signs the person on whom the rest names.",
+    )
+    scanner: ScannerSettings | None = Field(
+        None, description="Left out: serials come from the PLC's registers."
+    )
+
+
 class CommissioningSettings(Settings):
     """What makes this station's plates production."""
 
@@ -462,13 +586,28 @@ class Configuration(Settings):
     camera: CameraSettings
     journal: JournalSettings
     retention: RetentionSettings = RetentionSettings()
+    proof: ProofSettings = ProofSettings()
     light: LightSettings
     flat_field: FlatFieldSettings | None = None
     commissioning: CommissioningSettings | None = None
     plc: PlcSettings | None = None
     accept: AcceptSettings | None = None
+    identity: IdentitySettings | None = None
     metrics: MetricsSettings | None = None
     plant: PlantSettings | None = None
+
+    @model_validator(mode="after")
+    def _serials_come_from_somewhere(self) -> Configuration:
+        identity = self.identity
+        is_silent = (
+            self.plc is None or isinstance(self.plc, IoPlcSettings) or not self.plc.has_serials
+        )
+        if identity is not None and identity.scanner is None and is_silent:
+            raise ValueError(
+                "identity: nothing reads serials: add [identity.scanner], or a [plc] with "
+                "has_serials = true"
+            )
+        return self
 
     @property
     def commissioning_file(self) -> Path | None:
@@ -556,6 +695,7 @@ _CHOSEN: dict[tuple[str, ...], tuple[int, ...]] = {
     ("light", "device"): (2,),
     ("accept", "device"): (2,),
     ("plc",): (1,),
+    ("identity", "scanner"): (2,),
     ("plc", "io", "device"): (3,),
 }
 """Where pydantic names the type that chose a device's settings."""

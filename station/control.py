@@ -1,19 +1,21 @@
 """Commands to a running station over its control socket: status, halt, resume, acknowledge, learn
-the light anew."""
+the light anew; and what a person says of the plates: operator, lot, job, the next one's serial."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import selectors
 from collections.abc import Callable
 from pathlib import Path
 
-from station.ipc import SOCKETS, Channel, Json, Listener, PeerGone, connect
+from station.given import GIVEN
+from station.ipc import SOCKETS, Channel, Json, Listener, PeerGone, connect, user_name
 
 _MAX_CLIENTS = 16
-_OPS = ("status", "halt", "resume", "ack", "relearn")
+SAYINGS = (*GIVEN, "serial")
+"""Commands that carry a text."""
+_OPS = ("status", "halt", "resume", "ack", "relearn", *SAYINGS)
 
 
 def control_path(runtime_dir: Path) -> Path:
@@ -27,9 +29,9 @@ class ControlServer:
         self,
         runtime_dir: Path,
         selector: selectors.BaseSelector,
-        handle: Callable[[str, str], Json],
+        handle: Callable[[str, str, str], Json],
     ) -> None:
-        """`handle(op, who)` carries out one command and returns its answer."""
+        """`handle(op, who, text)` carries out one command and returns its answer."""
         # Anybody may ask for the status; the other commands look at who asks.
         self._listener = Listener(control_path(runtime_dir), mode=0o666)
         self._selector = selector
@@ -70,7 +72,10 @@ class ControlServer:
         uid = client.peer_uid()
         if op != "status" and uid not in (0, os.getuid()):
             return {"ok": False, "error": f"{op} is for the station's own user and root"}
-        return self._handle(op, _user_name(uid))
+        text = body.get("text", "")
+        if not isinstance(text, str):
+            return {"ok": False, "error": f"{op}: text is wanted"}
+        return self._handle(op, user_name(uid), text)
 
     def _drop(self, client: Channel) -> None:
         self._clients.discard(client)
@@ -78,14 +83,7 @@ class ControlServer:
         client.close()
 
 
-def send_command(runtime_dir: Path, op: str, timeout_s: float = 2.0) -> Json:
+def send_command(runtime_dir: Path, op: str, text: str = "", timeout_s: float = 2.0) -> Json:
     """Send one command to the running station. Raises `PeerGone` if none runs there."""
     with connect(control_path(runtime_dir)) as channel:
-        return channel.request({"op": op}, timeout_s)
-
-
-def _user_name(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"
+        return channel.request({"op": op, "text": text}, timeout_s)

@@ -140,6 +140,8 @@ def _of_result(station_id: str, seq: int, body: Mapping[str, Any]) -> Lines:
 
 
 def _of_review(station_id: str, seq: int, body: Mapping[str, Any]) -> Lines:
+    if body.get("is_pending"):  # what stood before stands until a second person agrees
+        return Lines()
     review = {
         "station_id": station_id,
         "seq": seq,

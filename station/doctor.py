@@ -50,9 +50,17 @@ _COMMAND_LIMIT_S: Final = 50.0
 _ASK_TIMEOUT_S: Final = 1.0
 _ROWS: Final = 200
 _LOG_LINES: Final = 5000
-_PERSONAL: Final = ("part_id", "who", "reviewer", "operator", "lot")
+_PERSONAL: Final = (
+    *("part_id", "who", "reviewer", "operator", "lot", "account"),
+    *("job_id", "serial", "serials", "value"),
+)
 """Fields of a row that name a part or a person."""
-_WORDS: Final = {"review": "reason", "hold": "why", "release": "why", "clock": "why"}
+_WORDS: Final = {
+    "review": ("reason", "note"),
+    "hold": ("why",),
+    "release": ("why",),
+    "clock": ("why",),
+}
 """Where rows of a kind hold what a person wrote."""
 _OUR_COMMAND: Final = re.compile(r"^ *\d+ (\S*/)?(vqi |python\S* .*(/vqi |\bstation\.))")
 _FIGURES: Final = re.compile(r"[0-9A-Fa-fTZ:.+-]*")
@@ -321,7 +329,10 @@ def _check(place: Place, part: Part) -> str:
 
 def _status(place: Place, part: Part) -> str:
     said = ask_all(place.runtime_dir, _ASK_TIMEOUT_S)
-    return _json({process: status or {"down": why} for process, (status, why) in said.items()})
+    found = {process: status or {"down": why} for process, (status, why) in said.items()}
+    if not part.wanted.has_secrets:
+        found["station"].pop("given", None)
+    return _json(found)
 
 
 def _processes(place: Place, part: Part) -> str:
@@ -419,20 +430,26 @@ def _pseudonyms() -> Callable[[str], str]:
 
 
 def _impersonal(row: Json, pseudonym: Callable[[str], str]) -> Json:
-    named: Json = {
-        name: pseudonym(row[name]) for name in _PERSONAL if isinstance(row.get(name), str)
-    }
+    named: Json = {name: _named(row[name], pseudonym) for name in _PERSONAL if row.get(name)}
     if pseudonym("x") == "x":
         return {**row, **named}
     kind, detail = row.get("kind"), row.get("detail")
-    if kind in _WORDS:
-        named[_WORDS[kind]] = _cut(row.get(_WORDS[kind]))
+    for name in _WORDS.get(str(kind), ()):
+        named[name] = _cut(row.get(name))
     if kind == "change" and isinstance(detail, dict) and row.get("who") != "station":
         named["detail"] = {
             name: value if _FIGURES.fullmatch(str(value)) else _cut(value)
             for name, value in detail.items()
+            if name not in _PERSONAL
         }
     return {**row, **named}
+
+
+def _named(value: Any, pseudonym: Callable[[str], str]) -> Any:
+    """A name, or each of several."""
+    if isinstance(value, list):
+        return [_named(one, pseudonym) for one in value]
+    return pseudonym(value) if isinstance(value, str) else value
 
 
 def _cut(words: Any) -> str:

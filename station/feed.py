@@ -75,6 +75,8 @@ class BeltMoved:
     """Where the belt was when a frame's last scan line was in memory."""
 
     place: Place
+    has_encoder: bool
+    """Else a belt that stood still is taken to have run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,7 +299,8 @@ class Feed:
         end = self._travel.take(frame)
         if frame.timestamp_ns - self._told_ns >= _PLACE_EVERY_NS:
             self._told_ns = frame.timestamp_ns
-            self._post(BeltMoved(Place(end, frame.timestamp_ns)))
+            place = Place(end, frame.timestamp_ns)
+            self._post(BeltMoved(place, frame.encoder_value is not None))
 
     def _count(self, frame: Frame) -> None:
         counts = self.counts

@@ -17,6 +17,8 @@ from models.classifier import Classifier
 from models.localise import Box, defect_boxes
 from models.runtimes import Findings
 from station.acquisition import Tick
+from station.given import Given
+from station.identity import Association
 from station.record import Reason
 from station.strip import Pixels, Plate
 from station.tiling import (
@@ -105,6 +107,10 @@ class PlateWork:
     scored_ns: int = 0
     """CLOCK_MONOTONIC when the last score was in."""
     submitted_ns: int = 0
+    given: Given = field(default_factory=Given)
+    """What held when its leading edge was seen."""
+    association: Association | None = None
+    """With its serial; None where none is looked for."""
     belt_place: int | None = None
     """Scan lines of belt travel at the leading edge; None where nobody asked."""
     lock: threading.Lock = field(default_factory=threading.Lock)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pwd
 import socket
 import time
 from dataclasses import dataclass
@@ -203,3 +204,11 @@ class _short_name:
 
     def __exit__(self, *exc: object) -> None:
         os.close(self._folder)
+
+
+def user_name(uid: int) -> str:
+    """Login name of a user id, or the id where it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"

@@ -30,9 +30,10 @@ import cv2
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
+from station import reviews
 from station.audit import UNREVEALED
 from station.clock import Clock
-from station.config import EX_CONFIG, Configuration
+from station.config import EX_CONFIG, ConfigError, Configuration, load_recipe
 from station.counters import Histogram
 from station.images import Draft, ImageFolder, Pictures, Pixels, SyncFailed
 from station.ipc import (
@@ -44,6 +45,7 @@ from station.ipc import (
     PacketTooLarge,
     PeerGone,
     connect,
+    user_name,
 )
 from station.lock import take_lock
 from station.log_lines import get_logger
@@ -59,7 +61,7 @@ from station.qms import (
     StoreRefused,
     publish_snapshot,
 )
-from station.record import AnyBody, Body, ImageBody, ResultBody, rfc3339, utc_now
+from station.record import AnyBody, Body, ImageBody, ResultBody, ReviewBody, rfc3339, utc_now
 from station.release import program_version
 from station.systemd import exit_with_starter, notify
 
@@ -100,13 +102,14 @@ class JournalClient:
         """What the last life left: last_sequence, open_plates (bodies), without_actuation (result
         ids), held (body of a FAIL or UNDECIDED that nobody acknowledged), has_late_plates,
         last_plate_ordinal, attentions and references (bodies), last_tick_at, signed_files (sha256
-        of commissioning files, the latest first), audit_seeds (bodies of those not revealed), head
-        (seq, chain)."""
+        of commissioning files, the latest first), given (what people said holds from plate to
+        plate), audit_seeds (bodies of those not revealed), head (seq, chain)."""
         return self._connected.request({"op": "hello"}, timeout_s=30.0)
 
     def ask(self, op: str, **given: str) -> Json:
         """`prune`: look for pictures that may go, {"sweep": the number of sweeps after which it has
-        been done}; `clock_is_right` with `who` and `why`."""
+        been done}; `checkpoint`: make one, {"tried": how many will have been tried by then};
+        `clock_is_right` with `who` and `why`."""
         return self._connected.request({"op": op, **given}, timeout_s=30.0)
 
     def status(self) -> Json:
@@ -117,7 +120,8 @@ class JournalClient:
     def submit(
         self, rows: Sequence[Body], pixels: Json | None = None, descriptor: int | None = None
     ) -> Json:
-        """Submit and wait for the answer: {"ok": true, "seq": [...], "pictures": {...}} or
+        """Submit and wait for the answer: {"ok": true, "seq": [...], "pictures": {...},
+        "received_ns", "durable_ns" (of the pictures; None without), "committed_ns"} or
         {"ok": false, "error"}."""
         self._send(rows, pixels, descriptor, timeout_s=5.0)
         packet = self._connected.receive(30.0)
@@ -230,10 +234,14 @@ class _Waiting:
     rows: list[Body]
     encoded: Future[Pictures] | None
     since: float
+    received_ns: int = field(default_factory=time.monotonic_ns)
+    durable_ns: int | None = None
+    """When its pictures were."""
     pictures: Json = field(default_factory=dict)
     """What this process filled into the result's row."""
 
     def fill_in(self, made: Pictures) -> None:
+        self.durable_ns = time.monotonic_ns()
         images = tuple(picture.body for picture in made.written)
         self.rows = [_with_pictures(row, made.pixels_sha256, images) for row in self.rows]
         self.pictures = {
@@ -255,6 +263,7 @@ class _Counts:
 class _Journal:
     def __init__(self, configuration: Configuration, clock: Clock | None = None) -> None:
         self._settings = configuration.journal
+        self._recipe = configuration.station.recipe
         self._directory = configuration.journal.directory
         self._store = Store(self._directory)
         self._images = ImageFolder(self._directory / IMAGES)
@@ -395,11 +404,20 @@ class _Journal:
                 self._begin_pictures(client, body, descriptors)
             case "prune":
                 self._answer(client, {"ok": True, "sweep": self._upkeep.sweep_now()})
+            case "checkpoint":
+                self._answer(client, {"ok": True, "tried": self._upkeep.checkpoint_now()})
             case "clock_is_right":
-                self._upkeep.accept_clock(str(body["who"]), str(body["why"]))
-                self._answer(client, {"ok": True})
+                self._accept_clock(client, str(body["who"]), str(body["why"]))
             case other:
                 self._answer(client, {"ok": False, "error": f"unknown operation {other!r}"})
+
+    def _accept_clock(self, client: Channel, who: str, why: str) -> None:
+        try:
+            self._upkeep.accept_clock(who, why)
+        except ValueError as error:
+            self._answer(client, {"ok": False, "error": str(error)})
+            return
+        self._answer(client, {"ok": True})
 
     def _answer(self, client: Channel, answer: Json) -> None:
         try:
@@ -426,6 +444,7 @@ class _Journal:
             "references": self._store.references(),
             "last_tick_at": self._last_tick_at,
             "signed_files": self._store.signed_files(),
+            "given": self._store.given(),
             "audit_seeds": self._store.unrevealed_seeds(UNREVEALED),
             "head": {"seq": seq, "chain_sha256": chain},
         }
@@ -499,6 +518,7 @@ class _Journal:
         try:
             rows: list[Body] = [_BODIES.validate_python(row) for row in body["rows"]]
             self._see_that_it_may(rows)
+            rows = [self._completed(client, row) for row in rows]
             wanted = body.get("pixels") if descriptors else None
             draft = self._draft(client, rows[0], wanted, descriptors[0]) if wanted else None
         except (ValidationError, LookupError, ValueError, TypeError) as error:
@@ -517,6 +537,16 @@ class _Journal:
         objection = self._upkeep.objection(rows)
         if objection:
             raise ValueError(objection)
+
+    def _completed(self, client: Channel, row: Body) -> Body:
+        """A review with what its reviewer does not say. Raises ValueError if none may say it."""
+        if not isinstance(row, ReviewBody):
+            return row
+        try:
+            recipe = load_recipe(self._recipe).value.review
+        except ConfigError as error:
+            raise ValueError(f"the recipe says what a review may: {error}") from error
+        return reviews.accepted(row, recipe, user_name(client.peer_uid()))
 
     def _draft(self, client: Channel, row: Body, wanted: Json, descriptor: int) -> Draft:
         """The pictures that were begun when the plate arrived, or a new beginning."""
@@ -603,21 +633,28 @@ class _Journal:
             for item in items:
                 self._refuse(item.client, item.number, str(error))
             return
+        committed_ns = time.monotonic_ns()
         for item in items:
-            self._acknowledge(item, [next(numbers) for _ in item.rows])
+            self._acknowledge(item, [next(numbers) for _ in item.rows], committed_ns)
 
     def _append_alone(self, item: _Waiting) -> None:
         try:
-            self._acknowledge(item, self._store.append(item.rows))
+            seqs = self._store.append(item.rows)
+            self._acknowledge(item, seqs, time.monotonic_ns())
         except ContradictionError as error:
             self._answer(item.client, {"ok": False, "id": item.number, "error": str(error)})
         except StoreRefused as error:
             self._refuse(item.client, item.number, str(error))
 
-    def _acknowledge(self, item: _Waiting, seqs: list[int]) -> None:
+    def _acknowledge(self, item: _Waiting, seqs: list[int], committed_ns: int) -> None:
         self._upkeep.noted(item.rows)
         answer = {"ok": True, "id": item.number, "seq": seqs, "pictures": item.pictures}
-        self._answer(item.client, answer)
+        times = {
+            "received_ns": item.received_ns,
+            "durable_ns": item.durable_ns,
+            "committed_ns": committed_ns,
+        }
+        self._answer(item.client, answer | times)
 
     # --- what is left behind --------------------------------------------------------------------
 

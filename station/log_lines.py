@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,13 +19,13 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from station.record import rfc3339
 from station.redaction import redact
+from station.visible import visible
 
 MOST_BYTES: Final = 4096
 """Of a line: a pipe takes as much in one piece or not at all (PIPE_BUF)."""
 _MOST_CHARACTERS = 1500
 """Of one field; of the parts of a line that does not fit, `_FEW_CHARACTERS`."""
 _FEW_CHARACTERS = 200
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 """Of syslog(3), as journald reads them before a line."""
 
@@ -115,15 +114,11 @@ def _as_text(logger: WrappedLogger, method: str, event: EventDict) -> str:
     trace = said.pop("exception", "")
     words = "".join(f" {key}={value}" for key, value in said.items() if value != "")
     line = f"{event['level'].upper()} {event['process']}: {event['event']}{words}"
-    tail = "".join(f"\n{_visible(part)}" for part in str(trace).splitlines())
-    return (_visible(line) + tail)[: MOST_BYTES - 1]
+    tail = "".join(f"\n{visible(part)}" for part in str(trace).splitlines())
+    return (visible(line) + tail)[: MOST_BYTES - 1]
 
 
 _SAID_FIRST = ("time", "level", "process", "station_id", "logger", "event")
-
-
-def _visible(text: str) -> str:
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 structlog.configure(

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import time
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy import Connection, Engine, Executable, create_engine, inspect, text
+from sqlalchemy import (
+    Connection,
+    CursorResult,
+    Engine,
+    Executable,
+    TextClause,
+    create_engine,
+    inspect,
+    text,
+)
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
+from station.packing import Contexts
 from station.qms import DATABASE, HOLDS, IMAGES, SIGNED_FILES, SNAPSHOT, Json, StoreError
+from station.reviews import effective_verdict
 from station.tables import PLATE
 
 _PAGE_ROWS = 500
@@ -26,14 +38,15 @@ ASK_LIMIT_S = 10.0
 anew (I8)."""
 _LOOK_EVERY_STEPS = 10_000
 """Of SQLite's virtual machine: about a millisecond."""
-_FIRST_SEQ = -(2**63)
-"""The lowest that SQLite has: a row that somebody put before the first one is read, too."""
+_FIRST_SEQ, _LAST_SEQ = -(2**63), 2**63 - 1
+"""What SQLite has: a row that somebody put before the first one is read, too."""
 
 _ABOUT_PICTURES = text("""
     SELECT CASE kind WHEN 'result' THEN json_remove(body, '$.tile_grid', '$.tile_scores') ELSE body
     END FROM row WHERE result_id = :id AND +kind IN ('result', 'review', 'tombstone')
     AND seq < :before ORDER BY seq
 """)
+_BODY = text("SELECT body FROM row WHERE seq = :seq")
 _IS_REMOVED = text("""
     SELECT 1 FROM row WHERE result_id = :id AND kind = 'tombstone' AND body ->> '$.path' = :path
     LIMIT 1
@@ -78,6 +91,7 @@ class Reader:
     def __init__(self, directory: Path) -> None:
         """Raises `StoreError` if there is no log or it cannot be read."""
         self.directory = directory
+        self._contexts = Contexts(self._body_of)
         problems = []
         for source, name in (("live", DATABASE), ("snapshot", SNAPSHOT)):
             path = directory / name
@@ -89,6 +103,17 @@ class Reader:
             self.source, self.path = source, path
             return
         raise StoreError(f"no log can be read here: {'; '.join(problems)}")
+
+    @property
+    def lag_note(self) -> str:
+        """For people: that the derived tables do not know all rows yet; empty where they do."""
+        query = text("SELECT (SELECT coalesce(max(seq), 0) FROM row) - seq FROM derived")
+        lag = self.ask(query)[0][0]
+        if lag <= 0:
+            return ""
+        return (
+            f"{lag} rows are not in the tables yet, and in no answer; the journal process adds them"
+        )
 
     @property
     def source_note(self) -> str:
@@ -128,20 +153,22 @@ class Reader:
             "SELECT seq, body FROM row WHERE seq IN (SELECT value FROM json_each(:numbers))"
         )
         found = self._connection.execute(query, {"numbers": json.dumps(list(numbers))})
-        return {row.seq: json.loads(row.body) for row in found}
+        return {row.seq: self.whole(row.body) for row in found}
 
     def results(
         self, wanted: Filter, newest_first: bool = False, limit: int | None = None
     ) -> Iterator[Json]:
-        """Result bodies with their `seq` and last review, in order; those that are there now."""
+        """Result bodies with their `seq`, in order; those that are there now. `review` is None, or
+        what its reviews come to: see `judged`."""
         where, values = wanted.sql()
         order = "DESC" if newest_first else "ASC"
         query = f"SELECT seq FROM row WHERE kind = 'result'{where} ORDER BY seq {order}"
         if limit is not None:
             query, values = query + " LIMIT :limit", {**values, "limit": limit}
-        reviews = self._last_reviews()
+        reviews = self._reviews()
         for seq, body in self._of_rows(query, values):
-            yield {"seq": seq, **body, "review": reviews.get(body["result_id"])}
+            row = {"seq": seq, **body}
+            yield {**row, "review": judged([row, *reviews.get(body["result_id"], ())])}
 
     def of_result(self, result_id: str) -> list[Json]:
         """Every row about a result: the result first, then the others in order."""
@@ -149,7 +176,7 @@ class Reader:
             text("SELECT seq, body FROM row WHERE result_id = :id ORDER BY kind <> 'result', seq"),
             {"id": result_id},
         )
-        return [{"seq": row.seq, **json.loads(row.body)} for row in found]
+        return [{"seq": row.seq, **self.whole(row.body)} for row in found]
 
     def about_pictures(self, result_id: str, before: int) -> list[Json]:
         """What rows of a result before a row say of its pictures, in order."""
@@ -193,10 +220,13 @@ class Reader:
                 reasons[reason] = count
         return {"results": sum(verdicts.values()), "verdicts": verdicts, "reasons": reasons}
 
-    def rows(self, first: int = _FIRST_SEQ) -> Iterator[Any]:
+    def rows(self, first: int = _FIRST_SEQ, last: int = _LAST_SEQ) -> Iterator[Any]:
         """Every row with its generated columns, in order, up to the last one there is by then."""
-        query = text("SELECT * FROM row WHERE seq >= :first ORDER BY seq LIMIT :count")
-        while page := self._connection.execute(query, {"first": first, "count": _PAGE_ROWS}).all():
+        query = text(
+            "SELECT * FROM row WHERE seq >= :first AND seq <= :last ORDER BY seq LIMIT :count"
+        )
+        values = {"last": last, "count": _PAGE_ROWS}
+        while page := self._connection.execute(query, {"first": first, **values}).all():
             yield from page
             if len(page) < _PAGE_ROWS:
                 return
@@ -211,6 +241,24 @@ class Reader:
         found = self._connection.execute(_WITH_PICTURES, {"after": after, "last": last})
         return [(row[0], json.loads(row[1])) for row in found]
 
+    def query(self, statement: TextClause, values: Json) -> CursorResult[Any]:
+        """What a statement that reads finds."""
+        return self._connection.execute(statement, values)
+
+    def chain_at(self, seq: int) -> str:
+        """Chain value of a row. Raises `StoreError` if there is no such row."""
+        query = text("SELECT chain_sha256 FROM row WHERE seq = :seq")
+        found = self._connection.execute(query, {"seq": seq}).scalar()
+        if found is None:
+            raise StoreError(f"{self.path}: there is no row {seq}: see `vqi log verify`")
+        return str(found)
+
+    def station_id(self) -> str:
+        """Whose log this is, by its last row; empty without one that says so."""
+        with contextlib.suppress(StoreError, ValueError, TypeError, AttributeError):
+            return str(self.whole((self.last_bodies(1) or ["{}"])[0]).get("station_id", ""))
+        return ""  # a body that is none any more
+
     def last_seq(self) -> int:
         """Of the newest row; 0 if there is none."""
         return int(self._connection.execute(text("SELECT max(seq) FROM row")).scalar() or 0)
@@ -222,6 +270,18 @@ class Reader:
             page = numbers[start : start + _PAGE_ROWS].tolist()
             bodies = self.bodies_at(page)
             yield from ((number, bodies[number]) for number in page)
+
+    def whole(self, body: str) -> Json:
+        """What was recorded in a row, also where the row leaves it to its context. Raises
+        `StoreError` if that is not there."""
+        try:
+            return self._contexts.whole(json.loads(body))
+        except LookupError as error:
+            raise StoreError(f"{self.path}: {error}; see `vqi log verify`") from error
+
+    def _body_of(self, seq: int) -> str | None:
+        found = self._connection.execute(_BODY, {"seq": seq}).first()
+        return None if found is None else str(found[0])
 
     @property
     def images(self) -> Path:
@@ -251,8 +311,19 @@ class Reader:
         query = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'row'"
         return {row[0] for row in self._connection.execute(text(query))}
 
-    def _last_reviews(self) -> dict[str, Json]:
-        return {body["result_id"]: body for body in self.bodies("review")}
+    def reviews_of(self, result_ids: Collection[str]) -> dict[str, list[Json]]:
+        """The reviews of these results with their `seq`, in order."""
+        query = text(
+            "SELECT seq, body FROM row WHERE +kind = 'review' AND result_id IN "
+            "(SELECT value FROM json_each(:ids)) ORDER BY seq"
+        )
+        rows = self._connection.execute(query, {"ids": json.dumps(list(result_ids))})
+        return _by_result((row.seq, json.loads(row.body)) for row in rows)
+
+    def _reviews(self) -> dict[str, list[Json]]:
+        """Every review by the result that it is of, in order."""
+        query = "SELECT seq FROM row WHERE kind = 'review' ORDER BY seq"
+        return _by_result(self._of_rows(query, {}))
 
     def close(self) -> None:
         self._connection.close()
@@ -263,6 +334,27 @@ class Reader:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _by_result(rows: Iterable[tuple[int, Json]]) -> dict[str, list[Json]]:
+    found: dict[str, list[Json]] = {}
+    for seq, body in rows:
+        found.setdefault(body["result_id"], []).append({"seq": seq, **body})
+    return found
+
+
+def judged(rows: list[Json]) -> Json | None:
+    """What the reviews of a result come to: the last review's fields, `verdict` None and `reviewer`
+    empty while no review holds, and `pending` True while the last waits for a second person."""
+    if len(rows) == 1:
+        return None
+    judged = effective_verdict(rows)
+    return {
+        **rows[-1],
+        "verdict": None if judged.review is None else str(judged.verdict),
+        "reviewer": ", ".join(judged.reviewers),
+        "pending": judged.pending is not None,
+    }
 
 
 def _open_reading(path: Path) -> tuple[Engine, Connection]:

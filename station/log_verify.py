@@ -8,10 +8,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from station.audit_check import audit_findings
+from station.checkpoint import verify_checkpoints
 from station.log_reader import Reader
 from station.qms import EMPTY_CHAIN, Json, chain, first_changed, sha256_text
 from station.record import ClockBody, DiskBody, HoldBody, RetentionBody, TombstoneBody
 from station.retention import newest_label, objection, pictures_of
+from station.reviews import inconsistency
 from station.schema import TRIGGERS
 
 _CHECKED_ROWS = 10_000
@@ -31,6 +34,8 @@ class Verification:
     """Of them, those that a rule removed."""
     holds: int = 0
     """In force."""
+    anchors: int = 0
+    """From outside that the log was held against."""
     head: str = EMPTY_CHAIN
     findings: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -54,9 +59,12 @@ class _Removals:
     """Files that a tombstone speaks of and that are still there."""
 
 
-def verify(reader: Reader, with_images: bool = True) -> Verification:
-    """Recompute every hash, the chain and the pictures' sha256; see that edits are still barred and
-    that no picture was removed but by a rule that held and against no hold."""
+def verify(
+    reader: Reader, with_images: bool = True, public_key: Path | None = None
+) -> Verification:
+    """Recompute every hash, the chain, the checkpoints and the pictures' sha256; see that edits are
+    still barred and that no picture was removed but by a rule that held and against no hold.
+    `public_key`: what checkpoints must be signed with; default: the key beside the log."""
     found = Verification(findings=_missing_triggers(reader))
     before, opened, decided = EMPTY_CHAIN, set[str](), set[str]()
     removals = _Removals()
@@ -78,11 +86,17 @@ def verify(reader: Reader, with_images: bool = True) -> Verification:
         _collect(row.seq, body, opened, decided, found)
         _follow_removals(reader, row.seq, body, removals, found)
         if with_images:
-            _verify_images(reader.images, row.seq, body, removals, found)
+            _see_images(reader.images, row.seq, body, removals, found)
     found.results, found.head = len(decided), before
     found.open_plates = len(opened - decided)
     found.holds = len(removals.holds)
     _settle_removals(reader, removals, found)
+    audit = audit_findings(reader)
+    found.findings += audit.findings
+    found.notes += audit.notes
+    findings, notes = verify_checkpoints(reader, public_key)
+    found.findings += findings
+    found.notes += notes
     return found
 
 
@@ -142,11 +156,19 @@ def _follow_removals(
                 removals.disk_level = DiskBody.model_validate(body).level
             case "clock":
                 removals.ahead_s = ClockBody.model_validate(body).ahead_s
+            case "review":
+                _verify_review(reader, seq, body, found)
             case "tombstone":
                 _verify_tombstone(reader, seq, TombstoneBody.model_validate(body), removals, found)
     except (ValueError, LookupError, TypeError) as error:
         reason = str(error).replace("\n", " ")
         found.findings.append(f"row {seq}: no such {body.get('kind')} row can be: {reason}")
+
+
+def _verify_review(reader: Reader, seq: int, body: Json, found: Verification) -> None:
+    before = [row for row in reader.of_result(body["result_id"]) if row["seq"] < seq]
+    if why := inconsistency(before, {"seq": seq, **body}):
+        found.findings.append(f"row {seq}: a review that cannot be: it {why}")
 
 
 def _is_late(label: str, newest_at: str) -> bool:
@@ -177,6 +199,15 @@ def _verify_tombstone(
         found.findings.append(f"row {seq}: a picture was removed against the rules: {why}")
     if (reader.images / stone.path).exists():
         removals.left.add(stone.path)
+
+
+def _see_images(
+    images: Path, seq: int, body: Json, removals: _Removals, found: Verification
+) -> None:
+    try:
+        _verify_images(images, seq, body, removals, found)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        found.findings.append(f"row {seq}: names pictures as no row does: {error!r}")
 
 
 def _verify_images(

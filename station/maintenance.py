@@ -27,11 +27,13 @@ from station.clock import Clock, ClockWatch, SystemClock
 from station.config import ConfigError, Configuration, KeepRecipe, load_recipe
 from station.idle import start_idle
 from station.images import ImageError, ImageFolder, Quarantine
+from station.ingress import name_problem, words_problem
 from station.log_lines import get_logger
 from station.qms import DATABASE, Store, StoreRefused
 from station.record import (
     BackupBody,
     Body,
+    CheckpointBody,
     ClockBody,
     DiskBody,
     HoldBody,
@@ -55,15 +57,17 @@ from station.retention import (
 
 _LOG = get_logger("journal.maintenance")
 Json = dict[str, Any]
-_B = TypeVar("_B", RetentionBody, ClockBody, DiskBody)
+_B = TypeVar("_B", RetentionBody, ClockBody, DiskBody, CheckpointBody)
 
-OWN_KINDS = ("tombstone", "retention", "disk", "clock")
+OWN_KINDS = ("tombstone", "retention", "disk", "clock", "checkpoint")
 """Rows that only the journal process itself writes."""
 READY_LEVEL = 3
 """From this level of the disk on, the station is not ready."""
 _HYSTERESIS = 1.1
 _LOOK_EVERY_S = 0.25
 _SWEEP_EVERY_S = 60.0
+_COUNT_EVERY_S = 3600.0
+"""All pictures are counted anew; between, what is written and removed is added up."""
 _FIRST_SWEEP_S = 10.0
 _FOLDERS_A_PASS = 16
 _TOMBSTONES_A_STEP = 8
@@ -74,6 +78,8 @@ _PLANS_MAY_FAIL = 3
 _PLAN_LIMIT_S = 3600.0
 _BACKUP_LIMIT_S = 12 * 3600.0
 _RETRY_BACKUP_S = 3600.0
+_CHECKPOINT_LIMIT_S = 3600.0
+_FIRST_CHECKPOINT_S = 600.0
 _MOST_NEW_PATHS = 100_000
 
 
@@ -187,6 +193,11 @@ class _Counts:
     removed_mb: float = 0.0
     orphans: int = 0
     sweep_ended_s: float | None = None
+    kept_mb: float | None = None
+    """Of all pictures; None before they were counted."""
+    kept_since_mb: float = 0.0
+    """Written less removed since they were last to be counted."""
+    count_due: float = 0.0
 
 
 @dataclass(slots=True)
@@ -197,6 +208,21 @@ class _Backup:
     generation: str = ""
     unsaid: BackupBody | None = None
     """A row that the disk had no room for yet."""
+    child: _Child = field(default_factory=_Child)
+
+
+@dataclass(slots=True)
+class _Checkpoints:
+    tried: int = 0
+    """Since this process began, whatever came of it."""
+    due: float = 0.0
+    """In monotonic time."""
+    last_at: str | None = None
+    size: int = 0
+    is_signed: bool = False
+    is_asked: bool = False
+    problem: str = ""
+    unsaid: CheckpointBody | None = None
     child: _Child = field(default_factory=_Child)
 
 
@@ -256,6 +282,11 @@ class Upkeep:
         ok = store.last_backup(self._backups_at)
         self._backup = _Backup(ok_at=ok["written_at"] if ok else None)
         now = time.monotonic()
+        self._checkpoints = _Checkpoints()
+        last_checkpoint = _last(store, CheckpointBody)
+        if last_checkpoint is not None:
+            self._on_checkpoint(last_checkpoint)
+        self._checkpoints.due = now + self._checkpoint_wait_s()
         self._look_due = self._stepped_at = now
         self._sweep_due = now + _FIRST_SWEEP_S
 
@@ -271,6 +302,8 @@ class Upkeep:
             self._take_backup()
             self._begin_sweep(now)
             self._begin_backup(now)
+            self._take_checkpoint()
+            self._begin_checkpoint(now)
         if self._work is not None and (is_idle or now - self._stepped_at > _PATIENCE_S):
             self._stepped_at = now
             self._carry_out(self._work)
@@ -278,6 +311,7 @@ class Upkeep:
     def close(self) -> None:
         self._planner.stop()
         self._backup.child.stop()
+        self._checkpoints.child.stop()
 
     def _look(self) -> None:
         status = os.statvfs(self._directory)
@@ -358,6 +392,10 @@ class Upkeep:
                 return f"no hold {row.hold_id} is in force"
             if isinstance(row, HoldBody) and self._is_used(row):
                 return f"there was a hold {row.hold_id} already; give it another name"
+            if isinstance(row, HoldBody | ReleaseBody):
+                problem = _said_problem(row.who, row.why)
+                if problem:
+                    return problem
         return ""
 
     def _is_used(self, hold: HoldBody) -> bool:
@@ -378,6 +416,7 @@ class Upkeep:
                 self._on_copied(row)
             for image in getattr(row, "images", ()):
                 self._new_paths[image.path] = seq
+                self._counts.kept_since_mb += image.bytes / 1e6
         if len(self._new_paths) > _MOST_NEW_PATHS:
             self._new_paths.clear()
             self._paths_since = seq
@@ -396,13 +435,16 @@ class Upkeep:
         return self._counts.sweeps + (2 if is_busy else 1)
 
     def accept_clock(self, who: str, why: str) -> None:
-        """A person says that the clock is right; written at the next turn."""
+        """A person says that the clock is right; written at the next turn. Raises ValueError."""
+        if problem := _said_problem(who, why):
+            raise ValueError(problem)
         self._clock.accept(who, why)
         self._look_due = 0.0
 
     def attentions(self) -> list[str]:
         """What a person has to see to, apart from the disk."""
-        texts = (self._clock.doubt, self._backup.problem, *self._problems.values())
+        known = (self._clock.doubt, self._backup.problem, self._checkpoints.problem)
+        texts = (*known, *self._problems.values())
         return [text for text in texts if text]
 
     def brief(self) -> Json:
@@ -441,6 +483,7 @@ class Upkeep:
                 "tombstones": counts.tombstones,
                 "removed": counts.removed,
                 "removed_mb": round(counts.removed_mb, 3),
+                "pictures_bytes": self._pictures_bytes(),
                 "orphans": counts.orphans,
                 "quarantined": self._quarantine.files,
                 "quarantined_mb": round(self._quarantine.bytes / 1e6, 3),
@@ -455,6 +498,13 @@ class Upkeep:
                 "generation": self._backup.generation,
                 "problem": self._backup.problem,
             },
+            "proof": {
+                "tried": self._checkpoints.tried,
+                "last_at": self._checkpoints.last_at,
+                "size": self._checkpoints.size,
+                "is_signed": self._checkpoints.is_signed,
+                "problem": self._checkpoints.problem,
+            },
             "clock": {
                 "is_synchronized": clock.is_synchronized,
                 "steps": clock.steps,
@@ -465,15 +515,24 @@ class Upkeep:
             "attentions": self.attentions(),
         }
 
+    def _pictures_bytes(self) -> int | None:
+        """Of all pictures, nearly: they are counted by the hour. None before the first count."""
+        if self._counts.kept_mb is None:
+            return None
+        return int(1e6 * max(0.0, self._counts.kept_mb + self._counts.kept_since_mb))
+
     # --- pictures -------------------------------------------------------------------------------
 
     def _begin_sweep(self, now: float) -> None:
         if now < self._sweep_due or self._planner.is_running or self._work is not None:
             return
         self._read_recipe()
+        order = self.order()
+        if order.is_counting:
+            self._counts.kept_since_mb = 0.0
         self._planner.start(
             ["-m", "station.retention"],
-            self.order().model_dump_json(),
+            order.model_dump_json(),
             _PLAN_LIMIT_S,
             self._wake,
             is_awaited=self._is_awaited or self.level >= PASSES_GO_LEVEL,
@@ -499,6 +558,7 @@ class Upkeep:
             room=room,
             is_removing=not self._clock.doubt,
             folders=folders,
+            is_counting=time.monotonic() >= self._counts.count_due,
         )
 
     def _take_plan(self) -> None:
@@ -517,6 +577,9 @@ class Upkeep:
 
     def use(self, plan: Plan) -> None:
         """Carry out a plan, a little at every step."""
+        if plan.kept_mb is not None:
+            self._counts.kept_mb = plan.kept_mb
+            self._counts.count_due = time.monotonic() + _COUNT_EVERY_S
         self._new_paths = {path: seq for path, seq in self._new_paths.items() if seq > plan.as_of}
         if plan.as_of < self._paths_since:
             plan = Plan(as_of=plan.as_of)
@@ -598,6 +661,7 @@ class Upkeep:
             self._helpers.submit(leaving.unlink, missing_ok=True)
             self._counts.removed += 1
             self._counts.removed_mb += size / 1e6
+            self._counts.kept_since_mb -= size / 1e6
             self._done_in_plan += 1
 
     def _put_aside(self, path: str) -> None:
@@ -678,6 +742,67 @@ class Upkeep:
         made = datetime.fromisoformat(self._backup.ok_at)
         age_s = (self._clock.now() - made).total_seconds()
         return age_s if age_s >= 0 else None
+
+    # --- checkpoints ----------------------------------------------------------------------------
+
+    def checkpoint_now(self) -> int:
+        """Make one at once; how many will have been tried when it has been done."""
+        known = self._checkpoints
+        known.is_asked, self._look_due = True, 0.0
+        return known.tried + (2 if known.child.is_running else 1)
+
+    def _begin_checkpoint(self, now: float) -> None:
+        known = self._checkpoints
+        # But for the row of the last one itself.
+        is_new = self._store.head()[0] > known.size + 1
+        is_wanted = known.is_asked or (now >= known.due and is_new)
+        if not is_wanted or known.child.is_running or known.unsaid is not None:
+            return
+        order = {
+            "directory": str(self._directory),
+            **self._said(),
+            "proof": self._settings.proof.model_dump(mode="json"),
+        }
+        is_asked, known.is_asked = known.is_asked, False
+        command = ["-m", "station.checkpoint"]
+        given = json.dumps(order)
+        known.child.start(command, given, _CHECKPOINT_LIMIT_S, self._wake, is_awaited=is_asked)
+
+    def _checkpoint_wait_s(self) -> float:
+        """At a start, by the last one's label; a new log's first is not made in the first minutes,
+        in which a line starts."""
+        every_s, last_at = 3600 * self._settings.proof.every_h, self._checkpoints.last_at
+        if last_at is None:
+            return min(_FIRST_CHECKPOINT_S, every_s)
+        age_s = (self._clock.now() - datetime.fromisoformat(last_at)).total_seconds()
+        return min(max(0.0, every_s - age_s), every_s)
+
+    def _take_checkpoint(self) -> None:
+        known, answer = self._checkpoints, self._checkpoints.child.take()
+        if answer is not None:
+            known.due = time.monotonic() + 3600 * self._settings.proof.every_h
+            status, out, said = answer
+            try:
+                made = json.loads(out)
+                known.unsaid = CheckpointBody.model_validate(made["body"])
+                known.problem = "; ".join(made["problems"])
+            except (ValueError, LookupError, TypeError):
+                reason = said.strip()[-300:] or f"it ended with status {status}"
+                known.problem = f"no checkpoint of the log: {reason}"
+                known.tried += 1
+        if known.unsaid is not None and self._append([known.unsaid]):
+            self._on_checkpoint(known.unsaid)
+            known.unsaid = None
+            known.tried += 1
+
+    def _on_checkpoint(self, row: CheckpointBody) -> None:
+        known = self._checkpoints
+        known.last_at, known.size = row.written_at, row.size
+        known.is_signed = row.public_key is not None
+
+
+def _said_problem(who: str, why: str) -> str:
+    return name_problem("name", who) or words_problem("reason", why)
 
 
 def _why(step: Step, picture: Picture) -> str:

@@ -40,7 +40,7 @@ from station.actuation import Actuated, Actuation, Committed, Meaning
 from station.audit import AuditDraw
 from station.commissioned import read_commissioned
 from station.config import DEFAULT_RECORD_GB, ConfigError, Configuration, Loaded, Recipe
-from station.control import ControlServer
+from station.control import SAYINGS, ControlServer
 from station.counters import StageTimes
 from station.feed import (
     BeltBegan,
@@ -55,7 +55,9 @@ from station.feed import (
     PlateStarted,
 )
 from station.flat_field import FlatField
+from station.given import VALUE, Given
 from station.health import CameraHealth, Health, HealthRow, look_at, reference_key
+from station.ingress import Refused, admit
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Json, PeerGone
 from station.lamp import LampClient, LampError
@@ -77,6 +79,7 @@ from station.record import (
     Body,
     ChangeBody,
     DowntimeBody,
+    Identity,
     OpenedBody,
     Provenance,
     Reason,
@@ -94,7 +97,9 @@ from station.results import (
     opened_body,
     scored_body,
 )
-from station.state import StationState, provenance
+from station.scanner_feed import Scanned, ScannerState
+from station.serials import Serials
+from station.state import Origin, StationState, provenance
 from station.strip import Joined, StripCutter, buffer_lines
 from station.systemd import exit_with_starter, notify
 
@@ -102,10 +107,14 @@ _LOG = get_logger("station")
 _CONNECT_TIMEOUT_S = 15.0
 _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
-_NOT_BLOCKING = {"lamp", "log", "recording", "plc", "accept", "late", "pictures", "disk", "upkeep"}
+_NOT_BLOCKING = {
+    *("lamp", "log", "recording", "plc", "accept", "late", "pictures", "disk", "upkeep"),
+    *("scanner", "serials"),
+}
 _DROPS_READY = {"lamp", "accept", "late", "disk"}
 """Problems that keep no plate from being judged, but must keep the next one from coming."""
 _LATE = "a plate passed, but was past its accept point first; acknowledge it"
+_UNCLAIMED = "a serial was read that no plate took; see `vqi log serials`, acknowledge it"
 _PATIENCE_S = 5.0
 _WITHOUT_END = {Reason.INTERRUPTED, Reason.BELT_STOPPED}
 """Why a plate's last scan line was never seen."""
@@ -211,6 +220,15 @@ class Station:
         self._line_side = LineSide(self._settings)
         self._plc_counts: Json = {}
         """As the lamp process told them last."""
+        self._serials = Serials(
+            self._settings,
+            recipe.value.plate,
+            self._post,
+            lambda name: self._say_given("operator", name, "badge"),
+        )
+        self._given = Given()
+        self._stages: dict[str, Json] = {}
+        """Of results whose actuation row is not written yet: its stage times."""
         self._statistics = _Statistics()
         self._times = StageTimes()
         self._opened_ns: dict[str, int] = {}
@@ -275,6 +293,8 @@ class Station:
         )
         self._open_lamp(_CONNECT_TIMEOUT_S)
         self._test_lamp(is_restart=self._options.is_restart or bool(hello["open_plates"]))
+        self._given = Given.of_log(hello["given"])
+        self._serials.open(self._options.is_restart)
         camera = CameraProcess(settings.camera, settings.station.ring_s)
         check_strip(self._configuration, camera.info)
         commissioned = read_commissioned(
@@ -344,7 +364,7 @@ class Station:
             next_sequence=hello["last_sequence"] + 1,
             plates=self._options.plates,
             recorder=self._recorder,
-            watches_belt=self._line_side.has_accept,
+            watches_belt=self._line_side.has_accept or self._serials.is_expected,
         )
 
     def _open_recorder(self, info: CameraInfo) -> StripRecorder | None:
@@ -393,13 +413,14 @@ class Station:
             self._set_problem("late", _LATE)
         for body in hello["open_plates"]:
             opened = OpenedBody.model_validate(body)
-            self._write_result(interrupted_body(self._context, opened), None)
+            self._write_result(interrupted_body(self._context, opened, self._given), None)
         detail = {
             "recipe_sha256": self._recipe.sha256,
             "configuration_sha256": self._configuration.sha256,
             "model_sha256": self._context.classifier.model_sha256,
             "precision": self._why_precision,
             "camera_serial": self._context.camera.serial,
+            **_commissioning_name(self._origin, hello),
             "provenance": self._origin.provenance,
             "provenance_why": self._origin.why,
             **_feature_detail(self._context.camera),
@@ -423,8 +444,10 @@ class Station:
             ) from error
 
     def _audit_shift(self) -> str:
-        """What one seed draws: the plates of a day by UTC."""
-        return utc_now()[: len("2026-11-26")]
+        """What one seed draws: the plates of a shift, or of a day by UTC where no shifts are
+        configured."""
+        now = utc_now()
+        return self._context.shift_at(now) or now[: len("2026-11-26")]
 
     def _hold_again(self, body: ResultBody) -> None:
         """A restart is no acknowledgement: what nobody took out yet is held on."""
@@ -474,6 +497,7 @@ class Station:
             self._keep_connections()
             self._actuation.update(time.monotonic_ns())
             self._tell_outputs()
+            self._say_serials()
             if deadline is not None and time.monotonic() >= deadline:
                 deadline = None
                 self._end_now("time is up")
@@ -489,6 +513,7 @@ class Station:
             self._tell_outputs()
             self._feed.stop()
             self._drain_inbox()
+            self._serials.end()
             self._outbox.submit([*self._audit.end(), self._change("stop", "station", {"why": why})])
 
     def _end_now(self, why: str) -> None:
@@ -511,6 +536,7 @@ class Station:
             self._emit({"summary": self.summary()})
         if hasattr(self, "_control"):
             self._control.close()
+        self._serials.close()
         self._outbox.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
@@ -546,12 +572,20 @@ class Station:
                 self._on_scored(work)
             case PlateLeft(result_id, belt_place):
                 self._line_side.plate_ended(result_id, belt_place)
-            case BeltMoved(place):
+                self._serials.plate_ended(result_id, belt_place)
+            case BeltMoved(place, has_encoder):
                 self._line_side.belt_moved(place)
+                self._serials.belt_moved(place, has_encoder)
             case BeltBegan(frame_height):
                 self._line_side.belt_began(frame_height)
+                self._serials.belt_began(frame_height)
+            case Scanned(scan):
+                self._serials.scanned(scan)
+            case ScannerState(problem):
+                self._set_problem("scanner", problem)
+                self._set_attention()
             case GapSeen(sequence, gap):
-                self._write_result(gap_body(self._context, sequence, gap), None)
+                self._write_result(gap_body(self._context, sequence, gap, self._given), None)
             case Joined():
                 self._on_joined(message)
             case Tick():
@@ -576,11 +610,13 @@ class Station:
     def _on_opened(self, work: PlateWork) -> None:
         self._in_work.add(work.result_id)
         self._opened_ns[work.result_id] = time.monotonic_ns()
+        work.given = self._given
         # In the order of the rows: the plate is drawn by the seed that the log knows by then.
         if rows := self._audit.turn(self._audit_shift()):
             self._outbox.submit(rows)
         work.is_audit_sample = self._audit.draw(work.result_id)
         self._line_side.plate_began(work.result_id, work.belt_place)
+        self._serials.plate_began(work.result_id, work.belt_place)
         self._actuation.plate_opened(work.sequence, time.monotonic_ns())
         self._outbox.submit([opened_body(self._context, work)])
 
@@ -600,6 +636,7 @@ class Station:
         self._in_work.discard(work.result_id)
         if self._state is not StationState.OPERATIONAL and work.problem is None:
             work.problem, work.detail = Reason.HALTED, f"the station was {self._state}"
+        work.association = self._serials.decide(work.result_id)
         self._write_result(scored_body(self._context, work), work)
 
     def _write_result(self, body: ResultBody, work: PlateWork | None) -> None:
@@ -635,6 +672,7 @@ class Station:
         self._last_verdict_ns = time.monotonic_ns()
         self._opened_ns.pop(body.result_id, None)
         is_late = self._context.is_late(body.last_scan_line_ns)
+        self._stages[body.result_id] = _stage_times(body, work, answer)
         self._line_side.result(body, lambda: self._context.is_late(body.last_scan_line_ns))
         committed = Committed(
             body.result_id,
@@ -745,7 +783,17 @@ class Station:
 
     @property
     def _attention_texts(self) -> list[str]:
-        parts = ("log", "recording", "plc", "accept", "late", "disk", "upkeep")
+        parts = (
+            "log",
+            "recording",
+            "plc",
+            "accept",
+            "late",
+            "disk",
+            "upkeep",
+            "scanner",
+            "serials",
+        )
         texts = [self._problems[part] for part in parts if part in self._problems]
         return texts + (self._attentions if hasattr(self, "_health") else [])
 
@@ -816,7 +864,8 @@ class Station:
             self._times.took("confirmed", actuated.commanded_ns, actuated.shown_ns)
         if actuated.shown_ns is None and actuated.command != "withheld":
             _LOG.warning("light", **asdict(actuated))
-        body = ActuationBody(station_id=self._settings.station.id, **asdict(actuated))
+        stages = self._stages.pop(actuated.result_id, {})
+        body = ActuationBody(station_id=self._settings.station.id, **asdict(actuated), **stages)
         self._outbox.submit([body])
 
     # --- PLC and accept ---------------------------------------------------------------------------
@@ -846,6 +895,10 @@ class Station:
                 self._plc_counts = {f"plc_{name}": event[name] for name in ("overruns", "triggers")}
             case "plc_ack":
                 self._acknowledge("plc")
+            case "serial" if self._serials.is_expected:
+                self._serials.said(
+                    str(event["text"]).encode("latin-1", "replace"), Identity.PLC, event["at_ns"]
+                )
             case "accept_problem":
                 self._set_problem("accept", event["problem"])
             case "accept":
@@ -866,8 +919,33 @@ class Station:
         """A person has seen what was held, and what came too late."""
         self._policy.acknowledge()
         self._set_problem("late", "")
+        self._set_problem("serials", "")
         self._set_attention()
         self._outbox.submit([self._change("ack", who, {})])
+
+    # --- part serials, operator, lot, job ---------------------------------------------------------
+
+    def _say_serials(self) -> None:
+        """What was read and became no plate's serial: its row, and a person is called."""
+        for row in self._serials.take_rows():
+            self._outbox.submit([row])
+            if row.why == "unclaimed" and not self._is_ending:
+                self._set_problem("serials", _UNCLAIMED)
+                self._set_attention()
+
+    def _say_given(self, what: str, text: str, who: str) -> str:
+        """Something holds for the plates from here on; why it is refused, empty if it is not."""
+        name = admit(text) if text else ""
+        if isinstance(name, Refused):
+            return f"{what} {name.shown!r}: {name.why}"
+        if what == "serial":
+            if not name:
+                return "serial: empty"
+            self._serials.given(name)
+        else:
+            self._given = self._given.saying(what, name)
+        self._outbox.submit([self._change(what, who, {VALUE: name})])
+        return ""
 
     # --- the lamp process goes and comes ----------------------------------------------------------
 
@@ -956,9 +1034,13 @@ class Station:
         else:
             self._policy.clear_fault()
 
-    def _control_command(self, op: str, who: str) -> Json:
+    def _control_command(self, op: str, who: str, text: str) -> Json:
         if op == "status":
             return {"ok": True, "status": self.status()}
+        if op in SAYINGS:
+            refusal = self._say_given(op, text, who)
+            state = {"ok": True, "state": str(self._state)}
+            return {"ok": False, "error": refusal} if refusal else state
         if op == "halt":
             self._set_state(StationState.HALTED)
         elif op == "resume" and self._state is StationState.HALTED:
@@ -991,6 +1073,8 @@ class Station:
             "attentions": self._attentions if hasattr(self, "_health") else [],
             "calls": self._attention_texts,
             "upkeep": self._upkeep,
+            "given": asdict(self._given),
+            "serials": dict(self._serials.counts),
             "light": str(state),
             "light_result_id": shown_id,
             "light_confirmation": self._actuation.confirmation,
@@ -1117,10 +1201,29 @@ def _feature_detail(camera: CameraInfo) -> dict[str, str]:
     return detail
 
 
+def _commissioning_name(origin: Origin, hello: Json) -> dict[str, str]:
+    """The file by which plates are production: that which was signed last."""
+    if origin.provenance is not Provenance.PRODUCTION:
+        return {}
+    return {"commissioning_sha256": hello["signed_files"][0]}
+
+
 def _flat_field_names(flat_field: FlatField | None) -> dict[str, str]:
     if flat_field is None:
         return {}
     return {"flat_field_id": flat_field.id, "flat_field_sha256": flat_field.sha256}
+
+
+def _stage_times(body: ResultBody, work: PlateWork | None, answer: Json) -> Json:
+    """Stages of a result that lie after its row was made, or beside it: microseconds after
+    `decided_ns`."""
+    at_ns = {
+        "scored_us": work.scored_ns if work else 0,
+        "received_us": answer["received_ns"],
+        "durable_us": answer["durable_ns"],
+        "committed_us": answer["committed_ns"],
+    }
+    return {name: round((ns - body.decided_ns) / 1000) for name, ns in at_ns.items() if ns}
 
 
 def _age_s(since_ns: int) -> float | None:

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -22,6 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from station.config import ConfigError, PlantSettings
 from station.derived import KINDS, Lines, add, lines_of
+from station.packing import Contexts
 from station.plant_schema import BROKEN_CHAIN, DERIVED, UnfitDatabase, create, grant
 from station.qms import EMPTY_CHAIN, Json, first_changed
 from station.record import rfc3339
@@ -40,6 +41,8 @@ _DEFAULTS = {
 }
 _SHOWN = ("host", "hostaddr", "port", "dbname", "user", "service")
 _ROW = ("station_id", "seq", "kind", "body", "body_sha256", "chain_sha256")
+_NOT_IN_TABLES = ("tile_blocks", "tile_score_planes")
+"""What is costly to unpack, and what no table tells of."""
 _PAGE_ROWS = 5000
 _ADVICE = {
     "42P01": "make its tables with `vqi plant create`",
@@ -83,6 +86,14 @@ class Batch:
     station_id: str
     rows: Sequence[StoredRow]
     lines: Lines
+
+    def after(self, seq: int) -> Batch:
+        """Without rows up to one."""
+        parts = {
+            part.name: [line for line in getattr(self.lines, part.name) if line["seq"] > seq]
+            for part in fields(Lines)
+        }
+        return Batch(self.station_id, [row for row in self.rows if row.seq > seq], Lines(**parts))
 
 
 class Anchor(NamedTuple):
@@ -169,14 +180,18 @@ class Hub:
     def bodies(
         self, connection: Connection, named: Sequence[tuple[str, int]]
     ) -> dict[tuple[str, int], Json]:
-        """Bodies of rows by station and number."""
+        """What was recorded in rows, by station and number."""
         query = text(
             "SELECT station_id, seq, body FROM row JOIN unnest(CAST(:stations AS text[]), "
             "CAST(:numbers AS bigint[])) AS named (station_id, seq) USING (station_id, seq)"
         )
         stations, numbers = [name for name, _ in named], [number for _, number in named]
         found = connection.execute(query, {"stations": stations, "numbers": numbers})
-        return {(row.station_id, row.seq): json.loads(row.body) for row in found}
+        contexts = {name: contexts_of(connection, name) for name in set(stations)}
+        return {
+            (row.station_id, row.seq): contexts[row.station_id].whole(json.loads(row.body))
+            for row in found.all()
+        }
 
     def deliver(self, batch: Batch) -> Head:
         """Store what is not there yet; the station's head then.
@@ -227,9 +242,9 @@ class Hub:
             self._lock(station_id)
             for table in DERIVED:
                 connection.execute(delete(table).where(table.c.station_id == station_id))
-            rows = 0
+            rows, contexts = 0, contexts_of(connection, station_id)
             for page in pages(connection, station_id):
-                self._store_lines(plant_lines(station_id, page))
+                self._store_lines(plant_lines(station_id, page, contexts))
                 rows += len(page)
         return rows
 
@@ -282,7 +297,7 @@ class Hub:
         for row in rows:
             if row.seq in known and known[row.seq] != row.chain_sha256:
                 raise ChainError(fork(batch.station_id, row.seq))
-        return prepare(batch.station_id, [row for row in rows if row.seq > head.seq])
+        return batch.after(head.seq)
 
     def _store(self, batch: Batch) -> None:
         rows = [(batch.station_id, *row) for row in batch.rows]
@@ -322,13 +337,23 @@ def pages(connection: Connection, station_id: str) -> Iterator[Sequence[StoredRo
         values["after"] = page[-1].seq
 
 
-def prepare(station_id: str, rows: Sequence[StoredRow]) -> Batch:
+def contexts_of(connection: Connection, station_id: str) -> Contexts:
+    """What rows of a station leave to others, from the plant."""
+    query = text("SELECT body FROM row WHERE station_id = :station AND seq = :seq")
+
+    def read(seq: int) -> str | None:
+        return connection.execute(query, {"station": station_id, "seq": seq}).scalar()
+
+    return Contexts(read)
+
+
+def prepare(station_id: str, rows: Sequence[StoredRow], contexts: Contexts) -> Batch:
     """What a database is not needed for. Raises `ChainError` for rows that do not follow one
     another."""
     broken = first_changed(rows[1:], rows[0].chain_sha256) if rows else None
     if broken is not None:
         raise ChainError(_broken(station_id, broken))
-    return Batch(station_id, rows, plant_lines(station_id, rows))
+    return Batch(station_id, rows, plant_lines(station_id, rows, contexts))
 
 
 def _refuse_broken(batch: Batch, head: Head) -> None:
@@ -350,16 +375,26 @@ def _broken(station_id: str, seq: int) -> str:
     )
 
 
-def plant_lines(station_id: str, rows: Iterable[StoredRow]) -> Lines:
+def plant_lines(station_id: str, rows: Iterable[StoredRow], contexts: Contexts) -> Lines:
     """What rows add to QA's tables in PostgreSQL, whose text knows neither NUL nor halves of
     characters."""
     lines = Lines()
     for row in rows:
         if row.kind in KINDS:
-            body = json.loads(row.body)
-            storable = _storable(body) if "\\u" in row.body else body
-            lines.extend(lines_of(station_id, row.seq, row.kind, storable))
+            lines.extend(lines_of(station_id, row.seq, row.kind, _content(row.body, contexts)))
     return lines
+
+
+def _content(text_of_body: str, contexts: Contexts) -> Json:
+    """What a row says, but for its tiles; nothing where it is none: the chain's check names it."""
+    try:
+        body = json.loads(text_of_body)
+        for name in _NOT_IN_TABLES:
+            body.pop(name, None)
+        found = contexts.whole(body)
+    except (LookupError, ValueError, TypeError, AttributeError):
+        return {}
+    return _storable(found) if "\\u" in text_of_body else found
 
 
 def _storable(value: Any) -> Any:

@@ -4,7 +4,6 @@ and QA's tables made again from the rows and compared."""
 from __future__ import annotations
 
 import contextlib
-import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,9 @@ from sqlalchemy import Connection, Row, Table, create_engine, select, text
 from sqlalchemy.pool import StaticPool
 
 from station.derived import add
-from station.plant import Anchor, StoredRow, pages, plant_lines
+from station.plant import Anchor, StoredRow, contexts_of, pages, plant_lines
 from station.plant_schema import DERIVED, TRIGGERS
-from station.qms import EMPTY_CHAIN, first_changed
+from station.qms import EMPTY_CHAIN, Json, first_changed
 from station.tables import METADATA
 
 _PAGE_ROWS = 5000
@@ -48,9 +47,14 @@ def verify_station(connection: Connection, station_id: str) -> PlantVerification
     REPEATABLE READ."""
     found = PlantVerification(station_id)
     with _empty_tables() as made:
+        contexts = contexts_of(connection, station_id)
+
+        def many(statement: str, values: Sequence[Json]) -> None:
+            made.execute(text(statement), list(values))
+
         for page in pages(connection, station_id):
             _check_chain(page, found)
-            _make_lines(made, station_id, page)
+            add(many, plant_lines(station_id, page, contexts))
         for table in DERIVED:
             found.findings += _differences(table, _read(made, table, station_id),
                                            _read(connection, table, station_id))  # fmt: skip
@@ -95,21 +99,6 @@ def _empty_tables() -> Iterator[Connection]:
         METADATA.create_all(connection)
         yield connection
     engine.dispose()
-
-
-def _make_lines(made: Connection, station_id: str, page: Sequence[StoredRow]) -> None:
-    whole = [row for row in page if _is_json(row.body)]
-    add(lambda statement, values: made.execute(text(statement), list(values)),
-        plant_lines(station_id, whole))  # fmt: skip
-
-
-def _is_json(body: str) -> bool:
-    """The chain's check names a row that is none."""
-    try:
-        json.loads(body)
-    except ValueError:
-        return False
-    return True
 
 
 def _read(connection: Connection, table: Table, station_id: str) -> Iterator[Row[Any]]:

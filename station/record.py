@@ -105,6 +105,20 @@ def current_boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+class Identity(StrEnum):
+    """How a plate came to its part serial, or why it has none."""
+
+    SCANNER = "scanner"
+    """Read on the belt, alone in the plate's window."""
+    PLC = "plc"
+    COMMAND = "command"
+    """Typed by a person for the plate that came next."""
+    NONE = "none"
+    """Nothing was read in its window."""
+    AMBIGUOUS = "ambiguous"
+    """What was read may be of another plate, or two serials were; `serials` has them."""
+
+
 class Body(BaseModel):
     """A row's body. Canonical text: JSON, sorted keys, no spaces, UTF-8."""
 
@@ -168,6 +182,28 @@ class OpenedBody(Body):
     opened_ns: int
 
 
+_LATER_IN_RESULT = (
+    "identity",
+    "serials",
+    "attempt",
+    "previous_result_id",
+    "lot",
+    "job_id",
+    "operator",
+    "shift",
+)
+_LATER_IN_ACTUATION = ("scored_us", "received_us", "durable_us", "committed_us")
+"""Fields that came after the first release."""
+
+
+def _without_defaults(
+    fields: dict[str, Any], body: type[BaseModel], names: tuple[str, ...]
+) -> dict[str, Any]:
+    """Without those of `names` that say nothing."""
+    silent = {name for name in names if fields[name] in (body.model_fields[name].default, [])}
+    return {name: value for name, value in fields.items() if name not in silent}
+
+
 class ResultBody(Body):
     """One plate's verdict (OPC 40100-1 ResultType)."""
 
@@ -178,7 +214,21 @@ class ResultBody(Body):
     """Plates this row answers for: 1; for a gap those that passed unseen, None if unknown."""
     plate_ordinal: int | None = None
     part_id: str | None = None
+    """Serial of the part; None where there is none that is certain."""
+    identity: Identity | None = None
+    """None where no serials are looked for."""
+    serials: tuple[str, ...] = ()
+    """All that may be this plate's, where that is ambiguous."""
+    attempt: int | None = None
+    """The so-manieth result of this part in this log; filled in by the journal process."""
+    previous_result_id: str | None = None
+    """The attempt before; filled in by the journal process."""
     lot: str | None = None
+    job_id: str | None = None
+    operator: str | None = None
+    """Who was signed on when the plate's leading edge was seen."""
+    shift: str | None = None
+    """`2026-11-26 early`: the local day on which it began, and its name in `[journal.shifts]`."""
     provenance: Provenance
     is_simulated: bool
     verdict: Verdict
@@ -233,10 +283,7 @@ class ResultBody(Body):
 
     def as_json(self) -> dict[str, Any]:
         """Without what says nothing and what older programs do not know: they must start here."""
-        fields = super().as_json()
-        if fields["lot"] is None:
-            del fields["lot"]
-        return fields
+        return _without_defaults(super().as_json(), type(self), _LATER_IN_RESULT)
 
 
 class ActuationBody(Body):
@@ -251,6 +298,19 @@ class ActuationBody(Body):
     commanded_ns: int
     shown_ns: int | None
     detail: str = ""
+    scored_us: int | None = None
+    """These four in microseconds after the result's `decided_ns`: the last tile had its score
+    (before it, so negative),"""
+    received_us: int | None = None
+    """the journal process had the row,"""
+    durable_us: int | None = None
+    """its pictures were durable,"""
+    committed_us: int | None = None
+    """the row was. None where the station died between."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As of a result."""
+        return _without_defaults(super().as_json(), type(self), _LATER_IN_ACTUATION)
 
 
 class AcceptBody(Body):
@@ -285,6 +345,19 @@ class DowntimeBody(Body):
     """The trigger counter began anew meanwhile: how many plates passed is unknown."""
 
 
+class NamedDefectBody(BaseModel):
+    """What a reviewer called one of a result's defects."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    number: int = Field(ge=0)
+    """From 0, as in the result's row."""
+    kind: str
+
+
+Disposition = Literal["", "removed", "rework", "scrap", "use"]
+"""What becomes of a plate; `removed`: taken off the line, not decided yet."""
+
+
 class ReviewBody(Body):
     """A person's later judgement of a result; a new row, never an edit."""
 
@@ -293,6 +366,40 @@ class ReviewBody(Body):
     verdict: Verdict
     reviewer: str
     reason: str
+    """A code of the recipe's list."""
+    note: str = ""
+    defects: tuple[NamedDefectBody, ...] = ()
+    disposition: Disposition = ""
+    supersedes: int | None = None
+    """Number of the row that the reviewer saw last: the result's, or its last review's. None in
+    rows of versions that did not ask."""
+    nonce: str = ""
+    """Chosen by who sends it: sent again, it is one row."""
+    four_eyes: tuple[Verdict, ...] = ()
+    """A plate that ever was one of these passes only by two people. This and what follows is filled
+    in by the journal process."""
+    is_pending: bool = False
+    """It waits for a second person; what stood before still stands."""
+    account: str = ""
+    """Login name of the process that sent it."""
+
+    def as_json(self) -> dict[str, Any]:
+        """Without what says nothing."""
+        fields = super().as_json()
+        silent = {name for name in _SILENT_OF_REVIEW if not fields[name]}
+        return {name: value for name, value in fields.items() if name not in silent}
+
+
+_SILENT_OF_REVIEW = (
+    "note",
+    "defects",
+    "disposition",
+    "supersedes",
+    "nonce",
+    "four_eyes",
+    "is_pending",
+    "account",
+)
 
 
 class ChangeBody(Body):
@@ -302,6 +409,23 @@ class ChangeBody(Body):
     what: str
     who: str
     detail: dict[str, str] = Field(default_factory=dict)
+
+
+class SerialBody(Body):
+    """A reading that became no plate's serial."""
+
+    kind: Literal["serial"] = "serial"
+    result_id: str | None = None
+    """The plate that it was read beside, where that is known."""
+    serial: str = Field(max_length=1000)
+    """As read; where it was refused, escaped and cut."""
+    source: Identity
+    why: Literal["refused", "unclaimed"]
+    """`refused`: no serial at all. `unclaimed`: no plate came that it can be of."""
+    detail: str = ""
+    read_ns: int
+    count: int = 1
+    """So many of the kind since the last such row: refusals are written at a bounded rate."""
 
 
 class AttentionBody(Body):
@@ -386,6 +510,14 @@ class ReleaseBody(Body):
     hold_id: str
     who: str = Field(min_length=1)
     why: str = Field(min_length=1)
+
+
+class ContextBody(Body):
+    """What results that follow have in common; they name this row. Written by the log itself."""
+
+    kind: Literal["context"] = "context"
+    constants: dict[str, Any]
+    """Fields of a result row, as it would have them."""
 
 
 CLOCK_JUMP_LIMIT_H = 72.0
@@ -483,6 +615,18 @@ class AuditRevealBody(Body):
     seed: str = Field(pattern="^[0-9a-f]{64}$")
 
 
+class CheckpointBody(Body):
+    """The heads of the log's two trees as of a row before this one, signed where there is a key."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    size: int
+    """Rows 1 to `size` are covered."""
+    note: str
+    """The signed note as docs/proof.md describes it; without its last line where nobody signed."""
+    public_key: str | None = None
+    """base64 of the 32 bytes of the Ed25519 key; None where nobody signed."""
+
+
 AnyBody = Annotated[
     OpenedBody
     | ResultBody
@@ -491,6 +635,7 @@ AnyBody = Annotated[
     | DowntimeBody
     | ReviewBody
     | ChangeBody
+    | SerialBody
     | AttentionBody
     | ReferenceBody
     | TombstoneBody
@@ -501,7 +646,8 @@ AnyBody = Annotated[
     | ClockBody
     | BackupBody
     | AuditSeedBody
-    | AuditRevealBody,
+    | AuditRevealBody
+    | CheckpointBody,
     Field(discriminator="kind"),
 ]
 

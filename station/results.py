@@ -6,6 +6,7 @@ import base64
 import math
 import time
 from dataclasses import asdict, dataclass
+from datetime import datetime
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from models.classifier import Classifier
 from station.config import Configuration, Loaded, PlateRecipe, Recipe
 from station.crossweb import streak_share
 from station.flat_field import FlatField
+from station.given import Given
 from station.inspection import PlateWork
 from station.record import (
     DefectBody,
@@ -23,7 +25,9 @@ from station.record import (
     ResultBody,
     Verdict,
     result_id,
+    utc_now,
 )
+from station.shifts import shift_of
 from station.strip import Gap, measure
 from station.tiling import OUTSIDE, Geometry
 from station.verdict import MAX_DEFECTS, Evidence, TileScore, decide, find_defects
@@ -47,6 +51,11 @@ class Context:
     @property
     def station_id(self) -> str:
         return self.configuration.value.station.id
+
+    def shift_at(self, written_at: str) -> str | None:
+        """The shift of a time, where shifts are configured."""
+        shifts = self.configuration.value.journal.shifts
+        return shift_of(shifts, datetime.fromisoformat(written_at)) if shifts else None
 
     def result_id(self, sequence: int) -> str:
         return result_id(self.station_id, sequence)
@@ -147,12 +156,14 @@ def scored_body(context: Context, work: PlateWork) -> ResultBody:
         defects=tuple(defects[:MAX_DEFECTS]),
         defects_omitted=max(0, len(defects) - MAX_DEFECTS),
         is_audit_sample=work.is_audit_sample,
+        **(asdict(work.association) if work.association else {}),
+        **asdict(work.given),
         truth_is_defective=plate.truth.is_defective if plate.truth else None,
         truth=tuple(asdict(defect) for defect in plate.truth.defects) if plate.truth else (),
     )
 
 
-def gap_body(context: Context, sequence: int, gap: Gap) -> ResultBody:
+def gap_body(context: Context, sequence: int, gap: Gap, given: Given) -> ResultBody:
     """The record of scan lines that nobody saw."""
     now = time.monotonic_ns()
     return _body(
@@ -168,11 +179,13 @@ def gap_body(context: Context, sequence: int, gap: Gap) -> ResultBody:
         last_scan_line_ns=None,
         frame_ids=gap.frame_ids,
         lost_frames=gap.lost_frames,
+        **asdict(given),
     )
 
 
-def interrupted_body(context: Context, opened: OpenedBody) -> ResultBody:
-    """The record of a plate that was on the belt when the station died."""
+def interrupted_body(context: Context, opened: OpenedBody, given: Given) -> ResultBody:
+    """The record of a plate that was on the belt when the station died; its shift is that of its
+    leading edge, not of the start that finds it."""
     return _body(
         context,
         sequence=opened.sequence,
@@ -184,13 +197,18 @@ def interrupted_body(context: Context, opened: OpenedBody) -> ResultBody:
         opened_ns=opened.opened_ns,
         last_scan_line_ns=None,
         encoder_value=opened.encoder_value,
+        shift=context.shift_at(opened.written_at),
+        **asdict(given),
     )
 
 
 def _body(context: Context, *, sequence: int, **fields: object) -> ResultBody:
     recipe, classifier = context.recipe, context.classifier
+    written_at = utc_now()
     values: dict[str, object] = {
         "station_id": context.station_id,
+        "written_at": written_at,
+        "shift": context.shift_at(written_at),
         "result_id": context.result_id(sequence),
         "sequence": sequence,
         "provenance": context.provenance,

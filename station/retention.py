@@ -435,6 +435,8 @@ class Order(BaseModel):
     """False where the clock is not to be believed: nothing is removed."""
     folders: list[int] = []
     """Of pictures, to be searched for files that no row names."""
+    is_counting: bool = False
+    """Say how much all pictures are; it reads the whole catalogue."""
 
 
 class Step(BaseModel):
@@ -458,12 +460,15 @@ class Plan(BaseModel):
     """Files whose results all have a tombstone for them."""
     orphans: list[str] = []
     """Files that no row ever named."""
+    kept_mb: float | None = None
+    """Of all pictures that the log names, where that was asked."""
 
 
 def make_plan(order: Order, catalogue: Catalogue) -> Plan:
     """What is to go, and what lies about."""
     left, orphans = _strays(order, catalogue)
-    plan = Plan(as_of=catalogue.seq, orphans=orphans)
+    kept_mb = sum(mb for _, mb in catalogue.used().values()) if order.is_counting else None
+    plan = Plan(as_of=catalogue.seq, orphans=orphans, kept_mb=kept_mb)
     if not order.is_removing:
         return plan
     if order.room is not None:

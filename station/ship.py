@@ -19,6 +19,7 @@ from typing import Final
 from station.config import Configuration, PlantSettings
 from station.log_lines import get_logger
 from station.log_reader import Reader
+from station.packing import Contexts
 from station.plant import Batch, ChainError, Head, Hub, PlantError, StoredRow, fork, prepare
 from station.qms import StoreError
 from station.ship_pictures import Pictures, PicturesError, open_shelf
@@ -80,16 +81,17 @@ class Shipment:
         first = head.seq
         # The next batch is read and checked while the database stores the one before.
         with ThreadPoolExecutor(1) as ahead:
-            coming = ahead.submit(self._batch, reader, head.seq + 1)
+            contexts = Contexts(lambda seq: _body_of(reader, seq))
+            coming = ahead.submit(self._batch, reader, contexts, head.seq + 1)
             while (batch := coming.result()) and not is_told_to_stop():
-                coming = ahead.submit(self._batch, reader, batch.rows[-1].seq + 1)
+                coming = ahead.submit(self._batch, reader, contexts, batch.rows[-1].seq + 1)
                 head = hub.deliver(batch)
                 notify("WATCHDOG=1")
         return head.seq - first, head
 
-    def _batch(self, reader: Reader, first: int) -> Batch | None:
+    def _batch(self, reader: Reader, contexts: Contexts, first: int) -> Batch | None:
         rows = [StoredRow(*row) for row in reader.stored(first, BATCH_ROWS)]
-        return prepare(self.station_id, rows) if rows else None
+        return prepare(self.station_id, rows, contexts) if rows else None
 
     def _refuse_other_log(self, reader: Reader, hub: Hub, head: Head) -> None:
         """The plant's head must be a row of this log."""
@@ -132,6 +134,11 @@ class Shipment:
             is_same = here and here[0].chain_sha256 == hub.chain_at(self.station_id, middle)
             same, other = (middle, other) if is_same else (same, middle)
         return other
+
+
+def _body_of(reader: Reader, seq: int) -> str | None:
+    rows = reader.stored(seq, 1)
+    return str(rows[0].body) if rows and rows[0].seq == seq else None
 
 
 # --- for ever -----------------------------------------------------------------------------------

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import typer
+from modbus_peer import ModbusPeer
 from station_rig import Rig, vqi
 from typer.main import get_command
 
+from drivers.errors import DeviceError
+from drivers.plc.settings import IoPlcSettings, ModbusClientSettings, PlcSettings
 from station.cli import _COMMANDS, _SINGLE
+from station.cli.check import _check_plc
 from station.qms import DATABASE
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -74,6 +79,29 @@ def test_check_names_what_is_missing_and_goes_on(rig: Rig) -> None:
     assert "/opt/none.cti" in failed[0]
     assert "/dev/ttyNONE" in failed[1]
     assert "Traceback" not in done.stderr
+
+
+_MODULE = {"type": "modbus", "host": "127.0.0.1", "outputs": {"ready": 0, "heartbeat": 1}}
+
+
+def plc_at(kind: str, port: int, is_input_there: bool = True) -> PlcSettings:
+    if kind == "modbus_client":
+        given = {"tcp_port": port, "read_address": 0 if is_input_there else 5000}
+        return ModbusClientSettings.model_validate({"type": kind, "host": "127.0.0.1", **given})
+    inputs = {"ack": 0 if is_input_there else 5000}
+    device = {**_MODULE, "tcp_port": port, "inputs": inputs}
+    return IoPlcSettings.model_validate({"type": kind, "device": device})
+
+
+@pytest.mark.parametrize("kind", ["modbus_client", "io"])
+def test_check_asks_the_plc_and_a_connection_is_no_answer(kind: str) -> None:
+    mute = socket.create_server(("127.0.0.1", 0))
+    with mute, pytest.raises(DeviceError, match="no answer in time"):
+        _check_plc(plc_at(kind, mute.getsockname()[1]), False)
+    with ModbusPeer() as peer:
+        assert "must watch the heartbeat" in _check_plc(plc_at(kind, peer.port), False)
+        with pytest.raises(DeviceError, match="refuses"):
+            _check_plc(plc_at(kind, peer.port, is_input_there=False), False)
 
 
 def test_check_finds_a_damaged_log(rig: Rig) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,8 @@ from hypothesis import strategies as st
 from interference import block_order, ratio
 from leave_green import figures, is_proven
 from loaded_station import Bench, Floats, append_line, counting, read_lines
-from soak import Series, is_whole, judged, minutes_of, samples_of, slope_per_h
+from soak import Series, exit_status, is_whole, judged, minutes_of, samples_of, slope_per_h
+from station_rig import wait_until
 from test_campaign import commit, git
 
 
@@ -151,3 +155,35 @@ def test_green_that_stays_a_station_that_does_not_come_back_and_too_few_runs_pro
     ]
     assert is_proven(figures(runs), wanted) is proven
     assert not is_proven(figures([]), 0)
+
+
+@pytest.mark.parametrize(
+    ("minutes", "is_flat", "is_whole", "status"),
+    [
+        (90.0, True, True, 0),
+        (89.95, True, True, 0),
+        (60.0, True, True, 1),
+        (0.0, True, True, 1),
+        (90.0, False, True, 1),
+        (90.0, True, False, 1),
+    ],
+)
+def test_a_soak_that_was_ended_early_has_not_shown_it(
+    minutes: float, is_flat: bool, is_whole: bool, status: int
+) -> None:
+    result = {"minutes": minutes, "is_flat": is_flat, "is_whole": is_whole}
+    assert exit_status(result, 90.0) == status
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_soak_that_is_told_to_stop_before_it_began_says_so(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    script = Path(__file__).parents[1] / "benchmarks" / "soak.py"
+    folder = tmp_path / "soak"
+    process = subprocess.Popen(
+        [sys.executable, str(script), "--folder", str(folder)], start_new_session=True
+    )
+    wait_until(folder.is_dir, 60.0, "folder")
+    process.send_signal(number)
+    assert process.wait(60.0) == 128 + signal.SIGINT

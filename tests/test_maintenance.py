@@ -748,3 +748,25 @@ def test_a_station_writes_only_the_files_that_are_documented(
         top, _, rest = name.partition("/")
         written = f"{names.get(top, top)}/{rest}"
         assert any(fnmatchcase(written, pattern) for pattern in patterns), written
+
+
+def test_the_size_of_all_pictures_is_counted_and_added_up(rig: Rig) -> None:
+    """No scrape walks a folder: the sweep counts, and what is written after it is added."""
+    process = start(rig)
+    try:
+        with contextlib.closing(connect(rig)) as client:
+            size = 0
+            for number in (1, 2):
+                descriptor, pixels, wanted = plate_memory()
+                pixels[0, 0] = number
+                answer = client.submit([result(number, Verdict.FAIL)], wanted, descriptor)
+                size += sum(image["bytes"] for image in answer["pictures"]["images"])
+                client.ask("prune")
+                wait_until(
+                    lambda: client.status()["retention"]["pictures_bytes"] == size,  # noqa: B023
+                    20.0,
+                    "sum of the pictures",
+                )
+    finally:
+        process.kill()
+        process.wait()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -24,7 +25,8 @@ from typer.testing import CliRunner
 from station.cli.log import app as log_app
 from station.cli.plant import app as plant_app
 from station.config import ConfigError, PlantSettings, load_configuration
-from station.plant import ChainError, Hub, PlantError, prepare
+from station.packing import Contexts
+from station.plant import Batch, ChainError, Hub, PlantError, StoredRow, prepare
 from station.plant_verify import anchors, verify_station
 from station.qms import DATABASE, Store
 from station.record import (
@@ -74,6 +76,7 @@ def review(number: int, verdict: Verdict, reviewer: str) -> ReviewBody:
 
 
 def plates(first: int, last: int) -> list[Body]:
+    """Two rows each: no two plates have the same runtime, so that none leaves it to another row."""
     found: list[Body] = []
     for number in range(first, last + 1):
         is_bad = number % 3 == 0
@@ -92,6 +95,7 @@ def plates(first: int, last: int) -> list[Body]:
                 number,
                 Verdict.FAIL if is_bad else Verdict.PASS,
                 part_id=f"serial {number}",
+                runtime=f"t {number}",
                 defects=(defect,) * (number % 4 if is_bad else 0),
             )
         )
@@ -106,6 +110,11 @@ def write(folder: Path, *bodies: Body) -> Path:
 
 def shipment(plant: Plant, journal: Path, station_id: str = "s", **changes: Any) -> Shipment:
     return Shipment(station_id, journal, plant.settings(**changes))
+
+
+def batch(station_id: str, rows: list[StoredRow]) -> Batch:
+    """Of rows that leave nothing to others."""
+    return prepare(station_id, rows, Contexts(lambda seq: None))
 
 
 def assert_all_arrived(plant: Plant, journal: Path, station_id: str = "s") -> None:
@@ -136,13 +145,18 @@ def test_a_log_arrives_as_it_was_hashed_and_with_the_stations_own_tables(
     assert shipment(plant, journal).send_all().rows == 12
     assert shipment(plant, journal).send_all().rows == 0
     assert_all_arrived(plant, journal)
+    assert_same_tables(plant, journal, "s")
+
+
+def assert_same_tables(plant: Plant, journal: Path, station_id: str) -> None:
+    """As the station's own file has them."""
     with (
-        sqlite3.connect(journal / DATABASE) as here,
+        contextlib.closing(sqlite3.connect(journal / DATABASE)) as here,
         psycopg.connect(plant.settings().dsn) as there,
     ):
         for name in ("plate", "defect"):
-            assert table(there, name) == table(here, name) != []
-    here.close()
+            found = [row for row in table(there, name) if row[0] == station_id]
+            assert found == table(here, name) != []
 
 
 @pytest.mark.parametrize("text", ["a\0b", "'; DROP TABLE row; --", "\\N\t\\.\n", "é\u202e=1+1"])
@@ -159,6 +173,8 @@ def test_several_stations_have_a_chain_each(plant: Plant, tmp_path: Path, long_l
     shipment(plant, long_log, STATION).send_all()
     assert_all_arrived(plant, small)
     assert_all_arrived(plant, long_log, STATION)
+    assert_same_tables(plant, long_log, STATION)
+    assert any('"context":' in row.body for row in stored(long_log)), "rows that leave to others"
     with plant.hub() as hub, hub.asking() as connection:
         assert hub.station_ids(connection) == ["s", STATION]
         found = anchors(connection, STATION, 7)
@@ -212,21 +228,21 @@ def test_rows_that_come_twice_or_overlapping_are_there_once(plant: Plant, tmp_pa
     rows = stored(journal)
     with plant.hub() as hub:
         for first, last in ((0, 10), (0, 10), (5, 25), (3, 8), (25, 40), (0, 40)):
-            hub.deliver(prepare("s", rows[first:last]))
+            hub.deliver(batch("s", rows[first:last]))
     assert_all_arrived(plant, journal)
 
 
 def test_rows_out_of_order_are_refused_by_number(plant: Plant, tmp_path: Path) -> None:
     rows = stored(write(tmp_path, *plates(1, 10)))
     with plant.hub() as hub:
-        hub.deliver(prepare("s", rows[:5]))
+        hub.deliver(batch("s", rows[:5]))
         with pytest.raises(ChainError, match=r"row 6 is missing: .* up to 5, row 9 came next"):
-            hub.deliver(prepare("s", rows[8:]))
+            hub.deliver(batch("s", rows[8:]))
         with pytest.raises(ChainError, match="row 8 does not continue the chain"):
-            hub.deliver(prepare("s", [*rows[5:6], rows[7], rows[6]]))
+            hub.deliver(batch("s", [*rows[5:6], rows[7], rows[6]]))
         changed = rows[6]._replace(body=rows[6].body.replace("PASS", "FAIL") + " ")
         with pytest.raises(ChainError, match="row 7 does not continue the chain"):
-            hub.deliver(prepare("s", [*rows[5:6], changed, *rows[7:]]))
+            hub.deliver(batch("s", [*rows[5:6], changed, *rows[7:]]))
     assert arrived(plant, "s") == rows[:5]
 
 
@@ -437,7 +453,9 @@ def with_pictures(journal: Path, *contents: bytes) -> list[ImageBody]:
     """A log of a plate for each picture; the pictures."""
     images = [picture(journal, content) for content in contents]
     rows = enumerate(images, start=1)
-    write(journal, *(result(number, images=(image,)) for number, image in rows))
+    write(
+        journal, *(result(number, images=(image,), runtime=f"t {number}") for number, image in rows)
+    )
     return images
 
 

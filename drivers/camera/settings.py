@@ -94,6 +94,21 @@ class WearSettings(Settings):
     temperature_c: Number | None = Field(None, description="Of the camera; None: it has none.")
 
 
+class LabelSettings(Settings):
+    """Labels on the simulated belt's plates, and the scanner that reads them as they pass."""
+
+    pipe: Path = Field(description="Named pipe that the scanner writes lines into.")
+    distance_mm: Number = Field(gt=0, le=100_000, description="From the scanner to the camera.")
+    place_mm: Number = Field(
+        20.0, ge=0, le=5_000, description="The label's place, from the leading edge."
+    )
+    prefix: str = Field(
+        "SIM", max_length=32, description="Of each serial; the plate's number ends it."
+    )
+    unread: tuple[int, ...] = Field((), description="Plates whose label cannot be read.")
+    doubled: tuple[int, ...] = Field((), description="Plates with a second label of another part.")
+
+
 class BeltSettings(Settings):
     """Which plates a simulated belt carries."""
 
@@ -114,6 +129,7 @@ class SimulatedCameraSettings(LineScanSettings, BeltSettings):
     )
     faults: FaultSettings = FaultSettings()
     wear: WearSettings = WearSettings()
+    labels: LabelSettings | None = Field(None, description="Left out: plates have no labels.")
 
     @model_validator(mode="after")
     def _plate_fits_in_the_scan_line(self) -> SimulatedCameraSettings:

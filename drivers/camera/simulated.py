@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drivers.camera import MONO8, Camera, CameraInfo, Frame, PlateTruth
+from drivers.camera.labels import LabelScanner
 from drivers.camera.settings import FaultSettings, SimulatedCameraSettings, WearSettings
 from drivers.camera.specimen import RenderedPlate, Specimen, plate_rows, render, render_belt
 from drivers.errors import DeviceLost, DeviceRefused
@@ -68,6 +69,9 @@ class SimulatedCamera(Camera):
         self._bank = render_bank(settings)
         self._stretched = _stretched(self._bank, settings.wear.stretch)
         self._belt = render_empty_belt(settings)
+        labels, slots = settings.labels, self._slots
+        pitch_mm = settings.pixel_pitch_mm
+        self._labels = labels and LabelScanner(labels, pitch_mm, slots.start, slots.plates_before)
         self._order = lru_cache(maxsize=4)(partial(shuffled, settings))
         self.lost_frames = 0
         self._is_lost = False
@@ -101,6 +105,8 @@ class SimulatedCamera(Camera):
             self._first = self._next = 0
         self._again.clear()
         self._stalled.clear()
+        if self._labels:
+            self._labels.begin(self._first * self._settings.frame_height)
         self._is_running = True
 
     def grab(self, into: Pixels, timeout_s: float) -> Frame | None:
@@ -180,6 +186,8 @@ class SimulatedCamera(Camera):
         faults, height = self._settings.faults, self._settings.frame_height
         is_stuck = number in faults.stuck and number > 0
         removed = _removed_rows(number, faults, height)
+        if self._labels:
+            self._labels.move((number + 1) * height)
         pixels = into[: height * self._settings.width].reshape(height, self._settings.width)
         self._compose(number - 1 if is_stuck else number, pixels)
         if number in faults.black:

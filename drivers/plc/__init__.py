@@ -66,6 +66,9 @@ class PlcInputs:
     """Changes while the PLC runs."""
     triggers: int = 0
     """Plates that the PLC's own light barrier counted."""
+    serials: int = 0
+    """Counts the serials that it has read; the last of them is in `serial`."""
+    serial: bytes = b""
 
 
 ReadOutputs = Callable[[], PlcOutputs]
@@ -103,6 +106,11 @@ class PlcLink(ABC):
     def say_nobody(self) -> None:
         """Say `NOBODY` where that takes saying, without `start`. Raises `DeviceError` if the PLC
         did not take it."""
+
+    @abstractmethod
+    def try_out(self) -> None:
+        """Say `NOBODY` and hear the PLC once, without `start`, where the station asks for answers.
+        Raises `DeviceError` if there is none."""
 
     @abstractmethod
     def close(self) -> None:

@@ -46,6 +46,10 @@ class CyclicLink(PlcLink):
             self._release()
             raise
 
+    def try_out(self) -> None:
+        self.say_nobody()
+        self._hear()
+
     def close(self) -> None:
         self._closing.set()
         if self._thread is not None:

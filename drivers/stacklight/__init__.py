@@ -47,12 +47,6 @@ class StackLight(ABC):
     """What was opened, for people."""
     can_confirm: bool = False
     """True if the device can be read back."""
-    lapses_by_itself: bool = False
-    """True if the device itself ends a pass that nobody renews, whatever becomes of this machine.
-    """
-    is_latching: bool = True
-    """True if the light stays as it is when this process dies and nobody starts it again: green
-    then needs a hardware watchdog, unless `lapses_by_itself`."""
     buzzer_s: float | None = None
     """A buzzer sounds so long from the beginning of a state on; None: as long as the state."""
 
@@ -96,5 +90,4 @@ def open_stack_light(
     driver: type[StackLight] = getattr(import_module(module_name), class_name)
     light = driver(settings, patterns)  # type: ignore[call-arg]
     light.buzzer_s = buzzer_s
-    light.lapses_by_itself, light.is_latching = settings.lapses_by_itself, settings.is_latching
     return light

@@ -48,4 +48,8 @@ def main() -> None:
             app.command(noun, help=_COMMANDS[noun])(getattr(module, noun))
         else:
             app.add_typer(module.app, name=noun, help=_COMMANDS[noun])
-    app()
+    try:
+        app()
+    except UnicodeEncodeError as error:  # what is no text reaches neither file nor database
+        print(f"vqi: an argument is not UTF-8: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(2)

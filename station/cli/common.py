@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from station.config import EX_CONFIG, ConfigError, Configuration, Loaded, load_configuration
+from station.visible import visible
 
 ConfigOption = Annotated[
     str,
@@ -61,8 +62,13 @@ def command_line() -> str:
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """One line on stderr, then exit."""
-    print(f"vqi: {message}", file=sys.stderr)  # noqa: T201
+    print(f"vqi: {visible(message)}", file=sys.stderr)  # noqa: T201
     raise typer.Exit(status)
+
+
+def say(text: str) -> None:
+    """One line for people on stdout, whatever is in it."""
+    print(visible(text), flush=True)  # noqa: T201
 
 
 def print_json(row: dict[str, Any]) -> None:

@@ -16,10 +16,10 @@ _ASK_TIMEOUT_S = 1.0
 app = typer.Typer(no_args_is_help=True)
 
 
-def _send(config: str, op: str) -> Json:
+def _send(config: str, op: str, text: str = "") -> Json:
     runtime_dir = load_or_exit(config).value.station.runtime_dir
     try:
-        answer = send_command(runtime_dir, op)
+        answer = send_command(runtime_dir, op, text)
     except NotPermitted as error:
         fail(str(error))
     except (PeerGone, TimeoutError) as error:
@@ -29,8 +29,8 @@ def _send(config: str, op: str) -> Json:
     return answer
 
 
-def _command(config: str, op: str, is_json: bool) -> None:
-    answer = _send(config, op)
+def _command(config: str, op: str, is_json: bool, text: str = "") -> None:
+    answer = _send(config, op, text)
     if is_json:
         print_json({"state": answer["state"]})
     else:
@@ -83,3 +83,27 @@ def ack(config: ConfigOption, is_json: JsonOption = False) -> None:
 def relearn(config: ConfigOption, is_json: JsonOption = False) -> None:
     """After cleaning, or a new light: forget what ATTENTION saw, learn the light anew."""
     _command(config, "relearn", is_json)
+
+
+@app.command()
+def operator(name: str, config: ConfigOption, is_json: JsonOption = False) -> None:
+    """Sign on: plates from here on name this person; "" signs off."""
+    _command(config, "operator", is_json, name)
+
+
+@app.command()
+def lot(text: str, config: ConfigOption, is_json: JsonOption = False) -> None:
+    """Plates from here on are of this lot; "" ends it."""
+    _command(config, "lot", is_json, text)
+
+
+@app.command()
+def job(text: str, config: ConfigOption, is_json: JsonOption = False) -> None:
+    """Plates from here on are of this job; "" ends it."""
+    _command(config, "job", is_json, text)
+
+
+@app.command()
+def serial(text: str, config: ConfigOption, is_json: JsonOption = False) -> None:
+    """The plate that comes next has this serial."""
+    _command(config, "serial", is_json, text)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -12,19 +10,27 @@ from typing import Annotated, Any
 
 import typer
 
-from station.cli import log_questions, log_ship, log_upkeep
-from station.cli.common import JsonOption, fail, print_json
+from station.cli import (
+    log_archive,
+    log_export,
+    log_proof,
+    log_questions,
+    log_report,
+    log_review,
+    log_serials,
+    log_ship,
+    log_upkeep,
+)
+from station.cli.common import JsonOption, fail, print_json, say
 from station.cli.log_options import (
     Config,
     Journal,
-    Serial,
     Since,
-    Until,
-    Wanted,
     open_log,
+    open_tables,
     selecting,
 )
-from station.log_reader import Filter, Reader
+from station.log_reader import Reader, judged
 from station.log_verify import verify
 from station.qms import Json
 from station.questions import Questions, Selection
@@ -32,40 +38,24 @@ from station.record import score_text
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(log_upkeep.hold_app, name="hold")
+app.add_typer(log_proof.key_app, name="key")
+app.command("checkpoint")(log_proof.checkpoint)
+app.command("consistency")(log_proof.consistency)
+app.command("certificate")(log_proof.certificate)
+app.command("review")(log_review.review)
+app.command("reviews")(log_review.reviews)
+app.command("export")(log_export.export)
+app.command("report")(log_report.report_)
+app.command("archive")(log_archive.archive)
 app.command("backup")(log_upkeep.backup)
 app.command("ship")(log_ship.ship)
 app.command("prune")(log_upkeep.prune)
 app.command("clock-is-right")(log_upkeep.clock_is_right)
+app.command("serials")(log_serials.serials)
 log_questions.register(app)
 
-EXPORT_VERDICTS = {"PASS": "OK", "FAIL": "NotOK", "UNDECIDED": "NotDecidable"}
-"""Verdicts in exports (OPC 40001-101)."""
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _SHOWN = 500
 """Plates that `show` shows at most where options choose them."""
-_COLUMNS = (
-    "seq",
-    "result_id",
-    "written_at",
-    "verdict",
-    "reason",
-    "detail",
-    "part_id",
-    "provenance",
-    "score",
-    "threshold",
-    "defects",
-    "tiles",
-    "recipe_id",
-    "recipe_version",
-    "model_id",
-    "model_sha256",
-    "camera_serial",
-    "images",
-    "pixels_sha256",
-    "review_verdict",
-    "reviewer",
-)
 
 
 @app.command("list")
@@ -85,7 +75,7 @@ def list_(
         for row in log_ship.plant_results(config, replace(selection, station=station), limit):
             _say(row, is_json)
         return
-    with open_log(config, journal) as reader:
+    with open_tables(config, journal) as reader:
         questions = Questions(reader.ask)
         before = None if after is None else questions.key_of(after)
         if after is not None and before is None:
@@ -99,15 +89,16 @@ def _say(row: Json, is_json: bool) -> None:
     if is_json:
         print_json(_without_arrays(row))
     else:
-        typer.echo(_line(row))
+        say(_line(row))
 
 
 def _bodies(reader: Reader, page: Sequence[Any]) -> Iterator[Json]:
-    """Result bodies with their `seq` and last review."""
-    numbers = [line.seq for line in page] + [line.review_seq for line in page if line.review_seq]
-    bodies = reader.bodies_at(numbers)
+    """Result bodies with their `seq` and what their reviews come to."""
+    bodies = reader.bodies_at([line.seq for line in page])
+    reviews = reader.reviews_of([line.result_id for line in page])
     for line in page:
-        yield {"seq": line.seq, **bodies[line.seq], "review": bodies.get(line.review_seq)}
+        row = {"seq": line.seq, **bodies[line.seq]}
+        yield {**row, "review": judged([row, *reviews.get(line.result_id, ())])}
 
 
 @app.command()
@@ -122,7 +113,7 @@ def show(
     """Every row about a result, or about each plate chosen, the result itself first."""
     if result_id is None and selection == Selection():
         fail("name a result, or choose plates, as by --serial", 2)
-    with open_log(config, journal) as reader:
+    with open_tables(config, journal) as reader:
         chosen = [result_id] if result_id else _result_ids(reader, selection)
         found = False
         for one in chosen:
@@ -131,9 +122,14 @@ def show(
                 if is_json:
                     print_json(row)
                 else:
-                    typer.echo(json.dumps(_without_arrays(row), indent=2, ensure_ascii=False))
+                    _show(row)
         if not found:
             fail(f"{result_id or 'what was asked for'}: no such result in {reader.path}")
+
+
+def _show(row: Json) -> None:
+    for line in json.dumps(_without_arrays(row), indent=2, ensure_ascii=False).split("\n"):
+        say(line)
 
 
 def _result_ids(reader: Reader, selection: Selection) -> list[str]:
@@ -157,7 +153,7 @@ def stats(
     if is_plant:
         found = _sums(log_ship.plant_counts(config, replace(selection, station=station), *by))
     else:
-        with open_log(config, journal) as reader:
+        with open_tables(config, journal) as reader:
             found = _sums(Questions(reader.ask).counts(selection, *by))
     if is_json:
         print_json(found)
@@ -187,32 +183,7 @@ def attentions(
             if is_json:
                 print_json(row)
             else:
-                typer.echo(_attention_line(row))
-
-
-@app.command()
-def export(
-    config: Config = None,
-    journal: Journal = None,
-    format_: Annotated[str, typer.Option("--format", help="csv or jsonl.")] = "csv",
-    since: Since = None,
-    until: Until = None,
-    serial: Serial = None,
-    verdict: Wanted = None,
-) -> None:
-    """Results on stdout, oldest first."""
-    if format_ not in ("csv", "jsonl"):
-        fail(f"--format {format_}: csv or jsonl", 2)
-    with open_log(config, journal) as reader:
-        rows = reader.results(Filter(since, until, serial, verdict))
-        if format_ == "jsonl":
-            for row in rows:
-                print_json({**row, "verdict": EXPORT_VERDICTS[row["verdict"]]})
-            return
-        table = csv.DictWriter(sys.stdout, _COLUMNS)
-        table.writeheader()
-        for row in rows:
-            table.writerow({name: _cell(value) for name, value in _export_row(row).items()})
+                say(_attention_line(row))
 
 
 @app.command("verify")
@@ -220,15 +191,22 @@ def verify_(
     config: Config = None,
     journal: Journal = None,
     pictures: Annotated[bool, typer.Option(help="Also read every picture.")] = True,
+    anchor: log_proof.AnchorOption = None,
+    public_key: log_proof.PublicKeyOption = None,
+    export: log_export.ExportOption = None,
     is_plant: log_ship.Plant = False,
     station: log_ship.Station = None,
     is_json: JsonOption = False,
 ) -> None:
-    """Recompute every hash, the chain and the pictures. Exit status 1 if anything differs."""
+    """Recompute every hash, the chain, checkpoints and pictures, and hold the log against anchors
+    that lie outside it. Exit status 1 if anything differs."""
     if is_plant:
         log_ship.verify_plant(config, station, is_json)
     with open_log(config, journal) as reader:
-        found = verify(reader, pictures)
+        found = verify(reader, pictures, public_key)
+        log_proof.hold_against_anchors(reader, config, anchor or [], found)
+        if export is not None:
+            found.findings += log_export.differences(reader, export)
         source = reader.source
     if is_json:
         print_json(
@@ -241,6 +219,7 @@ def verify_(
                 "images": found.images,
                 "tombstones": found.tombstones,
                 "holds": found.holds,
+                "anchors": found.anchors,
                 "head": found.head,
                 "findings": found.findings,
                 "notes": found.notes,
@@ -248,13 +227,13 @@ def verify_(
         )
     else:
         for finding in found.findings:
-            typer.echo(finding)
+            say(finding)
         for note in found.notes:
-            typer.echo(f"note: {note}")
+            say(f"note: {note}")
         typer.echo(
             f"{'ok' if not found.findings else 'NOT OK'}: {found.rows} rows, {found.results} "
             f"results, {found.images} pictures ({found.tombstones} removed by a rule), "
-            f"{found.holds} holds, head {found.head[:16]}"
+            f"{found.holds} holds, {found.anchors} anchors, head {found.head[:16]}"
         )
     raise typer.Exit(1 if found.findings else 0)
 
@@ -267,7 +246,7 @@ def _line(row: Json) -> str:
     score = "" if row["score"] is None else f"score {score_text(row['score'])}"
     reason = f"{row['reason']}: {row['detail']}" if row["reason"] else ""
     places = " ".join(f"({d['x_mm']:.0f}, {d['y_mm']:.0f}) mm" for d in row["defects"][:3])
-    review = f"reviewed {row['review']['verdict']}" if row["review"] else ""
+    review = log_review.review_text(row["review"]) if row["review"] else ""
     parts = (row["written_at"], row["result_id"], f"{row['verdict']:9}", score, reason, places)
     return "  ".join(part for part in (*parts, review) if part)
 
@@ -278,23 +257,3 @@ def _attention_line(row: Json) -> str:
     since = f"since {row['since_result_id']}" if row["since_result_id"] else ""
     parts = (row["written_at"], row["result_id"], state, row["text"], figures, since)
     return "  ".join(part for part in parts if part)
-
-
-def _export_row(row: Json) -> Json:
-    review = row["review"] or {}
-    places = (f"{d['x_mm']} {d['y_mm']} {float(d['score']):.4f}" for d in row["defects"])
-    return {
-        **{name: row.get(name) for name in _COLUMNS},
-        "verdict": EXPORT_VERDICTS[row["verdict"]],
-        "defects": "; ".join(places),
-        "images": "; ".join(image["path"] for image in row["images"]),
-        "review_verdict": EXPORT_VERDICTS.get(review.get("verdict", ""), ""),
-        "reviewer": review.get("reviewer", ""),
-    }
-
-
-def _cell(value: Any) -> Any:
-    """Text that a spreadsheet would run as a formula gets a quote before it."""
-    if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
-        return f"'{value}"
-    return value

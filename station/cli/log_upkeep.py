@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from pydantic import ValidationError
 
-from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json
+from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json, say
 from station.cli.log_options import Config, Journal, Since, Until, journal_folder
 from station.config import ConfigError, Configuration, load_recipe
 from station.ipc import PeerGone
@@ -44,16 +44,18 @@ Why = Annotated[str, typer.Option(help="Why; it is kept for ever.")]
 
 
 @contextlib.contextmanager
-def _journal_process(configuration: Configuration) -> Iterator[JournalClient]:
-    """The running journal process; only it writes."""
+def journal_process(configuration: Configuration, wait_s: float = 0.0) -> Iterator[JournalClient]:
+    """The running journal process, waited for at most so long; only it writes."""
     from station.journal import JournalClient
 
     client = JournalClient(configuration.station.runtime_dir)
     try:
-        client.connect(0.0)
+        client.connect(wait_s)
         yield client
     except (PeerGone, TimeoutError) as error:
         fail(f"{error}; only the journal process writes: start it with `vqi serve journal`")
+    except ValueError as error:  # what cannot be sent, as text that is no Unicode
+        fail(str(error), 2)
     finally:
         client.close()
 
@@ -173,7 +175,7 @@ def _prune_line(row: Json) -> str:
 
 
 def _apply(configuration: Configuration) -> Json:
-    with _journal_process(configuration) as client:
+    with journal_process(configuration) as client:
         before = client.status()["retention"]
         wanted = client.ask("prune")["sweep"]
         deadline = time.monotonic() + _SWEEP_LIMIT_S
@@ -250,13 +252,15 @@ def list_(config: Config = None, journal: Journal = None, is_json: JsonOption = 
         else:
             named = ("result_id", "part_id", "lot", "since_at", "until_at")
             what = ", ".join(f"{key} {row[key]}" for key in named if row[key])
-            typer.echo(f"{row['hold_id']}  {row['written_at']}  {row['who']}: {row['why']}  {what}")
+            say(f"{row['hold_id']}  {row['written_at']}  {row['who']}: {row['why']}  {what}")
 
 
 def clock_is_right(config: ConfigOption, who: Who, why: Why) -> None:
     """After the clock was set: it is right now, and pictures may be removed by it again."""
-    with _journal_process(load_or_exit(config).value) as client:
-        client.ask("clock_is_right", who=who, why=why)
+    with journal_process(load_or_exit(config).value) as client:
+        answer = client.ask("clock_is_right", who=who, why=why)
+    if not answer["ok"]:
+        fail(str(answer["error"]))
     typer.echo("written; pictures may be removed again")
 
 
@@ -265,7 +269,7 @@ def _said(configuration: Configuration) -> dict[str, Any]:
 
 
 def _submit(configuration: Configuration, row: Body) -> None:
-    with _journal_process(configuration) as client:
+    with journal_process(configuration) as client:
         answer = client.submit([row])
     if not answer["ok"]:
         fail(str(answer["error"]))

@@ -1,0 +1,182 @@
+"""What people say of a plate after its verdict: which reviews may be written, and what holds then.
+
+Pure: rows in, a judgement out. A review supersedes the one before it and edits nothing; one that
+was written without knowledge of the last is refused. Where the recipe asks for four eyes, a plate
+that ever failed passes by two people only.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from station.config import ReviewRecipe
+from station.ingress import name_problem, words_problem
+from station.record import Reason, ReviewBody, Verdict
+
+Row = Mapping[str, Any]
+"""A row's body with its number, `seq`."""
+
+_NONCE = re.compile(r"[A-Za-z0-9_-]{8,64}")
+_GIVEN = (
+    "result_id",
+    "verdict",
+    "reviewer",
+    "reason",
+    "note",
+    "defects",
+    "disposition",
+    "supersedes",
+)
+"""What the reviewer says; the rest is when, and what the journal process fills in."""
+
+
+class ReviewRefused(ValueError):
+    """The review was not written; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What holds of a result, its reviews included."""
+
+    verdict: Verdict
+    review: Row | None = None
+    """The review that gave it; None where the station's own verdict stands."""
+    reviewers: tuple[str, ...] = ()
+    """Who gave it: two people where four eyes were asked."""
+    pending: Row | None = None
+    """The last review, if it waits for a second person."""
+    ever: frozenset[Verdict] = frozenset()
+    """Every verdict given by now, by the station or a person."""
+    agreeing: tuple[Row, ...] = ()
+    """The last reviews, as far back as all of them say PASS."""
+
+
+def effective_verdict(rows: Sequence[Row]) -> Judgement:
+    """What holds of a result by all its rows, in their order. Raises `ReviewRefused` if none of
+    them is the result."""
+    result = _result(rows)
+    if result is None:
+        raise ReviewRefused("it has no result")
+    own = Verdict(result["verdict"])
+    judged = Judgement(own, ever=frozenset({own}))
+    for row in rows:
+        if row["kind"] == "review":
+            judged = _after(judged, row)
+    return judged
+
+
+def _after(before: Judgement, review: Row) -> Judgement:
+    verdict = Verdict(review["verdict"])
+    ever = before.ever | {verdict}
+    if verdict is not Verdict.PASS:
+        return Judgement(verdict, review, (review["reviewer"],), ever=ever)
+    agreeing = (*before.agreeing, review)
+    if not ever.intersection(review.get("four_eyes", ())):
+        return Judgement(verdict, review, (review["reviewer"],), ever=ever, agreeing=agreeing)
+    people = {person(row["reviewer"]): row["reviewer"] for row in agreeing}
+    if len(people) < 2:
+        return replace(before, pending=review, ever=ever, agreeing=agreeing)
+    return Judgement(verdict, review, tuple(people.values()), ever=ever, agreeing=agreeing)
+
+
+def person(name: str) -> str:
+    """One spelling of a name: who writes it otherwise is nobody else."""
+    return " ".join(unicodedata.normalize("NFKC", name).casefold().split())
+
+
+def accepted(review: ReviewBody, recipe: ReviewRecipe, account: str) -> ReviewBody:
+    """The review with the recipe's rule and who sent it. Raises `ReviewRefused` if it says what no
+    review may."""
+    problem = _problem(review, recipe)
+    if problem:
+        raise ReviewRefused(problem)
+    filled = {"four_eyes": recipe.four_eyes, "is_pending": False, "account": account}
+    return review.model_copy(update=filled)
+
+
+def _problem(review: ReviewBody, recipe: ReviewRecipe) -> str:
+    if review.supersedes is None or not _NONCE.fullmatch(review.nonce):
+        return "a review says which row it supersedes, and has a nonce of 8 to 64 letters or digits"
+    if review.reason not in recipe.reasons:
+        known = "; ".join(f"{code}: {text}" for code, text in recipe.reasons.items())
+        return f"reason {review.reason!r} is not in the recipe's list ({known})"
+    unknown = [one.kind for one in review.defects if one.kind not in recipe.kinds]
+    if unknown:
+        return f"{unknown[0]!r} is no kind of defect of the recipe's ({', '.join(recipe.kinds)})"
+    if review.disposition == "use" and review.verdict is not Verdict.PASS:
+        return "a plate that is used is one that passes: give the verdict PASS"
+    return name_problem("reviewer", review.reviewer) or words_problem("note", review.note)
+
+
+def place(rows: Sequence[Row], review: ReviewBody) -> tuple[int | None, ReviewBody]:
+    """The number of the row that this review is already, None if it is new, and the review as it is
+    written after these rows of its result. Raises `ReviewRefused` if it may not be."""
+    known = _sent_before(rows, review)
+    if known is None and (problem := _objection(rows, review)):
+        raise ReviewRefused(problem)
+    after = [*rows, {"seq": 0, **review.as_json()}]
+    is_pending = known is None and effective_verdict(after).pending is not None
+    return known, review.model_copy(update={"is_pending": is_pending})
+
+
+def _sent_before(rows: Sequence[Row], review: ReviewBody) -> int | None:
+    for row in rows:
+        if row["kind"] == "review" and review.nonce and row.get("nonce") == review.nonce:
+            if _given(row) != _given(review.as_json()):
+                raise ReviewRefused("another review was sent with this nonce; use a new one")
+            return int(row["seq"])
+    return None
+
+
+def _given(row: Row) -> list[Any]:
+    return [row.get(name) or None for name in _GIVEN]
+
+
+def _objection(rows: Sequence[Row], review: ReviewBody) -> str:
+    result = _result(rows)
+    if result is None:
+        is_open = any(row["kind"] == "opened" for row in rows)
+        return f"{review.result_id}: {'has no result yet' if is_open else 'no such result'}"
+    if result["reason"] == Reason.GAP:
+        return f"{review.result_id} is a gap: frames were lost, and there is no plate to judge"
+    last = last_judged(rows)
+    if review.supersedes != last:
+        return (
+            f"{review.result_id} was reviewed meanwhile: row {last} stands, this review knows row "
+            f"{review.supersedes}; look at it with `vqi log show` and judge again"
+        )
+    known = len(result.get("defects") or ())
+    numbers = [one.number for one in review.defects]
+    if len(set(numbers)) < len(numbers):
+        return "a defect is named twice"
+    if numbers and max(numbers) >= known:
+        return f"{review.result_id} has {known} defects, numbered from 0; {max(numbers)} is none"
+    return ""
+
+
+def last_judged(rows: Sequence[Row]) -> int | None:
+    """Number of the row that a new review supersedes: the last review's, or the result's; None
+    without a result."""
+    judged = [row["seq"] for row in rows if row["kind"] in ("result", "review")]
+    return max(judged, default=None) if _result(rows) is not None else None
+
+
+def inconsistency(before: Sequence[Row], row: Row) -> str:
+    """What no journal process writes in a review after these rows of its result, for who checks the
+    log; empty if nothing."""
+    if "supersedes" not in row:
+        return ""
+    if row["supersedes"] != last_judged(before):
+        return f"supersedes row {row['supersedes']}, which is not the last of {row['result_id']}"
+    is_waiting = effective_verdict([*before, row]).pending is not None
+    if is_waiting != row.get("is_pending", False):
+        return "says otherwise whether a second person is needed"
+    return ""
+
+
+def _result(rows: Sequence[Row]) -> Row | None:
+    return next((row for row in rows if row["kind"] == "result"), None)

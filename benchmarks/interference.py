@@ -51,6 +51,7 @@ from loaded_station import (
 
 from station.config import load_configuration
 from station.cores import cpu_seconds
+from station.export import FORMATS
 from station.log_reader import Filter, Reader
 
 Json = dict[str, Any]
@@ -294,7 +295,9 @@ def verify(config: str) -> None:
 
 
 def export(config: str) -> None:
-    _command("log", "export", "--format", "csv", "--config", config)
+    for format_ in FORMATS:
+        out = Path(config).parent / f"plates.{format_}"
+        _command("log", "export", "--format", format_, "--out", str(out), "--config", config)
 
 
 def backup(config: str) -> None:

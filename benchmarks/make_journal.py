@@ -128,6 +128,11 @@ def _time_of(sequence: int) -> datetime:
     return _BEGIN + timedelta(days=7 * week + weekday, seconds=within)
 
 
+def _shift_of(sequence: int) -> str:
+    at = _time_of(sequence)
+    return f"{at:%Y-%m-%d} {'early' if (at - _BEGIN).seconds < 8 * 3600 else 'late'}"
+
+
 def _plate(block: Block, at: int, sequence: int, first: int) -> Iterator[Body]:
     opened_at = _time_of(sequence)
     decided_at, shown_at = (opened_at + timedelta(seconds=s) for s in (1.84, 1.852))
@@ -178,7 +183,7 @@ def _result(block: Block, at: int, sequence: int, first: int, opened_ns: int) ->
         "skew_deg": round(float(random.normal(0, 0.05)), 3), "tiles": block.tiles,
         "tile_grid": block.grid, "tile_scores": _pack(scores, "<f4"), "defects": defects,
         "is_audit_sample": bool(block.is_audit[at]), "pixels_sha256": random.bytes(32).hex(),
-        **({"attempt": 2} if first != sequence and "attempt" in ResultBody.model_fields else {}),
+        "shift": _shift_of(sequence),
     }  # fmt: skip
 
 

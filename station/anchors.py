@@ -28,7 +28,7 @@ from station.signed_note import Checkpoint, NoteError, parsed
 
 MESSAGE_ID = "8f0c5d6c4a7e4e0f9a51b1f1c3a0d7e2"
 """Of an anchor in the systemd journal; made once, at random."""
-_JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
+JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
 _JOURNALCTL_LIMIT_S = 60.0
 _LISTENER_LIMIT_S = 10.0
 _HEX = r"(?:[0-9a-f]\s*){64}"
@@ -91,7 +91,7 @@ def publish(anchor: Anchor, settings: ProofSettings) -> list[str]:
     """Say it in the systemd journal, where there is one, and in the configured file; what could
     not be done."""
     with contextlib.suppress(OSError):
-        _tell_journal(anchor)
+        tell_journal(anchor)
     if settings.anchor_file is None:
         return []
     try:
@@ -127,7 +127,7 @@ def _have_appended(listener: Path, path: Path, anchor: Anchor) -> None:
         raise OSError(f"{listener} took it, and it is not there")
 
 
-def _tell_journal(anchor: Anchor) -> None:
+def tell_journal(anchor: Anchor, listener: Path = JOURNAL_SOCKET) -> None:
     """By journald's own protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL). Raises OSError."""
     fields = {
         "MESSAGE": anchor.line(),
@@ -141,7 +141,7 @@ def _tell_journal(anchor: Anchor) -> None:
     data = "".join(f"{name}={value}\n" for name, value in fields.items()).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
         channel.settimeout(_LISTENER_LIMIT_S)
-        channel.sendto(data, str(_JOURNAL_SOCKET))
+        channel.sendto(data, str(listener))
 
 
 # --- reading ------------------------------------------------------------------------------------

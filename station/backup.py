@@ -216,7 +216,7 @@ def _copy_pictures(journal: Path, directory: Path, since: int) -> tuple[list[str
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             temporary = directory / _INCOMING / target.name
-            _copy_picture(journal / IMAGES / path, temporary, sha256)
+            copy_picture(journal / IMAGES / path, temporary, sha256)
             temporary.rename(target)
         except FileNotFoundError:
             return copied, path
@@ -227,7 +227,7 @@ def _copy_pictures(journal: Path, directory: Path, since: int) -> tuple[list[str
     return copied, ""
 
 
-def _copy_picture(source: Path, target: Path, sha256: str) -> None:
+def copy_picture(source: Path, target: Path, sha256: str) -> None:
     """A second name where both lie on one disk, else a copy that was read back."""
     target.unlink(missing_ok=True)
     try:

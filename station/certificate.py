@@ -17,6 +17,7 @@ from typing import Any
 
 from sqlalchemy import text
 
+from station import packing
 from station.checkpoint import Trees, checkpoints, prove_consistency, trees_at
 from station.log_reader import Reader
 from station.merkle import inclusion
@@ -36,6 +37,9 @@ _HOLDS = text(
 _OF_SERIAL = text(
     "SELECT DISTINCT result_id FROM row WHERE part_id = :serial AND kind = 'result' "
     "AND seq <= :until ORDER BY seq"
+)
+_ROWS = text(
+    "SELECT seq, kind, body FROM row WHERE seq IN (SELECT value FROM json_each(:seqs)) ORDER BY seq"
 )
 _LAST_ABOUT = text("SELECT max(seq) FROM row WHERE result_id = :id")
 _MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg"}
@@ -98,8 +102,8 @@ def make_certificates(
 
 
 def rows_of_certificate(reader: Reader, result_id: str, until: int) -> tuple[list[Row], list[Row]]:
-    """All rows about a result up to a row, and those elsewhere in the log that explain them: holds
-    that cover it without naming it, and their releases."""
+    """All rows about a result up to a row, and those elsewhere in the log that explain them: what
+    they leave to their context, holds that cover it without naming it, and their releases."""
     about = _rows(reader.query(_ABOUT, {"id": result_id, "until": until}))
     results = [row.content for row in about if row.kind == "result"]
     elsewhere = _rows(reader.query(_HOLDS, {"until": until})) if results else []
@@ -108,7 +112,9 @@ def rows_of_certificate(reader: Reader, result_id: str, until: int) -> tuple[lis
         for row in elsewhere
         if row.kind == "hold" and _is_held(results[0], row.content)
     }
-    return about, [row for row in elsewhere if row.content["hold_id"] in held]
+    named = {row.content[packing.KIND] for row in about if packing.KIND in row.content}
+    contexts = _rows(reader.query(_ROWS, {"seqs": json.dumps(sorted(named))}))
+    return about, contexts + [row for row in elsewhere if row.content["hold_id"] in held]
 
 
 def _is_held(result: Json, hold: Json) -> bool:
@@ -270,9 +276,9 @@ def _page(
     environment.filters |= {"facts": _facts, "data_uri": _data_uri}
     page = environment.get_template("certificate.html").render(
         said=said,
-        rows=[(row, row.content, sha256_text(row.body)) for row in rows],
+        rows=[(row, _whole(row, context), sha256_text(row.body)) for row in rows],
         context=[(row, row.content, sha256_text(row.body)) for row in context],
-        result=next((row.content for row in rows if row.kind == "result"), None),
+        result=next((_whole(row, context) for row in rows if row.kind == "result"), None),
         checkpoint=checkpoint,
         fingerprint=fingerprint(base64.b64decode(body.public_key or "")),
         file=file,
@@ -280,7 +286,15 @@ def _page(
     return page.encode()
 
 
-_ARRAYS = ("tile_grid", "tile_scores", "images")
+def _whole(row: Row, context: Sequence[Row]) -> Json:
+    """What was recorded, also where the row leaves it to its context."""
+    said = {
+        other.seq: other.content["constants"] for other in context if other.kind == packing.KIND
+    }
+    return packing.whole(row.content, said.__getitem__)
+
+
+_ARRAYS = ("tile_grid", "tile_scores", "tile_blocks", "tile_score_planes", "images")
 
 
 def _facts(content: Json) -> list[tuple[str, str]]:

@@ -334,6 +334,10 @@ class JournalSettings(Settings):
     )
     shifts: ShiftSettings | None = None
 
+    reports: Path | None = Field(
+        None, description="Folder of shift reports; `vqi log report --due` writes them."
+    )
+
     @property
     def disk_limits_mb(self) -> tuple[int, int, int, int]:
         """Free disk below which levels 1 to 4 begin."""
@@ -564,10 +568,13 @@ class Configuration(Settings):
     @model_validator(mode="after")
     def _serials_come_from_somewhere(self) -> Configuration:
         identity = self.identity
-        is_wired = self.plc is None or isinstance(self.plc, IoPlcSettings)
-        if identity is not None and identity.scanner is None and is_wired:
+        is_silent = (
+            self.plc is None or isinstance(self.plc, IoPlcSettings) or not self.plc.has_serials
+        )
+        if identity is not None and identity.scanner is None and is_silent:
             raise ValueError(
-                "identity: nothing reads serials: add [identity.scanner], or a [plc] with registers"
+                "identity: nothing reads serials: add [identity.scanner], or a [plc] with "
+                "has_serials = true"
             )
         return self
 

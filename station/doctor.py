@@ -50,7 +50,10 @@ _COMMAND_LIMIT_S: Final = 50.0
 _ASK_TIMEOUT_S: Final = 1.0
 _ROWS: Final = 200
 _LOG_LINES: Final = 5000
-_PERSONAL: Final = ("part_id", "who", "reviewer", "operator", "lot", "account")
+_PERSONAL: Final = (
+    *("part_id", "who", "reviewer", "operator", "lot", "account"),
+    *("job_id", "serial", "serials", "value"),
+)
 """Fields of a row that name a part or a person."""
 _WORDS: Final = {
     "review": ("reason", "note"),
@@ -326,7 +329,10 @@ def _check(place: Place, part: Part) -> str:
 
 def _status(place: Place, part: Part) -> str:
     said = ask_all(place.runtime_dir, _ASK_TIMEOUT_S)
-    return _json({process: status or {"down": why} for process, (status, why) in said.items()})
+    found = {process: status or {"down": why} for process, (status, why) in said.items()}
+    if not part.wanted.has_secrets:
+        found["station"].pop("given", None)
+    return _json(found)
 
 
 def _processes(place: Place, part: Part) -> str:
@@ -424,9 +430,7 @@ def _pseudonyms() -> Callable[[str], str]:
 
 
 def _impersonal(row: Json, pseudonym: Callable[[str], str]) -> Json:
-    named: Json = {
-        name: pseudonym(row[name]) for name in _PERSONAL if isinstance(row.get(name), str)
-    }
+    named: Json = {name: _named(row[name], pseudonym) for name in _PERSONAL if row.get(name)}
     if pseudonym("x") == "x":
         return {**row, **named}
     kind, detail = row.get("kind"), row.get("detail")
@@ -436,8 +440,16 @@ def _impersonal(row: Json, pseudonym: Callable[[str], str]) -> Json:
         named["detail"] = {
             name: value if _FIGURES.fullmatch(str(value)) else _cut(value)
             for name, value in detail.items()
+            if name not in _PERSONAL
         }
     return {**row, **named}
+
+
+def _named(value: Any, pseudonym: Callable[[str], str]) -> Any:
+    """A name, or each of several."""
+    if isinstance(value, list):
+        return [_named(one, pseudonym) for one in value]
+    return pseudonym(value) if isinstance(value, str) else value
 
 
 def _cut(words: Any) -> str:

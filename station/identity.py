@@ -67,6 +67,8 @@ class _Waiting:
     high: float = math.inf
     is_named: bool = False
     """A plate's record has it."""
+    is_certain: bool = False
+    """And it is that plate's."""
     is_doubted: bool = False
 
 
@@ -75,7 +77,8 @@ class _Window:
     result_id: str
     begin: float
     """Place of the belt with the leading edge at the camera."""
-    end: float = math.inf
+    end: float
+    """With the trailing edge there; until that is seen, as late as may be."""
     given: list[Reading] = field(default_factory=list)
     """By a person, for this plate."""
     association: Association | None = None
@@ -84,10 +87,13 @@ class _Window:
 class IdentityRegister:
     """Used by one thread at a time."""
 
-    def __init__(self, distance: float, tolerance: float, is_expected: bool) -> None:
-        """Both in scan lines; `distance` from the scanner to the camera. `is_expected`: plates have
-        serials; else one without has no `Identity` either."""
+    def __init__(
+        self, distance: float, tolerance: float, longest: float, is_expected: bool
+    ) -> None:
+        """In scan lines: `distance` from the scanner to the camera, `longest` that a plate may be.
+        `is_expected`: plates have serials; else one without has no `Identity` either."""
         self._distance = distance
+        self._longest = longest
         self._tolerance = tolerance
         self._is_expected = is_expected
         self._frame_height = 0.0
@@ -144,7 +150,8 @@ class IdentityRegister:
     def open(self, result_id: str, leading_edge: float | None) -> None:
         """A plate's leading edge was seen, at this place of the belt."""
         place = math.nan if leading_edge is None else leading_edge
-        self._windows[result_id] = _Window(result_id, place, given=self._given)
+        end = place + self._longest
+        self._windows[result_id] = _Window(result_id, place, end, given=self._given)
         self._given = []
         while len(self._windows) > _WINDOWS:
             self._windows.popitem(last=False)
@@ -221,24 +228,20 @@ class IdentityRegister:
         return waiting.high + self._distance + self._tolerance >= unseen
 
     def _is_repeated(self, serial: str, window: _Window) -> bool:
-        """The serial is another plate's, too, and was read beside the second of them before the
-        first had passed the camera: one of the readings is of something else."""
+        """The serial was read elsewhere, too, while one plate cannot have been at both places: of
+        two on the belt, the second was read before the first had passed the camera."""
+        same = [one for one in self._waiting if one.reading.serial == serial]
+        inside = [one.low for one in same if self._is_in(one, window)]
+        if any(one.low <= window.end for one in same if not self._is_in(one, window)):
+            return True
+        others = [one for one in self._windows.values() if one is not window]
         return any(
-            self._has(other, serial) and self._read_beside(*_in_order(window, other), serial)
-            for other in self._windows.values()
-            if other is not window
+            min(inside, default=math.inf) <= other.end
+            if other.begin <= window.begin
+            else other.begin - self._distance <= window.end
+            for other in others
+            if _says(other, serial)
         )
-
-    def _has(self, window: _Window, serial: str) -> bool:
-        return _says(window, serial) or bool(self._lows(window, serial))
-
-    def _lows(self, window: _Window, serial: str) -> list[float]:
-        same = (one for one in self._waiting if one.reading.serial == serial)
-        return [one.low for one in same if self._is_in(one, window)]
-
-    def _read_beside(self, first: _Window, second: _Window, serial: str) -> bool:
-        lows = self._lows(second, serial) or [second.begin - self._distance]
-        return min(lows) <= first.end
 
     def _associate(self, window: _Window) -> Association:
         inside = [one for one in self._waiting if self._is_in(one, window)]
@@ -255,6 +258,8 @@ class IdentityRegister:
             one.is_named = True
         if is_doubtful or self._is_repeated(serials[0], window):
             return Association(Identity.AMBIGUOUS, None, serials[:MAX_CANDIDATES])
+        for one in inside:
+            one.is_certain = True
         return Association(readings[0].source, serials[0])
 
     def _expire(self) -> None:
@@ -276,6 +281,9 @@ class IdentityRegister:
         for one in over:
             if not one.is_named:
                 self._give_up(one, why)
+        if not self._has_encoder and not all(one.is_certain for one in over):
+            for waiting in self._waiting:
+                waiting.is_doubted = True
 
     def _give_up(self, waiting: _Waiting, why: str) -> None:
         beside = next(
@@ -286,9 +294,6 @@ class IdentityRegister:
             if _says(beside, waiting.reading.serial):
                 return
             result_id, why = beside.result_id, "it was read too late for its plate's record"
-        if not self._has_encoder:
-            for other in self._waiting:
-                other.is_doubted = True
         self._unclaimed.append(Unclaimed(waiting.reading, result_id, why))
 
 
@@ -296,8 +301,3 @@ def _says(window: _Window, serial: str) -> bool:
     """The plate's record has it."""
     found = window.association
     return found is not None and serial in (found.part_id, *found.serials)
-
-
-def _in_order(one: _Window, other: _Window) -> tuple[_Window, _Window]:
-    """As they lie on the belt."""
-    return (one, other) if one.begin <= other.begin else (other, one)

@@ -26,6 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
+from station.packing import Contexts
 from station.qms import DATABASE, HOLDS, IMAGES, SIGNED_FILES, SNAPSHOT, Json, StoreError
 from station.reviews import effective_verdict
 from station.tables import PLATE
@@ -45,6 +46,7 @@ _ABOUT_PICTURES = text("""
     END FROM row WHERE result_id = :id AND +kind IN ('result', 'review', 'tombstone')
     AND seq < :before ORDER BY seq
 """)
+_BODY = text("SELECT body FROM row WHERE seq = :seq")
 _IS_REMOVED = text("""
     SELECT 1 FROM row WHERE result_id = :id AND kind = 'tombstone' AND body ->> '$.path' = :path
     LIMIT 1
@@ -81,6 +83,7 @@ class Reader:
     def __init__(self, directory: Path) -> None:
         """Raises `StoreError` if there is no log or it cannot be read."""
         self.directory = directory
+        self._contexts = Contexts(self._body_of)
         problems = []
         for source, name in (("live", DATABASE), ("snapshot", SNAPSHOT)):
             path = directory / name
@@ -92,6 +95,17 @@ class Reader:
             self.source, self.path = source, path
             return
         raise StoreError(f"no log can be read here: {'; '.join(problems)}")
+
+    @property
+    def lag_note(self) -> str:
+        """For people: that the derived tables do not know all rows yet; empty where they do."""
+        query = text("SELECT (SELECT coalesce(max(seq), 0) FROM row) - seq FROM derived")
+        lag = self.ask(query)[0][0]
+        if lag <= 0:
+            return ""
+        return (
+            f"{lag} rows are not in the tables yet, and in no answer; the journal process adds them"
+        )
 
     @property
     def source_note(self) -> str:
@@ -131,13 +145,13 @@ class Reader:
             "SELECT seq, body FROM row WHERE seq IN (SELECT value FROM json_each(:numbers))"
         )
         found = self._connection.execute(query, {"numbers": json.dumps(list(numbers))})
-        return {row.seq: json.loads(row.body) for row in found}
+        return {row.seq: self.whole(row.body) for row in found}
 
     def results(
         self, wanted: Filter, newest_first: bool = False, limit: int | None = None
     ) -> Iterator[Json]:
         """Result bodies with their `seq`, in order; those that are there now. `review` is None, or
-        what its reviews come to: see `judged_review`."""
+        what its reviews come to: see `judged`."""
         where, values = wanted.sql()
         order = "DESC" if newest_first else "ASC"
         query = f"SELECT seq FROM row WHERE kind = 'result'{where} ORDER BY seq {order}"
@@ -146,7 +160,7 @@ class Reader:
         reviews = self._reviews()
         for seq, body in self._of_rows(query, values):
             row = {"seq": seq, **body}
-            yield {**row, "review": judged_review([row, *reviews.get(body["result_id"], ())])}
+            yield {**row, "review": judged([row, *reviews.get(body["result_id"], ())])}
 
     def of_result(self, result_id: str) -> list[Json]:
         """Every row about a result: the result first, then the others in order."""
@@ -154,7 +168,7 @@ class Reader:
             text("SELECT seq, body FROM row WHERE result_id = :id ORDER BY kind <> 'result', seq"),
             {"id": result_id},
         )
-        return [{"seq": row.seq, **json.loads(row.body)} for row in found]
+        return [{"seq": row.seq, **self.whole(row.body)} for row in found]
 
     def about_pictures(self, result_id: str, before: int) -> list[Json]:
         """What rows of a result before a row say of its pictures, in order."""
@@ -224,10 +238,9 @@ class Reader:
 
     def station_id(self) -> str:
         """Whose log this is, by its last row; empty without one that says so."""
-        query = text("SELECT body ->> '$.station_id' FROM row ORDER BY seq DESC LIMIT 1")
-        with contextlib.suppress(SQLAlchemyError):  # a body that is no JSON any more
-            return str(self._connection.execute(query).scalar() or "")
-        return ""
+        with contextlib.suppress(StoreError, ValueError, TypeError, AttributeError):
+            return str(self.whole((self.last_bodies(1) or ["{}"])[0]).get("station_id", ""))
+        return ""  # a body that is none any more
 
     def last_seq(self) -> int:
         """Of the newest row; 0 if there is none."""
@@ -240,6 +253,18 @@ class Reader:
             page = numbers[start : start + _PAGE_ROWS].tolist()
             bodies = self.bodies_at(page)
             yield from ((number, bodies[number]) for number in page)
+
+    def whole(self, body: str) -> Json:
+        """What was recorded in a row, also where the row leaves it to its context. Raises
+        `StoreError` if that is not there."""
+        try:
+            return self._contexts.whole(json.loads(body))
+        except LookupError as error:
+            raise StoreError(f"{self.path}: {error}; see `vqi log verify`") from error
+
+    def _body_of(self, seq: int) -> str | None:
+        found = self._connection.execute(_BODY, {"seq": seq}).first()
+        return None if found is None else str(found[0])
 
     @property
     def images(self) -> Path:
@@ -301,7 +326,7 @@ def _by_result(rows: Iterable[tuple[int, Json]]) -> dict[str, list[Json]]:
     return found
 
 
-def judged_review(rows: list[Json]) -> Json | None:
+def judged(rows: list[Json]) -> Json | None:
     """What the reviews of a result come to: the last review's fields, `verdict` None and `reviewer`
     empty while no review holds, and `pending` True while the last waits for a second person."""
     if len(rows) == 1:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from station.audit_check import audit_findings
 from station.checkpoint import verify_checkpoints
 from station.log_reader import Reader
 from station.qms import EMPTY_CHAIN, Json, chain, first_changed, sha256_text
@@ -85,11 +86,14 @@ def verify(
         _collect(row.seq, body, opened, decided, found)
         _follow_removals(reader, row.seq, body, removals, found)
         if with_images:
-            _verify_images(reader.images, row.seq, body, removals, found)
+            _see_images(reader.images, row.seq, body, removals, found)
     found.results, found.head = len(decided), before
     found.open_plates = len(opened - decided)
     found.holds = len(removals.holds)
     _settle_removals(reader, removals, found)
+    audit = audit_findings(reader)
+    found.findings += audit.findings
+    found.notes += audit.notes
     findings, notes = verify_checkpoints(reader, public_key)
     found.findings += findings
     found.notes += notes
@@ -195,6 +199,15 @@ def _verify_tombstone(
         found.findings.append(f"row {seq}: a picture was removed against the rules: {why}")
     if (reader.images / stone.path).exists():
         removals.left.add(stone.path)
+
+
+def _see_images(
+    images: Path, seq: int, body: Json, removals: _Removals, found: Verification
+) -> None:
+    try:
+        _verify_images(images, seq, body, removals, found)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        found.findings.append(f"row {seq}: names pictures as no row does: {error!r}")
 
 
 def _verify_images(

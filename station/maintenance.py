@@ -282,10 +282,11 @@ class Upkeep:
         ok = store.last_backup(self._backups_at)
         self._backup = _Backup(ok_at=ok["written_at"] if ok else None)
         now = time.monotonic()
-        self._checkpoints = _Checkpoints(due=now + _FIRST_CHECKPOINT_S)
+        self._checkpoints = _Checkpoints()
         last_checkpoint = _last(store, CheckpointBody)
         if last_checkpoint is not None:
             self._on_checkpoint(last_checkpoint)
+        self._checkpoints.due = now + self._checkpoint_wait_s()
         self._look_due = self._stepped_at = now
         self._sweep_due = now + _FIRST_SWEEP_S
 
@@ -766,6 +767,15 @@ class Upkeep:
         command = ["-m", "station.checkpoint"]
         given = json.dumps(order)
         known.child.start(command, given, _CHECKPOINT_LIMIT_S, self._wake, is_awaited=is_asked)
+
+    def _checkpoint_wait_s(self) -> float:
+        """At a start, by the last one's label; a new log's first is not made in the first minutes,
+        in which a line starts."""
+        every_s, last_at = 3600 * self._settings.proof.every_h, self._checkpoints.last_at
+        if last_at is None:
+            return min(_FIRST_CHECKPOINT_S, every_s)
+        age_s = (self._clock.now() - datetime.fromisoformat(last_at)).total_seconds()
+        return min(max(0.0, every_s - age_s), every_s)
 
     def _take_checkpoint(self) -> None:
         known, answer = self._checkpoints, self._checkpoints.child.take()

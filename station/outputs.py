@@ -418,6 +418,9 @@ class Plc:
                 self._heard_ns = now_ns
             # What is on when it is heard first did not go on: it is no acknowledgement.
             is_ack = before is not None and inputs.ack_hold and not before.ack_hold
+            if before is not None and inputs.serials != before.serials:
+                text = inputs.serial.decode("latin-1")
+                self._events.add({"op": "serial", "text": text, "at_ns": now_ns})
             if is_ack and self._has_station:
                 self._events.add({"op": "plc_ack"})
 

@@ -100,7 +100,7 @@ from station.results import (
 )
 from station.scanner_feed import Scanned, ScannerState
 from station.serials import Serials
-from station.state import StationState, provenance
+from station.state import Origin, StationState, provenance
 from station.strip import Joined, StripCutter, buffer_lines
 from station.systemd import exit_with_starter, notify
 
@@ -222,7 +222,10 @@ class Station:
         self._plc_counts: Json = {}
         """As the lamp process told them last."""
         self._serials = Serials(
-            self._settings, self._post, lambda name: self._say_given("operator", name, "badge")
+            self._settings,
+            recipe.value.plate,
+            self._post,
+            lambda name: self._say_given("operator", name, "badge"),
         )
         self._given = Given()
         self._stages: dict[str, Json] = {}
@@ -419,6 +422,7 @@ class Station:
             "model_sha256": self._context.classifier.model_sha256,
             "precision": self._why_precision,
             "camera_serial": self._context.camera.serial,
+            **_commissioning_name(self._origin, hello),
             "provenance": self._origin.provenance,
             "provenance_why": self._origin.why,
             **_feature_detail(self._context.camera),
@@ -443,8 +447,10 @@ class Station:
             ) from error
 
     def _audit_shift(self) -> str:
-        """What one seed draws: the plates of a day by UTC."""
-        return utc_now()[: len("2026-11-26")]
+        """What one seed draws: the plates of a shift, or of a day by UTC where no shifts are
+        configured."""
+        now = utc_now()
+        return self._context.shift_at(now) or now[: len("2026-11-26")]
 
     def _hold_again(self, body: ResultBody) -> None:
         """A restart is no acknowledgement: what nobody took out yet is held on."""
@@ -892,7 +898,7 @@ class Station:
                 self._plc_counts = {f"plc_{name}": event[name] for name in ("overruns", "triggers")}
             case "plc_ack":
                 self._acknowledge("plc")
-            case "serial":
+            case "serial" if self._serials.is_expected:
                 self._serials.said(
                     str(event["text"]).encode("latin-1", "replace"), Identity.PLC, event["at_ns"]
                 )
@@ -1219,6 +1225,13 @@ def _feature_detail(camera: CameraInfo) -> dict[str, str]:
     if camera.rounded:
         detail["camera_rounded"] = json.dumps(camera.rounded)
     return detail
+
+
+def _commissioning_name(origin: Origin, hello: Json) -> dict[str, str]:
+    """The file by which plates are production: that which was signed last."""
+    if origin.provenance is not Provenance.PRODUCTION:
+        return {}
+    return {"commissioning_sha256": hello["signed_files"][0]}
 
 
 def _flat_field_names(flat_field: FlatField | None) -> dict[str, str]:

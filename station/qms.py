@@ -24,8 +24,9 @@ from sqlalchemy.pool import StaticPool
 from station import derived, reviews
 from station.attempts import FILLED_IN, attempt_of
 from station.given import GIVEN, VALUE
-from station.record import HAS_ACCEPT, Body, ReviewBody, utc_now
-from station.schema import FIRST, STEP_TABLE, STEPS, VERSION, Step
+from station.packing import Contexts, Packer
+from station.record import HAS_ACCEPT, Body, ContextBody, ReviewBody, utc_now
+from station.schema import BEGIN, PAGE_BYTES, STEP_TABLE, STEPS, VERSION, Step
 
 DATABASE = "journal.db"
 SNAPSHOT = "journal-snapshot.db"
@@ -68,6 +69,7 @@ HOLDS = """
 
 _INSERT = "INSERT INTO row (seq, kind, body, body_sha256, chain_sha256) VALUES (?, ?, ?, ?, ?)"
 _SAME = "SELECT seq FROM row WHERE kind = ? AND written_at = ? AND body = ?"
+_LAST_CONTEXTS = "SELECT seq, body FROM row WHERE kind = 'context' ORDER BY seq DESC LIMIT 64"
 _OF_RESULT = "SELECT seq, body FROM row WHERE result_id = ? AND +kind = ?"
 _ALL_OF_RESULT = "SELECT seq, body FROM row WHERE result_id = ? ORDER BY seq"
 _STEPS_MADE = "SELECT number FROM schema_step"
@@ -156,6 +158,8 @@ class Store:
             self._migrate()
             self._seq, self._chain = self._read_head()
             self._check_tail()
+            self._packer: Packer | None = None
+            self._contexts = Contexts(self._body_of)
             self._derived = self._scalar("SELECT seq FROM derived") or 0
             if self.lag <= _CATCH_UP_AT_ONCE:
                 while self.lag:
@@ -180,13 +184,17 @@ class Store:
                     known, row = self._place(body)
                     if known is None:
                         row = row.filled(attempt_of(self._raw, row.fields))
-                        head = self._insert(row, *head)
+                        head = self._write(row, *head)
                         lines.extend(row.lines(head[0]))
                     numbers.append(known or head[0])
                 if is_up_to_date:
                     self._derive(lines, head[0])
         except (SQLAlchemyError, sqlite3.Error) as error:
+            self._packer = None
             raise self._failure(error) from error
+        except ContradictionError:
+            self._packer = None
+            raise
         self._seq, self._chain = head
         self._derived = head[0] if is_up_to_date else self._derived
         return numbers
@@ -207,7 +215,7 @@ class Store:
         lines = derived.Lines()
         for row in rows:
             if row.kind in derived.KINDS:
-                body = json.loads(row.body)
+                body = self._whole(row.body)
                 lines.extend(derived.lines_of(body["station_id"], row.seq, row.kind, body))
         try:
             with self._transaction():
@@ -273,8 +281,7 @@ class Store:
         if newest <= acknowledged:
             return None
         found = self._query("SELECT body FROM row WHERE seq = :seq", {"seq": newest})
-        body: Json = json.loads(found[0].body)
-        return body
+        return self._whole(found[0].body)
 
     def has_late_plates(self) -> bool:
         """Whether a plate was withheld from accept for its lateness since a person last
@@ -338,7 +345,7 @@ class Store:
     def of_result(self, result_id: str) -> list[Json]:
         """Bodies of every row about a result, in order."""
         query = "SELECT body FROM row WHERE result_id = :id ORDER BY seq"
-        return [json.loads(row.body) for row in self._query(query, {"id": result_id})]
+        return [self._whole(row.body) for row in self._query(query, {"id": result_id})]
 
     def holds(self) -> list[Json]:
         """Bodies of the holds that nobody released, oldest first."""
@@ -353,7 +360,7 @@ class Store:
         """The newest row of a kind."""
         query = "SELECT body FROM row WHERE kind = :kind ORDER BY seq DESC LIMIT 1"
         found = self._query(query, {"kind": kind})
-        return json.loads(found[0].body) if found else None
+        return self._whole(found[0].body) if found else None
 
     def last_backup(self, directory: str) -> Json | None:
         """The newest good copy that was made there."""
@@ -410,11 +417,30 @@ class Store:
             return StoreRefused(f"{self.path}: {cause}; free some space")
         return StoreError(f"{self.path}: {cause}")
 
-    def _insert(self, row: _Row, seq: int, link: str) -> tuple[int, str]:
-        """Write a row after the one of this number and chain value; its own."""
-        body_sha256 = sha256_text(row.content)
-        seq, link = seq + 1, chain(link, seq + 1, row.kind, body_sha256)
-        self._raw.execute(_INSERT, (seq, row.kind, row.content, body_sha256, link))
+    def _write(self, row: _Row, seq: int, link: str) -> tuple[int, str]:
+        """Write a row, and the context that it names where there is none yet, after the row of this
+        number and chain value; the number and chain value of the last one written."""
+        packer = self._ready_packer()
+        constants = packer.wanted(row.fields)
+        if constants is not None:
+            labels = {name: row.fields[name] for name in ("station_id", "written_at", "boot_id")}
+            context = _Row.of(ContextBody.model_validate({**labels, "constants": constants}))
+            seq, link = self._insert(context.kind, context.content, seq, link)
+            packer.remember(seq, constants)
+        packed = packer.pack(row.fields)
+        content = row.content if packed is row.fields else _ENCODER.encode(packed)
+        return self._insert(row.kind, content, seq, link)
+
+    def _ready_packer(self) -> Packer:
+        if self._packer is None:
+            rows = self._raw.execute(_LAST_CONTEXTS).fetchall()
+            self._packer = Packer((seq, json.loads(body)) for seq, body in reversed(rows))
+        return self._packer
+
+    def _insert(self, kind: str, content: str, seq: int, link: str) -> tuple[int, str]:
+        body_sha256 = sha256_text(content)
+        seq, link = seq + 1, chain(link, seq + 1, kind, body_sha256)
+        self._raw.execute(_INSERT, (seq, kind, content, body_sha256, link))
         return seq, link
 
     def _find(self, row: _Row) -> int | None:
@@ -428,7 +454,7 @@ class Store:
         found = self._raw.execute(_OF_RESULT, (result_id, row.kind)).fetchone()
         if found is None:
             return None
-        if _content(json.loads(found[1])) != _content(row.fields):
+        if _content(self._whole(found[1])) != _content(row.fields):
             raise ContradictionError(f"{row.kind} row of {result_id} says otherwise")
         return int(found[0])
 
@@ -446,7 +472,7 @@ class Store:
 
     def _numbered(self, result_id: str) -> list[Json]:
         found = self._raw.execute(_ALL_OF_RESULT, (result_id,))
-        return [{"seq": seq, **json.loads(content)} for seq, content in found]
+        return [{"seq": seq, **self._whole(content)} for seq, content in found]
 
     def _lacking(self, kind: str, answer: str) -> list[Json]:
         """Bodies of a kind whose result has no row of another kind. Each start settles what the
@@ -458,7 +484,7 @@ class Store:
             "ORDER BY seq"
         )
         found = self._query(query, {"since": self._last_change("start", before=1)})
-        return [json.loads(row.body) for row in found]
+        return [self._whole(row.body) for row in found]
 
     def _last_change(self, what: str, before: int = 0) -> int:
         """Sequence number of the newest change row of this name, or of one so many before it; 0 if
@@ -469,6 +495,17 @@ class Store:
         )
         found = self._query(query, {"what": what, "before": before})
         return int(found[0].seq) if found else 0
+
+    def _whole(self, body: str) -> Json:
+        """What was recorded in a row. Raises `StoreError` if its context is not there."""
+        try:
+            return self._contexts.whole(json.loads(body))
+        except LookupError as error:
+            raise StoreError(f"{self.path}: {error}; see `vqi log verify`") from error
+
+    def _body_of(self, seq: int) -> str | None:
+        found = self._raw.execute("SELECT body FROM row WHERE seq = ?", (seq,)).fetchone()
+        return None if found is None else str(found[0])
 
     def _query(self, query: str, values: Json) -> list[Any]:
         found = list(self._connection.execute(text(query), values))
@@ -497,7 +534,7 @@ class Store:
             )
         if version == 0:
             with self._transaction() as connection:
-                for statement in FIRST:
+                for statement in BEGIN:
                     connection.exec_driver_sql(statement)
                 connection.exec_driver_sql(f"PRAGMA user_version = {VERSION}")
         made = {row.number for row in self._query(_STEPS_MADE, {})} if self._has_steps() else set()
@@ -544,7 +581,13 @@ def _writing_engine(path: Path) -> Engine:
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: sqlite3.Connection, record: object) -> None:
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "recursive_triggers = ON"):
+        # The size holds for a new file, and must come before WAL writes its first page.
+        for pragma in (
+            f"page_size = {PAGE_BYTES}",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "recursive_triggers = ON",
+        ):
             connection.execute(f"PRAGMA {pragma}")
 
     return engine

@@ -39,10 +39,8 @@ def proportion(count: int, of: int, confidence: float = CONFIDENCE) -> Rate:
     404-413)."""
     if of == 0:
         return UNKNOWN
-    tail = (1 - confidence) / 2
-    low = float(stats.beta.ppf(tail, count, of - count + 1)) if count else 0.0
-    high = float(stats.beta.ppf(1 - tail, count + 1, of - count)) if count < of else 1.0
-    return Rate(count / of, Interval(low, high))
+    bounds = stats.binomtest(count, of).proportion_ci(confidence, method="exact")
+    return Rate(count / of, Interval(float(bounds.low), float(bounds.high)))
 
 
 def number_in_lot(

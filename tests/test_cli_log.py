@@ -166,7 +166,7 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
         (
             ("export", "--format", "pdf", "--journal", str(tmp_path)),
             2,
-            "--format pdf: csv or jsonl",
+            "--format pdf: csv, jsonl, parquet or xlsx",
         ),
     ):
         done = vqi("log", *arguments)

@@ -19,7 +19,15 @@ from test_qms import result
 
 from station.doctor import PART_NAMES, Archive, Part, Wanted, _gather, examine, write_archive
 from station.qms import Store
-from station.record import ChangeBody, HoldBody, ImageBody, ReviewBody, Verdict
+from station.record import (
+    ChangeBody,
+    HoldBody,
+    Identity,
+    ImageBody,
+    ReviewBody,
+    SerialBody,
+    Verdict,
+)
 
 SECRET = "Sw0rdfish-42"
 PEOPLES_WORDS = "Max of Acme complained"
@@ -50,7 +58,12 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
         width_px=1,
         height_px=1,
     )
-    plate = result(1, Verdict.FAIL, part_id="LGP-0815", images=(image,))
+    given = {"part_id": "LGP-0815", "serials": ("LGP-0815", "LGP-0816"), "job_id": "LOT-4711"}
+    plate = result(1, Verdict.FAIL, images=(image,), operator="Erika Muster", **given)
+    signed_on = ChangeBody(station_id="s", what="lot", who="Kim", detail={"value": "4711"})
+    stray = SerialBody(
+        station_id="s", serial="LGP-0816", source=Identity.PLC, why="unclaimed", read_ns=1
+    )
     review = ReviewBody(
         station_id="s",
         result_id=plate.result_id,
@@ -60,7 +73,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
     )
     hold = HoldBody(station_id="s", hold_id="h-1", lot="LOT-4711", who="Kim", why=PEOPLES_WORDS)
     with Store(rig.journal) as store:
-        store.append([change, plate, review, hold])
+        store.append([change, plate, review, hold, signed_on, stray])
     picture = rig.journal / "images" / PICTURE_PATH
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_bytes(PICTURE)
@@ -109,7 +122,7 @@ def test_everything_of_a_dead_station_without_secrets_or_pictures(rig: Rig) -> N
     assert b"nobody listens" in found["status.json"]
     assert b"ok    journal" in found["check.txt"]
     whole = b"".join(found.values())
-    hidden_texts = (SECRET.encode(), b"Erika", b"as Max said", b"LGP-0815")
+    hidden_texts = (SECRET.encode(), b"Erika", b"as Max said", b"LGP-081", b'"4711"')
     for hidden in (*hidden_texts, PICTURE[:64], PICTURE[100:164]):
         assert hidden not in whole
     path.unlink()

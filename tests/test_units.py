@@ -516,3 +516,32 @@ def test_wheels_must_hold_the_program_once(installer: ModuleType, tmp_path: Path
         installer.own_wheels(tmp_path)
     (tmp_path / "vqi_station-0.1.0-py3-none-any.whl").write_text("")
     assert len(installer.own_wheels(tmp_path)) == 1
+
+
+# --- reports --------------------------------------------------------------------------------------
+
+
+def report_settings() -> Settings:
+    units = UNITS / "vqi-report.service"
+    once = UNITS / "vqi-report.service.d" / "20-once.conf"
+    return read(UNITS / "vqi-.service.d" / "10-vqi.conf", units, once)
+
+
+@needs_systemd
+@pytest.mark.parametrize("unit", ["vqi-report.service", "vqi-report.timer"])
+def test_systemd_accepts_what_makes_reports(machine: Path, unit: str) -> None:
+    done = analyze("verify", "--man=no", f"--root={machine}", unit)
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
+    assert not exposure(machine, "vqi-report", 12)
+
+
+def test_reports_are_made_once_by_a_unit_that_gives_way_to_every_other() -> None:
+    settings = report_settings()
+    assert settings["Type"][-1] == "oneshot"
+    assert settings["Restart"][-1] == "no"
+    assert "vqi-report.timer" in read(UNITS / "vqi.target")["Wants"][0].split()
+    for service in SERVICES:
+        others = settings_of(service)
+        assert int(settings["Nice"][-1]) > int(others["Nice"][-1])
+        assert int(settings["CPUWeight"][-1]) < int(others["CPUWeight"][-1])
+        assert int(settings["OOMScoreAdjust"][-1]) > int(others["OOMScoreAdjust"][-1])

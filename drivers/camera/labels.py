@@ -44,7 +44,7 @@ class LabelScanner:
         may have passed last."""
         settings = self._settings
         ahead = round((settings.distance_mm - settings.place_mm) / self._pitch_mm)
-        last = self._plates_before(until + ahead)
+        last = self._plates_before(until + ahead + 1)
         for ordinal in range(max(1, last - 4), last + 1):
             if ordinal in settings.unread:
                 continue

@@ -66,6 +66,9 @@ class PlcInputs:
     """Changes while the PLC runs."""
     triggers: int = 0
     """Plates that the PLC's own light barrier counted."""
+    serials: int = 0
+    """Counts the serials that it has read; the last of them is in `serial`."""
+    serial: bytes = b""
 
 
 ReadOutputs = Callable[[], PlcOutputs]

@@ -17,7 +17,7 @@ from drivers.modbus import (
 )
 from drivers.plc import PlcInputs, PlcOutputs
 from drivers.plc.cyclic import CyclicLink
-from drivers.plc.register_map import INPUT_REGISTERS, output_registers, read_inputs
+from drivers.plc.register_map import input_count, output_registers, read_inputs
 from drivers.plc.settings import ModbusClientSettings
 
 _LIMIT_S = 0.5
@@ -53,11 +53,11 @@ class ModbusClientLink(CyclicLink):
         assert self._modbus is not None
         request = ReadHoldingRegistersRequest(
             address=self._settings.read_address,
-            count=INPUT_REGISTERS,
+            count=input_count(self._settings.has_serials),
             dev_id=self._settings.device_id,
         )
         answer = self._modbus.ask(request, time.monotonic() + _LIMIT_S)
-        if len(answer.registers) != INPUT_REGISTERS:
+        if len(answer.registers) != request.count:
             raise DeviceTimeout(f"{self.description}: {answer} is no answer to {request}")
         return read_inputs(answer.registers)
 

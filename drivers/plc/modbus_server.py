@@ -25,11 +25,11 @@ from drivers.errors import DeviceBusy, DeviceRefused, DriverMissing
 from drivers.plc import HandedOut, PlcInputs, PlcLink, PlcOutputs, ReadOutputs, TakeInputs
 from drivers.plc.register_map import (
     INPUT_BITS,
-    INPUT_REGISTERS,
     OUTPUT_BITS,
     OUTPUT_REGISTERS,
     STATUS,
     input_bits,
+    input_count,
     input_registers,
     output_bits,
     output_registers,
@@ -89,6 +89,7 @@ class ModbusServerLink(PlcLink):
     """Listens from its opening on, serves from `start` on."""
 
     def __init__(self, settings: ModbusServerSettings) -> None:
+        self._has_serials = settings.has_serials
         self.description = f"Modbus TCP server at {settings.host} port {settings.tcp_port}"
         self._listener = _listen(settings)
         self._selector = selectors.DefaultSelector()
@@ -117,7 +118,7 @@ class ModbusServerLink(PlcLink):
         self, read_outputs: ReadOutputs, handed_out: HandedOut, take_inputs: TakeInputs
     ) -> None:
         self._handed_out = handed_out
-        self._memory = Memory(read_outputs, take_inputs)
+        self._memory = Memory(read_outputs, take_inputs, self._has_serials)
         self._thread = threading.Thread(target=self._run, name="plc", daemon=True)
         self._thread.start()
 
@@ -278,9 +279,12 @@ class Answer(NamedTuple):
 class Memory:
     """Answers frames. A frame that is not wholly right changes nothing."""
 
-    def __init__(self, read_outputs: ReadOutputs, take_inputs: TakeInputs) -> None:
+    def __init__(
+        self, read_outputs: ReadOutputs, take_inputs: TakeInputs, has_serials: bool = False
+    ) -> None:
         self._read_outputs = read_outputs
         self._take_inputs = take_inputs
+        self._has_serials = has_serials
         self.inputs = PlcInputs()
         """What the PLC wrote."""
         self._decoder = DecodePDU(True)
@@ -313,7 +317,7 @@ class Memory:
                 bits = _part(output_bits(said), request, len(OUTPUT_BITS))
                 return ReadDiscreteInputsResponse(bits=bits)
             case 3:
-                words = _part(input_registers(self.inputs), request, INPUT_REGISTERS)
+                words = _part(self._registers(), request, input_count(self._has_serials))
                 return ReadHoldingRegistersResponse(registers=words)
             case 4:
                 said = self._say(request, STATUS)
@@ -335,18 +339,22 @@ class Memory:
         bits = input_bits(self.inputs)
         _put(bits, request.address, list(request.bits))
         command = sum(is_on << place for place, is_on in enumerate(bits))
-        self._take([command, *input_registers(self.inputs)[1:]])
+        self._take([command, *self._registers()[1:]])
         if request.function_code == 5:
             return WriteSingleCoilResponse(address=request.address, bits=request.bits)
         return WriteMultipleCoilsResponse(address=request.address, count=request.count)
 
     def _write_registers(self, request: ModbusPDU) -> ModbusPDU:
-        registers = input_registers(self.inputs)
+        registers = self._registers()
         _put(registers, request.address, list(request.registers))
         self._take(registers)
         if request.function_code == 6:
             return WriteSingleRegisterResponse(address=request.address, registers=request.registers)
         return WriteMultipleRegistersResponse(address=request.address, count=request.count)
+
+    def _registers(self) -> list[int]:
+        """The PLC's words."""
+        return input_registers(self.inputs, self._has_serials)
 
     def _take(self, registers: list[int]) -> None:
         self.inputs = read_inputs(registers)

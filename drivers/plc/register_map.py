@@ -3,6 +3,7 @@ documentation's table are all made from it. Addresses count from 0."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,6 +44,10 @@ STATUS, HEARTBEAT, RESULT, OVERRUNS, LATE, VERSION = 0, 1, 2, 4, 5, 6
 OUTPUT_REGISTERS = 7
 COMMAND, PLC_HEARTBEAT, TRIGGERS = 0, 1, 2
 INPUT_REGISTERS = 4
+SERIALS, SERIAL = 4, 5
+SERIAL_REGISTERS = 32
+WITH_SERIALS = SERIAL + SERIAL_REGISTERS
+"""Registers of the PLC where it reads part serials (`has_serials`)."""
 
 _BIT_MEANINGS = {
     "ready": "the station inspects and records; the line may run",
@@ -74,7 +79,20 @@ WORDS: tuple[Word, ...] = (
     Word("holding register", COMMAND, "command", "the coils as bits 0 and 1"),
     Word("holding register", PLC_HEARTBEAT, "heartbeat", "changes while the PLC runs"),
     Word("holding register", TRIGGERS, "triggers", "plates it counted, high word first", 2),
+    Word("holding register", SERIALS, "serials", "with has_serials: changes with each serial read"),
+    Word(
+        "holding register",
+        SERIAL,
+        "serial",
+        "with has_serials: it, ASCII, high byte first, zeros after it",
+        SERIAL_REGISTERS,
+    ),
 )
+
+
+def input_count(has_serials: bool) -> int:
+    """How many registers the PLC's words are."""
+    return WITH_SERIALS if has_serials else INPUT_REGISTERS
 
 
 def output_bits(outputs: PlcOutputs) -> list[bool]:
@@ -101,15 +119,25 @@ def input_bits(inputs: PlcInputs) -> list[bool]:
     return [getattr(inputs, name) for name in INPUT_BITS]
 
 
-def input_registers(inputs: PlcInputs) -> list[int]:
+def input_registers(inputs: PlcInputs, has_serials: bool = False) -> list[int]:
     command = sum(is_on << place for place, is_on in enumerate(input_bits(inputs)))
-    return [command, inputs.heartbeat % 2**16, *divmod(inputs.triggers % 2**32, 2**16)]
+    words = [command, inputs.heartbeat % 2**16, *divmod(inputs.triggers % 2**32, 2**16)]
+    if not has_serials:
+        return words
+    text = inputs.serial[: 2 * SERIAL_REGISTERS].ljust(2 * SERIAL_REGISTERS, b"\0")
+    return [*words, inputs.serials % 2**16, *struct.unpack(f">{SERIAL_REGISTERS}H", text)]
 
 
 def read_inputs(registers: Sequence[int]) -> PlcInputs:
-    command, heartbeat, high, low = registers
+    command, heartbeat, high, low = registers[:INPUT_REGISTERS]
     bits = {name: bool(command >> place & 1) for place, name in enumerate(INPUT_BITS)}
-    return PlcInputs(**bits, heartbeat=heartbeat, triggers=high << 16 | low)
+    serials, serial = 0, b""
+    if len(registers) == WITH_SERIALS:
+        serials = registers[SERIALS]
+        serial = struct.pack(f">{SERIAL_REGISTERS}H", *registers[SERIAL:]).rstrip(b"\0")
+    return PlcInputs(
+        **bits, heartbeat=heartbeat, triggers=high << 16 | low, serials=serials, serial=serial
+    )
 
 
 def markdown_table() -> str:

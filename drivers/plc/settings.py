@@ -21,7 +21,13 @@ class _PlcSettings(Settings):
     )
 
 
-class ModbusServerSettings(_PlcSettings):
+class _RegisterSettings(_PlcSettings):
+    has_serials: bool = Field(
+        False, description="The PLC reads part serials and writes them into registers of its own."
+    )
+
+
+class ModbusServerSettings(_RegisterSettings):
     """The station is the server, the PLC polls."""
 
     type: Literal["modbus_server"]
@@ -31,7 +37,7 @@ class ModbusServerSettings(_PlcSettings):
     tcp_port: Count = Field(502, ge=1, le=65_535)
 
 
-class ModbusClientSettings(_PlcSettings):
+class ModbusClientSettings(_RegisterSettings):
     """The station writes into holding registers of the PLC."""
 
     type: Literal["modbus_client"]

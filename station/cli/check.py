@@ -16,6 +16,8 @@ from drivers.errors import DeviceError
 from drivers.io import open_digital_io
 from drivers.plc import open_plc_link
 from drivers.plc.settings import PlcSettings
+from drivers.scanner import open_scanner
+from drivers.scanner.settings import ScannerSettings
 from drivers.stacklight import open_stack_light
 from models.card import ModelError
 from station.acquisition import CameraProcess
@@ -171,13 +173,23 @@ def _check_light(settings: Configuration, is_running: bool) -> str:
 def _line_side_steps(
     settings: Configuration, is_running: bool
 ) -> list[tuple[str, Callable[[], str]]]:
-    """PLC and accept, where the configuration has them."""
+    """Scanner, PLC and accept, where the configuration has them."""
     steps: list[tuple[str, Callable[[], str]]] = []
+    if (identity := settings.identity) is not None and identity.scanner is not None:
+        scanner = identity.scanner
+        steps.append(("scanner", lambda: _check_scanner(scanner, is_running)))
     if (plc := settings.plc) is not None:
         steps.append(("plc", lambda: _check_plc(plc, is_running)))
     if (accept := settings.accept) is not None:
         steps.append(("accept", lambda: _check_accept(accept, is_running)))
     return steps
+
+
+def _check_scanner(scanner: ScannerSettings, is_running: bool) -> str:
+    if is_running:
+        return "in use by the running station"
+    with open_scanner(scanner) as device:
+        return f"{device.description}, silent; scan a label while the station runs"
 
 
 def _check_plc(plc: PlcSettings, is_running: bool) -> str:

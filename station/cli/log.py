@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from station.cli import log_proof, log_questions, log_review, log_upkeep
+from station.cli import (
+    log_archive,
+    log_export,
+    log_proof,
+    log_questions,
+    log_report,
+    log_review,
+    log_serials,
+    log_upkeep,
+)
 from station.cli.common import JsonOption, fail, print_json, say
 from station.cli.log_options import (
     Config,
     Journal,
-    Serial,
     Since,
-    Until,
-    Wanted,
     open_log,
+    open_tables,
     selecting,
 )
-from station.log_reader import Filter, Reader, judged_review
+from station.log_reader import Reader, judged
 from station.log_verify import verify
 from station.qms import Json
 from station.questions import Questions, Selection
@@ -37,39 +42,17 @@ app.command("consistency")(log_proof.consistency)
 app.command("certificate")(log_proof.certificate)
 app.command("review")(log_review.review)
 app.command("reviews")(log_review.reviews)
+app.command("export")(log_export.export)
+app.command("report")(log_report.report_)
+app.command("archive")(log_archive.archive)
 app.command("backup")(log_upkeep.backup)
 app.command("prune")(log_upkeep.prune)
 app.command("clock-is-right")(log_upkeep.clock_is_right)
+app.command("serials")(log_serials.serials)
 log_questions.register(app)
 
-EXPORT_VERDICTS = {"PASS": "OK", "FAIL": "NotOK", "UNDECIDED": "NotDecidable"}
-"""Verdicts in exports (OPC 40001-101)."""
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _SHOWN = 500
 """Plates that `show` shows at most where options choose them."""
-_COLUMNS = (
-    "seq",
-    "result_id",
-    "written_at",
-    "verdict",
-    "reason",
-    "detail",
-    "part_id",
-    "provenance",
-    "score",
-    "threshold",
-    "defects",
-    "tiles",
-    "recipe_id",
-    "recipe_version",
-    "model_id",
-    "model_sha256",
-    "camera_serial",
-    "images",
-    "pixels_sha256",
-    "review_verdict",
-    "reviewer",
-)
 
 
 @app.command("list")
@@ -83,7 +66,7 @@ def list_(
     is_json: JsonOption = False,
 ) -> None:
     """The newest results first."""
-    with open_log(config, journal) as reader:
+    with open_tables(config, journal) as reader:
         questions = Questions(reader.ask)
         before = None if after is None else questions.key_of(after)
         if after is not None and before is None:
@@ -102,7 +85,7 @@ def _bodies(reader: Reader, page: Sequence[Any]) -> Iterator[Json]:
     reviews = reader.reviews_of([line.result_id for line in page])
     for line in page:
         row = {"seq": line.seq, **bodies[line.seq]}
-        yield {**row, "review": judged_review([row, *reviews.get(line.result_id, ())])}
+        yield {**row, "review": judged([row, *reviews.get(line.result_id, ())])}
 
 
 @app.command()
@@ -117,7 +100,7 @@ def show(
     """Every row about a result, or about each plate chosen, the result itself first."""
     if result_id is None and selection == Selection():
         fail("name a result, or choose plates, as by --serial", 2)
-    with open_log(config, journal) as reader:
+    with open_tables(config, journal) as reader:
         chosen = [result_id] if result_id else _result_ids(reader, selection)
         found = False
         for one in chosen:
@@ -151,7 +134,7 @@ def stats(
     is_json: JsonOption = False,
 ) -> None:
     """Counts by verdict and reason."""
-    with open_log(config, journal) as reader:
+    with open_tables(config, journal) as reader:
         found = _sums(Questions(reader.ask).counts(selection, "verdict", "reason"))
     if is_json:
         print_json(found)
@@ -184,31 +167,6 @@ def attentions(
                 say(_attention_line(row))
 
 
-@app.command()
-def export(
-    config: Config = None,
-    journal: Journal = None,
-    format_: Annotated[str, typer.Option("--format", help="csv or jsonl.")] = "csv",
-    since: Since = None,
-    until: Until = None,
-    serial: Serial = None,
-    verdict: Wanted = None,
-) -> None:
-    """Results on stdout, oldest first."""
-    if format_ not in ("csv", "jsonl"):
-        fail(f"--format {format_}: csv or jsonl", 2)
-    with open_log(config, journal) as reader:
-        rows = reader.results(Filter(since, until, serial, verdict))
-        if format_ == "jsonl":
-            for row in rows:
-                print_json({**row, "verdict": EXPORT_VERDICTS[row["verdict"]]})
-            return
-        table = csv.DictWriter(sys.stdout, _COLUMNS)
-        table.writeheader()
-        for row in rows:
-            table.writerow({name: _cell(value) for name, value in _export_row(row).items()})
-
-
 @app.command("verify")
 def verify_(
     config: Config = None,
@@ -216,6 +174,7 @@ def verify_(
     pictures: Annotated[bool, typer.Option(help="Also read every picture.")] = True,
     anchor: log_proof.AnchorOption = None,
     public_key: log_proof.PublicKeyOption = None,
+    export: log_export.ExportOption = None,
     is_json: JsonOption = False,
 ) -> None:
     """Recompute every hash, the chain, checkpoints and pictures, and hold the log against anchors
@@ -223,6 +182,8 @@ def verify_(
     with open_log(config, journal) as reader:
         found = verify(reader, pictures, public_key)
         log_proof.hold_against_anchors(reader, config, anchor or [], found)
+        if export is not None:
+            found.findings += log_export.differences(reader, export)
         source = reader.source
     if is_json:
         print_json(
@@ -273,23 +234,3 @@ def _attention_line(row: Json) -> str:
     since = f"since {row['since_result_id']}" if row["since_result_id"] else ""
     parts = (row["written_at"], row["result_id"], state, row["text"], figures, since)
     return "  ".join(part for part in parts if part)
-
-
-def _export_row(row: Json) -> Json:
-    review = row["review"] or {}
-    places = (f"{d['x_mm']} {d['y_mm']} {float(d['score']):.4f}" for d in row["defects"])
-    return {
-        **{name: row.get(name) for name in _COLUMNS},
-        "verdict": EXPORT_VERDICTS[row["verdict"]],
-        "defects": "; ".join(places),
-        "images": "; ".join(image["path"] for image in row["images"]),
-        "review_verdict": EXPORT_VERDICTS.get(review.get("verdict") or "", ""),
-        "reviewer": review.get("reviewer", ""),
-    }
-
-
-def _cell(value: Any) -> Any:
-    """Text that a spreadsheet would run as a formula gets a quote before it."""
-    if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
-        return f"'{value}"
-    return value

@@ -135,6 +135,15 @@ def journal_folder(config: str | None, journal: Path | None) -> Path:
 
 
 @contextlib.contextmanager
+def open_tables(config: str | None, journal: Path | None) -> Iterator[Reader]:
+    """As `open_log`, for questions to the derived tables; says it where they lag."""
+    with open_log(config, journal) as reader:
+        if note := reader.lag_note:
+            print(f"vqi: {note}", file=sys.stderr)  # noqa: T201
+        yield reader
+
+
+@contextlib.contextmanager
 def open_log(config: str | None, journal: Path | None) -> Iterator[Reader]:
     """The log, and a line on stderr that says which file was read."""
     try:

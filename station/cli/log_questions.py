@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from station.cli.common import JsonOption, fail, load_or_exit, print_json, say
-from station.cli.log_options import Config, Journal, open_log, selecting
+from station.cli.log_options import Config, Journal, open_tables, selecting
 from station.config import ConfigError, load_recipe
 from station.log_reader import Reader
 from station.questions import (
@@ -107,7 +107,7 @@ def pareto(
     the plate defects are."""
     from station.quality import pareto as ranked
 
-    with open_log(config, journal) as reader:
+    with open_tables(config, journal) as reader:
         counts = (
             _reasons(reader, selection)
             if of is Of.REASON
@@ -185,7 +185,7 @@ def chart(
     crosses."""
     from station.charts import chart as drawn
 
-    with open_log(config, journal) as reader:
+    with open_tables(config, journal) as reader:
         groups = _groups(reader, selection, which, by)
     found = drawn(which.value, groups)
     _say((asdict(point) | {"rules": list(point.rules)} for point in found.points), is_json)
@@ -231,7 +231,7 @@ def yield_(
 ) -> None:
     """First-pass yield by recipe: of serials seen for the first time, those that passed. Plates
     without a known attempt have a row of their own."""
-    with open_log(config, journal) as reader:
+    with open_tables(config, journal) as reader:
         rows = Questions(reader.ask).counts(selection, *_STRATUM, "attempt", "verdict", "reason")
     _say(_yields(rows), is_json)
 
@@ -269,7 +269,7 @@ def heat_map(
     """Where on the plate defects lie; cells are named by their left leading corner."""
     from station import heat_map as maps
 
-    with open_log(config, journal) as reader:
+    with open_tables(config, journal) as reader:
         rows = reader.ask(defects_select(selection, *_PLACES))
         size_mm = _plate_size_mm(config, rows)
     found = maps.heat_map(((row.x_mm, row.y_mm) for row in rows), size_mm, cell_mm)
@@ -298,9 +298,25 @@ def quality(
     """What reviews say of the verdicts, by recipe and rate of the audit: defective plates among
     those that passed, good ones among those that failed, and the share of defective plates that
     escape; each with its interval at 95 %."""
-    with open_log(config, journal) as reader:
+    with open_tables(config, journal) as reader:
         rows = list(_qualities(reader, selection))
-    _say(rows, is_json)
+    if is_json:
+        _say(rows, is_json)
+        return
+    for row in rows:
+        for name, value in row.items():
+            if not name.endswith(("_low", "_high")):
+                typer.echo(f"{name:22} {_shown(value)}{_between(row, name)}")
+        typer.echo("")
+    if not rows:
+        typer.echo("no such plates")
+
+
+def _between(row: Json, name: str) -> str:
+    """A rate's interval, where it has one."""
+    if f"{name}_low" not in row:
+        return ""
+    return f"  ({_shown(row[f'{name}_low'])} to {_shown(row[f'{name}_high'])})"
 
 
 def _qualities(reader: Reader, selection: Selection) -> Iterable[Json]:
@@ -405,7 +421,7 @@ def audit_list(
 ) -> None:
     """Passed plates that were drawn and that nobody has judged yet, oldest first: please check. A
     review of the result closes it."""
-    with open_log(config, journal) as reader:
+    with open_tables(config, journal) as reader:
         rows = reader.ask(open_samples_select(selection, limit))
     named = ("seq", "result_id", "written_at", "part_id", "lot", "recipe_id", "score")
     _say(({name: getattr(row, name) for name in named} for row in rows), is_json)
@@ -418,7 +434,7 @@ def audit_check(
     """Draw again what revealed seeds drew. Exit status 1 if a sample is not the one drawn."""
     from station.audit_check import audit_findings
 
-    with open_log(config, journal) as reader:
+    with open_tables(config, journal) as reader:
         found = audit_findings(reader)
     row = {"ok": not found.findings, **asdict(found)}
     if is_json:

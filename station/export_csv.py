@@ -1,0 +1,71 @@
+"""CSV (RFC 4180): every value as text, safe to open in a spreadsheet."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from station.export_rows import (
+    COLUMNS,
+    Context,
+    flat,
+    for_spreadsheet,
+    with_offset,
+    without_formula,
+)
+from station.qms import Json
+
+_NAMES = [column.name for column in COLUMNS]
+_ENCODING = "utf-8-sig"
+"""A file begins with a byte order mark: without one Excel takes it for the system's old code page.
+What goes through a pipe has none."""
+
+
+def write(rows: Iterable[Json], path: Path, context: Context) -> None:
+    with path.open("w", encoding=_ENCODING, newline="") as file:
+        write_to(file, rows, context)
+
+
+def write_to(stream: TextIO, rows: Iterable[Json], context: Context) -> None:
+    table = csv.DictWriter(stream, _NAMES)
+    table.writeheader()
+    for row in rows:
+        table.writerow(says(row, context)[0])
+
+
+def says(row: Json, context: Context) -> list[Json]:
+    """A row of the file: each value as text."""
+    values = flat(row)
+    # Several numbers with blanks between them are none to a spreadsheet.
+    defects = without_formula(values.pop("defects"))
+    return [{"defects": defects, **{name: _cell(one, context) for name, one in values.items()}}]
+
+
+def read(path: Path) -> Iterator[Json]:
+    csv.field_size_limit(sys.maxsize)
+    with path.open(encoding=_ENCODING, newline="") as file:
+        yield from csv.DictReader(file)
+
+
+def _cell(value: Any, context: Context) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "true" if value else "false"
+        case datetime():
+            return with_offset(value, context.zone)
+        case float():
+            return _number(value)
+        case int():
+            return str(value)
+    return for_spreadsheet(value)
+
+
+def _number(value: float) -> str:
+    text = repr(value)
+    return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}.get(text, text)

@@ -1,0 +1,167 @@
+"""The log as of one of its rows, read a page at a time by whoever exports it or checks an export.
+
+Whatever is written meanwhile, the same row of the log gives the same answer again, years later.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from station.log_reader import judged
+from station.qms import EMPTY_CHAIN, Json, StoreError
+
+PAGE_ROWS = 500
+_RESULTS = """
+    SELECT seq, body, body_sha256, chain_sha256 FROM row
+    WHERE seq IN (SELECT value FROM json_each(:numbers)) ORDER BY seq
+"""
+_REVIEWS = """
+    SELECT seq, body FROM row WHERE result_id IN (SELECT value FROM json_each(:ids))
+    AND kind = 'review' AND seq <= :last ORDER BY seq
+"""
+_COLUMNS = {
+    "since": "written_at >= :since",
+    "until": "written_at < :until",
+    "serial": "part_id = :serial",
+    "lot": "lot = :lot",
+    "shift": "shift = :shift",
+    "verdict": "verdict = :verdict",
+    "recipe": "recipe_id = :recipe",
+    "model": "model_id = :model",
+}
+"""Of the table `plate`, which is made of the rows."""
+_IN_BODY = {
+    name: sql if sql.startswith("written_at") else "body ->> '$.{}' {} {}".format(*sql.split())
+    for name, sql in _COLUMNS.items()
+}
+"""Of the rows themselves, for a log that an older program wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Which results, by what never changes of them; what is given must all be met. Times are UTC
+    text as in `written_at`."""
+
+    since: str | None = None
+    until: str | None = None
+    """Exclusive."""
+    serial: str | None = None
+    lot: str | None = None
+    shift: str | None = None
+    verdict: str | None = None
+    recipe: str | None = None
+    model: str | None = None
+
+    def given(self) -> dict[str, str]:
+        """What is asked."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class Head(NamedTuple):
+    """A row of the chain: whoever knows it can tell whether the log is still the one it was."""
+
+    seq: int
+    chain_sha256: str
+
+
+class Source:
+    """A connection of its own that cannot write. For one thread."""
+
+    def __init__(self, path: Path) -> None:
+        """`path` is the database, as a `Reader` names it. Raises `StoreError`."""
+        self.path = path
+        try:
+            self._log = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+            self._log.execute("PRAGMA query_only = ON")
+        except sqlite3.Error as error:
+            raise StoreError(f"{path}: {error}") from error
+
+    def head(self) -> Head:
+        """The newest row."""
+        found = self._log.execute("SELECT seq, chain_sha256 FROM row ORDER BY seq DESC LIMIT 1")
+        return Head(*(found.fetchone() or (0, EMPTY_CHAIN)))
+
+    def chain_at(self, seq: int) -> str | None:
+        """Chain value of a row; None if there is no such row."""
+        if seq == 0:
+            return EMPTY_CHAIN
+        found = self._log.execute("SELECT chain_sha256 FROM row WHERE seq = ?", (seq,)).fetchone()
+        return None if found is None else str(found[0])
+
+    def count(self, chosen: Chosen, last: int) -> int:
+        """How many results `results` gives."""
+        where = self._where(chosen)
+        found = self._log.execute(f"SELECT count(*) {where}", {**chosen.given(), "last": last})
+        return int(found.fetchone()[0])
+
+    def results(self, chosen: Chosen, last: int, first: int = 1) -> Iterator[Json]:
+        """Results from row `first` to row `last`, oldest first, with `seq`, hashes and what their
+        reviews by then come to."""
+        query = f"SELECT seq {self._where(chosen)} AND seq >= :first ORDER BY seq"
+        found = self._log.execute(query, {**chosen.given(), "last": last, "first": first})
+        # Eight bytes a row, so that no transaction stays open while somebody writes a file (I8).
+        numbers = array("q", (row[0] for row in found))
+        for start in range(0, len(numbers), PAGE_ROWS):
+            yield from self._page(numbers[start : start + PAGE_ROWS].tolist(), last)
+
+    def _where(self, chosen: Chosen) -> str:
+        query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'plate'"
+        is_derived = self._log.execute(query).fetchone() is not None
+        known = _COLUMNS if is_derived else _IN_BODY
+        conditions = [known[name] for name in chosen.given()]
+        begin = "FROM plate WHERE true" if is_derived else "FROM row WHERE kind = 'result'"
+        return " AND ".join([begin, *conditions, "seq <= :last"])
+
+    def _page(self, numbers: list[int], last: int) -> Iterator[Json]:
+        rows = self._log.execute(_RESULTS, {"numbers": json.dumps(numbers)}).fetchall()
+        bodies = [json.loads(row[1]) for row in rows]
+        reviews = self._reviews([body["result_id"] for body in bodies], last)
+        for (seq, _, body_sha256, chain_sha256), body in zip(rows, bodies, strict=True):
+            yield {
+                "seq": seq,
+                **body,
+                "review": judged([{"seq": seq, **body}, *reviews.get(body["result_id"], ())]),
+                "body_sha256": body_sha256,
+                "chain_sha256": chain_sha256,
+            }
+
+    def _reviews(self, ids: list[str], last: int) -> dict[str, list[Json]]:
+        found: dict[str, list[Json]] = {}
+        for seq, text in self._log.execute(_REVIEWS, {"ids": json.dumps(ids), "last": last}):
+            body = json.loads(text)
+            found.setdefault(body["result_id"], []).append({"seq": seq, **body})
+        return found
+
+    def rows(self, first: int, last: int) -> Iterator[tuple[int, str, str, str, str]]:
+        """seq, kind, body, body_sha256 and chain_sha256 of all rows between, both included."""
+        query = (
+            "SELECT seq, kind, body, body_sha256, chain_sha256 FROM row "
+            "WHERE seq >= ? AND seq <= ? ORDER BY seq LIMIT ?"
+        )
+        while page := self._log.execute(query, (first, last, PAGE_ROWS)).fetchall():
+            yield from page
+            first = page[-1][0] + 1
+
+    def one(self, query: str, values: Json | tuple[Any, ...]) -> Any:
+        """The first row that a question finds; None if there is none."""
+        return self._log.execute(query, values).fetchone()
+
+    def all(self, query: str, values: Json) -> list[Any]:
+        """What a question with a small answer finds."""
+        return self._log.execute(query, values).fetchall()
+
+    def close(self) -> None:
+        self._log.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()

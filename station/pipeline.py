@@ -73,6 +73,7 @@ from station.precision import load_classifier
 from station.processes import said_figures
 from station.product import check_strip, geometry_of, load_flat_field
 from station.record import (
+    HAS_ACCEPT,
     AcceptBody,
     ActuationBody,
     AttentionBody,
@@ -408,6 +409,7 @@ class Station:
             self._write_actuation(
                 Actuated(result_id, "withheld", 0, detail="the station died before")
             )
+        self._line_side.inherit(hello["without_accept"])
         if hello["held"] is not None:
             self._hold_again(ResultBody.of_log(hello["held"]))
         if hello["has_late_plates"]:
@@ -427,6 +429,7 @@ class Station:
             **_feature_detail(self._context.camera),
             **_flat_field_names(self._context.flat_field),
             **{f"machine_{key}": value for key, value in self._machine_scores.items()},
+            **({HAS_ACCEPT: "yes"} if self._line_side.has_accept else {}),
         }
         if self._recorder is not None:
             detail["recording"] = str(self._options.record)
@@ -909,12 +912,34 @@ class Station:
     def _on_accept(self, told: Json) -> None:
         """The accept output was told what to do about a plate that passed, and why."""
         body = AcceptBody(station_id=self._settings.station.id, **told)
-        self._statistics.accepts[body.command] += 1
-        self._outbox.submit([body])
+        if not self._line_side.is_news(body.result_id):
+            _LOG.warning("accept", said_too_late=body.command, result_id=body.result_id)
+            return
+        self._write_accept(body)
         if body.command == "withheld_late":
             detail = {"result_id": body.result_id}
             self._outbox.submit([self._change("withheld_late", "station", detail)])
             self._set_problem("late", _LATE)
+
+    def _write_accept(self, body: AcceptBody) -> None:
+        self._statistics.accepts[body.command] += 1
+        self._outbox.submit([body])
+
+    def _settle_accepts(self) -> None:
+        """One row for each plate that passed, also where nobody knows what became of it."""
+        for result_id in self._line_side.without_answer(time.monotonic_ns()):
+            self._write_accept(
+                AcceptBody(
+                    station_id=self._settings.station.id,
+                    result_id=result_id,
+                    command="withheld",
+                    is_confirmed=None,
+                    commanded_ns=None,
+                    shown_ns=None,
+                    detail="the lamp process, or the station, ended before it said what became of "
+                    "the plate",
+                )
+            )
 
     def _acknowledge(self, who: str) -> None:
         """A person has seen what was held, and what came too late."""
@@ -966,6 +991,7 @@ class Station:
         self._actuation.check(time.monotonic_ns())
         self._say_doubt()
         self._check_liveness()
+        self._settle_accepts()
         self._outbox.keep_connected()
         if self._lamp is None:
             with contextlib.suppress(PeerGone, TimeoutError):

@@ -408,6 +408,10 @@ _SILENT_OF_REVIEW = (
 )
 
 
+HAS_ACCEPT = "has_accept"
+"""In the detail of a `start`: each plate of this life that passed gets an accept row."""
+
+
 class ChangeBody(Body):
     """A command or a change of recipe, model or configuration, with who asked for it."""
 

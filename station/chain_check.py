@@ -22,6 +22,7 @@ _PAGE_ROWS = 2000
 """Read at once: while a reader is within a page, the write-ahead file cannot be begun anew (I8)."""
 _ALONE_ROWS = 10_000
 """A log of fewer is done before another process has begun."""
+_MOST_SAID = 20
 _PAGE = """
     SELECT seq, kind, body, body_sha256, chain_sha256 FROM row
     WHERE seq >= ? AND seq <= ? ORDER BY seq LIMIT ?
@@ -42,7 +43,7 @@ class Links:
 
 
 def check(path: Path, last: int) -> Links:
-    """Recompute every hash and link up to a row."""
+    """Recompute every hash and link up to a row, and hold the file's indexes against its tables."""
     found, before = Links(), _EMPTY_CHAIN.encode()
     sha256, findings, expected = hashlib.sha256, found.findings, 1
     for seq, kind, body, body_sha256, chain_sha256 in _rows(path, last):
@@ -56,13 +57,27 @@ def check(path: Path, last: int) -> Links:
         if before != chain_sha256:
             findings.append((seq, f"row {seq}: the chain breaks here"))
             before = chain_sha256
+    findings += _of_file(path)
     found.rows, found.head = expected - 1, before.decode(errors="replace")
     return found
 
 
+def _of_file(path: Path) -> list[tuple[int, str]]:
+    """What SQLite finds of pages and indexes: an edited entry hides a row from questions."""
+    with contextlib.closing(_open(path)) as log:
+        try:
+            said = [row[0] for row in log.execute(f"PRAGMA integrity_check({_MOST_SAID})")]
+        except sqlite3.Error as error:
+            return [(0, f"the file cannot be checked: {error}")]
+    return [(0, f"the file: {text}") for text in said if text != "ok"]
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
+
+
 def _rows(path: Path, last: int) -> Iterator[_Row]:
-    uri = f"{path.absolute().as_uri()}?mode=ro"
-    with contextlib.closing(sqlite3.connect(uri, uri=True, timeout=5.0)) as log:
+    with contextlib.closing(_open(path)) as log:
         log.text_factory, first = bytes, _FIRST_SEQ
         while page := log.execute(_PAGE, (first, last, _PAGE_ROWS)).fetchall():
             yield from page

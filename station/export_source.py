@@ -78,12 +78,12 @@ class Source:
     def __init__(self, path: Path) -> None:
         """`path` is the database, as a `Reader` names it. Raises `StoreError`."""
         self.path = path
-        self._contexts = Contexts(self._body_of)
         try:
             self._log = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
             self._log.execute("PRAGMA query_only = ON")
         except sqlite3.Error as error:
             raise StoreError(f"{path}: {error}") from error
+        self._contexts = Contexts(self.body_of)
 
     def head(self) -> Head:
         """The newest row."""
@@ -134,14 +134,15 @@ class Source:
                 "chain_sha256": chain_sha256,
             }
 
-    def _whole(self, text: str) -> Json:
+    def _whole(self, body: str) -> Json:
         try:
-            return self._contexts.whole(json.loads(text))
+            return self._contexts.whole(json.loads(body))
         except LookupError as error:
             raise StoreError(f"{self.path}: {error}; see `vqi log verify`") from error
 
-    def _body_of(self, seq: int) -> str | None:
-        found = self.one("SELECT body FROM row WHERE seq = ?", (seq,))
+    def body_of(self, seq: int) -> str | None:
+        """Text of a row; None if there is no such row."""
+        found = self._log.execute("SELECT body FROM row WHERE seq = ?", (seq,)).fetchone()
         return None if found is None else str(found[0])
 
     def _reviews(self, ids: list[str], last: int) -> dict[str, list[Json]]:

@@ -51,6 +51,14 @@ _IS_REMOVED = text("""
     SELECT 1 FROM row WHERE result_id = :id AND kind = 'tombstone' AND body ->> '$.path' = :path
     LIMIT 1
 """)
+_STORED = text("""
+    SELECT seq, kind, body, body_sha256, chain_sha256 FROM row WHERE seq >= :first
+    ORDER BY seq LIMIT :count
+""")
+_WITH_PICTURES = text("""
+    SELECT result_id, body -> '$.images' FROM row WHERE seq > :after AND seq <= :last
+    AND +kind = 'result' AND body ->> '$.images' <> '[]' ORDER BY seq
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +231,15 @@ class Reader:
             if len(page) < _PAGE_ROWS:
                 return
             first = page[-1].seq + 1
+
+    def stored(self, first: int, count: int) -> Sequence[Any]:
+        """So many rows at most, in order, as they were hashed: without their generated columns."""
+        return self._connection.execute(_STORED, {"first": first, "count": count}).all()
+
+    def with_pictures(self, after: int, last: int) -> list[tuple[str, list[Json]]]:
+        """Result and pictures of the rows `after` < row <= `last` that name any, in order."""
+        found = self._connection.execute(_WITH_PICTURES, {"after": after, "last": last})
+        return [(row[0], json.loads(row[1])) for row in found]
 
     def query(self, statement: TextClause, values: Json) -> CursorResult[Any]:
         """What a statement that reads finds."""

@@ -230,9 +230,11 @@ STEPS = (
                 row.written_at AS CreationTime,
                 row.body ->> '$.command' AS command,
                 row.body ->> '$.is_confirmed' AS is_confirmed,
-                row.body ->> '$.detail' AS detail,
-                row.body ->> '$.station_id' AS station_id
-            FROM row WHERE row.kind = 'actuation'
+                coalesce(row.body ->> '$.detail', '') AS detail,
+                coalesce(row.body ->> '$.station_id',
+                         context.body ->> '$.constants.station_id') AS station_id
+            FROM row LEFT JOIN row AS context ON context.seq = row.body ->> '$.context'
+            WHERE row.kind = 'actuation'
             """,
             """
             CREATE VIEW hours AS SELECT
@@ -302,7 +304,8 @@ def _steps_of(log: sqlite3.Connection, found: _Texts) -> Iterable[str]:
 
 
 def _texts(log: sqlite3.Connection) -> _Texts:
-    return {name: (kind, sql) for name, kind, sql in log.execute(_TEXTS)}
+    """By name. Releases have indented them otherwise."""
+    return {name: (kind, " ".join(sql.split())) for name, kind, sql in log.execute(_TEXTS)}
 
 
 @cache

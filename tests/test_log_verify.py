@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sqlite3
 from pathlib import Path
@@ -152,6 +153,24 @@ def test_a_byte_that_is_no_utf8_is_a_finding(clean: Path, tmp_path: Path) -> Non
     data[data.rindex(b'"recipe_id":"r"') + 13] = 0xFF
     file.write_bytes(data)
     assert any("its body is not the one" in text for text in verified(tmp_path / "log"))
+
+
+def test_a_serial_that_was_edited_anywhere_in_the_file_is_found(tmp_path: Path) -> None:
+    """In the row, in the derived table, and in the index of each."""
+    with Store(tmp_path / "log") as store:
+        store.append([opened(1), result(1, part_id="SERIAL-1"), acted(1)])
+    file = tmp_path / "log" / DATABASE
+    with sqlite3.connect(file) as log:
+        log.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    log.close()
+    data = file.read_bytes()
+    places = [at.start() for at in re.finditer(b"SERIAL-1", data)]
+    assert len(places) == 4
+    for place in places:
+        file.write_bytes(data[:place] + b"SERIAL-2" + data[place + 8 :])
+        assert verified(tmp_path / "log") != [], place
+    file.write_bytes(data)
+    assert verified(tmp_path / "log") == []
 
 
 def test_the_second_process_comes_to_the_same(clean: Path, tmp_path: Path) -> None:

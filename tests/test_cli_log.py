@@ -159,7 +159,7 @@ def test_jsonl_has_every_field(journal: Path) -> None:
 
 def test_verify_tells_a_script_what_it_found(journal: Path) -> None:
     found = json.loads(log(journal, "verify", "--json"))
-    assert (found["ok"], found["rows"], found["results"]) == (True, 9, 5)
+    assert (found["ok"], found["rows"], found["results"]) == (True, 10, 5)
     with sqlite3.connect(journal / DATABASE) as hostile:
         hostile.execute("DROP TRIGGER row_no_update")
         hostile.execute("UPDATE row SET body = replace(body, 'FAIL', 'PASS') WHERE seq = 4")

@@ -12,7 +12,7 @@ TEST_STAMP = $(VENV)/.test-stamp
 
 # make journal PLATES=1000000   a test journal of so many plates
 
-.PHONY: run test peers weights accuracy ablations campaign journal pictures clean system
+.PHONY: run test tamper peers weights accuracy ablations campaign journal pictures clean system
 
 run: $(RUN_STAMP)
 	$(VENV)/bin/vqi run --config $(CONFIG) $(ARGS)
@@ -27,6 +27,10 @@ test: $(TEST_STAMP) | system
 	$(VENV)/bin/lint-imports
 	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m "not alone" $(ARGS) || [ $$? = 5 ]
 	$(PYTEST) -m alone $(ARGS) || [ $$? = 5 ]
+
+# Hostile hands on the log's files, a table of who finds what, and 1,000 logs that nobody touched.
+tamper: $(TEST_STAMP)
+	PYTHONPATH=.:tests $(VENV)/bin/python -m tamper $(ARGS)
 
 # Every optional peer; a skip for a missing package then counts as a failure.
 peers: APT += gcc libc6-dev pkg-config libaravis-dev aravis-tools postgresql prometheus systemd
@@ -72,6 +76,7 @@ journal: $(RUN_STAMP)
 # The README's pictures, from a run of the simulated station.
 pictures: $(RUN_STAMP)
 	$(VENV)/bin/python docs/make_pictures.py
+	$(VENV)/bin/python docs/make_report.py  # needs chromium and pdftoppm
 
 $(VENV)/bin/pip: | system
 	$(PYTHON) -m venv $(VENV)

@@ -91,7 +91,7 @@ class Reader:
     def __init__(self, directory: Path) -> None:
         """Raises `StoreError` if there is no log or it cannot be read."""
         self.directory = directory
-        self._contexts = Contexts(self._body_of)
+        self._contexts = Contexts(self.body_of)
         problems = []
         for source, name in (("live", DATABASE), ("snapshot", SNAPSHOT)):
             path = directory / name
@@ -245,6 +245,12 @@ class Reader:
         """What a statement that reads finds."""
         return self._connection.execute(statement, values)
 
+    def tuples(self, statement: str, values: Json) -> list[tuple[Any, ...]]:
+        """As `query`, of many rows at once and sooner."""
+        raw = self._connection.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        return raw.execute(statement, values).fetchall()
+
     def chain_at(self, seq: int) -> str:
         """Chain value of a row. Raises `StoreError` if there is no such row."""
         query = text("SELECT chain_sha256 FROM row WHERE seq = :seq")
@@ -279,7 +285,8 @@ class Reader:
         except LookupError as error:
             raise StoreError(f"{self.path}: {error}; see `vqi log verify`") from error
 
-    def _body_of(self, seq: int) -> str | None:
+    def body_of(self, seq: int) -> str | None:
+        """The text of a row; None if there is no such row."""
         found = self._connection.execute(_BODY, {"seq": seq}).first()
         return None if found is None else str(found[0])
 
@@ -305,11 +312,6 @@ class Reader:
         )
         found = self._connection.execute(text(query), {"paths": json.dumps(sorted(paths))})
         return [(row[0], row[1]) for row in found]
-
-    def triggers(self) -> set[str]:
-        """Names of the triggers that keep rows from being changed."""
-        query = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'row'"
-        return {row[0] for row in self._connection.execute(text(query))}
 
     def reviews_of(self, result_ids: Collection[str]) -> dict[str, list[Json]]:
         """The reviews of these results with their `seq`, in order."""

@@ -21,7 +21,7 @@ from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 from test_qms import opened, result
 
 from station.log_reader import Filter, Reader
-from station.qms import Store, StoreError
+from station.qms import DATABASE, SNAPSHOT, Store, StoreError, publish_snapshot
 from station.questions import (
     Questions,
     Selection,
@@ -292,3 +292,24 @@ def test_rows_are_json(log: Path) -> None:
     with Reader(log) as reader:
         line = pages(Questions(reader.ask), Selection(), 1)[0]
     assert json.loads(json.dumps(dict(line._mapping)))["seq"] == line.seq
+
+
+def test_the_snapshot_answers_as_the_live_file(log: Path, tmp_path: Path) -> None:
+    publish_snapshot(log)
+    shutil.copy(log / SNAPSHOT, tmp_path)
+    with Reader(log) as live, Reader(tmp_path) as snapshot:
+        assert snapshot.source == "snapshot"
+        for wanted in SELECTIONS[:6]:
+            for statement in statements(wanted).values():
+                assert snapshot.ask(statement) == live.ask(statement)
+
+
+def test_tables_that_lag_are_said_to(log: Path, tmp_path: Path) -> None:
+    shutil.copytree(log, tmp_path / "old")
+    with Reader(log) as reader:
+        assert reader.lag_note == ""
+    with sqlite3.connect(tmp_path / "old" / DATABASE) as file:
+        file.execute("UPDATE derived SET seq = seq - 5")
+    file.close()
+    with Reader(tmp_path / "old") as reader:
+        assert reader.lag_note.startswith("5 rows")

@@ -25,6 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from make_journal import BLOCK, STATION, block_rows
+from own_machine import enter_own_network
 from postgres_peer import running_postgres
 from ship_rig import Plant, arrived, kill_at_random, make_plant, stored
 
@@ -61,7 +62,7 @@ def measure(plant: Plant, stations: int, plates: int, is_profiled: bool) -> None
     logs = [
         (f"line-{number}", journal(f"line-{number}", plates)) for number in range(1, stations + 1)
     ]
-    began = time.monotonic()
+    began, used_s = time.monotonic(), _cpu_s(stations > 1)
     if stations == 1:
         rows = _profiled(plant, *logs[0]) if is_profiled else ship(plant, *logs[0])
     else:
@@ -72,7 +73,7 @@ def measure(plant: Plant, stations: int, plates: int, is_profiled: bool) -> None
     print(json.dumps({
         "stations": stations, "records": records, "rows": rows, "seconds": round(took_s, 2),
         "records_per_s": round(records / took_s), "rows_per_s": round(rows / took_s),
-        "shipper_cpu_s": round(_cpu_s(stations > 1), 2), "load_1min": os.getloadavg()[0],
+        "shipper_cpu_s": round(_cpu_s(stations > 1) - used_s, 2), "load_1min": os.getloadavg()[0],
     }))  # fmt: skip
     began = time.monotonic()
     for station_id, _ in logs:
@@ -113,6 +114,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=0)
     parser.add_argument("--profile", action="store_true")
     given = parser.parse_args()
+    enter_own_network()  # another server may run here
     with running_postgres(is_durable=True) as server, tempfile.TemporaryDirectory() as folder:
         if given.kills:
             kill(make_plant(server), given.kills, Path(folder))

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -37,6 +39,7 @@ MOST_ROWS = 1_048_576
 _CELL_CHARACTERS = 32_767
 _THUMBNAILS = 200
 _THUMBNAIL_PX = 96
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._:;/-]{0,999}")
 _DATE = "yyyy-mm-dd hh:mm:ss.000"
 _PICTURE = Column("picture")
 _OFFSET = Column("utc_offset", width=10)
@@ -124,7 +127,7 @@ def _cell(sheet: Any, column: Column, value: Any) -> Any:
     if value is None:
         return None
     if isinstance(value, str):
-        return _text_cell(sheet, value)
+        return value if _is_plain(value) else _text_cell(sheet, value)
     if isinstance(value, float) and not math.isfinite(value):
         return _text_cell(sheet, str(value))
     if isinstance(value, datetime):
@@ -133,6 +136,12 @@ def _cell(sheet: Any, column: Column, value: Any) -> Any:
         return cell
     # More digits than Excel keeps.
     return _text_cell(sheet, str(value)) if abs(value) >= 10**15 else value
+
+
+@lru_cache(1024)
+def _is_plain(text: str) -> bool:
+    """What openpyxl takes for text by itself."""
+    return _PLAIN.fullmatch(text) is not None and for_spreadsheet(text) == text
 
 
 def _text_cell(sheet: Any, text: str) -> WriteOnlyCell:

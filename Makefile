@@ -12,7 +12,7 @@ TEST_STAMP = $(VENV)/.test-stamp
 
 # make journal PLATES=1000000   a test journal of so many plates
 
-.PHONY: run test peers weights accuracy ablations campaign journal pictures clean system
+.PHONY: run test tamper peers weights accuracy ablations campaign journal pictures clean system
 
 run: $(RUN_STAMP)
 	$(VENV)/bin/vqi run --config $(CONFIG) $(ARGS)
@@ -28,10 +28,14 @@ test: $(TEST_STAMP) | system
 	$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m "not alone" $(ARGS) || [ $$? = 5 ]
 	$(PYTEST) -m alone $(ARGS) || [ $$? = 5 ]
 
+# Hostile hands on the log's files, a table of who finds what, and 1,000 logs that nobody touched.
+tamper: $(TEST_STAMP)
+	PYTHONPATH=.:tests $(VENV)/bin/python -m tamper $(ARGS)
+
 # Every optional peer; a skip for a missing package then counts as a failure.
-peers: APT += gcc libc6-dev pkg-config libaravis-dev aravis-tools prometheus systemd
+peers: APT += gcc libc6-dev pkg-config libaravis-dev aravis-tools postgresql prometheus systemd
 peers: $(TEST_STAMP) | system
-	$(VENV)/bin/pip install -q -e .[plant,edge] vmbpy==1.2.3
+	$(VENV)/bin/pip install -q -e ".[plant,edge]" "moto[server]" vmbpy==1.2.3
 
 # The shipped weights, from nothing, under ./var/weights: hours on two cores. What is trained
 # on plates and scenes of any make judges tiles by itself, and is what small sets begin with.
@@ -72,6 +76,7 @@ journal: $(RUN_STAMP)
 # The README's pictures, from a run of the simulated station.
 pictures: $(RUN_STAMP)
 	$(VENV)/bin/python docs/make_pictures.py
+	$(VENV)/bin/python docs/make_report.py  # needs chromium and pdftoppm
 
 $(VENV)/bin/pip: | system
 	$(PYTHON) -m venv $(VENV)

@@ -14,12 +14,15 @@ import os
 import re
 import shutil
 import socket
+import sqlite3
 import stat
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from station.config import ProofSettings
 from station.log_reader import Reader
@@ -87,11 +90,11 @@ def head_anchor(reader: Reader, station_id: str, at: str) -> Anchor:
 # --- writing ------------------------------------------------------------------------------------
 
 
-def publish(anchor: Anchor, settings: ProofSettings) -> list[str]:
-    """Say it in the systemd journal, where there is one, and in the configured file; what could
-    not be done."""
+def publish(anchor: Anchor, settings: ProofSettings, directory: Path) -> list[str]:
+    """Say it, of the log in `directory`, in the systemd journal, where there is one, and in the
+    configured file; what could not be done."""
     with contextlib.suppress(OSError):
-        tell_journal(anchor)
+        tell_journal(anchor, directory)
     if settings.anchor_file is None:
         return []
     try:
@@ -127,7 +130,7 @@ def _have_appended(listener: Path, path: Path, anchor: Anchor) -> None:
         raise OSError(f"{listener} took it, and it is not there")
 
 
-def tell_journal(anchor: Anchor, listener: Path = JOURNAL_SOCKET) -> None:
+def tell_journal(anchor: Anchor, directory: Path, listener: Path = JOURNAL_SOCKET) -> None:
     """By journald's own protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL). Raises OSError."""
     fields = {
         "MESSAGE": anchor.line(),
@@ -135,6 +138,7 @@ def tell_journal(anchor: Anchor, listener: Path = JOURNAL_SOCKET) -> None:
         "PRIORITY": "5",
         "SYSLOG_IDENTIFIER": "vqi",
         "VQI_STATION": anchor.station_id,
+        "VQI_LOG": str(directory.absolute()),
         "VQI_ROW": str(anchor.seq),
         "VQI_CHAIN_SHA256": anchor.chain_sha256,
     }
@@ -180,13 +184,14 @@ def read_file(path: Path) -> list[Anchor]:
         raise AnchorError(f"{path}: cannot be read: {error.strerror}") from error
 
 
-def read_journal(station_id: str) -> list[Anchor]:
-    """Those that the systemd journal of this machine holds, and lets this user see. Raises
-    `AnchorError`."""
+def read_journal(station_id: str, directory: Path) -> list[Anchor]:
+    """Those of the log in `directory` that the systemd journal of this machine holds, and lets this
+    user see. Raises `AnchorError`."""
     if shutil.which("journalctl") is None:
         raise AnchorError("systemd journal: there is no journalctl here")
     command = ["journalctl", "--namespace=*", "--quiet", "--output=json", "--no-pager"]
     command += [f"MESSAGE_ID={MESSAGE_ID}", f"VQI_STATION={station_id}"]
+    command.append(f"VQI_LOG={directory.absolute()}")
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=_JOURNALCTL_LIMIT_S, check=True
@@ -209,11 +214,13 @@ def from_journal(entries: Iterable[str]) -> list[Anchor]:
     return found
 
 
-def configured(settings: ProofSettings, station_id: str) -> tuple[list[Anchor], list[str]]:
+def configured(
+    settings: ProofSettings, station_id: str, directory: Path
+) -> tuple[list[Anchor], list[str]]:
     """All that can be read where this station says its anchors, and what could not be."""
     found, notes = list[Anchor](), list[str]()
     try:
-        found += read_journal(station_id)
+        found += read_journal(station_id, directory)
     except AnchorError as error:
         notes.append(str(error))
     if settings.anchor_file is not None:
@@ -263,8 +270,8 @@ def _finding(
         )
     try:
         chain = reader.chain_at(anchor.seq) if anchor.seq else EMPTY_CHAIN
-    except StoreError as error:
-        return str(error)
+    except (StoreError, SQLAlchemyError, sqlite3.Error) as error:
+        return f"{error}; {said}"
     if chain != anchor.chain_sha256:
         return (
             f"another log than the anchor's: row {anchor.seq} has the chain value {chain[:16]}…, "

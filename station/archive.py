@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from station import packing
 from station.backup import BackupError, copy_picture
 from station.config import shipped_path
 from station.export import file_sha256, sync, write_durably
@@ -56,6 +57,8 @@ class _Taken:
     removed: list[Json] = field(default_factory=list)
     """Pictures that a rule removed after the period: the tombstone's row and the file."""
     folders: set[Path] = field(default_factory=set)
+    contexts: dict[str, str] = field(default_factory=dict)
+    """Texts of rows before the period that rows in it leave something to, by their numbers."""
 
 
 def make_archive(
@@ -118,8 +121,10 @@ def _take(source: Source, period: Period, images: Path, to: Path) -> _Taken:
                        "chain_sha256": link}  # fmt: skip
                 packed.write(json.dumps(row).encode() + b"\n")
                 taken.rows += 1
+                content = json.loads(body)
                 if kind == "result":
-                    _take_pictures(source, period, json.loads(body), images, to, taken)
+                    _take_pictures(source, period, content, images, to, taken)
+                _take_context(source, period, content, taken)
         raw.flush()
         os.fsync(raw.fileno())
     for folder in taken.folders:
@@ -147,6 +152,16 @@ def _take_pictures(
             taken.pictures += stone is None
         if stone is not None and stone > period.last.seq:
             taken.removed.append({"path": image["path"], "tombstone_seq": stone})
+
+
+def _take_context(source: Source, period: Period, content: Json, taken: _Taken) -> None:
+    named = content.get(packing.KIND)
+    if named is None or named > period.before.seq or str(named) in taken.contexts:
+        return
+    body = source.body_of(named)
+    if body is None:
+        raise ArchiveError(f"row {named} is missing; see `vqi log verify`")
+    taken.contexts[str(named)] = body
 
 
 def _tombstone(source: Source, result_id: str, path: str) -> int | None:
@@ -185,6 +200,7 @@ def _write_manifest(to: Path, period: Period, taken: _Taken, since: str | None, 
         "results": taken.results,
         "pictures": taken.pictures,
         "removed_later": taken.removed,
+        "earlier_contexts": taken.contexts,
         "files": {name: file_sha256(to / name) for name in (ROWS, RESULTS, CHECK)},
         "program": program_version(),
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),

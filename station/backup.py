@@ -26,6 +26,7 @@ from station.lock import take_lock
 from station.log_reader import Reader
 from station.log_verify import Verification, verify
 from station.qms import DATABASE, IMAGES, StoreError
+from station.signed_note import PUBLIC_KEY
 
 Json = dict[str, Any]
 MARKER = "vqi-backup.json"
@@ -128,6 +129,7 @@ def _make(journal: Path, directory: Path, keep: int, read_all: bool, began: floa
     for _ in range(_ROUNDS):
         incoming.mkdir(exist_ok=True)
         _copy_database(journal, incoming)
+        _copy_key(journal, incoming)
         since = _seen(incoming / DATABASE, before)
         copied, gone = _copy_pictures(journal, directory, since)
         if not gone:
@@ -173,6 +175,12 @@ def _copy_database(journal: Path, incoming: Path) -> None:
         copy.close()
         source.close()
     _sync(target)
+
+
+def _copy_key(journal: Path, incoming: Path) -> None:
+    """What the copy's checkpoints are checked with; there may be none."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copyfile(journal / PUBLIC_KEY, incoming / PUBLIC_KEY)
 
 
 def _see_room(folder: Path, size: int) -> None:

@@ -132,6 +132,9 @@ class BeltRegister:
         if entry.is_over and is_pass:
             del self._entries[result_id]
             return Decision(result_id, Fate.LATE, "its accept point went by before its verdict")
+        if math.isinf(entry.point) and is_pass:
+            del self._entries[result_id]
+            return Decision(result_id, Fate.WITHHELD, "nobody saw where it ends")
         if entry.is_over or math.isinf(entry.point):
             del self._entries[result_id]
             return None

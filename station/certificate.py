@@ -242,14 +242,17 @@ def _picture(reader: Reader, image: Json) -> Json:
 
 def _notes(reader: Reader, said: Json, until: int) -> tuple[str, ...]:
     """What whoever made it should know; the certificate is what it is."""
-    last = int(reader.query(_LAST_ABOUT, {"id": said["result_id"]}).scalar() or 0)
+    name = said["result_id"]
+    last = int(reader.query(_LAST_ABOUT, {"id": name}).scalar() or 0)
     notes = [f"row {last} about it is newer than the checkpoint"] if last > until else []
-    gone = {row["body"] for row in said["rows"] if row["kind"] == "tombstone"}
-    notes += [
-        f"{picture['path']}: not there, and no tombstone says why"
-        for picture in said["pictures"]
-        if picture["data"] is None and not any(picture["path"] in body for body in gone)
-    ]
+    said_here = [row["body"] for row in said["rows"] if row["kind"] == "tombstone"]
+    for picture in said["pictures"]:
+        path = picture["path"]
+        if picture["data"] is not None or any(path in body for body in said_here):
+            continue
+        since = reader.is_removed(name, path)
+        why = "removed since the checkpoint: make another" if since else "no tombstone says why"
+        notes.append(f"{path}: not there, {why}; the checker will not take it")
     return tuple(notes)
 
 

@@ -13,9 +13,10 @@ import base64
 import contextlib
 import hashlib
 import json
+import sqlite3
 import sys
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -23,11 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
 
 from station.anchors import anchor_of, publish
 from station.config import ProofSettings
 from station.log_reader import Reader
-from station.merkle import CHUNK, EMPTY, Chunked, Growing, consistency, leaf_hash, root_of
+from station.merkle import CHUNK, EMPTY, Chunked, Front, Growing, consistency, leaf_hash, root_of
 from station.qms import EMPTY_CHAIN, StoreError, first_changed
 from station.record import CheckpointBody
 from station.signed_note import (
@@ -65,7 +67,7 @@ _CHANGED = text(
     "AND result_id IS NOT NULL"
 )
 _CHECKPOINTS = text("SELECT seq, body FROM row WHERE kind = 'checkpoint' ORDER BY seq")
-_ALL = text(
+_ALL = (
     "SELECT seq, kind, body_sha256, chain_sha256, result_id FROM row "
     "WHERE seq > :after AND seq <= :until ORDER BY seq"
 )
@@ -359,9 +361,9 @@ def _heads_of(trees: Trees, reader: Reader) -> tuple[bytes, int, bytes]:
 
 @dataclass(slots=True)
 class _Replay:
-    """The trees as they grow, row by row."""
+    """The trees as they grow."""
 
-    rows: Growing = field(default_factory=Growing)
+    rows: Front = field(default_factory=Front)
     plates: Growing = field(default_factory=Growing)
     order: list[str] = field(default_factory=list)
     lists: dict[str, bytes] = field(default_factory=dict)
@@ -369,16 +371,24 @@ class _Replay:
     changed: set[str] = field(default_factory=set)
     head: str = EMPTY_CHAIN
 
-    def take(self, row: Any) -> None:
-        leaf = row_leaf(row.seq, row.kind, row.body_sha256)
-        self.rows.append(leaf)
-        self.head = row.chain_sha256
-        name = row.result_id
-        if name is None:
-            return
-        known = self.lists.get(name)
-        (self.fresh if known is None else self.changed).add(name)
-        self.lists[name] = plate_next(plate_begin(name) if known is None else known, leaf)
+    def take(self, rows: Sequence[tuple[int, str, str, str, str | None]]) -> None:
+        """Rows that follow. As `row_leaf` and `plate_next`; a long log has millions."""
+        sha256, lists = hashlib.sha256, self.lists
+        leaves = [
+            sha256(f"\0{seq} {kind} {body}".encode()).digest() for seq, kind, body, _, _ in rows
+        ]
+        self.rows.extend(leaves)
+        self.head = rows[-1][3]
+        for leaf, (_, _, _, _, name) in zip(leaves, rows, strict=True):
+            if name is None:
+                continue
+            known = lists.get(name)
+            if known is None:
+                known = plate_begin(name)
+                self.fresh.add(name)
+            else:
+                self.changed.add(name)
+            lists[name] = sha256(known + leaf).digest()
 
     def settle(self) -> None:
         """The second tree, as of now."""
@@ -389,8 +399,7 @@ class _Replay:
         else:
             self.order += fresh
             again = fresh
-        for name in again:
-            self.plates.append(plate_leaf(name, self.lists[name]))
+        self.plates.extend([plate_leaf(name, self.lists[name]) for name in again])
         for name in self.changed - self.fresh:
             place = bisect_left(self.order, name)
             self.plates.replace(place, plate_leaf(name, self.lists[name]))
@@ -404,9 +413,11 @@ def verify_checkpoints(
     and the public key beside the log or the one given."""
     try:
         known = checkpoints(reader)
+        findings = _replayed(reader, known)
     except CheckpointError as error:
         return [str(error)], []
-    findings = _replayed(reader, known)
+    except (sqlite3.Error, SQLAlchemyError) as error:
+        return [f"{reader.path}: checkpoints cannot be checked: {error}"], []
     notes: list[str] = []
     _check_keys(reader, known, public_key, findings, notes)
     return findings, notes
@@ -414,21 +425,17 @@ def verify_checkpoints(
 
 def _replayed(reader: Reader, known: list[tuple[int, CheckpointBody]]) -> list[str]:
     findings: list[str] = []
-    replay, last = _Replay(), max((body.size for _, body in known), default=0)
-    wanted = sorted(known, key=lambda item: item[1].size)
-    rows = _paged(reader, last)
-    for seq, body in wanted:
-        while len(replay.rows) < body.size and (row := next(rows, None)) is not None:
-            replay.take(row)
+    replay = _Replay()
+    for seq, body in sorted(known, key=lambda item: item[1].size):
+        for after in range(replay.rows.size, body.size, _PAGE_ROWS):
+            until = min(body.size, after + _PAGE_ROWS)
+            rows = reader.tuples(_ALL, {"after": after, "until": until})
+            if len(rows) != until - after:
+                return [*findings, f"row {seq}: rows that this checkpoint signs are missing"]
+            replay.take(rows)
         replay.settle()
         findings += _differences(seq, body, replay)
     return findings
-
-
-def _paged(reader: Reader, last: int) -> Iterator[Any]:
-    for after in range(0, last, _PAGE_ROWS):
-        values = {"after": after, "until": min(last, after + _PAGE_ROWS)}
-        yield from reader.query(_ALL, values).all()
 
 
 def _differences(seq: int, body: CheckpointBody, replay: _Replay) -> list[str]:
@@ -533,7 +540,7 @@ def main() -> int:
         return 1
     public = _public(body)
     anchor = anchor_of(parsed(body.note), fingerprint(public) if public else None)
-    problems += publish(anchor, order.proof)
+    problems += publish(anchor, order.proof, order.directory)
     sys.stdout.write(json.dumps({"body": body.as_json(), "problems": problems}))
     return 0
 

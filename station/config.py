@@ -4,6 +4,7 @@ product's inspection), as in OPC 40100-1. Both are TOML; unknown keys are errors
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from dataclasses import dataclass
 from importlib import resources
@@ -44,6 +45,8 @@ EX_CONFIG = 78
 """Exit status of a bad configuration (sysexits.h); the service manager does not restart on it."""
 DEFAULT_RECORD_GB = 20.0
 """`vqi run --record` takes so much disk at most: half an hour at 12 MB/s."""
+
+_PASSWORD = re.compile(r"password\s*=|://[^/@]*:[^/@]*@", re.IGNORECASE)
 
 T = TypeVar("T")
 ReviewWord = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,31}$")]
@@ -549,6 +552,33 @@ class MetricsSettings(Settings):
     )
 
 
+class PlantSettings(Settings):
+    """The plant's database, to which `vqi log ship` sends the log."""
+
+    dsn: str = Field(
+        "", description="As libpq takes it: host, dbname, user, sslmode, sslrootcert; no password."
+    )
+    dsn_file: Path | None = Field(
+        None, description="More of it, with the password; without a folder: the unit's credential."
+    )
+    images: str | None = Field(
+        None, description="Folder or s3://bucket/prefix; left out: pictures stay at the station."
+    )
+    s3_endpoint_url: str | None = Field(
+        None, pattern="^https?://", description="Of an object store that is not Amazon's."
+    )
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> PlantSettings:
+        if _PASSWORD.search(self.dsn):
+            raise ValueError("dsn holds a password, which everybody may read: move it to dsn_file")
+        if not self.dsn and self.dsn_file is None:
+            raise ValueError("give dsn, dsn_file or both")
+        if self.s3_endpoint_url and not (self.images or "").startswith("s3://"):
+            raise ValueError("s3_endpoint_url needs images = s3://bucket/prefix")
+        return self
+
+
 class Configuration(Settings):
     """One station. Relative paths are relative to the current directory."""
 
@@ -564,6 +594,7 @@ class Configuration(Settings):
     accept: AcceptSettings | None = None
     identity: IdentitySettings | None = None
     metrics: MetricsSettings | None = None
+    plant: PlantSettings | None = None
 
     @model_validator(mode="after")
     def _serials_come_from_somewhere(self) -> Configuration:

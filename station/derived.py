@@ -73,9 +73,11 @@ class Lines:
         """The sums that the plates add, one for each key of the table."""
         plates, defects = Counter[tuple[Any, ...]](), Counter[tuple[Any, ...]]()
         for line in self.plates:
-            stated = {name: line[name] or nothing for name, nothing in _NOTHING.items()}
-            hour = {**line, **stated, "hour": line["written_at"][:_HOUR]}
-            key = tuple(hour[name] for name in _KEY)
+            hour = line["written_at"][:_HOUR]
+            key = tuple(
+                hour if name == "hour" else line[name] or _NOTHING.get(name, line[name])
+                for name in _KEY
+            )
             plates[key] += 1
             defects[key] += line["defects"]
         return [

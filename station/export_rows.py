@@ -124,7 +124,7 @@ def flat(row: Json) -> Json:
         "defects": "; ".join(_place(defect) for defect in row["defects"]),
         "defect_count": len(row["defects"]) + row.get("defects_omitted", 0),
         "images": "; ".join(image["path"] for image in row["images"]),
-        "review_verdict": EVALUATIONS.get(review.get("verdict", "")),
+        "review_verdict": EVALUATIONS[review["verdict"]] if review.get("verdict") else None,
         "reviewer": review.get("reviewer"),
         "review_reason": review.get("reason"),
         "reviewed_at": review.get("written_at"),

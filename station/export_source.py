@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from station.log_reader import judged
+from station.packing import Contexts
 from station.qms import EMPTY_CHAIN, Json, StoreError
 
 PAGE_ROWS = 500
@@ -82,6 +83,7 @@ class Source:
             self._log.execute("PRAGMA query_only = ON")
         except sqlite3.Error as error:
             raise StoreError(f"{path}: {error}") from error
+        self._contexts = Contexts(self.body_of)
 
     def head(self) -> Head:
         """The newest row."""
@@ -121,7 +123,7 @@ class Source:
 
     def _page(self, numbers: list[int], last: int) -> Iterator[Json]:
         rows = self._log.execute(_RESULTS, {"numbers": json.dumps(numbers)}).fetchall()
-        bodies = [json.loads(row[1]) for row in rows]
+        bodies = [self._whole(row[1]) for row in rows]
         reviews = self._reviews([body["result_id"] for body in bodies], last)
         for (seq, _, body_sha256, chain_sha256), body in zip(rows, bodies, strict=True):
             yield {
@@ -131,6 +133,17 @@ class Source:
                 "body_sha256": body_sha256,
                 "chain_sha256": chain_sha256,
             }
+
+    def _whole(self, body: str) -> Json:
+        try:
+            return self._contexts.whole(json.loads(body))
+        except LookupError as error:
+            raise StoreError(f"{self.path}: {error}; see `vqi log verify`") from error
+
+    def body_of(self, seq: int) -> str | None:
+        """Text of a row; None if there is no such row."""
+        found = self._log.execute("SELECT body FROM row WHERE seq = ?", (seq,)).fetchone()
+        return None if found is None else str(found[0])
 
     def _reviews(self, ids: list[str], last: int) -> dict[str, list[Json]]:
         found: dict[str, list[Json]] = {}

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 from openpyxl import Workbook, load_workbook
 from openpyxl.cell import WriteOnlyCell
 from openpyxl.drawing.image import Image
 from openpyxl.styles import Font
 from openpyxl.utils import get_column_letter
+from openpyxl.writer.excel import ExcelWriter
 
 from station.export_rows import (
     COLUMNS,
@@ -59,16 +61,21 @@ def write(rows: Iterable[Json], path: Path, context: Context) -> None:
     results = _Sheet(book, "results", _RESULTS)
     defects = _Sheet(book, "defects", DEFECT_COLUMNS)
     thumbnails = _Thumbnails(context)
-    for row in rows:
-        results.add(_values(row, context), thumbnails.of(row))
-        for defect in flat_defects(row):
-            defects.add(defect)
-    results.finish()
-    defects.finish()
+    try:
+        for row in rows:
+            results.add(_values(row, context), thumbnails.of(row))
+            for defect in flat_defects(row):
+                defects.add(defect)
+    finally:
+        results.finish()
+        defects.finish()
     about = book.create_sheet("about")
     for pair in context.about:
         about.append([_text_cell(about, text) for text in pair])
-    book.save(path)
+    about.close()
+    # Not `book.save`: on a full disk it leaves a file that nobody closes.
+    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+        ExcelWriter(book, archive).save()
 
 
 def _values(row: Json, context: Context) -> Json:
@@ -105,6 +112,7 @@ class _Sheet:
 
     def finish(self) -> None:
         self._sheet.auto_filter.ref = f"A1:{get_column_letter(len(self._columns))}{self._rows}"
+        self._sheet.close()
 
     def _header(self, column: Column) -> WriteOnlyCell:
         cell = _text_cell(self._sheet, column.name)

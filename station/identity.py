@@ -25,6 +25,13 @@ from station.record import Identity
 MAX_WAITING = 64
 """Readings that wait for their plates; the oldest is given up."""
 MAX_CANDIDATES = 8
+LOST, UNKNOWN, ENDED = (
+    "the belt's place was lost",
+    "the belt's place was not known",
+    "the station ended",
+)
+UNSEEN = {LOST, UNKNOWN, ENDED}
+"""Why no plate took a reading where nobody watched the belt: plates passed unseen, too."""
 _PLACES = 1024
 _WINDOWS = 32
 """Plates that were seen last, also those that were decided."""
@@ -111,7 +118,7 @@ class IdentityRegister:
     def begin(self, frame_height: float) -> None:
         """A camera was opened: places begin anew, and what was read before is beside nothing that
         will be seen."""
-        self._finish("the belt's place was lost")
+        self._finish(LOST)
         for window in self._windows.values():
             window.begin = window.end = math.nan
         self._frame_height = frame_height
@@ -134,7 +141,7 @@ class IdentityRegister:
         self._waiting.append(waiting)
         self._locate(waiting)
         if math.isinf(waiting.low):
-            self._settle(lambda one: one is waiting, "the belt's place was not known")
+            self._settle(lambda one: one is waiting, UNKNOWN)
         elif len(self._waiting) > MAX_WAITING:
             oldest = self._waiting[0]
             self._settle(lambda one: one is oldest, "too many serials were read")
@@ -176,8 +183,8 @@ class IdentityRegister:
 
     def end(self) -> None:
         """No plates come any more."""
-        self._finish("the station ended")
-        self._unclaimed += [Unclaimed(one, None, "the station ended") for one in self._given]
+        self._finish(ENDED)
+        self._unclaimed += [Unclaimed(one, None, ENDED) for one in self._given]
         self._given = []
 
     def _finish(self, why: str) -> None:

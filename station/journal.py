@@ -99,11 +99,12 @@ class JournalClient:
         self._channel = connect(self._path, timeout_s)
 
     def hello(self) -> Json:
-        """What the last life left: last_sequence, open_plates (bodies), without_actuation (result
-        ids), held (body of a FAIL or UNDECIDED that nobody acknowledged), has_late_plates,
-        last_plate_ordinal, attentions and references (bodies), last_tick_at, signed_files (sha256
-        of commissioning files, the latest first), given (what people said holds from plate to
-        plate), audit_seeds (bodies of those not revealed), head (seq, chain)."""
+        """What the last life left: last_sequence, open_plates (bodies), without_actuation and
+        without_accept (result ids), held (body of a FAIL or UNDECIDED that nobody acknowledged),
+        has_late_plates, last_plate_ordinal, attentions and references (bodies), last_tick_at,
+        signed_files (sha256 of commissioning files, the latest first), given (what people said
+        holds from plate to plate), audit_seeds (bodies of those not revealed), head (seq,
+        chain)."""
         return self._connected.request({"op": "hello"}, timeout_s=30.0)
 
     def ask(self, op: str, **given: str) -> Json:
@@ -437,6 +438,7 @@ class _Journal:
             "without_actuation": [
                 body["result_id"] for body in self._store.results_without_actuation()
             ],
+            "without_accept": self._store.passes_without_accept(),
             "held": self._store.held_result(),
             "has_late_plates": self._store.has_late_plates(),
             "last_plate_ordinal": self._store.last_plate_ordinal(),

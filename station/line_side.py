@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from station.belt_register import Place
@@ -16,12 +16,15 @@ from station.config import Configuration
 from station.lamp import LampClient
 from station.lease import MAX_LEASE_S
 from station.outputs import BeltNews, PlateResult
-from station.record import ResultBody
+from station.record import ResultBody, Verdict
 
 _MOST_PLACES = 64
 """Of frames that nobody hears of; the oldest is forgotten."""
 _MOST_PLATES = 256
 """Results, and edges, that nobody hears of."""
+_MOST_ANSWERED = 2000
+_NO_ANSWER_S = 2.0
+"""A lamp process that has listened for so long has said what it knows of earlier plates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,14 @@ class LineSide:
         self._plates: list[tuple[str, bool, int]] = []
         self._results: deque[_Result] = deque(maxlen=_MOST_PLATES)
         self._said: Word | None = None
+        self._awaited: dict[str, None] = {}
+        """Plates that passed, and of which the lamp process will say what accept was told."""
+        self._orphans: dict[str, None] = {}
+        """Those whose lamp process is gone; one that lived on may still say it."""
+        self._answered: deque[str] = deque(maxlen=_MOST_ANSWERED)
+        """Those that were given up."""
+        self._heard_since_ns: int | None = None
+        """Since when the present lamp process listens."""
 
     def belt_began(self, frame_height: int) -> None:
         """A camera was opened: places of the belt begin anew."""
@@ -88,7 +99,17 @@ class LineSide:
         as good."""
         if self.is_used:
             expires_ns = time.monotonic_ns() + int(self._lease_s * 1e9)
+            if len(self._results) == _MOST_PLATES:
+                self._drop_oldest()
             self._results.append(_Result(body, is_late, expires_ns))
+        if self.has_accept and body.verdict is Verdict.PASS:
+            self._awaited[body.result_id] = None
+
+    def _drop_oldest(self) -> None:
+        result_id = self._results.popleft().body.result_id
+        if result_id in self._awaited:
+            del self._awaited[result_id]
+            self._orphans[result_id] = None
 
     def forget_lamp(self) -> None:
         """The lamp process is another one: it knows nothing."""
@@ -96,7 +117,34 @@ class LineSide:
         self._forget_belt()
         now_ns = time.monotonic_ns()
         while self._results and self._results[0].expires_ns <= now_ns:
-            self._results.popleft()
+            self._drop_oldest()
+        self._heard_since_ns = None
+        queued = {one.body.result_id for one in self._results}
+        self.inherit([one for one in self._awaited if one not in queued])
+        self._awaited = dict.fromkeys(one for one in self._awaited if one in queued)
+
+    # --- what accept was told ---------------------------------------------------------------------
+
+    def inherit(self, result_ids: Iterable[str]) -> None:
+        """Plates that passed, and of which the log does not know what accept was told."""
+        self._orphans.update(dict.fromkeys(result_ids))
+
+    def is_news(self, result_id: str) -> bool:
+        """The lamp process says what accept was told; False where that was given up, and is written
+        down so."""
+        self._awaited.pop(result_id, None)
+        self._orphans.pop(result_id, None)
+        return result_id not in self._answered
+
+    def without_answer(self, now_ns: int) -> list[str]:
+        """Plates of which nobody will say any more what accept was told; each is given once."""
+        since_ns = self._heard_since_ns
+        is_soon = since_ns is None or now_ns < since_ns + _NO_ANSWER_S * 1e9
+        if self.has_accept and is_soon:
+            return []
+        given_up, self._orphans = list(self._orphans), {}
+        self._answered += given_up
+        return given_up
 
     def _forget_belt(self) -> None:
         self._is_new = True
@@ -118,6 +166,8 @@ class LineSide:
                 lease_s=lease_s,
             )
             self._said = word
+            if self._heard_since_ns is None:
+                self._heard_since_ns = time.monotonic_ns()
         while self._results:
             lamp.send_result(self._results[0].as_sent(), MAX_LEASE_S)
             self._results.popleft()

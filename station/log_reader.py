@@ -51,6 +51,14 @@ _IS_REMOVED = text("""
     SELECT 1 FROM row WHERE result_id = :id AND kind = 'tombstone' AND body ->> '$.path' = :path
     LIMIT 1
 """)
+_STORED = text("""
+    SELECT seq, kind, body, body_sha256, chain_sha256 FROM row WHERE seq >= :first
+    ORDER BY seq LIMIT :count
+""")
+_WITH_PICTURES = text("""
+    SELECT result_id, body -> '$.images' FROM row WHERE seq > :after AND seq <= :last
+    AND +kind = 'result' AND body ->> '$.images' <> '[]' ORDER BY seq
+""")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +91,7 @@ class Reader:
     def __init__(self, directory: Path) -> None:
         """Raises `StoreError` if there is no log or it cannot be read."""
         self.directory = directory
-        self._contexts = Contexts(self._body_of)
+        self._contexts = Contexts(self.body_of)
         problems = []
         for source, name in (("live", DATABASE), ("snapshot", SNAPSHOT)):
             path = directory / name
@@ -224,9 +232,24 @@ class Reader:
                 return
             first = page[-1].seq + 1
 
+    def stored(self, first: int, count: int) -> Sequence[Any]:
+        """So many rows at most, in order, as they were hashed: without their generated columns."""
+        return self._connection.execute(_STORED, {"first": first, "count": count}).all()
+
+    def with_pictures(self, after: int, last: int) -> list[tuple[str, list[Json]]]:
+        """Result and pictures of the rows `after` < row <= `last` that name any, in order."""
+        found = self._connection.execute(_WITH_PICTURES, {"after": after, "last": last})
+        return [(row[0], json.loads(row[1])) for row in found]
+
     def query(self, statement: TextClause, values: Json) -> CursorResult[Any]:
         """What a statement that reads finds."""
         return self._connection.execute(statement, values)
+
+    def tuples(self, statement: str, values: Json) -> list[tuple[Any, ...]]:
+        """As `query`, of many rows at once and sooner."""
+        raw = self._connection.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        return raw.execute(statement, values).fetchall()
 
     def chain_at(self, seq: int) -> str:
         """Chain value of a row. Raises `StoreError` if there is no such row."""
@@ -262,7 +285,8 @@ class Reader:
         except LookupError as error:
             raise StoreError(f"{self.path}: {error}; see `vqi log verify`") from error
 
-    def _body_of(self, seq: int) -> str | None:
+    def body_of(self, seq: int) -> str | None:
+        """The text of a row; None if there is no such row."""
         found = self._connection.execute(_BODY, {"seq": seq}).first()
         return None if found is None else str(found[0])
 
@@ -288,11 +312,6 @@ class Reader:
         )
         found = self._connection.execute(text(query), {"paths": json.dumps(sorted(paths))})
         return [(row[0], row[1]) for row in found]
-
-    def triggers(self) -> set[str]:
-        """Names of the triggers that keep rows from being changed."""
-        query = "SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'row'"
-        return {row[0] for row in self._connection.execute(text(query))}
 
     def reviews_of(self, result_ids: Collection[str]) -> dict[str, list[Json]]:
         """The reviews of these results with their `seq`, in order."""

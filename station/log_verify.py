@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import re
+import sqlite3
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from station import packing
 from station.audit_check import audit_findings
+from station.chain_check import Beside
 from station.checkpoint import verify_checkpoints
+from station.conservation import Conservation
+from station.derived import KINDS
+from station.derived_check import DerivedCheck
 from station.log_reader import Reader
-from station.qms import EMPTY_CHAIN, Json, chain, first_changed, sha256_text
+from station.packing import Contexts
+from station.qms import EMPTY_CHAIN, Json, first_changed
 from station.record import ClockBody, DiskBody, HoldBody, RetentionBody, TombstoneBody
 from station.retention import newest_label, objection, pictures_of
 from station.reviews import inconsistency
-from station.schema import TRIGGERS
+from station.schema import differences
 
 _CHECKED_ROWS = 10_000
+_FIRST_SEQ, _PAGE_ROWS = -(2**63), 2000
+_PAGE = "SELECT seq, kind, body FROM row WHERE seq >= ? AND seq <= ? ORDER BY seq LIMIT ?"
+_PLAIN = ("opened", "actuation")
+"""Kinds of rows that no removal depends on."""
+_ROW = re.compile(r"row (-?\d+)")
 _PASSING = timedelta(minutes=1)
 
 
@@ -34,6 +49,10 @@ class Verification:
     """Of them, those that a rule removed."""
     holds: int = 0
     """In force."""
+    triggers: int = 0
+    """That results and downtimes answer for."""
+    unknown_triggers: int = 0
+    """Rows that cannot say for how many they answer."""
     anchors: int = 0
     """From outside that the log was held against."""
     head: str = EMPTY_CHAIN
@@ -62,35 +81,25 @@ class _Removals:
 def verify(
     reader: Reader, with_images: bool = True, public_key: Path | None = None
 ) -> Verification:
-    """Recompute every hash, the chain, the checkpoints and the pictures' sha256; see that edits are
-    still barred and that no picture was removed but by a rule that held and against no hold.
+    """Recompute every hash, the chain, the derived tables, the checkpoints and the pictures'
+    sha256; see that the schema is the one that was made, that plates, results and lamp commands
+    agree, and that no picture was removed but by a rule that held and against no hold.
     `public_key`: what checkpoints must be signed with; default: the key beside the log."""
-    found = Verification(findings=_missing_triggers(reader))
-    before, opened, decided = EMPTY_CHAIN, set[str](), set[str]()
-    removals = _Removals()
-    for row in reader.rows():
-        found.rows += 1
-        if row.seq != found.rows:
-            found.findings.append(f"row {found.rows} is missing; row {row.seq} comes next")
-            found.rows = row.seq
-        body_sha256 = sha256_text(row.body)
-        if body_sha256 != row.body_sha256:
-            found.findings.append(f"row {row.seq}: its body is not the one that was hashed")
-        before = chain(before, row.seq, row.kind, body_sha256)
-        if before != row.chain_sha256:
-            found.findings.append(f"row {row.seq}: the chain breaks here")
-            before = row.chain_sha256
-        body = _parsed(row.body)
-        if body.get("kind") != row.kind:
-            found.findings.append(f"row {row.seq}: is kept as {row.kind}, says {body.get('kind')}")
-        _collect(row.seq, body, opened, decided, found)
-        _follow_removals(reader, row.seq, body, removals, found)
-        if with_images:
-            _see_images(reader.images, row.seq, body, removals, found)
-    found.results, found.head = len(decided), before
-    found.open_plates = len(opened - decided)
-    found.holds = len(removals.holds)
-    _settle_removals(reader, removals, found)
+    found, last = Verification(), reader.last_seq()
+    with contextlib.closing(_open(reader.path)) as log, Beside(reader.path, last) as links:
+        schema = differences(log)
+        seen = _Seen(reader, log, found, with_images)
+        for page in _pages(reader.path, last):
+            for seq, kind, text in page:
+                seen.take(seq, kind, text)
+            seen.page(page[-1][0])
+        seen.settle()
+        chained = links.result()
+    _settle_removals(reader, seen.removals, found)
+    said = [(_row_of(text), text) for text in found.findings]
+    in_order = sorted([*chained.findings, *seen.findings, *said], key=lambda pair: pair[0])
+    found.findings = schema + [text for _, text in in_order]
+    found.rows, found.head = chained.rows, chained.head
     audit = audit_findings(reader)
     found.findings += audit.findings
     found.notes += audit.notes
@@ -100,10 +109,90 @@ def verify(
     return found
 
 
+class _Seen:
+    """What the rows say, one after another."""
+
+    def __init__(
+        self, reader: Reader, log: sqlite3.Connection, found: Verification, with_images: bool
+    ) -> None:
+        self._reader, self._found, self._with_images = reader, found, with_images
+        self._tables, self._law = DerivedCheck.of(log), Conservation(log)
+        self._contexts = Contexts(reader.body_of)
+        self.removals = _Removals()
+        self.findings: list[tuple[int, str]] = []
+
+    def take(self, seq: int, kept_as: bytes, text: bytes) -> None:
+        body = _parsed(text)
+        kind = str(body.get("kind"))
+        if kind.encode() != kept_as:
+            name = kept_as.decode(errors="replace")
+            self.findings.append((seq, f"row {seq}: is kept as {name}, says {body.get('kind')}"))
+        self._law.take(seq, kind, body)
+        if packing.KIND in body or kind in KINDS:
+            self._derive(seq, kind, body)
+        if kind in _PLAIN:
+            self.removals.newest_at = newest_label(self.removals.newest_at, body)
+        else:
+            _follow_removals(self._reader, seq, body, self.removals, self._found)
+        if self._with_images and kind == "result":
+            _see_images(self._reader.images, seq, body, self.removals, self._found)
+
+    def _derive(self, seq: int, kind: str, body: Json) -> None:
+        try:
+            if kind in KINDS:
+                body = self._contexts.stated(body)
+            else:
+                self._contexts.constants(body[packing.KIND])
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            self.findings.append((seq, f"row {seq}: its context cannot be read: {error}"))
+            return
+        if self._tables is not None and kind in KINDS:
+            self._tables.take(seq, kind, body)
+
+    def page(self, last: int) -> None:
+        """All rows up to this one were taken, and not for too long: see _PAGE_ROWS."""
+        if self._tables is not None:
+            self._tables.page(last)
+
+    def settle(self) -> None:
+        """All rows were taken."""
+        if self._tables is not None:
+            self.findings += self._tables.settle()
+        self.findings += self._law.settle()
+        found, law = self._found, self._law
+        found.results, found.open_plates = law.results, law.open_plates
+        found.triggers, found.unknown_triggers = law.triggers, law.unknown
+        found.holds = len(self.removals.holds)
+
+
+def _schema(reader: Reader) -> list[str]:
+    with contextlib.closing(_open(reader.path)) as log:
+        return differences(log)
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5.0)
+
+
+def _pages(path: Path, last: int) -> Iterator[list[tuple[int, bytes, bytes]]]:
+    """Rows with their texts as they are in the file: whoever edits it need not write UTF-8."""
+    with contextlib.closing(_open(path)) as log:
+        log.text_factory, first = bytes, _FIRST_SEQ
+        while page := log.execute(_PAGE, (first, last, _PAGE_ROWS)).fetchall():
+            yield page
+            first = page[-1][0] + 1
+
+
+def _row_of(finding: str) -> int:
+    """The row that a finding is about; it comes first in it."""
+    named = _ROW.search(finding)
+    return int(named[1]) if named else 0
+
+
 def verify_tail(reader: Reader) -> Verification:
     """As `verify`, of the last rows alone and without their pictures: however long the log is, it
     takes as long. The row before them is believed."""
-    found = Verification(findings=_missing_triggers(reader))
+    found = Verification(findings=_schema(reader))
     first = max(1, reader.last_seq() - _CHECKED_ROWS)
     rows = reader.rows(first)
     found.head = EMPTY_CHAIN if first == 1 else next(rows).chain_sha256
@@ -114,28 +203,12 @@ def verify_tail(reader: Reader) -> Verification:
     return found
 
 
-def _missing_triggers(reader: Reader) -> list[str]:
-    return [f"trigger {name} is gone" for name in sorted(TRIGGERS - reader.triggers())]
-
-
-def _parsed(body: str) -> Json:
+def _parsed(body: bytes) -> Json:
     try:
-        parsed = json.loads(body)
+        parsed = json.loads(body.decode())
     except ValueError:
         return {}
     return parsed if isinstance(parsed, dict) else {}
-
-
-def _collect(
-    seq: int, body: Json, opened: set[str], decided: set[str], found: Verification
-) -> None:
-    result_id = str(body.get("result_id"))
-    if body.get("kind") == "opened":
-        opened.add(result_id)
-    elif body.get("kind") == "result":
-        if result_id in decided:
-            found.findings.append(f"row {seq}: a second result of {result_id}")
-        decided.add(result_id)
 
 
 def _follow_removals(
@@ -166,6 +239,8 @@ def _follow_removals(
 
 
 def _verify_review(reader: Reader, seq: int, body: Json, found: Verification) -> None:
+    if "supersedes" not in body:
+        return
     before = [row for row in reader.of_result(body["result_id"]) if row["seq"] < seq]
     if why := inconsistency(before, {"seq": seq, **body}):
         found.findings.append(f"row {seq}: a review that cannot be: it {why}")

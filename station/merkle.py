@@ -43,8 +43,16 @@ def root_of(leaves: Sequence[bytes]) -> bytes:
     while len(level) > 1:
         # An odd one goes up as it is: the right edge of the RFC's tree.
         odd = level[len(level) & ~1 :]
-        level = [node_hash(level[n], level[n + 1]) for n in range(0, len(level) - 1, 2)] + odd
+        level = [*_parents(level), *odd]
     return level[0]
+
+
+def _parents(level: Sequence[bytes]) -> list[bytes]:
+    """As `node_hash` of each pair; a long log has millions."""
+    sha256, pairs = hashlib.sha256, iter(level)
+    return [
+        sha256(b"\1" + left + right).digest() for left, right in zip(pairs, pairs, strict=False)
+    ]
 
 
 class Tree:
@@ -166,8 +174,45 @@ def is_consistent(
     return last == 0 and (before, after) == (old_root, root)
 
 
+class Front:
+    """A tree that only grows: no more of it than its next head needs."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._full: list[tuple[int, bytes]] = []
+        """Leaves and head of full trees, each larger than the next."""
+        self._rest: list[bytes] = []
+
+    def extend(self, leaves: Sequence[bytes]) -> None:
+        self.size += len(leaves)
+        self._rest += leaves
+        while len(self._rest) >= CHUNK:
+            self._push(CHUNK, root_of(self._rest[:CHUNK]))
+            del self._rest[:CHUNK]
+
+    def root(self) -> bytes:
+        heads = [head for _, head in self._full]
+        heads += [root_of(self._rest)] if self._rest else []
+        return _joined(heads)
+
+    def _push(self, size: int, head: bytes) -> None:
+        while self._full and self._full[-1][0] == size:
+            head, size = node_hash(self._full.pop()[1], head), 2 * size
+        self._full.append((size, head))
+
+
+def _joined(heads: Sequence[bytes]) -> bytes:
+    """Head over full trees that become smaller."""
+    if not heads:
+        return EMPTY
+    found = heads[-1]
+    for head in reversed(heads[:-1]):
+        found = node_hash(head, found)
+    return found
+
+
 class Growing:
-    """A tree that grows by a leaf and can have one replaced; its head at any time."""
+    """A tree that grows and can have a leaf replaced; its head at any time."""
 
     def __init__(self) -> None:
         self._levels: list[list[bytes]] = [[]]
@@ -175,14 +220,16 @@ class Growing:
     def __len__(self) -> int:
         return len(self._levels[0])
 
-    def append(self, leaf: bytes) -> None:
+    def extend(self, leaves: Sequence[bytes]) -> None:
         """Only full subtrees are kept: about one more hash a leaf."""
-        for level in self._levels:
-            level.append(leaf)
-            if len(level) % 2:
-                return
-            leaf = node_hash(level[-2], level[-1])
-        self._levels.append([leaf])
+        number = 0
+        while leaves:
+            if number == len(self._levels):
+                self._levels.append([])
+            level = self._levels[number]
+            paired = len(level) & ~1
+            level += leaves
+            leaves, number = _parents(level[paired:]), number + 1
 
     def replace(self, index: int, leaf: bytes) -> None:
         for level in self._levels:
@@ -193,9 +240,5 @@ class Growing:
             index >>= 1
 
     def root(self) -> bytes:
-        """From the last full subtrees of each level, right to left."""
-        found: bytes | None = None
-        for level in self._levels:
-            if len(level) % 2:
-                found = level[-1] if found is None else node_hash(level[-1], found)
-        return EMPTY if found is None else found
+        """From the last full subtree of each level that has an odd one."""
+        return _joined([level[-1] for level in reversed(self._levels) if len(level) % 2])

@@ -105,9 +105,9 @@ def pack(fields: Mapping[str, Any], context: int, constants: Mapping[str, Any]) 
     return packed | {KIND: context}
 
 
-def whole(body: Json, constants: Callable[[int], Json]) -> Json:
-    """A row as it was recorded. `constants`: what the context row of a number says; raises what it
-    raises if there is none."""
+def stated(body: Json, constants: Callable[[int], Json]) -> Json:
+    """A row with what it leaves to its context, and its arrays as they are written. `constants`:
+    what the context row of a number says; raises what it raises if there is none."""
     if KIND not in body:
         return body
     said = constants(body[KIND])
@@ -115,6 +115,12 @@ def whole(body: Json, constants: Callable[[int], Json]) -> Json:
         said = {name: said[name] for name in _OF_ACTUATION}
     fields = {**said, **_SILENT[body["kind"]], **body}
     del fields[KIND]
+    return fields
+
+
+def whole(body: Json, constants: Callable[[int], Json]) -> Json:
+    """A row as it was recorded, arrays too; see `stated`."""
+    fields = stated(body, constants)
     if "tile_blocks" in fields:
         fields["tile_grid"] = _grid_of(fields.pop("tile_blocks"))
     if "tile_score_planes" in fields:
@@ -163,7 +169,7 @@ class Packer:
 class Contexts:
     """The context rows of a log that were asked for, or used, last."""
 
-    def __init__(self, read: Callable[[int], str | None]) -> None:
+    def __init__(self, read: Callable[[int], str | bytes | None]) -> None:
         """`read` gives the body of a row of the log, None if there is no such row."""
         self._read = read
         self._known: OrderedDict[int, Json] = OrderedDict()
@@ -179,6 +185,10 @@ class Contexts:
         if len(self._known) > _MOST_REMEMBERED:
             self._known.popitem(last=False)
         return self._known[seq]
+
+    def stated(self, body: Json) -> Json:
+        """A row without its arrays read. Raises LookupError if its context is missing."""
+        return stated(body, self.constants)
 
     def whole(self, body: Json) -> Json:
         """A row as it was recorded. Raises LookupError if its context is missing."""

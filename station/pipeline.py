@@ -57,6 +57,7 @@ from station.feed import (
 from station.flat_field import FlatField
 from station.given import VALUE, Given
 from station.health import CameraHealth, Health, HealthRow, look_at, reference_key
+from station.identity import UNSEEN
 from station.ingress import Refused, admit
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Json, PeerGone
@@ -72,6 +73,7 @@ from station.precision import load_classifier
 from station.processes import said_figures
 from station.product import check_strip, geometry_of, load_flat_field
 from station.record import (
+    HAS_ACCEPT,
     AcceptBody,
     ActuationBody,
     AttentionBody,
@@ -390,14 +392,14 @@ class Station:
         context, recipe = self._context, self._recipe.value
         flat_field = context.flat_field
         key = reference_key(recipe.id, context.camera, flat_field.id if flat_field else None)
-        known = [ReferenceBody.model_validate(body) for body in hello["references"]]
+        known = [ReferenceBody.of_log(body) for body in hello["references"]]
         return Health(
             recipe,
             context.geometry,
             self._settings.station.id,
             key,
             next((body for body in known if body.key == key), None),
-            [AttentionBody.model_validate(body) for body in hello["attentions"]],
+            [AttentionBody.of_log(body) for body in hello["attentions"]],
         )
 
     def _say_start(self, hello: Json) -> None:
@@ -407,12 +409,13 @@ class Station:
             self._write_actuation(
                 Actuated(result_id, "withheld", 0, detail="the station died before")
             )
+        self._line_side.inherit(hello["without_accept"])
         if hello["held"] is not None:
-            self._hold_again(ResultBody.model_validate(hello["held"]))
+            self._hold_again(ResultBody.of_log(hello["held"]))
         if hello["has_late_plates"]:
             self._set_problem("late", _LATE)
         for body in hello["open_plates"]:
-            opened = OpenedBody.model_validate(body)
+            opened = OpenedBody.of_log(body)
             self._write_result(interrupted_body(self._context, opened, self._given), None)
         detail = {
             "recipe_sha256": self._recipe.sha256,
@@ -426,6 +429,7 @@ class Station:
             **_feature_detail(self._context.camera),
             **_flat_field_names(self._context.flat_field),
             **{f"machine_{key}": value for key, value in self._machine_scores.items()},
+            **({HAS_ACCEPT: "yes"} if self._line_side.has_accept else {}),
         }
         if self._recorder is not None:
             detail["recording"] = str(self._options.record)
@@ -466,14 +470,14 @@ class Station:
         threading.Thread(target=self._verify_log, name="verify", daemon=True).start()
 
     def _verify_log(self) -> None:
-        """The whole log, in a process that gives way to every other one (I12)."""
-        log = self._settings.journal.directory
+        """The whole log and its anchors, in a process that gives way to every other one (I12)."""
+        log, config = self._settings.journal.directory, self._configuration.source
         command = [sys.executable, "-P", "-m", "station.cli", "log", "verify", "--no-pictures"]
         # With --pdeathsig it goes when this process does: a log that is being read is not closed.
         reader = subprocess.Popen(
             [
                 *("setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", "19"),
-                *(*command, "--journal", str(log), "--json"),
+                *(*command, "--config", config, "--journal", str(log), "--json"),
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -908,12 +912,34 @@ class Station:
     def _on_accept(self, told: Json) -> None:
         """The accept output was told what to do about a plate that passed, and why."""
         body = AcceptBody(station_id=self._settings.station.id, **told)
-        self._statistics.accepts[body.command] += 1
-        self._outbox.submit([body])
+        if not self._line_side.is_news(body.result_id):
+            _LOG.warning("accept", said_too_late=body.command, result_id=body.result_id)
+            return
+        self._write_accept(body)
         if body.command == "withheld_late":
             detail = {"result_id": body.result_id}
             self._outbox.submit([self._change("withheld_late", "station", detail)])
             self._set_problem("late", _LATE)
+
+    def _write_accept(self, body: AcceptBody) -> None:
+        self._statistics.accepts[body.command] += 1
+        self._outbox.submit([body])
+
+    def _settle_accepts(self) -> None:
+        """One row for each plate that passed, also where nobody knows what became of it."""
+        for result_id in self._line_side.without_answer(time.monotonic_ns()):
+            self._write_accept(
+                AcceptBody(
+                    station_id=self._settings.station.id,
+                    result_id=result_id,
+                    command="withheld",
+                    is_confirmed=None,
+                    commanded_ns=None,
+                    shown_ns=None,
+                    detail="the lamp process, or the station, ended before it said what became of "
+                    "the plate",
+                )
+            )
 
     def _acknowledge(self, who: str) -> None:
         """A person has seen what was held, and what came too late."""
@@ -929,7 +955,7 @@ class Station:
         """What was read and became no plate's serial: its row, and a person is called."""
         for row in self._serials.take_rows():
             self._outbox.submit([row])
-            if row.why == "unclaimed" and not self._is_ending:
+            if row.why == "unclaimed" and row.detail not in UNSEEN:
                 self._set_problem("serials", _UNCLAIMED)
                 self._set_attention()
 
@@ -965,6 +991,7 @@ class Station:
         self._actuation.check(time.monotonic_ns())
         self._say_doubt()
         self._check_liveness()
+        self._settle_accepts()
         self._outbox.keep_connected()
         if self._lamp is None:
             with contextlib.suppress(PeerGone, TimeoutError):

@@ -25,7 +25,7 @@ from station import derived, reviews
 from station.attempts import FILLED_IN, attempt_of
 from station.given import GIVEN, VALUE
 from station.packing import Contexts, Packer
-from station.record import Body, ContextBody, ReviewBody, utc_now
+from station.record import HAS_ACCEPT, Body, ContextBody, ReviewBody, utc_now
 from station.schema import BEGIN, PAGE_BYTES, STEP_TABLE, STEPS, VERSION, Step
 
 DATABASE = "journal.db"
@@ -36,6 +36,9 @@ _ONCE_A_RESULT = ("opened", "result", "actuation", "accept")
 _TAIL_ROWS = 100
 """Checked at each start (I12); `vqi log verify` checks all."""
 _LABEL_ROWS = 1000
+_ON_THEIR_WAY_ROWS = 20_000
+_LIVES = 20
+"""So many may die one after another before one writes what became of plates on their way."""
 _BUSY_TIMEOUT_S = 1.0
 _MOST_REFERENCES = 64
 """Of recipes and cameras that a log remembers; an older one is learned anew."""
@@ -237,6 +240,32 @@ class Store:
     def results_without_actuation(self) -> list[Json]:
         """Bodies of results for which nobody wrote what the lamp was told, oldest first."""
         return self._lacking("result", "actuation")
+
+    def passes_without_accept(self) -> list[str]:
+        """Result ids of plates that passed in lives whose station had an accept output, and of
+        which nobody wrote what that was told, oldest first. Such a plate was on its way when
+        something ended: it is among the newest."""
+        query = (
+            "SELECT result_id FROM row AS asked WHERE seq > :since AND +kind = 'result' "
+            "AND +verdict = 'PASS' AND NOT EXISTS (SELECT 1 FROM row "
+            "WHERE result_id = asked.result_id AND +kind = 'accept') ORDER BY seq"
+        )
+        since = max(self._first_life_with_accept(), self._seq - _ON_THEIR_WAY_ROWS)
+        return [row.result_id for row in self._query(query, {"since": since})]
+
+    def _first_life_with_accept(self) -> int:
+        """Number of the `start` row from which on every life had one, of the last lives."""
+        found = self._query(
+            "SELECT seq, body ->> :place AS has FROM row WHERE kind = 'change' "
+            "AND body ->> '$.what' = 'start' ORDER BY seq DESC LIMIT :most",
+            {"place": f"$.detail.{HAS_ACCEPT}", "most": _LIVES},
+        )
+        first = self._seq
+        for row in found:
+            if row.has is None:
+                break
+            first = int(row.seq)
+        return first
 
     def held_result(self) -> Json | None:
         """The newest FAIL or UNDECIDED that nobody has acknowledged since, if there is one."""

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -127,6 +127,12 @@ class Body(BaseModel):
     station_id: str
     written_at: str = Field(default_factory=utc_now)
     boot_id: str = Field(default_factory=current_boot_id)
+
+    @classmethod
+    def of_log(cls, fields: dict[str, Any]) -> Self:
+        """A row that stands in the log, maybe of a later program: what it says that is not known
+        here is left out."""
+        return cls.model_validate({k: v for k, v in fields.items() if k in cls.model_fields})
 
     def as_json(self) -> dict[str, Any]:
         """The row as JSON knows it: a number that is none (NaN, infinity) becomes its name."""
@@ -400,6 +406,10 @@ _SILENT_OF_REVIEW = (
     "is_pending",
     "account",
 )
+
+
+HAS_ACCEPT = "has_accept"
+"""In the detail of a `start`: each plate of this life that passed gets an accept row."""
 
 
 class ChangeBody(Body):

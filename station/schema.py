@@ -7,7 +7,10 @@ transaction, so that whoever is killed within it finds it not begun.
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 VERSION = 1
 """`user_version`; a log of a greater one needs a newer program."""
@@ -227,9 +230,11 @@ STEPS = (
                 row.written_at AS CreationTime,
                 row.body ->> '$.command' AS command,
                 row.body ->> '$.is_confirmed' AS is_confirmed,
-                row.body ->> '$.detail' AS detail,
-                row.body ->> '$.station_id' AS station_id
-            FROM row WHERE row.kind = 'actuation'
+                coalesce(row.body ->> '$.detail', '') AS detail,
+                coalesce(row.body ->> '$.station_id',
+                         context.body ->> '$.constants.station_id') AS station_id
+            FROM row LEFT JOIN row AS context ON context.seq = row.body ->> '$.context'
+            WHERE row.kind = 'actuation'
             """,
             """
             CREATE VIEW hours AS SELECT
@@ -252,3 +257,61 @@ STEPS = (
     ),
 )
 """Expand-only: a step is added at the end, none is changed or taken away."""
+
+
+# --- verifying ----------------------------------------------------------------------------------
+
+_TEXTS = (
+    "SELECT name, type, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite%'"
+)
+_Texts = dict[str, tuple[str, str]]
+
+
+def differences(log: sqlite3.Connection) -> list[str]:
+    """What of a log's schema is gone, or says something else than the steps that made it: a table's
+    generated columns, a trigger, an index, a view. What another tool added is its own affair, but
+    for triggers: they can change what is written."""
+    found = _texts(log)
+    expected = _made(*_begin_of(found), *_steps_of(log, found))
+    problems = []
+    for name, (kind, sql) in expected.items():
+        if name not in found:
+            problems.append(f"{kind} {name} is gone")
+        elif found[name] != (kind, sql):
+            problems.append(f"{kind} {name} is not the one that was made")
+    strange = [
+        f"trigger {name} is none of the log's"
+        for name, (kind, _) in found.items()
+        if kind == "trigger" and name not in expected
+    ]
+    return sorted(problems) + sorted(strange)
+
+
+def _begin_of(found: _Texts) -> tuple[str, ...]:
+    """A log of the first release has an index that later ones do not begin with."""
+    return BEGIN if "row_judged" in found or "row_verdict" not in found else FIRST
+
+
+def _steps_of(log: sqlite3.Connection, found: _Texts) -> Iterable[str]:
+    """What the steps that a log says it has had, made: all where their list is gone."""
+    if "schema_step" in found:
+        made = {row[0] for row in log.execute("SELECT number FROM schema_step")}
+    else:
+        made = set(range(1, len(STEPS) + 1)) if "plate" in found else set()
+    for number, step in enumerate(STEPS, start=1):
+        if number in made:
+            yield from (STEP_TABLE, *step.statements)
+
+
+def _texts(log: sqlite3.Connection) -> _Texts:
+    """By name. Releases have indented them otherwise."""
+    return {name: (kind, " ".join(sql.split())) for name, kind, sql in log.execute(_TEXTS)}
+
+
+@cache
+def _made(*statements: str) -> _Texts:
+    """As SQLite keeps them."""
+    with sqlite3.connect(":memory:") as log:
+        for statement in statements:
+            log.execute(statement)
+        return _texts(log)

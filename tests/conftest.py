@@ -21,6 +21,7 @@ hypothesis.settings.load_profile("station")
 _MAY_SKIP = (
     "needs a real device",
     "no gpio-sim here",
+    "no uinput here",
     "nothing of its own here",
     "cannot cut power here",
     "no real images",

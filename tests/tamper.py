@@ -25,11 +25,11 @@ from typing import Any
 from log_maker import LogMaker
 
 from station.anchors import Anchor, anchor_of, check_anchors
-from station.certificate import CertificateError, canonical_bytes, make_certificates
+from station.certificate import canonical_bytes, make_certificates
 from station.checkpoint import Trees, keys_of
 from station.log_reader import Reader
 from station.log_verify import verify
-from station.qms import DATABASE, EMPTY_CHAIN, IMAGES, chain, sha256_text
+from station.qms import DATABASE, EMPTY_CHAIN, IMAGES, Store, chain, sha256_text
 from station.record import TombstoneBody, Verdict
 from station.signed_note import (
     PUBLIC_KEY,
@@ -227,6 +227,15 @@ def resign(scene: Scene, key_file: Path, first: int = 1) -> None:
         rechain(log)
 
 
+def derive_again(scene: Scene) -> None:
+    """Tables that are made of the rows, made of those that are there now, by the writer itself."""
+    with scene.hands() as log:
+        for table in ("plate", "defect", "hourly"):
+            log.execute(f"DELETE FROM {table}")
+        log.execute("UPDATE derived SET seq = 0")
+    Store(scene.directory).close()
+
+
 def replace_key(scene: Scene) -> Path:
     """A key of one's own, and its public half in the place of the other."""
     (scene.directory / PUBLIC_KEY).unlink()
@@ -294,6 +303,14 @@ def change_a_stored_hash(scene: Scene) -> None:
     with scene.hands() as log:
         seq = scene.random.randint(1, scene.anchors[-1].seq)
         log.execute(f"UPDATE row SET {column} = ? WHERE seq = ?", ["ab" * 32, seq])
+
+
+def write_what_is_no_text(scene: Scene) -> None:
+    """Bytes that are no UTF-8, where text is."""
+    column = scene.random.choice(["kind", "body_sha256", "chain_sha256"])
+    with scene.hands() as log:
+        seq = scene.random.randint(1, scene.anchors[-1].seq)
+        log.execute(f"UPDATE row SET {column} = CAST(x'ff6162' AS TEXT) WHERE seq = ?", [seq])
 
 
 def change_a_kind(scene: Scene) -> None:
@@ -441,6 +458,46 @@ def sign_with_a_key_of_ones_own(scene: Scene) -> None:
     resign(scene, scene.directory.parent / "own.pem")
 
 
+def turn_a_trigger_off(scene: Scene) -> None:
+    """One of its name that does nothing takes its place."""
+    name = scene.random.choice(["row_no_update", "row_no_delete", "row_no_replace"])
+    with contextlib.closing(sqlite3.connect(scene.directory / DATABASE)) as log:
+        log.execute(f"DROP TRIGGER {name}")
+        log.execute(f"CREATE TRIGGER {name} BEFORE UPDATE ON row BEGIN SELECT 1; END")
+        log.commit()
+
+
+def change_what_a_generated_column_says(scene: Scene) -> None:
+    """In the schema: every query reads something else, and no row is changed."""
+    wanted = scene.random.choice(["$.verdict", "$.reason", "$.part_id", "$.result_id"])
+    with contextlib.closing(sqlite3.connect(scene.directory / DATABASE)) as log:
+        log.execute("PRAGMA writable_schema = ON")
+        log.execute(
+            "UPDATE sqlite_master SET sql = replace(sql, ?, '$.kind') WHERE name = 'row'", [wanted]
+        )
+        log.commit()
+
+
+def edit_a_derived_table(scene: Scene) -> None:
+    """What QA's questions are answered from; the rows are as they were."""
+    edit = scene.random.choice(
+        [
+            "UPDATE plate SET verdict = 'PASS' WHERE verdict <> 'PASS'",
+            "UPDATE plate SET part_id = 'LGP-other' WHERE seq = (SELECT min(seq) FROM plate)",
+            "DELETE FROM plate WHERE seq = (SELECT max(seq) FROM plate)",
+            "DELETE FROM defect",
+            "UPDATE hourly SET plates = plates + 1",
+            "DELETE FROM hourly WHERE rowid = (SELECT min(rowid) FROM hourly)",
+        ]
+    )
+    with contextlib.closing(sqlite3.connect(scene.directory / DATABASE)) as log:
+        for name, kind in log.execute("SELECT name, type FROM sqlite_master").fetchall():
+            if kind == "trigger" and not name.startswith("row_"):
+                log.execute(f"DROP TRIGGER {name}")
+        assert log.execute(edit).rowcount > 0
+        log.commit()
+
+
 # --- edits that need an anchor ------------------------------------------------------------------
 
 
@@ -449,6 +506,7 @@ def cut_the_tail(scene: Scene) -> None:
     with scene.hands() as log:
         last = scene.random.randint(1, scene.anchors[-1].seq - 1)
         log.execute("DELETE FROM row WHERE seq > ?", [last])
+    derive_again(scene)
 
 
 def restore_an_old_copy(scene: Scene) -> None:
@@ -462,17 +520,20 @@ def chain_again_without_checkpoints(scene: Scene) -> None:
         log.execute("DELETE FROM row WHERE kind = 'checkpoint'")
         renumber(log)
         rechain(log)
+    derive_again(scene)
 
 
 def chain_and_sign_again_with_another_key(scene: Scene) -> None:
     """And put its public half beside the log."""
     chain_again_after_an_edit(scene)
     resign(scene, replace_key(scene))
+    derive_again(scene)
 
 
 def chain_and_sign_again_with_the_stolen_key(scene: Scene) -> None:
     chain_again_after_an_edit(scene)
     resign(scene, scene.key_file)
+    derive_again(scene)
 
 
 def sign_the_last_checkpoint_again(scene: Scene) -> None:
@@ -536,6 +597,7 @@ ALONE: tuple[Callable[[Scene], None], ...] = (
     change_one_letter_of_any_row,
     change_a_verdict_behind_sqlite_s_back,
     change_a_stored_hash,
+    write_what_is_no_text,
     change_a_kind,
     take_a_row_out,
     take_a_review_out_and_chain_again,
@@ -551,6 +613,9 @@ ALONE: tuple[Callable[[Scene], None], ...] = (
     write_a_second_result,
     drop_a_trigger,
     drop_a_trigger_and_edit,
+    turn_a_trigger_off,
+    change_what_a_generated_column_says,
+    edit_a_derived_table,
     chain_again_after_an_edit,
     edit_a_checkpoint,
     replace_the_public_key,
@@ -578,22 +643,28 @@ def clean_findings(folder: Path, seed: int) -> list[str]:
     maker.live(maker.random.randint(5, 60))
     name = maker.plate()
     maker.checkpoint()
+    findings = _clean_certificate(maker, name) if maker.is_signed else []
     maker.live(maker.random.randint(0, 10))
     maker.close()
-    public = maker.directory / PUBLIC_KEY
-    key = fingerprint(read_public(public)) if maker.is_signed else None
+    public = maker.directory / PUBLIC_KEY if maker.is_signed else None
+    key = fingerprint(read_public(public)) if public else None
     anchors = [anchor_of(parsed(body.note), key) for body in maker.checkpoints]
     with Reader(maker.directory) as reader:
-        findings = verify(reader, public_key=public if maker.is_signed else None).findings
+        findings += verify(reader, public_key=public).findings
         findings += check_anchors(reader, anchors, keys_of(reader))
-        if maker.is_signed:
-            try:
-                (made,) = make_certificates(reader, name, None, folder / f"c-{seed}")
-                runpy.run_path(str(SCRIPT))["check"](made.file.read_bytes(), public)
-            except (CertificateError, ValueError) as error:
-                findings.append(str(error))
     shutil.rmtree(maker.directory)
     return findings
+
+
+def _clean_certificate(maker: LogMaker, name: str) -> list[str]:
+    with Reader(maker.directory) as reader:
+        try:
+            (made,) = make_certificates(reader, name, None, maker.directory / "certificates")
+            check = runpy.run_path(str(SCRIPT))["check"]
+            check(made.file.read_bytes(), maker.directory / PUBLIC_KEY)
+        except Exception as error:  # noqa: BLE001  any is one too many
+            return [str(error)]
+    return []
 
 
 def campaign(folder: Path, seeds: int) -> Iterator[tuple[str, int, int, int]]:

@@ -73,10 +73,10 @@ def test_what_holds_no_anchor_says_so(tmp_path: Path) -> None:
 def test_journald_gets_fields_that_journalctl_gives_back(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
         journald.bind(str(tmp_path / "socket"))
-        tell_journal(AN_ANCHOR, tmp_path / "socket")
+        tell_journal(AN_ANCHOR, tmp_path, tmp_path / "socket")
         data = journald.recv(65536).decode()
     fields = dict(line.split("=", 1) for line in data.splitlines())
-    assert fields["VQI_ROW"] == "12"
+    assert (fields["VQI_ROW"], fields["VQI_LOG"]) == ("12", str(tmp_path))
     entry = json.dumps(fields | {"__REALTIME_TIMESTAMP": "1780000000000000"})
     other = json.dumps({"MESSAGE": [1, 2], "MESSAGE_ID": fields["MESSAGE_ID"]})
     (found,) = from_journal([other, entry])
@@ -87,14 +87,14 @@ def test_journald_gets_fields_that_journalctl_gives_back(tmp_path: Path) -> None
 def test_a_file_is_only_appended_to_and_never_made(tmp_path: Path) -> None:
     path = tmp_path / "anchors"
     settings = ProofSettings(anchor_file=path)
-    assert "No such file" in publish(AN_ANCHOR, settings)[0]
+    assert "No such file" in publish(AN_ANCHOR, settings, tmp_path)[0]
     path.write_text("kept\n")
     append(path, AN_ANCHOR)
-    assert publish(AN_ANCHOR, settings) == []
+    assert publish(AN_ANCHOR, settings, tmp_path) == []
     assert path.read_text() == "kept\n" + 2 * f"{AN_ANCHOR.line()}\n"
     (tmp_path / "link").symlink_to(path)
-    assert publish(AN_ANCHOR, ProofSettings(anchor_file=tmp_path / "link"))
-    anchors, _ = configured(settings, "line-1")
+    assert publish(AN_ANCHOR, ProofSettings(anchor_file=tmp_path / "link"), tmp_path)
+    anchors, _ = configured(settings, "line-1", tmp_path)
     assert [one.where for one in anchors] == [f"{path} line 2", f"{path} line 3"]
 
 
@@ -117,7 +117,7 @@ def test_the_other_user_appends_what_its_socket_takes(tmp_path: Path, does_write
         thread = threading.Thread(target=serve_as_the_unit, args=(listener, to))
         thread.start()
         settings = ProofSettings(anchor_file=path, anchor_socket=tmp_path / "socket")
-        problems = publish(AN_ANCHOR, settings)
+        problems = publish(AN_ANCHOR, settings, tmp_path)
         thread.join()
     if does_write:
         assert problems == []
@@ -125,7 +125,7 @@ def test_the_other_user_appends_what_its_socket_takes(tmp_path: Path, does_write
     else:
         assert "not there" in problems[0]
     with socket.socket(socket.AF_UNIX) as listener:
-        assert publish(AN_ANCHOR, settings), "nobody listens any more"
+        assert publish(AN_ANCHOR, settings, tmp_path), "nobody listens any more"
 
 
 @needs_systemd

@@ -79,15 +79,15 @@ def check(folder: Path, *arguments: str, python: str = sys.executable) -> tuple[
 def test_a_program_without_ours_finds_all_of_it_right(log: Path, tmp_path: Path) -> None:
     made = archive(log, tmp_path / "2026")
     # Rows go on to the checkpoint that covers the period.
-    assert (made["before"]["seq"], made["last"]["seq"], made["signed_to"]) == (0, 27, 26)
+    assert (made["before"]["seq"], made["last"]["seq"], made["signed_to"]) == (0, 28, 27)
     assert (made["results"], made["pictures"]) == (25, 25)
     moved = tmp_path / "elsewhere"
     shutil.copytree(tmp_path / "2026", moved)
     key = str(log / PUBLIC_KEY)
     status, said = check(moved, "--key", key, python=SYSTEM_PYTHON)
     assert status == 0, said
-    assert "ok: rows 1 to 27, 25 results, 25 pictures" in said
-    assert "signed up to row 26 of 27" in said
+    assert "ok: rows 1 to 28, 25 results, 25 pictures" in said
+    assert "signed up to row 27 of 28" in said
     status, said = check(moved, "--key", key)  # and the Parquet file, where pyarrow is installed
     assert (status, "pyarrow" in said) == (0, False), said
 
@@ -97,9 +97,12 @@ def test_periods_follow_one_another(log: Path, tmp_path: Path) -> None:
         archive(log, tmp_path / name, since, until)
         for name, since, until in (("1", None, day(2)), ("2", day(3), day(4)))
     )
-    assert first["last"]["seq"] == 27
-    assert second["before"]["seq"] == 22
-    assert check(tmp_path / "2")[0] == 0
+    assert first["last"]["seq"] == 28
+    assert second["before"]["seq"] == 23
+    # Its rows leave something to a context row of the first.
+    assert list(second["earlier_contexts"])
+    status, said = check(tmp_path / "2")
+    assert (status, "an earlier archive has them" in said) == (0, True), said
 
 
 def test_pictures_that_a_rule_removed_are_said_to_be(log: Path, tmp_path: Path) -> None:
@@ -158,13 +161,15 @@ def chained_anew(folder: Path, rows: list[Json]) -> None:
 
 def flip(folder: Path) -> None:
     rows = rows_of(folder)
-    rows[4]["body"] = rows[4]["body"].replace('"verdict":"FAIL"', '"verdict":"PASS"')
+    failed = next(row for row in rows if '"verdict":"FAIL"' in row["body"])
+    failed["body"] = failed["body"].replace('"verdict":"FAIL"', '"verdict":"PASS"')
     write_rows(folder, rows)
 
 
 def flip_and_chain_anew(folder: Path) -> None:
     rows = rows_of(folder)
-    rows[4]["body"] = rows[4]["body"].replace('"verdict":"FAIL"', '"verdict":"PASS"')
+    failed = next(row for row in rows if '"verdict":"FAIL"' in row["body"])
+    failed["body"] = failed["body"].replace('"verdict":"FAIL"', '"verdict":"PASS"')
     chained_anew(folder, rows)
 
 
@@ -214,8 +219,8 @@ def spoil_the_rows(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (flip, "row 5: its text is not the one that was hashed"),
-        (flip_and_chain_anew, "row 27: the checkpoint says otherwise of row 26"),
+        (flip, ": its text is not the one that was hashed"),
+        (flip_and_chain_anew, "row 28: the checkpoint says otherwise of row 27"),
         (leave_out, "row 8 is missing; row 9 comes next"),
         (cut, "nothing here is signed with this key"),
         (swap_pictures, "is not the picture that was recorded"),

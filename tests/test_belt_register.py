@@ -163,6 +163,16 @@ def test_a_refused_plate_is_withheld_with_its_reason() -> None:
     assert decision.off_by == 230 - 228
 
 
+def test_a_plate_whose_end_nobody_saw_has_its_row() -> None:
+    register = BeltRegister(100, HEIGHT, 0.001, MAX_AGE_S)
+    register.enter("a", 64)
+    register.enter("b", 64)
+    decision = register.decide("a", True, "", 1)
+    assert decision is not None
+    assert (decision.fate, decision.why) == (Fate.WITHHELD, "nobody saw where it ends")
+    assert register.decide("b", False, "", 1) is None
+
+
 def test_a_belt_of_unknown_speed_accepts_nothing() -> None:
     register = BeltRegister(100, HEIGHT, 0.001, MAX_AGE_S)
     register.enter("a", 0)

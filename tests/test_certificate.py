@@ -9,6 +9,7 @@ import random
 import runpy
 import subprocess
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -263,3 +264,22 @@ def test_a_lost_picture_is_said_when_it_is_made_and_not_proven(tmp_path: Path) -
     done = checked(made.file, maker.directory / "proof.pub")
     assert done.returncode == 1
     assert "is missing" in done.stdout
+
+
+def test_a_picture_that_a_rule_removed_since_asks_for_another_checkpoint(tmp_path: Path) -> None:
+    maker = LogMaker(tmp_path / "log", seed=2)
+    name = maker.plate(Verdict.FAIL)
+    maker.checkpoint()
+    maker.now += timedelta(days=60)
+    maker.remove()
+    with Reader(maker.directory) as reader:
+        (made,) = make_certificates(reader, name, None, tmp_path / "out")
+        assert any("removed since the checkpoint" in note for note in made.notes)
+    assert checked(made.file, maker.directory / "proof.pub").returncode == 1
+    maker.checkpoint()
+    maker.close()
+    with Reader(maker.directory) as reader:
+        (made,) = make_certificates(reader, name, None, tmp_path / "out")
+    assert made.notes == ()
+    done = checked(made.file, maker.directory / "proof.pub")
+    assert "0 pictures are those of the rows; 2 were removed by a rule." in done.stdout

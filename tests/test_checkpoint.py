@@ -281,8 +281,9 @@ def test_a_checkpoint_on_command_is_a_signed_row_and_an_anchor(tmp_path: Path) -
         forged = client.submit([CheckpointBody(station_id="s", size=1, note=note)])
         assert "journal process alone" in forged["error"]
         shutil.copytree(rig.journal, tmp_path / "yesterday")
+        (tmp_path / "old").write_text(note)
         submit(client, [opened(2), result(2)])
-        log(rig, "checkpoint")
+        (tmp_path / "new").write_text(log(rig, "checkpoint").stdout)
     with Reader(rig.journal) as reader:
         last = last_checkpoint(reader)
         assert last is not None
@@ -291,6 +292,17 @@ def test_a_checkpoint_on_command_is_a_signed_row_and_an_anchor(tmp_path: Path) -
     found = json.loads(log(rig, "verify", "--json").stdout)
     assert (found["ok"], found["anchors"]) == (True, 2), found
     assert any("owner of the log" in text for text in found["notes"])
+    between = log(rig, "consistency", str(tmp_path / "old"), str(tmp_path / "new"), "--json")
+    assert json.loads(between.stdout)["old"] == said.size
+    backwards = log(rig, "consistency", str(tmp_path / "new"), str(tmp_path / "old"), status=1)
+    assert "name the older first" in backwards.stderr
+    since = ("--since-checkpoint", str(tmp_path / "old"), "--json")
+    made = log(rig, "certificate", opened(1).result_id, "--out", str(tmp_path / "out"), *since)
+    assert json.loads(made.stdout)["says"].startswith("As of ")
+    assert log(rig, "certificate", "--out", str(tmp_path / "out"), status=2)
+    log(rig, "backup", "--to", str(tmp_path / "backups"))
+    (copy,) = (tmp_path / "backups").glob("*/proof.pub")
+    assert copy.read_bytes() == (rig.journal / "proof.pub").read_bytes()
     yesterday = ["--journal", str(tmp_path / "yesterday"), "--anchor", str(anchors)]
     done = CliRunner().invoke(app, ["verify", *yesterday])
     assert done.exit_code == 1

@@ -136,6 +136,20 @@ def test_csv_is_safe_in_a_spreadsheet_and_complete(journal: Path) -> None:
     assert rows[3]["defects"] == "3.5 4.5 nan"
 
 
+def test_a_file_can_be_held_against_the_log(journal: Path, tmp_path: Path) -> None:
+    path = tmp_path / "fails.xlsx"
+    made = json.loads(
+        log(
+            journal, "export", "--format", "xlsx", "--out", str(path), "--verdict", "fail", "--json"
+        )
+    )
+    assert (made["file"], made["rows"], made["filter"]) == ("fails.xlsx", 1, {"verdict": "FAIL"})
+    assert json.loads(log(journal, "verify", "--export", str(path), "--json"))["ok"]
+    path.write_bytes(path.read_bytes() + b"x")
+    found = json.loads(log(journal, "verify", "--export", str(path), "--json", status=1))
+    assert found["findings"][0].startswith("fails.xlsx: is not the file that was exported")
+
+
 def test_jsonl_has_every_field(journal: Path) -> None:
     rows = [json.loads(line) for line in log(journal, "export", "--format", "jsonl").splitlines()]
     assert [row["verdict"] for row in rows] == ["OK", "NotOK", "NotDecidable", "NotDecidable", "OK"]
@@ -145,7 +159,7 @@ def test_jsonl_has_every_field(journal: Path) -> None:
 
 def test_verify_tells_a_script_what_it_found(journal: Path) -> None:
     found = json.loads(log(journal, "verify", "--json"))
-    assert (found["ok"], found["rows"], found["results"]) == (True, 9, 5)
+    assert (found["ok"], found["rows"], found["results"]) == (True, 10, 5)
     with sqlite3.connect(journal / DATABASE) as hostile:
         hostile.execute("DROP TRIGGER row_no_update")
         hostile.execute("UPDATE row SET body = replace(body, 'FAIL', 'PASS') WHERE seq = 4")
@@ -167,6 +181,11 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
             ("export", "--format", "pdf", "--journal", str(tmp_path)),
             2,
             "--format pdf: csv, jsonl, parquet or xlsx",
+        ),
+        (
+            ("export", "--format", "xlsx", "--journal", str(tmp_path)),
+            2,
+            "--format xlsx is a file: name it with --out FILE",
         ),
     ):
         done = vqi("log", *arguments)

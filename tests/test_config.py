@@ -11,9 +11,14 @@ import pytest
 from pydantic import BaseModel
 from station_rig import Rig, vqi
 
-from drivers.camera.settings import GenicamCameraSettings
+from drivers.camera.settings import GenicamCameraSettings, LabelSettings
 from drivers.io.settings import GpioIoLine, GpioIoSettings, ModbusIoSettings
 from drivers.plc.settings import IoPlcSettings, ModbusClientSettings, ModbusServerSettings
+from drivers.scanner.settings import (
+    HidScannerSettings,
+    SerialScannerSettings,
+    SimulatedScannerSettings,
+)
 from drivers.stacklight import LightState
 from drivers.stacklight.boards import ADAFRUIT_5125
 from drivers.stacklight.profiles import DEFAULT_PATTERNS
@@ -29,6 +34,7 @@ from drivers.stacklight.settings import (
 from station.config import (
     AcceptSettings,
     ConfigError,
+    IdentitySettings,
     JournalSettings,
     LightSettings,
     Recipe,
@@ -79,6 +85,11 @@ def test_the_references_name_every_key() -> None:
         GpioStackLightSettings,
         GpioLine,
         AcceptSettings,
+        IdentitySettings,
+        SerialScannerSettings,
+        HidScannerSettings,
+        SimulatedScannerSettings,
+        LabelSettings,
         ModbusServerSettings,
         ModbusClientSettings,
         IoPlcSettings,
@@ -168,7 +179,7 @@ MISTAKES: dict[str, tuple[tuple[str, str], tuple[str, ...]]] = {
     ),
     "a wrong key of the PLC": (
         ("[light]", '[plc]\ntype = "modbus_server"\nhost = "10.0.0.5"\nprot = 5\n[light]'),
-        ("plc.prot: unknown key; known here: heartbeat_timeout_s, host, tcp_port",),
+        ("plc.prot: unknown key; known here: has_serials, heartbeat_timeout_s, host, tcp_port",),
     ),
     "a word on a wire that is none": (
         (

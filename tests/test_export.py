@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -208,6 +209,45 @@ def test_a_sheet_that_cannot_hold_it_is_refused_before_it_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_full_disk_leaves_the_export_before_as_it_was(
+    log: Path, small_disk: Path, format_: str
+) -> None:
+    with Source(log / DATABASE) as source:
+        before = small_disk / f"plates.{format_}"
+        export_to(source, Wish(format_, Chosen(verdict="PASS")), before)
+        with contextlib.suppress(OSError), (small_disk / "full").open("wb", buffering=0) as full:
+            while True:
+                full.write(bytes(2**16))
+        with pytest.raises(ExportError, match="No space left on device"):
+            export_to(source, Wish(format_, Chosen()), before)
+        assert check_export(source, before) == []
+    names = {before.name, manifest_path(before).name, "full"}
+    assert {path.name for path in small_disk.iterdir()} == names
+
+
+def test_a_log_of_an_older_program_is_asked_by_its_rows(log: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(log, tmp_path / "old")
+    with contextlib.closing(sqlite3.connect(old / DATABASE)) as raw:
+        for view in ("results", "defects", "hours"):
+            raw.execute(f"DROP VIEW {view}")
+        raw.execute("DROP TABLE plate")
+        raw.commit()
+    for chosen in (
+        Chosen(),
+        Chosen(serial=STORABLE[3]),
+        Chosen(lot=STORABLE[3], recipe="r", model="m"),
+        Chosen(since="2026-07-01", until="2026-07-02", verdict="FAIL"),
+        Chosen(shift="none"),
+    ):
+        found = []
+        for folder in (log, old):
+            with Source(folder / DATABASE) as source:
+                found.append([row["seq"] for row in source.results(chosen, source.head().seq)])
+        assert found[0] == found[1]
+        assert found[0] or chosen.shift
+
+
 # --- text ---------------------------------------------------------------------------------------
 
 
@@ -274,7 +314,7 @@ def test_openpyxl_finds_types_filters_widths_and_small_pictures(log: Path, tmp_p
         for cell in row:
             assert cell.data_type != "f"
     serials = [sheet.cell(n + 1, header.index("part_id") + 1) for n, _ in _numbered()]
-    assert [cell.value for cell in serials] == [visible(text) for text in STORABLE]
+    assert [cell.value or "" for cell in serials] == [visible(text) for text in STORABLE]
     assert serials[0].quotePrefix
 
 
@@ -335,10 +375,10 @@ def test_jsonl_and_parquet_have_every_serial_as_it_was(log: Path, tmp_path: Path
 
     lines = exported(log, tmp_path, "jsonl").read_text().splitlines()
     assert all(line.isascii() and line.isprintable() for line in lines)
-    assert [json.loads(line)["part_id"] for line in lines[:-1]] == STORABLE
+    assert [json.loads(line)["part_id"] for line in lines[:-1]] == list(STORABLE)
     assert json.loads(lines[0])["opc"]["PartId"] == {"Id": STORABLE[0]}
     table = pq.read_table(exported(log, tmp_path, "parquet"), columns=["part_id"])
-    assert table.column("part_id").to_pylist()[:-1] == STORABLE
+    assert table.column("part_id").to_pylist()[:-1] == list(STORABLE)
 
 
 def test_every_column_says_something(log: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from station.merkle import (
     CHUNK,
     EMPTY,
     Chunked,
+    Front,
     Growing,
     Tree,
     consistency,
@@ -89,18 +90,21 @@ def test_every_tree_has_the_head_and_the_proofs_of_the_definition(
 ) -> None:
     of = leaves(size)
     root = naive(of)
-    grown = Growing()
-    for leaf in of:
-        grown.append(leaf)
-    assert root == root_of(of) == grown.root() == chunked(of).head(0, size)
+    cut = data.draw(st.integers(0, size))
+    grown, front = Growing(), Front()
+    for tree in (grown, front):
+        tree.extend(of[:cut])
+        assert tree.root() == naive(of[:cut])
+        tree.extend(of[cut:])
+    assert root == root_of(of) == grown.root() == front.root() == chunked(of).head(0, size)
     assert size or root == EMPTY
     if not size:
         return
     place, old = data.draw(st.integers(0, size - 1)), data.draw(st.integers(0, size))
-    for tree in (Tree(of), chunked(of)):
-        path = inclusion(tree, place, size)
+    for hashes in (Tree(of), chunked(of)):
+        path = inclusion(hashes, place, size)
         assert is_included(of[place], place, size, path, root)
-        between = consistency(tree, old, size)
+        between = consistency(hashes, old, size)
         assert is_consistent(old, naive(of[:old]), size, root, between)
     wrong = data.draw(st.integers(0, size - 1).filter(lambda other: other != place) | st.none())
     if wrong is not None:
@@ -124,8 +128,7 @@ def test_a_replaced_leaf_makes_the_head_of_the_other_tree(
     size: int, changes: list[tuple[int, bytes]]
 ) -> None:
     of, grown = leaves(size), Growing()
-    for leaf in of:
-        grown.append(leaf)
+    grown.extend(of)
     for place, data in changes:
         of[place % size] = leaf_hash(data)
         grown.replace(place % size, leaf_hash(data))

@@ -131,3 +131,33 @@ def test_a_plate_too_late_for_its_point_drops_ready_until_the_plc_acknowledges(
         assert commands == {"withheld_late"}
         changes = [row for row in line.rig.rows("change") if row["what"] == "ack"]
         assert changes[0]["who"] == "plc"
+
+
+@pytest.mark.long
+def test_every_pass_has_one_accept_row_though_lamp_and_station_were_killed(tmp_path: Path) -> None:
+    """What was on its way with a lamp process that ended is written down by who comes next."""
+    with plc_line(tmp_path / "line", distance_mm=2 * DISTANCE_MM) as line:
+        with line.rig.running() as process:
+            wait_until(lambda: len(line.pulses) >= 2, 60.0, "2 accepted plates")
+            os.kill(children(process.pid)["lamp"], signal.SIGKILL)
+            wait_until(lambda: _given_up(line) > 0, 60.0, "a row of a plate that was on its way")
+            pulses = len(line.pulses)
+            wait_until(lambda: len(line.pulses) > pulses, 60.0, "the next accepted plate")
+            os.kill(children(process.pid)["station"], signal.SIGKILL)
+            wait_until(lambda: len(line.pulses) > pulses + 1, 60.0, "one of the next station")
+        with line.rig.running():
+            send_command(line.rig.runtime, "halt")
+            wait_until(lambda: _lacking(line) == set(), 60.0, "every row")
+        rows = [row["result_id"] for row in line.rig.rows("accept")]
+        assert len(set(rows)) == len(rows)
+        accepted = [row for row in line.rig.rows("accept") if row["command"] == "accept"]
+        assert len(accepted) <= len(line.pulses)
+
+
+def _given_up(line: PlcLine) -> int:
+    return sum("ended before it said" in row["detail"] for row in line.rig.rows("accept"))
+
+
+def _lacking(line: PlcLine) -> set[str]:
+    passed = {row["result_id"] for row in line.rig.rows("result") if row["verdict"] == "PASS"}
+    return passed - {row["result_id"] for row in line.rig.rows("accept")}

@@ -24,6 +24,7 @@ from station.qms import (
     publish_snapshot,
 )
 from station.record import (
+    AcceptBody,
     ActuationBody,
     Body,
     ChangeBody,
@@ -372,6 +373,32 @@ def test_a_life_that_dies_right_after_its_start_row_leaves_nothing_unsettled(
         assert [row["sequence"] for row in store.results_without_actuation()] == [1]
         store.append([acted(1), change("start")])
         assert store.results_without_actuation() == []
+
+
+def test_plates_on_their_way_to_accept_are_found_where_there_was_one(tmp_path: Path) -> None:
+    def start(has_accept: bool) -> ChangeBody:
+        detail = {"has_accept": "yes"} if has_accept else {}
+        return ChangeBody(station_id="s", what="start", who="station", detail=detail)
+
+    def accept(number: int) -> AcceptBody:
+        return AcceptBody(
+            station_id="s",
+            result_id=result_id("s", number),
+            command="withheld",
+            is_confirmed=None,
+            commanded_ns=None,
+            shown_ns=None,
+        )
+
+    with Store(tmp_path) as store:
+        store.append([start(False), result(1), start(True), result(2), result(3, Verdict.FAIL)])
+        store.append([accept(2), result(4)])
+        assert store.passes_without_accept() == [result_id("s", 4)]
+        for _ in range(5):
+            store.append([start(True)])  # lives that end before they write anything
+        assert store.passes_without_accept() == [result_id("s", 4)]
+        store.append([accept(4), result(5), start(False), result(6)])
+        assert store.passes_without_accept() == []
 
 
 def test_the_newest_fail_is_held_until_acknowledged(tmp_path: Path) -> None:

@@ -333,6 +333,11 @@ def test_every_field_of_a_result_is_in_it_once() -> None:
     }
 
 
+def test_a_row_of_a_later_release_is_read_without_what_is_not_known() -> None:
+    body = result(1)
+    assert ResultBody.of_log(body.as_json() | {"not_invented_yet": 7}) == body
+
+
 def test_a_row_without_new_facts_is_one_that_the_release_before_can_read() -> None:
     later = {"identity", "serials", "attempt", "previous_result_id", "job_id", "operator", "shift"}
     assert not later & result(1).as_json().keys()

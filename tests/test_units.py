@@ -34,7 +34,7 @@ from station.systemd import LONGEST_PAUSE_S, STEADY_S, UnitLife, pauses_after
 CHECKOUT = Path(__file__).parents[1]
 DEPLOY = CHECKOUT / "deploy"
 UNITS = DEPLOY / "systemd"
-SERVICES = ("vqi-lamp", "vqi-journal", "vqi-station", "vqi-metrics")
+SERVICES = ("vqi-lamp", "vqi-journal", "vqi-station", "vqi-metrics", "vqi-ship")
 RUN_TIME_CODE = DEPLOY / "drop-ins" / "run-time-code.conf"
 Settings = dict[str, list[str]]
 
@@ -133,7 +133,6 @@ def test_each_unit_comes_back_for_ever_but_from_a_bad_configuration(service: str
         "NotifyAccess": "main",
         "User": "vqi",
         "Restart": "always",
-        "RestartSec": "0",
         "StartLimitIntervalSec": "0",
         "RestartPreventExitStatus": "78",
         "WatchdogSignal": "SIGABRT",
@@ -147,6 +146,9 @@ def test_each_unit_comes_back_for_ever_but_from_a_bad_configuration(service: str
         "SystemCallErrorNumber": "EPERM",
     }.items():
         assert settings[key] == [value], key
+    # What stops for good until a person comes is not looked at every second.
+    is_patient = service == "vqi-ship"
+    assert settings["RestartSec"] == (["0", "60"] if is_patient else ["0"])
     assert not {"Requires", "BindsTo", "Requisite", "StartLimitBurst"} & settings.keys()
     # A process that does not even die of SIGABRT is not waited for longer than the watchdog.
     assert seconds(settings["TimeoutAbortSec"][-1]) <= seconds(settings["WatchdogSec"][-1])
@@ -459,6 +461,7 @@ def test_the_same_content_is_the_same_release(installer: ModuleType) -> None:
     name = installer.release_name(None, False)
     assert name == installer.release_name(None, False)
     assert installer.release_name(None, True) == f"{name}-edge"
+    assert installer.release_name(None, True, True) == f"{name}-plant-edge"
     named = {path.relative_to(CHECKOUT) for path in installer.source_files()}
     assert Path("station/shipped/recipes/demo-lgp.toml") in named
     assert Path("deploy/systemd/vqi-lamp.service") in named
@@ -481,6 +484,9 @@ def test_folders_elsewhere_and_low_ports_are_opened_for_the_unit_that_needs_them
     backup = drop_ins(**usual, retention={"backup": {"directory": "/mnt/backup"}})
     assert backup == {"journal": "[Service]\nReadWritePaths=-/mnt/backup\n"}
     assert set(drop_ins(journal={"directory": "/data/journal"})) == {"journal", "station"}
+    plant = drop_ins(**usual, plant={"images": "/mnt/plant"})
+    assert plant == {"ship": "[Service]\nReadWritePaths=-/mnt/plant\n"}
+    assert drop_ins(**usual, plant={"images": "s3://qms/line"}) == {}
 
 
 @needs_systemd

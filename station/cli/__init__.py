@@ -19,6 +19,7 @@ _COMMANDS = {
     "commission": "a guided acceptance run, its report, the signature",
     "bench": "the highest line rate without loss",
     "log": "the QMS log",
+    "plant": "the database of all stations: make it, grant roles",
     "doctor": "one archive for support",
     "model": "train, evaluate and export classifiers",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +18,7 @@ from station.cli import (
     log_report,
     log_review,
     log_serials,
+    log_ship,
     log_upkeep,
 )
 from station.cli.common import JsonOption, fail, print_json, say
@@ -46,6 +48,7 @@ app.command("export")(log_export.export)
 app.command("report")(log_report.report_)
 app.command("archive")(log_archive.archive)
 app.command("backup")(log_upkeep.backup)
+app.command("ship")(log_ship.ship)
 app.command("prune")(log_upkeep.prune)
 app.command("clock-is-right")(log_upkeep.clock_is_right)
 app.command("serials")(log_serials.serials)
@@ -63,9 +66,15 @@ def list_(
     journal: Journal = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000)] = 50,
     after: Annotated[int | None, typer.Option(help="Go on after this row, by its seq.")] = None,
+    is_plant: log_ship.Plant = False,
+    station: log_ship.Station = None,
     is_json: JsonOption = False,
 ) -> None:
     """The newest results first."""
+    if is_plant:
+        for row in log_ship.plant_results(config, replace(selection, station=station), limit):
+            _say(row, is_json)
+        return
     with open_tables(config, journal) as reader:
         questions = Questions(reader.ask)
         before = None if after is None else questions.key_of(after)
@@ -73,10 +82,14 @@ def list_(
             fail(f"--after {after}: no such result in {reader.path}")
         for page in questions.pages(selection, limit, before):
             for row in _bodies(reader, page):
-                if is_json:
-                    print_json(_without_arrays(row))
-                else:
-                    say(_line(row))
+                _say(row, is_json)
+
+
+def _say(row: Json, is_json: bool) -> None:
+    if is_json:
+        print_json(_without_arrays(row))
+    else:
+        say(_line(row))
 
 
 def _bodies(reader: Reader, page: Sequence[Any]) -> Iterator[Json]:
@@ -131,11 +144,17 @@ def stats(
     selection: Selection,
     config: Config = None,
     journal: Journal = None,
+    is_plant: log_ship.Plant = False,
+    station: log_ship.Station = None,
     is_json: JsonOption = False,
 ) -> None:
     """Counts by verdict and reason."""
-    with open_tables(config, journal) as reader:
-        found = _sums(Questions(reader.ask).counts(selection, "verdict", "reason"))
+    by = ("verdict", "reason")
+    if is_plant:
+        found = _sums(log_ship.plant_counts(config, replace(selection, station=station), *by))
+    else:
+        with open_tables(config, journal) as reader:
+            found = _sums(Questions(reader.ask).counts(selection, *by))
     if is_json:
         print_json(found)
         return
@@ -175,10 +194,14 @@ def verify_(
     anchor: log_proof.AnchorOption = None,
     public_key: log_proof.PublicKeyOption = None,
     export: log_export.ExportOption = None,
+    is_plant: log_ship.Plant = False,
+    station: log_ship.Station = None,
     is_json: JsonOption = False,
 ) -> None:
     """Recompute every hash, the chain, checkpoints and pictures, and hold the log against anchors
     that lie outside it. Exit status 1 if anything differs."""
+    if is_plant:
+        log_ship.verify_plant(config, station, is_json)
     with open_log(config, journal) as reader:
         found = verify(reader, pictures, public_key)
         log_proof.hold_against_anchors(reader, config, anchor or [], found)

@@ -44,10 +44,11 @@ def hold_against_anchors(
         anchors = [anchor for path in files for anchor in read_file(path)]
         if config is not None:
             settings = load_or_exit(config).value
-            more, notes = configured(settings.proof, settings.station.id)
+            folder = settings.journal.directory
+            more, notes = configured(settings.proof, settings.station.id, folder)
             anchors, found.notes = anchors + more, found.notes + notes
             if settings.proof.anchor_file is not None:
-                found.notes += owner_note(settings.proof.anchor_file, settings.journal.directory)
+                found.notes += owner_note(settings.proof.anchor_file, folder)
         found.findings += check_anchors(reader, anchors, keys_of(reader))
     except (AnchorError, CheckpointError) as error:
         found.findings.append(str(error))

@@ -1,0 +1,187 @@
+"""`vqi log ship` and `vqi log verify --plant`: the log beyond its station."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from station.cli.common import (
+    ConfigOption,
+    JsonOption,
+    exit_on_config_error,
+    fail,
+    load_or_exit,
+    print_json,
+)
+from station.config import EX_CONFIG, PlantSettings
+from station.logs import set_up_logging
+from station.qms import Json, StoreError
+from station.questions import Questions, Selection
+from station.systemd import exit_with_starter, notify
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from station.plant import Hub
+    from station.plant_verify import PlantVerification
+
+PlantDsn = Annotated[
+    str | None,
+    typer.Option("--dsn", envvar="VQI_PLANT_DSN", help="Plant database, as libpq takes it."),
+]
+Plant = Annotated[bool, typer.Option("--plant", help="What the plant's database has, instead.")]
+Station = Annotated[str | None, typer.Option(help="With --plant: this one alone.")]
+
+
+def ship(
+    config: ConfigOption,
+    is_following: Annotated[
+        bool, typer.Option("--follow/--once", help="Send what comes, or what is there and end.")
+    ] = False,
+    is_json: JsonOption = False,
+) -> None:
+    """Send the log, and its pictures, to the plant's database; exactly once, and never in the way
+    of a verdict."""
+    configuration = load_or_exit(config).value
+    plant = configuration.plant
+    if plant is None:
+        fail(f"{config}: there is no [plant] section: see docs/plant.md", EX_CONFIG)
+    from station.ship import follow, give_way, shipment_of
+
+    give_way()
+    shipment = shipment_of(configuration, plant)
+    with _plain_errors():
+        if is_following:
+            set_up_logging("ship", configuration.station.id)
+            exit_with_starter()
+            notify("READY=1")
+            follow(shipment, _until_told_to_stop())
+            return
+        sent = shipment.send_all()
+    row = {
+        "station_id": shipment.station_id,
+        "rows": sent.rows,
+        "pictures": sent.pictures,
+        "missing_pictures": sent.missing,
+        "head_seq": sent.head.seq,
+        "head_chain_sha256": sent.head.chain_sha256,
+    }
+    if is_json:
+        print_json(row)
+    else:
+        typer.echo(
+            f"sent {sent.rows} rows, {sent.pictures} pictures; the plant has all rows up to "
+            f"{sent.head.seq}"
+        )
+    if sent.missing:
+        fail(f"{sent.missing} pictures could not be sent: they are not at the station")
+
+
+def _until_told_to_stop() -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """One line each, whatever cannot be used."""
+    from station.plant import PlantError
+    from station.ship_pictures import PicturesError
+
+    with exit_on_config_error():
+        try:
+            yield
+        except (PlantError, PicturesError, StoreError) as error:
+            fail(str(error))
+
+
+@contextmanager
+def plant_hub(config: str | None, dsn: str | None) -> Iterator[Hub]:
+    """The plant's database by --dsn, VQI_PLANT_DSN, or a configuration's [plant]."""
+    from station.plant import Hub
+
+    with _plain_errors(), Hub(_settings(config, dsn)) as hub:
+        yield hub
+
+
+def plant_results(config: str | None, selection: Selection, limit: int) -> Iterator[Json]:
+    """Result bodies of all stations with their `seq` and last review, newest first."""
+    with _plant(config) as hub, hub.asking() as connection:
+        for page in _questions(connection).pages(selection, limit):
+            named = [(line.station_id, line.seq) for line in page]
+            named += [(line.station_id, line.review_seq) for line in page if line.review_seq]
+            bodies = hub.bodies(connection, named)
+            for line in page:
+                review = bodies.get((line.station_id, line.review_seq))
+                yield {"seq": line.seq, **bodies[line.station_id, line.seq], "review": review}
+
+
+def plant_counts(config: str | None, selection: Selection, *by: str) -> Sequence[Any]:
+    """Plates of all stations, counted by columns."""
+    with _plant(config) as hub, hub.asking() as connection:
+        return _questions(connection).counts(selection, *by)
+
+
+def _questions(connection: Connection) -> Questions:
+    return Questions(lambda query: connection.execute(query).all())
+
+
+def _plant(config: str | None) -> AbstractContextManager[Hub]:
+    return plant_hub(config, os.environ.get("VQI_PLANT_DSN"))
+
+
+def _settings(config: str | None, dsn: str | None) -> PlantSettings:
+    if dsn is not None:
+        # Given by a person for this command alone: it may hold a password.
+        return PlantSettings.model_construct(dsn=dsn)
+    plant = load_or_exit(config).value.plant if config is not None else None
+    if plant is None:
+        fail("name the plant's database: --config FILE with [plant], or VQI_PLANT_DSN", 2)
+    return plant
+
+
+def verify_plant(config: str | None, station: str | None, is_json: bool) -> NoReturn:
+    """Recompute each station's chain in the plant's database. Exit status 1 if anything differs."""
+    from sqlalchemy import text
+
+    from station.plant_verify import missing_guards, verify_station
+
+    is_ok = True
+    with _plant(config) as hub, hub.asking() as connection:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
+        guards = missing_guards(connection)
+        stations = hub.station_ids(connection)
+        if station is not None and station not in stations:
+            fail(f"plant database {hub.name} has no rows of station {station} for this role")
+        for station_id in [station] if station is not None else stations:
+            found = verify_station(connection, station_id)
+            found.findings[:0] = guards
+            is_ok &= not found.findings
+            _show(found, is_json)
+    raise typer.Exit(0 if is_ok else 1)
+
+
+def _show(found: PlantVerification, is_json: bool) -> None:
+    if is_json:
+        print_json(
+            {
+                "station_id": found.station_id,
+                "ok": not found.findings,
+                "rows": found.rows,
+                "head": found.head,
+                "findings": found.findings,
+            }
+        )
+        return
+    for finding in found.findings:
+        typer.echo(f"station {found.station_id}: {finding}")
+    state = "NOT OK" if found.findings else "ok"
+    typer.echo(f"{state}: station {found.station_id}: {found.rows} rows, head {found.head[:16]}")

@@ -1,0 +1,592 @@
+"""The log beyond its station: every row once, in the order of its chain, whatever is killed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import shutil
+import sqlite3
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from make_journal import STATION, block_rows
+from postgres_peer import PORT, CuttingProxy, Postgres, running_postgres
+from ship_rig import Plant, arrived, kill_at_random, make_plant, psycopg, stored
+from station_rig import Rig, vqi
+from test_qms import change, opened, result
+from typer.testing import CliRunner
+
+from station.cli.log import app as log_app
+from station.cli.plant import app as plant_app
+from station.config import ConfigError, PlantSettings, load_configuration
+from station.packing import Contexts
+from station.plant import Batch, ChainError, Hub, PlantError, StoredRow, prepare
+from station.plant_verify import anchors, verify_station
+from station.qms import DATABASE, Store
+from station.record import (
+    Body,
+    ImageBody,
+    PictureClass,
+    ReviewBody,
+    TombstoneBody,
+    Verdict,
+    result_id,
+)
+from station.ship import Shipment
+from station.ship_pictures import PicturesError, S3Shelf
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Postgres]:
+    with running_postgres() as postgres:
+        yield postgres
+
+
+@pytest.fixture
+def plant(server: Postgres) -> Iterator[Plant]:
+    """Dropped at the end: a server that was killed syncs all that it has when it comes back."""
+    found = make_plant(server)
+    yield found
+    names = server.rows(
+        "postgres", f"SELECT datname FROM pg_database WHERE datname LIKE '{found.name}%'"
+    )
+    server.sql("postgres", *(f"DROP DATABASE {name} WITH (FORCE)" for (name,) in names))
+
+
+@pytest.fixture(scope="module")
+def long_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More than one batch."""
+    return write(tmp_path_factory.mktemp("long"), *itertools.islice(block_rows(1, 0, 25), 4000))
+
+
+def review(number: int, verdict: Verdict, reviewer: str) -> ReviewBody:
+    return ReviewBody(
+        station_id="s",
+        result_id=result_id("s", number),
+        verdict=verdict,
+        reviewer=reviewer,
+        reason="looked again",
+    )
+
+
+def plates(first: int, last: int) -> list[Body]:
+    """Two rows each: no two plates have the same runtime, so that none leaves it to another row."""
+    found: list[Body] = []
+    for number in range(first, last + 1):
+        is_bad = number % 3 == 0
+        defect = {
+            "x_px": 1,
+            "y_px": 2,
+            "w_px": 3,
+            "h_px": 4,
+            "x_mm": 1.5,
+            "y_mm": 2.5,
+            "score": 0.9,
+        }
+        found.append(opened(number))
+        found.append(
+            result(
+                number,
+                Verdict.FAIL if is_bad else Verdict.PASS,
+                part_id=f"serial {number}",
+                runtime=f"t {number}",
+                defects=(defect,) * (number % 4 if is_bad else 0),
+            )
+        )
+    return found
+
+
+def write(folder: Path, *bodies: Body) -> Path:
+    with Store(folder) as store:
+        store.append(list(bodies))
+    return folder
+
+
+def shipment(plant: Plant, journal: Path, station_id: str = "s", **changes: Any) -> Shipment:
+    return Shipment(station_id, journal, plant.settings(**changes))
+
+
+def batch(station_id: str, rows: list[StoredRow]) -> Batch:
+    """Of rows that leave nothing to others."""
+    return prepare(station_id, rows, Contexts(lambda seq: None))
+
+
+def assert_all_arrived(plant: Plant, journal: Path, station_id: str = "s") -> None:
+    assert arrived(plant, station_id) == stored(journal)
+    assert plant.findings(station_id) == []
+
+
+def table(connection: Any, name: str) -> list[tuple[Any, ...]]:
+    columns = (
+        "station_id, result_id, part_id, verdict, defects, reviewed_verdict, reviewer, review_seq"
+    )
+    if name == "defect":
+        columns = "station_id, seq, number, x_mm, score"
+    return sorted(tuple(row) for row in connection.execute(f"SELECT {columns} FROM {name}"))
+
+
+# --- what arrives -------------------------------------------------------------------------------
+
+
+def test_a_log_arrives_as_it_was_hashed_and_with_the_stations_own_tables(
+    plant: Plant, tmp_path: Path
+) -> None:
+    journal = write(tmp_path, change("start"), *plates(1, 40), review(3, Verdict.PASS, "ada"))
+    sent = shipment(plant, journal).send_all()
+    assert (sent.rows, sent.head.seq) == (82, 82)
+    assert_all_arrived(plant, journal)
+    write(tmp_path, *plates(41, 45), review(3, Verdict.FAIL, "bela"), change("end"))
+    assert shipment(plant, journal).send_all().rows == 12
+    assert shipment(plant, journal).send_all().rows == 0
+    assert_all_arrived(plant, journal)
+    assert_same_tables(plant, journal, "s")
+
+
+def assert_same_tables(plant: Plant, journal: Path, station_id: str) -> None:
+    """As the station's own file has them."""
+    with (
+        contextlib.closing(sqlite3.connect(journal / DATABASE)) as here,
+        psycopg.connect(plant.settings().dsn) as there,
+    ):
+        for name in ("plate", "defect"):
+            found = [row for row in table(there, name) if row[0] == station_id]
+            assert found == table(here, name) != []
+
+
+@pytest.mark.parametrize("text", ["a\0b", "'; DROP TABLE row; --", "\\N\t\\.\n", "é\u202e=1+1"])
+def test_hostile_text_arrives_as_it_was_hashed(plant: Plant, tmp_path: Path, text: str) -> None:
+    journal = write(tmp_path, opened(1), result(1, part_id=text, detail=text), change(text))
+    shipment(plant, journal).send_all()
+    assert_all_arrived(plant, journal)
+    assert plant.rows("SELECT part_id FROM plate") == [(text.replace("\0", "\ufffd"),)]
+
+
+def test_several_stations_have_a_chain_each(plant: Plant, tmp_path: Path, long_log: Path) -> None:
+    small = write(tmp_path / "small", *plates(1, 5))
+    shipment(plant, small).send_all()
+    shipment(plant, long_log, STATION).send_all()
+    assert_all_arrived(plant, small)
+    assert_all_arrived(plant, long_log, STATION)
+    assert_same_tables(plant, long_log, STATION)
+    assert any('"context":' in row.body for row in stored(long_log)), "rows that leave to others"
+    with plant.hub() as hub, hub.asking() as connection:
+        assert hub.station_ids(connection) == ["s", STATION]
+        found = anchors(connection, STATION, 7)
+    rows = {row.seq: row.chain_sha256 for row in stored(long_log)}
+    assert len(found) == 7
+    assert found[-1].seq == max(rows)
+    assert all(rows[anchor.seq] == anchor.chain_sha256 for anchor in found)
+
+
+def test_commands_send_and_verify(plant: Plant, tmp_path: Path) -> None:
+    write(tmp_path / "journal", *plates(1, 3))
+    dsn = plant.settings().dsn
+    (tmp_path / "secret").write_text(f"dbname={plant.name} password=unused")
+    tables = f'[plant]\ndsn = "{dsn.replace(plant.name, "nowhere")}"\n'
+    tables += f'dsn_file = "{tmp_path / "secret"}"\n'
+    config = str(Rig(tmp_path, station={"id": "s"}, tables=tables).write())
+    done = vqi("log", "ship", "--once", "--json", "--config", config)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["rows"] == 6
+
+    def log(*words: str) -> tuple[int, list[str]]:
+        found = CliRunner().invoke(log_app, [*words, "--config", config])
+        return found.exit_code, found.stdout.splitlines()
+
+    for words in (("list", "--verdict", "FAIL", "--json"), ("stats", "--json")):
+        assert log(*words) == log(*words, "--plant") == log(*words, "--plant", "--station", "s")
+        assert log(*words)[0] == 0
+    assert "serial 3" in log("list", "--plant", "--json")[1][0]
+    status, rows = log("verify", "--plant", "--json")
+    assert (status, [json.loads(row)["ok"] for row in rows]) == (0, [True])
+    plant.sql("UPDATE plate SET verdict = 'PASS' WHERE seq = 6")
+    status, rows = log("verify", "--plant", "--station", "s")
+    assert (status, rows[0]) == (
+        1,
+        "station s: table plate says otherwise than the rows of ('s', 6)",
+    )
+    assert log("verify", "--plant", "--station", "nobody")[0] == 1
+    options = ["--station", "s", "--config", config]
+    assert CliRunner().invoke(plant_app, ["rebuild", *options]).exit_code == 0
+    assert plant.findings("s") == []
+    lines = CliRunner().invoke(plant_app, ["anchors", *options]).stdout.splitlines()
+    last = stored(tmp_path / "journal")[-1]
+    assert lines[-1].startswith(f"vqi-anchor s row 6 chain {last.chain_sha256} time 20")
+
+
+# --- what must not arrive -----------------------------------------------------------------------
+
+
+def test_rows_that_come_twice_or_overlapping_are_there_once(plant: Plant, tmp_path: Path) -> None:
+    journal = write(tmp_path, *plates(1, 20))
+    rows = stored(journal)
+    with plant.hub() as hub:
+        for first, last in ((0, 10), (0, 10), (5, 25), (3, 8), (25, 40), (0, 40)):
+            hub.deliver(batch("s", rows[first:last]))
+    assert_all_arrived(plant, journal)
+
+
+def test_rows_out_of_order_are_refused_by_number(plant: Plant, tmp_path: Path) -> None:
+    rows = stored(write(tmp_path, *plates(1, 10)))
+    with plant.hub() as hub:
+        hub.deliver(batch("s", rows[:5]))
+        with pytest.raises(ChainError, match=r"row 6 is missing: .* up to 5, row 9 came next"):
+            hub.deliver(batch("s", rows[8:]))
+        with pytest.raises(ChainError, match="row 8 does not continue the chain"):
+            hub.deliver(batch("s", [*rows[5:6], rows[7], rows[6]]))
+        changed = rows[6]._replace(body=rows[6].body.replace("PASS", "FAIL") + " ")
+        with pytest.raises(ChainError, match="row 7 does not continue the chain"):
+            hub.deliver(batch("s", [*rows[5:6], changed, *rows[7:]]))
+    assert arrived(plant, "s") == rows[:5]
+
+
+def test_a_fork_stops_and_names_its_first_row(plant: Plant, tmp_path: Path) -> None:
+    one = write(tmp_path / "one", *plates(1, 11))
+    two = shutil.copytree(one, tmp_path / "two")
+    shipment(plant, write(one, *plates(12, 20))).send_all()
+    before = arrived(plant, "s")
+    write(two, change("restored and continued"))
+    for bodies in ([], plates(12, 40)):
+        write(two, *bodies)
+        with pytest.raises(ChainError, match="row 23 is not the one that the plant has"):
+            shipment(plant, two).send_all()
+    assert arrived(plant, "s") == before
+
+
+def test_an_older_copy_of_the_log_stops(plant: Plant, tmp_path: Path) -> None:
+    now = write(tmp_path / "now", *plates(1, 11))
+    older = shutil.copytree(now, tmp_path / "older")
+    shipment(plant, write(now, *plates(12, 20))).send_all()
+    with pytest.raises(ChainError, match="ends at row 22, the plant has rows up to 40"):
+        shipment(plant, older).send_all()
+
+
+def test_another_stations_log_stops(plant: Plant, tmp_path: Path) -> None:
+    journal = write(tmp_path, *plates(1, 2))
+    with pytest.raises(ChainError, match=r"begun by station s, station\.id is line-2"):
+        shipment(plant, journal, "line-2").send_all()
+
+
+def test_a_restored_plant_is_caught_up_from_its_own_head(
+    plant: Plant, server: Postgres, tmp_path: Path
+) -> None:
+    journal = write(tmp_path, *plates(1, 20))
+    shipment(plant, journal).send_all()
+    server.sql("postgres", f"CREATE DATABASE {plant.name}_older TEMPLATE {plant.name}")
+    write(tmp_path, *plates(21, 40))
+    shipment(plant, journal).send_all()
+    restored = replace(plant, name=f"{plant.name}_older")
+    assert len(arrived(restored, "s")) == 40
+    assert shipment(restored, journal).send_all().rows == 40
+    assert_all_arrived(restored, journal)
+
+
+def test_two_shippers_at_once_make_one_chain(plant: Plant, long_log: Path) -> None:
+    errors: list[BaseException] = []
+
+    def send() -> None:
+        try:
+            shipment(plant, long_log, STATION).send_all()
+        except BaseException as error:  # noqa: BLE001
+            errors.append(error)
+
+    threads = [threading.Thread(target=send) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert_all_arrived(plant, long_log, STATION)
+
+
+# --- who may do what ----------------------------------------------------------------------------
+
+INSERT = (
+    "INSERT INTO row (station_id, seq, kind, body, body_sha256, chain_sha256) VALUES "
+    "('{}', {}, 'change', '{{}}', '{}', '{}')"
+)
+
+
+FORBIDDEN = (
+    "UPDATE row SET kind = 'x'",
+    "DELETE FROM row",
+    "TRUNCATE row",
+    "UPDATE plate SET verdict = 'PASS'",
+    "DELETE FROM plate",
+    "DELETE FROM hourly",
+    "INSERT INTO station_role VALUES (current_user, 'other', 'shipper')",
+    "INSERT INTO row VALUES ('s', 7, 'k', '{}', '', '', '2020-01-01')",
+    INSERT.format("other", 3, "", ""),
+    INSERT.format("s", 7, "", ""),
+    INSERT.format("s", 9, "", ""),
+    INSERT.format("s", 2, "", ""),
+)
+
+
+def test_a_shipper_can_only_continue_its_own_chain(plant: Plant, tmp_path: Path) -> None:
+    role = plant.make_role("line", "shipper", "s")
+    journal = write(tmp_path / "s", *plates(1, 3))
+    Shipment("s", journal, plant.settings(role)).send_all()
+    others = (body.model_copy(update={"station_id": "other"}) for body in plates(1, 1))
+    other = write(tmp_path / "o", *others)
+    with pytest.raises(PlantError, match="row-level security"):
+        Shipment("other", other, plant.settings(role)).send_all()
+    shipment(plant, other, "other").send_all()
+    names = ("row", "plate", "hourly", "station_role")
+    before = [plant.rows(f"SELECT * FROM {name}") for name in names]
+    with psycopg.connect(plant.server.dsn(plant.name, role), autocommit=True) as connection:
+        for statement in FORBIDDEN:
+            with pytest.raises(psycopg.Error):
+                connection.execute(statement)
+        connection.execute("UPDATE plate SET reviewer = 'x' WHERE station_id = 'other'")
+        assert connection.execute("SELECT DISTINCT station_id FROM row").fetchall() == [("s",)]
+    assert [plant.rows(f"SELECT * FROM {name}") for name in names] == before
+
+
+def test_even_the_owner_cannot_change_rows_unseen(plant: Plant, tmp_path: Path) -> None:
+    journal = write(tmp_path, *plates(1, 3))
+    shipment(plant, journal).send_all()
+    for statement in ("UPDATE row SET kind = 'x'", "DELETE FROM row", "TRUNCATE row"):
+        with pytest.raises(psycopg.Error, match="append-only"):
+            plant.sql(statement)
+    plant.sql(
+        "ALTER TABLE row DISABLE TRIGGER row_stays",
+        "UPDATE row SET body = replace(body, 'PASS', 'FAIL') WHERE seq = 4",
+        "DELETE FROM row WHERE seq = 5",
+    )
+    assert plant.findings("s") == [
+        "trigger row_stays of table row is not in force",
+        "row 4 is not the one that was sent",
+        "row 5 is missing; row 6 comes next",
+        "row 6 is not the one that was sent",
+        *[finding for finding in plant.findings("s") if finding.startswith("table ")],
+    ]
+
+
+def test_viewers_see_their_stations_and_qa_sees_all(plant: Plant, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        bodies = (body.model_copy(update={"station_id": name}) for body in plates(1, 2))
+        shipment(plant, write(tmp_path / name, *bodies), name).send_all()
+    roles = {
+        plant.make_role("viewer", "viewer", "a", "c"): ["a", "c"],
+        plant.make_role("qa", "qa"): ["a", "b", "c"],
+        plant.make_role("nobody", "viewer"): [],
+    }
+    for role, seen in roles.items():
+        with plant.hub(role) as hub, hub.asking() as connection:
+            assert hub.station_ids(connection) == seen
+            for name in ("row", "plate", "hourly"):
+                query = f"SELECT DISTINCT station_id FROM {name} ORDER BY 1"
+                assert list(connection.exec_driver_sql(query).scalars()) == seen
+            for name in seen:
+                assert verify_station(connection, name).findings == []
+        for statement in (INSERT.format("a", 5, "", ""), "UPDATE plate SET reviewer = 'x'"):
+            with (
+                psycopg.connect(plant.server.dsn(plant.name, role)) as other,
+                pytest.raises(psycopg.errors.InsufficientPrivilege),
+            ):
+                other.execute(statement)
+
+
+def test_create_is_safe_to_repeat_and_refuses_what_sorts_otherwise(
+    plant: Plant, server: Postgres
+) -> None:
+    with plant.hub() as hub:
+        assert hub.create() == []
+    server.sql("postgres", f"CREATE DATABASE {plant.name}_ascii TEMPLATE template0 "
+                           "ENCODING 'SQL_ASCII' LOCALE 'C'")  # fmt: skip
+    with (
+        replace(plant, name=f"{plant.name}_ascii").hub() as hub,
+        pytest.raises(PlantError, match="createdb --template=template0 --encoding=UTF8"),
+    ):
+        hub.create()
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ('dsn = "host=hub password=secret"', "plant.dsn holds a password"),
+        ('dsn = "postgresql://line:secret@hub/plant"', "plant.dsn holds a password"),
+        ("", "give dsn, dsn_file or both"),
+        ('dsn = "host=hub"\nimages = "/x"\ns3_endpoint_url = "http://s3"', "needs images = s3://"),
+        ('dsn = "hots=hub"', 'plant.dsn: invalid connection option "hots"'),
+        ('dsn_file = "/no/such/file"', "plant.dsn_file /no/such/file: cannot be read"),
+    ],
+)
+def test_a_mistake_in_the_configuration_is_one_line(tmp_path: Path, lines: str, said: str) -> None:
+    config = str(Rig(tmp_path, tables=f"[plant]\n{lines}\n").write())
+    with pytest.raises(ConfigError) as caught:
+        _open_plant(config)
+    assert said in str(caught.value).replace("plant: dsn", "plant.dsn")
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+def _open_plant(config: str) -> Hub:
+    plant = load_configuration(config).value.plant
+    assert plant is not None
+    return Hub(plant)
+
+
+# --- pictures -----------------------------------------------------------------------------------
+
+
+def picture(journal: Path, content: bytes) -> ImageBody:
+    """Stored at the station, as a result names it."""
+    sha256 = hashlib.sha256(content).hexdigest()
+    path = journal / "images" / sha256[:2] / f"{sha256}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    name = f"{sha256[:2]}/{sha256}.png"
+    return ImageBody(
+        role="evidence", path=name, sha256=sha256, bytes=len(content), width_px=1, height_px=1
+    )
+
+
+def with_pictures(journal: Path, *contents: bytes) -> list[ImageBody]:
+    """A log of a plate for each picture; the pictures."""
+    images = [picture(journal, content) for content in contents]
+    rows = enumerate(images, start=1)
+    write(
+        journal, *(result(number, images=(image,), runtime=f"t {number}") for number, image in rows)
+    )
+    return images
+
+
+def test_pictures_arrive_once_and_whole(plant: Plant, tmp_path: Path) -> None:
+    journal, store = tmp_path / "journal", tmp_path / "store"
+    images = with_pictures(journal, b"one", b"two", b"one", b"removed", b"lost", b"changed")
+    removed, lost, changed = images[3:]
+    for image in (removed, lost):
+        (journal / "images" / image.path).unlink()
+    (journal / "images" / changed.path).write_bytes(b"chanGed")
+    write(journal, tombstone(4, removed))
+    to_store = shipment(plant, journal, images=str(store))
+    with pytest.raises(PicturesError, match="there is no such folder; mount it"):
+        to_store.send_all()
+    assert len(arrived(plant, "s")) == 7, "rows do not wait for pictures"
+    store.mkdir()
+    sent = to_store.send_all()
+    assert (sent.rows, sent.pictures, sent.missing) == (0, 2, 2)
+    files = {str(path.relative_to(store)): path.read_bytes() for path in store.rglob("*.*")}
+    assert files == {images[0].path: b"one", images[1].path: b"two"}
+    assert to_store.send_all().pictures == 0
+    # What the plant lost is sent again where it is told so.
+    (store / images[0].path).write_bytes(b"on")
+    plant.sql("INSERT INTO picture_position (station_id, seq) VALUES ('s', 0)")
+    assert to_store.send_all().pictures == 1
+    assert (store / images[0].path).read_bytes() == b"one"
+
+
+def tombstone(number: int, image: ImageBody) -> TombstoneBody:
+    return TombstoneBody(
+        station_id="s",
+        result_id=result_id("s", number),
+        role=image.role,
+        path=image.path,
+        sha256=image.sha256,
+        bytes=image.bytes,
+        picture_class=PictureClass.FAIL,
+        rule="days",
+        measured=31.0,
+        limit=30.0,
+        why="older than 30 days",
+    )
+
+
+def test_pictures_go_to_an_object_store(
+    plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boto3 = pytest.importorskip("boto3", reason="no boto3 here: pip install 'vqi-station[plant]'")
+    moto = pytest.importorskip("moto.server", reason="no moto here: pip install 'moto[server]'")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    try:
+        url = "http://{}:{}".format(*server.get_host_and_port())
+        journal = tmp_path / "journal"
+        images = with_pictures(journal, b"one", b"two" * 100_000)
+        to_store = shipment(plant, journal, images="s3://qms/line", s3_endpoint_url=url)
+        with pytest.raises(PicturesError, match=r"s3://qms: .*bucket does not exist"):
+            to_store.send_all()
+        client = boto3.client("s3", endpoint_url=url)
+        client.create_bucket(Bucket="qms")
+        assert [to_store.send_all().pictures for _ in range(2)] == [2, 0]
+        for image in images:
+            found = client.get_object(Bucket="qms", Key=f"line/{image.path}")["Body"].read()
+            assert found == (journal / "images" / image.path).read_bytes()
+        shelf = S3Shelf("qms", "line", url)
+        with pytest.raises(PicturesError, match="did not arrive as it was sent"):
+            shelf.put("spoiled.png", b"other", images[0].sha256)
+        assert not shelf.has("spoiled.png", 5)
+    finally:
+        server.stop()
+
+
+# --- what is away, cut off, killed --------------------------------------------------------------
+
+
+def test_what_cannot_be_used_is_one_line_each(
+    plant: Plant, server: Postgres, tmp_path: Path
+) -> None:
+    journal = write(tmp_path, *plates(1, 2))
+    plant.sql(f"CREATE ROLE wrong_{plant.name} LOGIN PASSWORD 'right'")
+    by_tcp = f"host=127.0.0.1 port={PORT} dbname={plant.name} user=wrong_{plant.name}"
+    secret = tmp_path / "secret"
+    secret.write_text("password=not_this_one")
+    server.sql("postgres", f"CREATE DATABASE {plant.name}_empty")
+    read_only = f"{plant.settings().dsn} options='-c default_transaction_read_only=on'"
+    cases = {
+        "nobody listens": (PlantSettings(dsn="host=127.0.0.1 port=1"), "refused"),
+        "password": (PlantSettings(dsn=by_tcp, dsn_file=secret), "password authentication failed"),
+        "TLS": (PlantSettings(dsn=f"{by_tcp} sslmode=require"), "does not support SSL"),
+        "no tables": (PlantSettings(dsn=server.dsn(f"{plant.name}_empty")), "vqi plant create"),
+        "read-only": (PlantSettings(dsn=read_only), "it is read-only"),
+    }
+    for name, (settings, said) in cases.items():
+        with pytest.raises(PlantError, match=said) as caught:
+            Shipment("s", journal, settings).send_all()
+        assert "\n" not in str(caught.value), name
+        assert "not_this_one" not in str(caught.value), name
+
+
+def test_a_network_that_drops_in_mid_batch_loses_and_doubles_nothing(
+    plant: Plant, tmp_path: Path, long_log: Path
+) -> None:
+    plant.sql(f"CREATE ROLE tcp_{plant.name} LOGIN SUPERUSER PASSWORD 'p'")
+    (tmp_path / "secret").write_text("password=p")
+    proxy = CuttingProxy(1_500_000)
+    dsn = f"host=127.0.0.1 port={proxy.port} dbname={plant.name} user=tcp_{plant.name}"
+    settings = PlantSettings(dsn=dsn, dsn_file=tmp_path / "secret")
+    seen = []
+    for limit in (1_500_000, 1_000_000, 4_000, 10**9):
+        proxy.after_bytes = limit
+        try:
+            Shipment(STATION, long_log, settings).send_all()
+        except PlantError:
+            assert proxy.cuts > 0
+        seen.append(plant.rows("SELECT count(*), coalesce(max(seq), 0) FROM row")[0])
+    proxy.close()
+    assert all(count == last for count, last in seen)
+    assert seen[0][0] < seen[-1][0]
+    assert_all_arrived(plant, long_log, STATION)
+
+
+@pytest.mark.parametrize(
+    "kills", [4, pytest.param(30, marks=[pytest.mark.long, pytest.mark.timeout(600)])]
+)
+def test_kills_of_shipper_and_server_lose_and_double_nothing(
+    plant: Plant, tmp_path: Path, kills: int
+) -> None:
+    outcome = kill_at_random(plant, tmp_path, kills, seed=kills)
+    assert_all_arrived(plant, tmp_path / "journal", STATION)
+    assert outcome.kills == kills
+    assert outcome.within_a_batch > 0

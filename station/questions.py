@@ -25,7 +25,6 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
-    tuple_,
     union_all,
 )
 
@@ -164,9 +163,14 @@ def _defect_conditions(selection: Selection) -> ColumnElement[bool]:
 
 
 def _with_defects(selection: Selection) -> ColumnElement[bool]:
-    """Plates with a defect that meets the selection, which are few."""
-    chosen = select(DEFECT.c.station_id, DEFECT.c.seq).where(_defect_conditions(selection))
-    return and_(plate_conditions(selection), tuple_(PLATE.c.station_id, PLATE.c.seq).in_(chosen))
+    """Plates with a defect that meets the selection, among the few that can have any."""
+    chosen = select(DEFECT.c.seq).where(_is_of_plate(), _defect_conditions(selection))
+    return and_(plate_conditions(selection), _may_have_defects(), chosen.exists())
+
+
+def _may_have_defects() -> ColumnElement[bool]:
+    """A plate that passed has none."""
+    return and_(PLATE.c.verdict.in_(_FAILING), _not_passed())
 
 
 def _where(selection: Selection) -> ColumnElement[bool]:
@@ -198,12 +202,12 @@ def span_select(selection: Selection) -> Select[Any]:
 
 
 def defects_select(selection: Selection, *columns: ColumnElement[Any]) -> Select[Any]:
-    """A line for each defect of a selection. A plate that passed has none."""
+    """A line for each defect of a selection."""
     return (
         select(*columns)
         .select_from(PLATE.join(DEFECT, _is_of_plate()))
         .where(plate_conditions(selection), _defect_conditions(selection))
-        .where(PLATE.c.verdict.in_(_FAILING), _not_passed())
+        .where(_may_have_defects())
     )
 
 

@@ -166,11 +166,12 @@ def test_verify_tells_a_script_what_it_found(journal: Path) -> None:
     hostile.close()
     found = json.loads(log(journal, "verify", "--json", status=1))
     assert not found["ok"]
-    assert found["findings"] == [
+    assert found["findings"][:3] == [
         "trigger row_no_update is gone",
         "row 4: its body is not the one that was hashed",
         "row 4: the chain breaks here",
     ]
+    assert all("table" in finding for finding in found["findings"][3:])
 
 
 def test_mistakes_are_one_line(tmp_path: Path) -> None:

@@ -42,15 +42,15 @@ _HOURS = (
     "DO UPDATE SET plates = hourly.plates + excluded.plates, "
     "defects = hourly.defects + excluded.defects"
 )
+# A result's id begins with its station's; the station may have another name by the time of a review.
 _REVIEWS = """
     UPDATE plate SET reviewed_verdict = :verdict, reviewer = :reviewer, review_seq = :seq
-    WHERE station_id = :station_id AND result_id = :result_id AND seq < :seq
-    AND (review_seq IS NULL OR review_seq < :seq)
+    WHERE result_id = :result_id AND seq < :seq AND (review_seq IS NULL OR review_seq < :seq)
 """
 _DEFECT_KINDS = """
-    UPDATE defect SET kind = :kind WHERE station_id = :station_id AND number = :number
-    AND seq = (SELECT max(seq) FROM plate
-               WHERE station_id = :station_id AND result_id = :result_id AND seq < :seq)
+    UPDATE defect SET kind = :kind WHERE number = :number
+    AND (station_id, seq) = (SELECT station_id, seq FROM plate
+                             WHERE result_id = :result_id AND seq < :seq ORDER BY seq DESC LIMIT 1)
 """
 
 
@@ -93,7 +93,7 @@ def lines_of(station_id: str, seq: int, kind: str, body: Mapping[str, Any]) -> L
         if kind == "result":
             return _of_result(station_id, seq, body)
         if kind == "review":
-            return _of_review(station_id, seq, body)
+            return _of_review(seq, body)
     except (LookupError, TypeError, ValueError, AttributeError):
         pass
     return Lines()
@@ -141,17 +141,16 @@ def _of_result(station_id: str, seq: int, body: Mapping[str, Any]) -> Lines:
     return Lines(plates=[plate], defects=defects)
 
 
-def _of_review(station_id: str, seq: int, body: Mapping[str, Any]) -> Lines:
+def _of_review(seq: int, body: Mapping[str, Any]) -> Lines:
     if body.get("is_pending"):  # what stood before stands until a second person agrees
         return Lines()
     review = {
-        "station_id": station_id,
         "seq": seq,
         "result_id": str(body["result_id"]),
         "verdict": str(body["verdict"]),
         "reviewer": str(body["reviewer"]),
     }
-    place = {name: review[name] for name in ("station_id", "seq", "result_id")}
+    place = {name: review[name] for name in ("seq", "result_id")}
     kinds = [
         {**place, "number": int(one["number"]), "kind": str(one["kind"])}
         for one in body.get("defects") or ()

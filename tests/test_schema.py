@@ -100,9 +100,7 @@ def test_a_refused_group_leaves_nothing_in_the_tables(tmp_path: Path) -> None:
 def test_the_last_review_holds_and_names_defects(tmp_path: Path) -> None:
     named = {"verdict": "FAIL", "reviewer": "bob", "result_id": "s-00000003"}
     lines = derived.lines_of("s", 12, "review", {**named, "defects": [{"number": 1, "kind": "x"}]})
-    assert lines.defect_kinds == [
-        {"station_id": "s", "seq": 12, "result_id": "s-00000003", "number": 1, "kind": "x"}
-    ]
+    assert lines.defect_kinds == [{"seq": 12, "result_id": "s-00000003", "number": 1, "kind": "x"}]
     with Store(tmp_path) as store:
         store.append([*plates(1, 5), review(5, Verdict.UNDECIDED)])
     log = sqlite3.connect(tmp_path / DATABASE)

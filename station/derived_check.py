@@ -58,17 +58,14 @@ class DerivedCheck:
     @classmethod
     def of(cls, log: sqlite3.Connection) -> DerivedCheck | None:
         """None for a log of a program that had no such tables. What later rows change is read now,
-        all in one transaction: the log may go on meanwhile."""
+        within the caller's transaction: the log may go on meanwhile."""
         try:
-            log.execute("BEGIN")
             known = log.execute("SELECT seq FROM derived").fetchone()
             hours, reviewed, named = (
                 log.execute(query).fetchall() for query in (_HOURS, _REVIEWS, _KINDS)
             )
         except sqlite3.OperationalError:
             return None
-        finally:
-            log.rollback()
         return cls(log, known[0] if known else 0, [], hours, reviewed, named)
 
     def take(self, seq: int, kind: str, body: Json) -> None:

@@ -85,16 +85,17 @@ def verify(
     sha256; see that the schema is the one that was made, that plates, results and lamp commands
     agree, and that no picture was removed but by a rule that held and against no hold.
     `public_key`: what checkpoints must be signed with; default: the key beside the log."""
-    found, last = Verification(), reader.last_seq()
-    with contextlib.closing(_open(reader.path)) as log, Beside(reader.path, last) as links:
-        schema = differences(log)
-        seen = _Seen(reader, log, found, with_images)
-        for page in _pages(reader.path, last):
-            for seq, kind, text in page:
-                seen.take(seq, kind, text)
-            seen.page(page[-1][0])
-        seen.settle()
-        chained = links.result()
+    found = Verification()
+    with contextlib.closing(_open(reader.path)) as log:
+        schema, (last, tables) = differences(log), _as_of_now(log)
+        seen = _Seen(reader, log, tables, found, with_images)
+        with Beside(reader.path, last) as links:
+            for page in _pages(reader.path, last):
+                for seq, kind, text in page:
+                    seen.take(seq, kind, text)
+                seen.page(page[-1][0])
+            seen.settle()
+            chained = links.result()
     _settle_removals(reader, seen.removals, found)
     said = [(_row_of(text), text) for text in found.findings]
     in_order = sorted([*chained.findings, *seen.findings, *said], key=lambda pair: pair[0])
@@ -109,14 +110,30 @@ def verify(
     return found
 
 
+def _as_of_now(log: sqlite3.Connection) -> tuple[int, DerivedCheck | None]:
+    """The last row, and what the derived tables say: in one transaction, so that they know no row
+    after it however the log goes on."""
+    log.execute("BEGIN")
+    try:
+        last = log.execute("SELECT coalesce(max(seq), 0) FROM row").fetchone()[0]
+        return int(last), DerivedCheck.of(log)
+    finally:
+        log.rollback()
+
+
 class _Seen:
     """What the rows say, one after another."""
 
     def __init__(
-        self, reader: Reader, log: sqlite3.Connection, found: Verification, with_images: bool
+        self,
+        reader: Reader,
+        log: sqlite3.Connection,
+        tables: DerivedCheck | None,
+        found: Verification,
+        with_images: bool,
     ) -> None:
         self._reader, self._found, self._with_images = reader, found, with_images
-        self._tables, self._law = DerivedCheck.of(log), Conservation(log)
+        self._tables, self._law = tables, Conservation(log)
         self._contexts = Contexts(reader.body_of)
         self.removals = _Removals()
         self.findings: list[tuple[int, str]] = []

@@ -6,6 +6,7 @@ import re
 import shutil
 import sqlite3
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_qms import acted, change, downtime, opened, result, review, tampered, verified
@@ -171,6 +172,40 @@ def test_a_serial_that_was_edited_anywhere_in_the_file_is_found(tmp_path: Path) 
         assert verified(tmp_path / "log") != [], place
     file.write_bytes(data)
     assert verified(tmp_path / "log") == []
+
+
+class Running(Reader):
+    """Of a log that goes on: a plate comes after each look at where it is, and at its end."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.number = store, 100
+        super().__init__(store.directory)
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        if name != "path":
+            return found
+        self.plate()
+        return found
+
+    def last_seq(self) -> int:
+        last = super().last_seq()
+        self.plate()
+        return last
+
+    def plate(self) -> None:
+        self.number += 1
+        rows = opened(self.number), result(self.number), review(self.number, Verdict.PASS)
+        self.store.append([*rows, acted(self.number)])
+
+
+def test_a_line_that_runs_meanwhile_alarms_nobody(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        store.append(life(1, 20))
+        with Running(store) as reader:
+            found = verify(reader)
+            assert reader.number > 102, "plates came meanwhile"
+    assert found.findings == []
 
 
 def test_the_second_process_comes_to_the_same(clean: Path, tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def _as_of_now(log: sqlite3.Connection) -> tuple[int, DerivedCheck | None]:
     log.execute("BEGIN")
     try:
         last = log.execute("SELECT coalesce(max(seq), 0) FROM row").fetchone()[0]
-        return int(last), DerivedCheck.of(log)
+        return int(last), DerivedCheck.of(log, int(last))
     finally:
         log.rollback()
 
@@ -175,6 +175,7 @@ class _Seen:
         """All rows were taken."""
         if self._tables is not None:
             self.findings += self._tables.settle()
+            self._found.notes += self._tables.notes
         self.findings += self._law.settle()
         found, law = self._found, self._law
         found.results, found.open_plates = law.results, law.open_plates

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_qms import acted, change, downtime, opened, result, review, tampered, verified
 from test_schema import DEFECTS, write_as_first_release
@@ -157,6 +159,46 @@ def test_a_context_that_is_none_is_named(clean: Path, tmp_path: Path) -> None:
         f"UPDATE row SET body = json_set(body, '$.context', 1) WHERE kind = 'result' AND {named}",
     )
     assert any("context cannot be read" in text for text in verified(tmp_path / "log"))
+
+
+@pytest.fixture
+def reviewed(tmp_path: Path) -> Path:
+    """A passed plate that is packed, scores too, and of which a person thinks otherwise."""
+    places = np.array([(64 * x, 64 * y) for y in range(10) for x in range(10)], "<u2")
+    scores = np.linspace(0.0, 0.1, 100, dtype="<f4")
+    arrays = {
+        "tile_grid": base64.b64encode(places.tobytes()).decode(),
+        "tile_scores": base64.b64encode(scores.tobytes()).decode(),
+    }
+    with Store(tmp_path) as store:
+        for number in range(1, 5):
+            store.append([opened(number), result(number, **arrays), acted(number)])
+        seq = store.head()[0] - 1
+        said = {"supersedes": seq, "nonce": "abcdefgh1"}
+        store.append([review(4, Verdict.FAIL).model_copy(update=said)])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("where", "changed"),
+    [
+        ("kind = 'result'", "json_set(body, '$.tile_score_planes', 'zzzzzzzzzz')"),
+        ("kind = 'result'", "json_set(body, '$.tile_score_planes', 7)"),
+        ("kind = 'result'", "json_set(body, '$.tile_blocks', json('[[1,2]]'))"),
+        ("kind = 'result'", "json_set(body, '$.context', 1e30)"),
+        ("kind = 'context'", "json_set(body, '$.kind', 'changed')"),
+        ("kind = 'context'", "json_remove(body, '$.constants')"),
+    ],
+)
+def test_a_packed_row_that_was_edited_is_a_finding_of_its_row(
+    reviewed: Path, where: str, changed: str
+) -> None:
+    assert verified(reviewed) == []
+    with Reader(reviewed) as reader:
+        packed = [row.seq for row in reader.rows() if row.kind == "result" and "planes" in row.body]
+    tampered(reviewed, f"UPDATE row SET body = {changed} WHERE {where}")
+    findings = verified(reviewed)
+    assert any(text.startswith(f"row {packed[-1]}: cannot be read") for text in findings), findings
 
 
 def test_a_byte_that_is_no_utf8_is_a_finding(clean: Path, tmp_path: Path) -> None:

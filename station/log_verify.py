@@ -85,17 +85,22 @@ class _Removals:
 
 
 def verify(
-    reader: Reader, with_images: bool = True, public_key: Path | None = None
+    reader: Reader,
+    with_images: bool = True,
+    public_key: Path | None = None,
+    with_file: bool = True,
 ) -> Verification:
     """Recompute every hash, the chain, the derived tables, the checkpoints and the pictures'
     sha256; see that the schema is the one that was made, that plates, results and lamp commands
     agree, and that no picture was removed but by a rule that held and against no hold.
-    `public_key`: what checkpoints must be signed with; default: the key beside the log."""
+    `public_key`: what checkpoints must be signed with; default: the key beside the log.
+    `with_file`: also hold the file's indexes against its tables; not of a log beside a line that
+    runs, where nobody asked for it: see station/chain_check.py."""
     found = Verification()
     with contextlib.closing(_open(reader.path)) as log:
         schema, (last, tables) = differences(log), _as_of_now(log)
         seen = _Seen(reader, log, tables, found, with_images)
-        with Beside(reader.path, last) as links:
+        with Beside(reader.path, last, with_file) as links:
             for page in _pages(reader.path, last):
                 for seq, kind, text in page:
                     seen.take(seq, kind, text)

@@ -118,6 +118,29 @@ def without(kind: str, number: int) -> list[Body]:
     return [row for row in rows if not left_out.items() <= row.as_json().items()]
 
 
+@pytest.mark.parametrize("plates", [8, 3400])
+def test_a_live_file_is_left_alone_where_that_is_asked(tmp_path: Path, plates: int) -> None:
+    """Also by the second process that a longer log has. SQLite's check reads it all at once."""
+    file = tmp_path / DATABASE
+    with Store(tmp_path) as store:
+        store.append(life(1, plates))
+    index = edited_schema(file, "DELETE FROM sqlite_master WHERE name = 'row_ordinal' RETURNING *")
+    with Store(tmp_path) as store:
+        store.append(life(plates + 1, plates + 4))
+    edited_schema(file, "INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", index)
+    assert any("from index row_ordinal" in text for text in verified(tmp_path))
+    with Reader(tmp_path) as reader:
+        assert verify(reader, with_file=False).findings == []
+
+
+def edited_schema(file: Path, statement: str, values: tuple[Any, ...] = ()) -> tuple[Any, ...]:
+    with sqlite3.connect(file) as log:
+        log.execute("PRAGMA writable_schema = ON")
+        found = log.execute(statement, values).fetchall()
+    log.close()
+    return tuple(found[0]) if found else ()
+
+
 @pytest.mark.parametrize(
     ("rows", "finding"),
     [
@@ -278,7 +301,7 @@ def test_the_second_process_comes_to_the_same(clean: Path, tmp_path: Path) -> No
             store.append([change(str(number)) for number in range(first, first + 6000)])
         last = store.head()[0]
     tampered(tmp_path, "UPDATE row SET body = replace(body, 'somebody', 'eve') WHERE seq = 9000")
-    with Beside(tmp_path / DATABASE, last) as beside:
+    with Beside(tmp_path / DATABASE, last, with_file=True) as beside:
         found = beside.result()
-    assert found == check(tmp_path / DATABASE, last)
+    assert found == check(tmp_path / DATABASE, last, with_file=True)
     assert [seq for seq, _ in found.findings] == [9000, 9000]

@@ -24,7 +24,8 @@ _ROWS = text("""
     OR (kind = 'change' AND body ->> '$.what' = 'start') ORDER BY seq
 """)
 _OPENED = text("""
-    SELECT sequence FROM row WHERE seq < :seq AND +kind = 'opened' ORDER BY seq DESC LIMIT 1
+    SELECT sequence FROM row WHERE seq < :seq AND +kind = 'opened' AND sequence IS NOT NULL
+    ORDER BY seq DESC LIMIT 1
 """)
 
 
@@ -86,17 +87,24 @@ def read_periods(reader: Reader, found: AuditCheck) -> Iterator[Period]:
     period = Period(0, 0)
     for row in rows:
         yield period
-        period = _begun_by(reader, row, seeds)
+        period = _begun_by(reader, row, seeds, found)
         if row.kind == "audit_seed" and period.seed is None and row.seq != announced[-1]:
             found.notes.append(f"row {row.seq}: the audit seed it announces was never revealed")
     yield period
 
 
-def _begun_by(reader: Reader, row: Any, seeds: dict[str, bytes]) -> Period:
+def _begun_by(reader: Reader, row: Any, seeds: dict[str, bytes], found: AuditCheck) -> Period:
     opened = reader.ask(_OPENED.bindparams(seq=row.seq))
     first_sequence = 1 + (opened[0].sequence if opened else 0)
-    if row.kind != "audit_seed":
-        return Period(row.seq, first_sequence)
+    if row.kind == "audit_seed":
+        try:
+            return _announced_by(row, first_sequence, seeds)
+        except (TypeError, ValueError) as error:
+            found.findings.append(f"row {row.seq}: announces no audit seed: {error}")
+    return Period(row.seq, first_sequence)
+
+
+def _announced_by(row: Any, first_sequence: int, seeds: dict[str, bytes]) -> Period:
     return Period(
         row.seq,
         first_sequence,
@@ -114,7 +122,11 @@ def _revealed(rows: Sequence[Any], found: AuditCheck) -> dict[str, bytes]:
     for row in rows:
         if row.kind != "audit_reveal":
             continue
-        seed = bytes.fromhex(row.seed)
+        try:
+            seed = bytes.fromhex(row.seed)
+        except (TypeError, ValueError) as error:
+            found.findings.append(f"row {row.seq}: reveals no audit seed: {error}")
+            continue
         if hashlib.sha256(seed).hexdigest() == row.seed_sha256:
             seeds[row.seed_sha256] = seed
         else:

@@ -14,6 +14,7 @@ _REVIEWED = ("reviewed_verdict", "reviewer", "review_seq")
 _PLATE = [c.name for c in PLATE.columns if c.name not in _REVIEWED]
 _DEFECT = [c.name for c in DEFECT.columns if c.name != "kind"]
 _HOUR = [c.name for c in HOURLY.columns]
+_MARK = "SELECT coalesce(CAST(seq AS INTEGER), 0) FROM derived"
 _SUMS = ("plates", "defects")
 _HOURS = f"SELECT {', '.join(_HOUR)} FROM hourly"
 _REVIEWS = f"""
@@ -44,8 +45,9 @@ class DerivedCheck:
 
     log: sqlite3.Connection
     known: int = 0
-    """The row up to which the tables say that they know; what comes after is not looked at."""
+    """The row up to which the tables say that they know; after it they may say nothing."""
     findings: list[tuple[int, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     _hours: list[_Line] = field(default_factory=list)
     _reviewed: list[_Line] = field(default_factory=list)
     _named: list[_Line] = field(default_factory=list)
@@ -56,20 +58,34 @@ class DerivedCheck:
     _from: int = -(2**63)
 
     @classmethod
-    def of(cls, log: sqlite3.Connection) -> DerivedCheck | None:
+    def of(cls, log: sqlite3.Connection, last: int) -> DerivedCheck | None:
         """None for a log of a program that had no such tables. What later rows change is read now,
-        all in one transaction: the log may go on meanwhile."""
+        within the caller's transaction: the log may go on meanwhile."""
         try:
-            log.execute("BEGIN")
-            known = log.execute("SELECT seq FROM derived").fetchone()
+            said = [row[0] for row in log.execute(_MARK)]
             hours, reviewed, named = (
                 log.execute(query).fetchall() for query in (_HOURS, _REVIEWS, _KINDS)
             )
+            check = cls(log, min([*said, last]), [], [], hours, reviewed, named)
+            check._look_at_mark(said, last)
         except sqlite3.OperationalError:
             return None
-        finally:
-            log.rollback()
-        return cls(log, known[0] if known else 0, [], hours, reviewed, named)
+        return check
+
+    def _look_at_mark(self, said: list[int], last: int) -> None:
+        """The one line of table derived, and that no other table knows more than it says."""
+        if len(said) != 1:
+            self._say(0, f"table derived has {len(said)} lines, not one")
+        for seq in said:
+            if not 0 <= seq <= last:
+                self._say(0, f"table derived says row {seq}; the last one is {last}")
+        for table in ("plate", "defect"):
+            query = f"SELECT DISTINCT seq FROM {table} WHERE seq > ? ORDER BY seq LIMIT ?"
+            for (seq,) in self.log.execute(query, (self.known, _MOST_FINDINGS)):
+                text = f"has a line of row {seq}; table derived says {self.known}"
+                self._say(self.known, f"table {table} {text}")
+        if self.known < last:
+            self.notes.append(f"the derived tables do not know the last {last - self.known} rows")
 
     def take(self, seq: int, kind: str, body: Json) -> None:
         """The next row, as it was recorded."""

@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from station.packing import Contexts
+from station.packing import UNREADABLE, Contexts
 from station.qms import DATABASE, HOLDS, IMAGES, SIGNED_FILES, SNAPSHOT, Json, StoreError
 from station.reviews import effective_verdict
 from station.tables import PLATE
@@ -279,10 +279,10 @@ class Reader:
 
     def whole(self, body: str) -> Json:
         """What was recorded in a row, also where the row leaves it to its context. Raises
-        `StoreError` if that is not there."""
+        `StoreError` if that is not there, or is not what was packed."""
         try:
             return self._contexts.whole(json.loads(body))
-        except LookupError as error:
+        except UNREADABLE as error:
             raise StoreError(f"{self.path}: {error}; see `vqi log verify`") from error
 
     def body_of(self, seq: int) -> str | None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from station import packing
 from station.audit_check import audit_findings
 from station.chain_check import Beside
@@ -21,7 +23,7 @@ from station.derived import KINDS
 from station.derived_check import DerivedCheck
 from station.log_reader import Reader
 from station.packing import Contexts
-from station.qms import EMPTY_CHAIN, Json, first_changed
+from station.qms import EMPTY_CHAIN, Json, StoreError, first_changed
 from station.record import ClockBody, DiskBody, HoldBody, RetentionBody, TombstoneBody
 from station.retention import newest_label, objection, pictures_of
 from station.reviews import inconsistency
@@ -30,6 +32,10 @@ from station.schema import differences
 _CHECKED_ROWS = 10_000
 _FIRST_SEQ, _PAGE_ROWS = -(2**63), 2000
 _PAGE = "SELECT seq, kind, body FROM row WHERE seq >= ? AND seq <= ? ORDER BY seq LIMIT ?"
+_OF_RESULT = """
+    SELECT seq, body FROM row WHERE result_id = :id AND seq < :before
+    ORDER BY kind <> 'result', seq
+"""
 _PLAIN = ("opened", "actuation")
 """Kinds of rows that no removal depends on."""
 _ROW = re.compile(r"row (-?\d+)")
@@ -79,44 +85,64 @@ class _Removals:
 
 
 def verify(
-    reader: Reader, with_images: bool = True, public_key: Path | None = None
+    reader: Reader,
+    with_images: bool = True,
+    public_key: Path | None = None,
+    with_file: bool = True,
 ) -> Verification:
     """Recompute every hash, the chain, the derived tables, the checkpoints and the pictures'
     sha256; see that the schema is the one that was made, that plates, results and lamp commands
     agree, and that no picture was removed but by a rule that held and against no hold.
-    `public_key`: what checkpoints must be signed with; default: the key beside the log."""
-    found, last = Verification(), reader.last_seq()
-    with contextlib.closing(_open(reader.path)) as log, Beside(reader.path, last) as links:
-        schema = differences(log)
-        seen = _Seen(reader, log, found, with_images)
-        for page in _pages(reader.path, last):
-            for seq, kind, text in page:
-                seen.take(seq, kind, text)
-            seen.page(page[-1][0])
-        seen.settle()
-        chained = links.result()
+    `public_key`: what checkpoints must be signed with; default: the key beside the log.
+    `with_file`: also hold the file's indexes against its tables; not of a log beside a line that
+    runs, where nobody asked for it: see station/chain_check.py."""
+    found = Verification()
+    with contextlib.closing(_open(reader.path)) as log:
+        schema, (last, tables) = differences(log), _as_of_now(log)
+        seen = _Seen(reader, log, tables, found, with_images)
+        with Beside(reader.path, last, with_file) as links:
+            for page in _pages(reader.path, last):
+                for seq, kind, text in page:
+                    seen.take(seq, kind, text)
+                seen.page(page[-1][0])
+            seen.settle()
+            chained = links.result()
     _settle_removals(reader, seen.removals, found)
     said = [(_row_of(text), text) for text in found.findings]
     in_order = sorted([*chained.findings, *seen.findings, *said], key=lambda pair: pair[0])
     found.findings = schema + [text for _, text in in_order]
     found.rows, found.head = chained.rows, chained.head
-    audit = audit_findings(reader)
-    found.findings += audit.findings
-    found.notes += audit.notes
+    _verify_audit(reader, found)
     findings, notes = verify_checkpoints(reader, public_key)
     found.findings += findings
     found.notes += notes
     return found
 
 
+def _as_of_now(log: sqlite3.Connection) -> tuple[int, DerivedCheck | None]:
+    """The last row, and what the derived tables say: in one transaction, so that they know no row
+    after it however the log goes on."""
+    log.execute("BEGIN")
+    try:
+        last = log.execute("SELECT coalesce(max(seq), 0) FROM row").fetchone()[0]
+        return int(last), DerivedCheck.of(log, int(last))
+    finally:
+        log.rollback()
+
+
 class _Seen:
     """What the rows say, one after another."""
 
     def __init__(
-        self, reader: Reader, log: sqlite3.Connection, found: Verification, with_images: bool
+        self,
+        reader: Reader,
+        log: sqlite3.Connection,
+        tables: DerivedCheck | None,
+        found: Verification,
+        with_images: bool,
     ) -> None:
         self._reader, self._found, self._with_images = reader, found, with_images
-        self._tables, self._law = DerivedCheck.of(log), Conservation(log)
+        self._tables, self._law = tables, Conservation(log)
         self._contexts = Contexts(reader.body_of)
         self.removals = _Removals()
         self.findings: list[tuple[int, str]] = []
@@ -143,7 +169,7 @@ class _Seen:
                 body = self._contexts.stated(body)
             else:
                 self._contexts.constants(body[packing.KIND])
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except packing.UNREADABLE as error:
             self.findings.append((seq, f"row {seq}: its context cannot be read: {error}"))
             return
         if self._tables is not None and kind in KINDS:
@@ -158,6 +184,7 @@ class _Seen:
         """All rows were taken."""
         if self._tables is not None:
             self.findings += self._tables.settle()
+            self._found.notes += self._tables.notes
         self.findings += self._law.settle()
         found, law = self._found, self._law
         found.results, found.open_plates = law.results, law.open_plates
@@ -206,7 +233,7 @@ def verify_tail(reader: Reader) -> Verification:
 def _parsed(body: bytes) -> Json:
     try:
         parsed = json.loads(body.decode())
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return parsed if isinstance(parsed, dict) else {}
 
@@ -233,17 +260,44 @@ def _follow_removals(
                 _verify_review(reader, seq, body, found)
             case "tombstone":
                 _verify_tombstone(reader, seq, TombstoneBody.model_validate(body), removals, found)
-    except (ValueError, LookupError, TypeError) as error:
+    except (*packing.UNREADABLE, StoreError, SQLAlchemyError, sqlite3.Error) as error:
         reason = str(error).replace("\n", " ")
         found.findings.append(f"row {seq}: no such {body.get('kind')} row can be: {reason}")
+
+
+def _verify_audit(reader: Reader, found: Verification) -> None:
+    try:
+        audit = audit_findings(reader)
+    except (StoreError, SQLAlchemyError, sqlite3.Error) as error:
+        found.findings.append(f"the audit sample cannot be drawn again: {error}")
+        return
+    found.findings += audit.findings
+    found.notes += audit.notes
 
 
 def _verify_review(reader: Reader, seq: int, body: Json, found: Verification) -> None:
     if "supersedes" not in body:
         return
-    before = [row for row in reader.of_result(body["result_id"]) if row["seq"] < seq]
+    before = _rows_before(reader, seq, body["result_id"], found)
+    if before is None:
+        return
     if why := inconsistency(before, {"seq": seq, **body}):
         found.findings.append(f"row {seq}: a review that cannot be: it {why}")
+
+
+def _rows_before(
+    reader: Reader, before: int, result_id: str, found: Verification
+) -> list[Json] | None:
+    """Of a result, the result first; None, and a finding, if one of them cannot be read."""
+    rows = []
+    for seq, text in reader.tuples(_OF_RESULT, {"id": result_id, "before": before}):
+        try:
+            rows.append({"seq": seq, **reader.whole(text)})
+        except StoreError as error:
+            said = f"row {seq}: cannot be read: {error}"
+            found.findings += [said] if said not in found.findings else []
+            return None
+    return rows
 
 
 def _is_late(label: str, newest_at: str) -> bool:

@@ -62,6 +62,8 @@ _SILENT: dict[str, Json] = {
 """What is left out where it says this. Fields that programs of the first release read by name stay:
 they list logs that this one has written."""
 _MOST_REMEMBERED = 64
+UNREADABLE = (LookupError, TypeError, ValueError, AttributeError, OverflowError)
+"""What `whole` and `Contexts` raise of a body that was not packed here."""
 
 
 def is_packable(fields: Mapping[str, Any]) -> bool:
@@ -246,5 +248,8 @@ def _planes_of(scores: str) -> str | None:
 
 
 def _scores_of(planes: str) -> str:
-    values = zlib.decompress(base64.b85decode(planes), -zlib.MAX_WBITS)
+    try:
+        values = zlib.decompress(base64.b85decode(planes), -zlib.MAX_WBITS)
+    except zlib.error as error:
+        raise ValueError(f"scores that cannot be unpacked: {error}") from error
     return base64.b64encode(np.frombuffer(values, np.uint8).reshape(4, -1).T.tobytes()).decode()

@@ -261,9 +261,10 @@ STEPS = (
 
 # --- verifying ----------------------------------------------------------------------------------
 
-_TEXTS = (
-    "SELECT name, type, sql FROM sqlite_master WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite%'"
-)
+_TEXTS = r"""
+    SELECT name, type, sql FROM sqlite_master
+    WHERE sql IS NOT NULL AND name NOT LIKE 'sqlite\_%' ESCAPE '\'
+"""
 _Texts = dict[str, tuple[str, str]]
 
 
@@ -272,8 +273,10 @@ def differences(log: sqlite3.Connection) -> list[str]:
     generated columns, a trigger, an index, a view. What another tool added is its own affair, but
     for triggers: they can change what is written."""
     found = _texts(log)
-    expected = _made(*_begin_of(found), *_steps_of(log, found))
-    problems = []
+    made = _steps_said(log)
+    numbers = range(1, _highest_step(made, found) + 1)
+    expected = _made(*_begin_of(found), *_statements(numbers))
+    problems = [f"table schema_step lacks step {n}" for n in numbers if n not in made]
     for name, (kind, sql) in expected.items():
         if name not in found:
             problems.append(f"{kind} {name} is gone")
@@ -292,15 +295,32 @@ def _begin_of(found: _Texts) -> tuple[str, ...]:
     return BEGIN if "row_judged" in found or "row_verdict" not in found else FIRST
 
 
-def _steps_of(log: sqlite3.Connection, found: _Texts) -> Iterable[str]:
-    """What the steps that a log says it has had, made: all where their list is gone."""
-    if "schema_step" in found:
-        made = {row[0] for row in log.execute("SELECT number FROM schema_step")}
-    else:
-        made = set(range(1, len(STEPS) + 1)) if "plate" in found else set()
-    for number, step in enumerate(STEPS, start=1):
-        if number in made:
-            yield from (STEP_TABLE, *step.statements)
+def _steps_said(log: sqlite3.Connection) -> set[int]:
+    """What a log says it has had; nothing where it has no such list."""
+    try:
+        return {row[0] for row in log.execute("SELECT number FROM schema_step")}
+    except sqlite3.Error:
+        return set()
+
+
+def _highest_step(made: set[int], found: _Texts) -> int:
+    """Up to which step all must be there: the last one in the list or of which anything is there.
+    All where anything is there and the list says nothing: it is never empty."""
+    parts = [n for n in range(1, len(STEPS) + 1) if _names_of(n) & found.keys()]
+    if not made and (parts or "schema_step" in found):
+        return len(STEPS)
+    return max((n for n in [*made, *parts] if n <= len(STEPS)), default=0)
+
+
+def _names_of(number: int) -> set[str]:
+    """Of what a step makes."""
+    before, after = (_made(*BEGIN, *_statements(range(1, end))) for end in (number, number + 1))
+    return after.keys() - before.keys() - {"schema_step"}
+
+
+def _statements(numbers: Iterable[int]) -> Iterable[str]:
+    for number in numbers:
+        yield from (STEP_TABLE, *STEPS[number - 1].statements)
 
 
 def _texts(log: sqlite3.Connection) -> _Texts:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from station_rig import Rig
-from test_qms import change, opened, result
+from test_qms import change, opened, result, tampered
 
 from station.audit import SECRET_FILE, AuditDraw, is_drawn, seed_of
 from station.audit_check import AuditCheck, audit_findings
@@ -256,3 +256,40 @@ def test_verify_tells_it_too(line: Line) -> None:
     with Reader(line.folder) as reader:
         (finding,) = verify(reader).findings
     assert "s-00000001" in finding
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "finding"),
+    [
+        ("audit_reveal", "json_set(body, '$.seed', 'zz')", "reveals no audit seed"),
+        ("audit_reveal", "json_remove(body, '$.seed')", "reveals no audit seed"),
+        ("audit_seed", "json_remove(body, '$.share')", "announces no audit seed"),
+        ("audit_seed", "json_set(body, '$.share', 'all')", "announces no audit seed"),
+        ("audit_seed", "json_remove(body, '$.recipe_version')", "announces no audit seed"),
+    ],
+)
+def test_an_edited_seed_is_a_finding_of_its_row(
+    line: Line, kind: str, changed: str, finding: str
+) -> None:
+    line.start()
+    line.plates(3)
+    line.stop()
+    line.write()
+    tampered(line.folder, f"UPDATE row SET body = {changed} WHERE kind = '{kind}'")
+    with Reader(line.folder) as reader:
+        findings = verify(reader).findings
+        (seq,) = (row.seq for row in reader.rows() if row.kind == kind)
+    assert any(text.startswith(f"row {seq}: {finding}") for text in findings), findings
+
+
+def test_an_opened_row_without_its_number_stops_no_check(line: Line) -> None:
+    line.start()
+    line.plates(3)
+    line.stop()
+    line.write()
+    tampered(
+        line.folder,
+        "UPDATE row SET body = json_remove(body, '$.sequence') WHERE kind = 'opened'",
+    )
+    with Reader(line.folder) as reader:
+        assert any("its body is not the one" in text for text in verify(reader).findings)

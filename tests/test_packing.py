@@ -8,13 +8,14 @@ import sqlite3
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_qms import acted, opened, result, verified
 
 from station.log_reader import Filter, Reader
 from station.packing import constants_of, pack, whole
-from station.qms import DATABASE, Store
+from station.qms import DATABASE, ContradictionError, Store
 from station.record import Verdict
 
 
@@ -107,6 +108,23 @@ def test_only_passed_plates_are_packed_and_all_read_as_they_were(tmp_path: Path)
         of_one = reader.of_result(bodies[3].result_id)
     assert of_one[0]["model_sha256"] == "0" * 64
     assert verified(tmp_path) == []
+
+
+def test_a_context_of_a_refused_group_is_forgotten(tmp_path: Path) -> None:
+    """Another context takes the number that it would have had, as was read within the group."""
+    again = result(2, Verdict.PASS, recipe_id="A")
+    group = [opened(1), result(1, Verdict.PASS, recipe_id="A"), opened(2), again, again]
+    others = [result(number, Verdict.PASS, recipe_id="B") for number in (3, 4)]
+    with Store(tmp_path) as store:
+        with pytest.raises(ContradictionError):
+            store.append([*group, result(1, Verdict.FAIL)])
+        store.append([opened(1), opened(2), *others])
+        assert [store.of_result(body.result_id)[0] for body in others] == [
+            body.as_json() for body in others
+        ]
+        head = store.head()
+        store.append([others[1]])
+        assert store.head() == head, "sent again, it says the same"
 
 
 def test_a_grid_is_described_in_few_letters() -> None:

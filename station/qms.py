@@ -155,11 +155,10 @@ class Store:
         self._engine = _writing_engine(self.path)
         try:
             self._connection = self._engine.connect()
+            self._forget_contexts()
             self._migrate()
             self._seq, self._chain = self._read_head()
             self._check_tail()
-            self._packer: Packer | None = None
-            self._contexts = Contexts(self._body_of)
             self._derived = self._scalar("SELECT seq FROM derived") or 0
             if self.lag <= _CATCH_UP_AT_ONCE:
                 while self.lag:
@@ -190,11 +189,7 @@ class Store:
                 if is_up_to_date:
                     self._derive(lines, head[0])
         except (SQLAlchemyError, sqlite3.Error) as error:
-            self._packer = None
             raise self._failure(error) from error
-        except ContradictionError:
-            self._packer = None
-            raise
         self._seq, self._chain = head
         self._derived = head[0] if is_up_to_date else self._derived
         return numbers
@@ -395,11 +390,17 @@ class Store:
             yield connection
             connection.exec_driver_sql("COMMIT")
         except BaseException:
+            self._forget_contexts()
             with contextlib.suppress(SQLAlchemyError):
                 connection.exec_driver_sql("ROLLBACK")
             raise
         finally:
             connection.rollback()
+
+    def _forget_contexts(self) -> None:
+        """Those of a transaction that was taken back are not there; others get their numbers."""
+        self._packer: Packer | None = None
+        self._contexts = Contexts(self._body_of)
 
     @property
     def _raw(self) -> sqlite3.Connection:

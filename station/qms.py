@@ -42,6 +42,8 @@ _LIVES = 20
 _BUSY_TIMEOUT_S = 1.0
 _MOST_REFERENCES = 64
 """Of recipes and cameras that a log remembers; an older one is learned anew."""
+_MOST_SEEDS = 64
+"""Of audit draws that a start looks at: a life seldom leaves one unrevealed."""
 _CATCH_UP_ROWS = 2000
 """Rows from which the derived tables are filled in one transaction: some tens of milliseconds."""
 _CATCH_UP_AT_ONCE = 2 * _CATCH_UP_ROWS
@@ -70,6 +72,12 @@ HOLDS = """
 _INSERT = "INSERT INTO row (seq, kind, body, body_sha256, chain_sha256) VALUES (?, ?, ?, ?, ?)"
 _SAME = "SELECT seq FROM row WHERE kind = ? AND written_at = ? AND body = ?"
 _LAST_CONTEXTS = "SELECT seq, body FROM row WHERE kind = 'context' ORDER BY seq DESC LIMIT 64"
+# By the index: neither walks the log's rows of other kinds.
+_LAST_SEEDS = "SELECT seq, body FROM row WHERE kind = 'audit_seed' ORDER BY +seq DESC LIMIT :most"
+_REVEALS = (
+    "SELECT seq, body ->> '$.seed_sha256' AS seed_sha256 FROM row "
+    "WHERE kind = 'audit_reveal' AND +seq > :since ORDER BY +seq"
+)
 _OF_RESULT = "SELECT seq, body FROM row WHERE result_id = ? AND +kind = ?"
 _ALL_OF_RESULT = "SELECT seq, body FROM row WHERE result_id = ? ORDER BY seq"
 _STEPS_MADE = "SELECT number FROM schema_step"
@@ -304,14 +312,15 @@ class Store:
         return [json.loads(row.body) for row in rows]
 
     def unrevealed_seeds(self, most: int) -> list[Json]:
-        """Bodies of the newest announced audit seeds that no row reveals, newest first."""
-        query = (
-            "SELECT body FROM row AS told WHERE kind = 'audit_seed' AND NOT EXISTS (SELECT 1 FROM "
-            "row WHERE kind = 'audit_reveal' AND seq > told.seq "
-            "AND body ->> '$.seed_sha256' = told.body ->> '$.seed_sha256') "
-            "ORDER BY seq DESC LIMIT :most"
-        )
-        return [json.loads(row.body) for row in self._query(query, {"most": most})]
+        """Bodies of the newest announced audit seeds that no later row reveals, newest first; of
+        the last ones only."""
+        told = self._query(_LAST_SEEDS, {"most": _MOST_SEEDS})
+        reveals = self._query(_REVEALS, {"since": told[-1].seq if told else 0})
+        # A seed may be announced again after it was revealed.
+        revealed_at = {row.seed_sha256: row.seq for row in reveals}
+        bodies = ((row.seq, json.loads(row.body)) for row in told)
+        unrevealed = [body for seq, body in bodies if revealed_at.get(body["seed_sha256"], 0) < seq]
+        return unrevealed[:most]
 
     def last_sequence(self) -> int:
         """Highest plate sequence number ever given; 0 if none."""

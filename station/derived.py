@@ -52,6 +52,11 @@ _DEFECT_KINDS = """
     AND seq = (SELECT max(seq) FROM plate
                WHERE station_id = :station_id AND result_id = :result_id AND seq < :seq)
 """
+EMPTY = (
+    *(f"DELETE FROM {table}" for table in ("plate", "defect", "hourly", "derived")),
+    "INSERT INTO derived (seq) VALUES (0)",
+)
+"""Makes a station's tables what they are before the first row."""
 
 
 @dataclass(slots=True)

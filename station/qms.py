@@ -92,6 +92,10 @@ class StoreRefused(StoreError):
     file's write lock."""
 
 
+class _WrongLineError(StoreRefused):
+    """The derived tables have a line already where a row's own belongs."""
+
+
 class ContradictionError(StoreError):
     """A row of this kind and result is there already and says something else."""
 
@@ -160,6 +164,8 @@ class Store:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.path = directory / DATABASE
+        self.derived_problem = ""
+        """What was wrong with the derived tables in this life; empty if nothing was."""
         self._engine = _writing_engine(self.path)
         try:
             self._connection = self._engine.connect()
@@ -168,8 +174,8 @@ class Store:
             self._seq, self._chain = self._read_head()
             self._check_tail()
             self._derived = self._scalar("SELECT seq FROM derived") or 0
-            if self.lag <= _CATCH_UP_AT_ONCE:
-                while self.lag:
+            with contextlib.suppress(_WrongLineError):
+                while 0 < self.lag <= _CATCH_UP_AT_ONCE:
                     self.catch_up()
         except SQLAlchemyError as error:
             raise StoreError(f"{self.path}: {error.__cause__ or error}") from error
@@ -183,8 +189,16 @@ class Store:
         again, another `StoreError` if the file cannot be written; in each case nothing of `bodies`
         is.
         """
+        try:
+            return self._append(bodies, is_up_to_date=self.lag == 0)
+        except _WrongLineError as error:
+            self._derive_anew(error)
+            return self._append(bodies, is_up_to_date=False)
+
+    def _append(self, bodies: Sequence[Body], is_up_to_date: bool) -> list[int]:
+        """`is_up_to_date`: the derived tables know all rows before, and are to know these."""
         head, lines = (self._seq, self._chain), derived.Lines()
-        numbers, is_up_to_date = [], self.lag == 0
+        numbers = []
         try:
             with self._transaction():
                 for body in bodies:
@@ -210,7 +224,8 @@ class Store:
 
     def catch_up(self) -> None:
         """Fill the derived tables from the next rows that they do not know, in one transaction; a
-        kill loses none and counts none twice. Raises `StoreError`."""
+        kill loses none and counts none twice. Where they held a wrong line they are emptied
+        instead, once in a life. Raises `StoreError`, `StoreRefused` if they take none even so."""
         rows = self._query(
             "SELECT seq, kind, body FROM row WHERE seq > :seq ORDER BY seq LIMIT :most",
             {"seq": self._derived, "most": _CATCH_UP_ROWS},
@@ -223,14 +238,39 @@ class Store:
         try:
             with self._transaction():
                 self._derive(lines, rows[-1].seq)
+        except _WrongLineError as error:
+            if self.derived_problem:
+                raise
+            self._derive_anew(error)
+            return
         except (SQLAlchemyError, sqlite3.Error) as error:
             raise self._failure(error) from error
         self._derived = int(rows[-1].seq)
 
     def _derive(self, lines: derived.Lines, seq: int) -> None:
         """Within a transaction: what rows add to the derived tables, and up to which row."""
-        derived.add(self._raw.executemany, lines)
+        try:
+            derived.add(self._raw.executemany, lines)
+        except sqlite3.IntegrityError as error:
+            raise _WrongLineError(f"{self.path}: {error}") from error
         self._raw.execute("UPDATE derived SET seq = ?", (seq,))
+
+    def _derive_anew(self, wrong: _WrongLineError) -> None:
+        """Empty the derived tables, for `catch_up` to fill. Once in a life: what is wrong again is
+        for a person to see to. Raises `StoreError`."""
+        if self.derived_problem:
+            return
+        try:
+            with self._transaction():
+                for statement in derived.EMPTY:
+                    self._raw.execute(statement)
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            raise self._failure(error) from error
+        self._derived = 0
+        self.derived_problem = (
+            f"{wrong}: the derived tables held a line that is not of the log, and are made anew; "
+            "find out which tool writes to this file"
+        )
 
     def head(self) -> tuple[int, str]:
         """Last sequence number and chain value."""

@@ -42,7 +42,7 @@ _HOURS = (
     "DO UPDATE SET plates = hourly.plates + excluded.plates, "
     "defects = hourly.defects + excluded.defects"
 )
-# A result's id begins with its station's; the station may have another name by the time of a review.
+# A result's id begins with its station's, which may have another name by the time of a review.
 _REVIEWS = """
     UPDATE plate SET reviewed_verdict = :verdict, reviewer = :reviewer, review_seq = :seq
     WHERE result_id = :result_id AND seq < :seq AND (review_seq IS NULL OR review_seq < :seq)
@@ -52,6 +52,11 @@ _DEFECT_KINDS = """
     AND (station_id, seq) = (SELECT station_id, seq FROM plate
                              WHERE result_id = :result_id AND seq < :seq ORDER BY seq DESC LIMIT 1)
 """
+EMPTY = (
+    *(f"DELETE FROM {table}" for table in ("plate", "defect", "hourly", "derived")),
+    "INSERT INTO derived (seq) VALUES (0)",
+)
+"""Makes a station's tables what they are before the first row."""
 
 
 @dataclass(slots=True)

@@ -74,6 +74,8 @@ _MAX_WAITING = 64
 """Submissions in work; a client with more finds its socket full."""
 _STUCK_S = 2.0
 _TICK_FILE_EVERY_S = 0.5
+_REFUSED_PAUSE_S = 1.0
+"""Before the derived tables are tried again."""
 _SNAPSHOT_PAUSES = 20
 _MIN_FREE_FILES = 20
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -296,6 +298,7 @@ class _Journal:
         self._snapshot_due = time.monotonic()
         self._snapshot: threading.Thread | None = None
         self._snapshot_problem = ""
+        self._catch_up_due = 0.0
 
     def run(self) -> int:
         # A thread of its own spins while it waits, on the cores that the tiles need.
@@ -339,10 +342,13 @@ class _Journal:
 
     def _catch_up(self) -> None:
         """A batch of what an older program wrote, while no row waits."""
-        if self._store.lag and not self._waiting:
-            with contextlib.suppress(StoreRefused):
-                self._store.catch_up()
+        if not self._store.lag or self._waiting or time.monotonic() < self._catch_up_due:
+            return
+        try:
+            self._store.catch_up()
             os.eventfd_write(self._wake, 1)
+        except StoreRefused:
+            self._catch_up_due = time.monotonic() + _REFUSED_PAUSE_S
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._is_stopping = True

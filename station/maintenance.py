@@ -444,7 +444,7 @@ class Upkeep:
     def attentions(self) -> list[str]:
         """What a person has to see to, apart from the disk."""
         known = (self._clock.doubt, self._backup.problem, self._checkpoints.problem)
-        texts = (*known, *self._problems.values())
+        texts = (*known, self._store.derived_problem, *self._problems.values())
         return [text for text in texts if text]
 
     def brief(self) -> Json:

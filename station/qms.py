@@ -42,6 +42,8 @@ _LIVES = 20
 _BUSY_TIMEOUT_S = 1.0
 _MOST_REFERENCES = 64
 """Of recipes and cameras that a log remembers; an older one is learned anew."""
+_MOST_SEEDS = 64
+"""Of audit draws that a start looks at: a life seldom leaves one unrevealed."""
 _CATCH_UP_ROWS = 2000
 """Rows from which the derived tables are filled in one transaction: some tens of milliseconds."""
 _CATCH_UP_AT_ONCE = 2 * _CATCH_UP_ROWS
@@ -70,6 +72,12 @@ HOLDS = """
 _INSERT = "INSERT INTO row (seq, kind, body, body_sha256, chain_sha256) VALUES (?, ?, ?, ?, ?)"
 _SAME = "SELECT seq FROM row WHERE kind = ? AND written_at = ? AND body = ?"
 _LAST_CONTEXTS = "SELECT seq, body FROM row WHERE kind = 'context' ORDER BY seq DESC LIMIT 64"
+# By the index: neither walks the log's rows of other kinds.
+_LAST_SEEDS = "SELECT seq, body FROM row WHERE kind = 'audit_seed' ORDER BY +seq DESC LIMIT :most"
+_REVEALS = (
+    "SELECT seq, body ->> '$.seed_sha256' AS seed_sha256 FROM row "
+    "WHERE kind = 'audit_reveal' AND +seq > :since ORDER BY +seq"
+)
 _OF_RESULT = "SELECT seq, body FROM row WHERE result_id = ? AND +kind = ?"
 _ALL_OF_RESULT = "SELECT seq, body FROM row WHERE result_id = ? ORDER BY seq"
 _STEPS_MADE = "SELECT number FROM schema_step"
@@ -82,6 +90,10 @@ class StoreError(Exception):
 class StoreRefused(StoreError):
     """Nothing was written, and it may be tried again: the disk is full, or another tool holds the
     file's write lock."""
+
+
+class _WrongLineError(StoreRefused):
+    """The derived tables have a line already where a row's own belongs."""
 
 
 class ContradictionError(StoreError):
@@ -152,17 +164,20 @@ class Store:
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.path = directory / DATABASE
+        self.derived_problem = ""
+        """What was wrong with the derived tables in this life; empty if nothing was."""
         self._engine = _writing_engine(self.path)
         self._packer: Packer | None = None
         self._contexts = Contexts(self._body_of)
         try:
             self._connection = self._engine.connect()
+            self._forget_contexts()
             self._migrate()
             self._seq, self._chain = self._read_head()
             self._check_tail()
             self._derived = self._scalar("SELECT seq FROM derived") or 0
-            if self.lag <= _CATCH_UP_AT_ONCE:
-                while self.lag:
+            with contextlib.suppress(_WrongLineError):
+                while 0 < self.lag <= _CATCH_UP_AT_ONCE:
                     self.catch_up()
         except SQLAlchemyError as error:
             raise StoreError(f"{self.path}: {error.__cause__ or error}") from error
@@ -176,8 +191,16 @@ class Store:
         again, another `StoreError` if the file cannot be written; in each case nothing of `bodies`
         is.
         """
+        try:
+            return self._append(bodies, is_up_to_date=self.lag == 0)
+        except _WrongLineError as error:
+            self._derive_anew(error)
+            return self._append(bodies, is_up_to_date=False)
+
+    def _append(self, bodies: Sequence[Body], is_up_to_date: bool) -> list[int]:
+        """`is_up_to_date`: the derived tables know all rows before, and are to know these."""
         head, lines = (self._seq, self._chain), derived.Lines()
-        numbers, is_up_to_date = [], self.lag == 0
+        numbers = []
         try:
             with self._transaction():
                 for body in bodies:
@@ -203,7 +226,8 @@ class Store:
 
     def catch_up(self) -> None:
         """Fill the derived tables from the next rows that they do not know, in one transaction; a
-        kill loses none and counts none twice. Raises `StoreError`."""
+        kill loses none and counts none twice. Where they held a wrong line they are emptied
+        instead, once in a life. Raises `StoreError`, `StoreRefused` if they take none even so."""
         rows = self._query(
             "SELECT seq, kind, body FROM row WHERE seq > :seq ORDER BY seq LIMIT :most",
             {"seq": self._derived, "most": _CATCH_UP_ROWS},
@@ -216,14 +240,39 @@ class Store:
         try:
             with self._transaction():
                 self._derive(lines, rows[-1].seq)
+        except _WrongLineError as error:
+            if self.derived_problem:
+                raise
+            self._derive_anew(error)
+            return
         except (SQLAlchemyError, sqlite3.Error) as error:
             raise self._failure(error) from error
         self._derived = int(rows[-1].seq)
 
     def _derive(self, lines: derived.Lines, seq: int) -> None:
         """Within a transaction: what rows add to the derived tables, and up to which row."""
-        derived.add(self._raw.executemany, lines)
+        try:
+            derived.add(self._raw.executemany, lines)
+        except sqlite3.IntegrityError as error:
+            raise _WrongLineError(f"{self.path}: {error}") from error
         self._raw.execute("UPDATE derived SET seq = ?", (seq,))
+
+    def _derive_anew(self, wrong: _WrongLineError) -> None:
+        """Empty the derived tables, for `catch_up` to fill. Once in a life: what is wrong again is
+        for a person to see to. Raises `StoreError`."""
+        if self.derived_problem:
+            return
+        try:
+            with self._transaction():
+                for statement in derived.EMPTY:
+                    self._raw.execute(statement)
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            raise self._failure(error) from error
+        self._derived = 0
+        self.derived_problem = (
+            f"{wrong}: the derived tables held a line that is not of the log, and are made anew; "
+            "find out which tool writes to this file"
+        )
 
     def head(self) -> tuple[int, str]:
         """Last sequence number and chain value."""
@@ -305,14 +354,15 @@ class Store:
         return [json.loads(row.body) for row in rows]
 
     def unrevealed_seeds(self, most: int) -> list[Json]:
-        """Bodies of the newest announced audit seeds that no row reveals, newest first."""
-        query = (
-            "SELECT body FROM row AS told WHERE kind = 'audit_seed' AND NOT EXISTS (SELECT 1 FROM "
-            "row WHERE kind = 'audit_reveal' AND seq > told.seq "
-            "AND body ->> '$.seed_sha256' = told.body ->> '$.seed_sha256') "
-            "ORDER BY seq DESC LIMIT :most"
-        )
-        return [json.loads(row.body) for row in self._query(query, {"most": most})]
+        """Bodies of the newest announced audit seeds that no later row reveals, newest first; of
+        the last ones only."""
+        told = self._query(_LAST_SEEDS, {"most": _MOST_SEEDS})
+        reveals = self._query(_REVEALS, {"since": told[-1].seq if told else 0})
+        # A seed may be announced again after it was revealed.
+        revealed_at = {row.seed_sha256: row.seq for row in reveals}
+        bodies = ((row.seq, json.loads(row.body)) for row in told)
+        unrevealed = [body for seq, body in bodies if revealed_at.get(body["seed_sha256"], 0) < seq]
+        return unrevealed[:most]
 
     def last_sequence(self) -> int:
         """Highest plate sequence number ever given; 0 if none."""
@@ -399,7 +449,7 @@ class Store:
             connection.rollback()
 
     def _forget_contexts(self) -> None:
-        """Their numbers may become those of other rows: what wrote them was rolled back."""
+        """Those of a transaction that was taken back are not there; others get their numbers."""
         self._packer = None
         self._contexts = Contexts(self._body_of)
 

@@ -293,3 +293,54 @@ def test_an_opened_row_without_its_number_stops_no_check(line: Line) -> None:
     )
     with Reader(line.folder) as reader:
         assert any("its body is not the one" in text for text in verify(reader).findings)
+
+
+def any_seed(number: int) -> bytes:
+    return hashlib.sha256(str(number).encode()).digest()
+
+
+def audit_seed(number: int) -> AuditSeedBody:
+    return AuditSeedBody(
+        station_id="s",
+        seed_sha256=hashlib.sha256(any_seed(number)).hexdigest(),
+        number=number,
+        shift="day 1",
+        recipe_id="r",
+        recipe_version=1,
+        recipe_sha256="0" * 64,
+        share=SHARE,
+    )
+
+
+def audit_reveal(number: int) -> AuditRevealBody:
+    seed = any_seed(number)
+    digest = hashlib.sha256(seed).hexdigest()
+    return AuditRevealBody(station_id="s", seed_sha256=digest, seed=seed.hex())
+
+
+def steps_of_a_start(folder: Path, count: int) -> int:
+    """How much SQLite does to look back for seeds in a log of `count`, of which five died."""
+    died = {3, count - 30, count - 2, count - 1, count}
+    rows: list[Body] = []
+    for number in range(1, count + 1):
+        rows += [audit_seed(number)]
+        rows += [] if number in died else [audit_reveal(number)]
+    with Store(folder) as store:
+        store.append(rows)
+        steps = 0
+
+        def step() -> None:
+            nonlocal steps
+            steps += 1
+
+        store._raw.set_progress_handler(step, 100)
+        found = [body["number"] for body in store.unrevealed_seeds(16)]
+        first = store.unrevealed_seeds(2)
+    assert found == [count, count - 1, count - 2, count - 30]
+    assert [body["number"] for body in first] == [count, count - 1]
+    return steps
+
+
+def test_looking_back_for_seeds_grows_no_faster_than_the_log(tmp_path: Path) -> None:
+    short, long = (steps_of_a_start(tmp_path / str(count), count) for count in (100, 800))
+    assert long < 12 * short

@@ -8,6 +8,7 @@ import mmap
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from station.ipc import Json, PeerGone
 from station.journal import JournalClient, journal_path
 from station.log_reader import Filter, Reader
 from station.log_verify import verify
+from station.qms import DATABASE, Store
 from station.record import Verdict
 
 
@@ -265,3 +267,20 @@ def test_a_stop_writes_what_waits_and_publishes(
         rows = len(list(reader.results(Filter())))
         assert verify(reader).findings == []
     assert rows > 0
+
+
+def test_tables_that_take_no_line_are_said_and_rows_go_on(rig: Rig) -> None:
+    with Store(rig.journal), sqlite3.connect(rig.journal / DATABASE) as log:
+        log.execute("CREATE UNIQUE INDEX other ON plate (lot)")
+    log.close()
+    process = start(rig)
+    try:
+        with contextlib.closing(connect(rig)) as client:
+            rows = [opened(1), result(1, lot="L"), opened(2), result(2, lot="L")]
+            assert client.submit(rows)["ok"]
+            said = client.status()["attentions"]
+            assert any("UNIQUE constraint failed: plate.lot" in text for text in said)
+            assert client.submit([opened(3)])["ok"]
+    finally:
+        process.terminate()
+        assert process.wait(20.0) == 0

@@ -132,3 +132,19 @@ def test_a_grid_is_described_in_few_letters() -> None:
     fields = result(1, tile_grid=grid(places)).as_json()
     packed = pack(fields, 1, constants_of(fields))
     assert len(json.dumps(packed["tile_blocks"])) < 0.02 * len(fields["tile_grid"])
+
+
+def test_a_context_that_was_taken_back_is_forgotten(tmp_path: Path) -> None:
+    """Another one gets its number."""
+    with Store(tmp_path) as store:
+        first = [opened(1), result(1, recipe_id="A"), opened(2), result(2, recipe_id="A")]
+        with pytest.raises(ContradictionError):
+            # Sent again within its group, it is read back with its context.
+            store.append([*first, first[-1], result(1, Verdict.FAIL)])
+        store.append([opened(1)])
+        store.append([opened(2)])
+        later = [result(number, recipe_id="B") for number in (3, 4)]
+        numbers = [store.append([body])[0] for body in later]
+        assert numbers[1] - numbers[0] == 2, "a context was written between"
+        assert [store.of_result(body.result_id)[0]["recipe_id"] for body in later] == ["B", "B"]
+        assert store.append(later) == numbers

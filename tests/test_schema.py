@@ -231,3 +231,73 @@ def test_views_are_in_the_log_and_in_its_snapshot(tmp_path: Path) -> None:
         assert log.execute("SELECT sum(plates) FROM hours").fetchone()[0] == 10
         assert log.execute("SELECT count(*) FROM actuations").fetchone()[0] == 10
         log.close()
+
+
+def edit(directory: Path, *statements: str) -> None:
+    """What another tool does to the tables."""
+    with sqlite3.connect(directory / DATABASE) as log:
+        for statement in statements:
+            log.execute(statement)
+    log.close()
+
+
+WRONG_LINE = """
+    INSERT INTO plate (seq, station_id, result_id, written_at, verdict, defects, recipe_id,
+                       recipe_version, model_id, provenance, is_audit_sample)
+    VALUES (14, 's', 's-00000005', '2026-11-26T09:00:00.000000Z', 'PASS', 0, 'r', 1, 'm', 'p', 0)
+"""
+"""Where that of the next plate will be: one is three rows here."""
+
+
+@pytest.mark.parametrize(
+    "statement", [WRONG_LINE, "UPDATE derived SET seq = 3", "DELETE FROM derived"]
+)
+def test_tables_that_were_changed_are_made_anew(tmp_path: Path, statement: str) -> None:
+    with Store(tmp_path / "log") as store:
+        store.append(plates(1, 4))
+    edit(tmp_path / "log", statement)
+    write_as_first_release(tmp_path / "log", plates(5, 8), is_new=False)
+    with Store(tmp_path / "log") as store:
+        assert store.lag == 0
+        assert "made anew" in store.derived_problem
+    assert_are_whole(tmp_path / "log", plates(1, 8), tmp_path / "new")
+
+
+def test_a_wrong_line_does_not_stop_a_log_that_is_written(tmp_path: Path) -> None:
+    with Store(tmp_path / "log") as store:
+        store.append(plates(1, 4))
+        edit(tmp_path / "log", WRONG_LINE)
+        rows = plates(5, 8)
+        numbers = store.append(rows)
+        assert "made anew" in store.derived_problem
+        assert store.append(rows) == numbers
+        while store.lag:
+            store.catch_up()
+        store.append(plates(9, 9))
+        assert store.lag == 0
+    assert_are_whole(tmp_path / "log", plates(1, 9), tmp_path / "new")
+
+
+def test_tables_that_take_no_line_do_not_stop_the_log(tmp_path: Path) -> None:
+    """What another tool added to them is for a person to take away."""
+    with Store(tmp_path) as store:
+        edit(tmp_path, "CREATE UNIQUE INDEX other ON plate (lot)")
+        rows = plates(1, 4)
+        assert store.append(rows) == list(range(1, len(rows) + 1))
+        with pytest.raises(qms.StoreRefused, match="UNIQUE"):
+            store.catch_up()
+    with Store(tmp_path) as store:
+        store.append(plates(5, 6))
+        assert store.derived_problem
+        assert tables(tmp_path)["plate"] == []
+
+
+def assert_are_whole(directory: Path, rows: list[Body], new: Path) -> None:
+    """The tables are those of a log that nobody changed, but for when it was written."""
+    with Store(new) as store:
+        store.append(rows)
+    found, expected = tables(directory), tables(new)
+    assert [line[:3] for line in found["plate"]] == [line[:3] for line in expected["plate"]]
+    assert (found["defect"], found["derived"]) == (expected["defect"], expected["derived"])
+    with Reader(directory) as reader:
+        assert verify(reader).findings == []

@@ -403,6 +403,15 @@ def test_a_failed_part_stops_an_upgrade_but_for_devices_in_use(installer: Module
             installer.judge(output, "exit-code", "1")
 
 
+def test_a_roll_back_says_what_is_held(installer: ModuleType) -> None:
+    for light in ("fail", "undecided"):
+        said = installer.held({"light": light, "light_result_id": "s-00000007"})
+        assert "s-00000007" in said
+        assert "vqi control ack" in said
+    for status in ({"light": "idle", "light_result_id": ""}, {}):
+        assert installer.held(status) == ""
+
+
 def self_test_rows(**is_ok: bool) -> str:
     names = ("configuration", "recipe", "model", "camera", "light", "journal")
     parts = {**dict.fromkeys(names, True), **is_ok}

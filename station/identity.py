@@ -42,6 +42,7 @@ class Reading:
     """A serial that was read, or given."""
 
     serial: str
+    """Empty: a label was read that nobody can tell; what is read beside it is doubtful."""
     source: Identity
     at_ns: int
 
@@ -254,12 +255,17 @@ class IdentityRegister:
         inside = [one for one in self._waiting if self._is_in(one, window)]
         if not self._has_encoder and inside:
             inside = list(self._waiting)
-        readings = [*window.given, *(one.reading for one in inside)]
+        told = [one for one in inside if one.reading.serial]
+        readings = [*window.given, *(one.reading for one in told)]
         serials = tuple(dict.fromkeys(reading.serial for reading in readings))
         if not serials:
             return Association(Identity.NONE)
-        is_doubtful = len(serials) > 1 or any(
-            one.is_doubted or self._may_be_of_another(one, window) for one in inside
+        # A person who says it may do so because the scanner could not read it.
+        is_unsure = len(told) < len(inside) and not window.given
+        is_doubtful = (
+            len(serials) > 1
+            or is_unsure
+            or any(one.is_doubted or self._may_be_of_another(one, window) for one in told)
         )
         for one in inside:
             one.is_named = True
@@ -293,6 +299,8 @@ class IdentityRegister:
                 waiting.is_doubted = True
 
     def _give_up(self, waiting: _Waiting, why: str) -> None:
+        if not waiting.reading.serial:
+            return
         beside = next(
             (one for one in reversed(self._windows.values()) if self._is_in(waiting, one)), None
         )

@@ -53,6 +53,8 @@ class Judgement:
     """Every verdict given by now, by the station or a person."""
     agreeing: tuple[Row, ...] = ()
     """The last reviews, as far back as all of them say PASS."""
+    four_eyes: frozenset[Verdict] = frozenset()
+    """Every verdict that the recipe asked four eyes for at one of the reviews."""
 
 
 def effective_verdict(rows: Sequence[Row]) -> Judgement:
@@ -71,16 +73,22 @@ def effective_verdict(rows: Sequence[Row]) -> Judgement:
 
 def _after(before: Judgement, review: Row) -> Judgement:
     verdict = Verdict(review["verdict"])
+    agreeing = (*before.agreeing, review) if verdict is Verdict.PASS else ()
+    # A recipe that stops asking frees no plate whose review is under way.
+    four_eyes = before.four_eyes.union(map(Verdict, review.get("four_eyes", ())))
     ever = before.ever | {verdict}
-    if verdict is not Verdict.PASS:
-        return Judgement(verdict, review, (review["reviewer"],), ever=ever)
-    agreeing = (*before.agreeing, review)
-    if not ever.intersection(review.get("four_eyes", ())):
-        return Judgement(verdict, review, (review["reviewer"],), ever=ever, agreeing=agreeing)
+    heard = replace(before, ever=ever, agreeing=agreeing, four_eyes=four_eyes)
+    if not agreeing or not ever & four_eyes:
+        return _held(heard, review, (review["reviewer"],))
     people = {person(row["reviewer"]): row["reviewer"] for row in agreeing}
     if len(people) < 2:
-        return replace(before, pending=review, ever=ever, agreeing=agreeing)
-    return Judgement(verdict, review, tuple(people.values()), ever=ever, agreeing=agreeing)
+        return replace(heard, pending=review)
+    return _held(heard, review, tuple(people.values()))
+
+
+def _held(heard: Judgement, review: Row, reviewers: tuple[str, ...]) -> Judgement:
+    verdict = Verdict(review["verdict"])
+    return replace(heard, verdict=verdict, review=review, reviewers=reviewers, pending=None)
 
 
 def person(name: str) -> str:

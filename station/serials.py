@@ -71,6 +71,7 @@ class Serials:
         if scan.fault:
             shown = escaped(scan.data.decode("latin-1"))
             self._refuse(Refused(scan.fault, shown), Identity.SCANNER, scan.at_ns)
+            self._register.read(Reading("", Identity.SCANNER, scan.at_ns))
         else:
             self.said(scan.data, Identity.SCANNER, scan.at_ns)
 

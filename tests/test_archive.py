@@ -245,6 +245,53 @@ def test_what_was_changed_is_named(
     assert (status, said in told) == (1, True), told
 
 
+def copied(log: Path, to: Path) -> Path:
+    """An archive whose files may be changed: those of the one that was made are the log's."""
+    archive(log, to.with_name("made"))
+    return Path(shutil.copytree(to.with_name("made"), to))
+
+
+def a_checkpoint_of_elsewhere(log: Path, folder: Path, size: int) -> Json:
+    """One that the station's key signed, of another log with this many rows."""
+    with Store(folder) as store:
+        for number in range(1, size):
+            if store.head()[0] >= size:
+                break
+            store.append([result(number, Verdict.PASS)])
+    with Reader(folder) as reader:
+        body = make_checkpoint(reader, "s", day(3), load_key(log / "key.pem"))
+    assert body.size == size
+    return {"kind": "checkpoint", "body": json.dumps(body.as_json())}
+
+
+@pytest.mark.parametrize("size", [28, 40])
+def test_a_signature_of_rows_that_are_not_here_proves_nothing(
+    log: Path, tmp_path: Path, size: int
+) -> None:
+    folder = copied(log, tmp_path / "archive")
+    rows = rows_of(folder)
+    rows[-1] = a_checkpoint_of_elsewhere(log, tmp_path / "other", size)
+    chained_anew(folder, rows)
+    status, said = check(folder, "--key", str(log / PUBLIC_KEY))
+    assert status == 1
+    assert f"row 28: the checkpoint is of {size} rows, and has 27 before it" in said
+    assert "nothing here is signed with this key" in said
+
+
+def test_a_signature_of_before_the_period_proves_nothing_of_it(log: Path, tmp_path: Path) -> None:
+    folder = copied(log, tmp_path / "archive")
+    rows = rows_of(folder)
+    chained_anew(folder, rows)
+    with gzip.open(folder / "rows.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows[27:])
+    manifest = json.loads((folder / "manifest.json").read_text())
+    shutil.rmtree(folder / IMAGES)
+    manifest["before"] = {"seq": 27, "chain_sha256": rows[26]["chain_sha256"]}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    status, said = check(folder, "--key", str(log / PUBLIC_KEY))
+    assert (status, "nothing here is signed with this key" in said) == (1, True), said
+
+
 def test_another_key_proves_nothing(log: Path, tmp_path: Path) -> None:
     archive(log, tmp_path / "made")
     make_key(tmp_path / "key.pem", tmp_path / "other.pub")

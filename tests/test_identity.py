@@ -274,6 +274,23 @@ def test_a_person_and_the_scanner_must_agree() -> None:
         assert world.found[0].part_id == part_id
 
 
+def test_a_serial_beside_a_label_that_was_not_read_whole_is_doubtful() -> None:
+    plates = [Plate(0, 6000, [(300, "A"), (700, "")]), Plate(1, 12_000, [(700, "B")])]
+    world = World(plates, lag=2)
+    world.run(steady(20_000))
+    assert world.found[0] == Association(Identity.AMBIGUOUS, None, ("A",))
+    assert world.found[1].part_id == "B"
+    assert world.unclaimed == []
+
+
+def test_what_a_person_says_stands_where_the_scanner_could_not_read() -> None:
+    world = World([Plate(0, 6000, [(700, "")]), Plate(1, 12_000, [(700, "")])], lag=2)
+    world.register.give(Reading("A", Identity.COMMAND, 0))
+    world.run(steady(20_000))
+    assert world.found[0] == Association(Identity.COMMAND, "A")
+    assert world.found[1] == Association(Identity.NONE)
+
+
 def test_without_an_encoder_a_stop_is_not_seen_and_nobody_gets_anothers() -> None:
     """The belt halts for just the time in which one plate follows the other."""
     period = 3000

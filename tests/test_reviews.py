@@ -4,6 +4,7 @@ where four eyes are asked."""
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import signal
 import sqlite3
@@ -128,6 +129,41 @@ def test_any_sequence_of_reviews_comes_to_one_verdict(
         while agreeing < len(said) and said[-1 - agreeing][1] is PASS:
             agreeing += 1
         assert len({who.strip().casefold() for who, _ in said[len(said) - agreeing :]}) == 2
+
+
+def test_a_rule_that_the_recipe_drops_still_holds_for_who_it_met() -> None:
+    lying = rows(FAIL, ("ada", PASS), ("ada", PASS))
+    lying[1]["four_eyes"] = [FAIL]
+    assert effective_verdict(lying).verdict is FAIL
+    lying.append({**lying[2], "seq": 4, "reviewer": "bob", "supersedes": 3})
+    assert effective_verdict(lying).reviewers == ("ada", "bob")
+
+
+ASKED = st.lists(
+    st.tuples(
+        st.sampled_from(["ada", "bob"]),
+        st.sampled_from(Verdict),
+        st.sets(st.sampled_from([FAIL, UNDECIDED])),
+    ),
+    min_size=1,
+)
+
+
+@given(own=st.sampled_from(Verdict), said=ASKED)
+def test_no_change_of_the_recipe_lets_one_person_pass_what_asked_for_two(
+    own: Verdict, said: list[tuple[str, Verdict, set[Verdict]]]
+) -> None:
+    lying = rows(own, *((who, verdict) for who, verdict, _ in said))
+    for row, (_, _, asks) in zip(lying[1:], said, strict=True):
+        row["four_eyes"] = sorted(asks)
+    found = effective_verdict(lying)
+    if found.review is None or found.verdict is not PASS:
+        return
+    until = said[: found.review["seq"] - 1]
+    asked = {one for _, _, asks in until for one in asks}
+    if asked & {own, *(verdict for _, verdict, _ in until)}:
+        agreeing = list(itertools.takewhile(lambda one: one[1] is PASS, reversed(until)))
+        assert {who for who, _, _ in agreeing} == {"ada", "bob"} == set(found.reviewers)
 
 
 # --- what is written ----------------------------------------------------------------------------

@@ -182,8 +182,24 @@ def test_half_a_reading_is_none_and_does_not_begin_the_next(
     assert scanner.read(0.02) is None
     (broken,) = read_all(scanner, 1)
     assert (broken.data, bool(broken.fault)) == (b"LGP-00", True)
-    device.send(device.say("LGP-0003") + device.end)
-    assert read_all(scanner, 1)[0].data == b"LGP-0003"
+    device.send(device.end + device.say("LGP-0003") + device.end)
+    (whole,) = read_all(scanner, 1)
+    assert (whole.data, whole.fault) == (b"LGP-0003", "")
+
+
+def test_the_rest_of_a_reading_that_was_broken_off_is_none(
+    device: Device, scanner: Scanner
+) -> None:
+    device.send(device.say("LGP-00"))
+    assert scanner.read(0.02) is None
+    assert read_all(scanner, 1)[0].fault
+    device.send(device.say("01"))
+    assert scanner.read(0.02) is None
+    assert read_all(scanner, 1)[0].fault
+    device.send(device.say("23") + device.end + device.say("LGP-0003") + device.end)
+    rest, whole = read_all(scanner, 2)
+    assert (rest.data, rest.fault) == (b"23", "its beginning was broken off")
+    assert (whole.data, whole.fault) == (b"LGP-0003", "")
 
 
 def test_a_reading_without_end_is_bounded_and_broken(device: Device, scanner: Scanner) -> None:
@@ -261,6 +277,19 @@ def test_keys_that_are_doubtful_make_no_reading(tmp_path: Path, trouble: bytes) 
     assert broken.fault
     assert whole.data == b"EF"
     assert not whole.fault
+    device.unplug()
+
+
+def test_what_follows_keys_that_were_lost_is_none_even_after_a_halt(tmp_path: Path) -> None:
+    device = Keyboard(tmp_path)
+    device.plug_in()
+    with open_scanner(device.settings) as scanner:
+        device.send(typed("LGP-") + EVENT.pack(0, 0, EV_SYN, SYN_DROPPED, 0))
+        assert read_all(scanner, 1)[0].fault
+        device.send(typed("0123") + Keyboard.end + typed("EF") + Keyboard.end)
+        rest, whole = read_all(scanner, 2)
+    assert (rest.data, bool(rest.fault)) == (b"0123", True)
+    assert (whole.data, whole.fault) == (b"EF", "")
     device.unplug()
 
 

@@ -19,6 +19,9 @@ QUIET_S = 0.05
 """A device that has said nothing for so long is at the beginning of a reading."""
 PAUSE_S = 0.25
 """A reading that halts for so long was broken off."""
+BROKEN_OFF = "it was broken off"
+IS_REST = "its beginning was broken off"
+"""What follows one that was broken off, up to the next end: it may be the other half of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class Scan:
     data: bytes
     """Without what ends it; a byte that the device cannot mean as text is 0xFF."""
     at_ns: int
-    """CLOCK_MONOTONIC when its end was read."""
+    """CLOCK_MONOTONIC when its end was read; of one broken off, the last that there is of it."""
     fault: str = ""
     """Why this is no reading; empty if it is one."""
 

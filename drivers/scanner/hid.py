@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Final
 
 from drivers.errors import DeviceBusy, DeviceError, DeviceLost, DeviceNotFound, DeviceRefused
-from drivers.scanner import MAX_READING_BYTES, PAUSE_S, QUIET_S, Scan, Scanner
+from drivers.scanner import (
+    BROKEN_OFF,
+    IS_REST,
+    MAX_READING_BYTES,
+    PAUSE_S,
+    QUIET_S,
+    Scan,
+    Scanner,
+)
 from drivers.scanner.settings import HidScannerSettings
 
 EVENT: Final = struct.Struct("llHHi")
@@ -51,13 +59,15 @@ class KeyReader:
         self._text = bytearray()
         self._held: set[int] = set()
         self._fault = ""
+        self._is_rest = False
         self._heard_ns = 0
         self._scans: deque[Scan] = deque()
 
     def feed(self, data: bytes, now_ns: int) -> None:
         """Whole events; none where the device was silent until now."""
         if (self._text or self._fault) and (now_ns - self._heard_ns) / 1e9 > PAUSE_S:
-            self._end(now_ns, "it was broken off")
+            self._end(self._heard_ns, BROKEN_OFF)
+            self._is_rest = True
         for _, _, kind, code, value in EVENT.iter_unpack(data):
             if kind == EV_SYN and code == SYN_DROPPED:
                 self._fault, self._held = "the system lost keys of it", set()
@@ -74,7 +84,7 @@ class KeyReader:
         elif value == REPEATED:
             self._fault = "a key repeats"
         elif value == PRESSED and code in ENTERS:
-            self._end(now_ns, self._fault)
+            self._end(now_ns, self._fault or (IS_REST if self._is_rest and self._text else ""))
         elif value == PRESSED:
             self._type(code)
 
@@ -87,11 +97,11 @@ class KeyReader:
         else:
             self._text += pair[bool(self._held)].encode()
 
-    def _end(self, now_ns: int, fault: str) -> None:
+    def _end(self, at_ns: int, fault: str) -> None:
         if self._text or fault:
-            self._scans.append(Scan(bytes(self._text), now_ns, fault))
+            self._scans.append(Scan(bytes(self._text), at_ns, fault))
         self._text.clear()
-        self._fault = ""
+        self._fault, self._is_rest = "", False
 
 
 class HidScanner(Scanner):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from drivers.scanner import MAX_READING_BYTES, PAUSE_S, Scan
+from drivers.scanner import BROKEN_OFF, IS_REST, MAX_READING_BYTES, PAUSE_S, Scan
 
 _ENDS = b"\r\n"
 
@@ -15,16 +15,17 @@ class LineAssembler:
     def __init__(self) -> None:
         self._line = bytearray()
         self._heard_ns = 0
-        self._is_too_long = False
+        self._is_too_long = self._is_rest = False
         self._scans: deque[Scan] = deque()
 
     def feed(self, data: bytes, now_ns: int) -> None:
         """Bytes that have come, none where the device was silent until now."""
         if self._line and (now_ns - self._heard_ns) / 1e9 > PAUSE_S:
-            self._end(now_ns, "it was broken off")
+            self._end(self._heard_ns, BROKEN_OFF)
+            self._is_rest = True
         for byte in data:
             if byte in _ENDS:
-                self._end(now_ns, "it has no end" if self._is_too_long else "")
+                self._end(now_ns, self._fault())
             elif len(self._line) < MAX_READING_BYTES:
                 self._line.append(byte)
             else:
@@ -35,8 +36,13 @@ class LineAssembler:
         """The oldest line that nobody took."""
         return self._scans.popleft() if self._scans else None
 
-    def _end(self, now_ns: int, fault: str) -> None:
+    def _fault(self) -> str:
+        if self._is_too_long:
+            return "it has no end"
+        return IS_REST if self._is_rest else ""
+
+    def _end(self, at_ns: int, fault: str) -> None:
         if self._line:
-            self._scans.append(Scan(bytes(self._line), now_ns, fault))
+            self._scans.append(Scan(bytes(self._line), at_ns, fault))
         self._line.clear()
-        self._is_too_long = False
+        self._is_too_long = self._is_rest = False

@@ -37,11 +37,18 @@ _COLUMNS = {
     "model": "model_id = :model",
 }
 """Of the table `plate`, which is made of the rows."""
+_IN_CONTEXT = """coalesce(body ->> '$.{0}', (
+    SELECT told.body ->> '$.constants.{0}' FROM row AS told WHERE told.seq = row.body ->> '$.context'
+))"""
 _IN_BODY = {
-    name: sql if sql.startswith("written_at") else "body ->> '$.{}' {} {}".format(*sql.split())
-    for name, sql in _COLUMNS.items()
+    **_COLUMNS,
+    "lot": "body ->> '$.lot' = :lot",
+    "shift": f"{_IN_CONTEXT.format('shift')} = :shift",
+    "recipe": f"{_IN_CONTEXT.format('recipe_id')} = :recipe",
+    "model": f"{_IN_CONTEXT.format('model_id')} = :model",
 }
-"""Of the rows themselves, for a log that an older program wrote."""
+"""Of the rows themselves, for a log that an older program wrote, or wrote to: `plate` does not know
+its rows yet. A row may leave what stays the same to its context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,27 +106,33 @@ class Source:
 
     def count(self, chosen: Chosen, last: int) -> int:
         """How many results `results` gives."""
-        where = self._where(chosen)
+        where = self._where(chosen, last)
         found = self._log.execute(f"SELECT count(*) {where}", {**chosen.given(), "last": last})
         return int(found.fetchone()[0])
 
     def results(self, chosen: Chosen, last: int, first: int = 1) -> Iterator[Json]:
         """Results from row `first` to row `last`, oldest first, with `seq`, hashes and what their
         reviews by then come to."""
-        query = f"SELECT seq {self._where(chosen)} AND seq >= :first ORDER BY seq"
+        query = f"SELECT seq {self._where(chosen, last)} AND seq >= :first ORDER BY seq"
         found = self._log.execute(query, {**chosen.given(), "last": last, "first": first})
         # Eight bytes a row, so that no transaction stays open while somebody writes a file (I8).
         numbers = array("q", (row[0] for row in found))
         for start in range(0, len(numbers), PAGE_ROWS):
             yield from self._page(numbers[start : start + PAGE_ROWS].tolist(), last)
 
-    def _where(self, chosen: Chosen) -> str:
-        query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'plate'"
-        is_derived = self._log.execute(query).fetchone() is not None
+    def _where(self, chosen: Chosen, last: int) -> str:
+        is_derived = self._is_derived(last)
         known = _COLUMNS if is_derived else _IN_BODY
         conditions = [known[name] for name in chosen.given()]
         begin = "FROM plate WHERE true" if is_derived else "FROM row WHERE kind = 'result'"
         return " AND ".join([begin, *conditions, "seq <= :last"])
+
+    def _is_derived(self, last: int) -> bool:
+        """Whether the table `plate` is there and knows every row to `last`."""
+        query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'plate'"
+        if self._log.execute(query).fetchone() is None:
+            return False
+        return int(self._log.execute("SELECT seq FROM derived").fetchone()[0]) >= last
 
     def _page(self, numbers: list[int], last: int) -> Iterator[Json]:
         rows = self._log.execute(_RESULTS, {"numbers": json.dumps(numbers)}).fetchall()

@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -226,15 +226,30 @@ def test_a_full_disk_leaves_the_export_before_as_it_was(
     assert {path.name for path in small_disk.iterdir()} == names
 
 
-def test_a_log_of_an_older_program_is_asked_by_its_rows(log: Path, tmp_path: Path) -> None:
+def _without_tables(raw: sqlite3.Connection) -> None:
+    for view in ("results", "defects", "hours"):
+        raw.execute(f"DROP VIEW {view}")
+    raw.execute("DROP TABLE plate")
+
+
+def _with_tables_behind(raw: sqlite3.Connection) -> None:
+    """As after an older program has written to this program's log."""
+    raw.execute("UPDATE derived SET seq = 3")
+    raw.execute("DELETE FROM plate WHERE seq > 3")
+
+
+@pytest.mark.parametrize("make_old", [_without_tables, _with_tables_behind])
+def test_a_log_of_an_older_program_is_asked_by_its_rows(
+    log: Path, tmp_path: Path, make_old: Callable[[sqlite3.Connection], None]
+) -> None:
     old = shutil.copytree(log, tmp_path / "old")
     with contextlib.closing(sqlite3.connect(old / DATABASE)) as raw:
-        for view in ("results", "defects", "hours"):
-            raw.execute(f"DROP VIEW {view}")
-        raw.execute("DROP TABLE plate")
+        make_old(raw)
         raw.commit()
     for chosen in (
         Chosen(),
+        Chosen(recipe="r", model="m"),
+        Chosen(recipe="r", verdict="PASS"),
         Chosen(serial=STORABLE[3]),
         Chosen(lot=STORABLE[3], recipe="r", model="m"),
         Chosen(since="2026-07-01", until="2026-07-02", verdict="FAIL"),

@@ -351,6 +351,7 @@ def office(path: Path, to: Path, sheet: int = 1) -> list[list[str]]:
         return list(csv.reader(file))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("format_", ["csv", "xlsx"])
 def test_libreoffice_shows_what_was_exported_and_runs_nothing(
     log: Path, tmp_path: Path, format_: str

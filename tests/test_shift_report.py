@@ -215,6 +215,7 @@ def test_no_page_is_made_while_the_tables_lack_rows(log: Path, tmp_path: Path) -
     assert list((tmp_path / "reports").glob("report-*.html"))
 
 
+@pytest.mark.long
 def test_it_prints_to_a4(log: Path, tmp_path: Path) -> None:
     browser = shutil.which("chromium")
     if browser is None:

@@ -38,7 +38,8 @@ _COLUMNS = {
 }
 """Of the table `plate`, which is made of the rows."""
 _IN_CONTEXT = """coalesce(body ->> '$.{0}', (
-    SELECT told.body ->> '$.constants.{0}' FROM row AS told WHERE told.seq = row.body ->> '$.context'
+    SELECT told.body ->> '$.constants.{0}' FROM row AS told
+    WHERE told.seq = row.body ->> '$.context'
 ))"""
 _IN_BODY = {
     **_COLUMNS,

@@ -13,7 +13,12 @@ from typing import Any, Literal
 from station.opc_names import EVALUATIONS
 from station.qms import Json
 
+ASK_FOR_LESS = "ask for less with --since, --until or --verdict, or take --format parquet"
 Type = Literal["text", "integer", "real", "yes", "time"]
+
+
+class ExportError(Exception):
+    """Nothing was exported; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

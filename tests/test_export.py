@@ -26,16 +26,15 @@ from test_qms import change, result
 
 from station.export import (
     FORMATS,
-    ExportError,
     Wish,
     check_export,
     export_to,
     manifest_path,
 )
-from station.export_rows import COLUMNS, for_spreadsheet, visible
+from station.export_rows import COLUMNS, ExportError, for_spreadsheet, visible
 from station.export_source import Chosen, Source
 from station.images import ImageFolder
-from station.qms import DATABASE, IMAGES, Store
+from station.qms import DATABASE, IMAGES, Store, StoreError
 from station.record import ResultBody, ReviewBody, Verdict, result_id
 
 Json = dict[str, Any]
@@ -208,6 +207,51 @@ def test_a_sheet_that_cannot_hold_it_is_refused_before_it_is_written(
     with pytest.raises(ExportError, match=r"results, a sheet holds 9: ask for less with --since"):
         exported(log, tmp_path, "xlsx")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_more_defects_than_a_sheet_holds_are_refused_too(
+    log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suspect = Chosen(verdict="UNDECIDED")
+    with Source(log / DATABASE) as source:
+        count = source.count(suspect, source.head().seq)
+    monkeypatch.setattr("station.export_xlsx.MOST_ROWS", count + 1)
+    with pytest.raises(ExportError, match=rf"sheet defects holds {count} rows at most: ask for "):
+        exported(log, tmp_path, "xlsx", suspect)
+    assert list(tmp_path.iterdir()) == []
+
+
+_QUESTIONS: dict[str, Callable[[Source], object]] = {
+    "head": lambda source: source.head(),
+    "chain_at": lambda source: source.chain_at(9),
+    "count": lambda source: source.count(Chosen(), 9),
+    "results": lambda source: list(source.results(Chosen(), 9)),
+    "body_of": lambda source: source.body_of(9),
+    "rows": lambda source: list(source.rows(1, 9)),
+    "one": lambda source: source.one("SELECT * FROM row", ()),
+    "all": lambda source: source.all("SELECT * FROM row", {}),
+}
+
+
+@pytest.mark.parametrize("name", _QUESTIONS)
+def test_a_log_that_cannot_be_read_is_named(log: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / DATABASE
+    shutil.copy(log / DATABASE, path)
+    with path.open("r+b") as file:
+        file.seek(16384)
+        file.write(bytes(path.stat().st_size - 16384))
+    with Source(path) as source, pytest.raises(StoreError, match=rf"{path}: .*malformed"):
+        _QUESTIONS[name](source)
+
+
+def test_a_page_that_cannot_be_read_is_not_laid_to_the_export(log: Path, tmp_path: Path) -> None:
+    path = exported(log, tmp_path, "csv")
+    copy = shutil.copytree(log, tmp_path / "log") / DATABASE
+    with contextlib.closing(sqlite3.connect(copy)) as raw:
+        raw.execute("ALTER TABLE plate RENAME COLUMN seq TO other")
+    assert findings(tmp_path / "log", path) == [
+        f"{copy}: no such column: seq; see `vqi log verify`"
+    ]
 
 
 @pytest.mark.parametrize("format_", FORMATS)

@@ -20,19 +20,15 @@ from types import ModuleType
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-from station.export_rows import Context
+from station.export_rows import ASK_FOR_LESS, Context, ExportError
 from station.export_source import Chosen, Head, Source
-from station.qms import Json
+from station.qms import Json, StoreError
 from station.release import program_version
 
 FORMATS = ("csv", "jsonl", "parquet", "xlsx")
 STREAMED = ("csv", "jsonl")
 MANIFEST = ".manifest.json"
 _MOST_FINDINGS = 20
-
-
-class ExportError(Exception):
-    """Nothing was exported; the message says why and what to do."""
 
 
 @dataclass(slots=True)
@@ -68,7 +64,7 @@ class Part(NamedTuple):
 
 
 def export_to(source: Source, wish: Wish, path: Path) -> Json:
-    """Write the file and its manifest; the manifest. Raises `ExportError`."""
+    """Write the file and its manifest; the manifest. Raises `ExportError`, `StoreError`."""
     head, told = source.head(), Told()
     _see_that_it_fits(source, wish, head)
     context = Context(wish.zone, wish.images, tuple(_about(wish, head).items()))
@@ -120,10 +116,7 @@ def _see_that_it_fits(source: Source, wish: Wish, head: Head) -> None:
     most = int(_format("xlsx").MOST_ROWS) - 1
     count = source.count(wish.chosen, head.seq)
     if count > most:
-        raise ExportError(
-            f"{count:,} results, a sheet holds {most:,}: ask for less with --since, --until or "
-            "--verdict, or take --format parquet"
-        )
+        raise ExportError(f"{count:,} results, a sheet holds {most:,}: {ASK_FOR_LESS}")
 
 
 def _counted(rows: Iterable[Json], told: Told) -> Iterator[Json]:
@@ -205,13 +198,16 @@ def check_export(source: Source, path: Path) -> list[str]:
         return [f"{error.filename}: {error.strerror}"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         return [f"{manifest_path(path)}: this is no manifest of an export: {error!r}"]
-    if said := _other_log(source, head):
-        return [f"{path.name}: {said}"]
     found = _Findings()
     if sha256 != manifest["sha256"]:
         found.add(f"{path.name}: is not the file that was exported; its sha256 is {sha256}")
-    for part in parts:
-        _compare(source, wish, head, path, part, found)
+    try:
+        if said := _other_log(source, head):
+            return [f"{path.name}: {said}"]
+        for part in parts:
+            _compare(source, wish, head, path, part, found)
+    except StoreError as error:
+        found.add(str(error))
     return found.texts
 
 
@@ -252,6 +248,8 @@ def _compare(
             _compare_row(f"{path.name}, {part.name} row {number}", told, said, found)
             if found.is_full:
                 return
+    except StoreError:
+        raise
     except Exception as error:  # noqa: BLE001  a spoiled file makes its library raise anything
         found.add(f"{path.name}: cannot be read as {wish.format}: {str(error)[:200]}")
 

@@ -31,7 +31,8 @@ def write(rows: Iterable[Json], path: Path, context: Context) -> None:
 
 
 def write_to(stream: TextIO, rows: Iterable[Json], context: Context) -> None:
-    table = csv.DictWriter(stream, _NAMES)
+    # What stands bare is split by a program that takes `;` or a tab for the separator.
+    table = csv.DictWriter(stream, _NAMES, quoting=csv.QUOTE_ALL)
     table.writeheader()
     for row in rows:
         table.writerow(says(row, context)[0])

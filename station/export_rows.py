@@ -13,7 +13,12 @@ from typing import Any, Literal
 from station.opc_names import EVALUATIONS
 from station.qms import Json
 
+ASK_FOR_LESS = "ask for less with --since, --until or --verdict, or take --format parquet"
 Type = Literal["text", "integer", "real", "yes", "time"]
+
+
+class ExportError(Exception):
+    """Nothing was exported; the message says why and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +176,8 @@ _LOOKS_LIKE_A_NUMBER = re.compile(
     | (\d{1,4}\W?)?(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\W?\d{0,4}""",
     re.IGNORECASE | re.VERBOSE,
 )
+_PART = re.compile(r"(?<=[;\t\n])[^;\t\n]+")
+"""A comma is safe: every value is quoted."""
 _PLAIN_NUMBER = re.compile(r"0|[1-9]\d{0,14}")
 
 
@@ -182,22 +189,31 @@ def visible(text: str) -> str:
 
 
 def for_spreadsheet(text: str) -> str:
-    """`visible`, and with a quote before it where a spreadsheet would run it or change it.
+    """`visible`, and with quotes where a spreadsheet would run it or change it.
 
     What would lose zeros or digits, or become a date, is kept as text: a serial.
     """
     shown = visible(text)
-    is_changed = _LOOKS_LIKE_A_NUMBER.fullmatch(shown) and not _PLAIN_NUMBER.fullmatch(shown)
-    return f"'{shown}" if is_changed else without_formula(text)
+    if _LOOKS_LIKE_A_NUMBER.fullmatch(shown) and not _PLAIN_NUMBER.fullmatch(shown):
+        return f"'{_PART.sub(_kept, shown)}"
+    return without_formula(text)
 
 
 def without_formula(text: str) -> str:
-    """`visible`, and with a quote before it where a spreadsheet would run it: a formula is looked
-    for behind blanks and quotes, and in its full-width forms (OWASP, CSV injection). A quote that
-    is there gets another one, so that the first one is never the text's own."""
-    shown = visible(text)
-    is_kept = shown.startswith("'") or _first_significant(shown) in _FORMULA_STARTS
-    return f"'{shown}" if is_kept else shown
+    """`visible`, and with a quote where a spreadsheet would run it: before it, and before each part
+    that is a cell where another separator is taken for the file's."""
+    shown = _PART.sub(_kept, visible(text))
+    return f"'{shown}" if _is_run(shown) else shown
+
+
+def _kept(part: re.Match[str]) -> str:
+    return f"'{part[0]}" if _is_run(part[0]) else part[0]
+
+
+def _is_run(shown: str) -> bool:
+    """Whether a formula begins behind blanks and quotes, also in full width (OWASP, CSV injection);
+    or a quote, so that the first one is never the text's own."""
+    return shown.startswith("'") or _first_significant(shown) in _FORMULA_STARTS
 
 
 def _is_hidden(one: str) -> bool:

@@ -18,6 +18,7 @@ from station.packing import Contexts
 from station.qms import EMPTY_CHAIN, Json, StoreError
 
 PAGE_ROWS = 500
+_Values = Json | tuple[Any, ...]
 _RESULTS = """
     SELECT seq, body, body_sha256, chain_sha256 FROM row
     WHERE seq IN (SELECT value FROM json_each(:numbers)) ORDER BY seq
@@ -37,11 +38,19 @@ _COLUMNS = {
     "model": "model_id = :model",
 }
 """Of the table `plate`, which is made of the rows."""
+_IN_CONTEXT = """coalesce(body ->> '$.{0}', (
+    SELECT told.body ->> '$.constants.{0}' FROM row AS told
+    WHERE told.seq = row.body ->> '$.context'
+))"""
 _IN_BODY = {
-    name: sql if sql.startswith("written_at") else "body ->> '$.{}' {} {}".format(*sql.split())
-    for name, sql in _COLUMNS.items()
+    **_COLUMNS,
+    "lot": "body ->> '$.lot' = :lot",
+    "shift": f"{_IN_CONTEXT.format('shift')} = :shift",
+    "recipe": f"{_IN_CONTEXT.format('recipe_id')} = :recipe",
+    "model": f"{_IN_CONTEXT.format('model_id')} = :model",
 }
-"""Of the rows themselves, for a log that an older program wrote."""
+"""Of the rows themselves, for a log that an older program wrote, or wrote to: `plate` does not know
+its rows yet. A row may leave what stays the same to its context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +82,8 @@ class Head(NamedTuple):
 
 
 class Source:
-    """A connection of its own that cannot write. For one thread."""
+    """A connection of its own that cannot write. For one thread. Each question raises `StoreError`
+    if the log cannot be read."""
 
     def __init__(self, path: Path) -> None:
         """`path` is the database, as a `Reader` names it. Raises `StoreError`."""
@@ -87,42 +97,48 @@ class Source:
 
     def head(self) -> Head:
         """The newest row."""
-        found = self._log.execute("SELECT seq, chain_sha256 FROM row ORDER BY seq DESC LIMIT 1")
-        return Head(*(found.fetchone() or (0, EMPTY_CHAIN)))
+        found = self.one("SELECT seq, chain_sha256 FROM row ORDER BY seq DESC LIMIT 1")
+        return Head(*(found or (0, EMPTY_CHAIN)))
 
     def chain_at(self, seq: int) -> str | None:
         """Chain value of a row; None if there is no such row."""
         if seq == 0:
             return EMPTY_CHAIN
-        found = self._log.execute("SELECT chain_sha256 FROM row WHERE seq = ?", (seq,)).fetchone()
+        found = self.one("SELECT chain_sha256 FROM row WHERE seq = ?", (seq,))
         return None if found is None else str(found[0])
 
     def count(self, chosen: Chosen, last: int) -> int:
         """How many results `results` gives."""
-        where = self._where(chosen)
-        found = self._log.execute(f"SELECT count(*) {where}", {**chosen.given(), "last": last})
-        return int(found.fetchone()[0])
+        where = self._where(chosen, last)
+        found = self.one(f"SELECT count(*) {where}", {**chosen.given(), "last": last})
+        return int(found[0])
 
     def results(self, chosen: Chosen, last: int, first: int = 1) -> Iterator[Json]:
         """Results from row `first` to row `last`, oldest first, with `seq`, hashes and what their
         reviews by then come to."""
-        query = f"SELECT seq {self._where(chosen)} AND seq >= :first ORDER BY seq"
-        found = self._log.execute(query, {**chosen.given(), "last": last, "first": first})
+        query = f"SELECT seq {self._where(chosen, last)} AND seq >= :first ORDER BY seq"
+        found = self._each(query, {**chosen.given(), "last": last, "first": first})
         # Eight bytes a row, so that no transaction stays open while somebody writes a file (I8).
         numbers = array("q", (row[0] for row in found))
         for start in range(0, len(numbers), PAGE_ROWS):
             yield from self._page(numbers[start : start + PAGE_ROWS].tolist(), last)
 
-    def _where(self, chosen: Chosen) -> str:
-        query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'plate'"
-        is_derived = self._log.execute(query).fetchone() is not None
+    def _where(self, chosen: Chosen, last: int) -> str:
+        is_derived = self._is_derived(last)
         known = _COLUMNS if is_derived else _IN_BODY
         conditions = [known[name] for name in chosen.given()]
         begin = "FROM plate WHERE true" if is_derived else "FROM row WHERE kind = 'result'"
         return " AND ".join([begin, *conditions, "seq <= :last"])
 
+    def _is_derived(self, last: int) -> bool:
+        """Whether the table `plate` is there and knows every row to `last`."""
+        query = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'plate'"
+        if self.one(query) is None:
+            return False
+        return int(self.one("SELECT seq FROM derived")[0]) >= last
+
     def _page(self, numbers: list[int], last: int) -> Iterator[Json]:
-        rows = self._log.execute(_RESULTS, {"numbers": json.dumps(numbers)}).fetchall()
+        rows = self.all(_RESULTS, {"numbers": json.dumps(numbers)})
         bodies = [self._whole(row[1]) for row in rows]
         reviews = self._reviews([body["result_id"] for body in bodies], last)
         for (seq, _, body_sha256, chain_sha256), body in zip(rows, bodies, strict=True):
@@ -142,12 +158,12 @@ class Source:
 
     def body_of(self, seq: int) -> str | None:
         """Text of a row; None if there is no such row."""
-        found = self._log.execute("SELECT body FROM row WHERE seq = ?", (seq,)).fetchone()
+        found = self.one("SELECT body FROM row WHERE seq = ?", (seq,))
         return None if found is None else str(found[0])
 
     def _reviews(self, ids: list[str], last: int) -> dict[str, list[Json]]:
         found: dict[str, list[Json]] = {}
-        for seq, text in self._log.execute(_REVIEWS, {"ids": json.dumps(ids), "last": last}):
+        for seq, text in self._each(_REVIEWS, {"ids": json.dumps(ids), "last": last}):
             body = json.loads(text)
             found.setdefault(body["result_id"], []).append({"seq": seq, **body})
         return found
@@ -158,17 +174,23 @@ class Source:
             "SELECT seq, kind, body, body_sha256, chain_sha256 FROM row "
             "WHERE seq >= ? AND seq <= ? ORDER BY seq LIMIT ?"
         )
-        while page := self._log.execute(query, (first, last, PAGE_ROWS)).fetchall():
+        while page := self.all(query, (first, last, PAGE_ROWS)):
             yield from page
             first = page[-1][0] + 1
 
-    def one(self, query: str, values: Json | tuple[Any, ...]) -> Any:
+    def one(self, query: str, values: _Values = ()) -> Any:
         """The first row that a question finds; None if there is none."""
-        return self._log.execute(query, values).fetchone()
+        return next(self._each(query, values), None)
 
-    def all(self, query: str, values: Json) -> list[Any]:
+    def all(self, query: str, values: _Values) -> list[Any]:
         """What a question with a small answer finds."""
-        return self._log.execute(query, values).fetchall()
+        return list(self._each(query, values))
+
+    def _each(self, query: str, values: _Values) -> Iterator[Any]:
+        try:
+            yield from self._log.execute(query, values)
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.path}: {error}; see `vqi log verify`") from error
 
     def close(self) -> None:
         self._log.close()

@@ -21,10 +21,12 @@ from openpyxl.utils import get_column_letter
 from openpyxl.writer.excel import ExcelWriter
 
 from station.export_rows import (
+    ASK_FOR_LESS,
     COLUMNS,
     DEFECT_COLUMNS,
     Column,
     Context,
+    ExportError,
     flat,
     flat_defects,
     for_spreadsheet,
@@ -45,10 +47,6 @@ _PICTURE = Column("picture")
 _OFFSET = Column("utc_offset", width=10)
 
 
-class TooManyRows(Exception):
-    """A sheet cannot hold them; the message says so."""
-
-
 def _with_offset_columns(columns: Sequence[Column]) -> list[Column]:
     """With the picture in front, and the offset right of the first time."""
     place = next(n for n, column in enumerate(columns) if column.type == "time") + 1
@@ -59,7 +57,7 @@ _RESULTS = _with_offset_columns(COLUMNS)
 
 
 def write(rows: Iterable[Json], path: Path, context: Context) -> None:
-    """Raises `TooManyRows`."""
+    """Raises `ExportError` if a sheet cannot hold them."""
     book = Workbook(write_only=True)
     results = _Sheet(book, "results", _RESULTS)
     defects = _Sheet(book, "defects", DEFECT_COLUMNS)
@@ -107,7 +105,9 @@ class _Sheet:
     def add(self, values: Json, picture: Image | None = None) -> None:
         self._rows += 1
         if self._rows > MOST_ROWS:
-            raise TooManyRows(f"sheet {self._sheet.title} holds {MOST_ROWS - 1:,} rows at most")
+            raise ExportError(
+                f"sheet {self._sheet.title} holds {MOST_ROWS - 1:,} rows at most: {ASK_FOR_LESS}"
+            )
         if picture is not None:
             self._sheet.row_dimensions[self._rows].height = picture.height * 0.75 + 3
             self._sheet.add_image(picture, f"A{self._rows}")

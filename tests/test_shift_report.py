@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
 import shutil
+import sqlite3
 import subprocess
 from datetime import UTC, date, datetime, timedelta
 from html.parser import HTMLParser
@@ -26,8 +28,8 @@ from station.config import ShiftSettings
 from station.export_source import Source
 from station.images import ImageFolder
 from station.log_reader import Reader
-from station.qms import IMAGES, Store
-from station.record import AttentionBody, DowntimeBody, ReviewBody, Verdict, result_id
+from station.qms import DATABASE, IMAGES, Store
+from station.record import AttentionBody, DowntimeBody, ReviewBody, Verdict, result_id, rfc3339
 from station.shift_report import Span, due, report, spans
 from station.shifts import shift_of
 
@@ -191,6 +193,29 @@ def test_the_command_writes_one_page_a_shift(log: Path, tmp_path: Path) -> None:
         assert said in refused.stderr
 
 
+def test_no_page_is_made_while_the_tables_lack_rows(log: Path, tmp_path: Path) -> None:
+    """What is due is left to a later run; who names a shift is told."""
+    journal = shutil.copytree(log, tmp_path / "behind")
+    with Store(journal) as store:
+        store.append([result(30, written_at=rfc3339(datetime.now(UTC) - timedelta(days=2)))])
+    config = str(Rig(tmp_path, tables=_SHIFTS, journal_folder=journal).write())
+    out = ("--config", config, "--out", str(tmp_path / "reports"))
+    with contextlib.closing(sqlite3.connect(journal / DATABASE)) as raw:
+        [known] = raw.execute("SELECT seq FROM derived").fetchone()
+        raw.execute("UPDATE derived SET seq = seq - 1")
+        raw.commit()
+        for asked, code in (("--due", 0), ("--shift=2026-07-01 early", 1)):
+            done = CliRunner().invoke(app, ["report", asked, *out])
+            assert (done.exit_code, done.stdout) == (code, "")
+            assert "1 rows are not in the tables yet" in done.stderr
+            assert not (tmp_path / "reports").exists()
+        raw.execute("UPDATE derived SET seq = ?", (known,))
+        raw.commit()
+    assert CliRunner().invoke(app, ["report", "--due", *out]).exit_code == 0
+    assert list((tmp_path / "reports").glob("report-*.html"))
+
+
+@pytest.mark.long
 def test_it_prints_to_a4(log: Path, tmp_path: Path) -> None:
     browser = shutil.which("chromium")
     if browser is None:

@@ -493,6 +493,9 @@ def test_folders_elsewhere_and_low_ports_are_opened_for_the_unit_that_needs_them
     backup = drop_ins(**usual, retention={"backup": {"directory": "/mnt/backup"}})
     assert backup == {"journal": "[Service]\nReadWritePaths=-/mnt/backup\n"}
     assert set(drop_ins(journal={"directory": "/data/journal"})) == {"journal", "station"}
+    reports = drop_ins(journal={**usual["journal"], "reports": "/srv/reports"})
+    assert reports == {"report": "[Service]\nReadWritePaths=-/srv/reports\n"}
+    assert drop_ins(journal={**usual["journal"], "reports": "reports"}) == {}
     plant = drop_ins(**usual, plant={"images": "/mnt/plant"})
     assert plant == {"ship": "[Service]\nReadWritePaths=-/mnt/plant\n"}
     assert drop_ins(**usual, plant={"images": "s3://qms/line"}) == {}

@@ -12,7 +12,8 @@ import typer
 
 from station.cli.common import JsonOption, fail, load_or_exit, print_json
 from station.cli.log_options import Config, Journal, Serial, Since, Until, Wanted, open_log
-from station.export import FORMATS, STREAMED, ExportError, Wish, check_export, export_to, stream
+from station.export import FORMATS, STREAMED, Wish, check_export, export_to, stream
+from station.export_rows import ExportError
 from station.export_source import Chosen, Source
 from station.log_reader import Reader
 

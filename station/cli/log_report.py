@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -45,11 +46,22 @@ def report_(
     give_way()
     try:
         with Reader(configuration.journal.directory) as reader, Source(reader.path) as source:
+            if note := reader.lag_note:
+                _wait(note, is_due)
             for span in _wanted(configuration, source, folder, shift, since, until):
                 path = _write(reader, source, configuration.station.id, span, folder)
                 _say(path, span, is_json)
     except (StoreError, OSError) as error:
         fail(str(error))
+
+
+def _wait(note: str, is_due: bool) -> None:
+    """No page is made that lacks plates: what is due is made by a later run. Does not return."""
+    said = f"{note}; no report is made until then"
+    if not is_due:
+        fail(said)
+    print(f"vqi: {said}", file=sys.stderr)  # noqa: T201
+    raise typer.Exit
 
 
 def _wanted(

@@ -22,6 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from station.config import ConfigError, PlantSettings
 from station.derived import KINDS, Lines, add, lines_of
+from station.log_reader import by_result
 from station.packing import Contexts
 from station.plant_schema import BROKEN_CHAIN, DERIVED, UnfitDatabase, create, grant
 from station.qms import EMPTY_CHAIN, Json, first_changed
@@ -192,6 +193,18 @@ class Hub:
             (row.station_id, row.seq): contexts[row.station_id].whole(json.loads(row.body))
             for row in found.all()
         }
+
+    def reviews(
+        self, connection: Connection, station_id: str, first: int, last: int
+    ) -> dict[str, list[Json]]:
+        """The reviews among these rows of a station with their `seq`, by result and in order."""
+        query = text(
+            "SELECT seq, body FROM row WHERE station_id = :station AND kind = 'review' "
+            "AND seq BETWEEN :first AND :last ORDER BY seq"
+        )
+        values = {"station": station_id, "first": first, "last": last}
+        found = connection.execute(query, values)
+        return by_result((row.seq, json.loads(row.body)) for row in found)
 
     def deliver(self, batch: Batch) -> Head:
         """Store what is not there yet; the station's head then.

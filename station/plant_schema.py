@@ -137,7 +137,9 @@ REVOKE CREATE ON SCHEMA @schema@ FROM PUBLIC;
 """It runs with the owner's rights: a shipper's temporary table named as one of ours, or a function
 of its own, must not be found before them. Replaces what step 2 once made."""
 
-_STEPS = (_ROWS, _STAYS, _ROLES, _POLICIES, _ARRIVES)
+_REVIEWS = "CREATE INDEX row_review ON @schema@.row (station_id, seq) WHERE kind = 'review'"
+
+_STEPS = (_ROWS, _STAYS, _ROLES, _POLICIES, _ARRIVES, _REVIEWS)
 """Numbered from 1."""
 
 

@@ -20,6 +20,7 @@ from station.cli.common import (
     print_json,
 )
 from station.config import EX_CONFIG, PlantSettings
+from station.log_reader import judged
 from station.logs import set_up_logging
 from station.qms import Json, StoreError
 from station.questions import Questions, Selection
@@ -113,15 +114,30 @@ def plant_hub(config: str | None, dsn: str | None) -> Iterator[Hub]:
 
 
 def plant_results(config: str | None, selection: Selection, limit: int) -> Iterator[Json]:
-    """Result bodies of all stations with their `seq` and last review, newest first."""
+    """Result bodies of all stations with their `seq` and what their reviews come to, newest
+    first."""
     with _plant(config) as hub, hub.asking() as connection:
         for page in _questions(connection).pages(selection, limit):
-            named = [(line.station_id, line.seq) for line in page]
-            named += [(line.station_id, line.review_seq) for line in page if line.review_seq]
-            bodies = hub.bodies(connection, named)
+            bodies = hub.bodies(connection, [(line.station_id, line.seq) for line in page])
+            reviews = _reviews(hub, connection, page)
             for line in page:
-                review = bodies.get((line.station_id, line.review_seq))
-                yield {"seq": line.seq, **bodies[line.station_id, line.seq], "review": review}
+                row = {"seq": line.seq, **bodies[line.station_id, line.seq]}
+                of_it = reviews.get((line.station_id, line.result_id), ())
+                yield {**row, "review": judged([row, *of_it])}
+
+
+def _reviews(
+    hub: Hub, connection: Connection, page: Sequence[Any]
+) -> dict[tuple[str, str], list[Json]]:
+    """Of the plates of a page, by station and result."""
+    found: dict[tuple[str, str], list[Json]] = {}
+    reviewed = [line for line in page if line.review_seq]
+    for station_id in {line.station_id for line in reviewed}:
+        lines = [line for line in reviewed if line.station_id == station_id]
+        first, last = min(line.seq for line in lines), max(line.review_seq for line in lines)
+        for result_id, reviews in hub.reviews(connection, station_id, first, last).items():
+            found[station_id, result_id] = reviews
+    return found
 
 
 def plant_counts(config: str | None, selection: Selection, *by: str) -> Sequence[Any]:

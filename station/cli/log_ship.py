@@ -170,19 +170,35 @@ def verify_plant(config: str | None, station: str | None, is_json: bool) -> NoRe
 
     from station.plant_verify import missing_guards, verify_station
 
-    is_ok = True
     with _plant(config) as hub, hub.asking() as connection:
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
         guards = missing_guards(connection)
-        stations = hub.station_ids(connection)
-        if station is not None and station not in stations:
-            fail(f"plant database {hub.name} has no rows of station {station} for this role")
-        for station_id in [station] if station is not None else stations:
+        _show_guards(hub, guards, is_json)
+        is_ok = not guards
+        for station_id in _chosen(hub, connection, station):
             found = verify_station(connection, station_id)
-            found.findings[:0] = guards
             is_ok &= not found.findings
             _show(found, is_json)
     raise typer.Exit(0 if is_ok else 1)
+
+
+def _chosen(hub: Hub, connection: Connection, station: str | None) -> list[str]:
+    """The stations to verify; that there are none is no good news."""
+    there = hub.station_ids(connection)
+    chosen = there if station is None else [station] if station in there else []
+    if not chosen:
+        whose = "any station" if station is None else f"station {station}"
+        fail(f"plant database {hub.name} has no rows of {whose} for this role")
+    return chosen
+
+
+def _show_guards(hub: Hub, guards: list[str], is_json: bool) -> None:
+    """Those of the database as a whole."""
+    if is_json and guards:
+        print_json({"station_id": None, "ok": False, "rows": 0, "head": "", "findings": guards})
+        return
+    for guard in guards:
+        typer.echo(f"plant database {hub.name}: {guard}")
 
 
 def _show(found: PlantVerification, is_json: bool) -> None:

@@ -44,7 +44,7 @@ _SHOWN = ("host", "hostaddr", "port", "dbname", "user", "service")
 _ROW = ("station_id", "seq", "kind", "body", "body_sha256", "chain_sha256")
 _NOT_IN_TABLES = ("tile_blocks", "tile_score_planes")
 """What is costly to unpack, and what no table tells of."""
-_PAGE_ROWS = 5000
+_PAGE_ROWS = 2000
 _ADVICE = {
     "42P01": "make its tables with `vqi plant create`",
     "42501": "see `vqi plant grant`",
@@ -258,6 +258,8 @@ class Hub:
             rows, contexts = 0, contexts_of(connection, station_id)
             for page in pages(connection, station_id):
                 self._store_lines(plant_lines(station_id, page, contexts))
+                # Until the commit they keep each page, and the next one would read it again.
+                self._cursor().execute("DROP TABLE IF EXISTS arriving_plate, arriving_defect")
                 rows += len(page)
         return rows
 

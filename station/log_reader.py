@@ -320,12 +320,12 @@ class Reader:
             "(SELECT value FROM json_each(:ids)) ORDER BY seq"
         )
         rows = self._connection.execute(query, {"ids": json.dumps(list(result_ids))})
-        return _by_result((row.seq, json.loads(row.body)) for row in rows)
+        return by_result((row.seq, json.loads(row.body)) for row in rows)
 
     def _reviews(self) -> dict[str, list[Json]]:
         """Every review by the result that it is of, in order."""
         query = "SELECT seq FROM row WHERE kind = 'review' ORDER BY seq"
-        return _by_result(self._of_rows(query, {}))
+        return by_result(self._of_rows(query, {}))
 
     def close(self) -> None:
         self._connection.close()
@@ -338,7 +338,8 @@ class Reader:
         self.close()
 
 
-def _by_result(rows: Iterable[tuple[int, Json]]) -> dict[str, list[Json]]:
+def by_result(rows: Iterable[tuple[int, Json]]) -> dict[str, list[Json]]:
+    """Bodies with their `seq` by the result that they are about, in their order."""
     found: dict[str, list[Json]] = {}
     for seq, body in rows:
         found.setdefault(body["result_id"], []).append({"seq": seq, **body})

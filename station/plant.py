@@ -22,6 +22,7 @@ from sqlalchemy.pool import NullPool
 
 from station.config import ConfigError, PlantSettings
 from station.derived import KINDS, Lines, add, lines_of
+from station.log_reader import by_result
 from station.packing import Contexts
 from station.plant_schema import BROKEN_CHAIN, DERIVED, UnfitDatabase, create, grant
 from station.qms import EMPTY_CHAIN, Json, first_changed
@@ -43,7 +44,7 @@ _SHOWN = ("host", "hostaddr", "port", "dbname", "user", "service")
 _ROW = ("station_id", "seq", "kind", "body", "body_sha256", "chain_sha256")
 _NOT_IN_TABLES = ("tile_blocks", "tile_score_planes")
 """What is costly to unpack, and what no table tells of."""
-_PAGE_ROWS = 5000
+_PAGE_ROWS = 2000
 _ADVICE = {
     "42P01": "make its tables with `vqi plant create`",
     "42501": "see `vqi plant grant`",
@@ -193,6 +194,18 @@ class Hub:
             for row in found.all()
         }
 
+    def reviews(
+        self, connection: Connection, station_id: str, first: int, last: int
+    ) -> dict[str, list[Json]]:
+        """The reviews among these rows of a station with their `seq`, by result and in order."""
+        query = text(
+            "SELECT seq, body FROM row WHERE station_id = :station AND kind = 'review' "
+            "AND seq BETWEEN :first AND :last ORDER BY seq"
+        )
+        values = {"station": station_id, "first": first, "last": last}
+        found = connection.execute(query, values)
+        return by_result((row.seq, json.loads(row.body)) for row in found)
+
     def deliver(self, batch: Batch) -> Head:
         """Store what is not there yet; the station's head then.
 
@@ -245,6 +258,8 @@ class Hub:
             rows, contexts = 0, contexts_of(connection, station_id)
             for page in pages(connection, station_id):
                 self._store_lines(plant_lines(station_id, page, contexts))
+                # Until the commit they keep each page, and the next one would read it again.
+                self._cursor().execute("DROP TABLE IF EXISTS arriving_plate, arriving_defect")
                 rows += len(page)
         return rows
 

@@ -20,6 +20,7 @@ from station.cli.common import (
     print_json,
 )
 from station.config import EX_CONFIG, PlantSettings
+from station.log_reader import judged
 from station.logs import set_up_logging
 from station.qms import Json, StoreError
 from station.questions import Questions, Selection
@@ -113,15 +114,30 @@ def plant_hub(config: str | None, dsn: str | None) -> Iterator[Hub]:
 
 
 def plant_results(config: str | None, selection: Selection, limit: int) -> Iterator[Json]:
-    """Result bodies of all stations with their `seq` and last review, newest first."""
+    """Result bodies of all stations with their `seq` and what their reviews come to, newest
+    first."""
     with _plant(config) as hub, hub.asking() as connection:
         for page in _questions(connection).pages(selection, limit):
-            named = [(line.station_id, line.seq) for line in page]
-            named += [(line.station_id, line.review_seq) for line in page if line.review_seq]
-            bodies = hub.bodies(connection, named)
+            bodies = hub.bodies(connection, [(line.station_id, line.seq) for line in page])
+            reviews = _reviews(hub, connection, page)
             for line in page:
-                review = bodies.get((line.station_id, line.review_seq))
-                yield {"seq": line.seq, **bodies[line.station_id, line.seq], "review": review}
+                row = {"seq": line.seq, **bodies[line.station_id, line.seq]}
+                of_it = reviews.get((line.station_id, line.result_id), ())
+                yield {**row, "review": judged([row, *of_it])}
+
+
+def _reviews(
+    hub: Hub, connection: Connection, page: Sequence[Any]
+) -> dict[tuple[str, str], list[Json]]:
+    """Of the plates of a page, by station and result."""
+    found: dict[tuple[str, str], list[Json]] = {}
+    reviewed = [line for line in page if line.review_seq]
+    for station_id in {line.station_id for line in reviewed}:
+        lines = [line for line in reviewed if line.station_id == station_id]
+        first, last = min(line.seq for line in lines), max(line.review_seq for line in lines)
+        for result_id, reviews in hub.reviews(connection, station_id, first, last).items():
+            found[station_id, result_id] = reviews
+    return found
 
 
 def plant_counts(config: str | None, selection: Selection, *by: str) -> Sequence[Any]:
@@ -154,19 +170,35 @@ def verify_plant(config: str | None, station: str | None, is_json: bool) -> NoRe
 
     from station.plant_verify import missing_guards, verify_station
 
-    is_ok = True
     with _plant(config) as hub, hub.asking() as connection:
         connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ"))
         guards = missing_guards(connection)
-        stations = hub.station_ids(connection)
-        if station is not None and station not in stations:
-            fail(f"plant database {hub.name} has no rows of station {station} for this role")
-        for station_id in [station] if station is not None else stations:
+        _show_guards(hub, guards, is_json)
+        is_ok = not guards
+        for station_id in _chosen(hub, connection, station):
             found = verify_station(connection, station_id)
-            found.findings[:0] = guards
             is_ok &= not found.findings
             _show(found, is_json)
     raise typer.Exit(0 if is_ok else 1)
+
+
+def _chosen(hub: Hub, connection: Connection, station: str | None) -> list[str]:
+    """The stations to verify; that there are none is no good news."""
+    there = hub.station_ids(connection)
+    chosen = there if station is None else [station] if station in there else []
+    if not chosen:
+        whose = "any station" if station is None else f"station {station}"
+        fail(f"plant database {hub.name} has no rows of {whose} for this role")
+    return chosen
+
+
+def _show_guards(hub: Hub, guards: list[str], is_json: bool) -> None:
+    """Those of the database as a whole."""
+    if is_json and guards:
+        print_json({"station_id": None, "ok": False, "rows": 0, "head": "", "findings": guards})
+        return
+    for guard in guards:
+        typer.echo(f"plant database {hub.name}: {guard}")
 
 
 def _show(found: PlantVerification, is_json: bool) -> None:

@@ -184,6 +184,20 @@ def read_file(path: Path) -> list[Anchor]:
         raise AnchorError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def said_in(path: Path | None) -> tuple[list[Anchor], list[str]]:
+    """What the configured file, if there is one, says already, maybe nothing yet; and why it cannot
+    be read."""
+    if path is None:
+        return [], []
+    try:
+        data = path.read_text(errors="replace")
+    except OSError as error:
+        return [], [f"the log is not held against {path}: {error.strerror}"]
+    with contextlib.suppress(AnchorError):
+        return anchors_in(data, str(path)), []
+    return [], []
+
+
 def read_journal(station_id: str, directory: Path) -> list[Anchor]:
     """Those of the log in `directory` that the systemd journal of this machine holds, and lets this
     user see. Raises `AnchorError`."""

@@ -181,7 +181,7 @@ def test_nobody_signs_what_was_changed(long_log: Path, tmp_path: Path) -> None:
             log.commit()
         (directory / TREES).unlink(missing_ok=True)
         with pytest.raises(CheckpointError, match="verify"):
-            made(directory)
+            made(directory, long_log / "key.pem")
 
 
 # --- notes and keys -----------------------------------------------------------------------------
@@ -342,6 +342,25 @@ def test_a_key_or_an_anchor_that_fails_calls_a_person(tmp_path: Path) -> None:
         assert "no anchor" in problem
         assert problem in client.status()["attentions"]
         assert client.status()["proof"]["size"] >= 1, "unsigned, it is made all the same"
+
+
+def test_what_an_anchor_contradicts_is_not_signed_and_calls_a_person(tmp_path: Path) -> None:
+    anchors = tmp_path / "anchors"
+    proof = f'[proof]\nkey_file = "{tmp_path}/key.pem"\nanchor_file = "{anchors}"\n'
+    rig = Rig(tmp_path, tables=proof)
+    rig.write()
+    log(rig, "key", "make")
+    zeros = "0" * 64
+    anchors.write_text(f"vqi-anchor s row 1 chain {zeros} time {AT} key none\n")
+    with running(rig) as client:
+        submit(client, [opened(1)])
+        assert "another log than the anchor's" in log(rig, "checkpoint", status=1).stderr
+        status = client.status()
+        assert status["proof"]["problem"] in status["attentions"]
+        assert status["proof"]["size"] == 0
+    assert anchors.read_text().count("vqi-anchor") == 1
+    with Reader(rig.journal) as reader:
+        assert last_checkpoint(reader) is None
 
 
 def test_the_credential_is_the_unit_s(tmp_path: Path) -> None:

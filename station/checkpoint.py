@@ -58,9 +58,13 @@ _NAMES = text(
     "SELECT DISTINCT result_id FROM row WHERE result_id >= :first AND seq <= :until "
     "ORDER BY result_id LIMIT :count"
 )
-_PLATES = text(
-    "SELECT result_id, seq, kind, body_sha256 FROM row WHERE result_id >= :first "
-    "AND (:next IS NULL OR result_id < :next) AND seq <= :until ORDER BY result_id, seq"
+_LAST_PLATES, _PLATES = (
+    text(
+        "SELECT result_id, seq, kind, body_sha256 FROM row WHERE result_id >= :first "
+        f"{bound} AND seq <= :until ORDER BY result_id, seq"
+    )
+    # A bound that may be NULL is none to SQLite: it would read to the end of the log.
+    for bound in ("", "AND result_id < :next")
 )
 _CHANGED = text(
     "SELECT DISTINCT result_id FROM row WHERE seq > :after AND seq <= :until "
@@ -253,7 +257,11 @@ def plate_leaves(
     reader: Reader, first: str, last: str | None, size: int
 ) -> Iterator[tuple[str, bytes]]:
     """Results of the rows up to `size`, in order of their ids, from one to before another."""
-    rows = reader.query(_PLATES, {"first": first, "next": last, "until": size})
+    values = {"first": first, "until": size}
+    if last is None:
+        rows = reader.query(_LAST_PLATES, values)
+    else:
+        rows = reader.query(_PLATES, {**values, "next": last})
     for name, about in groupby(rows, lambda row: str(row.result_id)):
         yield name, _leaf_of_plate(name, about)
 

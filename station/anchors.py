@@ -184,6 +184,20 @@ def read_file(path: Path) -> list[Anchor]:
         raise AnchorError(f"{path}: cannot be read: {error.strerror}") from error
 
 
+def said_in(path: Path | None) -> tuple[list[Anchor], list[str]]:
+    """What the configured file, if there is one, says already, maybe nothing yet; and why it cannot
+    be read."""
+    if path is None:
+        return [], []
+    try:
+        data = path.read_text(errors="replace")
+    except OSError as error:
+        return [], [f"the log is not held against {path}: {error.strerror}"]
+    with contextlib.suppress(AnchorError):
+        return anchors_in(data, str(path)), []
+    return [], []
+
+
 def read_journal(station_id: str, directory: Path) -> list[Anchor]:
     """Those of the log in `directory` that the systemd journal of this machine holds, and lets this
     user see. Raises `AnchorError`."""
@@ -250,28 +264,25 @@ def check_anchors(
 ) -> list[str]:
     """Findings: anchors that this log has not, by row. `keys` are the fingerprints of the keys that
     signed the log's checkpoints, by the row that each is as of."""
-    last, station_id = reader.last_seq(), reader.station_id()
-    findings = []
-    for anchor in anchors:
-        finding = _finding(reader, anchor, last, station_id, keys)
-        findings += [finding] if finding else []
-    return findings
+    last = reader.last_seq()
+    findings = [_finding(reader, anchor, last, keys) for anchor in anchors]
+    return [finding for finding in findings if finding]
 
 
-def _finding(
-    reader: Reader, anchor: Anchor, last: int, station_id: str, keys: dict[int, str | None]
-) -> str:
+def _finding(reader: Reader, anchor: Anchor, last: int, keys: dict[int, str | None]) -> str:
     said = f"{anchor.where} says row {anchor.seq} at {anchor.at}"
     if anchor.seq > last:
         return f"shorter than an anchor: the log ends with row {last}, {said}"
-    if anchor.station_id != station_id:
-        return f"another log than the anchor's: this one is of {station_id}, {said}, of " + (
-            anchor.station_id
-        )
     try:
+        stations = _stations_at(reader, anchor.seq)
         chain = reader.chain_at(anchor.seq) if anchor.seq else EMPTY_CHAIN
     except (StoreError, SQLAlchemyError, sqlite3.Error) as error:
         return f"{error}; {said}"
+    if stations and anchor.station_id not in stations:
+        names = " and ".join(stations)
+        return (
+            f"another log than the anchor's: this one is of {names}, {said}, of {anchor.station_id}"
+        )
     if chain != anchor.chain_sha256:
         return (
             f"another log than the anchor's: row {anchor.seq} has the chain value {chain[:16]}…, "
@@ -283,3 +294,12 @@ def _finding(
             f"with {keys[anchor.seq] or 'none'}"
         )
     return ""
+
+
+def _stations_at(reader: Reader, seq: int) -> list[str]:
+    """Whose log it was at a row: a station that got another name says so in the row after it."""
+    found = set[str]()
+    for body in filter(None, (reader.body_of(seq), reader.body_of(seq + 1))):
+        with contextlib.suppress(StoreError, ValueError, TypeError, AttributeError):
+            found.add(str(reader.whole(body)["station_id"]))
+    return sorted(found)

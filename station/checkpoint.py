@@ -16,7 +16,7 @@ import json
 import sqlite3
 import sys
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -26,7 +26,7 @@ from pydantic import BaseModel
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 
-from station.anchors import anchor_of, publish
+from station.anchors import Anchor, anchor_of, check_anchors, publish, said_in
 from station.config import ProofSettings
 from station.log_reader import Reader
 from station.merkle import CHUNK, EMPTY, Chunked, Front, Growing, consistency, leaf_hash, root_of
@@ -58,9 +58,13 @@ _NAMES = text(
     "SELECT DISTINCT result_id FROM row WHERE result_id >= :first AND seq <= :until "
     "ORDER BY result_id LIMIT :count"
 )
-_PLATES = text(
-    "SELECT result_id, seq, kind, body_sha256 FROM row WHERE result_id >= :first "
-    "AND (:next IS NULL OR result_id < :next) AND seq <= :until ORDER BY result_id, seq"
+_LAST_PLATES, _PLATES = (
+    text(
+        "SELECT result_id, seq, kind, body_sha256 FROM row WHERE result_id >= :first "
+        f"{bound} AND seq <= :until ORDER BY result_id, seq"
+    )
+    # A bound that may be NULL is none to SQLite: it would read to the end of the log.
+    for bound in ("", "AND result_id < :next")
 )
 _CHANGED = text(
     "SELECT DISTINCT result_id FROM row WHERE seq > :after AND seq <= :until "
@@ -253,7 +257,11 @@ def plate_leaves(
     reader: Reader, first: str, last: str | None, size: int
 ) -> Iterator[tuple[str, bytes]]:
     """Results of the rows up to `size`, in order of their ids, from one to before another."""
-    rows = reader.query(_PLATES, {"first": first, "next": last, "until": size})
+    values = {"first": first, "until": size}
+    if last is None:
+        rows = reader.query(_LAST_PLATES, values)
+    else:
+        rows = reader.query(_PLATES, {**values, "next": last})
     for name, about in groupby(rows, lambda row: str(row.result_id)):
         yield name, _leaf_of_plate(name, about)
 
@@ -302,14 +310,25 @@ def prove_consistency(reader: Reader, old: Checkpoint, new: Checkpoint) -> list[
 
 
 def make_checkpoint(
-    reader: Reader, station_id: str, at: str, key: Ed25519PrivateKey | None
+    reader: Reader,
+    station_id: str,
+    at: str,
+    key: Ed25519PrivateKey | None,
+    *,
+    former_keys: Collection[str] = (),
+    anchors: Sequence[Anchor] = (),
 ) -> CheckpointBody:
     """A checkpoint of what the log says now; the trees' file is brought up to it.
 
     Raises `CheckpointError` if the log is not what the last checkpoint signed, or does not follow
-    it: nobody signs that.
+    it, or if neither this key nor one of the former ones (fingerprints) signed that, or if an
+    anchor says something else: nobody signs that.
     """
-    size, before = reader.last_seq(), last_checkpoint(reader)
+    known = checkpoints(reader)
+    _check_goes_on(known, key, former_keys)
+    if against := check_anchors(reader, anchors, keys_of(reader)):
+        raise CheckpointError(f"{against[0]}; see `vqi log verify`")
+    size, before = reader.last_seq(), known[-1][1] if known else None
     trees = trees_at(reader, parsed(before.note)) if before else Trees()
     head = _head_at(reader, trees.size, size)
     trees.advance(reader, size)
@@ -320,6 +339,34 @@ def make_checkpoint(
     return CheckpointBody(
         station_id=station_id, written_at=at, size=size, note=signed(made, key), public_key=public
     )
+
+
+def _check_goes_on(
+    known: list[tuple[int, CheckpointBody]],
+    key: Ed25519PrivateKey | None,
+    former_keys: Collection[str],
+) -> None:
+    """A log that was signed once is signed from then on, by whoever signed it until now."""
+    publics = [_public(body) for _, body in known]
+    if not any(public is not None for public in publics):
+        return
+    (seq, body), public = known[-1], publics[-1]
+    if public is None:
+        raise CheckpointError(f"{_unsigned(seq)}: see `vqi log verify`")
+    if finding := _signature_finding(seq, body, public):
+        raise CheckpointError(f"{finding[0]}: see `vqi log verify`")
+    if key is None:
+        raise CheckpointError(f"row {seq}: the checkpoints so far are signed, and there is no key")
+    before = fingerprint(public)
+    if public != key.public_key().public_bytes_raw() and before not in former_keys:
+        raise CheckpointError(
+            f"row {seq}: another key signed it; if that was the station's until now, name it in "
+            f"[proof] former_keys: {before}"
+        )
+
+
+def _unsigned(seq: int) -> str:
+    return f"row {seq}: this checkpoint is not signed, and earlier ones are"
 
 
 def _head_at(reader: Reader, believed: int, size: int) -> str:
@@ -470,6 +517,8 @@ def _check_keys(
     for seq, body in known:
         public = _public(body)
         findings += _signature_finding(seq, body, public)
+        if public is None and newest is not None:
+            findings.append(_unsigned(seq))
         if public is not None and newest not in (None, public):
             notes.append(f"row {seq}: signed from here on with the key {fingerprint(public)}")
         newest = public or newest
@@ -532,12 +581,17 @@ def main() -> int:
         key = load_key(order.proof.key_file)
     except SigningKeyError as error:
         key, problems = None, [f"checkpoints are not signed: {error}"]
+    said, unread = said_in(order.proof.anchor_file)
+    former, at = order.proof.former_keys, order.written_at
     try:
         with Reader(order.directory) as reader:
-            body = make_checkpoint(reader, order.station_id, order.written_at, key)
+            body = make_checkpoint(
+                reader, order.station_id, at, key, former_keys=former, anchors=said
+            )
     except (StoreError, CheckpointError) as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write("; ".join([*problems, f"{error}\n"]))
         return 1
+    problems += unread
     public = _public(body)
     anchor = anchor_of(parsed(body.note), fingerprint(public) if public else None)
     problems += publish(anchor, order.proof, order.directory)

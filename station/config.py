@@ -403,6 +403,9 @@ class RetentionSettings(Settings):
         return {kind: rule for kind, rule in given.items() if rule is not None}
 
 
+KeyFingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
 class ProofSettings(Settings):
     """What lets somebody who does not trust the station see that the log is whole."""
 
@@ -411,6 +414,9 @@ class ProofSettings(Settings):
         None,
         description="Ed25519 key of `vqi log key make`; default: the unit's credential "
         "log-key.pem. Without one checkpoints are not signed.",
+    )
+    former_keys: tuple[KeyFingerprint, ...] = Field(
+        (), description="Fingerprints of the keys that signed before this one."
     )
     anchor_file: Path | None = Field(
         None, description="Another user's file to which each checkpoint's anchor is appended."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sqlite3
 import time
@@ -258,12 +257,6 @@ class Reader:
         if found is None:
             raise StoreError(f"{self.path}: there is no row {seq}: see `vqi log verify`")
         return str(found)
-
-    def station_id(self) -> str:
-        """Whose log this is, by its last row; empty without one that says so."""
-        with contextlib.suppress(StoreError, ValueError, TypeError, AttributeError):
-            return str(self.whole((self.last_bodies(1) or ["{}"])[0]).get("station_id", ""))
-        return ""  # a body that is none any more
 
     def last_seq(self) -> int:
         """Of the newest row; 0 if there is none."""

@@ -26,7 +26,7 @@ from log_maker import LogMaker
 
 from station.anchors import Anchor, anchor_of, check_anchors
 from station.certificate import canonical_bytes, make_certificates
-from station.checkpoint import Trees, keys_of
+from station.checkpoint import Trees, keys_of, make_checkpoint
 from station.log_reader import Reader
 from station.log_verify import verify
 from station.qms import DATABASE, EMPTY_CHAIN, IMAGES, Store, chain, sha256_text
@@ -205,10 +205,10 @@ def append(log: Log, body: Json) -> None:
     )
 
 
-def resign(scene: Scene, key_file: Path, first: int = 1) -> None:
-    """Every checkpoint made again over the rows as they are now."""
+def resign(scene: Scene, key_file: Path | None, first: int = 1) -> None:
+    """Every checkpoint made again over the rows as they are now; without a key, unsigned."""
     key = load_key(key_file)
-    assert key is not None
+    public = base64.b64encode(key.public_key().public_bytes_raw()).decode() if key else None
     query = "SELECT seq FROM row WHERE kind = 'checkpoint' AND seq >= ? ORDER BY seq"
     with contextlib.closing(sqlite3.connect(scene.directory / DATABASE)) as log:
         numbers = [row[0] for row in log.execute(query, [first])]
@@ -221,7 +221,6 @@ def resign(scene: Scene, key_file: Path, first: int = 1) -> None:
             trees.advance(reader, body["size"])
             head = reader.chain_at(body["size"])
             made = trees.checkpoint(reader, origin_of("s"), head, body["written_at"])
-            public = base64.b64encode(key.public_key().public_bytes_raw()).decode()
             set_body(log, seq, body | {"note": signed(made, key), "public_key": public})
     with scene.hands() as log:
         rechain(log)
@@ -458,6 +457,18 @@ def sign_with_a_key_of_ones_own(scene: Scene) -> None:
     resign(scene, scene.directory.parent / "own.pem")
 
 
+def make_later_checkpoints_unsigned(scene: Scene) -> None:
+    """An edit after a signed checkpoint, chained again; the checkpoints after it anew, unsigned."""
+    with scene.hands() as log:
+        query = "SELECT seq FROM row WHERE kind = ? ORDER BY seq"
+        signed_ones = [row[0] for row in log.execute(query, ["checkpoint"])][:-1]
+        first = scene.random.choice(signed_ones)
+        later = [row[0] for row in log.execute(query, ["result"]) if row[0] > first]
+        flip(log, scene.random.choice(later))
+    resign(scene, None, first=first + 1)
+    derive_again(scene)
+
+
 def turn_a_trigger_off(scene: Scene) -> None:
     """One of its name that does nothing takes its place."""
     name = scene.random.choice(["row_no_update", "row_no_delete", "row_no_replace"])
@@ -521,6 +532,16 @@ def chain_again_without_checkpoints(scene: Scene) -> None:
         renumber(log)
         rechain(log)
     derive_again(scene)
+
+
+def have_the_station_sign_after_unsigned_checkpoints(scene: Scene) -> None:
+    """All of them made anew, unsigned, over an edited row: as if there never had been a key."""
+    chain_again_after_an_edit(scene)
+    resign(scene, None)
+    derive_again(scene)
+    with Store(scene.directory) as store, Reader(scene.directory) as reader:
+        at = "2027-01-01T00:00:00.000000Z"
+        store.append([make_checkpoint(reader, "s", at, load_key(scene.key_file))])
 
 
 def chain_and_sign_again_with_another_key(scene: Scene) -> None:
@@ -620,6 +641,7 @@ ALONE: tuple[Callable[[Scene], None], ...] = (
     edit_a_checkpoint,
     replace_the_public_key,
     sign_with_a_key_of_ones_own,
+    make_later_checkpoints_unsigned,
     omit_a_later_review_from_a_certificate,
     change_a_letter_of_a_certificate_s_row,
     give_another_key_with_a_certificate,
@@ -629,6 +651,7 @@ WITH_ANCHOR: tuple[Callable[[Scene], None], ...] = (
     cut_the_tail,
     restore_an_old_copy,
     chain_again_without_checkpoints,
+    have_the_station_sign_after_unsigned_checkpoints,
     chain_and_sign_again_with_another_key,
     chain_and_sign_again_with_the_stolen_key,
     sign_the_last_checkpoint_again,

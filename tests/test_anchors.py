@@ -9,12 +9,14 @@ import shutil
 import socket
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from log_maker import LogMaker
+from test_qms import change, opened, result
 from test_units import UNITS, analyze, needs_systemd, read
 
 from station.anchors import (
@@ -35,6 +37,7 @@ from station.anchors import (
 from station.checkpoint import keys_of
 from station.config import ProofSettings
 from station.log_reader import Reader
+from station.qms import Store
 from station.signed_note import parsed
 
 OPTIONAL = UNITS.parent / "anchor"
@@ -172,3 +175,19 @@ def test_each_way_in_which_a_log_is_not_the_anchor_s_is_named(tmp_path: Path) ->
         for reason, anchor in wrong.items():
             (finding,) = check_anchors(reader, [*right, anchor], keys_of(reader))
             assert reason in finding
+
+
+def test_a_station_that_got_another_name_keeps_its_anchors(tmp_path: Path) -> None:
+    """Whoever the last row is of, and whatever row was the last before the new name."""
+    with Store(tmp_path) as store:
+        store.append([opened(1), result(1)])
+        with Reader(tmp_path) as reader:
+            old = head_anchor(reader, "s", "then")
+            as_of_the_same_row = head_anchor(reader, "renamed", "then")
+        store.append([change("start").model_copy(update={"station_id": "renamed"}), change("x")])
+        store.append([opened(2).model_copy(update={"station_id": "renamed"})])
+    with Reader(tmp_path) as reader:
+        new = head_anchor(reader, "renamed", "now")
+        assert check_anchors(reader, [old, as_of_the_same_row, new], {}) == []
+        (finding,) = check_anchors(reader, [replace(new, station_id="other")], {})
+        assert "this one is of renamed" in finding

@@ -28,10 +28,10 @@ SCRIPT = Path(__file__).parents[1] / "deploy" / "check-certificate"
 Json = dict[str, Any]
 
 
-def checked(file: Path, key: Path) -> subprocess.CompletedProcess[str]:
+def checked(file: Path, key: Path, path: str = "/usr/bin:/bin") -> subprocess.CompletedProcess[str]:
     """As on another machine: no environment, no site packages, another folder."""
     return subprocess.run(
-        ["env", "-i", "PATH=/usr/bin:/bin", "python3", "-I", "-S", "-B", SCRIPT, file, key],
+        ["env", "-i", f"PATH={path}", "python3", "-I", "-S", "-B", SCRIPT, file, key],
         capture_output=True, text=True, cwd="/", check=False,
     )  # fmt: skip
 
@@ -86,6 +86,23 @@ def test_a_certificate_is_proven_on_a_machine_without_us(
         assert picture["sha256"] in page
         assert f"base64,{picture['data']}" in page
     assert "http" not in page, "it loads nothing"
+
+
+def test_an_openssl_that_cannot_check_has_not_found_anything(
+    log: LogMaker, certificate: Path, tmp_path: Path
+) -> None:
+    """As 1.1.1 answers, which does not know -rawin."""
+    tool = tmp_path / "openssl"
+    tool.write_text(
+        '#!/bin/sh\ncase "$*" in *-rawin*) echo "unknown option -rawin" >&2; exit 1;; esac'
+        '\nexec /usr/bin/openssl "$@"\n'
+    )
+    tool.chmod(0o755)
+    done = checked(certificate, log.directory / "proof.pub", f"{tmp_path}:/usr/bin:/bin")
+    assert done.returncode == 2, done.stdout
+    assert "cannot be checked" in done.stderr
+    assert "-rawin" in done.stderr
+    assert "PROVEN" not in done.stdout
 
 
 def test_every_plate_of_a_log_has_its_certificate(log: LogMaker, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import pytest
 from click.testing import Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import text
 from station_rig import Rig, wait_until
 from test_journal import connect, start
 from test_merkle import naive
@@ -30,6 +32,7 @@ from station.checkpoint import (
     checkpoints,
     last_checkpoint,
     make_checkpoint,
+    plate_leaves,
     prove_consistency,
     trees_at,
 )
@@ -165,6 +168,30 @@ def test_a_long_log_has_the_heads_and_proofs_of_the_definition(long_log: Path) -
         assert is_included(leaf, 700, new.size, inclusion(tree, 700, new.size), new.root)
 
 
+def test_a_chunk_of_results_costs_no_more_for_those_after_it(long_log: Path) -> None:
+    """In steps of SQLite's machine: the first of several chunks, and the last full one."""
+    steps = 0
+
+    def count() -> int:
+        nonlocal steps
+        steps += 1
+        return 0
+
+    with Reader(long_log) as reader:
+        (*_, (_, last)) = checkpoints(reader)
+        firsts = trees_at(reader, parsed(last.note)).firsts
+        raw = reader.query(text("SELECT 1"), {}).connection.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        raw.set_progress_handler(count, 10)
+        costs = []
+        for pair in itertools.pairwise(firsts):
+            before = steps
+            assert len(list(plate_leaves(reader, *pair, last.size))) == CHUNK
+            costs.append(steps - before)
+    assert len(costs) > 1
+    assert max(costs) < 1.3 * min(costs)
+
+
 def test_nobody_signs_what_was_changed(long_log: Path, tmp_path: Path) -> None:
     """Neither before the last checkpoint nor after it."""
     directory = tmp_path / "log"
@@ -181,7 +208,7 @@ def test_nobody_signs_what_was_changed(long_log: Path, tmp_path: Path) -> None:
             log.commit()
         (directory / TREES).unlink(missing_ok=True)
         with pytest.raises(CheckpointError, match="verify"):
-            made(directory)
+            made(directory, long_log / "key.pem")
 
 
 # --- notes and keys -----------------------------------------------------------------------------
@@ -342,6 +369,25 @@ def test_a_key_or_an_anchor_that_fails_calls_a_person(tmp_path: Path) -> None:
         assert "no anchor" in problem
         assert problem in client.status()["attentions"]
         assert client.status()["proof"]["size"] >= 1, "unsigned, it is made all the same"
+
+
+def test_what_an_anchor_contradicts_is_not_signed_and_calls_a_person(tmp_path: Path) -> None:
+    anchors = tmp_path / "anchors"
+    proof = f'[proof]\nkey_file = "{tmp_path}/key.pem"\nanchor_file = "{anchors}"\n'
+    rig = Rig(tmp_path, tables=proof)
+    rig.write()
+    log(rig, "key", "make")
+    zeros = "0" * 64
+    anchors.write_text(f"vqi-anchor s row 1 chain {zeros} time {AT} key none\n")
+    with running(rig) as client:
+        submit(client, [opened(1)])
+        assert "another log than the anchor's" in log(rig, "checkpoint", status=1).stderr
+        status = client.status()
+        assert status["proof"]["problem"] in status["attentions"]
+        assert status["proof"]["size"] == 0
+    assert anchors.read_text().count("vqi-anchor") == 1
+    with Reader(rig.journal) as reader:
+        assert last_checkpoint(reader) is None
 
 
 def test_the_credential_is_the_unit_s(tmp_path: Path) -> None:

@@ -7,9 +7,25 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tamper import ALONE, WITH_ANCHOR, Scene, Stage, clean_findings, memory
+from tamper import (
+    ALONE,
+    WITH_ANCHOR,
+    Scene,
+    Stage,
+    chain_again_after_an_edit,
+    chain_again_without_checkpoints,
+    clean_findings,
+    make_later_checkpoints_unsigned,
+    memory,
+    replace_key,
+    resign,
+    sign_with_a_key_of_ones_own,
+)
 
+from station.checkpoint import CheckpointError, make_checkpoint
+from station.log_reader import Reader
 from station.qms import DATABASE
+from station.signed_note import load_key
 
 SEEDS = 6
 """Of each kind: more than 200 edits in all."""
@@ -73,6 +89,59 @@ def test_nobody_can_miss_what_came_after_the_last_anchor(stage: Stage) -> None:
         assert (scene.directory / DATABASE).exists()
         found = scene.found()
         assert not any("anchor" in text for texts in found for text in texts)
+
+
+AT = "2027-01-01T00:00:00.000000Z"
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (make_later_checkpoints_unsigned, "is not signed, and earlier ones are"),
+        (sign_with_a_key_of_ones_own, "another key signed it"),
+    ],
+)
+def test_the_station_does_not_sign_what_it_did_not_sign_before(
+    stage: Stage, edit: Callable[[Scene], None], reason: str
+) -> None:
+    with stage.copy(2) as scene:
+        edit(scene)
+        with Reader(scene.directory) as reader, pytest.raises(CheckpointError, match=reason):
+            make_checkpoint(reader, "s", AT, load_key(scene.key_file))
+
+
+def unsign_every_checkpoint(scene: Scene) -> None:
+    chain_again_after_an_edit(scene)
+    resign(scene, None)
+
+
+@pytest.mark.parametrize("edit", [unsign_every_checkpoint, chain_again_without_checkpoints])
+def test_the_station_signs_nothing_against_its_anchors(
+    stage: Stage, edit: Callable[[Scene], None]
+) -> None:
+    """Nothing in such a log says that it ever was signed."""
+    with stage.copy(2) as scene:
+        key = load_key(scene.key_file)
+        with Reader(scene.directory) as reader:
+            assert make_checkpoint(reader, "s", AT, key, anchors=scene.anchors)
+        edit(scene)
+        with Reader(scene.directory) as reader:
+            with pytest.raises(CheckpointError, match=r"than an anchor|than the anchor's"):
+                make_checkpoint(reader, "s", AT, key, anchors=scene.anchors)
+            assert make_checkpoint(reader, "s", AT, key), "only an anchor can tell"
+
+
+def test_a_key_that_is_gone_or_another_is_no_key_that_may_go_on(stage: Stage) -> None:
+    """Until the change is stated; then the log goes on."""
+    with stage.copy(2) as scene, Reader(scene.directory) as reader:
+        with pytest.raises(CheckpointError, match="there is no key"):
+            make_checkpoint(reader, "s", AT, None)
+        other = load_key(replace_key(scene))
+        with pytest.raises(CheckpointError, match="former_keys"):
+            make_checkpoint(reader, "s", AT, other)
+        former = scene.anchors[-1].key
+        assert former is not None
+        assert make_checkpoint(reader, "s", AT, other, former_keys=[former]).public_key
 
 
 def test_clean_logs_never_alarm(folder: Path) -> None:

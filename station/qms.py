@@ -171,7 +171,6 @@ class Store:
         self._contexts = Contexts(self._body_of)
         try:
             self._connection = self._engine.connect()
-            self._forget_contexts()
             self._migrate()
             self._seq, self._chain = self._read_head()
             self._check_tail()

@@ -498,6 +498,8 @@ def test_folders_elsewhere_and_low_ports_are_opened_for_the_unit_that_needs_them
     assert drop_ins(journal={**usual["journal"], "reports": "reports"}) == {}
     plant = drop_ins(**usual, plant={"images": "/mnt/plant"})
     assert plant == {"ship": "[Service]\nReadWritePaths=-/mnt/plant\n"}
+    scanner = drop_ins(identity={"scanner": {"type": "serial", "port": "/dev/serial/by-id/a"}})
+    assert scanner == {"station": "[Service]\nDeviceAllow=/dev/serial/by-id/a rw\n"}
     assert drop_ins(**usual, plant={"images": "s3://qms/line"}) == {}
 
 

@@ -149,26 +149,44 @@ def give_way() -> None:
     os.nice(max(0, _NICE - os.nice(0)))
 
 
+@dataclass(slots=True)
+class _Outage:
+    """Whether the plant can be reached, and how long the next wait is."""
+
+    pause_s: float = _FIRST_PAUSE_S
+    since: float | None = None
+
+    def goes_on(self, error: Exception, stop: threading.Event) -> None:
+        """Wait, longer each time; said once."""
+        if self.since is None:
+            self.since = time.monotonic()
+            _LOG.warning("the plant cannot be reached", error=str(error))
+        notify(f"WATCHDOG=1\nSTATUS=waits {self.pause_s:.0f} s: {error}")
+        stop.wait(self.pause_s)
+        self.pause_s = min(2 * self.pause_s, _LONGEST_PAUSE_S)
+
+    def is_over(self, rows: int) -> None:
+        """After rows and pictures went through."""
+        if self.since is not None:
+            away_s = round(time.monotonic() - self.since, 1)
+            _LOG.info("the plant is back", away_s=away_s, rows=rows)
+        self.pause_s, self.since = _FIRST_PAUSE_S, None
+
+
 def follow(shipment: Shipment, stop: threading.Event) -> None:
     """Send what comes until told to stop; while the plant cannot be reached, wait longer each time.
     Raises `ChainError` and `ConfigError`, which waiting does not mend."""
-    pause_s, away_since = _FIRST_PAUSE_S, None
+    outage = _Outage()
     while not stop.is_set():
         try:
-            _follow_once(shipment, stop, away_since)
-            pause_s, away_since = _FIRST_PAUSE_S, None
+            _follow_once(shipment, stop, outage)
         except ChainError:
             raise
         except (PlantError, PicturesError, StoreError) as error:
-            if away_since is None:
-                away_since = time.monotonic()
-                _LOG.warning("the plant cannot be reached", error=str(error))
-            notify(f"WATCHDOG=1\nSTATUS=waits {pause_s:.0f} s: {error}")
-            stop.wait(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            outage.goes_on(error, stop)
 
 
-def _follow_once(shipment: Shipment, stop: threading.Event, away_since: float | None) -> None:
+def _follow_once(shipment: Shipment, stop: threading.Event, outage: _Outage) -> None:
     """Over one connection, until told to stop. Pictures give way to rows."""
     with Hub(shipment.plant) as hub:
         pictures = shipment.pictures(hub)
@@ -176,11 +194,8 @@ def _follow_once(shipment: Shipment, stop: threading.Event, away_since: float | 
             # Anew each time: the file may have been replaced by another.
             with Reader(shipment.journal) as reader:
                 rows, head = shipment.send_rows(reader, hub, stop.is_set)
-                if away_since is not None:
-                    away_s = round(time.monotonic() - away_since, 1)
-                    _LOG.info("the plant is back", away_s=away_s, rows=rows)
-                    away_since = None
                 is_more = pictures is not None and pictures.send_some(reader, head.seq)
+            outage.is_over(rows)
             notify(f"WATCHDOG=1\nSTATUS=the plant has all rows up to {head.seq}")
             if not is_more:
                 stop.wait(_LOOK_S)

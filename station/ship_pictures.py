@@ -22,6 +22,7 @@ from station.log_reader import Reader
 from station.plant import Hub
 from station.qms import Json
 from station.record import ImageBody
+from station.systemd import notify
 
 _LOG = get_logger("ship")
 _STEP_ROWS: Final = 1000
@@ -184,6 +185,7 @@ class Pictures:
         for result_id, images in reader.with_pictures(self._position, upto):
             for image in images:
                 self._send(reader, result_id, image)
+                notify("WATCHDOG=1")
         self._position = max(upto, self._position)
         if self._position - self._noted >= _STEP_ROWS:
             self.note()
@@ -219,7 +221,11 @@ class Pictures:
 
 
 def _read(path: Path) -> bytes | None:
+    """None where there is none. Raises `PicturesError` for what may be read later: who went on
+    would never look at the picture again."""
     try:
         return path.read_bytes()
-    except OSError:
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise PicturesError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -7,7 +7,9 @@ import hashlib
 import itertools
 import json
 import shutil
+import socket
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -39,7 +41,7 @@ from station.record import (
     Verdict,
     result_id,
 )
-from station.ship import Shipment
+from station.ship import Shipment, follow
 from station.ship_pictures import PicturesError, S3Shelf
 
 
@@ -647,6 +649,22 @@ def test_pictures_go_to_an_object_store(
         server.stop()
 
 
+def test_a_picture_that_cannot_be_read_is_waited_for(plant: Plant, tmp_path: Path) -> None:
+    journal, store = tmp_path / "journal", tmp_path / "store"
+    store.mkdir()
+    (image,) = with_pictures(journal, b"one")
+    path = journal / "images" / image.path
+    path.unlink()
+    path.mkdir()  # as good as a disk that does not answer
+    to_store = shipment(plant, journal, images=str(store))
+    with pytest.raises(PicturesError, match="cannot be read: Is a directory"):
+        to_store.send_all()
+    path.rmdir()
+    path.write_bytes(b"one")
+    sent = to_store.send_all()
+    assert (sent.pictures, sent.missing) == (1, 0)
+
+
 # --- what is away, cut off, killed --------------------------------------------------------------
 
 
@@ -694,6 +712,81 @@ def test_a_network_that_drops_in_mid_batch_loses_and_doubles_nothing(
     assert all(count == last for count, last in seen)
     assert seen[0][0] < seen[-1][0]
     assert_all_arrived(plant, long_log, STATION)
+
+
+class Manager:
+    """The service manager, at its end of the socket."""
+
+    def __init__(self, path: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._socket.settimeout(60)
+
+    def hear(self, words: str) -> str:
+        """The next message that has these words."""
+        while words not in (message := self._socket.recv(65536).decode()):
+            pass
+        return message
+
+    def heard(self) -> list[str]:
+        """What is there already."""
+        self._socket.setblocking(False)
+        found = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                found.append(self._socket.recv(65536).decode())
+        return found
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def manager(monkeypatch: pytest.MonkeyPatch) -> Iterator[Manager]:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setenv("NOTIFY_SOCKET", f"{folder}/notify")
+        with contextlib.closing(Manager(Path(folder) / "notify")) as found:
+            yield found
+
+
+def test_each_outage_begins_anew(
+    plant: Plant, tmp_path: Path, manager: Manager, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ship")
+    stop = threading.Event()
+    to_plant = shipment(plant, write(tmp_path, *plates(1, 3)))
+    follower = threading.Thread(target=follow, args=(to_plant, stop))
+    follower.start()
+    try:
+        for _ in range(2):
+            manager.hear("the plant has all rows up to 6")
+            open_database(plant, is_open=False)
+            assert "STATUS=waits 1 s" in manager.hear("STATUS=waits")
+            open_database(plant, is_open=True)
+        manager.hear("the plant has all rows up to 6")
+    finally:
+        stop.set()
+        follower.join()
+    said = [record.getMessage() for record in caplog.records if record.name == "ship"]
+    assert sum("cannot be reached" in line for line in said) == 2
+    assert sum("is back" in line for line in said) == 2
+
+
+def open_database(plant: Plant, is_open: bool) -> None:
+    plant.server.sql(
+        "postgres",
+        f"ALTER DATABASE {plant.name} ALLOW_CONNECTIONS {is_open}",
+        f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+        f"WHERE datname = '{plant.name}' AND NOT {is_open}",
+    )
+
+
+def test_the_watchdog_hears_of_each_picture(plant: Plant, tmp_path: Path, manager: Manager) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    with_pictures(tmp_path / "journal", b"one", b"two", b"three")
+    shipment(plant, tmp_path / "journal", images=str(store)).send_all()
+    assert manager.heard().count("WATCHDOG=1") >= 3 + 1, "one more for the batch of rows"
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,13 @@ from camera_peers import PEERS
 from own_machine import enter_own_network, enter_own_terminals
 
 REQUIRES_PEERS = os.environ.get("VQI_REQUIRE_PEERS") == "1"
+RUNS_LONG = os.environ.get("VQI_LONG") == "1"
 REAL_DATA = Path(os.environ.get("VQI_REAL_DATA", "../shared/data"))
 # Beside two other tests an example may take long; pytest has a limit of its own.
 hypothesis.settings.register_profile("station", deadline=None)
 hypothesis.settings.load_profile("station")
 _MAY_SKIP = (
+    "long; set VQI_LONG=1",
     "needs a real device",
     "no gpio-sim here",
     "no uinput here",
@@ -51,8 +53,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     ranks = {name: rank for rank, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
     for item in items:
-        if item.get_closest_marker("long") and not REQUIRES_PEERS:
-            item.add_marker(pytest.mark.skip(reason="long; set VQI_REQUIRE_PEERS=1"))
+        if item.get_closest_marker("long") and not RUNS_LONG:
+            item.add_marker(pytest.mark.skip(reason="long; set VQI_LONG=1"))
         if item.get_closest_marker("hardware") and "VQI_HARDWARE" not in os.environ:
             item.add_marker(pytest.mark.skip(reason="needs a real device; set VQI_HARDWARE=1"))
 

@@ -19,7 +19,7 @@ run: $(RUN_STAMP)
 
 # Most tests wait for a belt, so three files run at a time; 5 says that ARGS names none of that kind.
 # The line-scan simulator is built with gcc; `make run` needs no compiler.
-test: APT += gcc libc6-dev strace
+test: APT += gcc libc6-dev openssl strace
 test: $(TEST_STAMP) | system
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

@@ -40,7 +40,7 @@ _MAY_SKIP = (
 """Reasons that count as a skip where every peer is installed."""
 _MARKS = {"passed": "ok", "skipped": "skip", "failed": "FAIL", "error": "FAIL"}
 _CAMERAS = ["simulated", "pictures", "strip", *(peer.name for peer in PEERS)]
-_CAMERA_TEST = re.compile(r"test_(?:camera|peers)\.py::test_(\w+)\[(\w+)\](?:@\w+)?$")
+_CAMERA_TEST = re.compile(r"test_(?:camera|peers)\.py::test_(\w+)\[(\w+)\]$")
 _LONGEST = (
     *("test_training", "test_station", "test_commission_line", "test_benchmark", "test_bench"),
     *("test_recording", "test_camera_bench", "test_gate", "test_acquisition", "test_qms"),

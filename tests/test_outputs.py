@@ -487,6 +487,7 @@ def test_a_module_that_cannot_time_is_switched_off_by_the_process(site: Site) ->
         assert 0.08 < (off_ns - on_ns) / 1e9 < 0.4
 
 
+@pytest.mark.alone
 def test_a_pulse_that_comes_late_ends_before_the_next_plate(site: Site) -> None:
     """A plate that nobody has seen may be 100 mm behind: 330 ms, of which the pulse takes 200."""
     site.pulse_ms = 200

@@ -80,14 +80,14 @@ class Serial(Device):
         self._pty.send(data)
 
 
-class Keyboard(Device):
-    """struct input_event through a pipe: this kernel has no uinput as a rule."""
+class Pipe(Device):
+    """A named pipe stands where the device's file would."""
 
-    end = key_events(_ENTER, 1, 0)
+    name, kind, key = "scanner", "simulated", "pipe"
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "event0"
-        self.settings = settings(type="hid", device=str(self._path))
+        self._path = folder / self.name
+        self.settings = settings(**{"type": self.kind, self.key: str(self._path)})
 
     def plug_in(self) -> None:
         os.mkfifo(self._path)
@@ -99,26 +99,16 @@ class Keyboard(Device):
 
     def send(self, data: bytes) -> None:
         os.write(self._end, data)
+
+
+class Keyboard(Pipe):
+    """struct input_event through a pipe: this kernel has no uinput as a rule."""
+
+    name, kind, key = "event0", "hid", "device"
+    end = key_events(_ENTER, 1, 0)
 
     def say(self, text: str) -> bytes:
         return typed(text)
-
-
-class Pipe(Device):
-    def __init__(self, folder: Path) -> None:
-        self._path = folder / "scanner"
-        self.settings = settings(type="simulated", pipe=str(self._path))
-
-    def plug_in(self) -> None:
-        os.mkfifo(self._path)
-        self._end = os.open(self._path, os.O_RDWR | os.O_NONBLOCK)
-
-    def unplug(self) -> None:
-        os.close(self._end)
-        self._path.unlink()
-
-    def send(self, data: bytes) -> None:
-        os.write(self._end, data)
 
 
 def settings(**given: str) -> ScannerSettings:

@@ -40,6 +40,12 @@ _ON_THEIR_WAY_ROWS = 20_000
 _LIVES = 20
 """So many may die one after another before one writes what became of plates on their way."""
 _BUSY_TIMEOUT_S = 1.0
+_WAL_PAGES = 256
+"""4 MB until a commit carries the write-ahead file over into the database: it waits that long."""
+WAL_KEPT_BYTES = 8 * 2**20
+"""A reader or the snapshot's copy makes the write-ahead file longer than this only for a while: the
+commit that begins it anew cuts it. Twice `_WAL_PAGES`, so that it is not cut for nothing: what is
+cut off has to be found on the disk again."""
 _MOST_REFERENCES = 64
 """Of recipes and cameras that a log remembers; an older one is learned anew."""
 _MOST_SEEDS = 64
@@ -638,6 +644,8 @@ def _writing_engine(path: Path) -> Engine:
             "journal_mode = WAL",
             "synchronous = FULL",
             "recursive_triggers = ON",
+            f"wal_autocheckpoint = {_WAL_PAGES}",
+            f"journal_size_limit = {WAL_KEPT_BYTES}",
         ):
             connection.execute(f"PRAGMA {pragma}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sqlite3
 import threading
@@ -17,6 +18,7 @@ from station.log_reader import Filter, Reader
 from station.log_verify import verify, verify_tail
 from station.qms import (
     DATABASE,
+    WAL_KEPT_BYTES,
     ContradictionError,
     Store,
     StoreError,
@@ -511,6 +513,27 @@ def test_a_slow_reader_of_the_whole_log_does_not_hold_its_write_ahead_file(
         assert checkpoint.one()[0] == 0, "it was busy"
         assert (folder / f"{DATABASE}-wal").stat().st_size == 0
         assert len(list(rows)) >= PLATES - 1
+
+
+def test_the_write_ahead_file_is_cut_once_who_held_it_is_gone(tmp_path: Path) -> None:
+    """I8: one long reading does not leave a file of its size for good."""
+    wal = tmp_path / f"{DATABASE}-wal"
+
+    def write(store: Store) -> None:
+        store.append([change("x" * 40_000) for _ in range(20)])
+
+    with Store(tmp_path) as store:
+        write(store)
+        with contextlib.closing(
+            sqlite3.connect(f"file:{tmp_path / DATABASE}?mode=ro", uri=True)
+        ) as reader:
+            reader.execute("BEGIN")
+            reader.execute("SELECT count(*) FROM row").fetchone()
+            while wal.stat().st_size <= 2 * WAL_KEPT_BYTES:
+                write(store)
+        for _ in range(3):
+            write(store)
+        assert wal.stat().st_size <= WAL_KEPT_BYTES
 
 
 def test_whole_and_filtered_reads_are_in_order_over_pages(long_log: Path) -> None:

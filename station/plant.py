@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -139,6 +139,8 @@ def _from_file(path: Path | None) -> Iterator[tuple[str, str]]:
 
 class Hub:
     """One connection to the plant's database. For one thread at a time."""
+
+    is_history_there = True
 
     def __init__(self, settings: PlantSettings) -> None:
         """Raises `PlantError`, `ConfigError`; where the extra is missing, `ConfigError` too."""
@@ -352,11 +354,16 @@ def pages(connection: Connection, station_id: str) -> Iterator[Sequence[StoredRo
         values["after"] = page[-1].seq
 
 
-def contexts_of(connection: Connection, station_id: str) -> Contexts:
-    """What rows of a station leave to others, from the plant."""
+def contexts_of(
+    connection: Connection, station_id: str, coming: Mapping[int, str] | None = None
+) -> Contexts:
+    """What rows of a station leave to others, from the plant and, `coming`, from context rows that
+    are not there yet."""
     query = text("SELECT body FROM row WHERE station_id = :station AND seq = :seq")
 
     def read(seq: int) -> str | None:
+        if coming is not None and seq in coming:
+            return coming[seq]
         return connection.execute(query, {"station": station_id, "seq": seq}).scalar()
 
     return Contexts(read)

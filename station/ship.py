@@ -21,6 +21,7 @@ from station.log_lines import get_logger
 from station.log_reader import Reader
 from station.packing import Contexts
 from station.plant import Batch, ChainError, Head, Hub, PlantError, StoredRow, fork, prepare
+from station.plant_stream import Stream
 from station.qms import StoreError
 from station.ship_pictures import Pictures, PicturesError, open_shelf
 from station.systemd import notify
@@ -57,7 +58,7 @@ class Shipment:
     def send_all(self) -> Sent:
         """Send what the plant does not have. Raises `PlantError`, `StoreError`, `PicturesError`,
         `ConfigError`; what was committed until then stays."""
-        with Hub(self.plant) as hub, Reader(self.journal) as reader:
+        with self.outlet() as hub, Reader(self.journal) as reader:
             rows, head = self.send_rows(reader, hub)
             pictures = self.pictures(hub)
             if pictures is None:
@@ -67,13 +68,19 @@ class Shipment:
             pictures.note()
         return Sent(rows, head, pictures.sent, pictures.missing)
 
-    def pictures(self, hub: Hub) -> Pictures | None:
+    def outlet(self) -> Hub | Stream:
+        """Where rows go: the database, or a stream that leads there. Raises as `send_all`."""
+        return Hub(self.plant) if self.plant.nats is None else Stream(self.plant)
+
+    def pictures(self, hub: Hub | Stream) -> Pictures | None:
         """None where they stay at the station. Raises as `send_all`."""
+        if not isinstance(hub, Hub):
+            return None
         shelf = open_shelf(self.plant)
         return None if shelf is None else Pictures(self.station_id, hub, shelf)
 
     def send_rows(
-        self, reader: Reader, hub: Hub, is_told_to_stop: Callable[[], bool] = lambda: False
+        self, reader: Reader, hub: Hub | Stream, is_told_to_stop: Callable[[], bool] = lambda: False
     ) -> tuple[int, Head]:
         """How many rows were sent, and the plant's head. Raises as `send_all`."""
         head = hub.head(self.station_id)
@@ -93,7 +100,7 @@ class Shipment:
         rows = [StoredRow(*row) for row in reader.stored(first, BATCH_ROWS)]
         return prepare(self.station_id, rows, contexts) if rows else None
 
-    def _refuse_other_log(self, reader: Reader, hub: Hub, head: Head) -> None:
+    def _refuse_other_log(self, reader: Reader, hub: Hub | Stream, head: Head) -> None:
         """The plant's head must be a row of this log."""
         rows = reader.stored(1, 1)
         begun_by = json.loads(rows[0].body).get("station_id") if rows else self.station_id
@@ -111,7 +118,7 @@ class Shipment:
             return
         self._refuse_shorter(reader, hub, head)
 
-    def _refuse_shorter(self, reader: Reader, hub: Hub, head: Head) -> None:
+    def _refuse_shorter(self, reader: Reader, hub: Hub | Stream, head: Head) -> None:
         last = reader.last_seq()
         first_other = self._first_other(reader, hub, last + 1)
         if first_other <= last:
@@ -124,9 +131,11 @@ class Shipment:
                 "Keep this file as evidence, and restore a copy that has them"
             )
 
-    def _first_other(self, reader: Reader, hub: Hub, upto: int) -> int:
+    def _first_other(self, reader: Reader, hub: Hub | Stream, upto: int) -> int:
         """The first row at which the two differ, if one before `upto` does; chains that differ once
         differ ever after."""
+        if not hub.is_history_there:
+            return upto
         same, other = 0, upto
         while other - same > 1:
             middle = (same + other) // 2
@@ -188,7 +197,7 @@ def follow(shipment: Shipment, stop: threading.Event) -> None:
 
 def _follow_once(shipment: Shipment, stop: threading.Event, outage: _Outage) -> None:
     """Over one connection, until told to stop. Pictures give way to rows."""
-    with Hub(shipment.plant) as hub:
+    with shipment.outlet() as hub:
         pictures = shipment.pictures(hub)
         while not stop.is_set():
             # Anew each time: the file may have been replaced by another.

@@ -57,12 +57,12 @@ def ship(
 
     give_way()
     shipment = shipment_of(configuration, plant)
-    with _plain_errors():
+    with plain_errors():
         if is_following:
             set_up_logging("ship", configuration.station.id)
             exit_with_starter()
             notify("READY=1")
-            follow(shipment, _until_told_to_stop())
+            follow(shipment, until_told())
             return
         sent = shipment.send_all()
     row = {
@@ -84,7 +84,7 @@ def ship(
         fail(f"{sent.missing} pictures could not be sent: they are not at the station")
 
 
-def _until_told_to_stop() -> threading.Event:
+def until_told() -> threading.Event:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
@@ -92,7 +92,7 @@ def _until_told_to_stop() -> threading.Event:
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
+def plain_errors() -> Iterator[None]:
     """One line each, whatever cannot be used."""
     from station.plant import PlantError
     from station.ship_pictures import PicturesError
@@ -109,7 +109,7 @@ def plant_hub(config: str | None, dsn: str | None) -> Iterator[Hub]:
     """The plant's database by --dsn, VQI_PLANT_DSN, or a configuration's [plant]."""
     from station.plant import Hub
 
-    with _plain_errors(), Hub(_settings(config, dsn)) as hub:
+    with plain_errors(), Hub(plant_settings(config, dsn)) as hub:
         yield hub
 
 
@@ -154,13 +154,15 @@ def _plant(config: str | None) -> AbstractContextManager[Hub]:
     return plant_hub(config, os.environ.get("VQI_PLANT_DSN"))
 
 
-def _settings(config: str | None, dsn: str | None) -> PlantSettings:
+def plant_settings(config: str | None, dsn: str | None) -> PlantSettings:
     if dsn is not None:
         # Given by a person for this command alone: it may hold a password.
         return PlantSettings.model_construct(dsn=dsn)
     plant = load_or_exit(config).value.plant if config is not None else None
     if plant is None:
         fail("name the plant's database: --config FILE with [plant], or VQI_PLANT_DSN", 2)
+    if plant.nats is not None and not plant.dsn and plant.dsn_file is None:
+        fail(f"{config}: [plant] sends to {plant.nats}; name the database by VQI_PLANT_DSN", 2)
     return plant
 
 

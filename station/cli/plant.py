@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from station.cli.common import JsonOption, fail, print_json
 from station.cli.log_options import Config
-from station.cli.log_ship import PlantDsn, plant_hub
+from station.cli.log_ship import PlantDsn, plain_errors, plant_hub, plant_settings, until_told
+from station.logs import set_up_logging
 from station.record import rfc3339
+from station.systemd import notify
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -69,3 +72,27 @@ def rebuild(
     them."""
     with plant_hub(config, dsn) as hub:
         typer.echo(f"{hub.name}: {hub.rebuild(station)} rows of {station} read again")
+
+
+@app.command()
+def receive(
+    nats: Annotated[str, typer.Option(envvar="VQI_PLANT_NATS", help="nats://host, tls://host.")],
+    config: Config = None,
+    dsn: PlantDsn = None,
+    credentials: Annotated[Path | None, typer.Option(help="As `nsc` writes it, .creds.")] = None,
+    ca: Annotated[Path | None, typer.Option(help="Who signed the server's certificate.")] = None,
+    is_following: Annotated[
+        bool, typer.Option("--follow/--once", help="For ever, or what is there and end.")
+    ] = True,
+) -> None:
+    """Store what stations hand over to a NATS JetStream; makes the stream where there is none."""
+    from station.plant_stream import receive as receive_rows
+
+    given = {"nats": nats, "nats_credentials_file": credentials, "nats_ca_file": ca}
+    with plain_errors():
+        settings = plant_settings(config, dsn).model_copy(update=given)
+        if is_following:
+            set_up_logging("plant", "plant")
+            notify("READY=1")
+        rows = receive_rows(settings, until_told(), not is_following)
+    typer.echo(f"{rows} rows stored")

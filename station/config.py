@@ -579,7 +579,9 @@ class PlantSettings(Settings):
         pattern="^(nats|tls)://[^@]+$",
         description="JetStream server that rows go to in place of the database.",
     )
-    nats_credentials_file: Path | None = Field(None, description="As `nsc` writes it, .creds.")
+    nats_credentials_file: Path | None = Field(
+        None, description="As `nsc` writes it; without a folder: the unit's credential."
+    )
     nats_ca_file: Path | None = Field(None, description="Who signed its certificate, tls:// only.")
 
     @model_validator(mode="after")

@@ -129,12 +129,17 @@ def connection_info(settings: PlantSettings) -> dict[str, Any]:
 def _from_file(path: Path | None) -> Iterator[tuple[str, str]]:
     if path is None:
         return
-    folder = os.environ.get(_CREDENTIALS, "")
-    place = Path(folder) / path if folder and not path.is_absolute() else path
+    place = credential(path)
     try:
         yield f"plant.dsn_file {place}", place.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"plant.dsn_file {place}: cannot be read: {error}") from error
+
+
+def credential(path: Path) -> Path:
+    """Where a secret's file lies: without a folder, among the unit's credentials, if it has any."""
+    folder = os.environ.get(_CREDENTIALS, "")
+    return Path(folder) / path if folder and not path.is_absolute() else path
 
 
 class Hub:

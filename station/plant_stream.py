@@ -23,7 +23,17 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from station.config import ConfigError, PlantSettings
 from station.log_lines import get_logger
-from station.plant import Batch, ChainError, Head, Hub, PlantError, StoredRow, contexts_of, prepare
+from station.plant import (
+    Batch,
+    ChainError,
+    Head,
+    Hub,
+    PlantError,
+    StoredRow,
+    contexts_of,
+    credential,
+    prepare,
+)
 from station.qms import EMPTY_CHAIN
 from station.systemd import notify
 
@@ -175,7 +185,7 @@ class Stream:
             ) from None
         options: dict[str, Any] = {}
         if self._settings.nats_credentials_file is not None:
-            options["user_credentials"] = str(self._settings.nats_credentials_file)
+            options["user_credentials"] = str(credential(self._settings.nats_credentials_file))
         if str(self._settings.nats).startswith("tls://"):
             options["tls"] = ssl.create_default_context(cafile=self._settings.nats_ca_file)
         client = await nats.connect(

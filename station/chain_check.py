@@ -1,4 +1,5 @@
-"""Whether each row of the log is the one that was hashed and follows the one before it.
+"""Whether each row of the log is the one that was hashed and follows the one before it, and each
+attempt of a part the one before it.
 
 The hashes of a long log are work for a core of its own, so `vqi log verify` does this in a second
 process while it looks at what the rows say; what is imported here starts it at once.
@@ -15,6 +16,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from station.attempts import miscounted
 
 _EMPTY_CHAIN = "0" * 64
 _FIRST_SEQ = -(2**63)
@@ -44,7 +47,8 @@ class Links:
 
 def check(path: Path, last: int, with_file: bool) -> Links:
     """Recompute every hash and link up to a row. `with_file`: also hold the file's indexes against
-    its tables, in one read of all: the write-ahead file of a live log grows meanwhile (I8)."""
+    its tables, in one read of all, and count every part's attempts: the write-ahead file of a live
+    log grows meanwhile (I8)."""
     found, before = Links(), _EMPTY_CHAIN.encode()
     sha256, findings, expected = hashlib.sha256, found.findings, 1
     for seq, kind, body, body_sha256, chain_sha256 in _rows(path, last):
@@ -58,7 +62,9 @@ def check(path: Path, last: int, with_file: bool) -> Links:
         if before != chain_sha256:
             findings.append((seq, f"row {seq}: the chain breaks here"))
             before = chain_sha256
-    findings += _of_file(path) if with_file else []
+    if with_file:
+        findings += _of_file(path)
+        findings += _of_attempts(path)
     found.rows, found.head = expected - 1, before.decode(errors="replace")
     return found
 
@@ -71,6 +77,11 @@ def _of_file(path: Path) -> list[tuple[int, str]]:
         except sqlite3.Error as error:
             return [(0, f"the file cannot be checked: {error}")]
     return [(0, f"the file: {text}") for text in said if text != "ok"]
+
+
+def _of_attempts(path: Path) -> list[tuple[int, str]]:
+    with contextlib.closing(_open(path)) as log:
+        return miscounted(log)
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -159,8 +159,7 @@ def create(connection: Connection) -> list[int]:
     for table in DERIVED:
         table.create(connection, checkfirst=True)
         _add_columns(connection, table)
-    known = set(connection.execute(text("SELECT number FROM plant_step")).scalars())
-    lacking = [number for number in range(1, len(_STEPS) + 1) if number not in known]
+    lacking = lacking_steps(connection)
     cursor: Any = connection.connection.cursor()
     schema = connection.execute(text("SELECT quote_ident(current_schema())")).scalar_one()
     for number in lacking:
@@ -168,6 +167,12 @@ def create(connection: Connection) -> list[int]:
         cursor.execute(_STEPS[number - 1].replace("@schema@", schema))
         connection.execute(text("INSERT INTO plant_step VALUES (:number)"), {"number": number})
     return lacking
+
+
+def lacking_steps(connection: Connection) -> list[int]:
+    """Numbers of the steps that this program knows and the database has not seen."""
+    known = set(connection.execute(text("SELECT number FROM plant_step")).scalars())
+    return [number for number in range(1, len(_STEPS) + 1) if number not in known]
 
 
 def _refuse_unfit(connection: Connection) -> None:

@@ -14,7 +14,7 @@ from sqlalchemy.pool import StaticPool
 
 from station.derived import add
 from station.plant import Anchor, StoredRow, contexts_of, pages, plant_lines
-from station.plant_schema import DERIVED, TRIGGERS
+from station.plant_schema import DERIVED, TRIGGERS, lacking_steps
 from station.qms import EMPTY_CHAIN, Json, first_changed
 from station.tables import METADATA
 
@@ -34,12 +34,16 @@ class PlantVerification:
 
 
 def missing_guards(connection: Connection) -> list[str]:
-    """Triggers that keep rows from being changed and are not in force."""
+    """Triggers that keep rows from being changed and are not in force; steps of `create` that the
+    database lacks."""
     query = text(
         "SELECT tgname FROM pg_trigger WHERE tgrelid = 'row'::regclass AND tgenabled IN ('O', 'A')"
     )
     there = set(connection.execute(query).scalars())
-    return [f"trigger {name} of table row is not in force" for name in sorted(TRIGGERS - there)]
+    return [
+        *(f"step {step} is not made: `vqi plant create`" for step in lacking_steps(connection)),
+        *(f"trigger {name} of table row is not in force" for name in sorted(TRIGGERS - there)),
+    ]
 
 
 def verify_station(connection: Connection, station_id: str) -> PlantVerification:

@@ -282,6 +282,32 @@ def test_attempts_of_a_program_that_counted_none_are_counted(tmp_path: Path) -> 
         assert [row[1] for row in attempts(store)][2:] == [3, 4]
 
 
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (
+            "UPDATE plate SET attempt = 1 WHERE seq = 3",
+            "says attempt 1 of part A, after s-00000001; by the rows it is 2",
+        ),
+        (
+            "UPDATE row SET body = json_set(body, '$.previous_result_id', 'x') WHERE seq = 3",
+            "says attempt 2 of part A, after x; by the rows it is 2, after s-00000001",
+        ),
+    ],
+)
+def test_attempts_that_cannot_be_are_named(tmp_path: Path, edit: str, said: str) -> None:
+    """Tamper: a rework that looks like a first pass, or follows another plate."""
+    with Store(tmp_path) as store:
+        store.append([result(number, part_id="A") for number in (1, 2, 3)])
+        connection = store._connection
+        connection.exec_driver_sql("DROP TRIGGER row_no_update")
+        connection.exec_driver_sql(edit)
+        connection.commit()
+    with Reader(tmp_path) as reader:
+        findings = verify(reader).findings
+    assert [text for text in findings if said in text], findings
+
+
 def _forget_attempts(store: Store) -> None:
     """Tamper: what an earlier release would have written."""
     connection = store._connection

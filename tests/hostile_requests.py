@@ -303,6 +303,11 @@ def rebound() -> list[Headers]:
     return [Headers("host", (("host", host),)) for host in hosts]
 
 
+_SMUGGLED = (
+    b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /vqix HTTP/1.1\r\n\r\n"
+)
+
+
 def wire() -> list[Wire]:
     """Requests that no client library would write."""
     get = b"GET / HTTP/1.1\r\nHost: {host}\r\n"
@@ -338,8 +343,7 @@ def wire() -> list[Wire]:
         post + b"Content-Length: 99999999999\r\n\r\n",
         post + b"Content-Length: -1\r\n\r\n",
         post + b"Content-Length: 4\r\nContent-Length: 5\r\n\r\nvqix!",
-        post
-        + b"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /vqix HTTP/1.1\r\n\r\n",
+        post + _SMUGGLED,
         post + b"Transfer-Encoding: chunked\r\n\r\nFFFFFFFFFFFFFFFF\r\n",
         post + b"Transfer-Encoding: xchunked\r\n\r\n4\r\nvqix\r\n0\r\n\r\n",
         post + b"Transfer-Encoding: chunked\r\n\r\n-1\r\n",

@@ -1,5 +1,5 @@
-"""What holds of every page: nothing spills over or is cut off, everything is reached by keyboard and
-seen to be, axe finds nothing serious, nothing moves where motion is not wanted."""
+"""What holds of every page: nothing spills over or is cut off, everything is reached by keyboard
+and seen to be, axe finds nothing serious, nothing moves where motion is not wanted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ _SPILLS = """
 () => {
   const found = [];
   const root = document.scrollingElement;
-  if (root.scrollWidth > innerWidth + 1) found.push(`page: ${root.scrollWidth} of ${innerWidth} px`);
+  if (root.scrollWidth > innerWidth + 1)
+    found.push(`page: ${root.scrollWidth} of ${innerWidth} px`);
   const isSeen = (box) => box.width > 1 && box.height > 1;
   const name = (one) => `${one.tagName.toLowerCase()}.${one.className || one.id}`
     + ` "${(one.innerText || one.value || "").trim().slice(0, 40)}"`;
@@ -23,7 +24,8 @@ _SPILLS = """
     }
     return false;
   };
-  const words = "button, a, .button, .tag, label, legend, th, td, h1, h2, h3, p, li, dt, dd, summary";
+  const words = "button, a, .button, .tag, label, legend, th, td, h1, h2, h3, p, li, dt, dd, "
+    + "summary";
   for (const one of document.querySelectorAll(words)) {
     const box = one.getBoundingClientRect();
     if (!isSeen(box) || scrolls(one) || !one.checkVisibility({visibilityProperty: true})) continue;
@@ -64,7 +66,8 @@ _FOCUSED = """
       + ` "${(one.innerText || one.value || "").trim().slice(0, 30)}"`,
     isAgain: all.includes(one),
     isOutOfOrder: isBefore,
-    isMarked: marks(style) || one.closest("label") !== null && marks(getComputedStyle(one.closest("label"))),
+    isMarked: marks(style)
+      || one.closest("label") !== null && marks(getComputedStyle(one.closest("label"))),
     isOnScreen: box.width > 0 && box.bottom > 0 && box.top < innerHeight && box.right > 0
       && box.left < innerWidth,
     isCovered: top !== null && !(one.contains(top) || top.contains(one)),
@@ -122,7 +125,7 @@ def small_targets(page: Any, smallest_px: float) -> list[str]:
 
 
 def keyboard_faults(page: Any) -> list[str]:
-    """One walk with the Tab key: what is not reached, not seen, out of order, or holds the focus."""
+    """One walk with Tab: what is not reached, not seen, out of order, or holds the focus."""
     wanted = int(page.evaluate(_FOCUSABLE))
     page.evaluate("() => { window.vqiWalked = []; document.activeElement.blur(); }")
     faults: list[str] = []
@@ -159,7 +162,8 @@ def axe_faults(page: Any) -> list[str]:
     options = {"runOnly": {"type": "tag", "values": tags}, "resultTypes": ["violations"]}
     found = Axe().run(page, options=options).response["violations"]
     return [
-        f"{one['id']} ({one['impact']}): {one['nodes'][0]['target']} {one['nodes'][0]['html'][:120]}"
+        f"{one['id']} ({one['impact']}): {node['target']} {node['html'][:120]}"
         for one in found
         if one["impact"] in SERIOUS
+        for node in one["nodes"][:2]
     ]

@@ -18,7 +18,7 @@ _ACCENTS = str.maketrans("aeiouyncAEIOUYNC", "åéïôûýñçÅÉÏÔÛÝÑÇ")
 
 
 def longer(text: str) -> str:
-    """The text with other letters and 40 % longer, words of its own length appended; fields stay."""
+    """The text with other letters and 40 % longer, by words of its own length; fields stay."""
     parts = _PLACEHOLDER.split(text)
     told = "".join(part if i % 2 else part.translate(_ACCENTS) for i, part in enumerate(parts))
     letters = sum(len(part) for part in parts[::2])

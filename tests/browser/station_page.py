@@ -1,0 +1,157 @@
+"""A whole simulated station with its page and its people, for a browser."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from history import STATION, write_history
+from station_rig import Rig, wait_until
+
+from station.config import load_configuration
+from station.log_reader import Filter, Reader
+from station.web.app import create_app
+from station.web.pages import Declared
+from station.web.roles import Role
+from station.web.server import make_web
+
+PASSWORD = "a-lamp-beside-the-belt"
+PEOPLE = {"ada": Role.ADMIN, "eve": Role.ENGINEER, "emil": Role.ENGINEER, "rosa": Role.REVIEWER}
+"""The first one is made at the station's terminal, so are the others: nobody makes a person by
+page that is not there."""
+_BELT = {"line_rate_hz": 1000.0}
+"""A plate in 0.8 s: a browser beside it has its share of the processor."""
+_SPECIMEN = {"defective_share": 0.5}
+_TABLES = """
+[journal.shifts]
+timezone = "Europe/Berlin"
+early = "06:00"
+late = "14:00"
+night = "22:00"
+
+[web]
+port = 0
+"""
+
+
+@dataclass
+class StationPage:
+    """What runs, and where."""
+
+    rig: Rig
+    url: str
+    """Without a slash at its end."""
+    run: subprocess.Popen[bytes] | None
+    web: subprocess.Popen[str]
+
+    @property
+    def config(self) -> Path:
+        return self.rig.folder / "station.toml"
+
+    def newest(self, verdict: str) -> str:
+        """The id of the newest plate with this verdict; waits for one."""
+        found: list[str] = []
+
+        def is_there() -> bool:
+            found[:] = self._ids(verdict)
+            return bool(found)
+
+        wait_until(is_there, 60.0, f"plate with {verdict}")
+        return found[0]
+
+    def _ids(self, verdict: str) -> list[str]:
+        """Of plates with pictures: of this run, not of what was before it."""
+        with Reader(self.rig.journal) as reader:
+            rows = reader.results(Filter(verdict=verdict), newest_first=True, limit=1)
+            return [row["result_id"] for row in rows if row["images"]]
+
+    def routes(self) -> list[Declared]:
+        """Every route of the page, as it is declared."""
+        web = make_web(load_configuration(str(self.config)))
+        create_app(web)
+        return list(web.routes)
+
+
+def small_rig(folder: Path, **more: Any) -> Rig:
+    """Plates of 60 x 40 mm, slowly; a calling lamp calls until somebody comes."""
+    return Rig(
+        folder,
+        camera=_BELT,
+        specimen=_SPECIMEN,
+        fail_hold_s=None,
+        station={"id": STATION},
+        recipe_lines="[keep]\npass_whole_share = 0.5\n",
+        tables=_TABLES,
+        **more,
+    )
+
+
+@contextmanager
+def station_page(folder: Path, rig: Rig | None = None) -> Iterator[StationPage]:
+    """A station that has worked for six weeks and runs, with its people and its page."""
+    rig = rig or small_rig(folder)
+    write_history(rig.journal)
+    config = rig.write()
+    for name, role in PEOPLE.items():
+        add_person(config, name, role)
+    with ExitStack() as stack:
+        run = stack.enter_context(rig.running())
+        url, web = stack.enter_context(web_process(config))
+        shown = StationPage(rig, url, run, web)
+        wait_until(lambda: not _is_stale(url), 30.0, "page that hears the station")
+        yield shown
+
+
+def _is_stale(url: str) -> bool:
+    return httpx.get(f"{url}/health").status_code != 200
+
+
+def add_person(config: Path, name: str, role: Role) -> None:
+    """As at the station's terminal; the password is good from the first sign-in on."""
+    command = [sys.executable, "-P", "-m", "station.cli", "user", "add", name, "--role", role.word]
+    given = [*command, "--config", str(config)]
+    subprocess.run(given, input=PASSWORD, text=True, check=True, capture_output=True)
+
+
+@contextmanager
+def web_process(
+    config: Path, environment: dict[str, str] | None = None
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`vqi web --json`, listening; its address and its process."""
+    command = [sys.executable, "-P", "-m", "station.cli", "web", "--config", str(config), "--json"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=os.environ | (environment or {})
+    )
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        assert line, f"vqi web ended with {process.wait(30.0)}"
+        yield json.loads(line)["url"].rstrip("/"), process
+    finally:
+        process.terminate()
+        process.wait(30.0)
+        process.stdout.close()
+
+
+_PARAMETER = re.compile(r"\{(\w+)(:\w+)?\}")
+
+
+def page_paths(shown: StationPage) -> list[str]:
+    """One address of every page that there is, with parameters that name something."""
+    fail = shown.newest("FAIL")
+    good = {"result_id": fail, "plate": fail, "recipe_id": "small", "version": "1"}
+
+    def filled(path: str) -> str:
+        return _PARAMETER.sub(lambda match: good.get(match[1], "1"), path)
+
+    pages = [one for one in shown.routes() if one.kind == "page" and not one.is_json]
+    return [filled(one.path) for one in pages]

@@ -11,22 +11,20 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-MAX_CLIENTS = 1000
 BEAT_S = 0.5
 """A reader that hears no beat knows within 2 s that what it shows may be over."""
 _BEAT_DUE_S = 0.8 * BEAT_S
 COMMENT_S = 10.0
 """When nobody looks there is no beat; a comment keeps the connection through proxies."""
 RETRY_MS = 1000
-_SEND_LIMIT_S = 60.0
-"""A client that takes nothing for so long is let go."""
+_ASK_EVERY_S = 5.0
 _LIFE = secrets.token_hex(4)
 """Of this process: numbers of another life mean nothing here."""
 _COMMENT = b": still here\n\n"
@@ -154,12 +152,16 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, hub: Hub, topic: Topic, last_event_id: str = "") -> None:
+    def __init__(
+        self, hub: Hub, topic: Topic, last_event_id: str, is_allowed: Callable[[], bool]
+    ) -> None:
+        """It ends when `is_allowed` says no: a session does not outlive its end."""
         super().__init__(headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._hub, self._topic = hub, topic
         self._known = _number_of(last_event_id, topic)
-        self._beaten_s = 0.0
+        self._is_allowed = is_allowed
+        self._beaten_s = self._asked_s = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._hub.clients += 1
@@ -178,15 +180,20 @@ class EventStream(Response):
     async def _send_all(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
         await send(start)
-        while not self._hub.is_closed:
+        while not self._hub.is_closed and self._may_go_on(time.monotonic()):
             # Nothing is chosen before the client has room for it: it would be old by then.
-            async with asyncio.timeout(_SEND_LIMIT_S):
-                await send(_body(b""))
+            await send(_body(b""))
             event = self._due(time.monotonic())
             if event:
                 await send(_body(event))
             await self._hub.wait()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _may_go_on(self, now_s: float) -> bool:
+        if now_s - self._asked_s < _ASK_EVERY_S:
+            return True
+        self._asked_s = now_s
+        return self._is_allowed()
 
     def _due(self, now_s: float) -> bytes:
         """News, a beat, both, or nothing."""

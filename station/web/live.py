@@ -50,35 +50,26 @@ class Live:
 
     at: float = field(default_factory=time.time)
     """When it was heard, seconds since 1970."""
-    heard_ns: int = 0
-    """The same on CLOCK_MONOTONIC; 0: nothing was heard yet."""
     station: Json | None = None
     lamp: Json | None = None
     journal: Json | None = None
+    is_stale: bool = True
+    """Nobody has looked for a while, or yet: whatever this says may be over."""
+    newest_seq: int = 0
+    """Of the newest result; 0 if there is none."""
+    heard_ns: int = 0
+    """When it was heard, on CLOCK_MONOTONIC; 0: nothing was heard yet."""
     silent: Mapping[str, Silence] = field(default_factory=dict)
+    """Processes that do not answer, by name."""
     began: Mapping[str, float] = field(default_factory=dict)
     """Since when what stands now has been seen so: `light`, `doubt`, `state`, `life` of the
     station process, `waiting`, `problem PART`, `attention TEXT`; seconds since 1970."""
     log: LineLog = LineLog()
 
-    @property
-    def is_stale(self) -> bool:
-        """Nobody has looked for a while: whatever it says may be over."""
-        return time.monotonic_ns() - self.heard_ns > STALE_S * 1e9
-
     def since(self, what: str) -> str | None:
         """The same as RFC 3339 text; None where it does not stand."""
         at = self.began.get(what)
         return None if at is None else rfc3339(datetime.fromtimestamp(at, UTC))
-
-    @property
-    def newest_seq(self) -> int:
-        """Of the newest result; 0 if there is none."""
-        return self.log.newest_seq
-
-    @property
-    def newest_result_id(self) -> str:
-        return self.log.newest_result_id
 
 
 class LiveSource(Protocol):
@@ -86,6 +77,9 @@ class LiveSource(Protocol):
 
     @property
     def live(self) -> Live: ...
+    def listen(self, listener: Callable[[Live], None]) -> None:
+        """`listener` hears of every look, on another thread: it must not wait."""
+
     def start(self) -> None: ...
     def stop(self) -> None: ...
 
@@ -95,15 +89,16 @@ class SilentSource:
 
     live = Live()
 
+    def listen(self, listener: Callable[[Live], None]) -> None: ...
     def start(self) -> None: ...
     def stop(self) -> None: ...
 
 
 class Poller:
-    """Asks until it is stopped; its own thread. `live` may be read by any thread."""
+    """Asks until it is stopped, on a thread of its own."""
 
     def __init__(self, configuration: Configuration) -> None:
-        self.live = Live()
+        self._live = Live()
         self._runtime_dir = configuration.station.runtime_dir
         self._look = LogLook(configuration)
         self._ears = {name: _Ear(name) for name in SOCKETS}
@@ -112,8 +107,14 @@ class Poller:
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
+    @property
+    def live(self) -> Live:
+        """What was heard last, and whether that is old by now."""
+        live = self._live
+        return replace(live, is_stale=time.monotonic_ns() - live.heard_ns > STALE_S * 1e9)
+
     def listen(self, listener: Callable[[Live], None]) -> None:
-        """`listener` hears of every turn, on the poller's thread: it must not wait."""
+        """See `LiveSource`; before `start`."""
         self._listeners.append(listener)
 
     def start(self) -> None:
@@ -139,16 +140,23 @@ class Poller:
         heard = {name: ear.ask(self._runtime_dir) for name, ear in self._ears.items()}
         silent = {name: ear.silence for name, ear in self._ears.items() if ear.silence is not None}
         log = self._look.look(heard["journal"], heard["lamp"], heard["station"])
-        new = Live(heard_ns=time.monotonic_ns(), **heard, silent=silent, log=log)
-        self.live = replace(new, began=self._began(new))
+        new = Live(
+            **heard,
+            is_stale=False,
+            newest_seq=log.newest_seq,
+            heard_ns=time.monotonic_ns(),
+            silent=silent,
+            log=log,
+        )
+        self._live = new = replace(new, began=self._began(new))
         for listener in self._listeners:
-            listener(self.live)
+            listener(new)
 
     def _began(self, new: Live) -> Mapping[str, float]:
         before, standing = self._standing, _standing(new)
         self._standing = standing
         return {
-            what: self.live.began[what] if before.get(what) == value else new.at - value.age_s
+            what: self._live.began[what] if before.get(what) == value else new.at - value.age_s
             for what, value in standing.items()
         }
 

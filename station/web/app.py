@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from station.release import program_version
-from station.web import common
+from station.web import common, line
 from station.web.context import Web
 from station.web.errors import PageError, SignInNeeded
 from station.web.frontier import Frontier
@@ -31,6 +31,7 @@ def routers() -> list[WebRouter]:
     """Every part of the page; their order is that of the navigation."""
     return [
         common.router,
+        line.router,
     ]
 
 
@@ -69,6 +70,8 @@ def create_app(web: Web) -> FastAPI:
 def _life(web: Web) -> Any:
     @contextlib.asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
+        web.live_source.listen(line.LineFeed(web).turn)
+        web.hub.start()
         web.live_source.start()
         try:
             yield

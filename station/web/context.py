@@ -22,6 +22,7 @@ from station.log_reader import ASK_LIMIT_S, Reader
 from station.qms import StoreError
 from station.record import Body
 from station.web.errors import PageError, conflict
+from station.web.hub import Hub
 from station.web.live import Live, LiveSource
 from station.web.people import People
 from station.web.roles import Person
@@ -68,6 +69,8 @@ class Web:
     configuration: Loaded[Configuration]
     people: People
     live_source: LiveSource
+    hub: Hub = field(default_factory=Hub)
+    """By which news of it reaches browsers."""
     routes: list[Any] = field(default_factory=list)
     """Every route as it was declared (station.web.pages.Declared)."""
     tokens: Tokens = field(default_factory=Tokens)

@@ -16,7 +16,7 @@ from station.log_lines import get_logger
 from station.systemd import exit_with_starter, notify
 from station.web.app import create_app
 from station.web.context import Web
-from station.web.live import SilentSource
+from station.web.live import Poller
 from station.web.people import Nobody
 
 _LOG = get_logger("web")
@@ -59,12 +59,12 @@ class PatientProtocol(H11Protocol):
 
 def make_web(loaded: Loaded[Configuration]) -> Web:
     """What all pages work with, of this station."""
-    return Web(loaded, Nobody(), SilentSource())
+    return Web(loaded, Nobody(), Poller(loaded.value))
 
 
 def server_of(web: Web, tell: Callable[[], None]) -> Server:
     """The page's server; `tell` is called when it listens. Raises OSError, ssl.SSLError."""
-    return Server(_uvicorn(web, web.settings), tell)
+    return Server(_uvicorn(web, web.settings), tell, web.hub.close)
 
 
 def serve(loaded: Loaded[Configuration], tell: Callable[[str], None]) -> int:
@@ -144,10 +144,14 @@ def _uvicorn(web: Web, settings: WebSettings) -> uvicorn.Config:
 
 
 class Server(uvicorn.Server):
-    """Tells when it listens, and that its loop turns."""
+    """Tells when it listens, and that its loop turns; ends its streams before it waits for what is
+    in work."""
 
-    def __init__(self, config: uvicorn.Config, tell: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, tell: Callable[[], None], end_streams: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self._end_streams = end_streams
         if not config.loaded:
             config.load()
         self._tell = tell
@@ -164,6 +168,7 @@ class Server(uvicorn.Server):
         self._turning.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._turning
+        self._end_streams()
         await super().shutdown(sockets)
 
     async def _turn(self) -> None:

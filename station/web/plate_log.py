@@ -1,0 +1,137 @@
+"""What a plate's page asks of the log: its rows, its neighbours, judged plates with such a defect."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import desc, select
+
+from station.log_reader import Reader
+from station.qms import Json
+from station.record import ImageBody, Verdict
+from station.tables import DEFECT, PLATE
+from station.tiling import TILE_PX
+from station.web.blind import is_blind
+from station.web.errors import PageError
+from station.web.roles import Person
+
+_MOST_ATTEMPTS = 20
+_LONGEST_ID = 64
+ARRAYS = ("tile_grid", "tile_scores")
+"""Left out where a row is shown, as `vqi log show` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlateRows:
+    """Every row about one plate that has a result."""
+
+    result: Json
+    others: tuple[Json, ...]
+
+    def of_kind(self, kind: str) -> list[Json]:
+        return [row for row in self.others if row["kind"] == kind]
+
+    @property
+    def all(self) -> list[Json]:
+        return [self.result, *self.others]
+
+    @property
+    def images(self) -> dict[str, ImageBody]:
+        """The pictures that the record names, by their role."""
+        named = [ImageBody.model_validate(image) for image in self.result.get("images") or ()]
+        return {image.role: image for image in named}
+
+    def tombstone(self, image: ImageBody) -> Json | None:
+        """What removed a picture."""
+        stones = self.of_kind("tombstone")
+        return next((stone for stone in stones if stone["path"] == image.path), None)
+
+    @property
+    def defect_kinds(self) -> dict[int, str]:
+        """What the last reviewer who named a defect called it, by its number."""
+        named = [one for row in self.of_kind("review") for one in row.get("defects") or ()]
+        return {one["number"]: one["kind"] for one in named}
+
+
+def plate_rows(reader: Reader, result_id: str) -> PlateRows | None:
+    """None of a plate without a result."""
+    found = reader.of_result(result_id)
+    if not found or found[0]["kind"] != "result":
+        return None
+    return PlateRows(found[0], tuple(found[1:]))
+
+
+def found_plate(reader: Reader, result_id: str) -> PlateRows:
+    """Raises `PageError` 404: there is no such plate, or it has no result yet."""
+    found = plate_rows(reader, result_id) if len(result_id) <= _LONGEST_ID else None
+    if found is None:
+        is_open = len(result_id) <= _LONGEST_ID and bool(reader.of_result(result_id))
+        raise PageError(404, "plate.no_result_yet" if is_open else "plate.no_such")
+    return found
+
+
+def seen_plate(reader: Reader, result_id: str, person: Person) -> PlateRows:
+    """As `found_plate`; 403 where its verdict is kept from this person."""
+    found = found_plate(reader, result_id)
+    if is_blind(reader, result_id, person):
+        raise PageError(403, "plate.blind_hidden")
+    return found
+
+
+def around(reader: Reader, result: Mapping[str, Any], count: int) -> tuple[list[Any], list[Any]]:
+    """Lines of `plate` before and after a result, as they were written; the nearest last and
+    first."""
+    own = PLATE.c.station_id == result["station_id"]
+    earlier = select(PLATE).where(own, PLATE.c.seq < result["seq"])
+    later = select(PLATE).where(own, PLATE.c.seq > result["seq"])
+    before = reader.ask(earlier.order_by(desc(PLATE.c.seq)).limit(count))
+    after = reader.ask(later.order_by(PLATE.c.seq).limit(count))
+    return list(before)[::-1], list(after)
+
+
+def attempts(reader: Reader, part_id: str | None) -> Sequence[Any]:
+    """Lines of `plate` of one serial, the newest first."""
+    if part_id is None:
+        return ()
+    wanted = select(PLATE).where(PLATE.c.part_id == part_id)
+    return reader.ask(wanted.order_by(desc(PLATE.c.seq)).limit(_MOST_ATTEMPTS))
+
+
+def judged_defects(reader: Reader, kind: str, verdict: Verdict, count: int) -> Sequence[Any]:
+    """Defects of a kind on plates that a person has judged so, the newest first."""
+    is_of_plate = (DEFECT.c.station_id == PLATE.c.station_id) & (DEFECT.c.seq == PLATE.c.seq)
+    wanted = (
+        select(PLATE, DEFECT.c.number, DEFECT.c.w_mm, DEFECT.c.h_mm)
+        .select_from(PLATE.join(DEFECT, is_of_plate))
+        .where(DEFECT.c.kind == kind, PLATE.c.reviewed_verdict == verdict.value)
+        .where(PLATE.c.reviewer.is_not(None))
+    )
+    return reader.ask(wanted.order_by(desc(PLATE.c.written_at), PLATE.c.seq).limit(count))
+
+
+@dataclass(frozen=True, slots=True)
+class TileScores:
+    """What the network said of each tile, in grid order."""
+
+    places: NDArray[np.int32]
+    """(tiles, 2): x_px, y_px of each tile's first pixel."""
+    scores: NDArray[np.float32]
+
+    @property
+    def step_px(self) -> int:
+        """From tile to tile; a tile's own side where there is one only."""
+        steps = [np.diff(np.unique(self.places[:, axis])) for axis in (0, 1)]
+        found = [int(step.min()) for step in steps if len(step)]
+        return min(found, default=TILE_PX)
+
+
+def tile_scores(result: Mapping[str, Any]) -> TileScores:
+    """Of a whole result body; without tiles, none."""
+    places = np.frombuffer(base64.b64decode(result.get("tile_grid") or ""), "<u2")
+    scores = np.frombuffer(base64.b64decode(result.get("tile_scores") or ""), "<f4")
+    return TileScores(places.astype(np.int32).reshape(-1, 2), scores.astype(np.float32))

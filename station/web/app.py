@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from station.release import program_version
-from station.web import common, line
+from station.web import common, line, plate, plate_pictures
 from station.web.context import Web
 from station.web.errors import PageError, SignInNeeded
 from station.web.frontier import Frontier
@@ -32,6 +32,8 @@ def routers() -> list[WebRouter]:
     return [
         common.router,
         line.router,
+        plate.router,
+        plate_pictures.router,
     ]
 
 

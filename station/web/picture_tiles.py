@@ -19,7 +19,7 @@ import numpy as np
 
 from station.images import BandedPng, Pixels
 from station.record import ImageBody
-from station.web.stored_pictures import Bounded, PictureError, PixelSource, StoredPictures, Trouble
+from station.web.stored_pictures import PictureError, PixelSource, StoredPictures, Trouble
 
 TILE_PX = 256
 TILE_BYTES = TILE_PX * TILE_PX
@@ -115,7 +115,7 @@ class LocalContrast:
         at_x = x - start[0] + self._pad_left(start[0])
         part = contrast[y - start[1] : bottom - start[1], at_x : at_x + right - x]
         shown = np.rint(part * (1 / CONTRAST_PER_LEVEL) + _MIDDLE)
-        return np.clip(shown, 0, 255).astype(np.uint8)
+        return np.asarray(np.clip(shown, 0, 255), np.uint8)
 
     def _cell_start(self, x: int) -> int:
         return (x - self.phase_px) // self.cell_px * self.cell_px + self.phase_px
@@ -140,8 +140,9 @@ class LocalContrast:
         none = cv2.BORDER_CONSTANT
         total = cv2.boxFilter(cells, -1, window, normalize=False, borderType=none)
         count = cv2.boxFilter(np.ones_like(cells), -1, window, normalize=False, borderType=none)
-        means = cv2.resize(total / count, (width, height), interpolation=cv2.INTER_NEAREST)
-        return np.asarray(means, np.float32)
+        means = np.asarray(total / count, np.float32)
+        spread = cv2.resize(means, (width, height), interpolation=cv2.INTER_NEAREST)
+        return np.asarray(spread, np.float32)
 
 
 class ContrastSource(PixelSource):

@@ -234,9 +234,7 @@ def _geometry(web: Web, result: Mapping[str, Any]) -> PlateGeometry | None:
     )
 
 
-def _others(
-    reader: Reader, person: Person, lines: Sequence[Any], result: Json
-) -> list[OtherPlate]:
+def _others(reader: Reader, person: Person, lines: Sequence[Any], result: Json) -> list[OtherPlate]:
     return [
         OtherPlate(
             result_id=line.result_id,
@@ -457,4 +455,3 @@ def _sample(web: Web, rows: PlateRows, line: Any, kind: str) -> Sample:
         size_mm=max(sides, default=None),
         url=url,
     )
-

@@ -1,4 +1,4 @@
-"""What a plate's page asks of the log: its rows, its neighbours, judged plates with such a defect."""
+"""What a plate's page asks of the log: its rows, its neighbours, judged plates like it."""
 
 from __future__ import annotations
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +19,6 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from models.card import ModelError, read_card
 from models.registry import shipped_model
 from station.config import ConfigError, load_recipe
-from station.log_reader import Reader
 from station.qms import IMAGES, Json
 from station.record import ImageBody
 from station.web.blind import is_blind
@@ -35,7 +36,7 @@ from station.web.picture_tiles import (
 from station.web.plate_log import PlateRows, found_plate, seen_plate, tile_scores
 from station.web.plate_place import pixels_per_pixel
 from station.web.roles import Person
-from station.web.stored_pictures import PictureError, StoredPictures, Trouble
+from station.web.stored_pictures import Bounded, PictureError, StoredPictures, Trouble
 
 router = WebRouter()
 T = TypeVar("T")
@@ -56,6 +57,9 @@ _MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg"}
 _OVERVIEW_PX = 1024
 _MOST_SHOWN_PX = 512
 _CHUNK_BYTES = 2**18
+_RECENT_S = 5.0
+"""A screen is forty tiles: the log is asked once for all of them."""
+_RECENT: Bounded[tuple[Path, str], tuple[float, PlateRows]] = Bounded(64, lambda _: 1)
 _CACHE_SHARE = 0.1
 """Of its disk, at most: it may be one that lives in memory."""
 
@@ -63,8 +67,7 @@ _CACHE_SHARE = 0.1
 @router.data("/plates/{result_id}/pictures/{role}", media_type="image/png")
 def picture(request: Request, web: Web, person: Person, result_id: str, role: Role) -> Response:
     """A picture as it was recorded, byte for byte."""
-    with web.reader() as reader:
-        found = _found(reader, result_id, role, person)
+    found = _found(web, result_id, role, person)
     image = _image(found, role)
     if (unchanged := _unchanged(request, image.sha256)) is not None:
         return unchanged
@@ -92,8 +95,7 @@ def tile(
     row: int,
 ) -> Response:
     """A square of 256 px of the picture, at a power of two of its size."""
-    with web.reader() as reader:
-        found = _found(reader, result_id, role, person)
+    found = _found(web, result_id, role, person)
     image, front_end = _image(found, role), _front_end(web, found, view)
     etag = f"{image.sha256}-{_view_name(front_end)}-{level}-{column}-{row}"
     tiles = tiles_of(web)
@@ -107,8 +109,7 @@ def overview(
     request: Request, web: Web, person: Person, result_id: str, role: Role, view: View
 ) -> Response:
     """The whole picture, made small."""
-    with web.reader() as reader:
-        found = _found(reader, result_id, role, person)
+    found = _found(web, result_id, role, person)
     image, front_end = _image(found, role), _front_end(web, found, view)
     etag = f"{image.sha256}-{_view_name(front_end)}-overview"
     tiles = tiles_of(web)
@@ -135,8 +136,7 @@ def crop(
     side_px: int,
 ) -> Response:
     """A square of the plate, its left leading corner and side in px of the plate."""
-    with web.reader() as reader:
-        found = _found(reader, result_id, role, person)
+    found = _found(web, result_id, role, person)
     image, front_end = _image(found, role), _front_end(web, found, view)
     cell = pixels_per_pixel(found.result, image)
     if cell is None:
@@ -174,12 +174,18 @@ def scores(web: Web, person: Person, result_id: str) -> Response:
 # --- looking up -----------------------------------------------------------------------------------
 
 
-def _found(reader: Reader, result_id: str, role: Role, person: Person) -> PlateRows:
+def _found(web: Web, result_id: str, role: Role, person: Person) -> PlateRows:
     """The plate's rows. Which pictures but the whole one were kept depends on the verdict: who is
     to judge blind gets no other. Raises `PageError`."""
-    found = found_plate(reader, result_id)
-    if role != "evidence" and is_blind(reader, result_id, person):
-        raise PageError(403, "plate.blind_hidden")
+    key = (web.configuration.value.journal.directory, result_id)
+    now, recent = time.monotonic(), _RECENT.get(key)
+    if role == "evidence" and recent is not None and now < recent[0]:
+        return recent[1]
+    with web.reader() as reader:
+        found = found_plate(reader, result_id)
+        if role != "evidence" and is_blind(reader, result_id, person):
+            raise PageError(403, "plate.blind_hidden")
+    _RECENT.put(key, (now + _RECENT_S, found))
     return found
 
 
@@ -237,10 +243,8 @@ def _constants(model_id: str, sha256: str, recipe: str) -> tuple[int, int, float
 
 
 def _model_folders(model_id: str, recipe: str) -> Iterator[Path]:
-    try:
+    with contextlib.suppress(ModelError):
         yield shipped_model(model_id)
-    except ModelError:
-        pass
     try:
         named = load_recipe(recipe).value.model.folder
     except ConfigError:
@@ -315,7 +319,11 @@ def _box(x_px: int, y_px: int, side_px: int, cell: int) -> tuple[int, int, int, 
 
 
 def crop_url(
-    result_id: str, role: str, centre_px: tuple[float, float], half_px: float, view: str = "recorded"
+    result_id: str,
+    role: str,
+    centre_px: tuple[float, float],
+    half_px: float,
+    view: str = "recorded",
 ) -> str:
     """Where a square of a plate's picture is, in px of the plate."""
     half_px = min(half_px, MOST_CROP_PX / 2)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, Generic, TypeVar
 
 import numpy as np
-from isal import isal_zlib
+from isal import igzip_lib, isal_zlib
 from PIL import Image
 
 from station.images import Pixels
@@ -304,7 +304,7 @@ def _unpacked(file: BinaryIO, index: BandIndex, band: int) -> bytes:
     try:
         unpacker = isal_zlib.decompressobj(wbits=-15)
         raw = bytes(unpacker.decompress(data[2:] if band == 0 else data, most + 1))
-    except isal_zlib.error as error:
+    except igzip_lib.IsalError as error:  # type: ignore[misc]
         raise PictureError(Trouble.UNREADABLE, f"band {band}: {error}") from error
     if len(raw) > most:
         raise PictureError(Trouble.UNREADABLE, f"band {band} holds more than its scan lines")

@@ -620,6 +620,11 @@ class Configuration(Settings):
         return self.commissioning.file if self.commissioning else None
 
     @property
+    def people_dir(self) -> Path:
+        """Where the people of the page are kept."""
+        return self.journal.directory.parent / "web"
+
+    @property
     def precision_dir(self) -> Path:
         """Where the precision gate's records lie."""
         return self.station.precision_dir or self.journal.directory / "precision"

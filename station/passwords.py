@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from itertools import pairwise
 from typing import Literal
@@ -197,7 +197,11 @@ class Hasher:
         self._memory_kib = memory_kib
         self._turn = threading.Lock()
         self._places = threading.BoundedSemaphore(_MAX_WAITING)
-        self._nobody = self._hasher.hash("nobody")
+
+    @cached_property
+    def _nobody(self) -> str:
+        """Looked at where there is no hash, so that it takes as long."""
+        return self._hasher.hash("nobody")
 
     def hash(self, secret: str) -> str:
         """What is kept of a password or PIN. Raises `TooBusy`."""
@@ -208,8 +212,9 @@ class Hasher:
         """Whether this is the secret of that hash; takes as long where there is none. Raises
         `TooBusy`."""
         with self._my_turn():
+            nobody = self._nobody
             try:
-                return self._hasher.verify(kept or self._nobody, normal(secret)) and bool(kept)
+                return self._hasher.verify(kept or nobody, normal(secret)) and bool(kept)
             except (VerificationError, InvalidHashError):
                 return False
 

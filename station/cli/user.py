@@ -17,7 +17,6 @@ from station.config import Configuration
 from station.ipc import user_name
 from station.passwords import WeakSecret
 from station.people import Account, PeopleError, PeopleStore
-from station.people_log import tell_log
 from station.roles import Role
 
 app = typer.Typer(no_args_is_help=True)
@@ -116,8 +115,7 @@ def _people(config: str) -> Iterator[PeopleStore]:
 def _become_owner(directory: Path) -> None:
     """Root acts as whom the folder belongs to: what it makes there is that user's. Anybody else has
     to be that user."""
-    place = next(folder for folder in (directory, *directory.absolute().parents) if folder.exists())
-    owner = place.stat()
+    owner = _nearest(directory)
     if os.geteuid() == owner.st_uid:
         return
     if os.geteuid() != 0:
@@ -126,7 +124,23 @@ def _become_owner(directory: Path) -> None:
     os.seteuid(owner.st_uid)
 
 
+def _nearest(directory: Path) -> os.stat_result:
+    """Of the folder, or of the one in which it is going to be made."""
+    for folder in (directory, *directory.absolute().parents):
+        try:
+            return folder.stat()
+        except FileNotFoundError:
+            continue
+        except PermissionError:
+            fail(f"{directory}: this user may not look there; be the station's user or root")
+    raise AssertionError("there is always /")
+
+
 def _tell(configuration: Configuration, store: PeopleStore) -> None:
+    if not store.pending_acts():
+        return
+    from station.people_log import tell_log
+
     problem = tell_log(configuration, store)
     if problem:
         print(f"vqi: {problem}", file=sys.stderr)  # noqa: T201

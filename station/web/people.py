@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from starlette.requests import Request
-from station.web.errors import PageError
 
 from station.config import Configuration, Loaded, WebSettings
 from station.ipc import Json
@@ -22,6 +21,8 @@ from station.people_log import tell_log
 from station.reviews import person as folded
 from station.roles import ANONYMOUS, Person, Role
 from station.throttle import PASSWORD, PIN, Limit, Throttle
+from station.web.cookies import cookie_name
+from station.web.errors import PageError, SignInNeeded, conflict
 from station.web.sessions import Limits, Means, Session, Sessions
 
 _LOG = get_logger("people")
@@ -60,8 +61,35 @@ class _Known:
     is_racy: bool = True
 
 
-class People:
-    """The people of one station, for one process of its page."""
+class People(Protocol):
+    """Who the people of this station are, and whose session a request belongs to."""
+
+    def person_of(self, request: Request) -> Person | None:
+        """Whose session it is; `ANONYMOUS` where nobody has to sign in to look, None where one has
+        to. Answers from memory: it is asked on the event loop."""
+
+    def session_of(self, request: Request) -> str:
+        """What a CSRF token is bound to beside the browser's visit; empty without a session."""
+
+    def has_users(self) -> bool:
+        """Whether anybody can sign in."""
+
+    def confirm(self, person: Person, secret: str) -> None:
+        """See that it is still this person, by the password or PIN (21 CFR 11.200(a)(1)). Raises
+        `PageError`: 403 wrong, 429 to wait, 503 busy."""
+
+    def prefer_language(self, person: Person, language: str) -> None:
+        """What this person reads from now on, on any screen."""
+
+    def start(self) -> None:
+        """With the server."""
+
+    def stop(self) -> None:
+        """With the server."""
+
+
+class StationPeople:
+    """The people of one station, as its file has them; for one process of its page."""
 
     def __init__(
         self,
@@ -85,8 +113,7 @@ class People:
     # --- every request ----------------------------------------------------------------------------
 
     def person_of(self, request: Request) -> Person | None:
-        """Whose session it is; `ANONYMOUS` where nobody has to sign in to look, None where one has
-        to. Answers from memory: it is asked on the event loop."""
+        """As `People` says."""
         session, account = self._signed_in(request)
         if session is None or account is None:
             return ANONYMOUS if self._settings.is_local else None
@@ -95,19 +122,19 @@ class People:
         return person(account, session, self.sessions.idle_limit_s(session))
 
     def session_of(self, request: Request) -> str:
-        """What a CSRF token is bound to beside the browser's visit; empty without a session."""
+        """As `People` says."""
         session, _ = self._signed_in(request)
         return session.key if session is not None else ""
 
     def has_users(self) -> bool:
-        """Whether anybody can sign in."""
+        """As `People` says."""
         return any(account.removed_at is None for account in self.accounts().values())
 
     def current(self, request: Request) -> Session:
-        """The session of a request that the guard let in. Raises `PageError` 401."""
+        """The session of a request. Raises `SignInNeeded`."""
         session, _ = self._signed_in(request)
         if session is None:
-            raise PageError(401, "errors.sign_in")
+            raise SignInNeeded
         return session
 
     def accounts(self) -> dict[str, Account]:
@@ -126,7 +153,7 @@ class People:
         return None if account is None or account.removed_at else account
 
     def _signed_in(self, request: Request) -> tuple[Session | None, Account | None]:
-        session = self.sessions.find(request.cookies.get(cookie(request), ""))
+        session = self.sessions.find(request.cookies.get(cookie_name(request, SESSION_COOKIE), ""))
         if session is None:
             return None, None
         account = self.account(session.name)
@@ -142,7 +169,7 @@ class People:
         first, 429 to wait, 503 busy."""
         account = self._proven_by_password(name, password, where)
         if account.must_change:
-            raise PageError(403, "people.must_change")
+            raise PageError(403, "people.why.must_change")
         return self._begin(account, Role.ADMIN, "password", where, is_shared)
 
     def sign_in_shared(self, name_or_badge: str, pin: str, where: Where) -> str:
@@ -185,10 +212,10 @@ class People:
         self._try(key, place, limit, check)
         account = self.account(key)
         if account is None:
-            raise PageError(401, "people.wrong")
+            raise PageError(401, "people.why.wrong")
         if account.is_locked:
             _LOG.warning("a locked person tried to sign in", name=account.name, address=place)
-            raise PageError(403, "people.locked")
+            raise PageError(403, "people.why.locked")
         return account
 
     def _try(self, key: str, place: str, limit: Limit, check: Callable[[], bool]) -> None:
@@ -212,7 +239,7 @@ class People:
         if not is_right:
             self.counts.failed += 1
             _LOG.warning("a sign-in failed", **said, wait_s=wait_s)
-            raise PageError(401, "people.wrong")
+            raise PageError(401, "people.why.wrong")
 
     def _see_wait(self, key: str, where: Where, limit: Limit) -> None:
         """Raises `PageError` 429 before anything is worked out for somebody who has to wait."""
@@ -226,13 +253,13 @@ class People:
         self.counts.refused += 1
         whole_s = max(1, round(wait_s + 0.5))
         _LOG.warning("a sign-in was refused before its time", **said, wait_s=whole_s)
-        raise PageError(429, "people.wait", retry_s=whole_s, seconds=whole_s)
+        raise PageError(429, "people.why.wait", retry_s=whole_s, seconds=whole_s)
 
     def _unless_busy(self, work: Callable[[], T]) -> T:
         try:
             return work()
         except TooBusy as error:
-            raise PageError(503, "people.busy", retry_s=5) from error
+            raise PageError(503, "people.why.busy", retry_s=5) from error
 
     def _begin(
         self, account: Account, most: Role, means: Means, where: Where, is_shared: bool
@@ -252,20 +279,17 @@ class People:
     # --- signing, and one's own account -----------------------------------------------------------
 
     def confirm(self, person: Person, secret: str) -> None:
-        """See that it is still this person, by the password or PIN (21 CFR 11.200(a)(1)). Raises
-        `PageError`: 403 wrong, 429 to wait, 503 busy."""
+        """As `People` says."""
         limit = PIN if is_pin(secret) else PASSWORD
-        key = f"confirm {folded(person.name)}"
-        try:
-            self._try(key, key, limit, lambda: self.store.is_secret_of(person.name, secret))
-        except PageError as error:
-            if error.status != 401:
-                raise
-            raise PageError(403, "people.confirm_wrong") from error
+        self._confirm(person, limit, lambda: self.store.is_secret_of(person.name, secret))
 
-    def change_own(self, request: Request, change: Callable[[str], None]) -> None:
-        """Change one's own account; all other sessions end. Raises as the change does."""
+    def change_own(
+        self, request: Request, person: Person, password: str, change: Callable[[str], None]
+    ) -> None:
+        """Change one's own account by one's password; all other sessions end. Raises `PageError`,
+        and as the change does."""
         session = self.current(request)
+        self._confirm(person, PASSWORD, lambda: self.store.is_password_of(session.name, password))
         change(session.name)
         account = self.store.find(session.name)
         assert account is not None
@@ -274,9 +298,37 @@ class People:
         self.tell_log()
 
     def prefer_language(self, person: Person, language: str) -> None:
-        """What this person reads from now on, on any screen."""
+        """As `People` says."""
         if person.is_signed_in:
             self.store.set_language(person.name, language)
+
+    def _confirm(self, person: Person, limit: Limit, check: Callable[[], bool]) -> None:
+        # A key of its own: a stranger's guesses at the sign-in hold up nobody who is signed in.
+        key = f"confirm {folded(person.name)}"
+        try:
+            self._try(key, key, limit, check)
+        except PageError as error:
+            if error.status != 401:
+                raise
+            raise PageError(403, "people.why.confirm_wrong") from error
+
+    # --- what an administrator does ---------------------------------------------------------------
+
+    def set_locked(self, name: str, is_locked: bool, by: Person) -> str:
+        """Why the log does not say so yet; empty if it does. Raises `PageError`, `PeopleError`."""
+        self._see_another(name, by)
+        self.store.set_locked(name, is_locked, by.name)
+        return self.tell_log()
+
+    def set_role(self, name: str, role: Role, by: Person) -> str:
+        """As `set_locked`."""
+        self._see_another(name, by)
+        self.store.set_role(name, role, by.name)
+        return self.tell_log()
+
+    def _see_another(self, name: str, by: Person) -> None:
+        if folded(name) == folded(by.name):
+            raise conflict("people.why.not_oneself")
 
     # --- the log ----------------------------------------------------------------------------------
 
@@ -354,9 +406,3 @@ def network_of(address: str) -> str:
 
 def _shortened(name: str) -> str:
     return folded(name[:_MOST_NAME])
-
-
-def cookie(request: Request) -> str:
-    from station.web.guard import cookie_name
-
-    return cookie_name(request, SESSION_COOKIE)

@@ -54,7 +54,7 @@ def _send(configuration: Configuration, store: PeopleStore) -> str:
     there = _in_log(configuration, doubtful) if doubtful else set()
     rows = [_row(configuration, act) for act in acts if act.id not in there]
     if rows:
-        client = JournalClient(configuration.station.runtime_dir)
+        client = JournalClient(configuration.station.runtime_dir, is_page=True)
         try:
             client.connect(0.0)
             store.mark_sent(acts[-1].number)

@@ -618,6 +618,21 @@ class WebSettings(Settings):
         pattern=r"^https?://[^/\s]+$",
         description="What people type where a reverse proxy on this machine stands before it.",
     )
+    state_dir: Path | None = Field(
+        None, description="People and what proves them; default: web, beside the journal's folder."
+    )
+    idle_min: Number = Field(
+        30.0, ge=1, le=1440, description="Nothing done for so long: the session ends."
+    )
+    shared_idle_s: Count = Field(
+        90, ge=15, le=3600, description="The same on a screen that several people use."
+    )
+    session_h: Number = Field(
+        12.0, gt=0, le=168, description="A session ends after so long, whatever is done."
+    )
+    sign_reviews: bool = Field(
+        False, description="Each review asks for the password or PIN again (21 CFR 11.200)."
+    )
     languages: tuple[Literal["en", "de", "zh"], ...] = Field(
         ("en", "de", "zh"), min_length=1, description="Offered; the first one where none fits."
     )
@@ -683,6 +698,12 @@ class Configuration(Settings):
     @property
     def commissioning_file(self) -> Path | None:
         return self.commissioning.file if self.commissioning else None
+
+    @property
+    def people_dir(self) -> Path:
+        """Where the people of the page are kept."""
+        given = self.web.state_dir if self.web else None
+        return given or self.journal.directory.parent / "web"
 
     @property
     def precision_dir(self) -> Path:

@@ -27,12 +27,15 @@ from station.journal import journal_path
 from station.qms import IMAGES, Store
 from station.record import ActuationBody, Body, ResultBody, Verdict, rfc3339
 from station.web.context import Web
+from station.web.errors import PageError
 from station.web.live import Live, SilentSource
 from station.web.roles import ANONYMOUS, Person, Role
 from station.web.server import Server, address_of, listen, make_web, server_of
 
 Json = dict[str, Any]
 STATION = "s"
+PIN = "483920"
+"""Of everybody whose session a test hands out."""
 PIXELS = (320, 480)
 """Scan lines and scan line pixels of a plate."""
 _BEGIN = datetime(2026, 3, 2, 6, 0, tzinfo=UTC)
@@ -119,6 +122,14 @@ class GivenPeople:
 
     def has_users(self) -> bool:
         return True
+
+    def confirm(self, person: Person, secret: str) -> None:
+        if secret != PIN:
+            raise PageError(403, "people.why.confirm_wrong")
+
+    def prefer_language(self, person: Person, language: str) -> None: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
 
 
 @dataclass

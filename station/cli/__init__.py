@@ -19,6 +19,7 @@ _COMMANDS = {
     "control": "a running station: status, halt, resume, ack",
     "commission": "a guided acceptance run, its report, the signature",
     "bench": "the highest line rate without loss",
+    "user": "people of the page: add, reset, list, lock, unlock, remove",
     "log": "the QMS log",
     "plant": "the database of all stations: make it, grant roles",
     "doctor": "one archive for support",

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from station.release import program_version
-from station.web import common, line, plate, plate_pictures
+from station.web import account, common, line, plate, plate_pictures, sign_in
 from station.web.context import Web
 from station.web.errors import PageError, SignInNeeded
 from station.web.frontier import Frontier
@@ -33,6 +33,8 @@ def routers() -> list[WebRouter]:
         line.router,
         plate.router,
         plate_pictures.router,
+        sign_in.router,
+        account.router,
     ]
 
 
@@ -65,11 +67,13 @@ def _life(web: Web) -> Any:
     async def life(_: FastAPI) -> AsyncIterator[None]:
         web.live_source.listen(line.LineFeed(web).turn)
         web.hub.start()
+        web.people.start()
         web.live_source.start()
         try:
             yield
         finally:
             web.live_source.stop()
+            web.people.stop()
 
     return life
 

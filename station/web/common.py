@@ -13,7 +13,7 @@ from station.metrics_server import health
 from station.web.context import Web
 from station.web.errors import not_found
 from station.web.pages import WebRouter
-from station.web.render import LANGUAGE_COOKIE, THEME_COOKIE, set_cookie
+from station.web.render import LANGUAGE_COOKIE, THEME_COOKIE, person_of, set_cookie
 from station.web.static import static_files
 
 router = WebRouter()
@@ -55,8 +55,9 @@ def static(request: Request, name: str) -> Response:
 
 
 @router.action("/language", role=None)
-def language(request: Request, response: Response, form: LanguageForm) -> Switched:
-    """Speak another language in this browser."""
+def language(web: Web, request: Request, response: Response, form: LanguageForm) -> Switched:
+    """Speak another language in this browser, and to this person wherever they sign in."""
+    web.people.prefer_language(person_of(request), form.language)
     set_cookie(request, response, LANGUAGE_COOKIE, form.language, _YEAR_S)
     return Switched(chosen=form.language)
 

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.types import Message, Receive
 
 from station.web.context import Web
+from station.web.cookies import cookie_name
 from station.web.errors import PageError, SignInNeeded
 from station.web.roles import Person, Role
 
@@ -19,19 +20,6 @@ _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _MAX_FIELDS = 200
 _BODY_LIMIT_S = 15.0
 """A request's body must be whole by then, however its bytes come."""
-
-
-def cookie_name(request: Request, name: str) -> str:
-    """`__Host-`, with which no other host or path can set it, wherever the browser takes that:
-    under TLS (RFC 6265bis, 4.1.3.2)."""
-    return f"__Host-vqi-{name}" if is_secure(request) else f"vqi-{name}"
-
-
-def is_secure(request: Request) -> bool:
-    """Whether people reach this page by TLS: its own, or that of the proxy before it."""
-    web: Web = request.app.state.web
-    public = web.settings.public_url or ""
-    return request.url.scheme == "https" or public.startswith("https:")
 
 
 def visit_of(request: Request) -> str:

@@ -14,7 +14,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse
 
 from station.web.context import Web
-from station.web.guard import TOKEN_FIELD, VISIT_COOKIE, cookie_name, is_secure, visit_of
+from station.web.cookies import cookie_name, is_secure
+from station.web.guard import TOKEN_FIELD, VISIT_COOKIE, visit_of
 from station.web.roles import ANONYMOUS, Person
 from station.web.static import static_url
 from station.web.texts import (

@@ -14,12 +14,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from station.config import EX_CONFIG, ConfigError, Configuration, Loaded, WebSettings
 from station.log_lines import get_logger
+from station.people import PeopleError
 from station.systemd import exit_with_starter, notify
 from station.web.app import create_app
 from station.web.certificates import TlsFiles, expiry_warning, tls_files
 from station.web.context import Web
 from station.web.live import Poller
-from station.web.people import Nobody
+from station.web.people import StationPeople
 
 _LOG = get_logger("web")
 _HEAD_LIMIT_S = 10.0
@@ -60,8 +61,8 @@ class PatientProtocol(H11Protocol):
 
 
 def make_web(loaded: Loaded[Configuration]) -> Web:
-    """What all pages work with, of this station."""
-    return Web(loaded, Nobody(), Poller(loaded.value))
+    """What all pages work with, of this station. Raises `PeopleError`."""
+    return Web(loaded, StationPeople(loaded), Poller(loaded.value))
 
 
 def server_of(web: Web, tell: Callable[[], None]) -> Server:
@@ -73,7 +74,11 @@ def server_of(web: Web, tell: Callable[[], None]) -> Server:
 def serve(loaded: Loaded[Configuration], tell: Callable[[str], None]) -> int:
     """Serve until told to stop. Exit status 0, or 78 if it cannot as configured."""
     exit_with_starter()
-    web = make_web(loaded)
+    try:
+        web = make_web(loaded)
+    except PeopleError as error:
+        _LOG.error(f"web.state_dir: {error}")
+        return EX_CONFIG
     settings = web.settings
     problem = refusal(settings, web.people.has_users())
     if problem:

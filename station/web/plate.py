@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
+
+from fastapi import Query
 
 from station.config import ConfigError, load_recipe
 from station.log_reader import Reader
 from station.qms import Json
 from station.record import ImageBody, Verdict
 from station.reviews import effective_verdict, last_judged
-from station.web.blind import is_blind
+from station.web.blind import is_blind_of
 from station.web.context import Web
 from station.web.errors import not_found
 from station.web.pages import WebRouter
@@ -45,6 +47,7 @@ from station.web.plate_pictures import (
     ROLES,
     crop_url,
     front_end_of,
+    plate_url,
     shown_picture,
     tiles_of,
 )
@@ -53,6 +56,7 @@ from station.web.roles import Person
 from station.web.stored_pictures import PictureError, Trouble
 
 router = WebRouter()
+PlaceMm = Annotated[float, Query(ge=-10_000, le=10_000, allow_inf_nan=False)]
 _AROUND = 4
 _LAST_PLATES = 6
 _SAMPLES = 4
@@ -69,8 +73,8 @@ def plate(
     """Everything about one plate; of a defect of it, and of samples of a kind."""
     with web.reader() as reader:
         found = found_plate(reader, result_id)
-        if is_blind(reader, result_id, person):
-            return _blind_page(web, reader, found)
+        if is_blind_of(found.all, person):
+            return _blind_page(web, found)
         return _whole_page(web, reader, person, found, defect, kind)
 
 
@@ -80,8 +84,8 @@ def same_place(
     person: Person,
     result_id: str,
     defect: int | None = None,
-    x_mm: float = 0.0,
-    y_mm: float = 0.0,
+    x_mm: PlaceMm = 0.0,
+    y_mm: PlaceMm = 0.0,
 ) -> SamePlace:
     """One defect's place, or any, on the last plates."""
     with web.reader() as reader:
@@ -114,7 +118,7 @@ _UNLESS_BLIND = (
 )
 
 
-def _blind_page(web: Web, reader: Reader, found: PlateRows) -> PlatePage:
+def _blind_page(web: Web, found: PlateRows) -> PlatePage:
     """Only what is named here: whatever a later version adds stays hidden until somebody says
     otherwise."""
     return PlatePage(
@@ -122,7 +126,7 @@ def _blind_page(web: Web, reader: Reader, found: PlateRows) -> PlatePage:
         is_blind=True,
         supersedes=last_judged(found.all) or found.result["seq"],
         geometry=_geometry(web, {**found.result, "defects": ()}),
-        picture=_without_reasons(_picture(web, found)),
+        picture=_without_reasons(_picture(web, found, ("evidence",))),
         views=_views(web, found),
     )
 
@@ -235,42 +239,38 @@ def _geometry(web: Web, result: Mapping[str, Any]) -> PlateGeometry | None:
 
 
 def _others(reader: Reader, person: Person, lines: Sequence[Any], result: Json) -> list[OtherPlate]:
-    return [
-        OtherPlate(
-            result_id=line.result_id,
-            written_at=line.written_at,
-            verdict=_verdict_seen(reader, person, line),
-            attempt=line.attempt,
-            part_id=line.part_id,
-            picture_url=_small_url(reader, person, line),
-            is_this=line.result_id == result["result_id"],
-        )
-        for line in lines
-    ]
+    return [_other(reader, person, line, result["result_id"]) for line in lines]
 
 
-def _small_url(reader: Reader, person: Person, line: Any) -> str:
-    """Of a small picture of a plate; of the whole one where others are kept from this person."""
+def _other(reader: Reader, person: Person, line: Any, this: str) -> OtherPlate:
     rows = plate_rows(reader, line.result_id)
-    kept = _kept(rows) if rows is not None else {}
-    if "preview" in kept and not is_blind(reader, line.result_id, person):
-        return f"/plates/{line.result_id}/pictures/preview"
-    return f"/plates/{line.result_id}/overview/evidence/recorded" if "evidence" in kept else ""
+    is_hidden = rows is None or is_blind_of(rows.all, person)
+    return OtherPlate(
+        result_id=line.result_id,
+        written_at=line.written_at,
+        verdict=None if is_hidden else str(line.reviewed_verdict or line.verdict),
+        attempt=line.attempt,
+        part_id=line.part_id,
+        picture_url="" if rows is None else _small_url(rows, is_hidden),
+        is_this=line.result_id == this,
+    )
 
 
-def _verdict_seen(reader: Reader, person: Person, line: Any) -> str | None:
-    """Of a line of `plate`, reviews included; None where it is kept from this person."""
-    if is_blind(reader, line.result_id, person):
-        return None
-    return str(line.reviewed_verdict or line.verdict)
+def _small_url(rows: PlateRows, is_hidden: bool) -> str:
+    """Of a small picture; of the whole one where others are kept from this person."""
+    address = plate_url(rows.result["result_id"])
+    kept = _kept(rows)
+    if "preview" in kept and not is_hidden:
+        return f"{address}/pictures/preview"
+    return f"{address}/overview/evidence/recorded" if "evidence" in kept else ""
 
 
 # --- picture --------------------------------------------------------------------------------------
 
 
-def _picture(web: Web, found: PlateRows) -> PlatePicture:
-    """The best picture that is there; if none is, what became of the whole one."""
-    states = [_state(web, found, role) for role in ROLES if role in found.images]
+def _picture(web: Web, found: PlateRows, roles: Sequence[str] = ROLES) -> PlatePicture:
+    """The best picture of these roles that is there; if none is, what became of the whole one."""
+    states = [_state(web, found, role) for role in roles if role in found.images]
     if not states:
         return PlatePicture(role="evidence", trouble=Trouble.NOT_KEPT)
     worst = (Trouble.ALTERED, Trouble.MISSING, Trouble.UNREADABLE)
@@ -361,10 +361,12 @@ def _same_place(
     lines, _ = around(reader, found.result, _LAST_PLATES)
     last = [(line, plate_rows(reader, line.result_id)) for line in reversed(lines)]
     others = [(line, rows) for line, rows in last if rows is not None]
-    own = _crop(web, found, found.result["verdict"], (x_px, y_px), side_mm, is_this=True)
+    holds = str(effective_verdict(found.all).verdict)
+    own = _crop(web, found, holds, (x_px, y_px), side_mm, is_this=True)
     on_plate, in_camera = [own], [own]
     for line, rows in others:
-        seen = _verdict_seen(reader, person, line)
+        is_hidden = is_blind_of(rows.all, person)
+        seen = None if is_hidden else str(line.reviewed_verdict or line.verdict)
         other = Pose.of(rows.result, pitch_of(rows.result, web.configuration)[0])
         if other is not None:
             at = other.in_picture(x_mm, y_mm)
@@ -432,7 +434,7 @@ def _judged(
     found = []
     for line in judged_defects(reader, kind, verdict, _SAMPLES + 1):
         rows = plate_rows(reader, line.result_id)
-        if rows is None or line.result_id == but or is_blind(reader, line.result_id, person):
+        if rows is None or line.result_id == but or is_blind_of(rows.all, person):
             continue
         found.append(_sample(web, rows, line, kind))
     return found[:_SAMPLES]

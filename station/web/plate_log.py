@@ -16,7 +16,7 @@ from station.qms import Json
 from station.record import ImageBody, Verdict
 from station.tables import DEFECT, PLATE
 from station.tiling import TILE_PX
-from station.web.blind import is_blind
+from station.web.blind import is_blind_of
 from station.web.errors import PageError
 from station.web.roles import Person
 
@@ -78,7 +78,7 @@ def found_plate(reader: Reader, result_id: str) -> PlateRows:
 def seen_plate(reader: Reader, result_id: str, person: Person) -> PlateRows:
     """As `found_plate`; 403 where its verdict is kept from this person."""
     found = found_plate(reader, result_id)
-    if is_blind(reader, result_id, person):
+    if is_blind_of(found.all, person):
         raise PageError(403, "plate.blind_hidden")
     return found
 

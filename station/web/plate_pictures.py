@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar
-from urllib.parse import urlencode
+from typing import Annotated, BinaryIO, Literal, TypeVar
+from urllib.parse import quote, urlencode
 
+from fastapi import Query
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -21,7 +22,7 @@ from models.registry import shipped_model
 from station.config import ConfigError, load_recipe
 from station.qms import IMAGES, Json
 from station.record import ImageBody
-from station.web.blind import is_blind
+from station.web.blind import is_blind_of
 from station.web.context import Web
 from station.web.errors import PageError, not_found
 from station.web.pages import WebRouter
@@ -44,6 +45,8 @@ ROLES = ("evidence", "preview")
 """Best first."""
 Role = Literal["evidence", "preview"]
 View = Literal["recorded", "contrast"]
+_FURTHEST_PX = 10**6
+PlacePx = Annotated[int, Query(ge=-_FURTHEST_PX, le=_FURTHEST_PX)]
 _IMMUTABLE = "private, max-age=31536000, immutable"
 """What a result's picture is never changes; a browser need not ask again."""
 _STATUS = {
@@ -131,9 +134,9 @@ def crop(
     result_id: str,
     role: Role,
     view: View,
-    x_px: int,
-    y_px: int,
-    side_px: int,
+    x_px: PlacePx,
+    y_px: PlacePx,
+    side_px: Annotated[int, Query(ge=1, le=_FURTHEST_PX)],
 ) -> Response:
     """A square of the plate, its left leading corner and side in px of the plate."""
     found = _found(web, result_id, role, person)
@@ -183,7 +186,7 @@ def _found(web: Web, result_id: str, role: Role, person: Person) -> PlateRows:
         return recent[1]
     with web.reader() as reader:
         found = found_plate(reader, result_id)
-        if role != "evidence" and is_blind(reader, result_id, person):
+        if role != "evidence" and is_blind_of(found.all, person):
             raise PageError(403, "plate.blind_hidden")
     _RECENT.put(key, (now + _RECENT_S, found))
     return found
@@ -329,7 +332,12 @@ def crop_url(
     half_px = min(half_px, MOST_CROP_PX / 2)
     x_px, y_px = (round(place - half_px) for place in centre_px)
     query = urlencode({"x_px": x_px, "y_px": y_px, "side_px": max(1, round(2 * half_px))})
-    return f"/plates/{result_id}/crops/{role}/{view}?{query}"
+    return f"{plate_url(result_id)}/crops/{role}/{view}?{query}"
+
+
+def plate_url(result_id: str) -> str:
+    """Of the plate's page."""
+    return f"/plates/{quote(result_id, safe='')}"
 
 
 def tiles_of(web: Web) -> PictureTiles:

@@ -398,6 +398,7 @@ class Viewer {
     else if (keys[event.key]) keys[event.key]();
     else return;
     event.preventDefault();
+    event.stopPropagation();
   }
 
   onPageKey(event) {

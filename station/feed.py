@@ -191,6 +191,7 @@ class Feed:
         self._silence_limit_s = _START_LIMIT_S
         """Once it has been heard, a tick comes every 250 ms."""
         self._is_stalled = False
+        self._ends_between_plates = False
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="acquire", daemon=True)
 
@@ -205,6 +206,10 @@ class Feed:
 
     def start(self) -> None:
         self._thread.start()
+
+    def end_between_plates(self) -> None:
+        """End the acquisition once no plate is on the belt."""
+        self._ends_between_plates = True
 
     def stop(self) -> None:
         """End the acquisition; a plate on the belt becomes UNDECIDED(interrupted)."""
@@ -246,6 +251,8 @@ class Feed:
 
     def _loop(self) -> None:
         while not self._is_stopping.is_set():
+            if self._ends_between_plates and self._work is None:
+                return
             if self._camera is None:
                 self._reopen()
                 continue

@@ -16,6 +16,7 @@ _COMMANDS = {
     "camera": "commission a camera: features, picture, flat field, focus, rate, scale",
     "light": "show a state, test the lamp",
     "control": "a running station: status, halt, resume, ack",
+    "recipe": "versions of recipes: propose, approve, activate between plates",
     "commission": "a guided acceptance run, its report, the signature",
     "bench": "the highest line rate without loss",
     "log": "the QMS log",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from station.config import (
 from station.control import send_command
 from station.journal import JournalClient
 from station.log_reader import Reader
+from station.log_verify import verify
 from station.recipe_desk import Desk
 from station.recipe_form import (
     NotARecipe,
@@ -313,9 +316,8 @@ def approve_next(rig: Rig, version: int, **plate: object) -> None:
 
 
 def test_a_recipe_is_taken_up_between_plates(rig: Rig) -> None:
-    """No plate is lost, none is judged under a mixture, and one that cannot judge changes nothing.
-    """
-    rig.specimen = {"contrast_scale": 3.0}
+    """No plate is lost, none is judged under a mixture, and one that cannot judge changes nothing."""
+    rig.camera = {"line_rate_hz": 1500.0}
     with rig.running():
         approve_next(rig, 2, tolerance_mm=4.0)
         approve_next(rig, 3, tolerance_mm=5.0)
@@ -326,8 +328,8 @@ def test_a_recipe_is_taken_up_between_plates(rig: Rig) -> None:
         wait_until(lambda: bool(rig.status()["recipe_switch"]["problem"]), 60.0, "a refusal")
         assert "changed since it was proposed" in rig.status()["recipe_switch"]["problem"]
         assert rig.status()["recipe"]["version"] == 1
-        done = vqi("recipe", "activate", "small@2", "--config", str(rig.folder / "station.toml"))
-        assert done.returncode == 0, done.stderr
+        assert send_command(rig.runtime, "recipe", "small@2", who="eve")["ok"]
+        wait_until(lambda: rig.status().get("recipe", {}).get("version") == 2, 60.0, "the new one")
         wait_until(lambda: rig.status().get("plates", 0) > 1, 30.0, "plates under the new recipe")
     results = rig.rows("result")
     versions = [row["recipe_version"] for row in results]
@@ -341,5 +343,40 @@ def test_a_recipe_is_taken_up_between_plates(rig: Rig) -> None:
     whats = [row["what"] for row in rig.rows("change")]
     assert whats.count("start") == 2
     assert (whats.count("recipe_refused"), whats.count("recipe_activated")) == (1, 1)
+    assert [row["who"] for row in rig.rows("change") if row["what"] == "recipe_activated"] == [
+        "eve"
+    ]
     with Reader(rig.journal) as reader:
         assert verify(reader).findings == []
+
+
+@pytest.mark.long
+def test_the_command_takes_a_recipe_from_a_file_to_the_belt(rig: Rig) -> None:
+    """Also of a halted station, which stays so, and of one that does not run."""
+
+    def command(*words: str) -> subprocess.CompletedProcess[str]:
+        return vqi("recipe", *words, "--config", str(rig.folder / "station.toml"))
+
+    rig.write()
+    for version in (2, 3):
+        file = rig.folder / "next.toml"
+        file.write_text(changed(rig, version, tolerance_mm=float(version)))
+        assert command("propose", str(file), "--who", "ann", "--reason", "why").returncode == 0
+        assert "another person" in command("approve", f"small@{version}", "--who", "Ann").stderr
+        assert "nobody has approved it" in command("activate", f"small@{version}").stderr
+        assert command("approve", f"small@{version}", "--who", "bob").returncode == 0
+    assert command("check", "small@2").returncode == 0
+    assert command("activate", "small@2").returncode == 0
+    with rig.running():
+        assert rig.status()["recipe"]["version"] == 2
+        assert send_command(rig.runtime, "halt")["ok"]
+        done = command("activate", "small@3")
+        assert done.returncode == 0, done.stderr
+        assert (rig.status()["recipe"]["version"], rig.status()["state"]) == (3, "HALTED")
+        rows = [json.loads(line) for line in command("list", "--json").stdout.splitlines()]
+    assert [(row["recipe"], row["state"]) for row in rows] == [
+        ("small@2", "approved"),
+        ("small@3", "active"),
+    ]
+    assert "tolerance_mm" in command("diff", "small@2", "small@3").stdout
+    assert "3" in command("show", "small@3").stdout

@@ -56,6 +56,7 @@ from station.feed import (
 )
 from station.flat_field import FlatField
 from station.given import VALUE, Given
+from station.hand_test import HandTest
 from station.health import CameraHealth, Health, HealthRow, look_at, reference_key
 from station.identity import UNSEEN
 from station.ingress import Refused, admit
@@ -232,6 +233,7 @@ class Station:
         )
         self._given = Given()
         self._switch = RecipeSwitch(configuration, recipe, self._post)
+        self._hand_test = HandTest()
         self._starts_halted = False
         self._stages: dict[str, Json] = {}
         """Of results whose actuation row is not written yet: its stage times."""
@@ -814,6 +816,7 @@ class Station:
         self._set_problem("liveness", "")
         if not self._is_ending:  # else no more plates are seen: what is shown may lapse
             self._actuation.renew(self._last_tick_ns)
+            self._renew_hand_test()
             self._tell_outputs(is_tick=True)
         notify("WATCHDOG=1")
         if self._last_tick_ns - self._last_figures_ns > 1e9:
@@ -890,6 +893,8 @@ class Station:
         """The command's number; None if no lamp process takes it."""
         if self._lamp is None or self._state is StationState.PREOPERATIONAL:
             return None
+        if self._hand_test.is_on(time.monotonic_ns()):
+            return None
         state, result_id = wanted
         provenance, lease_s = self._context.provenance, self._settings.light.lease_s
         try:
@@ -959,6 +964,8 @@ class Station:
                 )
             case "accept_problem":
                 self._set_problem("accept", event["problem"])
+            case "test" | "output":
+                self._hand_test.answered(event["reason"])
             case "accept":
                 self._on_accept({key: value for key, value in event.items() if key != "op"})
         self._set_attention()
@@ -1120,6 +1127,8 @@ class Station:
             return {"ok": True, "status": self.status()}
         if op == "recipe":
             return self._ask_for_recipe(text, who)
+        if op in ("light", "output"):
+            return self._try_out(op, text, who)
         if op in SAYINGS:
             refusal = self._say_given(op, text, who)
             state = {"ok": True, "state": str(self._state)}
@@ -1127,6 +1136,7 @@ class Station:
         if op == "halt":
             self._set_state(StationState.HALTED)
         elif op == "resume" and self._state is StationState.HALTED:
+            self._hand_test.end()
             self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
         elif op == "ack":
             self._acknowledge(who)
@@ -1146,6 +1156,25 @@ class Station:
             return {"ok": False, "error": refusal}
         self._outbox.submit([self._change("recipe", who, {"recipe": name})])
         return {"ok": True, "state": str(self._state)}
+
+    def _try_out(self, op: str, text: str, who: str) -> Json:
+        """Lamp or an output, by hand: recorded first, then shown."""
+        refusal = self._hand_test.refusal(self._state, len(self._opened_ns), op, text)
+        if self._lamp is None:
+            refusal = refusal or "no lamp process answers"
+        if refusal or self._lamp is None:
+            return {"ok": False, "error": refusal}
+        self._outbox.submit([self._change(op, who, {"tested": text[:40]})])
+        try:
+            self._hand_test.begin(self._lamp, op, text, time.monotonic_ns())
+        except (PeerGone, BlockingIOError) as error:
+            return {"ok": False, "error": f"the lamp process does not take it: {error}"}
+        return {"ok": True, "state": str(self._state)}
+
+    def _renew_hand_test(self) -> None:
+        if self._lamp is not None:
+            with contextlib.suppress(PeerGone, BlockingIOError):
+                self._hand_test.renew(self._lamp, time.monotonic_ns())
 
     def _change(self, what: str, who: str, detail: dict[str, str]) -> ChangeBody:
         return ChangeBody(station_id=self._settings.station.id, what=what, who=who, detail=detail)
@@ -1167,6 +1196,7 @@ class Station:
             "upkeep": self._upkeep,
             "given": asdict(self._given),
             "recipe_switch": self._switch.status,
+            "hand_test": self._hand_test.status,
             "serials": dict(self._serials.counts),
             "light": str(state),
             "light_result_id": shown_id,

@@ -316,7 +316,7 @@ def approve_next(rig: Rig, version: int, **plate: object) -> None:
 
 
 def test_a_recipe_is_taken_up_between_plates(rig: Rig) -> None:
-    """No plate is lost, none is judged under a mixture, and one that cannot judge changes nothing."""
+    """No plate is lost or judged under a mixture, and what cannot judge changes nothing."""
     rig.camera = {"line_rate_hz": 1500.0}
     with rig.running():
         approve_next(rig, 2, tolerance_mm=4.0)

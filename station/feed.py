@@ -210,6 +210,10 @@ class Feed:
     def start(self) -> None:
         self._thread.start()
 
+    def look(self) -> None:
+        """Somebody wants to see what the camera sees, for the next seconds."""
+        self._live.look()
+
     def end_between_plates(self) -> None:
         """End the acquisition once no plate is on the belt."""
         self._ends_between_plates = True

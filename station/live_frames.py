@@ -1,9 +1,8 @@
 """What the camera sees now, for a page that asks: the last scan lines as they were delivered, in a
 file of the runtime folder, twice a second at most, and only while somebody asks.
 
-The acquire thread copies pixels, and nothing else; a thread of its own writes them. Who asks keeps
-the time of a file fresh. All that is made of the pixels (picture, profile, sharpness) is made by
-the process that reads them.
+The acquire thread copies pixels, and nothing else; a thread of its own writes them. All that is
+made of them (picture, profile, sharpness) is made by the process that reads them.
 """
 
 from __future__ import annotations
@@ -27,26 +26,11 @@ from station.ipc import Json
 FRESH_S = 3.0
 """An ask holds so long."""
 EVERY_S = 0.5
-_LOOK_EVERY_S = 0.25
 _KEPT_LINES = 512
-_ASK, _PICTURE = "live.ask", "live.pgm"
+_PICTURE = "live.pgm"
 _MOST_BYTES = 64_000_000
 
 Pixels = NDArray[np.uint8]
-
-
-def ask(runtime_dir: Path) -> None:
-    """Want the camera's picture for the next seconds. Raises OSError."""
-    (runtime_dir / _ASK).touch()
-
-
-def is_asked(runtime_dir: Path) -> bool:
-    """Whether anybody asked in the last seconds."""
-    try:
-        age_s = time.time() - (runtime_dir / _ASK).stat().st_mtime
-    except OSError:
-        return False
-    return 0 <= age_s < FRESH_S
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +53,7 @@ class LiveFrames:
 
     def __init__(self, runtime_dir: Path) -> None:
         self._folder = runtime_dir
-        self._look_at = self._due = 0.0
-        self._is_asked = False
+        self._wanted_until = self._due = 0.0
         self._lines: deque[Pixels] = deque()
         self._stamps: deque[tuple[int, int]] = deque(maxlen=64)
         """Frame id and timestamp."""
@@ -78,15 +61,18 @@ class LiveFrames:
         self._is_writing = threading.Event()
         self._thread: threading.Thread | None = None
 
+    def look(self) -> None:
+        """Somebody asks; from any thread."""
+        self._wanted_until = time.monotonic() + FRESH_S
+
     def take(self, frame: Frame, counts: Callable[[], Json], now: float) -> None:
         """Keep a copy of its pixels if somebody asks; `now` is time.monotonic()."""
-        if now >= self._look_at:
-            self._look_at = now + _LOOK_EVERY_S
-            self._is_asked = is_asked(self._folder)
-            if not self._is_asked:
+        if now >= self._wanted_until:
+            if self._lines:
                 self._lines.clear()
                 self._stamps.clear()
-        if not self._is_asked or frame.pixel_format != MONO8 or not frame.height:
+            return
+        if frame.pixel_format != MONO8 or not frame.height:
             return
         self._keep(frame)
         if now >= self._due and not self._is_writing.is_set():

@@ -1002,13 +1002,13 @@ class Station:
                 )
             )
 
-    def _acknowledge(self, who: str) -> None:
+    def _acknowledge(self, who: str, account: str = "") -> None:
         """A person has seen what was held, and what came too late."""
         self._policy.acknowledge()
         self._set_problem("late", "")
         self._set_problem("serials", "")
         self._set_attention()
-        self._outbox.submit([self._change("ack", who, {})])
+        self._outbox.submit([self._change("ack", who, {}, account)])
 
     # --- part serials, operator, lot, job ---------------------------------------------------------
 
@@ -1020,7 +1020,7 @@ class Station:
                 self._set_problem("serials", _UNCLAIMED)
                 self._set_attention()
 
-    def _say_given(self, what: str, text: str, who: str) -> str:
+    def _say_given(self, what: str, text: str, who: str, account: str = "") -> str:
         """Something holds for the plates from here on; why it is refused, empty if it is not."""
         name = admit(text) if text else ""
         if isinstance(name, Refused):
@@ -1031,7 +1031,7 @@ class Station:
             self._serials.given(name)
         else:
             self._given = self._given.saying(what, name)
-        self._outbox.submit([self._change(what, who, {VALUE: name})])
+        self._outbox.submit([self._change(what, who, {VALUE: name}, account)])
         return ""
 
     # --- the lamp process goes and comes ----------------------------------------------------------
@@ -1122,15 +1122,19 @@ class Station:
         else:
             self._policy.clear_fault()
 
-    def _control_command(self, op: str, who: str, text: str) -> Json:
+    def _control_command(self, op: str, who: str, account: str, text: str) -> Json:
         if op == "status":
             return {"ok": True, "status": self.status()}
+        if op == "look":
+            if hasattr(self, "_feed"):
+                self._feed.look()
+            return {"ok": True, "state": str(self._state)}
         if op == "recipe":
-            return self._ask_for_recipe(text, who)
+            return self._ask_for_recipe(text, who, account)
         if op in ("light", "output"):
-            return self._try_out(op, text, who)
+            return self._try_out(op, text, who, account)
         if op in SAYINGS:
-            refusal = self._say_given(op, text, who)
+            refusal = self._say_given(op, text, who, account)
             state = {"ok": True, "state": str(self._state)}
             return {"ok": False, "error": refusal} if refusal else state
         if op == "halt":
@@ -1139,32 +1143,32 @@ class Station:
             self._hand_test.end()
             self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
         elif op == "ack":
-            self._acknowledge(who)
+            self._acknowledge(who, account)
         elif op == "relearn":
             self._say_health(self._health.relearn())
         self._set_fault()
         self._actuation.update(time.monotonic_ns())
         if op != "ack":
-            self._outbox.submit([self._change(op, who, {})])
+            self._outbox.submit([self._change(op, who, {}, account)])
         return {"ok": True, "state": str(self._state)}
 
-    def _ask_for_recipe(self, name: str, who: str) -> Json:
+    def _ask_for_recipe(self, name: str, who: str, account: str) -> Json:
         if self._is_ending or not hasattr(self, "_feed"):
             return {"ok": False, "error": "the station is starting or ending; ask again"}
         refusal = self._switch.ask(name, who, self._context.camera)
         if refusal:
             return {"ok": False, "error": refusal}
-        self._outbox.submit([self._change("recipe", who, {"recipe": name})])
+        self._outbox.submit([self._change("recipe", who, {"recipe": name}, account)])
         return {"ok": True, "state": str(self._state)}
 
-    def _try_out(self, op: str, text: str, who: str) -> Json:
+    def _try_out(self, op: str, text: str, who: str, account: str) -> Json:
         """Lamp or an output, by hand: recorded first, then shown."""
         refusal = self._hand_test.refusal(self._state, len(self._opened_ns), op, text)
         if self._lamp is None:
             refusal = refusal or "no lamp process answers"
         if refusal or self._lamp is None:
             return {"ok": False, "error": refusal}
-        self._outbox.submit([self._change(op, who, {"tested": text[:40]})])
+        self._outbox.submit([self._change(op, who, {"tested": text[:40]}, account)])
         try:
             self._hand_test.begin(self._lamp, op, text, time.monotonic_ns())
         except (PeerGone, BlockingIOError) as error:
@@ -1176,8 +1180,9 @@ class Station:
             with contextlib.suppress(PeerGone, BlockingIOError):
                 self._hand_test.renew(self._lamp, time.monotonic_ns())
 
-    def _change(self, what: str, who: str, detail: dict[str, str]) -> ChangeBody:
-        return ChangeBody(station_id=self._settings.station.id, what=what, who=who, detail=detail)
+    def _change(self, what: str, who: str, detail: dict[str, str], account: str = "") -> ChangeBody:
+        said = {"what": what, "who": who, "detail": detail, "account": account}
+        return ChangeBody.model_validate({"station_id": self._settings.station.id, **said})
 
     def status(self) -> Json:
         """What the station is doing now."""

@@ -100,7 +100,7 @@ class Desk:
         return recipe.model_copy(update=update)
 
     def propose(self, text: str, who: str, reason: str) -> ChangeBody:
-        """Keep the file, and give the row that proposes it. Raises `RecipeError`."""
+        """The row that proposes a version. Raises `RecipeError`."""
         data = text.encode()
         if len(data) > MOST_BYTES:
             raise RecipeError(f"a recipe of {len(data)} bytes; {MOST_BYTES} at most")
@@ -121,10 +121,6 @@ class Desk:
         station_id = self.configuration.value.station.id
         row = proposed_change(station_id, recipe, text, who, reason)
         self._must_be_allowed(row)
-        try:
-            self.folder.keep(name, data)
-        except OSError as error:
-            raise RecipeError(f"{self.folder.path}: {error.strerror}") from error
         return row
 
     def propose_changed(self, recipe: Recipe, who: str, reason: str) -> ChangeBody:

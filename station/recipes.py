@@ -286,6 +286,12 @@ class RecipeFolder:
         """Write a version durably, before its row."""
         _write_durably(self.file(name), data, mode=0o444)
 
+    def keep_proposed(self, row: ChangeBody) -> None:
+        """Write the version that a row proposes; the row holds all of it. Raises OSError."""
+        if row.what == PROPOSED:
+            name = name_of(row.detail["id"], int(row.detail["version"]))
+            self.keep(name, row.detail["toml"].encode())
+
     def load(self, name: str, sha256: str) -> Loaded[Recipe]:
         """Raises `ConfigError` if it is not the file of that sha256, or is no recipe."""
         recipe = load_recipe(str(self.file(name)))

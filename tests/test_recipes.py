@@ -175,7 +175,9 @@ def stocked(rig: Rig) -> tuple[Any, list[Json]]:
     for version in (2, 3):
         desk = Desk(configuration, register(rows))
         text = changed(rig, version, tolerance_mm=float(version))
-        rows.append(desk.propose(text, "ann", "because").as_json())
+        row = desk.propose(text, "ann", "because")
+        desk.folder.keep_proposed(row)
+        rows.append(row.as_json())
     desk = Desk(configuration, register(rows))
     rows.append(desk.approve("small@2", "bob", "").as_json())
     return configuration, rows

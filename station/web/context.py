@@ -147,7 +147,7 @@ class Web:
         is_repeatable = all(getattr(row, "nonce", "") for row in rows)
         deadline, was_sent = time.monotonic() + _RESEND_S, False
         while True:
-            client = JournalClient(self.configuration.value.station.runtime_dir)
+            client = JournalClient(self.configuration.value.station.runtime_dir, is_page=True)
             try:
                 client.connect(_CONNECT_S)
                 was_sent = True

@@ -79,7 +79,9 @@ class PlateRecipe(Settings):
     min_gap_mm: Number = Field(
         5.0, gt=0, le=1_000, description="Plates closer than this are not separated."
     )
-    max_skew_deg: Number = Field(2.0, gt=0, le=45)
+    max_skew_deg: Number = Field(
+        2.0, gt=0, le=45, description="A plate that lies more askew is UNDECIDED."
+    )
     is_narrow_allowed: bool = Field(
         False, description="Score a plate narrower than a tile by padding instead of UNDECIDED."
     )
@@ -139,14 +141,14 @@ class PlateRecipe(Settings):
 class LaneRecipe(Settings):
     """The crossweb part of the scan line in which plates lie. The tile grid starts at its left."""
 
-    start_mm: Number = Field(0.0, ge=0)
+    start_mm: Number = Field(0.0, ge=0, description="From the scan line's left end.")
     end_mm: Number | None = Field(None, gt=0, description="Default: the end of the scan line.")
 
 
 class GridRecipe(Settings):
     """Where tiles of 224 x 224 px lie."""
 
-    step_px: Count = Field(192, ge=32, le=224, multiple_of=32)
+    step_px: Count = Field(192, ge=32, le=224, multiple_of=32, description="From tile to tile.")
 
 
 class ModelRecipe(Settings):
@@ -213,7 +215,9 @@ class HealthRecipe(Settings):
         3, ge=2, le=1000, description="So many plates in a row that are too dark or saturated."
     )
     min_temperature_c: Number = Field(0.0, ge=-60, le=100, description="Of the camera, if it says.")
-    max_temperature_c: Number = Field(65.0, ge=-60, le=150)
+    max_temperature_c: Number = Field(
+        65.0, ge=-60, le=150, description="Of the camera, if it says."
+    )
 
     @model_validator(mode="after")
     def _temperatures_agree(self) -> HealthRecipe:
@@ -253,9 +257,9 @@ class ReviewRecipe(Settings):
 class Recipe(Settings):
     """What defines a product's inspection."""
 
-    id: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    version: Count = Field(ge=1)
-    product: str = ""
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Of the recipe, in every record.")
+    version: Count = Field(ge=1, description="Of the recipe; each change has the next one.")
+    product: str = Field("", description="What is inspected, for people.")
     plate: PlateRecipe
     lane: LaneRecipe = LaneRecipe()
     grid: GridRecipe = GridRecipe()
@@ -282,6 +286,11 @@ class StationSettings(Settings):
     precision_dir: Path | None = Field(
         None,
         description="Records of `vqi model benchmark`; default: the journal's directory.",
+    )
+    recipe_dir: Path | None = Field(
+        None,
+        description="Versions of recipes, with approval; default: recipes in the journal's "
+        "directory. What is activated there judges in place of `recipe`.",
     )
     ring_s: Number = Field(0.75, ge=0.5, le=10, description="Frames the ring holds, in seconds.")
 
@@ -710,6 +719,11 @@ class Configuration(Settings):
         """Where the precision gate's records lie."""
         return self.station.precision_dir or self.journal.directory / "precision"
 
+    @property
+    def recipe_dir(self) -> Path:
+        """Where the versions of recipes lie."""
+        return self.station.recipe_dir or self.journal.directory / "recipes"
+
 
 @dataclass(frozen=True, slots=True)
 class Loaded(Generic[T]):
@@ -730,6 +744,11 @@ def load_recipe(source: str) -> Loaded[Recipe]:
     return _load(source, Recipe, "recipe")
 
 
+def parse_recipe(data: bytes, source: str) -> Loaded[Recipe]:
+    """The recipe that a file's bytes say; `source` names it. Raises `ConfigError`."""
+    return _parse(data, source, Recipe)
+
+
 def shipped_path(name: str) -> Path:
     """A file that comes with the package: `simulated.toml` or `recipes/<id>.toml`."""
     return Path(str(resources.files("station"))) / "shipped" / name
@@ -741,6 +760,10 @@ def _load(source: str, model: type[T], what: str) -> Loaded[T]:
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{source}: this {what} cannot be read: {error.strerror}") from error
+    return _parse(data, source, model)
+
+
+def _parse(data: bytes, source: str, model: type[T]) -> Loaded[T]:
     try:
         table: dict[str, Any] = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -38,6 +38,7 @@ from station.ipc import SOCKETS, Json
 from station.log_reader import Reader
 from station.processes import ask_all, process_figures, temperatures_c
 from station.qms import DATABASE, IMAGES
+from station.recipes import active_recipe
 from station.record import utc_now
 from station.redaction import REDACTED, redact, redact_text, secrets_in
 from station.release import program_version
@@ -313,12 +314,20 @@ def _without_comments(text: str) -> str:
 
 
 def _recipe(place: Place, part: Part) -> str:
+    text = _read(_file_of(_recipe_source(place), "recipes/"))
+    return text if part.wanted.has_secrets else _without_comments(text)
+
+
+def _recipe_source(place: Place) -> str:
+    """The one that judges; that of the configuration where this cannot be known."""
+    if place.source is not None:
+        with contextlib.suppress(ConfigError):
+            return active_recipe(load_configuration(place.source).value).source
     station = place.table.get("station")
     name = station.get("recipe") if isinstance(station, dict) else None
     if not isinstance(name, str):
         raise NotHere("the configuration names no station.recipe")
-    text = _read(_file_of(name, "recipes/"))
-    return text if part.wanted.has_secrets else _without_comments(text)
+    return name
 
 
 def _check(place: Place, part: Part) -> str:

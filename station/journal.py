@@ -33,7 +33,7 @@ from pydantic import TypeAdapter, ValidationError
 from station import page_door, reviews
 from station.audit import UNREVEALED
 from station.clock import Clock
-from station.config import EX_CONFIG, ConfigError, Configuration, load_recipe
+from station.config import EX_CONFIG, ConfigError, Configuration
 from station.counters import Histogram
 from station.images import Draft, ImageFolder, Pictures, Pixels, SyncFailed
 from station.ipc import (
@@ -62,6 +62,7 @@ from station.qms import (
     StoreRefused,
     publish_snapshot,
 )
+from station.recipes import CHANGES, RecipeFolder, active_recipe, objection, register
 from station.record import (
     AnyBody,
     Body,
@@ -118,8 +119,8 @@ class JournalClient:
         without_accept (result ids), held (body of a FAIL or UNDECIDED that nobody acknowledged),
         has_late_plates, last_plate_ordinal, attentions and references (bodies), last_tick_at,
         signed_files (sha256 of commissioning files, the latest first), given (what people said
-        holds from plate to plate), audit_seeds (bodies of those not revealed), head (seq,
-        chain)."""
+        holds from plate to plate), audit_seeds (bodies of those not revealed), recipes (sha256 of
+        the active one and of those approved), head (seq, chain)."""
         return self._connected.request({"op": "hello"}, timeout_s=30.0)
 
     def ask(self, op: str, **given: str) -> Json:
@@ -279,7 +280,7 @@ class _Counts:
 class _Journal:
     def __init__(self, configuration: Configuration, clock: Clock | None = None) -> None:
         self._settings = configuration.journal
-        self._recipe = configuration.station.recipe
+        self._configuration = configuration
         self._directory = configuration.journal.directory
         self._store = Store(self._directory)
         self._images = ImageFolder(self._directory / IMAGES)
@@ -483,6 +484,7 @@ class _Journal:
             "signed_files": self._store.signed_files(),
             "given": self._store.given(),
             "audit_seeds": self._store.unrevealed_seeds(UNREVEALED),
+            "recipes": register(self._store.recipe_changes()).brief(),
             "head": {"seq": seq, "chain_sha256": chain},
         }
 
@@ -572,9 +574,31 @@ class _Journal:
     def _see_that_it_may(self, client: Channel, rows: list[Body]) -> None:
         """Raises ValueError if a client may not write one of these."""
         of_page = map(page_door.objection, rows if client in self._of_page else ())
-        objection = next(filter(None, of_page), "") or self._upkeep.objection(rows)
-        if objection:
-            raise ValueError(objection)
+        problem = next(filter(None, of_page), "") or self._upkeep.objection(rows)
+        problem = problem or self._recipe_objection(rows)
+        if problem:
+            raise ValueError(problem)
+
+    def _recipe_objection(self, rows: list[Body]) -> str:
+        """A step of a recipe that may not follow on those before it, as an approval by its author;
+        empty if there is none."""
+        steps = [row for row in rows if isinstance(row, ChangeBody) and row.what in CHANGES]
+        if not steps:
+            return ""
+        waiting = [row.as_json() for item in self._waiting for row in item.rows]
+        before = [row for row in waiting if row.get("what") in CHANGES]
+        known = register([*self._store.recipe_changes(), *before])
+        problem = objection(known, steps[0].as_json()) if len(steps) == 1 else "one step at a time"
+        return problem or self._keep_recipe(steps[0])
+
+    def _keep_recipe(self, row: ChangeBody) -> str:
+        """The file of a version is durable before its row; why it is not, empty if it is."""
+        folder = RecipeFolder.of(self._configuration)
+        try:
+            folder.keep_proposed(row)
+        except OSError as error:
+            return f"{folder.path}: {error.strerror}"
+        return ""
 
     def _completed(self, client: Channel, row: Body) -> Body:
         """A review with what its reviewer does not say. Raises ValueError if none may say it."""
@@ -585,7 +609,7 @@ class _Journal:
         if not isinstance(row, ReviewBody):
             return row
         try:
-            recipe = load_recipe(self._recipe).value.review
+            recipe = active_recipe(self._configuration).value.review
         except ConfigError as error:
             raise ValueError(f"the recipe says what a review may: {error}") from error
         return reviews.accepted(row, recipe, account)

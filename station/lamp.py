@@ -192,6 +192,15 @@ class LampClient:
         if answer["reason"]:
             raise LampError(f"the lamp test failed: {answer['reason']}")
 
+    def send_test(self) -> None:
+        """As `test`, without waiting: the answer is the event `test`. Raises as `send_show`."""
+        self._connected().send({"op": "test"}, timeout_s=0)
+
+    def send_output(self, name: str) -> None:
+        """Switch one output on for a moment, by whom holds the lamp; the answer is the event
+        `output`. Raises as `send_show`."""
+        self._connected().send({"op": "output", "name": name}, timeout_s=0)
+
     def close(self) -> None:
         """Give up the lamp: it leaves any pass at once. Safe to call twice."""
         if self._channel is not None:
@@ -591,6 +600,8 @@ class _Lamp:
                 return {"op": "status", **self._status()}
             case "test":
                 return self._start_test(owner)
+            case "output":
+                return self._test_output(owner, str(body["name"]))
             case "word" | "result" | "belt":
                 self._tell_outputs(owner, body)
                 return None
@@ -619,6 +630,12 @@ class _Lamp:
             return {"op": "test", "reason": reason}
         self._light.lease.tester = owner  # answered at its end
         return None
+
+    def _test_output(self, owner: int, name: str) -> Json:
+        """Only for the station, which knows that no plate comes."""
+        is_held = self._claims.holder == owner
+        reason = self._outputs.test(name) if is_held else "no station that holds the lamp asks"
+        return {"op": "output", "name": name, "reason": reason}
 
     def _tell_tester(self) -> None:
         """The lamp test is over when something else is shown."""

@@ -26,7 +26,16 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from station.packing import UNREADABLE, Contexts
-from station.qms import DATABASE, HOLDS, IMAGES, SIGNED_FILES, SNAPSHOT, Json, StoreError
+from station.qms import (
+    DATABASE,
+    HOLDS,
+    IMAGES,
+    RECIPE_CHANGES,
+    SIGNED_FILES,
+    SNAPSHOT,
+    Json,
+    StoreError,
+)
 from station.reviews import effective_verdict
 from station.tables import PLATE
 
@@ -200,6 +209,10 @@ class Reader:
     def signed_files(self) -> list[str]:
         """The sha256 of each commissioning file that was signed, the latest first."""
         return [row[0] for row in self._connection.execute(text(SIGNED_FILES))]
+
+    def recipe_changes(self) -> list[Json]:
+        """Bodies of the rows that propose, approve and activate recipes, in order."""
+        return [json.loads(row[0]) for row in self._connection.execute(text(RECIPE_CHANGES))]
 
     def stats(self, wanted: Filter) -> Json:
         """Counts by verdict and by reason."""

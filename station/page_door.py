@@ -19,21 +19,11 @@ ACCOUNT = "vqi-page"
 KINDS: tuple[type[Body], ...] = (ReviewBody, ChangeBody, HoldBody, ReleaseBody)
 """What a person may say. No verdict, no actuation, nothing that a machine measured."""
 _MACHINE_SAYS = frozenset(
-    [
-        "start",
-        "stop",
-        "recording",
-        "withheld_late",
-        "commissioned",
-        "halt",
-        "resume",
-        "ack",
-        "relearn",
-        "operator",
-        "lot",
-        "job",
-        "serial",
-    ]
+    (
+        *("start", "stop", "recording", "withheld_late", "commissioned"),
+        *("halt", "resume", "ack", "relearn", "operator", "lot", "job", "serial"),
+        *("recipe", "recipe_activated", "recipe_refused", "light", "output"),
+    )
 )
 """Changes that only the station and `vqi commission sign` write: later rows are judged by them."""
 

@@ -58,6 +58,11 @@ SIGNED_FILES = """
     WHERE kind = 'change' AND body ->> '$.what' = 'commissioned' ORDER BY seq DESC LIMIT 100
 """
 
+RECIPE_CHANGES = """
+    SELECT body FROM row WHERE kind = 'change' AND body ->> '$.what' GLOB 'recipe_*'
+    ORDER BY seq
+"""
+
 _LAST_BACKUP = """
     SELECT body FROM row WHERE kind = 'backup' AND body ->> '$.is_ok'
     AND body ->> '$.directory' = :directory ORDER BY seq DESC LIMIT 1
@@ -386,6 +391,10 @@ class Store:
     def signed_files(self) -> list[str]:
         """The sha256 of each commissioning file that was signed, the latest first."""
         return [row[0] for row in self._query(SIGNED_FILES, {})]
+
+    def recipe_changes(self) -> list[Json]:
+        """Bodies of the rows that propose, approve and activate recipes, in order."""
+        return [json.loads(row.body) for row in self._query(RECIPE_CHANGES, {})]
 
     def of_result(self, result_id: str) -> list[Json]:
         """Bodies of every row about a result, in order."""

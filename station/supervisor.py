@@ -154,6 +154,8 @@ class Supervisor:
         self._was_operational = False
         self._is_stopping = False
         self._is_station_told = False
+        self._is_restart_wanted = False
+        """The station ends, and is to be started again: it takes up another recipe."""
 
     def run(self) -> int:
         """Exit status: the station's, 78 for a bad configuration, 1 if a process cannot start.
@@ -303,6 +305,7 @@ class Supervisor:
             self._was_operational = True
         if "summary" in event or "figures" in event:
             self._figures = event.get("summary") or event["figures"]
+        self._is_restart_wanted |= "restart" in event
         if "record" in event:
             self.report.add(event["record"])
         if "summary" not in event:
@@ -328,7 +331,11 @@ class Supervisor:
         name = child.role.name
         if self._status is not None:
             return
-        if child.role is STATION and (status == 0 or self._is_stopping):
+        if self._is_to_start_again(child, status):
+            self._log(f"the {name} process is started again")
+            self._due[name] = time.monotonic()
+            self._start_due()
+        elif child.role is STATION and (status == 0 or self._is_stopping):
             self._status = 0 if status == -signal.SIGTERM else status
         elif not child.role.is_needed:
             self._end_unneeded(child, status)
@@ -340,6 +347,12 @@ class Supervisor:
             self._status = 1
         else:
             self._plan_restart(child, status)
+
+    def _is_to_start_again(self, child: _Child, status: int) -> bool:
+        """It ended in order, and said that it is to be started again."""
+        is_wanted = child.role is STATION and self._is_restart_wanted
+        self._is_restart_wanted &= not is_wanted
+        return is_wanted and status == 0 and not self._is_stopping
 
     def _end_unneeded(self, child: _Child, status: int) -> None:
         """It never ends the run; one that cannot do its work as configured is not tried again."""

@@ -92,6 +92,6 @@ def test_the_folders_group_is_who_may_come_in(rig: Rig, is_member: bool) -> None
 def test_only_what_a_person_says_passes() -> None:
     said = {"station_id": "s", "result_id": "s-1", "verdict": Verdict.PASS, "reason": "dirt"}
     assert not objection(ReviewBody.model_validate({**said, "reviewer": "ada"}))
-    assert not objection(change("recipe_activated"))
+    assert not objection(change("recipe_approved"))
     assert objection(change("ack"))
     assert Path(door_of(Path("/run/vqi/lamp.sock"))) == Path("/run/vqi/page/lamp.sock")

@@ -17,6 +17,7 @@ _COMMANDS = {
     "camera": "commission a camera: features, picture, flat field, focus, rate, scale",
     "light": "show a state, test the lamp",
     "control": "a running station: status, halt, resume, ack",
+    "recipe": "versions of recipes: propose, approve, activate between plates",
     "commission": "a guided acceptance run, its report, the signature",
     "bench": "the highest line rate without loss",
     "user": "people of the page: add, reset, list, lock, unlock, remove",

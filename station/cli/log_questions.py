@@ -13,7 +13,7 @@ import typer
 
 from station.cli.common import JsonOption, fail, load_or_exit, print_json, say
 from station.cli.log_options import Config, Journal, open_tables, selecting
-from station.config import ConfigError, load_recipe
+from station.config import ConfigError
 from station.log_reader import Reader
 from station.questions import (
     Questions,
@@ -23,6 +23,7 @@ from station.questions import (
     open_samples_select,
     reviewed_select,
 )
+from station.recipes import active_recipe
 from station.record import Reason, Verdict
 from station.tables import DEFECT
 
@@ -150,7 +151,7 @@ def _plate_size_mm(config: str | None, rows: Sequence[Any]) -> tuple[float, floa
         places = ((row.x_mm, row.y_mm) for row in rows)
         return extent_mm((x, y) for x, y in places if x is not None and y is not None)
     try:
-        plate = load_recipe(load_or_exit(config).value.station.recipe).value.plate
+        plate = active_recipe(load_or_exit(config).value).value.plate
     except ConfigError as error:
         fail(str(error))
     return plate.width_mm, plate.length_mm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -22,7 +23,8 @@ from station.cli.common import (
 )
 from station.config import DEFAULT_RECORD_GB, Configuration, Loaded
 from station.ipc import Json
-from station.logs import set_up_logging
+from station.log_tail import log_folder
+from station.logs import LOG_FOLDER_VARIABLE, set_up_logging
 from station.outlet import Outlet, Write, write_line
 from station.supervisor import METRICS, WEB, Supervisor
 from station.view import LiveView, plain_line, print_summary
@@ -41,6 +43,8 @@ def run(
 ) -> None:
     """Run the station until it is told to stop (Ctrl-C)."""
     loaded = load_or_exit(config)
+    # What comes up on a page that shows the last lines; a terminal has scrolled them away.
+    os.environ.setdefault(LOG_FOLDER_VARIABLE, str(log_folder(loaded.value.station.runtime_dir)))
     set_up_logging("supervisor", loaded.value.station.id)
     options = [] if seconds is None else ["--seconds", str(seconds)]
     if record is not None:

@@ -18,7 +18,7 @@ from station.cli.common import (
     fail,
     load_or_exit,
 )
-from station.config import DEFAULT_RECORD_GB, EX_CONFIG, Configuration, Loaded
+from station.config import DEFAULT_RECORD_GB, EX_CONFIG, ConfigError, Configuration, Loaded
 from station.logs import set_up_logging
 from station.outlet import Outlet, write_json_line
 from station.supervisor import JOURNAL, LAMP, METRICS, STATION, WEB, Role
@@ -89,6 +89,16 @@ def metrics(config: ConfigOption) -> None:
         raise typer.Exit(serve(settings))
 
 
+def _start_again_if_recipe(settings: Configuration, error: Exception, events: Outlet) -> None:
+    """Exit in order where a recipe that was only asked for may be to blame: the next start takes
+    the former one."""
+    from station.recipes import give_up
+
+    if give_up(settings, str(error)):
+        events.emit({"restart": f"the former recipe goes on: {error}"})
+        raise typer.Exit(0) from error
+
+
 @app.command()
 def web(config: ConfigOption) -> None:
     """Show the station's page. Its address goes to stdout, as JSON."""
@@ -116,14 +126,17 @@ def station(
         from station.outbox import OutboxError
         from station.pipeline import Options, Station, StationError
         from station.product import load_product
+        from station.recipes import starting_recipe
 
-        recipe = load_product(loaded)
         options = Options(plates, seconds, record, record_gb, restart or is_restart)
         with Outlet(write_json_line) as events:
             try:
+                recipe = load_product(loaded, starting_recipe)
                 status = Station(loaded, recipe, options, events.emit).run()
-            except ModelError as error:
+            except (ConfigError, ModelError) as error:
+                _start_again_if_recipe(loaded.value, error, events)
                 fail(str(error), EX_CONFIG)
             except (StationError, OutboxError, DeviceError, OSError) as error:
+                _start_again_if_recipe(loaded.value, error, events)
                 fail(str(error))
         raise typer.Exit(status)

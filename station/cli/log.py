@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
+from station.answers import bodies, without_arrays
 from station.cli import (
     log_archive,
     log_export,
@@ -30,7 +31,7 @@ from station.cli.log_options import (
     open_tables,
     selecting,
 )
-from station.log_reader import Reader, judged
+from station.log_reader import Reader
 from station.log_verify import verify
 from station.qms import Json
 from station.questions import Questions, Selection
@@ -81,24 +82,15 @@ def list_(
         if after is not None and before is None:
             fail(f"--after {after}: no such result in {reader.path}")
         for page in questions.pages(selection, limit, before):
-            for row in _bodies(reader, page):
+            for row in bodies(reader, page):
                 _say(row, is_json)
 
 
 def _say(row: Json, is_json: bool) -> None:
     if is_json:
-        print_json(_without_arrays(row))
+        print_json(without_arrays(row))
     else:
         say(_line(row))
-
-
-def _bodies(reader: Reader, page: Sequence[Any]) -> Iterator[Json]:
-    """Result bodies with their `seq` and what their reviews come to."""
-    bodies = reader.bodies_at([line.seq for line in page])
-    reviews = reader.reviews_of([line.result_id for line in page])
-    for line in page:
-        row = {"seq": line.seq, **bodies[line.seq]}
-        yield {**row, "review": judged([row, *reviews.get(line.result_id, ())])}
 
 
 @app.command()
@@ -128,7 +120,7 @@ def show(
 
 
 def _show(row: Json) -> None:
-    for line in json.dumps(_without_arrays(row), indent=2, ensure_ascii=False).split("\n"):
+    for line in json.dumps(without_arrays(row), indent=2, ensure_ascii=False).split("\n"):
         say(line)
 
 
@@ -236,10 +228,6 @@ def verify_(
             f"{found.holds} holds, {found.anchors} anchors, head {found.head[:16]}"
         )
     raise typer.Exit(1 if found.findings else 0)
-
-
-def _without_arrays(row: Json) -> Json:
-    return {key: value for key, value in row.items() if key not in ("tile_grid", "tile_scores")}
 
 
 def _line(row: Json) -> str:

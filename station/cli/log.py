@@ -22,7 +22,7 @@ from station.cli import (
     log_ship,
     log_upkeep,
 )
-from station.cli.common import JsonOption, fail, print_json, say
+from station.cli.common import JsonOption, fail, load_or_exit, print_json, say
 from station.cli.log_options import (
     Config,
     Journal,
@@ -36,6 +36,7 @@ from station.log_verify import verify
 from station.qms import Json
 from station.questions import Questions, Selection
 from station.record import score_text
+from station.whole_check import hold_against_anchors, verification_row
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(log_upkeep.hold_app, name="hold")
@@ -196,27 +197,13 @@ def verify_(
         log_ship.verify_plant(config, station, is_json)
     with open_log(config, journal) as reader:
         found = verify(reader, pictures, public_key)
-        log_proof.hold_against_anchors(reader, config, anchor or [], found)
+        settings = None if config is None else load_or_exit(config).value
+        hold_against_anchors(reader, settings, anchor or [], found)
         if export is not None:
             found.findings += log_export.differences(reader, export)
         source = reader.source
     if is_json:
-        print_json(
-            {
-                "ok": not found.findings,
-                "source": source,
-                "rows": found.rows,
-                "results": found.results,
-                "open_plates": found.open_plates,
-                "images": found.images,
-                "tombstones": found.tombstones,
-                "holds": found.holds,
-                "anchors": found.anchors,
-                "head": found.head,
-                "findings": found.findings,
-                "notes": found.notes,
-            }
-        )
+        print_json(verification_row(found, source))
     else:
         for finding in found.findings:
             say(finding)

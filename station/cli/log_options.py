@@ -63,6 +63,7 @@ _SELECTING: dict[str, Any] = {
     "lot": Annotated[str | None, typer.Option(help="Lot.")],
     "shift": Annotated[str | None, typer.Option(help="As in the record: 2026-11-24 early.")],
     "verdict": Wanted,
+    "reason": Annotated[str | None, typer.Option(help="Why a plate is undecided.")],
     "recipe": Annotated[
         str | None, typer.Option(callback=_checked(recipe_and_version), help="ID or ID:VERSION.")
     ],

@@ -112,7 +112,7 @@ def verify(
             seen.settle()
             chained = links.result()
     _settle_removals(reader, seen.removals, found)
-    said = [(_row_of(text), text) for text in found.findings]
+    said = [(row_of(text), text) for text in found.findings]
     in_order = sorted([*chained.findings, *seen.findings, *said], key=lambda pair: pair[0])
     found.findings = schema + [text for _, text in in_order]
     found.rows, found.head = chained.rows, chained.head
@@ -214,7 +214,7 @@ def _pages(path: Path, last: int) -> Iterator[list[tuple[int, bytes, bytes]]]:
             first = page[-1][0] + 1
 
 
-def _row_of(finding: str) -> int:
+def row_of(finding: str) -> int:
     """The row that a finding is about; it comes first in it."""
     named = _ROW.search(finding)
     return int(named[1]) if named else 0

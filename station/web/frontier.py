@@ -33,7 +33,6 @@ _CSP: Final = "; ".join(
     )
 )
 _HEADERS: Final = {
-    "content-security-policy": _CSP,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
@@ -113,6 +112,8 @@ class _Answer:
             await self._send(message)
 
     def _complete(self, headers: MutableHeaders) -> None:
+        # A document of the log says itself by which hash its one style element may be used.
+        headers.setdefault("content-security-policy", _CSP)
         for name, value in _HEADERS.items():
             headers[name] = value
         headers["x-request-id"] = self._reference

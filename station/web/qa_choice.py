@@ -94,7 +94,7 @@ def _seen_as_place(text: str) -> str:
 
 def _stored(text: str) -> str:
     """What no row can hold finds nothing; SQLite would not even be asked."""
-    if "\0" in text or not text.isascii() and any(0xD800 <= ord(c) < 0xE000 for c in text):
+    if "\0" in text or any(0xD800 <= ord(letter) < 0xE000 for letter in text):
         raise ValueError("holds a character that no record holds")
     return text
 
@@ -103,6 +103,13 @@ Moment = Annotated[str, Field(max_length=40), AfterValidator(utc_text)]
 Local = Annotated[str, Field(max_length=40), AfterValidator(_local)]
 Word = Annotated[str, Field(max_length=200), AfterValidator(_stored)]
 Millimetres = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+
+
+_AS_THEY_ARE = (
+    *("serial", "lot", "shift", "verdict", "reason", "model", "reviewer", "attempt", "provenance"),
+    *("kind", "min_size_mm", "max_size_mm"),
+)
+"""Fields that a `Selection` has under the same names."""
 
 
 class Choice(BaseModel):
@@ -144,11 +151,9 @@ class Choice(BaseModel):
 
     def selection(self, clock: Clock) -> Selection:
         name, version = recipe_and_version(self.recipe or "")
-        since, until = self._span(clock)
+        since, until = self.span(clock)
         place: Rectangle | None = rectangle(self.place) if self.place else None
-        same = ("serial", "lot", "shift", "verdict", "reason", "model", "reviewer", "attempt")
-        same = (*same, "provenance", "kind", "min_size_mm", "max_size_mm")
-        given = {one: getattr(self, one) for one in same}
+        given = {name: getattr(self, name) for name in _AS_THEY_ARE}
         return Selection(
             since=since,
             until=until,
@@ -158,7 +163,8 @@ class Choice(BaseModel):
             **given,
         )
 
-    def _span(self, clock: Clock) -> tuple[str | None, str | None]:
+    def span(self, clock: Clock) -> tuple[str | None, str | None]:
+        """First moment and last, exclusive; UTC text as in `written_at`."""
         since = self.since if self.since_local is None else _utc(self.since_local, clock)
         until = self.until if self.until_local is None else _utc(self.until_local, clock)
         if self.range is None or since is not None or until is not None:
@@ -171,7 +177,7 @@ class Choice(BaseModel):
         given = self.model_dump(mode="json", exclude_defaults=True)
         given.pop("since_local", None)
         given.pop("until_local", None)
-        since, until = self._span(clock)
+        since, until = self.span(clock)
         if "range" in given and self.is_moving:
             since = until = None
         else:
@@ -215,6 +221,7 @@ class Asked(BaseModel):
     """What a page says of its question, beside the answer."""
 
     choice: dict[str, str] = Field(description="The canonical query of this address.")
+    filters: str = Field(description="The filters alone, as the other pages take them.")
     since: str | None = Field(description="First moment, UTC; null: since ever.")
     until: str | None = Field(description="Last moment, UTC, exclusive; null: until now.")
     as_of_row: int = Field(description="Newest row of the log that the answer knows.")
@@ -225,6 +232,11 @@ class Asked(BaseModel):
     until_local: str = Field(description="`until` in the zone; empty where a range says it.")
 
 
+def plain(choice: Choice) -> Choice:
+    """The filters alone, without what only one page asks for."""
+    return Choice(**{name: getattr(choice, name) for name in Choice.model_fields})
+
+
 def asked(web: Web, reader: Any, choice: Choice, clock: Clock) -> tuple[Asked, Selection]:
     """What is asked for, of which state of the log."""
     selection = choice.selection(clock)
@@ -233,6 +245,7 @@ def asked(web: Web, reader: Any, choice: Choice, clock: Clock) -> tuple[Asked, S
     fixed = (None, None) if choice.is_moving else (selection.since, selection.until)
     said = Asked(
         choice=choice.canonical(clock),
+        filters=plain(choice).query(clock),
         since=selection.since,
         until=selection.until,
         as_of_row=reader.last_seq(),

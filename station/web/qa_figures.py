@@ -1,7 +1,7 @@
 """QA's figures at the price of what is new: what hours that are over say of defects is kept.
 
-The defects of a long log are read in a tenth of a second and more; so their sums up to the hour that
-runs are kept, by everything that they depend on, and only the defects since are read.
+The defects of a long log are read in a tenth of a second and more; so their sums up to the hour
+that runs are kept, by everything that they depend on, and only the defects since are read.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
@@ -102,12 +102,11 @@ def _counted(
     hour = _running_hour(reader)
     if hour is None or (selection.since or "") >= hour:
         return read(selection)
-    over = replace(selection, until=min(selection.until or hour, hour))
+    is_over = selection.until is not None and selection.until <= hour
+    over = selection if is_over else replace(selection, until=hour)
     key = (what, over, size_mm, *_state(reader, hour))
     kept = _defects.get(key, lambda: read(over))
-    if selection.until is not None and selection.until <= hour:
-        return kept
-    return kept + read(replace(selection, since=hour))
+    return kept if is_over else kept + read(replace(selection, since=hour))
 
 
 def _running_hour(reader: Reader) -> str | None:
@@ -143,6 +142,4 @@ def _chart(kind: Any, groups: tuple[Group, ...], with_false_alarms: bool) -> Cha
 
 def chart_rows(found: Chart) -> list[Json]:
     """As the command gives them."""
-    from dataclasses import asdict
-
     return [asdict(point) | {"rules": list(point.rules)} for point in found.points]

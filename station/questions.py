@@ -25,6 +25,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    tuple_,
     union_all,
 )
 
@@ -182,16 +183,20 @@ def _where(selection: Selection) -> ColumnElement[bool]:
 # --- selects ------------------------------------------------------------------------------------
 
 
-def page_select(selection: Selection, limit: int, before: Key | None = None) -> Select[Any]:
-    """The newest plates before a key, newest first."""
+def page_select(
+    selection: Selection, limit: int, before: Key | None = None, oldest_first: bool = False
+) -> Select[Any]:
+    """The newest plates before a key, newest first; or the oldest after it."""
     found = select(PLATE).where(_where(selection))
+    at, seq = PLATE.c.written_at, PLATE.c.seq
     if before is not None:
         # Twice: the first part alone bounds the index.
         found = found.where(
-            PLATE.c.written_at <= before.written_at,
-            or_(PLATE.c.written_at < before.written_at, PLATE.c.seq < before.seq),
+            at >= before.written_at if oldest_first else at <= before.written_at,
+            tuple_(at, seq) > before if oldest_first else tuple_(at, seq) < before,
         )
-    return found.order_by(desc(PLATE.c.written_at), desc(PLATE.c.seq)).limit(limit)
+    order = (at, seq) if oldest_first else (desc(at), desc(seq))
+    return found.order_by(*order).limit(limit)
 
 
 def span_select(selection: Selection) -> Select[Any]:
@@ -332,13 +337,17 @@ class Questions:
     page_rows: int = PAGE_ROWS
 
     def pages(
-        self, selection: Selection, limit: int, before: Key | None = None
+        self,
+        selection: Selection,
+        limit: int,
+        before: Key | None = None,
+        oldest_first: bool = False,
     ) -> Iterator[Sequence[Any]]:
         """Lines of `plate`, newest first; each page is a question of its own, so that none of them
         keeps the log from being tidied for long."""
         narrowed = self.narrowed(selection)
         while narrowed is not None and limit > 0:
-            rows = self.ask(page_select(narrowed, min(limit, self.page_rows), before))
+            rows = self.ask(page_select(narrowed, min(limit, self.page_rows), before, oldest_first))
             yield rows
             if len(rows) < min(limit, self.page_rows):
                 return

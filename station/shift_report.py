@@ -71,6 +71,19 @@ def spans(shifts: ShiftSettings, first: date, last: date) -> list[Span]:
     return [span for span in found if span.title[:10] <= last.isoformat()]
 
 
+def span_named(shifts: ShiftSettings, name: str) -> Span:
+    """Raises ValueError if there is no such shift."""
+    try:
+        day = datetime.fromisoformat(name[:10]).date()
+    except ValueError as error:
+        first = next(iter(shifts.begins))
+        raise ValueError(f"{name!r}: write it as '2026-11-26 {first}'") from error
+    known = {span.title: span for span in spans(shifts, day, day)}
+    if name not in known:
+        raise ValueError(f"{name!r}: there are {', '.join(repr(one) for one in known)}")
+    return known[name]
+
+
 def due(shifts: ShiftSettings, now: datetime, folder: Path, first_row: datetime) -> list[Span]:
     """Shifts that have ended, that the log knows, and that no report is there of."""
     zone_ = ZoneInfo(shifts.timezone)

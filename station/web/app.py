@@ -15,7 +15,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from station.release import program_version
-from station.web import account, common, line, plate, plate_pictures, sign_in
+from station.web import (
+    account,
+    common,
+    line,
+    plate,
+    plate_pictures,
+    qa_exports,
+    qa_pages,
+    qa_proof,
+    qa_search,
+    sign_in,
+)
 from station.web.context import Web
 from station.web.errors import PageError, SignInNeeded
 from station.web.frontier import Frontier
@@ -33,6 +44,10 @@ def routers() -> list[WebRouter]:
         line.router,
         plate.router,
         plate_pictures.router,
+        qa_pages.router,
+        qa_search.router,
+        qa_exports.router,
+        qa_proof.router,
         sign_in.router,
         account.router,
     ]

@@ -36,7 +36,6 @@ _CSP: Final = "; ".join(
     )
 )
 _HEADERS: Final = {
-    "content-security-policy": _CSP,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "no-referrer",
@@ -144,6 +143,8 @@ class _Answer:
     def _complete(self, headers: MutableHeaders) -> None:
         if headers.get("content-type", "").startswith("text/event-stream"):
             self._note_stream()
+        # A document of the log says itself by which hash its one style element may be used.
+        headers.setdefault("content-security-policy", _CSP)
         for name, value in _HEADERS.items():
             headers[name] = value
         headers["x-request-id"] = self._reference

@@ -15,19 +15,15 @@ from typing import Any
 
 import httpx
 from history import STATION, write_history
+from people_rig import add_people, come_for_the_first_time
 from station_rig import Rig, wait_until
 
 from station.config import load_configuration
 from station.log_reader import Filter, Reader
 from station.web.app import create_app
 from station.web.pages import Declared
-from station.web.roles import Role
 from station.web.server import make_web
 
-PASSWORD = "a-lamp-beside-the-belt"
-PEOPLE = {"ada": Role.ADMIN, "eve": Role.ENGINEER, "emil": Role.ENGINEER, "rosa": Role.REVIEWER}
-"""The first one is made at the station's terminal, so are the others: nobody makes a person by
-page that is not there."""
 _BELT = {"line_rate_hz": 1000.0}
 """A plate in 0.8 s: a browser beside it has its share of the processor."""
 _SPECIMEN = {"defective_share": 0.5}
@@ -101,25 +97,18 @@ def station_page(folder: Path, rig: Rig | None = None) -> Iterator[StationPage]:
     rig = rig or small_rig(folder)
     write_history(rig.journal)
     config = rig.write()
-    for name, role in PEOPLE.items():
-        add_person(config, name, role)
+    add_people(config)
     with ExitStack() as stack:
         run = stack.enter_context(rig.running())
         url, web = stack.enter_context(web_process(config))
         shown = StationPage(rig, url, run, web)
         wait_until(lambda: not _is_stale(url), 30.0, "page that hears the station")
+        come_for_the_first_time(url)
         yield shown
 
 
 def _is_stale(url: str) -> bool:
     return httpx.get(f"{url}/health").status_code != 200
-
-
-def add_person(config: Path, name: str, role: Role) -> None:
-    """As at the station's terminal; the password is good from the first sign-in on."""
-    command = [sys.executable, "-P", "-m", "station.cli", "user", "add", name, "--role", role.word]
-    given = [*command, "--config", str(config)]
-    subprocess.run(given, input=PASSWORD, text=True, check=True, capture_output=True)
 
 
 @contextmanager

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from browser_rig import DESK, PHONE, TOUCH, Screen, chromium, screen
 from page_checks import axe_faults, keyboard_faults, moves, small_targets, spills
+from people_rig import sign_in
 from pseudo_locale import station_with_longer_texts
-from station_page import StationPage, page_paths, sign_in, station_page, web_process
+from station_page import StationPage, page_paths, station_page, web_process
 
 pytestmark = pytest.mark.long
 WIDTHS_PX = (360, 768, 1280, 1920)

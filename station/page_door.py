@@ -19,8 +19,21 @@ ACCOUNT = "vqi-page"
 KINDS: tuple[type[Body], ...] = (ReviewBody, ChangeBody, HoldBody, ReleaseBody)
 """What a person may say. No verdict, no actuation, nothing that a machine measured."""
 _MACHINE_SAYS = frozenset(
-    "start stop recording withheld_late commissioned halt resume ack relearn operator lot job "
-    "serial".split()
+    [
+        "start",
+        "stop",
+        "recording",
+        "withheld_late",
+        "commissioned",
+        "halt",
+        "resume",
+        "ack",
+        "relearn",
+        "operator",
+        "lot",
+        "job",
+        "serial",
+    ]
 )
 """Changes that only the station and `vqi commission sign` write: later rows are judged by them."""
 

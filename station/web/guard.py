@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from urllib.parse import urlsplit
 
 from starlette.requests import Request
@@ -17,6 +18,8 @@ TOKEN_HEADER = "x-csrf-token"
 TOKEN_FIELD = "csrf"
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _MAX_FIELDS = 200
+_BODY_LIMIT_S = 15.0
+"""A request's body must be whole by then, however its bytes come."""
 
 
 def visit_of(request: Request) -> str:
@@ -33,12 +36,20 @@ def limited(request: Request, max_bytes: int) -> Request:
 
 
 def _counted(receive: Receive, max_bytes: int) -> Receive:
-    taken = 0
+    taken, is_whole = 0, False
+    deadline = asyncio.get_running_loop().time() + _BODY_LIMIT_S
 
     async def receive_counted() -> Message:
-        nonlocal taken
-        message = await receive()
+        nonlocal taken, is_whole
+        if is_whole:  # what comes now is the client's end, for which streams wait
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError as error:
+            raise PageError(408, "errors.too_slow") from error
         taken += len(message.get("body", b""))
+        is_whole = not message.get("more_body", False)
         if taken > max_bytes:
             raise PageError(413, "errors.too_large", kilobytes=max_bytes // 1000)
         return message

@@ -66,6 +66,7 @@ _WORDS: Final = {
 _OUR_COMMAND: Final = re.compile(r"^ *\d+ (\S*/)?(vqi |python\S* .*(/vqi |\bstation\.))")
 _FIGURES: Final = re.compile(r"[0-9A-Fa-fTZ:.+-]*")
 """A hash, a number, a time: what a person's words are not."""
+_PEOPLE_IN_LINE: Final = re.compile(r'(?P<name>"(?:person|address)": )"(?:[^"\\]|\\.)*"')
 _STATE_NAMESPACE = "vqi"
 _MOST_FILES = 2000
 _SHORTEST_SECRET = 4
@@ -356,7 +357,13 @@ def _processes(place: Place, part: Part) -> str:
 
 def _logs(place: Place, part: Part) -> str:
     lines = ("-n", str(_LOG_LINES), "--no-pager", "-o", "short-iso-precise")
-    return _run("journalctl", f"--namespace={_STATE_NAMESPACE}", *lines)
+    text = _run("journalctl", f"--namespace={_STATE_NAMESPACE}", *lines)
+    return text if part.wanted.has_secrets else without_people(text)
+
+
+def without_people(lines: str) -> str:
+    """Lines of the log without who signed in at the page, and from where."""
+    return _PEOPLE_IN_LINE.sub(rf'\g<name>"{REDACTED}"', lines)
 
 
 def _kernel(place: Place, part: Part) -> str:

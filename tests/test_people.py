@@ -337,6 +337,27 @@ def test_a_flood_of_sign_ins_takes_turns_and_ends() -> None:
     assert hasher.is_right(kept, GOOD), "and then it is as before"
 
 
+def test_a_name_that_nobody_has_takes_as_long(tmp_path: Path) -> None:
+    """By the time of the processor, which the machine's other work is no part of; without a look at
+    a hash it would be a hundredth."""
+    with PeopleStore(tmp_path / "web", Hasher()) as store:
+        store.add("ada", "Ada Byron", Role.VIEWER, GOOD, "root")
+        tries: dict[str, Callable[[], object]] = {
+            "wrong": lambda: store.is_password_of("ada", BETTER),
+            "nobody": lambda: store.is_password_of("bob", BETTER),
+            "no PIN": lambda: store.is_pin_of("ada", "739105"),
+            "no badge": lambda: store.by_badge("B-0042"),
+        }
+        took = {what: min(_cpu_s(one) for _ in range(4)) for what, one in tries.items()}
+    assert max(took.values()) < 3 * min(took.values()), took
+
+
+def _cpu_s(act: Callable[[], object]) -> float:
+    before = time.thread_time()
+    act()
+    return time.thread_time() - before
+
+
 # --- killed while it writes -----------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from station.web.errors import PageError
 from station.web.people import StationPeople, Where, network_of
 from station.web.server import make_web
 from station.web.sessions import Sessions
+from station.web.sign_in import station_people
 
 GOOD, BETTER, GIVEN = "rot blau tisch", "sieben gelbe Enten", "vorerst gegeben 7"
 PIN, BADGE = "483920", "B-0042-7731"
@@ -504,3 +506,39 @@ async def _see_what_strangers_see(app: FastAPI, people: StationPeople) -> None:
         assert "Secure" in cookie
         assert "Domain" not in cookie
         assert (await browser.get("/account.json")).json()["name"] == "ada"
+
+
+# --- as a browser does it -------------------------------------------------------------------------
+
+
+@pytest.mark.long
+def test_badge_pad_and_countdown_in_a_browser(tmp_path: Path) -> None:
+    """A scanner types a badge and Enter, gloves tap the PIN, nobody is there: signed out."""
+    playwright_api = pytest.importorskip("playwright.sync_api", reason="no Chromium here")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no Chromium here")
+    tables = "[web]\nport = 0\nshared_idle_s = 15\n"
+    web = make_web(load_configuration(str(Rig(tmp_path, tables=tables).write())))
+    people = station_people(web)
+    people.store.add("kim", "Kim Min", Role.REVIEWER, GOOD, "root", must_change=False)
+    people.store.set_pin("kim", PIN)
+    people.store.set_badge("kim", BADGE)
+    with serving(web) as url, playwright_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_context(has_touch=True).new_page()
+        page.goto(f"{url}/sign-in?back=/account")
+        page.focus("#who")
+        page.keyboard.type(BADGE)
+        page.keyboard.press("Enter")
+        for digit in PIN:
+            page.tap(f'[data-digit="{digit}"]')
+        page.click("form.pin button.primary")
+        page.wait_for_url(f"{url}/account")
+        assert len(people.sessions.of("kim")) == 1
+        page.locator(".countdown", has_text=re.compile(r"^[3-6]\b")).wait_for()
+        page.keyboard.press("Shift")
+        page.locator(".countdown", has_text=re.compile(r"^1[0-4]\b")).wait_for()
+        page.wait_for_url(f"{url}/", timeout=60_000)
+        assert people.sessions.of("kim") == []
+        browser.close()

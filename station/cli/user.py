@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import os
+import pwd
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +121,9 @@ def _become_owner(directory: Path) -> None:
         return
     if os.geteuid() != 0:
         fail(f"{directory} is for {user_name(owner.st_uid)} and root: be one of them")
+    # Its groups too: one of them opens the journal process's door for the page.
+    with contextlib.suppress(KeyError):
+        os.initgroups(pwd.getpwuid(owner.st_uid).pw_name, owner.st_gid)
     os.setegid(owner.st_gid)
     os.seteuid(owner.st_uid)
 

@@ -200,7 +200,7 @@ class StationPeople:
         session, _ = self._signed_in(request)
         if session is not None:
             self.sessions.end(session)
-            _LOG.info("signed out", name=session.name, means=session.means)
+            _LOG.info("signed out", person=session.name, means=session.means)
 
     def _proven_by_password(self, name: str, password: str, where: Where) -> Account:
         key = _shortened(name)
@@ -214,14 +214,14 @@ class StationPeople:
         if account is None:
             raise PageError(401, "people.why.wrong")
         if account.is_locked:
-            _LOG.warning("a locked person tried to sign in", name=account.name, address=place)
+            _LOG.warning("a locked person tried to sign in", person=account.name, address=place)
             raise PageError(403, "people.why.locked")
         return account
 
     def _try(self, key: str, place: str, limit: Limit, check: Callable[[], bool]) -> None:
         """Look at a secret, unless there is still to wait. Raises `PageError`."""
         known = self.account(key)
-        said = {"name": known.name if known else "", "address": place, "means": limit.name}
+        said = {"person": known.name if known else "", "address": place, "means": limit.name}
         with self._lock:
             wait_s = self._throttle.begin(key, place, limit, self._clock())
         if wait_s > 0:
@@ -247,7 +247,7 @@ class StationPeople:
         with self._lock:
             wait_s = self._throttle.wait_s(key, place, limit, self._clock())
         if wait_s > 0:
-            self._refuse({"name": "", "address": place, "means": limit.name}, wait_s)
+            self._refuse({"person": "", "address": place, "means": limit.name}, wait_s)
 
     def _refuse(self, said: Json, wait_s: float) -> None:
         self.counts.refused += 1
@@ -265,7 +265,7 @@ class StationPeople:
         self, account: Account, most: Role, means: Means, where: Where, is_shared: bool
     ) -> str:
         self.counts.signed_in += 1
-        _LOG.info("signed in", name=account.name, means=means, address=where.address)
+        _LOG.info("signed in", person=account.name, means=means, address=where.address)
         return self.sessions.begin(
             account.name,
             account.epoch,

@@ -38,7 +38,7 @@ if (who && pin) {
 }
 
 const countdown = document.querySelector("[data-signs-out-after-s]");
-if (countdown) watch(countdown, Number(countdown.dataset.signsOutAfterS));
+if (countdown) watch(countdown, Number(countdown.dataset.signsOutAfterS) - 1); // before the station does
 
 function watch(shown, limit_s) {
   const unit = new Intl.NumberFormat(document.documentElement.lang, {

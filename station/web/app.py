@@ -15,9 +15,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from station.release import program_version
-from station.web import common, line
+from station.web import common, line, lines
 from station.web.context import Web
 from station.web.errors import PageError, SignInNeeded
+from station.web.feed import Feed
 from station.web.frontier import Frontier
 from station.web.hosts import allowed_hosts
 from station.web.pages import GuardedRoute, WebRouter, add_routes
@@ -32,6 +33,7 @@ def routers() -> list[WebRouter]:
     return [
         common.router,
         line.router,
+        lines.router,
     ]
 
 
@@ -70,13 +72,20 @@ def create_app(web: Web) -> FastAPI:
 def _life(web: Web) -> Any:
     @contextlib.asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
-        web.live_source.listen(line.LineFeed(web).turn)
+        feed = Feed(web, {"line": line.SHOWN, "lines": lines.SHOWN})
+        web.live_source.listen(feed.turn)
         web.hub.start()
+        web.others.start()
+        if web.plant is not None:
+            web.plant.start()
         web.live_source.start()
         try:
             yield
         finally:
             web.live_source.stop()
+            await web.others.stop()
+            if web.plant is not None:
+                web.plant.stop()
 
     return life
 

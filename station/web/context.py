@@ -24,7 +24,9 @@ from station.record import Body
 from station.web.errors import PageError, conflict
 from station.web.hub import Hub
 from station.web.live import Live, LiveSource
+from station.web.others import OtherStations
 from station.web.people import People
+from station.web.plant_lines import PlantWatch
 from station.web.roles import Person
 from station.web.tokens import Tokens
 
@@ -71,11 +73,18 @@ class Web:
     live_source: LiveSource
     hub: Hub = field(default_factory=Hub)
     """By which news of it reaches browsers."""
+    others: OtherStations = field(init=False)
+    plant: PlantWatch | None = field(init=False)
     routes: list[Any] = field(default_factory=list)
     """Every route as it was declared (station.web.pages.Declared)."""
     tokens: Tokens = field(default_factory=Tokens)
     log_seen_at: float | None = None
     """When the log was read last, seconds since 1970."""
+
+    def __post_init__(self) -> None:
+        plant = self.configuration.value.plant
+        self.others = OtherStations(self.settings.stations)
+        self.plant = PlantWatch(plant) if plant else None
 
     @property
     def settings(self) -> WebSettings:

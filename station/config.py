@@ -603,6 +603,12 @@ class OtherStation(Settings):
 
     name: str = Field(min_length=1, max_length=64)
     url: str = Field(pattern=r"^https?://[^/\s]+$", description="Of its page, without a path.")
+    ca_file: Path | None = Field(
+        None, description="Whom to trust for its certificate, PEM; left out: as this machine does."
+    )
+    token_file: Path | None = Field(
+        None, description="Holds the read_token of that station, where people sign in there."
+    )
 
 
 class WebSettings(Settings):
@@ -646,7 +652,10 @@ class WebSettings(Settings):
         ("en", "de", "zh"), min_length=1, description="Offered; the first one where none fits."
     )
     stations: tuple[OtherStation, ...] = Field(
-        (), description="Others on the page of all lines, in this order."
+        (), max_length=64, description="Others on the page of all lines, in this order."
+    )
+    read_token_file: Path | None = Field(
+        None, description="Holds what lets other stations read this line's state in short."
     )
 
     @property
@@ -658,6 +667,13 @@ class WebSettings(Settings):
         """Nobody but who sits at this machine reaches it."""
         name = urlsplit(self.public_url or "").hostname
         return self.host.is_loopback and name in (None, "localhost", "127.0.0.1", "::1")
+
+    @model_validator(mode="after")
+    def _stations_can_be_told_apart(self) -> WebSettings:
+        names = [one.name for one in self.stations]
+        if len(set(names)) < len(names):
+            raise ValueError("stations: two have the same name")
+        return self
 
     @model_validator(mode="after")
     def _is_reached_by_tls(self) -> WebSettings:

@@ -175,8 +175,8 @@ class LampClient:
 
     def status(self) -> Json:
         """What the lamp process shows: state (`unknown` while the device is lost), result_id,
-        is_confirmed, can_confirm, is_held (by a station), device, problem (why there is none),
-        doubt (why the light is not believed).
+        is_confirmed, can_confirm, lease_left_s (until it shows FAULT if nobody renews it), is_held
+        (by a station), device, problem (why there is none), doubt (why the light is not believed).
 
         Raises `PeerGone`, TimeoutError.
         """
@@ -650,10 +650,12 @@ class _Lamp:
 
     def _status(self) -> Json:
         shown = self._light.lease.shown
+        lease = shown.write.lease if shown else None
         return {
             "state": str(shown.write.state) if shown else "unknown",
             "result_id": shown.write.result_id if shown else "",
             "is_confirmed": shown is not None and shown.is_confirmed,
+            "lease_left_s": lease and max(0.0, (lease.expires_ns - time.monotonic_ns()) / 1e9),
             "can_confirm": self._light.can_confirm,
             "is_held": self._claims.holder is not None,
             "device": self._light.device,

@@ -19,6 +19,7 @@ from station.web import (
     account,
     common,
     line,
+    lines,
     plate,
     plate_pictures,
     qa_exports,
@@ -29,6 +30,7 @@ from station.web import (
 )
 from station.web.context import Web
 from station.web.errors import ErrorBody, PageError, SignInNeeded
+from station.web.feed import Feed
 from station.web.frontier import Frontier
 from station.web.pages import GuardedRoute, WebRouter, add_routes
 from station.web.render import language_of, render
@@ -50,6 +52,7 @@ def routers() -> list[WebRouter]:
         qa_proof.router,
         sign_in.router,
         account.router,
+        lines.router,
     ]
 
 
@@ -80,15 +83,22 @@ def create_app(web: Web) -> FastAPI:
 def _life(web: Web) -> Any:
     @contextlib.asynccontextmanager
     async def life(_: FastAPI) -> AsyncIterator[None]:
-        web.live_source.listen(line.LineFeed(web).turn)
+        feed = Feed(web, {"line": line.SHOWN, "lines": lines.SHOWN})
+        web.live_source.listen(feed.turn)
         web.hub.start()
         web.people.start()
+        web.others.start()
+        if web.plant is not None:
+            web.plant.start()
         web.live_source.start()
         try:
             yield
         finally:
             web.live_source.stop()
             web.people.stop()
+            await web.others.stop()
+            if web.plant is not None:
+                web.plant.stop()
 
     return life
 

@@ -25,7 +25,9 @@ from station.record import Body
 from station.web.errors import PageError, conflict, not_found
 from station.web.hub import Hub
 from station.web.live import Live, LiveSource
+from station.web.others import OtherStations
 from station.web.people import People
+from station.web.plant_lines import PlantWatch
 from station.web.roles import Person
 from station.web.tokens import Tokens
 
@@ -80,6 +82,8 @@ class Web:
     live_source: LiveSource
     hub: Hub = field(default_factory=Hub)
     """By which news of it reaches browsers."""
+    others: OtherStations = field(init=False)
+    plant: PlantWatch | None = field(init=False)
     routes: list[Any] = field(default_factory=list)
     """Every route as it was declared (station.web.pages.Declared)."""
     tokens: Tokens = field(default_factory=Tokens)
@@ -93,6 +97,9 @@ class Web:
     def __post_init__(self) -> None:
         shifts = self.configuration.value.journal.shifts
         self.zone = ZoneInfo(shifts.timezone) if shifts else _zone_of_machine()
+        plant = self.configuration.value.plant
+        self.others = OtherStations(self.settings.stations)
+        self.plant = PlantWatch(plant) if plant else None
 
     @property
     def settings(self) -> WebSettings:
@@ -133,6 +140,7 @@ class Web:
 
     def end_streams(self) -> None:
         """On the event loop: who looks on is told that there is no more."""
+        self.hub.close()
         for stream in list(self.streams):
             stream.cancel()
 

@@ -24,7 +24,7 @@ _BEAT_DUE_S = 0.8 * BEAT_S
 COMMENT_S = 10.0
 """When nobody looks there is no beat; a comment keeps the connection through proxies."""
 RETRY_MS = 1000
-_ASK_EVERY_S = 5.0
+_ASK_EVERY_S = 1.0
 _LIFE = secrets.token_hex(4)
 """Of this process: numbers of another life mean nothing here."""
 _COMMENT = b": still here\n\n"
@@ -105,20 +105,15 @@ class Hub:
         if self._ticker is not None:
             self._ticker.cancel()
 
-    def publish(
-        self, states: Mapping[str, Mapping[str, str]], beat: Mapping[str, Any] | None
-    ) -> None:
+    def publish(self, states: Mapping[str, Mapping[str, str]], beat: Mapping[str, Any]) -> None:
         """State of each topic, part by part as JSON, and what the next beats say; any thread.
         Where the loop has ended nobody is left to hear it."""
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._take, states, beat)
 
-    def _take(
-        self, states: Mapping[str, Mapping[str, str]], beat: Mapping[str, Any] | None
-    ) -> None:
-        if beat is not None:
-            text = f"event: beat\ndata: {json.dumps(beat, separators=(',', ':'))}\n\n"
-            self._beat = time.monotonic(), text.encode()
+    def _take(self, states: Mapping[str, Mapping[str, str]], beat: Mapping[str, Any]) -> None:
+        text = f"event: beat\ndata: {json.dumps(beat, separators=(',', ':'))}\n\n"
+        self._beat = time.monotonic(), text.encode()
         changes = [self.topic(name).publish(parts) for name, parts in states.items()]
         if any(changes):
             self._wake()
@@ -221,5 +216,3 @@ def _number_of(last_event_id: str, topic: Topic) -> int:
     life, _, number = last_event_id.partition("-")
     is_known = life == _LIFE and number.isdecimal() and len(number) < 16
     return int(number) if is_known and int(number) <= topic.number else 0
-
-

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from pydantic import BaseModel
 from sqlalchemy import select, text
@@ -25,19 +24,14 @@ from station.tables import PLATE
 from station.thumbnails import smallest, thumbnail
 from station.web.context import Web
 from station.web.errors import not_found
-from station.web.hub import EventStream
+from station.web.feed import NEWS, Shown, stream
 from station.web.line_view import LinePage, line_page
-from station.web.live import Live
 from station.web.pages import WebRouter
-from station.web.render import environment, language_of
+from station.web.render import language_of
 from station.web.roles import Person, Role
-from station.web.texts import Formatter, Translator
 
 router = WebRouter()
 REGIONS = ("light", "station", "calls", "figures", "strip")
-"""Parts of the page that change by themselves; the templates `line/_REGION.html`."""
-_LANGUAGE_TOPIC = "line "
-_NEWS = "news"
 _THUMBNAIL_PX = 240
 _KEPT_THUMBNAILS = 256
 _FOREVER = "private, max-age=31536000, immutable"
@@ -62,89 +56,19 @@ def page_of(web: Web) -> LinePage:
 async def line_live(web: Web, request: Request) -> Response:
     """Events `news`: changed parts of the line view as HTML, in the reader's language; `beat`:
     that somebody still looks at the station."""
-    return _stream(web, request, _LANGUAGE_TOPIC + language_of(request))
+    return stream(web, request, f"line {language_of(request)}")
 
 
 @router.data("/live", media_type="text/event-stream")
 async def live(web: Web, request: Request) -> Response:
     """Events `news`: the newest result, light, state and most urgent call as JSON; `beat`."""
-    return _stream(web, request, _NEWS)
+    return stream(web, request, NEWS)
 
 
-def _stream(web: Web, request: Request, topic: str) -> Response:
-    if request.method == "HEAD":
-        return Response(media_type="text/event-stream")
-    known = request.headers.get("last-event-id", "")
-    return EventStream(
-        web.hub, web.hub.topic(topic), known, lambda: web.people.person_of(request) is not None
-    )
-
-
-class LineFeed:
-    """Makes news of what the poller hears, on its thread."""
-
-    def __init__(self, web: Web) -> None:
-        self._web = web
-        self._rendered: dict[str, tuple[object, Mapping[str, str]]] = {}
-
-    def turn(self, heard: Live) -> None:
-        """One look at the station."""
-        page = line_page(self._web.station_id, self._web.configuration.value.light, heard)
-        wanted = self._web.hub.wanted
-        states: dict[str, Mapping[str, str]] = {}
-        if _NEWS in wanted:
-            states[_NEWS] = _news(page, heard)
-        for topic in wanted:
-            if topic.startswith(_LANGUAGE_TOPIC):
-                states[topic] = self._regions(topic, page)
-        self._web.hub.publish(states, self._beat(heard))
-
-    def _regions(self, topic: str, page: LinePage) -> Mapping[str, str]:
-        """As JSON, each; rendered only if the page says something else than before."""
-        said = page.model_dump(exclude={"at"})
-        before = self._rendered.get(topic)
-        if before is None or before[0] != said:
-            language = topic.removeprefix(_LANGUAGE_TOPIC)
-            regions = rendered(page, language, Formatter(language, self._web.zone))
-            self._rendered[topic] = said, {
-                name: json.dumps(html, ensure_ascii=False) for name, html in regions.items()
-            }
-        return self._rendered[topic][1]
-
-    def _beat(self, heard: Live) -> Mapping[str, Any] | None:
-        """What changes all the time; None if nobody has looked of late."""
-        if heard.is_stale:
-            return None
-        lease_s = heard.lamp.get("lease_left_s") if heard.lamp else None
-        return {
-            "ms": heard.heard_ns // 1_000_000,
-            "at": round(heard.at, 3),
-            "clock": Formatter("en", self._web.zone).time(heard.at),
-            "lease_s": None if lease_s is None else round(lease_s, 1),
-        }
-
-
-def _news(page: LinePage, heard: Live) -> Mapping[str, str]:
-    newest = page.plates[0] if page.plates else None
-    found = {
-        "newest": {
-            "seq": heard.newest_seq,
-            "result_id": newest.result_id if newest else "",
-            "verdict": newest.verdict if newest else "",
-        },
-        "light": {"state": page.light.state, "result_id": page.light.result_id},
-        "state": page.state,
-        "call": page.calls[0].model_dump() if page.calls else None,
-    }
-    return {name: json.dumps(value) for name, value in found.items()}
-
-
-def rendered(page: LinePage, language: str, fmt: Formatter) -> dict[str, str]:
-    """The page's regions as HTML."""
-    context = {"t": Translator(language), "fmt": fmt, "page": page}
-    return {
-        name: environment().get_template(f"line/_{name}.html").render(context) for name in REGIONS
-    }
+SHOWN = Shown(
+    lambda web, heard: line_page(web.station_id, web.configuration.value.light, heard),
+    {name: f"line/_{name}.html" for name in REGIONS},
+)
 
 
 # --- pictures -------------------------------------------------------------------------------------

@@ -206,10 +206,11 @@ def _shown(ask: Callable[[Any], Sequence[Any]], result_id: str) -> ShownPlate | 
 
 def _rate(questions: Questions, now: datetime, station: Json | None) -> float:
     """Plates a minute, of late."""
-    span_s = min(RATE_S, max(1.0, (station or {}).get("uptime_s", RATE_S)))
+    span_s: float = min(RATE_S, max(1.0, (station or {}).get("uptime_s", RATE_S)))
     since = rfc3339(now - timedelta(seconds=span_s))
     rows = questions.counts(Selection(since=since), "reason")
-    return sum(row.plates for row in rows if row.reason != Reason.GAP) * 60 / span_s
+    plates: int = sum(row.plates for row in rows if row.reason != Reason.GAP)
+    return plates * 60 / span_s
 
 
 def _yield(questions: Questions, since: datetime, shift: str, provenance: str | None) -> Yield:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from drivers.stacklight import LightState
 from drivers.stacklight.settings import Element, LightPattern, Mode
@@ -28,14 +28,16 @@ somebody comes; `open`: plates wait that nobody has seen to."""
 LEVELS: tuple[Level, ...] = get_args(Level)
 _PLACES: tuple[Element, ...] = get_args(Element)
 _HELD = {LightState.FAIL: "fail", LightState.UNDECIDED: "undecided"}
+_MOST_CALLS = 64
 _NOT_IN_THE_WAY = {"pictures"}
 """Parts whose problem calls nobody by the light and keeps no plate from being judged."""
 
 
 class Part(BaseModel):
-    """Frozen; unknown fields are errors."""
+    """Frozen; of another station's answer, maybe a later program's, what is not known is left
+    out."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class ElementView(Part):
@@ -58,7 +60,7 @@ class LightView(Part):
     result_id: str = ""
     part_id: str | None = None
     committed_at: str | None = None
-    """When the lamp was told of this plate, after its record's commit."""
+    """Of this plate's record; None: it has none yet."""
     until_at: str | None = None
     """It ends then at the latest; None: when it is acknowledged, or is not known."""
     is_held: bool = False
@@ -136,8 +138,8 @@ class Figures(Part):
     """Since the station began."""
 
 
-class LinePage(Part):
-    """The line view."""
+class LineSummary(Part):
+    """A line as another station sees it: no plates but the one that the light speaks of."""
 
     station_id: str
     at: str
@@ -152,11 +154,16 @@ class LinePage(Part):
     not_ready: tuple[str, ...]
     provenance: str | None
     recipe: str
-    processes: tuple[ProcessView, ...]
-    calls: tuple[CallView, ...]
+    calls: tuple[CallView, ...] = Field(max_length=_MOST_CALLS)
     """The most urgent first, of one urgency the longest first."""
-    plates: tuple[PlateView, ...]
     figures: Figures
+
+
+class LinePage(LineSummary):
+    """The line view."""
+
+    processes: tuple[ProcessView, ...]
+    plates: tuple[PlateView, ...]
     log_problem: str = ""
     """Why the log cannot be read; then plates and figures are as of `log_read_at`."""
     log_read_at: str | None = None
@@ -215,8 +222,8 @@ def light_view(settings: LightSettings, live: Live) -> LightView:
         since_at=live.since("light"),
         result_id=lamp["result_id"] if lamp else "",
         part_id=plate.part_id if plate else None,
-        committed_at=_text(plate.commanded_at) if plate and plate.commanded_at else None,
-        until_at=_until(settings, said, plate),
+        committed_at=_committed_at(plate),
+        until_at=_until(settings, said, plate, live.began.get("light")),
         is_held=bool(lamp and lamp["is_held"]),
         confirmation=_confirmation(lamp),
         doubt=(lamp["problem"] or lamp["doubt"]) if lamp else "",
@@ -236,14 +243,24 @@ def _shown_plate(live: Live) -> ShownPlate | None:
     return plate if is_it else None
 
 
-def _until(settings: LightSettings, said: str, plate: ShownPlate | None) -> str | None:
-    """When the station lets it end by itself."""
-    if said == "unknown" or plate is None or plate.commanded_at is None:
+def _committed_at(plate: ShownPlate | None) -> str | None:
+    """The lamp is told at once after the commit; the result itself says when it was decided."""
+    if plate is None:
+        return None
+    return _text(plate.commanded_at) if plate.commanded_at else plate.written_at
+
+
+def _until(
+    settings: LightSettings, said: str, plate: ShownPlate | None, seen_at: float | None
+) -> str | None:
+    """When the station lets a plate's result end by itself."""
+    since = plate.commanded_at if plate and plate.commanded_at else seen_at
+    if said == "unknown" or since is None:
         return None
     state = LightState(said)
     hold_s = settings.pass_hold_s if state.is_pass else settings.fail_hold_s
     is_result = state.is_pass or state in _HELD
-    return _text(plate.commanded_at + hold_s) if is_result and hold_s is not None else None
+    return _text(since + hold_s) if is_result and hold_s is not None else None
 
 
 def _confirmation(lamp: Json | None) -> Literal["read_back", "not_readable", "doubt", "unknown"]:
@@ -319,7 +336,7 @@ def _calls_of_light(live: Live, lamp: Json) -> Iterator[CallView]:
 
 
 def _by_urgency(calls: Iterator[CallView]) -> tuple[CallView, ...]:
-    return tuple(sorted(calls, key=urgency))
+    return tuple(sorted(calls, key=urgency)[:_MOST_CALLS])
 
 
 def urgency(call: CallView) -> tuple[int, str]:

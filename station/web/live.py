@@ -64,7 +64,7 @@ class Live:
     began: Mapping[str, float] = field(default_factory=dict)
     """Since when what stands now has been seen so: `light`, `doubt`, `state`, `life` of the
     station process, `waiting`, `problem PART`, `attention TEXT`; seconds since 1970."""
-    log: LineLog = LineLog()
+    log: LineLog = field(default_factory=LineLog)
 
     def since(self, what: str) -> str | None:
         """The same as RFC 3339 text; None where it does not stand."""
@@ -141,7 +141,9 @@ class Poller:
         silent = {name: ear.silence for name, ear in self._ears.items() if ear.silence is not None}
         log = self._look.look(heard["journal"], heard["lamp"], heard["station"])
         new = Live(
-            **heard,
+            station=heard["station"],
+            lamp=heard["lamp"],
+            journal=heard["journal"],
             is_stale=False,
             newest_seq=log.newest_seq,
             heard_ns=time.monotonic_ns(),

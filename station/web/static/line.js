@@ -1,4 +1,5 @@
-// The line view stays true by itself: parts that changed are put in, what nobody renews is old.
+// The line view and the page of all lines stay true by themselves: parts that changed are put in,
+// what nobody renews is old.
 import { sound } from "./sound.js";
 
 const OLD_MS = 1800;
@@ -6,11 +7,12 @@ const LOOK_MS = 200;
 const AGAIN_MS = 2000;
 const DRIFT = 2e-4; // of two clocks, at most; what is later than that waited on the way
 
-const line = document.getElementById("line");
+const line = document.querySelector("[data-live]");
 const staleWords = document.getElementById("stale");
 const language = document.documentElement.lang;
 const units = line.dataset.units.split("|");
-const sounds = sound(document.getElementById("sound"));
+const soundBox = document.getElementById("sound");
+const sounds = soundBox && sound(soundBox);
 
 let heardMs = performance.now(); // when what is shown was true
 let clock = line.dataset.clock; // the same as the station's clock showed it
@@ -39,7 +41,7 @@ function listen() {
 // The station's page refused the stream: it is busy, or somebody must sign in first.
 async function again() {
   try {
-    const answer = await fetch("/index.json", { headers: { accept: "application/json" } });
+    const answer = await fetch(`${location.pathname.replace(/\/$/, "/index")}.json`, { headers: { accept: "application/json" } });
     if (answer.status === 401) return location.reload();
   } catch {
     // It is not there; the next attempt will tell.
@@ -108,10 +110,9 @@ function duration(seconds) {
 }
 
 function tellSound() {
-  const calls = line.querySelector(".calls");
-  const first = line.querySelector(".call");
+  const first = line.querySelector("[data-call]");
   const isStale = line.classList.contains("stale");
-  sounds.tell(isStale ? "fault" : calls?.dataset.urgency || "", isStale ? "stale" : first?.dataset.call || "");
+  sounds?.tell(isStale ? "fault" : first?.dataset.level || "", isStale ? "stale" : first?.dataset.call || "");
 }
 
 // A screen on the wall does not go dark (Screen Wake Lock; only where the page is secure).

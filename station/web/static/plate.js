@@ -625,4 +625,12 @@ function colourOf(score) {
   return `rgb(${from.map((value, one) => Math.round(value + part * (to[one] - value))).join(",")})`;
 }
 
+// A plate on its way: its page as soon as there is a result.
+async function waitFor(address) {
+  const answer = await fetch(address).catch(() => null);
+  if (answer && answer.ok && !(await answer.json()).is_waiting) window.location.reload();
+  else setTimeout(() => waitFor(address), 150);
+}
+
+for (const waiting of document.querySelectorAll("[data-waits]")) waitFor(waiting.dataset.waits);
 for (const section of document.querySelectorAll(".plate-viewer")) section.viewer = new Viewer(section);

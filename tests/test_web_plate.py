@@ -492,9 +492,10 @@ def test_a_place_on_the_plate_is_found_however_it_lies(
     assert Pose.of({"left_px": None}, 0.1) is None
 
 
-def test_an_opened_plate_has_no_page_yet(rig: WebRig, client: PageClient) -> None:
+def test_an_opened_plate_is_on_its_way(rig: WebRig, client: PageClient) -> None:
     with Store(rig.station.journal) as store:
         store.append([opened(900, 900)])
-    answer = client.get("/plates/s-00000900")
-    assert answer.status_code == 404
-    assert "no result yet" in answer.text
+    page = client.get("/plates/s-00000900")
+    assert "there is no result yet" in page.text
+    assert client.get("/plates/s-00000900.json").json()["is_waiting"] is True
+    assert client.get("/plates/s-00000900/tile-scores").status_code == 404

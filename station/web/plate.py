@@ -26,6 +26,7 @@ from station.web.plate_log import (
     attempts,
     found_plate,
     judged_defects,
+    on_its_way,
     plate_rows,
     seen_plate,
 )
@@ -42,6 +43,7 @@ from station.web.plate_model import (
     SamePlace,
     Sample,
     Samples,
+    WaitingPage,
 )
 from station.web.plate_pictures import (
     ROLES,
@@ -69,9 +71,12 @@ _MARGIN = 2.0
 @router.page("/plates/{result_id}", template="plate/plate.html")
 def plate(
     web: Web, person: Person, result_id: str, defect: int | None = None, kind: str = ""
-) -> PlatePage:
+) -> PlatePage | WaitingPage:
     """Everything about one plate; of a defect of it, and of samples of a kind."""
     with web.reader() as reader:
+        opened_at = on_its_way(reader, result_id)
+        if opened_at is not None:
+            return WaitingPage(result_id=result_id, opened_at=opened_at)
         found = found_plate(reader, result_id)
         if is_blind_of(found.all, person):
             return _blind_page(web, found)

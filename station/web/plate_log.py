@@ -17,7 +17,7 @@ from station.record import ImageBody, Verdict
 from station.tables import DEFECT, PLATE
 from station.tiling import TILE_PX
 from station.web.blind import is_blind_of
-from station.web.errors import PageError
+from station.web.errors import PageError, not_found
 from station.web.roles import Person
 
 _MOST_ATTEMPTS = 20
@@ -66,12 +66,19 @@ def plate_rows(reader: Reader, result_id: str) -> PlateRows | None:
     return PlateRows(found[0], tuple(found[1:]))
 
 
+def on_its_way(reader: Reader, result_id: str) -> str | None:
+    """When the leading edge of a plate without a result was seen; None of any other."""
+    rows = reader.of_result(result_id) if len(result_id) <= _LONGEST_ID else []
+    if not rows or rows[0]["kind"] == "result":
+        return None
+    return next((str(row["written_at"]) for row in rows if row["kind"] == "opened"), None)
+
+
 def found_plate(reader: Reader, result_id: str) -> PlateRows:
     """Raises `PageError` 404: there is no such plate, or it has no result yet."""
     found = plate_rows(reader, result_id) if len(result_id) <= _LONGEST_ID else None
     if found is None:
-        is_open = len(result_id) <= _LONGEST_ID and bool(reader.of_result(result_id))
-        raise PageError(404, "plate.no_result_yet" if is_open else "plate.no_such")
+        raise not_found("plate.no_such")
     return found
 
 

@@ -160,6 +160,14 @@ class PlateStage(BaseModel):
     ms: float
 
 
+class WaitingPage(BaseModel):
+    """A plate whose leading edge was seen and that has no result yet."""
+
+    result_id: str
+    opened_at: str
+    is_waiting: bool = True
+
+
 class PlatePage(BaseModel):
     """Everything about one plate. What `is_blind` hides is not in it at all."""
 

@@ -33,6 +33,8 @@ class Viewer {
     this.tiles = new Tiles(this.picture, () => this.redraw());
     this.listen();
     this.fit();
+    // Asked for in the address: looked at, once the stage has its size.
+    if (new URLSearchParams(window.location.search).has("defect") && this.chosen !== null) this.lookAt(this.defects[this.chosen]);
   }
 
   defectOf(row) {
@@ -112,6 +114,7 @@ class Viewer {
   }
 
   lookAt(box) {
+    this.hasLooked = true;
     const room = 3 * Math.max(box.w, box.h, 48 / this.picture.ratio);
     this.x = box.x + box.w / 2;
     this.y = box.y + box.h / 2;
@@ -141,7 +144,13 @@ class Viewer {
     context.imageSmoothingEnabled = this.scale < 1;
     this.tiles.draw(context, this, this.level, canvas.width, canvas.height);
     this.drawMarks();
-    this.say("says", this.tiles.isBroken ? this.texts.textFailed : "");
+    this.sayFailures();
+  }
+
+  sayFailures() {
+    const said = this.section.querySelector('[data-out="says"]').textContent;
+    if (this.tiles.isBroken) this.say("says", this.texts.textFailed);
+    else if (said === this.texts.textFailed) this.say("says", "");
   }
 
   drawMarks() {
@@ -421,8 +430,9 @@ class Viewer {
 
   step(by) {
     if (!this.defects.length) return;
-    const now = this.chosen === null ? (by > 0 ? -1 : 0) : this.chosen;
-    this.choose((now + by + this.defects.length) % this.defects.length);
+    const now = this.chosen ?? 0;
+    // The first step leads to the one that is chosen already and nobody has looked at.
+    this.choose(this.hasLooked ? (now + by + this.defects.length) % this.defects.length : now);
   }
 
   chooseAt(point) {
@@ -615,4 +625,12 @@ function colourOf(score) {
   return `rgb(${from.map((value, one) => Math.round(value + part * (to[one] - value))).join(",")})`;
 }
 
+// A plate on its way: its page as soon as there is a result.
+async function waitFor(address) {
+  const answer = await fetch(address).catch(() => null);
+  if (answer && answer.ok && !(await answer.json()).is_waiting) window.location.reload();
+  else setTimeout(() => waitFor(address), 150);
+}
+
+for (const waiting of document.querySelectorAll("[data-waits]")) waitFor(waiting.dataset.waits);
 for (const section of document.querySelectorAll(".plate-viewer")) section.viewer = new Viewer(section);

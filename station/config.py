@@ -12,6 +12,7 @@ from ipaddress import IPv4Address
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
@@ -585,6 +586,69 @@ class PlantSettings(Settings):
         return self
 
 
+HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]{1,253}$|^[0-9a-f:]{2,45}$")]
+
+
+class OtherStation(Settings):
+    """Another station whose plates the same inspector looks after."""
+
+    name: str = Field(min_length=1, max_length=64)
+    url: str = Field(pattern=r"^https?://[^/\s]+$", description="Of its page, without a path.")
+
+
+class WebSettings(Settings):
+    """Where `vqi web` shows the station's page, and to whom."""
+
+    host: IPvAnyAddress = Field(
+        IPv4Address("127.0.0.1"),
+        description="Of this machine. Any but a loopback address needs TLS and users.",
+    )
+    port: Count = Field(8471, ge=0, le=65_535, description="0: any that is free, and said.")
+    tls_cert_file: Path | None = Field(
+        None, description="Certificate chain, PEM; without a folder: the unit's credential."
+    )
+    tls_key_file: Path | None = Field(
+        None, description="Its key, PEM; without a folder: the unit's credential."
+    )
+    allowed_hosts: tuple[HostName, ...] = Field(
+        (), description="Further names by which people call this page, without a port."
+    )
+    public_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^/\s]+$",
+        description="What people type where a reverse proxy on this machine stands before it.",
+    )
+    languages: tuple[Literal["en", "de", "zh"], ...] = Field(
+        ("en", "de", "zh"), min_length=1, description="Offered; the first one where none fits."
+    )
+    stations: tuple[OtherStation, ...] = Field(
+        (), description="Others on the page of all lines, in this order."
+    )
+
+    @property
+    def is_tls(self) -> bool:
+        return self.tls_cert_file is not None
+
+    @property
+    def is_local(self) -> bool:
+        """Nobody but who sits at this machine reaches it."""
+        name = urlsplit(self.public_url or "").hostname
+        return self.host.is_loopback and name in (None, "localhost", "127.0.0.1", "::1")
+
+    @model_validator(mode="after")
+    def _is_reached_by_tls(self) -> WebSettings:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file belong together: give both or none")
+        if not self.host.is_loopback and not self.is_tls:
+            raise ValueError(
+                f"host {self.host} can be reached from other machines: give tls_cert_file and "
+                'tls_key_file (`vqi web --make-certificate` makes them), or host = "127.0.0.1"'
+            )
+        if not self.is_local and self.public_url and not self.public_url.startswith("https:"):
+            raise ValueError("public_url is called from other machines: it must be https://")
+        return self
+
+
 class Configuration(Settings):
     """One station. Relative paths are relative to the current directory."""
 
@@ -601,6 +665,7 @@ class Configuration(Settings):
     identity: IdentitySettings | None = None
     metrics: MetricsSettings | None = None
     plant: PlantSettings | None = None
+    web: WebSettings | None = None
 
     @model_validator(mode="after")
     def _serials_come_from_somewhere(self) -> Configuration:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from station.given import GIVEN
+from station.ingress import name_problem
 from station.ipc import SOCKETS, Channel, Json, Listener, PeerGone, connect, user_name
 
 _MAX_CLIENTS = 16
@@ -72,10 +73,12 @@ class ControlServer:
         uid = client.peer_uid()
         if op != "status" and uid not in (0, os.getuid()):
             return {"ok": False, "error": f"{op} is for the station's own user and root"}
-        text = body.get("text", "")
-        if not isinstance(text, str):
+        text, who = body.get("text", ""), body.get("who", "")
+        if not isinstance(text, str) or not isinstance(who, str):
             return {"ok": False, "error": f"{op}: text is wanted"}
-        return self._handle(op, user_name(uid), text)
+        if who and (problem := name_problem("who", who)):
+            return {"ok": False, "error": problem}
+        return self._handle(op, who or user_name(uid), text)
 
     def _drop(self, client: Channel) -> None:
         self._clients.discard(client)
@@ -83,7 +86,10 @@ class ControlServer:
         client.close()
 
 
-def send_command(runtime_dir: Path, op: str, text: str = "", timeout_s: float = 2.0) -> Json:
-    """Send one command to the running station. Raises `PeerGone` if none runs there."""
+def send_command(
+    runtime_dir: Path, op: str, text: str = "", timeout_s: float = 2.0, who: str = ""
+) -> Json:
+    """Send one command to the running station, for `who`: this process's user, if none is named.
+    Raises `PeerGone` if none runs there."""
     with connect(control_path(runtime_dir)) as channel:
-        return channel.request({"op": op, "text": text}, timeout_s)
+        return channel.request({"op": op, "text": text, "who": who}, timeout_s)

@@ -10,6 +10,7 @@ import typer
 
 _COMMANDS = {
     "run": "the station with all its processes",
+    "web": "the station's page",
     "serve": "one process of the station, for the units",
     "check": "validate, open each device, verify the model",
     "inspect": "pictures as plates",
@@ -23,7 +24,7 @@ _COMMANDS = {
     "doctor": "one archive for support",
     "model": "train, evaluate and export classifiers",
 }
-_SINGLE = {"run", "check", "inspect", "bench", "doctor"}
+_SINGLE = {"run", "check", "inspect", "bench", "doctor", "web"}
 
 
 def main() -> None:

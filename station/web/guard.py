@@ -1,0 +1,95 @@
+"""Looked at before any view runs: how much is sent, by whom, from which page."""
+
+from __future__ import annotations
+
+from urllib.parse import urlsplit
+
+from starlette.requests import Request
+from starlette.types import Message, Receive
+
+from station.web.context import Web
+from station.web.errors import PageError, SignInNeeded
+from station.web.roles import Person, Role
+
+VISIT_COOKIE = "visit"
+TOKEN_HEADER = "x-csrf-token"
+TOKEN_FIELD = "csrf"
+_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+_MAX_FIELDS = 200
+
+
+def cookie_name(request: Request, name: str) -> str:
+    """`__Host-`, with which no other host or path can set it, wherever the browser takes that:
+    under TLS (RFC 6265bis, 4.1.3.2)."""
+    return f"__Host-vqi-{name}" if is_secure(request) else f"vqi-{name}"
+
+
+def is_secure(request: Request) -> bool:
+    """Whether people reach this page by TLS: its own, or that of the proxy before it."""
+    web: Web = request.app.state.web
+    public = web.settings.public_url or ""
+    return request.url.scheme == "https" or public.startswith("https:")
+
+
+def visit_of(request: Request) -> str:
+    """The browser's own random number; empty for one that comes for the first time."""
+    return request.cookies.get(cookie_name(request, VISIT_COOKIE), "")
+
+
+def limited(request: Request, max_bytes: int) -> Request:
+    """The same request, whose body ends in 413 when it is longer."""
+    said = request.headers.get("content-length", "0")
+    if not said.isdecimal() or int(said) > max_bytes:
+        raise PageError(413, "errors.too_large", kilobytes=max_bytes // 1000)
+    return Request(request.scope, _counted(request.receive, max_bytes))
+
+
+def _counted(receive: Receive, max_bytes: int) -> Receive:
+    taken = 0
+
+    async def receive_counted() -> Message:
+        nonlocal taken
+        message = await receive()
+        taken += len(message.get("body", b""))
+        if taken > max_bytes:
+            raise PageError(413, "errors.too_large", kilobytes=max_bytes // 1000)
+        return message
+
+    return receive_counted
+
+
+async def guard(request: Request, role: Role | None, is_action: bool) -> None:
+    """Raises `PageError` if this request may not be answered. Who sends it is in
+    `request.state.person` from here on."""
+    web: Web = request.app.state.web
+    person = web.people.person_of(request)
+    request.state.person = person
+    if role is not None:
+        _see_that_they_may(person, role, is_action)
+    if is_action:
+        _see_where_from(request)
+        await _see_token(request, web)
+
+
+def _see_that_they_may(person: Person | None, role: Role, is_action: bool) -> None:
+    if person is None or (not person.is_signed_in and (is_action or role > Role.VIEWER)):
+        raise SignInNeeded
+    if not person.may(role):
+        raise PageError(403, "errors.role", role=role.word)
+
+
+def _see_where_from(request: Request) -> None:
+    """The Origin that browsers send with every POST is this page's (OWASP, CSRF prevention)."""
+    origin = request.headers.get("origin", "")
+    if not origin or urlsplit(origin).netloc.lower() != request.headers["host"].lower():
+        raise PageError(403, "errors.origin")
+
+
+async def _see_token(request: Request, web: Web) -> None:
+    token = request.headers.get(TOKEN_HEADER, "")
+    if not token and request.headers.get("content-type", "").startswith(_FORMS):
+        form = await request.form(max_files=0, max_fields=_MAX_FIELDS)
+        field = form.get(TOKEN_FIELD, "")
+        token = field if isinstance(field, str) else ""
+    if not web.tokens.is_right(token, visit_of(request), web.people.session_of(request)):
+        raise PageError(403, "errors.token")

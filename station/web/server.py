@@ -1,0 +1,172 @@
+"""The process of the page: listens, serves, stops."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Callable
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from station.config import EX_CONFIG, Configuration, Loaded, WebSettings
+from station.log_lines import get_logger
+from station.systemd import exit_with_starter, notify
+from station.web.app import create_app
+from station.web.context import Web
+from station.web.live import SilentSource
+from station.web.people import Nobody
+
+_LOG = get_logger("web")
+_HEAD_LIMIT_S = 10.0
+"""A request's head must be whole by then, however its bytes come."""
+_KEEP_ALIVE_S = 15
+_MAX_HEAD_BYTES = 16_384
+_MAX_CONNECTIONS = 1500
+_STOP_LIMIT_S = 3
+_WATCHDOG_EVERY_S = 0.5
+
+
+class PatientProtocol(H11Protocol):
+    """Waits for a request's head for a bounded time, also before the first one of a connection."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_limit = self.loop.call_later(_HEAD_LIMIT_S, self._give_up)
+
+    def handle_events(self) -> None:
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before:
+            self._head_limit.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and self._head_limit.cancelled():
+            self._head_limit = self.loop.call_later(_HEAD_LIMIT_S, self._give_up)
+        super().data_received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_limit.cancel()
+        super().connection_lost(exc)
+
+    def _give_up(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.abort()
+
+
+def make_web(loaded: Loaded[Configuration]) -> Web:
+    """What all pages work with, of this station."""
+    return Web(loaded, Nobody(), SilentSource())
+
+
+def server_of(web: Web, tell: Callable[[], None]) -> Server:
+    """The page's server; `tell` is called when it listens. Raises OSError, ssl.SSLError."""
+    return Server(_uvicorn(web, web.settings), tell)
+
+
+def serve(loaded: Loaded[Configuration], tell: Callable[[str], None]) -> int:
+    """Serve until told to stop. Exit status 0, or 78 if it cannot as configured."""
+    exit_with_starter()
+    web = make_web(loaded)
+    settings = web.settings
+    problem = refusal(settings, web.people.has_users())
+    if problem:
+        _LOG.error(problem)
+        return EX_CONFIG
+    try:
+        listening = listen(settings)
+        server = server_of(web, lambda: tell(address_of(settings, listening)))
+    except (OSError, ssl.SSLError) as error:
+        _LOG.error(f"web.host {settings.host}, port {settings.port}: {error}")
+        return EX_CONFIG
+    server.run(sockets=[listening])
+    return 0
+
+
+def refusal(settings: WebSettings, has_users: bool) -> str:
+    """Why this page may not be shown as configured; empty if it may."""
+    if settings.is_local or has_users:
+        return ""
+    return (
+        f"web.host {settings.public_url or settings.host} can be reached from other machines, and "
+        "nobody can sign in: add the first user with `vqi user add NAME --role admin`, or set "
+        'host = "127.0.0.1"'
+    )
+
+
+def listen(settings: WebSettings) -> socket.socket:
+    """A socket at the configured address. Raises OSError."""
+    family = socket.AF_INET6 if settings.host.version == 6 else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((str(settings.host), settings.port))
+        listening.listen(512)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def address_of(settings: WebSettings, listening: socket.socket) -> str:
+    """What people type."""
+    if settings.public_url:
+        return settings.public_url
+    port = listening.getsockname()[1]
+    host = str(settings.host)
+    if settings.host.is_unspecified:
+        host = socket.gethostname()
+    elif settings.host.version == 6:
+        host = f"[{host}]"
+    return f"{'https' if settings.is_tls else 'http'}://{host}:{port}/"
+
+
+def _uvicorn(web: Web, settings: WebSettings) -> uvicorn.Config:
+    return uvicorn.Config(
+        create_app(web),
+        http=PatientProtocol,
+        ws="none",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_STOP_LIMIT_S,
+        limit_concurrency=_MAX_CONNECTIONS,
+        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
+        ssl_certfile=settings.tls_cert_file,
+        ssl_keyfile=settings.tls_key_file,
+    )
+
+
+class Server(uvicorn.Server):
+    """Tells when it listens, and that its loop turns."""
+
+    def __init__(self, config: uvicorn.Config, tell: Callable[[], None]) -> None:
+        super().__init__(config)
+        if not config.loaded:
+            config.load()
+        self._tell = tell
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.should_exit:
+            return
+        self._turning = asyncio.create_task(self._turn())
+        notify("READY=1")
+        self._tell()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._turning.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._turning
+        await super().shutdown(sockets)
+
+    async def _turn(self) -> None:
+        while True:
+            notify("WATCHDOG=1")
+            await asyncio.sleep(_WATCHDOG_EVERY_S)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, func, select, text
 
 from station.log_reader import Reader
 from station.tables import PLATE
@@ -54,3 +54,27 @@ def state_of(reader: Reader, seq: int) -> State | None:
     """Of the plate whose result is this row; None where nobody has to see to it."""
     found = reader.ask(select(UNSETTLED.c.state).where(UNSETTLED.c.seq == seq))
     return State(found[0].state) if found else None
+
+
+def newest_sequence(reader: Reader) -> int | None:
+    """Of the plate that came last; None without one."""
+    newest = reader.ask(select(PLATE.c.seq).order_by(PLATE.c.seq.desc()).limit(1))
+    return int(reader.bodies_at([newest[0].seq])[newest[0].seq]["sequence"]) if newest else None
+
+
+_WAITING = """
+    SELECT DISTINCT plate.seq FROM row AS said
+    JOIN plate ON plate.result_id = said.result_id AND plate.seq < said.seq
+    WHERE said.kind = 'review' AND said.written_at >= :since AND said.body ->> '$.is_pending'
+    AND plate.seq > :after AND NOT EXISTS (
+        SELECT 1 FROM row WHERE result_id = said.result_id AND +kind = 'review' AND seq > said.seq)
+    ORDER BY plate.seq LIMIT :limit
+"""
+
+
+def pending(reader: Reader, since: str, limit: int, after: int = 0) -> Sequence[Any]:
+    """Lines of `plate` whose last review, written since then, waits for a second person; the oldest
+    first, those after a row of the log. Raises as `count`."""
+    values = {"since": since, "limit": limit, "after": after}
+    found = [row.seq for row in reader.ask(text(_WAITING).bindparams(**values))]
+    return reader.ask(select(PLATE).where(PLATE.c.seq.in_(found)).order_by(PLATE.c.seq))

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from station.release import program_version
-from station.web import common
+from station.web import common, judge, open_list
 from station.web.context import Web
 from station.web.errors import PageError, SignInNeeded
 from station.web.frontier import Frontier
@@ -31,6 +31,8 @@ def routers() -> list[WebRouter]:
     """Every part of the page; their order is that of the navigation."""
     return [
         common.router,
+        judge.router,
+        open_list.router,
     ]
 
 

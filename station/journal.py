@@ -504,6 +504,7 @@ class _Journal:
             "drafts": len(self._drafts),
             "clients": len(self._clients),
             "rows": self._store.head()[0],
+            "unsettled": self._store.unsettled(),
             **asdict(self._counts),
             "orphans": self._counts.orphans + upkeep["retention"]["orphans"],
             "commit_times": self._commit_times.as_json(),

@@ -38,6 +38,7 @@ from station.qms import (
 )
 from station.reviews import effective_verdict
 from station.tables import PLATE
+from station.unsettled import UNSETTLED
 
 _PAGE_ROWS = 500
 """Read at once: while a reader is within a page, the write-ahead file cannot be begun anew (I8)."""
@@ -148,7 +149,8 @@ class Reader:
     def _why_not(self, error: OperationalError, limit_s: float) -> str:
         if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
             return f"the question took longer than {limit_s:g} s; ask for less, as with --since"
-        if not inspect(self._connection).has_table(PLATE.name):
+        known = inspect(self._connection)
+        if not all(map(known.has_table, (PLATE.name, UNSETTLED.name))):
             return (
                 f"{self.path} was written by an older program and has no tables to ask; let the "
                 "journal process of this one open it once, or a copy of it"

@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from station import open_plates
 from station.anchors import Anchor
 from station.charts import Group, chart
 from station.config import ShiftSettings
@@ -242,7 +243,8 @@ class _Facts:
             "AND kind = 'review' AND seq <= :last)",
             {"kind": "result", **self._limits()},
         )[0]
-        return {"open_plates": undone, "unreviewed": unreviewed}
+        not_removed = open_plates.count_between(self._reader, **self._times)
+        return {"open_plates": undone, "unreviewed": unreviewed, "not_removed": not_removed}
 
     def _pictures(self) -> Iterator[Json]:
         """Of the failed plates with the highest scores."""

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from station import open_plates
 from station.answers import bodies, without_arrays
 from station.cli import (
     log_archive,
@@ -68,16 +69,26 @@ def list_(
     journal: Journal = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000)] = 50,
     after: Annotated[int | None, typer.Option(help="Go on after this row, by its seq.")] = None,
+    is_open: Annotated[
+        bool,
+        typer.Option("--open", help="Plates that somebody must still see to; the oldest first."),
+    ] = False,
     is_plant: log_ship.Plant = False,
     station: log_ship.Station = None,
     is_json: JsonOption = False,
 ) -> None:
     """The newest results first."""
+    if is_open and (is_plant or selection != Selection()):
+        fail("--open lists this station's open plates, and takes no other choice of plates", 2)
     if is_plant:
         for row in log_ship.plant_results(config, replace(selection, station=station), limit):
             _say(row, is_json)
         return
     with open_tables(config, journal) as reader:
+        if is_open:
+            for row in _bodies(reader, open_plates.page(reader, limit, after=after or 0)):
+                _say(row, is_json)
+            return
         questions = Questions(reader.ask)
         before = None if after is None else questions.key_of(after)
         if after is not None and before is None:

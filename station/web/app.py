@@ -18,8 +18,10 @@ from station.release import program_version
 from station.web import (
     account,
     common,
+    judge,
     line,
     lines,
+    open_list,
     plate,
     plate_pictures,
     qa_exports,
@@ -53,6 +55,8 @@ def routers() -> list[WebRouter]:
         sign_in.router,
         account.router,
         lines.router,
+        judge.router,
+        open_list.router,
     ]
 
 

@@ -167,7 +167,7 @@ _UNIT_SIGNS = {
 
 
 def _duration_parts(seconds: float) -> list[tuple[float, str, int]]:
-    if seconds < 10:
+    if seconds < 9.95:
         return [(seconds, "second", 1)]
     whole = round(seconds)
     minutes, left_s = divmod(whole, 60)

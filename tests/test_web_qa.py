@@ -88,11 +88,11 @@ def got(client: PageClient, address: str) -> Json:
     return found
 
 
-def said(rig: WebRig, *arguments: str) -> list[Json]:
+def said(rig: WebRig, *arguments: str, status: int = 0) -> list[Json]:
     """Rows of `vqi log … --json`."""
     config = str(rig.station.folder / "station.toml")
     done = CliRunner().invoke(app, [*arguments, "--config", config, "--json"])
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == status, done.output
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -330,14 +330,13 @@ def test_hostile_serials_are_text_in_every_representation(viewer: PageClient) ->
     known = {*plain, "table", "thead", "tr", "th", "td", "tbody", "bdi", "br", "a", "img"}
     assert {tag for tag, _ in tags(html)} <= known
     assert not any(name.startswith("on") for _, one in tags(html) for name in one)
-    for text in STORABLE:
+    for text in STORABLE[::12]:
         filled = viewer.get(f"/plates?{urlencode({'serial': text})}")
-        if filled.status_code != 200:  # longer than any filter may be
-            assert len(text) > 200
-            continue
-        (field,) = [one for tag, one in tags(filled.text) if one.get("name") == "serial"]
+        assert filled.status_code == (200 if len(text) <= 200 else 422)
+        fields = [one for tag, one in tags(filled.text) if one.get("name") == "serial"]
         # HTML knows one kind of line end; a field of one line has none.
-        assert "".join(field["value"].split()) == "".join(text.split())
+        values = ["".join(field["value"].split()) for field in fields]
+        assert values == (["".join(text.split())] if len(text) <= 200 else [])
     assert [row["part_id"] for row in got(viewer, "/plates.json?order=oldest")["rows"]] == [
         STORABLE[number % len(STORABLE)] for number in range(1, PLATES + 1)
     ]
@@ -463,22 +462,19 @@ def spoil(journal: Path, seq: int) -> None:
 
 
 def test_a_verification_names_the_first_bad_row(tmp_path: Path) -> None:
+    """And says what the command says of the same log."""
     with signed_log(tmp_path) as (rig, _):
+        spoil(rig.station.journal, seq=5)
         engineer = rig.client_of(Role.ENGINEER, "eve")
-        expected = said(rig, "verify")[0]
-        for is_tampered in (False, True):
-            if is_tampered:
-                spoil(rig.station.journal, seq=5)
-            assert engineer.send_form("/proof/verify", pictures="true").status_code == 303
-            wait_until(lambda: not got(engineer, "/proof.json")["running"], 60.0, "verified")
-            last = got(engineer, "/proof.json")["last"]
-            assert (last["state"], last["who"]) == ("done", "eve"), last
-            found = last["result"]
-            assert found["ok"] is not is_tampered
-            assert found["first_bad_row"] == (5 if is_tampered else None)
-            if not is_tampered:
-                assert {name: found[name] for name in expected} == expected
-            assert "5" in engineer.get("/proof").text
+        assert engineer.send_form("/proof/verify", pictures="true").status_code == 303
+        wait_until(lambda: not got(engineer, "/proof.json")["running"], 60.0, "verified")
+        last = got(engineer, "/proof.json")["last"]
+        assert (last["state"], last["who"]) == ("done", "eve"), last
+        found = last["result"]
+        (expected,) = said(rig, "verify", status=1)
+        assert {name: found[name] for name in expected} == expected
+        assert (found["ok"], found["first_bad_row"]) == (False, 5)
+        assert "The first bad row is 5" in engineer.get("/proof").text
 
 
 def test_a_printed_head_is_held_against_the_log(tmp_path: Path) -> None:

@@ -93,8 +93,8 @@ def _seen_as_place(text: str) -> str:
 
 
 def _stored(text: str) -> str:
-    """What no row can hold finds nothing; SQLite would not even be asked."""
-    if "\0" in text or any(0xD800 <= ord(letter) < 0xE000 for letter in text):
+    """What no row can hold, half a character, SQLite cannot even be asked for."""
+    if any(0xD800 <= ord(letter) < 0xE000 for letter in text):
         raise ValueError("holds a character that no record holds")
     return text
 

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from station.release import program_version
-from station.web import common
+from station.web import camera, common, engineer, recipes
 from station.web.context import Web
 from station.web.errors import PageError, SignInNeeded
 from station.web.frontier import Frontier
@@ -30,6 +30,9 @@ _KEYS = {404: "errors.not_found", 405: "errors.method", 413: "errors.too_large_f
 def routers() -> list[WebRouter]:
     """Every part of the page; their order is that of the navigation."""
     return [
+        engineer.router,
+        recipes.router,
+        camera.router,
         common.router,
     ]
 

@@ -162,8 +162,10 @@ class Difference:
 
 
 def differences(before: Recipe, after: Recipe) -> list[Difference]:
+    """Of what they say; that their numbers differ says nothing."""
     old, new = flat(before), flat(after)
-    return [Difference(key, old[key], new[key]) for key in old if old[key] != new[key]]
+    keys = [key for key in old if key != "version" and old[key] != new[key]]
+    return [Difference(key, old[key], new[key]) for key in keys]
 
 
 def written(kind: Kind, value: Any) -> str:

@@ -17,7 +17,9 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from station.release import program_version
 from station.web import (
     account,
+    camera,
     common,
+    engineer,
     judge,
     line,
     lines,
@@ -28,6 +30,7 @@ from station.web import (
     qa_pages,
     qa_proof,
     qa_search,
+    recipes,
     sign_in,
 )
 from station.web.context import Web
@@ -44,6 +47,9 @@ _KEYS = {404: "errors.not_found", 405: "errors.method"}
 def routers() -> list[WebRouter]:
     """Every part of the page; their order is that of the navigation."""
     return [
+        engineer.router,
+        recipes.router,
+        camera.router,
         common.router,
         line.router,
         plate.router,

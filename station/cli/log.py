@@ -86,7 +86,7 @@ def list_(
         return
     with open_tables(config, journal) as reader:
         if is_open:
-            for row in _bodies(reader, open_plates.page(reader, limit, after=after or 0)):
+            for row in bodies(reader, open_plates.page(reader, limit, after=after or 0)):
                 _say(row, is_json)
             return
         questions = Questions(reader.ask)

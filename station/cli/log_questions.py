@@ -27,6 +27,7 @@ from station.cli.common import JsonOption, exit_on_config_error, fail, load_or_e
 from station.cli.log_options import Config, Journal, open_tables, selecting
 from station.log_reader import Reader
 from station.questions import Selection, defects_select
+from station.recipes import active_recipe
 
 if TYPE_CHECKING:
     from station.charts import Chart
@@ -104,7 +105,7 @@ def _counts(reader: Reader, selection: Selection, of: Of, config: str | None) ->
 
 def _recipe(config: str | None) -> str | None:
     """The file of the active recipe, where there is a configuration."""
-    return None if config is None else load_or_exit(config).value.station.recipe
+    return None if config is None else active_recipe(load_or_exit(config).value).source
 
 
 # --- charts -------------------------------------------------------------------------------------

@@ -47,22 +47,22 @@ _KEYS = {404: "errors.not_found", 405: "errors.method"}
 def routers() -> list[WebRouter]:
     """Every part of the page; their order is that of the navigation."""
     return [
+        common.router,
+        line.router,
+        lines.router,
+        open_list.router,
+        plate.router,
+        plate_pictures.router,
+        judge.router,
+        qa_search.router,
+        qa_pages.router,
+        qa_exports.router,
+        qa_proof.router,
         engineer.router,
         recipes.router,
         camera.router,
-        common.router,
-        line.router,
-        plate.router,
-        plate_pictures.router,
-        qa_pages.router,
-        qa_search.router,
-        qa_exports.router,
-        qa_proof.router,
         sign_in.router,
         account.router,
-        lines.router,
-        judge.router,
-        open_list.router,
     ]
 
 

@@ -100,7 +100,7 @@ def review(web: Web, person: Person, result_id: str, form: ReviewForm) -> Commit
     with web.reader() as reader:
         plate_rows(reader, result_id)
     if is_signed(web):
-        web.people.confirm(person, form.secret)  # type: ignore[attr-defined]
+        web.people.confirm(person, form.secret)
     seq = _submitted(web, person, _body(web, person, result_id, form))
     address = f"/open?judged={result_id}" if form.then == "open" else ""
     return Committed(

@@ -9,9 +9,10 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from station import open_plates
-from station.config import ConfigError, ReviewRecipe, load_recipe
+from station.config import ConfigError, ReviewRecipe
 from station.log_reader import Reader
 from station.qms import StoreError
+from station.recipes import active_recipe
 from station.record import Disposition, NamedDefectBody, Reason, Verdict
 from station.reviews import Judgement, effective_verdict, last_judged
 from station.reviews import person as one_spelling
@@ -190,7 +191,7 @@ def _why_not(result: Json, recipe: ReviewRecipe | None, person: Person) -> str:
 def recipe_of(web: Web) -> ReviewRecipe | None:
     """As the journal process reads it for each review; None where it cannot be read."""
     try:
-        return load_recipe(web.configuration.value.station.recipe).value.review
+        return active_recipe(web.configuration.value).value.review
     except ConfigError:
         return None
 

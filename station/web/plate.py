@@ -17,6 +17,7 @@ from station.reviews import effective_verdict, last_judged
 from station.web.blind import is_blind_of
 from station.web.context import Web
 from station.web.errors import not_found
+from station.web.judge_panel import panel_of
 from station.web.pages import WebRouter
 from station.web.picture_tiles import TILE_PX, Pyramid
 from station.web.plate_log import (
@@ -79,8 +80,10 @@ def plate(
             return WaitingPage(result_id=result_id, opened_at=opened_at)
         found = found_plate(reader, result_id)
         if is_blind_of(found.all, person):
-            return _blind_page(web, found)
-        return _whole_page(web, reader, person, found, defect, kind)
+            shown = _blind_page(web, found)
+        else:
+            shown = _whole_page(web, reader, person, found, defect, kind)
+        return shown.model_copy(update={"judge": panel_of(web, reader, found.all, person)})
 
 
 @router.page("/plates/{result_id}/same-place", template="plate/_same_place.html")

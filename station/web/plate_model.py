@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from station.web.judge_panel import Panel
 from station.web.plate_place import PitchSource
 from station.web.stored_pictures import Trouble
 
@@ -177,6 +178,8 @@ class PlatePage(BaseModel):
     sequence: int
     written_at: str
     is_blind: bool
+    judge: Panel | None = None
+    """What may be said of it now, and what was."""
     verdict: str | None = None
     """That holds now, reviews included."""
     own_verdict: str | None = None

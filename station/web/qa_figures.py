@@ -17,11 +17,12 @@ from sqlalchemy import func, select, text
 
 from station.answers import PLACES, ChartKind, Json, Of, Size, reasons
 from station.charts import Chart, Group, chart
-from station.config import ConfigError, load_recipe
+from station.config import ConfigError
 from station.heat_map import HeatMap, heat_map
 from station.log_reader import Reader
 from station.quality import ParetoRow, pareto, size_class, zone
 from station.questions import Selection, defects_select
+from station.recipes import active_recipe
 from station.tables import DEFECT, HOURLY, PLATE
 from station.web.context import Web
 from station.web.errors import PageError
@@ -55,7 +56,7 @@ _defects: Kept[Counter[Any]] = Kept()
 def plate_size_mm(web: Web) -> Size:
     """Of the active recipe's plate. Raises `PageError`."""
     try:
-        plate = load_recipe(web.configuration.value.station.recipe).value.plate
+        plate = active_recipe(web.configuration.value).value.plate
     except ConfigError as error:
         raise PageError(503, "qa.no_recipe", why=str(error)) from error
     return plate.width_mm, plate.length_mm

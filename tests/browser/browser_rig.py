@@ -4,7 +4,7 @@ the page complained of meanwhile."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -89,6 +89,29 @@ class Screen:
         """An entry of a list: opened with one touch, chosen with another."""
         self.touches += 2
         self.page.locator(selector).first.select_option(value)
+
+    def touch_at(self, x_px: float, y_px: float) -> None:
+        """One touch of a place on the screen."""
+        self.touches += 1
+        self.page.touchscreen.tap(x_px, y_px)
+
+    def lands(self, act: Callable[[], None]) -> None:
+        """Whatever is done leads to a page, which is there when this returns."""
+        with self.page.expect_navigation():
+            act()
+
+    def downloads(self, act: Callable[[], None]) -> bytes:
+        """What a link hands over as a file."""
+        with self.page.expect_download() as found:
+            act()
+        return Path(found.value.path()).read_bytes()
+
+    def sees(self, selector: str) -> None:
+        """Waits until it is there and shown."""
+        self.page.locator(selector).first.wait_for(state="visible", timeout=15_000)
+
+    def text(self, selector: str) -> str:
+        return str(self.page.locator(selector).first.inner_text())
 
     def effort(self) -> tuple[int, int]:
         """Touches and keys since the last time this was asked."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,10 @@ PEOPLE = {"ada": Role.ADMIN, "eve": Role.ENGINEER, "emil": Role.ENGINEER, "rosa"
 _TOKEN = re.compile(r'name="csrf" value="([0-9a-f]{64})"')
 
 
-def add_people(config: Path) -> None:
+def add_people(config: Path, names: Sequence[str]) -> None:
     """With `vqi user add`; the first password of all but the first has to be changed."""
-    for number, (name, role) in enumerate(PEOPLE.items()):
-        command = ["user", "add", name, "--role", role.word, "--full-name", name.title()]
+    for number, name in enumerate(names):
+        command = ["user", "add", name, "--role", PEOPLE[name].word, "--full-name", name.title()]
         subprocess.run(
             [sys.executable, "-P", "-m", "station.cli", *command, "--config", str(config)],
             input=_FIRST_PASSWORD if number else PASSWORD,
@@ -33,9 +34,9 @@ def add_people(config: Path) -> None:
         )
 
 
-def come_for_the_first_time(url: str) -> None:
+def come_for_the_first_time(url: str, names: Sequence[str]) -> None:
     """Everybody changes the given password; Rosa gets a PIN, for the screen beside the belt."""
-    for name in list(PEOPLE)[1:]:
+    for name in names[1:]:
         with httpx.Client(base_url=url, headers={"origin": url}) as client:
             said = {"name": name, "password": _FIRST_PASSWORD, "new": PASSWORD, "again": PASSWORD}
             _send(client, "/sign-in/new-password", said)

@@ -7,15 +7,16 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 from history import STATION, write_history
-from people_rig import add_people, come_for_the_first_time
+from people_rig import PEOPLE, add_people, come_for_the_first_time
 from station_rig import Rig, wait_until
 
 from station.config import load_configuration
@@ -46,8 +47,7 @@ class StationPage:
     rig: Rig
     url: str
     """Without a slash at its end."""
-    run: subprocess.Popen[bytes] | None
-    web: subprocess.Popen[str]
+    run: subprocess.Popen[str]
 
     @property
     def config(self) -> Path:
@@ -70,6 +70,15 @@ class StationPage:
             rows = reader.results(Filter(verdict=verdict), newest_first=True, limit=1)
             return [row["result_id"] for row in rows if row["images"]]
 
+    def newest_row(self) -> dict[str, Any] | None:
+        """The newest result."""
+        with Reader(self.rig.journal) as reader:
+            return next(reader.results(Filter(), newest_first=True, limit=1), None)
+
+    def changes(self, what: str) -> list[dict[str, Any]]:
+        """Changes of one kind, in their order."""
+        return [row for row in self.rig.rows("change") if row["what"] == what]
+
     def routes(self) -> list[Declared]:
         """Every route of the page, as it is declared."""
         web = make_web(load_configuration(str(self.config)))
@@ -77,7 +86,7 @@ class StationPage:
         return list(web.routes)
 
 
-def small_rig(folder: Path, **more: Any) -> Rig:
+def small_rig(folder: Path) -> Rig:
     """Plates of 60 x 40 mm, slowly; a calling lamp calls until somebody comes."""
     return Rig(
         folder,
@@ -87,28 +96,62 @@ def small_rig(folder: Path, **more: Any) -> Rig:
         station={"id": STATION},
         recipe_lines="[keep]\npass_whole_share = 0.5\n",
         tables=_TABLES,
-        **more,
     )
 
 
 @contextmanager
-def station_page(folder: Path, rig: Rig | None = None) -> Iterator[StationPage]:
-    """A station that has worked for six weeks and runs, with its people and its page."""
-    rig = rig or small_rig(folder)
-    write_history(rig.journal)
+def station_page(
+    folder: Path, people: Sequence[str] = tuple(PEOPLE), has_history: bool = True
+) -> Iterator[StationPage]:
+    """`vqi run --web`, with its people, after six weeks of work."""
+    rig = small_rig(folder)
+    if has_history:
+        write_history(rig.journal)
     config = rig.write()
-    add_people(config)
-    with ExitStack() as stack:
-        run = stack.enter_context(rig.running())
-        url, web = stack.enter_context(web_process(config))
-        shown = StationPage(rig, url, run, web)
-        wait_until(lambda: not _is_stale(url), 30.0, "page that hears the station")
-        come_for_the_first_time(url)
-        yield shown
+    add_people(config, people)
+    with running(config) as (url, run):
+        wait_until(lambda: not _is_stale(url), 60.0, "page that hears the station")
+        come_for_the_first_time(url, people)
+        yield StationPage(rig, url, run)
+
+
+@contextmanager
+def running(config: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """`vqi run --web --json`: the address that it says, and its process."""
+    command = [sys.executable, "-P", "-m", "station.cli", "run", "--web", "--json"]
+    process = subprocess.Popen(
+        [*command, "--config", str(config)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    url = _said_address(process)
+    drain = threading.Thread(target=process.stdout.read, daemon=True)
+    drain.start()
+    try:
+        yield url, process
+    finally:
+        process.terminate()
+        process.wait(60.0)
+        drain.join(10.0)
+        process.stdout.close()
+
+
+def _said_address(process: subprocess.Popen[str]) -> str:
+    """Of the first line that says it; plates may have passed by then."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "web" in (event := json.loads(line)):
+            return str(event["web"]).rstrip("/")
+    raise AssertionError(f"vqi run ended with {process.wait(30.0)}")
 
 
 def _is_stale(url: str) -> bool:
-    return httpx.get(f"{url}/health").status_code != 200
+    try:
+        return httpx.get(f"{url}/health").status_code != 200
+    except httpx.TransportError:
+        return True
 
 
 @contextmanager
@@ -137,10 +180,11 @@ _PARAMETER = re.compile(r"\{(\w+)(:\w+)?\}")
 def page_paths(shown: StationPage) -> list[str]:
     """One address of every page that there is, with parameters that name something."""
     fail = shown.newest("FAIL")
-    good = {"result_id": fail, "plate": fail, "recipe_id": "small", "version": "1"}
+    good = {"result_id": fail, "name": "small@1"}
 
     def filled(path: str) -> str:
         return _PARAMETER.sub(lambda match: good.get(match[1], "1"), path)
 
     pages = [one for one in shown.routes() if one.kind == "page" and not one.is_json]
-    return [filled(one.path) for one in pages]
+    # Parts of a page that its script fetches are looked at within it.
+    return [filled(one.path) for one in pages if "/_" not in one.template]

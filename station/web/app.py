@@ -17,7 +17,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from station.release import program_version
 from station.web import account, common, sign_in
 from station.web.context import Web
-from station.web.errors import PageError, SignInNeeded
+from station.web.errors import ErrorBody, PageError, SignInNeeded
 from station.web.frontier import Frontier
 from station.web.pages import GuardedRoute, WebRouter, add_routes
 from station.web.render import language_of, render
@@ -108,8 +108,8 @@ def answer_error(request: Request, error: PageError) -> Response:
     said = _said(request, error)
     headers = {} if error.retry_s is None else {"retry-after": str(error.retry_s)}
     if is_json:
-        body = {"error": said, "key": error.key, "reference": request.state.reference}
-        return JSONResponse(body, status_code=error.status, headers=headers)
+        body = ErrorBody(error=said, key=error.key, reference=request.state.reference)
+        return JSONResponse(body.model_dump(), status_code=error.status, headers=headers)
     page = {"status": error.status, "said": said, "reference": request.state.reference}
     response = render(request, "error.html", error.status, page=page)
     response.headers.update(headers)

@@ -128,6 +128,11 @@ class Web:
         key = "errors.no_log" if self.log_seen_at is None else "errors.no_log_since"
         return PageError(503, key, retry_s=5, why=why, since=self.log_seen_at)
 
+    def end_streams(self) -> None:
+        """On the event loop: who looks on is told that there is no more."""
+        for stream in list(self.streams):
+            stream.cancel()
+
     # --- writing ----------------------------------------------------------------------------------
 
     def submit(self, rows: Sequence[Body], who: Person) -> list[int]:

@@ -21,6 +21,7 @@ from station.web.hosts import allowed_hosts
 
 _LOG = get_logger("web")
 MAX_URL_BYTES: Final = 4096
+MAX_HEAD_BYTES: Final = 16_384
 MAX_REQUESTS: Final = 1200
 """In work at once, event streams included; one more is told to come again."""
 _SEND_LIMIT_S: Final = 30.0
@@ -36,7 +37,6 @@ _CSP: Final = "; ".join(
     )
 )
 _HEADERS: Final = {
-    "content-security-policy": _CSP,
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
     "referrer-policy": "same-origin",
@@ -48,6 +48,9 @@ _HEADERS: Final = {
 """OWASP Secure Headers; the page itself needs none of what they forbid. No referrer at all would
 make browsers say `Origin: null` of the page's own forms (Fetch, 3.2)."""
 _HSTS: Final = "max-age=31536000"
+
+_FRAMINGS: Final = (b"content-length", b"transfer-encoding")
+"""Who sends both means two requests to a proxy that reads the other one (RFC 9112, 6.3)."""
 
 AnswerError = Callable[[Request, PageError], Response]
 
@@ -97,6 +100,10 @@ class Frontier:
     def _see_that_it_may(self, scope: Scope) -> None:
         if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_URL_BYTES:
             raise PageError(414, "errors.long_address")
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEAD_BYTES:
+            raise PageError(431, "errors.long_head")
+        if sum(name in _FRAMINGS for name, _ in scope["headers"]) > 1:
+            raise PageError(400, "errors.bad_request")
         if host_name(Headers(scope=scope).get("host", "")) not in self._hosts:
             raise PageError(421, "errors.host")
         if self._in_work > MAX_REQUESTS:
@@ -145,6 +152,8 @@ class _Answer:
     def _complete(self, headers: MutableHeaders) -> None:
         if headers.get("content-type", "").startswith("text/event-stream"):
             self._note_stream()
+        # A document of the log says itself by which hash its one style element may be used.
+        headers.setdefault("content-security-policy", _CSP)
         for name, value in _HEADERS.items():
             headers[name] = value
         headers["x-request-id"] = self._reference

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from urllib.parse import urlsplit
 
+from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
@@ -84,11 +85,15 @@ def _see_where_from(request: Request) -> None:
         raise PageError(403, "errors.origin")
 
 
+async def form_of(request: Request) -> FormData:
+    """The fields of a form, a bounded number of them and no files."""
+    return await request.form(max_files=0, max_fields=_MAX_FIELDS)
+
+
 async def _see_token(request: Request, web: Web) -> None:
     token = request.headers.get(TOKEN_HEADER, "")
     if not token and request.headers.get("content-type", "").startswith(_FORMS):
-        form = await request.form(max_files=0, max_fields=_MAX_FIELDS)
-        field = form.get(TOKEN_FIELD, "")
+        field = (await form_of(request)).get(TOKEN_FIELD, "")
         token = field if isinstance(field, str) else ""
     if not web.tokens.is_right(token, visit_of(request), web.people.session_of(request)):
         raise PageError(403, "errors.token")

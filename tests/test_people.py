@@ -337,6 +337,91 @@ def test_a_flood_of_sign_ins_takes_turns_and_ends() -> None:
     assert hasher.is_right(kept, GOOD), "and then it is as before"
 
 
+class Living(RuleBasedStateMachine):
+    """A store and what it must say after anything that people and administrators do."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.store = PeopleStore(Path(self.folder.name) / "web", SMALL)
+        self.there: dict[str, dict[str, Any]] = {}
+        self.gone: set[str] = set()
+        self.acts = 0
+
+    def teardown(self) -> None:
+        self.store.close()
+        self.folder.cleanup()
+
+    names = st.sampled_from(["ada", "bob", "cy"])
+
+    @rule(name=names, role=st.sampled_from(Role))
+    def added(self, name: str, role: Role) -> None:
+        if name in self.there or name in self.gone:
+            with pytest.raises(PeopleError):
+                self.store.add(name.upper(), "X", role, GOOD, "root")
+            return
+        self.store.add(name, "X", role, GOOD, "root")
+        self.there[name] = {"role": role, "password": GOOD, "pin": "", "is_locked": False}
+        self.acts += 1
+
+    @rule(name=names, password=st.sampled_from([GOOD, BETTER]))
+    def reset(self, name: str, password: str) -> None:
+        self._changed(name, self.store.reset, password, "root", password=password, pin="")
+
+    @rule(name=names, pin=st.sampled_from(["", "483920", "739105"]))
+    def pin_set(self, name: str, pin: str) -> None:
+        self._changed(name, self.store.set_pin, pin, pin=pin)
+
+    @rule(name=names, role=st.sampled_from(Role))
+    def role_given(self, name: str, role: Role) -> None:
+        is_new = name in self.there and self.there[name]["role"] != role
+        self._changed(name, self.store.set_role, role, "root", acts=int(is_new), role=role)
+
+    @rule(name=names, is_locked=st.booleans())
+    def locked(self, name: str, is_locked: bool) -> None:
+        is_new = name in self.there and self.there[name]["is_locked"] != is_locked
+        change = self.store.set_locked
+        self._changed(name, change, is_locked, "root", acts=int(is_new), is_locked=is_locked)
+
+    @rule(name=names)
+    def removed(self, name: str) -> None:
+        self._changed(name, self.store.remove, "root")
+        if self.there.pop(name, None):
+            self.gone.add(name)
+
+    def _changed(
+        self, name: str, change: Callable[..., None], *given: object, acts: int = 1, **after: object
+    ) -> None:
+        if name not in self.there:
+            with pytest.raises(PeopleError):
+                change(name, *given)
+            return
+        change(name, *given)
+        self.there[name] |= after
+        self.acts += acts
+
+    @invariant()
+    def it_says_what_was_done(self) -> None:
+        accounts = {one.name: one for one in self.store.accounts()}
+        assert set(accounts) == self.there.keys() | self.gone
+        assert {name for name, one in accounts.items() if one.removed_at} == self.gone
+        for name, known in self.there.items():
+            assert (accounts[name].role, accounts[name].is_locked, accounts[name].has_pin) == (
+                known["role"],
+                known["is_locked"],
+                bool(known["pin"]),
+            )
+            for password in (GOOD, BETTER):
+                is_it = self.store.is_password_of(name, password)
+                assert is_it == (known["password"] == password)
+            assert self.store.is_pin_of(name, known["pin"] or "483920") == bool(known["pin"])
+        assert len(self.store.pending_acts()) == self.acts
+
+
+Living.TestCase.settings = settings(max_examples=12, stateful_step_count=12, deadline=None)
+TestLiving = Living.TestCase
+
+
 def test_a_name_that_nobody_has_takes_as_long(tmp_path: Path) -> None:
     """By the time of the processor, which the machine's other work is no part of; without a look at
     a hash it would be a hundredth."""

@@ -15,7 +15,7 @@ from station.web.pages import Declared, GuardedRoute
 
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 OPEN_PAGES = {"/sign-in", "/sign-in/new-password"}
-OPEN_DATA = {"/static/{name:path}", "/health", "/openapi.json"}
+OPEN_DATA = {"/static/{name:path}", "/health", "/openapi.json", "/token"}
 OPEN_ACTIONS = {
     "/sign-in",
     "/sign-in/pin",

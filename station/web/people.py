@@ -379,11 +379,13 @@ def person(account: Account, session: Session, idle_s: float) -> Person:
 
 
 def is_by_hand(request: Request) -> bool:
-    """Whether a person asked for it, not a page by itself (Fetch Metadata: navigations say so)."""
+    """Whether a person asked for it, not a page by itself (Fetch Metadata: a navigation that
+    somebody's click or key began says so; clients that say nothing are believed)."""
     if request.method not in ("GET", "HEAD"):
         return True
-    mode = request.headers.get("sec-fetch-mode")
-    return mode == "navigate" if mode else "hx-request" not in request.headers
+    if "sec-fetch-mode" not in request.headers:
+        return "hx-request" not in request.headers
+    return request.headers.get("sec-fetch-user") == "?1"
 
 
 def where_of(request: Request) -> Where:

@@ -78,7 +78,7 @@ function watch(shown, limit_s) {
   const timer = setInterval(() => {
     const left_s = Math.ceil(limit_s - (performance.now() - moved) / 1000);
     shown.textContent = unit.format(Math.max(0, left_s));
-    shown.classList.toggle("soon", left_s <= SOON_S);
+    shown.parentElement.classList.toggle("soon", left_s <= SOON_S);
     tell();
     if (left_s > 0) return;
     clearInterval(timer);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import threading
@@ -15,10 +16,13 @@ from typing import Any
 import httpx
 import pytest
 from station_rig import Rig, children
-from web_rig import PageClient, WebRig, serving, until, web_rig
+from web_rig import PageClient, WebRig, running_web, serving, small_journal, until, web_rig
 
 from drivers.stacklight import LightState
 from station.config import LightSettings, load_configuration
+from station.log_reader import Reader
+from station.packing import Contexts
+from station.plant import prepare
 from station.web.hub import Hub, Topic
 from station.web.line_log import LineLog, ShownPlate
 from station.web.line_view import CallView, line_page, urgency
@@ -168,8 +172,14 @@ def test_every_problem_is_a_call_and_the_most_urgent_comes_first() -> None:
         attentions=["clean crossweb 4-5 mm"],
     )
     began = {"problem camera": NOW - 4, "problem plc": NOW - 90, "attention x": NOW, "light": NOW}
-    log = LineLog(open_plates=2, begun_at={"clean crossweb 4-5 mm": "2026-01-01T00:00:00.000000Z"})
-    held = live(station=said, lamp=lamp(LightState.UNDECIDED, "a-2"), began=began, log=log)
+    log = LineLog(begun_at={"clean crossweb 4-5 mm": "2026-01-01T00:00:00.000000Z"})
+    held = live(
+        station=said,
+        lamp=lamp(LightState.UNDECIDED, "a-2"),
+        journal={"rows": 9, "unsettled": {"open": 2, "rework": 1}},
+        began=began,
+        log=log,
+    )
     page = line_page("a", LIGHT, held)
     assert [(call.level, call.part) for call in page.calls] == [
         ("fault", "camera"),
@@ -234,7 +244,7 @@ def test_every_state_has_its_words_in_every_language(rig: WebRig, client: PageCl
         doubt = "it does not answer" if state is LightState.ATTENTION else ""
         said = station(problems=dict.fromkeys(problems, "<b>text</b>"), not_ready=["<b>text</b>"])
         shown = lamp(state, "a-1", doubt=doubt, is_confirmed=False)
-        rig.live.live = live(station=said, lamp=shown, log=LineLog(problem="gone", open_plates=1))
+        rig.live.live = live(station=said, lamp=shown, log=LineLog(problem="gone"))
         for language in ("en", "de", "zh"):
             answer = client.get("/", headers={"accept-language": language})
             assert answer.status_code == 200
@@ -412,6 +422,41 @@ def test_other_stations_read_the_line_in_short_with_the_token(tmp_path: Path) ->
         assert said["light"]["state"] == "idle"
 
 
+@pytest.mark.long
+def test_the_plants_database_says_what_it_knows_of_lines_that_nobody_here_asks(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("psycopg", reason="no psycopg here: pip install 'vqi-station[plant]'")
+    from postgres_peer import running_postgres
+    from ship_rig import make_plant, stored
+
+    ids = small_journal(tmp_path / "other")
+    with running_postgres() as server:
+        plant = make_plant(server)
+        with plant.hub() as hub, Reader(tmp_path / "other") as reader:
+            hub.deliver(prepare("line-9", stored(tmp_path / "other"), Contexts(reader.body_of)))
+        tables = f'[plant]\ndsn = "{plant.settings().dsn}"\n'
+        (tmp_path / "page").mkdir()
+        with web_rig(tmp_path / "page", plates=0, tables=tables) as rig:
+            rig.live.live = live()
+
+            def said() -> Json:
+                answer: Json = rig.client().get("/lines.json").json()
+                return answer
+
+            until(lambda: len(said()["lines"]) == 2, "the plant's line")
+            first, second = said()["lines"]
+            assert (first["name"], first["level"]) == ("line-9", "undecided")
+            assert first["plant"]["result_id"] == ids[-1]
+            assert (second["name"], second["level"]) == ("s", None)
+            assert ids[-1] in rig.client().get("/lines").text
+            server.kill()
+            until(lambda: said()["plant_problem"] != "", "that the database is gone")
+            assert said()["plant_asked_at"] is not None
+            assert len(said()["lines"]) == 2, "what it said last"
+            assert rig.client().get("/lines").status_code == 200
+
+
 # --- real processes -------------------------------------------------------------------------------
 
 
@@ -428,9 +473,11 @@ def nobody_replaces(supervisor: int) -> Iterator[Callable[[str], None]]:
 
 def test_what_is_killed_while_the_page_is_open_is_said_and_no_green_stays(tmp_path: Path) -> None:
     slow_and_good = {"defective_share": 0.0, "gap_mm": 400.0}
-    rig = Rig(tmp_path, tables="[web]\nport = 0\n", specimen=slow_and_good)
+    rig = Rig(tmp_path, specimen=slow_and_good)
+    config = tmp_path / "page.toml"
+    config.write_text(rig.write().read_text() + "[web]\nport = 0\n")
     with rig.running() as run:
-        web = make_web(load_configuration(str(tmp_path / "station.toml")))
+        web = make_web(load_configuration(str(config)))
         with serving(web) as url, listening(url) as page, listening(url, "/live") as news:
             page.sees("light", "PASS", "record committed")
             page.sees("station", "inspects", "READY")
@@ -456,3 +503,47 @@ def test_what_is_killed_while_the_page_is_open_is_said_and_no_green_stays(tmp_pa
             web.live_source.stop()
             until(lambda: web.live.is_stale, "that nobody looks any more")
             assert httpx.get(f"{url}/index.json").json()["light"]["state"] == "unknown"
+
+
+# --- a real browser -------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+def test_a_browser_never_goes_on_showing_green_that_is_old(tmp_path: Path) -> None:
+    """The page's process hangs, is killed and comes back; the lamp process dies."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no Chromium here: no playwright")
+    slow_and_good = {"defective_share": 0.0, "gap_mm": 400.0}
+    rig = Rig(tmp_path, specimen=slow_and_good)
+    config = tmp_path / "page.toml"
+    config.write_text(rig.write().read_text() + "[web]\nport = 8471\n")
+    with rig.running() as run, sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        lit = page.locator(".lamp-green.is-on .glass:visible")
+        is_old = page.locator("#stale:visible").filter(has_text="No news since")
+        try:
+            with running_web(config) as (url, web):
+                page.goto(url)
+                lit.wait_for()
+                os.kill(web.pid, signal.SIGSTOP)
+                is_old.wait_for()
+                assert lit.count() == 0
+                os.kill(web.pid, signal.SIGCONT)
+                is_old.wait_for(state="hidden")
+                lit.wait_for()
+                with nobody_replaces(run.pid) as kill:
+                    kill("lamp")
+                    page.locator('.light[data-state="unknown"]').wait_for()
+                    assert lit.count() == 0
+                lit.wait_for(timeout=60_000)
+                web.kill()
+                is_old.wait_for()
+                assert lit.count() == 0
+            with running_web(config):
+                is_old.wait_for(state="hidden", timeout=60_000)
+                lit.wait_for()
+        finally:
+            browser.close()

@@ -171,6 +171,8 @@ class EventStream(Response):
             sending.cancel()
             going.cancel()
             await asyncio.gather(sending, going, return_exceptions=True)
+        if not sending.cancelled():
+            sending.result()  # a client that took nothing is an error of its own
 
     async def _send_all(self, send: Send) -> None:
         start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}

@@ -1,4 +1,4 @@
-"""What the line view reads of the log: the newest plates, the rate, first-pass yield, what is open.
+"""What the line view reads of the log: the newest plates, the rate, first-pass yield.
 
 Read when the journal process has new rows, or figures that age have aged; by one thread, within a
 deadline, from a connection that cannot write.
@@ -105,8 +105,6 @@ class LineLog:
     rate_per_minute: float | None = None
     shift: Yield | None = None
     today: Yield | None = None
-    open_plates: int | None = None
-    """Plates that somebody must still see to; None where that is not known."""
     begun_at: Mapping[str, str] = field(default_factory=dict)
     """When what the station calls a person for began, by its text."""
 
@@ -114,13 +112,9 @@ class LineLog:
 class LogLook:
     """Reads again when there is something new. Used by one thread."""
 
-    def __init__(
-        self, configuration: Configuration, open_plates: Callable[[Reader], int] | None = None
-    ) -> None:
-        """`open_plates` counts the plates that somebody must still see to."""
+    def __init__(self, configuration: Configuration) -> None:
         self._directory = configuration.journal.directory
         self._shifts = configuration.journal.shifts
-        self._open_plates = open_plates
         self._last = LineLog()
         self._seen: object = None
         self._read_s = self._sums_s = float("-inf")
@@ -173,7 +167,6 @@ class LogLook:
             rate_per_minute=_rate(questions, now, station),
             shift=shift and _yield(questions, *shift, provenance),
             today=_yield(questions, _midnight(self._shifts, now), "", provenance),
-            open_plates=self._open_plates(reader) if self._open_plates else None,
             begun_at={row.text: row.written_at for row in reversed(begun)},
         )
 

@@ -298,8 +298,8 @@ def _calls(live: Live) -> Iterator[CallView]:
         yield from _calls_of_light(live, live.lamp)
     if live.log.problem:
         yield CallView(level="attention", part="reading", text=live.log.problem)
-    if live.log.open_plates:
-        yield CallView(level="open", part="open", count=live.log.open_plates)
+    if count := _open_plates(live):
+        yield CallView(level="open", part="open", count=count)
 
 
 def _calls_of_station(live: Live, station: Json) -> Iterator[CallView]:
@@ -371,9 +371,15 @@ def _figures(live: Live) -> Figures:
         lost_since_at=live.since("life"),
         last_verdict_at=(station and station["last_verdict_at"]) or newest_at,
         waiting_since_at=live.since("waiting"),
-        open_plates=log.open_plates,
+        open_plates=_open_plates(live),
         plates=station.get("plates") if station else None,
     )
+
+
+def _open_plates(live: Live) -> int | None:
+    """Plates that somebody must still see to, as the journal process counts them."""
+    found: int | None = (live.journal or {}).get("unsettled", {}).get("open")
+    return found
 
 
 def _yield(found: Yield | None) -> YieldView | None:

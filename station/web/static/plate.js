@@ -629,7 +629,7 @@ function colourOf(score) {
 async function waitFor(address) {
   const answer = await fetch(address).catch(() => null);
   if (answer && answer.ok && !(await answer.json()).is_waiting) window.location.reload();
-  else setTimeout(() => waitFor(address), 150);
+  else setTimeout(() => waitFor(address), 80);
 }
 
 for (const waiting of document.querySelectorAll("[data-waits]")) waitFor(waiting.dataset.waits);

@@ -21,6 +21,8 @@ from station.web.errors import PageError, not_found
 from station.web.roles import Person
 
 _MOST_ATTEMPTS = 20
+_JUDGED_LOOKED_AT = 1000
+"""Of a kind that is rarer there are no samples."""
 _LONGEST_ID = 64
 ARRAYS = ("tile_grid", "tile_scores")
 """Left out where a row is shown, as `vqi log show` does."""
@@ -110,15 +112,18 @@ def attempts(reader: Reader, part_id: str | None) -> Sequence[Any]:
 
 
 def judged_defects(reader: Reader, kind: str, verdict: Verdict, count: int) -> Sequence[Any]:
-    """Defects of a kind on plates that a person has judged so, the newest first."""
-    is_of_plate = (DEFECT.c.station_id == PLATE.c.station_id) & (DEFECT.c.seq == PLATE.c.seq)
+    """Defects of a kind on the last plates that a person has judged so, the newest first."""
+    was_judged = PLATE.c.reviewer.is_not(None) & (PLATE.c.reviewed_verdict == verdict.value)
+    newest = desc(PLATE.c.written_at), desc(PLATE.c.seq)
+    judged = select(PLATE).where(was_judged).order_by(*newest).limit(_JUDGED_LOOKED_AT).subquery()
+    is_of_plate = (DEFECT.c.station_id == judged.c.station_id) & (DEFECT.c.seq == judged.c.seq)
     wanted = (
-        select(PLATE, DEFECT.c.number, DEFECT.c.w_mm, DEFECT.c.h_mm)
-        .select_from(PLATE.join(DEFECT, is_of_plate))
-        .where(DEFECT.c.kind == kind, PLATE.c.reviewed_verdict == verdict.value)
-        .where(PLATE.c.reviewer.is_not(None))
+        select(judged, DEFECT.c.number, DEFECT.c.w_mm, DEFECT.c.h_mm)
+        .select_from(judged.join(DEFECT, is_of_plate))
+        .where(DEFECT.c.kind == kind)
     )
-    return reader.ask(wanted.order_by(desc(PLATE.c.written_at), PLATE.c.seq).limit(count))
+    order = desc(judged.c.written_at), desc(judged.c.seq)
+    return reader.ask(wanted.order_by(*order, DEFECT.c.number).limit(count))
 
 
 @dataclass(frozen=True, slots=True)

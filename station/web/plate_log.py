@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from sqlalchemy import desc, select
 
 from station.log_reader import Reader
@@ -45,7 +46,7 @@ class PlateRows:
     @property
     def images(self) -> dict[str, ImageBody]:
         """The pictures that the record names, by their role."""
-        named = [ImageBody.model_validate(image) for image in self.result.get("images") or ()]
+        named = [_image_of(image) for image in self.result.get("images") or ()]
         return {image.role: image for image in named}
 
     def tombstone(self, image: ImageBody) -> Json | None:
@@ -58,6 +59,16 @@ class PlateRows:
         """What the last reviewer who named a defect called it, by its number."""
         named = [one for row in self.of_kind("review") for one in row.get("defects") or ()]
         return {one["number"]: one["kind"] for one in named}
+
+
+def _image_of(said: Json) -> ImageBody:
+    """As it is recorded; what no program recorded so is kept for its role alone, and not opened."""
+    fields = {name: value for name, value in said.items() if name in ImageBody.model_fields}
+    try:
+        return ImageBody.model_validate(fields)
+    except ValidationError:
+        nothing = {"path": "", "sha256": "", "bytes": 0, "width_px": 0, "height_px": 0}
+        return ImageBody.model_construct(role=str(said.get("role")), **nothing)  # type: ignore[arg-type]
 
 
 def plate_rows(reader: Reader, result_id: str) -> PlateRows | None:

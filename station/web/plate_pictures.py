@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import shutil
@@ -169,7 +170,7 @@ def scores(web: Web, person: Person, result_id: str) -> Response:
             "step_px": found.step_px,
             "x_px": found.places[:, 0].tolist(),
             "y_px": found.places[:, 1].tolist(),
-            "score": [one if math.isfinite(one) else str(one) for one in found.scores.tolist()],
+            "score": [one if math.isfinite(one) else json.dumps(one) for one in found.scores.tolist()],
         }
     )
 

@@ -2,6 +2,7 @@
 
 const MOST_AT_ONCE = 6;
 const MOST_KEPT = 320;
+const AGAIN_MS = 5000;
 
 export class Tiles {
   constructor(picture, changed) {
@@ -43,7 +44,7 @@ export class Tiles {
 
   isBad(address) {
     const since = this.failed.get(address);
-    return since !== undefined && performance.now() - since < 5000;
+    return since !== undefined && performance.now() - since < AGAIN_MS;
   }
 
   get isBroken() {
@@ -63,6 +64,7 @@ export class Tiles {
       this.failed.delete(address);
     } catch {
       this.failed.set(address, performance.now());
+      setTimeout(this.changed, AGAIN_MS + 50);
     }
     this.loading.delete(address);
     this.pump();

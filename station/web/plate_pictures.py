@@ -170,9 +170,13 @@ def scores(web: Web, person: Person, result_id: str) -> Response:
             "step_px": found.step_px,
             "x_px": found.places[:, 0].tolist(),
             "y_px": found.places[:, 1].tolist(),
-            "score": [one if math.isfinite(one) else json.dumps(one) for one in found.scores.tolist()],
+            "score": [_as_json(one) for one in found.scores.tolist()],
         }
     )
+
+
+def _as_json(score: float) -> float | str:
+    return score if math.isfinite(score) else json.dumps(score)
 
 
 # --- looking up -----------------------------------------------------------------------------------

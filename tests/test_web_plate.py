@@ -11,8 +11,10 @@ import shutil
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from test_qms import opened, result
-from web_rig import PageClient, WebRig, plate_pixels, web_rig
+from web_rig import PageClient, WebRig, plate_pixels, until, web_rig
 
 from models.card import read_card
 from models.registry import shipped_model
@@ -31,6 +33,7 @@ from station.qms import IMAGES, Store
 from station.record import ImageBody, ReviewBody, TombstoneBody, Verdict
 from station.web.picture_tiles import (
     CONTRAST_PER_LEVEL,
+    BusyError,
     LocalContrast,
     NoSuchTileError,
     PictureTiles,
@@ -151,6 +154,23 @@ def test_a_cached_level_that_was_cut_is_made_anew(tmp_path: Path) -> None:
     with pytest.raises(PictureError):
         tiles.tile(image, None, 1, 0, 0)
     assert tiles.tile(image, None, 1, 0, 0) == first
+
+
+def test_more_than_can_be_served_is_refused_at_once(tmp_path: Path) -> None:
+    image = stored(tmp_path / "images", noise(400, 400))
+    tiles = PictureTiles(StoredPictures(tmp_path / "images"), tmp_path / "cache")
+    with ExitStack() as held:
+        for _ in range(2):
+            held.enter_context(tiles._slot())
+        waiting = [Thread(target=tiles.tile, args=(image, None, 1, 0, 0)) for _ in range(14)]
+        for one in waiting:
+            one.start()
+        until(lambda: tiles._room._value == 0, "sixteen requests")
+        with pytest.raises(BusyError):
+            tiles.tile(image, None, 0, 0, 0)
+    for one in waiting:
+        one.join(30.0)
+    assert len(decoded(tiles.tile(image, None, 1, 0, 0))) == 200
 
 
 def test_one_band_is_read_without_the_others(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from station.web.picture_tiles import (
     CACHE_BYTES,
     FORMAT,
     MOST_CROP_PX,
+    BusyError,
     LocalContrast,
     NoSuchTileError,
     PictureTiles,
@@ -289,6 +290,8 @@ def _served(make: Callable[[], T]) -> T:
         raise _as_page_error(error) from error
     except NoSuchTileError as error:
         raise not_found("plate.no_tile", text=str(error)) from error
+    except BusyError as error:
+        raise PageError(503, "errors.busy", retry_s=1) from error
     except OSError as error:
         raise PageError(507, "plate.no_room", text=error.strerror or "") from error
 

@@ -27,13 +27,15 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from station_rig import Rig, start_vqi, wait_until
 from web_rig import running_web
 
+from drivers.stacklight import LightState
 from station.images import Draft, ImageFolder
-from station.lamp import LampClient
+from station.processes import ask
 from station.record import ImageBody
 from station.web.picture_tiles import LocalContrast, PictureTiles
 from station.web.stored_pictures import StoredPictures
 
 Json = dict[str, Any]
+_PATIENCE_S = 60.0
 _CHROMIUM = "/usr/bin/chromium"
 _DRAWN = """() => {
   const section = document.querySelector(".plate-viewer");
@@ -136,32 +138,36 @@ def _page_times(plates: int) -> Json:
         try:
             wait_until(lambda: rig.status().get("state") == "OPERATIONAL", 60.0, "OPERATIONAL")
             with running_web(config) as (url, _), _browser() as page:
-                lamp = LampClient(rig.runtime)
-                lamps, ids = [], []
-                page.goto(f"{url}/plates/{_next_fail(lamp, ids)}")  # what a browser keeps from then
+                times: list[tuple[float, float]] = []
+                ids: list[str] = []
+                page.goto(
+                    f"{url}/plates/{_next_fail(rig.runtime, ids)}"
+                )  # what a browser keeps from then
                 for _ in range(plates):
-                    lamps.append(_one(page, url, lamp, ids))
+                    times.append(_one(page, url, rig.runtime, ids))
         finally:
             run.terminate()
             run.wait(30.0)
-        return {"from_fail_lamp_ms": _spread([one for one, _ in lamps])} | {
-            "from_page_asked_with_result_ms": _spread([one for _, one in lamps])
+        return {"from_fail_lamp_ms": _spread([one for one, _ in times])} | {
+            "from_page_asked_with_result_ms": _spread([one for _, one in times])
         }
 
 
-def _next_fail(lamp: LampClient, before: list[str]) -> str:
+def _next_fail(runtime: Path, before: list[str]) -> str:
     """The plate of the next FAIL that the lamp shows."""
-    while True:
-        status = lamp.status()
-        name = status["result_id"]
-        if status["state"] == "FAIL" and name not in before:
+    until = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < until:
+        status, _ = ask(runtime, "lamp", 2.0)
+        name = (status or {}).get("result_id")
+        if status and status["state"] == LightState.FAIL and name not in before:
             before.append(name)
             return str(name)
         time.sleep(0.002)
+    raise TimeoutError(f"no FAIL within {_PATIENCE_S:g} s")
 
 
-def _one(page: Any, url: str, lamp: LampClient, ids: list[str]) -> tuple[float, float]:
-    name = _next_fail(lamp, ids)
+def _one(page: Any, url: str, runtime: Path, ids: list[str]) -> tuple[float, float]:
+    name = _next_fail(runtime, ids)
     begin = time.perf_counter()
     page.goto(f"{url}/plates/{name}", wait_until="commit")
     page.wait_for_selector(".plate-viewer")

@@ -11,8 +11,10 @@ import shutil
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from io import BytesIO
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -20,21 +22,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_qms import opened
-from web_rig import PageClient, WebRig, plate_pixels, web_rig
+from test_qms import opened, result
+from web_rig import PageClient, WebRig, plate_pixels, until, web_rig
 
+from models.card import read_card
+from models.registry import shipped_model
+from station.config import load_configuration
 from station.images import Draft, ImageFolder, Pixels
 from station.qms import IMAGES, Store
 from station.record import ImageBody, ReviewBody, TombstoneBody, Verdict
 from station.web.picture_tiles import (
     CONTRAST_PER_LEVEL,
+    BusyError,
     LocalContrast,
     NoSuchTileError,
     PictureTiles,
     Pyramid,
     halved,
 )
-from station.web.plate_place import Pose
+from station.web.plate_place import PitchSource, Pose, pitch_of
 from station.web.stored_pictures import PictureError, StoredPictures, Trouble, read_index
 
 Json = dict[str, Any]
@@ -42,9 +48,18 @@ FAILED = "s-00000002"
 _SHAPES = [(1, 1), (7, 300), (256, 256), (257, 255), (700, 1030), (1025, 513)]
 
 
+_ARRAYS = {
+    "tiles": 2,
+    "tile_grid": "AAAAAMAAAAA=",
+    "tile_scores": "j8L1PZqZGT4=",
+}
+
+
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebRig]:
-    with web_rig(tmp_path_factory.mktemp("plate"), plates=24) as rig:
+    card = read_card(shipped_model("lightdefectnet-v3"))
+    by = {"model_id": card.id, "model_sha256": card.sha256, **_ARRAYS}
+    with web_rig(tmp_path_factory.mktemp("plate"), plates=24, **by) as rig:
         yield rig
 
 
@@ -139,6 +154,23 @@ def test_a_cached_level_that_was_cut_is_made_anew(tmp_path: Path) -> None:
     with pytest.raises(PictureError):
         tiles.tile(image, None, 1, 0, 0)
     assert tiles.tile(image, None, 1, 0, 0) == first
+
+
+def test_more_than_can_be_served_is_refused_at_once(tmp_path: Path) -> None:
+    image = stored(tmp_path / "images", noise(400, 400))
+    tiles = PictureTiles(StoredPictures(tmp_path / "images"), tmp_path / "cache")
+    with ExitStack() as held:
+        for _ in range(2):
+            held.enter_context(tiles._slot())
+        waiting = [Thread(target=tiles.tile, args=(image, None, 1, 0, 0)) for _ in range(14)]
+        for one in waiting:
+            one.start()
+        until(lambda: tiles._room._value == 0, "sixteen requests")
+        with pytest.raises(BusyError):
+            tiles.tile(image, None, 0, 0, 0)
+    for one in waiting:
+        one.join(30.0)
+    assert len(decoded(tiles.tile(image, None, 1, 0, 0))) == 200
 
 
 def test_one_band_is_read_without_the_others(tmp_path: Path) -> None:
@@ -314,6 +346,42 @@ def test_the_page_tells_all_without_script(client: PageClient) -> None:
     assert "onclick" not in page
 
 
+def test_the_networks_own_card_says_what_it_sees(client: PageClient) -> None:
+    views = client.get(f"/plates/{FAILED}.json").json()["views"]
+    assert [view["is_available"] for view in views] == [True, True, False]
+    tile = decoded(client.get(f"/plates/{FAILED}/tiles/evidence/contrast/0/1/0").content)
+    assert abs(float(np.median(tile)) - 128) < 20, "as bright as around"
+    scores = client.get(f"/plates/{FAILED}/tile-scores").json()
+    assert (scores["x_px"], scores["y_px"], scores["step_px"]) == ([0, 192], [0, 0], 192)
+    assert scores["score"] == pytest.approx([0.12, 0.15], abs=1e-6)
+
+
+def test_a_plate_without_picture_or_numbers_has_its_page(rig: WebRig, client: PageClient) -> None:
+    odd = {"score": "NaN", "tile_scores": "AADAfwAAwH8=", "tile_grid": _ARRAYS["tile_grid"]}
+    rows = [
+        result(950, Verdict.UNDECIDED, last_scan_line_ns=None),
+        result(951, Verdict.UNDECIDED, reason="non-finite", **odd),
+    ]
+    with Store(rig.station.journal) as store:
+        store.append(rows)
+    for row, told in zip(rows, ("frames were lost", "not a number"), strict=True):
+        page = client.get(f"/plates/{row.result_id}").text
+        assert told in page
+        assert "No picture was kept" in page
+    assert client.get("/plates/s-00000951/tile-scores").json()["score"] == ["NaN", "NaN"]
+    assert client.get("/plates/s-00000951.json").json()["score"] == "NaN"
+
+
+def test_a_pixels_size_is_known_assumed_or_measured() -> None:
+    now = load_configuration("config/simulated.toml")
+    defect = {"w_px": 60, "h_px": 40, "w_mm": 9.0, "h_mm": 6.0}
+    then: Json = {"configuration_sha256": "0" * 64, "defects": []}
+    as_now = {"configuration_sha256": now.sha256, "defects": [defect]}
+    assert pitch_of(as_now, now) == (0.1, PitchSource.CONFIGURATION)
+    assert pitch_of(then, now) == (0.1, PitchSource.ASSUMED)
+    assert pitch_of(then | {"defects": [defect]}, now) == (0.15, PitchSource.RECORD)
+
+
 @pytest.mark.parametrize("language", ["en", "de", "zh"])
 def test_every_text_of_the_page_is_there(rig: WebRig, client: PageClient, language: str) -> None:
     for name in rig.plates[:4]:
@@ -396,7 +464,6 @@ def test_hostile_names_find_nothing(client: PageClient, name: str, rest: str) ->
         f"crops/evidence/recorded?x_px={10**30}&y_px=0&side_px=5",
         "same-place?x_mm=nan&y_mm=inf",
         f"same-place?defect={10**30}",
-        "tiles/evidence/contrast/0/0/0",
     ],
 )
 def test_hostile_places_are_refused(client: PageClient, rest: str) -> None:
@@ -405,12 +472,6 @@ def test_hostile_places_are_refused(client: PageClient, rest: str) -> None:
 
 # --- blind ----------------------------------------------------------------------------------------
 
-_ARRAYS = {
-    "tiles": 2,
-    "tile_grid": "AAAAAMAAAAA=",
-    "tile_scores": "j8L1PZqZGT4=",
-}
-
 
 def _blind_answers(folder: Path, **changes: object) -> Json:
     """Everything that can be fetched of a blind plate, with what is random taken out."""
@@ -418,7 +479,8 @@ def _blind_answers(folder: Path, **changes: object) -> Json:
         "", ".json", "/same-place.json?x_mm=3&y_mm=3", "/samples.json?kind=scratch",
         "/tile-scores", "/pictures/preview", "/overview/preview/recorded",
         "/tiles/preview/recorded/0/0/0", "/overview/evidence/recorded", "/pictures/evidence",
-        "/tiles/evidence/recorded/0/0/0", "/crops/evidence/recorded?x_px=9&y_px=9&side_px=9",
+        "/tiles/evidence/recorded/0/0/0", "/tiles/evidence/contrast/0/0/0",
+        "/crops/evidence/recorded?x_px=9&y_px=9&side_px=9",
     ]  # fmt: skip
     with web_rig(folder, plates=4, is_audit_sample=True, **changes) as rig:
         client = rig.client()
@@ -445,6 +507,7 @@ def test_a_blind_plate_says_nothing_in_any_form(tmp_path: Path) -> None:
     shown = {"verdict", "own_verdict", "score", "threshold", "defects", "reviews", "rows", "light"}
     assert all(not page[name] for name in shown)
     assert page["is_blind"] is True
+    assert scored["said"]["/tiles/evidence/contrast/0/0/0"][0] == 404, "no card of such a network"
     text = scored["said"][""][1].decode()
     for told in ("0.43", "0.44", "level 77", "tag pass", "Pass<", "passed", "actuation"):
         assert told not in text, told

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_qms import result
-from web_rig import WebRig, plate_pixels, web_rig
+from test_qms import opened, result
+from web_rig import WebRig, plate, plate_pixels, web_rig
 
 from station.images import Draft, ImageFolder
 from station.qms import IMAGES, Store
@@ -154,6 +154,21 @@ _PINCH = """() => {
   send("pointerup", 2, 200);
   send("pointerup", 1, 100);
 }"""
+
+
+def test_a_plate_on_its_way_is_shown_as_soon_as_it_is_recorded(rig: WebRig, chromium: Any) -> None:
+    with Store(rig.station.journal) as store:
+        store.append([opened(900, 900)])
+    with browser(chromium) as (page, complaints):
+        page.goto(f"{rig.url}/plates/s-00000900")
+        assert "no result yet" in page.locator("[data-waits]").text_content()
+        row = plate(ImageFolder(rig.station.journal / IMAGES), 2)
+        row = row.model_copy(update={"result_id": "s-00000900", "sequence": 900})
+        with Store(rig.station.journal) as store:
+            store.append([row])
+        page.wait_for_selector(".plate-viewer")
+        drawn(page)
+        assert complaints == []
 
 
 # --- a large plate --------------------------------------------------------------------------------

@@ -35,10 +35,17 @@ CONTRAST_PER_LEVEL = 0.002
 _MIDDLE = 128
 _SLOTS = 2
 """Tiles and levels that are worked on at once: the rest of the machine is the station's."""
+_WAITING = 16
+_PATIENCE_S = 5.0
+"""So many requests wait for a slot, so long: pages of other kinds need threads, too."""
 
 
 class NoSuchTileError(LookupError):
     """The picture has no such tile or level."""
+
+
+class BusyError(Exception):
+    """Too much is asked for at once; ask again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,13 +174,14 @@ class PictureTiles:
     _making: dict[str, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _slots: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_SLOTS))
+    _room: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_WAITING))
 
     def tile(
         self, image: ImageBody, front_end: LocalContrast | None, level: int, column: int, row: int
     ) -> bytes:
-        """A tile as PNG. Raises `PictureError`, `NoSuchTileError`; OSError where the cache folder
-        cannot be written."""
-        with self._slots:
+        """A tile as PNG. Raises `PictureError`, `NoSuchTileError`, `BusyError`; OSError where the
+        cache folder cannot be written."""
+        with self._slot():
             source = self._source(image, front_end)
             pyramid = Pyramid(source.columns, source.rows)
             extent = pyramid.extent(level, column, row)
@@ -187,7 +195,7 @@ class PictureTiles:
     ) -> tuple[bytes, int]:
         """The whole picture, its longer side `most_px` at most, as PNG, and how many of its pixels
         lie along one of those; raises like `tile`."""
-        with self._slots:
+        with self._slot():
             source = self._source(image, front_end)
             pyramid = Pyramid(source.columns, source.rows)
             sizes = enumerate(map(pyramid.size, range(pyramid.levels)))
@@ -200,9 +208,23 @@ class PictureTiles:
     def crop(
         self, image: ImageBody, front_end: LocalContrast | None, box: Box, most_px: int
     ) -> bytes:
-        """Part of a picture as PNG, what lies outside it grey; raises `PictureError`."""
-        with self._slots:
+        """Part of a picture as PNG, what lies outside it grey; raises like `tile`."""
+        with self._slot():
             return png_of(_crop(self._source(image, front_end), box, most_px))
+
+    @contextlib.contextmanager
+    def _slot(self) -> Iterator[None]:
+        if not self._room.acquire(blocking=False):
+            raise BusyError
+        try:
+            if not self._slots.acquire(timeout=_PATIENCE_S):
+                raise BusyError
+            try:
+                yield
+            finally:
+                self._slots.release()
+        finally:
+            self._room.release()
 
     def _source(self, image: ImageBody, front_end: LocalContrast | None) -> PixelSource:
         source = self.pictures.source(image)

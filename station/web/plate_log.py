@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from sqlalchemy import desc, select
 
 from station.log_reader import Reader
@@ -21,6 +22,8 @@ from station.web.errors import PageError, not_found
 from station.web.roles import Person
 
 _MOST_ATTEMPTS = 20
+_JUDGED_LOOKED_AT = 1000
+"""Of a kind that is rarer there are no samples."""
 _LONGEST_ID = 64
 ARRAYS = ("tile_grid", "tile_scores")
 """Left out where a row is shown, as `vqi log show` does."""
@@ -43,7 +46,7 @@ class PlateRows:
     @property
     def images(self) -> dict[str, ImageBody]:
         """The pictures that the record names, by their role."""
-        named = [ImageBody.model_validate(image) for image in self.result.get("images") or ()]
+        named = [_image_of(image) for image in self.result.get("images") or ()]
         return {image.role: image for image in named}
 
     def tombstone(self, image: ImageBody) -> Json | None:
@@ -56,6 +59,16 @@ class PlateRows:
         """What the last reviewer who named a defect called it, by its number."""
         named = [one for row in self.of_kind("review") for one in row.get("defects") or ()]
         return {one["number"]: one["kind"] for one in named}
+
+
+def _image_of(said: Json) -> ImageBody:
+    """As it is recorded; what no program recorded so is kept for its role alone, and not opened."""
+    fields = {name: value for name, value in said.items() if name in ImageBody.model_fields}
+    try:
+        return ImageBody.model_validate(fields)
+    except ValidationError:
+        nothing = {"path": "", "sha256": "", "bytes": 0, "width_px": 0, "height_px": 0}
+        return ImageBody.model_construct(role=str(said.get("role")), **nothing)  # type: ignore[arg-type]
 
 
 def plate_rows(reader: Reader, result_id: str) -> PlateRows | None:
@@ -110,15 +123,18 @@ def attempts(reader: Reader, part_id: str | None) -> Sequence[Any]:
 
 
 def judged_defects(reader: Reader, kind: str, verdict: Verdict, count: int) -> Sequence[Any]:
-    """Defects of a kind on plates that a person has judged so, the newest first."""
-    is_of_plate = (DEFECT.c.station_id == PLATE.c.station_id) & (DEFECT.c.seq == PLATE.c.seq)
+    """Defects of a kind on the last plates that a person has judged so, the newest first."""
+    was_judged = PLATE.c.reviewer.is_not(None) & (PLATE.c.reviewed_verdict == verdict.value)
+    newest = desc(PLATE.c.written_at), desc(PLATE.c.seq)
+    judged = select(PLATE).where(was_judged).order_by(*newest).limit(_JUDGED_LOOKED_AT).subquery()
+    is_of_plate = (DEFECT.c.station_id == judged.c.station_id) & (DEFECT.c.seq == judged.c.seq)
     wanted = (
-        select(PLATE, DEFECT.c.number, DEFECT.c.w_mm, DEFECT.c.h_mm)
-        .select_from(PLATE.join(DEFECT, is_of_plate))
-        .where(DEFECT.c.kind == kind, PLATE.c.reviewed_verdict == verdict.value)
-        .where(PLATE.c.reviewer.is_not(None))
+        select(judged, DEFECT.c.number, DEFECT.c.w_mm, DEFECT.c.h_mm)
+        .select_from(judged.join(DEFECT, is_of_plate))
+        .where(DEFECT.c.kind == kind)
     )
-    return reader.ask(wanted.order_by(desc(PLATE.c.written_at), PLATE.c.seq).limit(count))
+    order = desc(judged.c.written_at), desc(judged.c.seq)
+    return reader.ask(wanted.order_by(*order, DEFECT.c.number).limit(count))
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,7 @@ class SamePlace(BaseModel):
     """Of the defect; None of a place that was chosen otherwise."""
     x_mm: float
     y_mm: float
+    """Across and along the plate's own edges from its left leading corner."""
     side_mm: float
     on_plate: list[PlaceCrop]
     in_camera: list[PlaceCrop]

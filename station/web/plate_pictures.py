@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import shutil
@@ -30,6 +31,7 @@ from station.web.picture_tiles import (
     CACHE_BYTES,
     FORMAT,
     MOST_CROP_PX,
+    BusyError,
     LocalContrast,
     NoSuchTileError,
     PictureTiles,
@@ -169,9 +171,13 @@ def scores(web: Web, person: Person, result_id: str) -> Response:
             "step_px": found.step_px,
             "x_px": found.places[:, 0].tolist(),
             "y_px": found.places[:, 1].tolist(),
-            "score": [one if math.isfinite(one) else str(one) for one in found.scores.tolist()],
+            "score": [_as_json(one) for one in found.scores.tolist()],
         }
     )
+
+
+def _as_json(score: float) -> float | str:
+    return score if math.isfinite(score) else json.dumps(score)
 
 
 # --- looking up -----------------------------------------------------------------------------------
@@ -284,6 +290,8 @@ def _served(make: Callable[[], T]) -> T:
         raise _as_page_error(error) from error
     except NoSuchTileError as error:
         raise not_found("plate.no_tile", text=str(error)) from error
+    except BusyError as error:
+        raise PageError(503, "errors.busy", retry_s=1) from error
     except OSError as error:
         raise PageError(507, "plate.no_room", text=error.strerror or "") from error
 

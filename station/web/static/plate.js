@@ -46,6 +46,7 @@ class Viewer {
   build() {
     this.stage = this.section.querySelector(".plate-stage");
     this.stage.classList.add("is-live");
+    this.stage.style.aspectRatio = `${this.picture.columns} / ${1.1 * this.picture.rows}`;
     this.stage.tabIndex = 0;
     this.stage.setAttribute("role", "application");
     this.stage.setAttribute("aria-label", this.section.getAttribute("aria-label"));
@@ -53,8 +54,7 @@ class Viewer {
     this.overlay.className = "is-overlay";
     this.context = this.canvas.getContext("2d", { alpha: false });
     this.marks = this.overlay.getContext("2d");
-    this.tools = this.section.querySelector(".plate-tools");
-    this.tools.hidden = false;
+    for (const tools of this.section.querySelectorAll(".plate-tools")) tools.hidden = false;
     new ResizeObserver(() => this.resize()).observe(this.stage);
     this.resize();
   }
@@ -179,6 +179,7 @@ class Viewer {
   write(text, x, y) {
     const { marks, density } = this;
     marks.font = `600 ${14 * density}px system-ui, sans-serif`;
+    x = Math.max(4 * density, Math.min(x, this.overlay.width - marks.measureText(text).width - 4 * density));
     marks.lineWidth = 4 * density;
     marks.strokeStyle = "#000";
     marks.strokeText(text, x, y);
@@ -312,9 +313,9 @@ class Viewer {
     for (const kind of ["pointerdown", "pointermove", "pointerup", "pointercancel", "pointerleave"]) this.stage.addEventListener(kind, (event) => this.onPointer(event));
     this.stage.addEventListener("keydown", (event) => this.onKey(event));
     document.addEventListener("keydown", (event) => this.onPageKey(event));
-    this.tools.addEventListener("click", (event) => this.onTool(event.target.closest("[data-does]")));
-    this.tools.querySelector("select").addEventListener("change", (event) => this.look(event.target.value));
-    for (const slider of this.tools.querySelectorAll("[data-window]")) slider.addEventListener("input", () => this.setWindow({ [slider.dataset.window]: Number(slider.value) }));
+    this.section.addEventListener("click", (event) => this.onTool(event.target.closest("button[data-does]")));
+    this.section.querySelector("select").addEventListener("change", (event) => this.look(event.target.value));
+    for (const slider of this.section.querySelectorAll("[data-window]")) slider.addEventListener("input", () => this.setWindow({ [slider.dataset.window]: Number(slider.value) }));
     for (const row of this.rows) row.querySelector("a").addEventListener("click", (event) => this.onRow(event, Number(row.dataset.defect)));
   }
 
@@ -466,7 +467,7 @@ class Viewer {
   }
 
   press(name, isOn) {
-    const button = this.tools.querySelector(`[data-does="${name}"]`);
+    const button = this.section.querySelector(`[data-does="${name}"]`);
     if (button) button.setAttribute("aria-pressed", String(isOn));
   }
 
@@ -479,7 +480,7 @@ class Viewer {
   // --- scores of the tiles ---
 
   async toggleHeat() {
-    if (!this.tools.querySelector('[data-does="heat"]')) return;
+    if (!this.section.querySelector('[data-does="heat"]')) return;
     if (!this.heat) {
       const answer = await fetch(`${this.picture.address}/tile-scores`);
       if (!answer.ok) return this.say("says", this.texts.textFailed);
@@ -512,19 +513,19 @@ class Viewer {
 
   look(view) {
     this.tiles.view = view;
-    this.tools.querySelector("select").value = view;
+    this.section.querySelector("select").value = view;
     this.noteChanges();
     this.redraw();
   }
 
   nextView() {
-    const views = [...this.tools.querySelectorAll("select option:not([disabled])")].map((option) => option.value);
+    const views = [...this.section.querySelectorAll("select option:not([disabled])")].map((option) => option.value);
     this.look(views[(views.indexOf(this.tiles.view) + 1) % views.length]);
   }
 
   setWindow(changes) {
     Object.assign(this.window, changes);
-    for (const slider of this.tools.querySelectorAll("[data-window]")) slider.value = this.window[slider.dataset.window];
+    for (const slider of this.section.querySelectorAll("[data-window]")) slider.value = this.window[slider.dataset.window];
     const { brightness, contrast, gamma } = this.window;
     const isChanged = Boolean(brightness || contrast || gamma);
     const steps = 64;
@@ -629,7 +630,7 @@ function colourOf(score) {
 async function waitFor(address) {
   const answer = await fetch(address).catch(() => null);
   if (answer && answer.ok && !(await answer.json()).is_waiting) window.location.reload();
-  else setTimeout(() => waitFor(address), 150);
+  else setTimeout(() => waitFor(address), 80);
 }
 
 for (const waiting of document.querySelectorAll("[data-waits]")) waitFor(waiting.dataset.waits);

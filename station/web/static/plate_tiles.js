@@ -2,6 +2,8 @@
 
 const MOST_AT_ONCE = 6;
 const MOST_KEPT = 320;
+const AGAIN_MS = 5000;
+const BUSY_MS = 400;
 
 export class Tiles {
   constructor(picture, changed) {
@@ -10,7 +12,8 @@ export class Tiles {
     this.view = "recorded";
     this.kept = new Map(); // address -> ImageBitmap, the last used at the end
     this.loading = new Set();
-    this.failed = new Map(); // address -> when
+    this.failed = new Map(); // address -> when it may be asked for again
+    this.isBroken = false;
     this.wanted = [];
   }
 
@@ -42,12 +45,7 @@ export class Tiles {
   }
 
   isBad(address) {
-    const since = this.failed.get(address);
-    return since !== undefined && performance.now() - since < 5000;
-  }
-
-  get isBroken() {
-    return this.failed.size > 0;
+    return performance.now() < (this.failed.get(address) ?? 0);
   }
 
   pump() {
@@ -56,17 +54,28 @@ export class Tiles {
 
   async load(address) {
     this.loading.add(address);
+    let status = 0;
     try {
       const answer = await fetch(address);
-      if (!answer.ok) throw new Error(String(answer.status));
+      status = answer.status;
+      if (!answer.ok) throw new Error(String(status));
       this.keep(address, await createImageBitmap(await answer.blob()));
       this.failed.delete(address);
+      this.isBroken = false;
     } catch {
-      this.failed.set(address, performance.now());
+      this.fail(address, status === 503);
     }
     this.loading.delete(address);
     this.pump();
     this.changed();
+  }
+
+  // A server that is busy is asked again soon; nobody need be told.
+  fail(address, isBusy) {
+    const wait = isBusy ? BUSY_MS : AGAIN_MS;
+    this.failed.set(address, performance.now() + wait);
+    this.isBroken = !isBusy;
+    setTimeout(this.changed, wait + 50);
   }
 
   keep(address, bitmap) {

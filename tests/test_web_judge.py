@@ -1,5 +1,5 @@
-"""Judging on the page, over a real journal process: committed once, or clearly not; done by who may,
-and blind where it must be."""
+"""Judging on the page, over a real journal process: committed once, or clearly not; done by who
+may, and blind where it must be."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_the_common_case_is_one_touch_and_its_undo_a_further_row(
 def test_a_form_without_script_says_the_same(rig: WebRig, ada: PageClient) -> None:
     plate = new_plate(rig)
     seen = panel(ada, plate)
-    fields = {"act": "PASS|use|dirt", "note": "wiped off", "kinds": ["0=scratch"]}
+    fields: Json = {"act": "PASS|use|dirt", "note": "wiped off", "kinds": ["0=scratch"]}
     version = {"supersedes": seen["supersedes"], "nonce": seen["nonce"]}
     answer = ada.send_form(f"/plates/{plate}/review", **fields, **version)
     (row,) = reviews(rig, plate)

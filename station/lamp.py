@@ -42,6 +42,7 @@ from station.lease import (
 from station.lock import LAMP_LOCK, take_lock
 from station.logs import prepare_lines
 from station.outputs import BeltNews, Outputs, PlateResult, parse_word
+from station.page_door import open_door, way_in
 from station.processes import said_figures
 from station.record import Provenance
 from station.systemd import lifeline, notify
@@ -49,6 +50,7 @@ from station.systemd import lifeline, notify
 _TURN_S = 0.25
 """The loop waits this long at most; the watchdog is fed in every turn."""
 _REOPEN_S = 0.5
+_OPS_OF_PAGE = ("status", "test")
 _MAX_CLIENTS = 16
 _MAX_BATCH = 8
 """Messages of one client that are looked at together."""
@@ -89,8 +91,10 @@ class LampAnswer:
 class LampClient:
     """A connection to the lamp process. Used by one thread; `fileno` goes into a selector."""
 
-    def __init__(self, runtime_dir: Path) -> None:
-        self._path = lamp_path(runtime_dir)
+    def __init__(self, runtime_dir: Path, is_page: bool = False) -> None:
+        """`is_page`: through the page's own door, where there is one."""
+        path = lamp_path(runtime_dir)
+        self._path = way_in(path) if is_page else path
         self._channel: Channel | None = None
         self._numbers = itertools.count(1)
         self._answers: list[LampAnswer] = []
@@ -422,6 +426,9 @@ class _Lamp:
             lambda write: _say({"lamp": {"state": write.state, "result_id": write.result_id}}),
         )
         self._listener: Listener | None = None
+        self._door: Listener | None = None
+        self._of_page: set[int] = set()
+        """Numbers of clients of the page's own user: they may ask, and test the light."""
         self._owners = itertools.count(1)
         self._clients: dict[int, Channel] = {}
         """By their numbers in the leases; who was heard last comes last."""
@@ -459,7 +466,14 @@ class _Lamp:
         if descriptor is not None:
             self._selector.register(descriptor, selectors.EVENT_READ, self._starter_gone)
         self._listener = Listener(lamp_path(self._runtime_dir))
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(
+            self._listener, selectors.EVENT_READ, lambda: self._accept(is_page=False)
+        )
+        self._door = open_door(self._listener.path)
+        if self._door is not None:
+            self._selector.register(
+                self._door, selectors.EVENT_READ, lambda: self._accept(is_page=True)
+            )
 
     def _turn(self) -> None:
         for key, _ in self._selector.select(self._until_next_s()):
@@ -502,22 +516,26 @@ class _Lamp:
         self._outputs.revoke()  # at once; closing devices takes its time
         self._light.close()
         self._outputs.close()
-        if self._listener is not None:
-            self._listener.path.unlink(missing_ok=True)
-            self._listener.close()
+        for listener in (self._listener, self._door):
+            if listener is not None:
+                listener.path.unlink(missing_ok=True)
+                listener.close()
         for client in self._clients.values():
             client.close()
 
     # --- the clients ------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        client = self._listener.accept()
+    def _accept(self, is_page: bool) -> None:
+        listener = self._door if is_page else self._listener
+        assert listener is not None
+        client = listener.accept()
         if len(self._clients) >= _MAX_CLIENTS:
             # Who has been silent longest makes room, so that nobody can keep the station out.
             self._drop(next(o for o in self._clients if o != self._claims.holder))
         owner = next(self._owners)
         self._clients[owner] = client
+        if is_page:
+            self._of_page.add(owner)
         self._selector.register(client, selectors.EVENT_READ, lambda: self._serve(owner))
 
     def _serve(self, owner: int) -> None:
@@ -555,6 +573,7 @@ class _Lamp:
 
     def _drop(self, owner: int) -> None:
         client = self._clients.pop(owner)
+        self._of_page.discard(owner)
         self._selector.unregister(client)
         client.close()
         write = self._light.lease.leave(owner)
@@ -563,6 +582,8 @@ class _Lamp:
             self._light.write(write)
 
     def _handle(self, owner: int, body: Json, newest: Show | None) -> Json | None:
+        if owner in self._of_page and body["op"] not in _OPS_OF_PAGE:
+            raise ValueError(f"the page may not {body['op']!r:.40}")
         match body["op"]:
             case "show":
                 return _to_json(self._light.answer(owner, Show.parse(body), newest))

@@ -941,13 +941,13 @@ class Station:
                 )
             )
 
-    def _acknowledge(self, who: str) -> None:
+    def _acknowledge(self, who: str, account: str = "") -> None:
         """A person has seen what was held, and what came too late."""
         self._policy.acknowledge()
         self._set_problem("late", "")
         self._set_problem("serials", "")
         self._set_attention()
-        self._outbox.submit([self._change("ack", who, {})])
+        self._outbox.submit([self._change("ack", who, {}, account)])
 
     # --- part serials, operator, lot, job ---------------------------------------------------------
 
@@ -959,7 +959,7 @@ class Station:
                 self._set_problem("serials", _UNCLAIMED)
                 self._set_attention()
 
-    def _say_given(self, what: str, text: str, who: str) -> str:
+    def _say_given(self, what: str, text: str, who: str, account: str = "") -> str:
         """Something holds for the plates from here on; why it is refused, empty if it is not."""
         name = admit(text) if text else ""
         if isinstance(name, Refused):
@@ -970,7 +970,7 @@ class Station:
             self._serials.given(name)
         else:
             self._given = self._given.saying(what, name)
-        self._outbox.submit([self._change(what, who, {VALUE: name})])
+        self._outbox.submit([self._change(what, who, {VALUE: name}, account)])
         return ""
 
     # --- the lamp process goes and comes ----------------------------------------------------------
@@ -1061,11 +1061,11 @@ class Station:
         else:
             self._policy.clear_fault()
 
-    def _control_command(self, op: str, who: str, text: str) -> Json:
+    def _control_command(self, op: str, who: str, account: str, text: str) -> Json:
         if op == "status":
             return {"ok": True, "status": self.status()}
         if op in SAYINGS:
-            refusal = self._say_given(op, text, who)
+            refusal = self._say_given(op, text, who, account)
             state = {"ok": True, "state": str(self._state)}
             return {"ok": False, "error": refusal} if refusal else state
         if op == "halt":
@@ -1073,17 +1073,18 @@ class Station:
         elif op == "resume" and self._state is StationState.HALTED:
             self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
         elif op == "ack":
-            self._acknowledge(who)
+            self._acknowledge(who, account)
         elif op == "relearn":
             self._say_health(self._health.relearn())
         self._set_fault()
         self._actuation.update(time.monotonic_ns())
         if op != "ack":
-            self._outbox.submit([self._change(op, who, {})])
+            self._outbox.submit([self._change(op, who, {}, account)])
         return {"ok": True, "state": str(self._state)}
 
-    def _change(self, what: str, who: str, detail: dict[str, str]) -> ChangeBody:
-        return ChangeBody(station_id=self._settings.station.id, what=what, who=who, detail=detail)
+    def _change(self, what: str, who: str, detail: dict[str, str], account: str = "") -> ChangeBody:
+        said = {"what": what, "who": who, "detail": detail, "account": account}
+        return ChangeBody.model_validate({"station_id": self._settings.station.id, **said})
 
     def status(self) -> Json:
         """What the station is doing now."""

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import httpx
 import pytest
-from web_rig import WebRig, running_journal, web_rig
+from station_rig import Rig, children, vqi
+from web_rig import WebRig, running_journal, running_web, web_rig
 
+from station.config import ConfigError, WebSettings, load_configuration
 from station.record import ReviewBody, Verdict
+from station.web.certificates import TlsFiles, expiry_warning, make_certificate, tls_files
 from station.web.errors import PageError
 from station.web.roles import Person, Role
+from station.web.server import refusal
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +87,120 @@ def test_a_row_is_committed_and_says_who(rig: WebRig) -> None:
         assert rig.web.submit([row], who) == numbers, "sent again it is the same row"
     with pytest.raises(PageError, match="journal_away"):
         rig.web.submit([row], who)
+
+
+# --- the process ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("web", "said"),
+    [
+        ('host = "0.0.0.0"', "--make-certificate"),
+        ('host = "0.0.0.0"\ntls_cert_file = "a"', "belong together"),
+        ('public_url = "http://vqi.plant"', "https://"),
+        ('public_url = "https://vqi.plant/page"', "public_url"),
+        ('languages = ["fr"]', "languages"),
+        ('allowed_hosts = ["http://a"]', "allowed_hosts"),
+    ],
+)
+def test_what_must_not_be_shown_is_refused_with_what_to_do(
+    tmp_path: Path, web: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load_configuration(str(Rig(tmp_path, tables=f"[web]\n{web}\n").write()))
+
+
+def test_others_reach_no_page_at_which_nobody_can_sign_in() -> None:
+    files = {"tls_cert_file": "cert.pem", "tls_key_file": "key.pem"}
+    for given in (
+        {"host": "0.0.0.0", **files},
+        {"public_url": "https://vqi.plant"},
+    ):
+        settings = WebSettings.model_validate(given)
+        assert "vqi user add" in refusal(settings, has_users=False)
+        assert not refusal(settings, has_users=True)
+    assert not refusal(WebSettings(), has_users=False)
+    assert not refusal(WebSettings.model_validate(files), has_users=False)
+
+
+def test_certificates_that_cannot_serve_are_named(tmp_path: Path) -> None:
+    make_certificate(tmp_path / "a", [], datetime.now(UTC))
+    make_certificate(tmp_path / "b", [], datetime.now(UTC))
+    for cert, key, said in (
+        (tmp_path / "none.pem", tmp_path / "a" / "key.pem", "cannot be read"),
+        (tmp_path / "a" / "cert.pem", tmp_path / "b" / "key.pem", "do not serve"),
+        (tmp_path / "a" / "key.pem", tmp_path / "a" / "key.pem", "do not serve"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            tls_files(WebSettings(tls_cert_file=cert, tls_key_file=key))
+    made = tmp_path / "a" / "cert.pem"
+    assert not expiry_warning(made, datetime.now(UTC))
+    assert str(made) in expiry_warning(made, datetime.now(UTC) + timedelta(days=800))
+
+
+def test_files_without_a_folder_are_the_units_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_certificate(tmp_path, [], datetime.now(UTC))
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    found = tls_files(WebSettings(tls_cert_file=Path("cert.pem"), tls_key_file=Path("key.pem")))
+    assert found == TlsFiles(tmp_path / "cert.pem", tmp_path / "key.pem")
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = vqi("web", "--config", str(Rig(tmp_path, tables=f"[web]\nport = {port}\n").write()))
+    assert (done.returncode, done.stdout) == (78, "")
+    assert "cannot be listened at" in done.stderr
+
+
+def test_a_self_made_certificate_serves_under_the_machines_names(tmp_path: Path) -> None:
+    made = vqi(
+        "web", "--make-certificate", str(tmp_path / "tls"), "--name", "line-1.plant", "--json"
+    )
+    files = json.loads(made.stdout)
+    assert Path(files["tls_key_file"]).stat().st_mode & 0o777 == 0o600
+    with pytest.raises(FileExistsError):
+        make_certificate(tmp_path / "tls", [], datetime.now(UTC))
+    keys = "".join(f'{key} = "{files[key]}"\n' for key in ("tls_cert_file", "tls_key_file"))
+    hosts = 'allowed_hosts = ["line-1.plant"]\nport = 0\n'
+    config = Rig(tmp_path, tables=f"[web]\n{keys}{hosts}").write()
+    context = ssl.create_default_context(cafile=files["tls_cert_file"])
+    with running_web(config) as (url, _), httpx.Client(verify=context) as client:
+        answer = client.get(f"{url}/nothing")
+        assert answer.status_code == 404
+        assert answer.headers["strict-transport-security"]
+        cookie = answer.headers["set-cookie"]
+        assert cookie.startswith("__Host-vqi-visit=")
+        assert {"Secure", "HttpOnly", "SameSite=strict", "Path=/"} <= set(cookie.split("; "))
+        named = client.get(f"{url}/nothing", headers={"host": "line-1.plant"})
+        assert named.status_code == 404, "by a name that the configuration allows"
+        with client.stream("GET", url) as held:
+            stream = held.extensions["network_stream"]
+            shown = stream.get_extra_info("ssl_object").getpeercert()
+    assert ("DNS", "line-1.plant") in shown["subjectAltName"]
+
+
+@pytest.mark.long
+def test_a_run_shows_the_page_says_where_and_replaces_it(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, tables="[web]\nport = 0\n")
+    config = str(rig.write())
+    command = [sys.executable, "-P", "-m", "station.cli", "run", "--config", config, "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    try:
+        first = next(url for line in process.stdout if (url := json.loads(line).get("web")))
+        assert httpx.get(f"{first}health").status_code in (200, 503)
+        os.kill(children(process.pid)["web"], signal.SIGKILL)
+        second = next(url for line in process.stdout if (url := json.loads(line).get("web")))
+        assert httpx.get(f"{second}health").status_code in (200, 503)
+        assert rig.status()["state"] == "OPERATIONAL"
+    finally:
+        process.terminate()
+        process.stdout.read()
+        process.stdout.close()
+        assert process.wait(30.0) == 0
+    assert not rig.rows("downtime")[1:], "the station ran on"

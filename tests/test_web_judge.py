@@ -1,5 +1,5 @@
-"""Judging on the page, over a real journal process: committed once, or clearly not; done by who may,
-and blind where it must be."""
+"""Judging on the page, over a real journal process: committed once, or clearly not; done by who
+may, and blind where it must be."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import secrets
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -139,7 +139,7 @@ def test_the_common_case_is_one_touch_and_its_undo_a_further_row(
 def test_a_form_without_script_says_the_same(rig: WebRig, ada: PageClient) -> None:
     plate = new_plate(rig)
     seen = panel(ada, plate)
-    fields = {"act": "PASS|use|dirt", "note": "wiped off", "kinds": ["0=scratch"]}
+    fields: Json = {"act": "PASS|use|dirt", "note": "wiped off", "kinds": ["0=scratch"]}
     version = {"supersedes": seen["supersedes"], "nonce": seen["nonce"]}
     answer = ada.send_form(f"/plates/{plate}/review", **fields, **version)
     (row,) = reviews(rig, plate)
@@ -265,51 +265,39 @@ def test_a_plate_that_there_is_not_is_not_judged(rig: WebRig, ada: PageClient) -
 # --- the journal at that moment -------------------------------------------------------------------
 
 
-@pytest.fixture
-def line(tmp_path: Path) -> Iterator[WebRig]:
-    """A page whose journal process may be killed."""
-    with web_rig(tmp_path, plates=4) as rig:
-        yield rig
+def test_without_a_journal_nothing_is_written_and_one_that_is_killed_writes_once(
+    tmp_path: Path,
+) -> None:
+    """The same review, sent again and again by the same form."""
+    with web_rig(tmp_path, plates=4) as line:
+        ada, plate = line.client_of(Role.REVIEWER, "ada"), line.plates[1]
+        body, address = said(panel(ada, plate)), f"/plates/{plate}/review.json"
+        answer = ada.send_json(address, body)
+        assert (answer.status_code, answer.json()["key"]) == (503, "errors.journal_away")
+        assert reviews(line, plate) == []
+        with running_journal(line.station) as process:
+            before = _stopped(line, process.pid)
+            with ThreadPoolExecutor(1) as pool:
+                sending = pool.submit(ada.send_json, address, body)
+                try:
+                    until(lambda: ends(line) > before, "page that waits for its journal")
+                finally:
+                    os.kill(process.pid, signal.SIGKILL)
+                process.wait()
+                with running_journal(line.station):
+                    answer = sending.result(30.0)
+                    again = ada.send_json(address, body)
+        assert answer.status_code == again.status_code == 200, answer.text
+        assert [one["seq"] for one in reviews(line, plate)] == [answer.json()["seq"]]
+        assert again.json()["seq"] == answer.json()["seq"]
+        with Reader(line.station.journal) as reader:
+            assert verify(reader).findings == []
 
 
-def test_without_a_journal_nothing_is_written_and_sending_again_is_safe(line: WebRig) -> None:
-    ada, plate = line.client_of(Role.REVIEWER, "ada"), line.plates[1]
-    body = said(panel(ada, plate))
-    answer = ada.send_json(f"/plates/{plate}/review.json", body)
-    assert (answer.status_code, answer.json()["key"]) == (503, "errors.journal_away")
-    assert reviews(line, plate) == []
-    with running_journal(line.station):
-        numbers = {ada.send_json(f"/plates/{plate}/review.json", body).json()["seq"]
-                   for _ in range(2)}  # fmt: skip
-    assert numbers == {one["seq"] for one in reviews(line, plate)}
-
-
-def test_a_journal_killed_with_the_review_in_its_hands_writes_it_once(line: WebRig) -> None:
-    ada, plate = line.client_of(Role.REVIEWER, "ada"), line.plates[1]
-    body, answers = said(panel(ada, plate)), list[httpx.Response]()
-    with running_journal(line.station) as process:
-        os.kill(process.pid, signal.SIGSTOP)
-        before = ends(line)
-        sending = in_background(lambda: answers.append(
-            ada.send_json(f"/plates/{plate}/review.json", body)
-        ))  # fmt: skip
-        try:
-            until(lambda: ends(line) > before, "page that waits for its journal")
-        finally:
-            os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-        with running_journal(line.station):
-            sending.join(30.0)
-    assert answers[0].status_code == 200, answers[0].text
-    assert [one["seq"] for one in reviews(line, plate)] == [answers[0].json()["seq"]]
-    with Reader(line.station.journal) as reader:
-        assert verify(reader).findings == []
-
-
-def in_background(work: Callable[[], object]) -> threading.Thread:
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    return thread
+def _stopped(line: WebRig, pid: int) -> int:
+    """Hold the journal process still; how many ends of connections there are then."""
+    os.kill(pid, signal.SIGSTOP)
+    return ends(line)
 
 
 def ends(line: WebRig) -> int:
@@ -327,7 +315,7 @@ class Wire:
         self._path.rename(self._real)
         self.lost = lost
         self._listener = Listener(self._path)
-        self._thread = in_background(self._run)
+        threading.Thread(target=self._run, daemon=True).start()
 
     def _run(self) -> None:
         with contextlib.suppress(OSError, PeerGone):
@@ -347,22 +335,24 @@ class Wire:
         self._real.rename(self._path)
 
 
-def test_a_lost_answer_is_asked_for_again_and_one_row(line: WebRig) -> None:
-    ada, plate = line.client_of(Role.REVIEWER, "ada"), line.plates[1]
+def test_a_lost_answer_is_asked_for_again_and_one_row(rig: WebRig, ada: PageClient) -> None:
+    plate = new_plate(rig)
     body = said(panel(ada, plate))
-    with running_journal(line.station), contextlib.closing(Wire(line, lost=1)) as wire:
+    with contextlib.closing(Wire(rig, lost=1)) as wire:
         answer = ada.send_json(f"/plates/{plate}/review.json", body)
         assert wire.lost == 0
-    assert [one["seq"] for one in reviews(line, plate)] == [answer.json()["seq"]]
+    assert [one["seq"] for one in reviews(rig, plate)] == [answer.json()["seq"]]
 
 
 @pytest.mark.long
-def test_a_journal_that_never_answers_is_not_asked_where_the_log_knows(line: WebRig) -> None:
-    ada, plate = line.client_of(Role.REVIEWER, "ada"), line.plates[1]
+def test_a_journal_that_never_answers_is_not_asked_where_the_log_knows(
+    rig: WebRig, ada: PageClient
+) -> None:
+    plate = new_plate(rig)
     body = said(panel(ada, plate))
-    with running_journal(line.station), contextlib.closing(Wire(line, lost=10**6)):
+    with contextlib.closing(Wire(rig, lost=10**6)):
         answer = ada.send_json(f"/plates/{plate}/review.json", body)
-        assert [one["seq"] for one in reviews(line, plate)] == [answer.json()["seq"]]
+    assert [one["seq"] for one in reviews(rig, plate)] == [answer.json()["seq"]]
 
 
 # --- who may --------------------------------------------------------------------------------------

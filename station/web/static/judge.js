@@ -87,7 +87,20 @@ function refused(form, text) {
 async function done(form, committed) {
   const panel = form.closest(".judge");
   if (!panel || committed.address.startsWith("/open")) return location.assign(committed.address);
+  // What was hidden of a sample is shown by another page than this one.
+  if (panel.dataset.blind) return location.reload();
   await show(panel, committed.address);
+  await renew(".plate-judged");
+}
+
+// Elsewhere on the plate's page, what it says of the verdict.
+async function renew(place) {
+  const old = document.querySelector(place);
+  if (!old) return;
+  const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
+  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+  const fresh = page.querySelector(place);
+  if (answer.ok && fresh) old.replaceWith(fresh);
 }
 
 async function show(panel, address) {
@@ -98,7 +111,7 @@ async function show(panel, address) {
     if (answer.ok && fresh) {
       panel.replaceWith(fresh);
       prepare(fresh);
-      fresh.dispatchEvent(new CustomEvent("judged", { bubbles: true }));
+      fresh.querySelector(".judge-done")?.focus();
       return;
     }
   } catch {

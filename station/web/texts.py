@@ -51,7 +51,7 @@ def _leaves(prefix: str, table: Mapping[str, Any]) -> Iterable[tuple[str, Mappin
 
 @dataclass(frozen=True, slots=True)
 class Translator:
-    """`t("part.key", name=value)` in one language."""
+    """`t(key, name=value)` in one language."""
 
     language: str
 

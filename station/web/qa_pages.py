@@ -173,7 +173,7 @@ def _ninth(name: str, size_mm: tuple[float, float]) -> str:
 
 def _address(query: Choice, clock: Clock, more: Json) -> str:
     """Of the plates that a choice and some filters more have in common."""
-    return f"/plates?{plain(query).model_copy(update=more).query(clock)}"
+    return f"/plates?{plain(query).model_copy(update=more).query(clock)}".removesuffix("?")
 
 
 # --- charts -------------------------------------------------------------------------------------
@@ -335,7 +335,8 @@ def _cells(query: MapQuery, clock: Clock, found: HeatMap) -> list[Json]:
     base = _address(query, clock, {})
     if query.place is not None:
         return found.rows()
-    return [row | {"plates": f"{base}&place={_cell(row, found.cell_mm)}"} for row in found.rows()]
+    base += "&place=" if "?" in base else "?place="
+    return [row | {"plates": base + _cell(row, found.cell_mm)} for row in found.rows()]
 
 
 def _cell(row: Json, side: float) -> str:

@@ -5,7 +5,7 @@ both say the same figures under the same names.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,12 @@ from station.questions import (
     Questions,
     Selection,
     audit_select,
+    defect_counts_select,
     defects_select,
     open_samples_select,
     reviewed_select,
+    size_number,
+    zone_number,
 )
 from station.record import Reason, Verdict
 from station.tables import DEFECT
@@ -78,20 +81,25 @@ def reasons(reader: Reader, selection: Selection) -> Counter[str]:
 
 def defects(reader: Reader, selection: Selection, of: Of, recipe: str | None) -> Counter[str]:
     """Of which kind, size or zone; `recipe` is the file of the active one. Raises `ConfigError`."""
-    from station.quality import size_class, zone
+    size_mm = (0.0, 0.0)
+    if of is Of.ZONE:
+        places = () if recipe else reader.ask(defects_select(selection, *PLACES))
+        size_mm = plate_size_mm(recipe, places)
+    return defects_on(reader, selection, of, size_mm)
 
-    columns = {
-        Of.KIND: (DEFECT.c.kind,),
-        Of.SIZE: (DEFECT.c.w_mm, DEFECT.c.h_mm),
-        Of.ZONE: PLACES,
-    }[of]
-    rows = reader.ask(defects_select(selection, *columns))
+
+def defects_on(reader: Reader, selection: Selection, of: Of, size_mm: Size) -> Counter[str]:
+    """As `defects`, on plates of a size."""
+    from station.quality import SIZE_CLASSES_MM, SIZE_NAMES, ZONE_NAMES
+
     if of is Of.KIND:
-        return Counter(row.kind or "not named" for row in rows)
-    if of is Of.SIZE:
-        return Counter(size_class(row.w_mm, row.h_mm) for row in rows)
-    size_mm = plate_size_mm(recipe, rows)
-    return Counter(zone(row.x_mm, row.y_mm, size_mm) for row in rows)
+        rows = reader.ask(defect_counts_select(selection, DEFECT.c.kind))
+        return Counter({row.key or "not named": row.defects for row in rows})
+    is_size = of is Of.SIZE
+    key = size_number(SIZE_CLASSES_MM) if is_size else zone_number(size_mm)
+    names = SIZE_NAMES if is_size else ZONE_NAMES
+    rows = reader.ask(defect_counts_select(selection, key))
+    return Counter({"unknown" if row.key < 0 else names[row.key]: row.defects for row in rows})
 
 
 def plate_size_mm(recipe: str | None, rows: Sequence[Any]) -> Size:
@@ -174,13 +182,36 @@ def _rate(name: str, rate: Rate) -> Json:
 # --- quality ------------------------------------------------------------------------------------
 
 
-def qualities(reader: Reader, selection: Selection) -> Iterator[Json]:
+Judged = tuple[str, int, str, str, int]
+"""Stratum, what was counted, and how many."""
+
+
+def judged_plates(reader: Reader, part: Selection) -> list[Judged]:
+    """Audit samples and FAILs, by what a person said of them."""
+    return [
+        (
+            row.recipe,
+            row.recipe_version,
+            row.provenance,
+            f"{name} {row.reviewed_verdict}",
+            row.plates,
+        )
+        for select, name in ((audit_select, "audit"), (_reviewed_fails, "fail"))
+        for row in reader.ask(select(part, STRATUM))
+    ]
+
+
+def qualities(
+    reader: Reader,
+    selection: Selection,
+    judged_of: Callable[[Reader, Selection], Iterable[Judged]] = judged_plates,
+) -> Iterator[Json]:
     """What reviews say of the verdicts, by recipe and rate of the audit, each with its interval at
-    95 %."""
+    95 %. `judged_of`: who may know `judged_plates` already."""
     shares = _shares(reader)
     tallies: defaultdict[tuple[Any, ...], Counter[str]] = defaultdict(Counter)
     for part, drawn_at in _parts(selection, shares):
-        for row in _counted(reader, part):
+        for row in (*_verdicts(reader, part), *judged_of(reader, part)):
             key = (row[0], row[1], row[2])
             rate = drawn_at.get((row[0], row[1]))
             tallies[*key, rate][row[3]] += row[4]
@@ -223,14 +254,9 @@ def _parts(
             yield replace(part, until=until_or_none), drawn_at
 
 
-def _counted(reader: Reader, part: Selection) -> Iterable[tuple[str, int, str, str, int]]:
-    """Stratum, what was counted, and how many."""
+def _verdicts(reader: Reader, part: Selection) -> Iterable[Judged]:
     for row in Questions(reader.ask).counts(part, *STRATUM, "verdict"):
         yield row.recipe, row.recipe_version, row.provenance, row.verdict, row.plates
-    for select, prefix in ((audit_select, "audit"), (_reviewed_fails, "fail")):
-        for row in reader.ask(select(part, STRATUM)):
-            name = f"{prefix} {row.reviewed_verdict}"
-            yield row.recipe, row.recipe_version, row.provenance, name, row.plates
 
 
 def _reviewed_fails(selection: Selection, by: Sequence[str]) -> Any:

@@ -7,6 +7,8 @@ time take whole hours from the sums and the two broken hours at its ends from th
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
@@ -19,6 +21,7 @@ from sqlalchemy import (
     String,
     Table,
     and_,
+    case,
     desc,
     func,
     literal,
@@ -214,6 +217,32 @@ def defects_select(selection: Selection, *columns: ColumnElement[Any]) -> Select
         .where(plate_conditions(selection), _defect_conditions(selection))
         .where(_may_have_defects())
     )
+
+
+def defect_counts_select(selection: Selection, key: ColumnElement[Any]) -> Select[Any]:
+    """How many defects of a selection there are of each `key`."""
+    return defects_select(selection, key.label("key"), func.count().label("defects")).group_by(key)
+
+
+def size_number(ends_mm: Sequence[float]) -> ColumnElement[int]:
+    """Which class a defect's longer side lies in, by their upper ends; -1 where it is not known."""
+    w, h = DEFECT.c.w_mm, DEFECT.c.h_mm
+    passed = [case((or_(w >= end, h >= end), 1), else_=0) for end in ends_mm]
+    return case((or_(w.is_(None), h.is_(None)), -1), else_=_total(passed))
+
+
+def zone_number(size_mm: tuple[float, float]) -> ColumnElement[int]:
+    """Which ninth of a plate a defect's centre lies in, three a row; -1 where it is not known."""
+    x, y = DEFECT.c.x_mm, DEFECT.c.y_mm
+    across, along = (
+        _total([case((3 * place / size >= third, 1), else_=0) for third in (1, 2)])
+        for place, size in zip((x, y), size_mm, strict=True)
+    )
+    return case((or_(x.is_(None), y.is_(None)), -1), else_=3 * along + across)
+
+
+def _total(parts: Sequence[ColumnElement[int]]) -> ColumnElement[int]:
+    return functools.reduce(operator.add, parts)
 
 
 def _is_of_plate() -> ColumnElement[bool]:

@@ -20,6 +20,7 @@ import httpx
 import pytest
 from hostile_texts import STORABLE
 from log_maker import LogMaker
+from PIL import Image
 from station_rig import wait_until
 from test_cli_questions import defect, review
 from test_qms import opened, result
@@ -29,10 +30,11 @@ from web_rig import PageClient, WebRig, web_rig
 from station.cli.log import app
 from station.config import ShiftSettings
 from station.export_rows import for_spreadsheet
-from station.qms import DATABASE, Store
+from station.qms import DATABASE, IMAGES, Store
 from station.record import Body, Provenance, Verdict, result_id
 from station.schema import TRIGGERS
 from station.web.qa_choice import Choice, Clock, Range
+from station.web.qa_jobs import Jobs, State, jobs_of
 from station.web.roles import Role
 
 Json = dict[str, Any]
@@ -376,6 +378,22 @@ def test_every_chart_is_a_picture(viewer: PageClient, path: str) -> None:
         assert viewer.get(f"/{path}?lot=none").status_code == 404
 
 
+def test_a_plate_has_a_small_picture(tmp_path: Path) -> None:
+    with web_rig(tmp_path, plates=2) as rig:
+        viewer, name = rig.client(), rig.plates[1]
+        assert f"/plates/{name}/thumbnail.jpg" in viewer.get("/plates").text
+        answer = viewer.get(f"/plates/{name}/thumbnail.jpg")
+        with Image.open(io.BytesIO(answer.content)) as picture:
+            assert (picture.format, max(picture.size)) == ("JPEG", 192)
+        again = {"if-none-match": answer.headers["etag"]}
+        assert viewer.get(f"/plates/{name}/thumbnail.jpg", headers=again).status_code == 304
+        for path in (rig.station.journal / IMAGES).glob("??/*"):
+            target = path.rename(tmp_path / path.name)
+            path.symlink_to(target)
+        assert viewer.get(f"/plates/{name}/thumbnail.jpg").status_code == 404
+        assert viewer.get("/plates/none/thumbnail.jpg").status_code == 404
+
+
 # --- exports --------------------------------------------------------------------------------------
 
 
@@ -425,6 +443,25 @@ def test_a_large_export_is_the_command_s_file(rig: WebRig, tmp_path: Path) -> No
     config = str(rig.station.folder / "station.toml")
     checked = CliRunner().invoke(app, ["verify", "--config", config, "--export", str(path)])
     assert checked.exit_code == 0, checked.output
+
+
+def test_a_job_can_be_given_up_and_nothing_of_it_stays(rig: WebRig) -> None:
+    """While it is made, nobody else's is; what a page's process before left is told apart."""
+    vera, other = (rig.client_of(Role.REVIEWER, name) for name in ("vera", "otto"))
+    begun = vera.send_json("/exports.json", {"format": "xlsx"}).json()
+    refused = other.send_json("/exports.json", {"format": "csv"})
+    assert (refused.status_code, refused.json()["key"]) == (409, "qa.runs_already_export")
+    assert other.send_json(f"/exports/{begun['id']}/cancel.json", {}).status_code == 403
+    assert vera.send_form(f"/exports/{begun['id']}/cancel").status_code == 303
+    ended = finished(vera, "/exports.json", lambda page: page["exports"][0])
+    jobs = jobs_of(rig.web)
+    folder = jobs.folder_of(jobs.get(begun["id"]))
+    assert ended["state"] == "cancelled"
+    wait_until(lambda: [one.name for one in folder.iterdir()] == ["job.json"], 30.0, "tidied")
+    assert vera.get(f"/exports/{begun['id']}/file").status_code == 404
+    said = json.loads((folder / "job.json").read_text())
+    (folder / "job.json").write_text(json.dumps(said | {"state": "running"}))
+    assert Jobs(folder.parent).get(begun["id"]).state is State.INTERRUPTED
 
 
 def test_who_may_have_what_made(rig: WebRig, viewer: PageClient) -> None:

@@ -1,29 +1,42 @@
-"""QA's figures at the price of what is new: what hours that are over say of defects is kept.
+"""QA's figures at the price of what is new: what hours that are over say is kept.
 
-The defects of a long log are read in a tenth of a second and more; so their sums up to the hour
-that runs are kept, by everything that they depend on, and only the defects since are read.
+The defects of a long log, and what people said of its plates, are read in a tenth of a second and
+more; so their sums up to the hour that runs are kept, by everything that they depend on, and only
+what came since is read.
 """
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import func, select, text
 
-from station.answers import PLACES, ChartKind, Json, Of, Size, reasons
-from station.charts import Chart, Group, chart
+from station.answers import (
+    PLACES,
+    ChartKind,
+    Json,
+    Judged,
+    Of,
+    Size,
+    defects_on,
+    judged_plates,
+    qualities,
+    reasons,
+)
+from station.charts import Chart, Group, Point, chart
 from station.config import ConfigError
 from station.heat_map import HeatMap, heat_map
 from station.log_reader import Reader
-from station.quality import ParetoRow, pareto, size_class, zone
+from station.quality import ParetoRow, pareto
 from station.questions import Selection, defects_select
 from station.recipes import active_recipe
-from station.tables import DEFECT, HOURLY, PLATE
+from station.tables import HOURLY, PLATE
 from station.web.context import Web
 from station.web.errors import PageError
 
@@ -39,18 +52,30 @@ class Kept(Generic[T]):
 
     _found: OrderedDict[Hashable, T] = field(default_factory=OrderedDict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _making: threading.Lock = field(default_factory=threading.Lock)
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        found = self._look_up(key)
+        if found:
+            return found[0]
+        with self._making:
+            found = self._look_up(key) or [make()]
         with self._lock:
-            if key not in self._found:
-                self._found[key] = make()
-            self._found.move_to_end(key)
+            self._found[key] = found[0]
             if len(self._found) > _KEPT:
                 self._found.popitem(last=False)
-            return self._found[key]
+        return found[0]
+
+    def _look_up(self, key: Hashable) -> list[T]:
+        """What is kept, or nothing."""
+        with self._lock:
+            if key not in self._found:
+                return []
+            self._found.move_to_end(key)
+            return [self._found[key]]
 
 
-_defects: Kept[Counter[Any]] = Kept()
+_kept: Kept[Any] = Kept()
 
 
 def plate_size_mm(web: Web) -> Size:
@@ -66,48 +91,53 @@ def pareto_rows(reader: Reader, selection: Selection, of: Of, size_mm: Size) -> 
     """As `vqi log pareto`."""
     if of is Of.REASON:
         return pareto(reasons(reader, selection))
-    return pareto(_counted(reader, selection, of.value, _NAMERS[of](size_mm), size_mm))
+    key = (of, size_mm if of is Of.ZONE else None)
+
+    def read(part: Selection) -> Counter[str]:
+        return defects_on(reader, part, of, size_mm)
+
+    return pareto(_in_two_parts(reader, selection, key, read, operator.add))
 
 
 def map_of(reader: Reader, selection: Selection, size_mm: Size, cell_mm: float) -> HeatMap:
     """As `vqi log heat-map`."""
-    places: Counter[Any] = _counted(reader, selection, "place", _PLACE, size_mm)
-    return heat_map(places.elements(), size_mm, cell_mm)
+
+    def read(part: Selection) -> HeatMap:
+        return heat_map(reader.ask(defects_select(part, *PLACES)), size_mm, cell_mm)
+
+    def add(kept: HeatMap, new: HeatMap) -> HeatMap:
+        return replace(kept, counts=kept.counts + new.counts, beside=kept.beside + new.beside)
+
+    return _in_two_parts(reader, selection, ("map", size_mm, cell_mm), read, add)
 
 
-@dataclass(frozen=True, slots=True)
-class _Namer:
-    """What of defects is counted: columns of theirs, and what they come to."""
+def quality_rows(reader: Reader, selection: Selection) -> list[Json]:
+    """As `vqi log quality`."""
 
-    columns: tuple[Any, ...]
-    name: Callable[[Any], Any]
+    def judged_of(_: Reader, part: Selection) -> list[Judged]:
+        def read(one: Selection) -> list[Judged]:
+            return judged_plates(reader, one)
 
+        return _in_two_parts(reader, part, ("judged",), read, operator.add)
 
-_NAMERS: dict[Of, Callable[[Size], _Namer]] = {
-    Of.KIND: lambda _: _Namer((DEFECT.c.kind,), lambda row: row[0] or "not named"),
-    Of.SIZE: lambda _: _Namer((DEFECT.c.w_mm, DEFECT.c.h_mm), lambda row: size_class(*row)),
-    Of.ZONE: lambda size_mm: _Namer(PLACES, lambda row: zone(row[0], row[1], size_mm)),
-}
-_PLACE = _Namer(PLACES, tuple)
+    return list(qualities(reader, selection, judged_of))
 
 
-def _counted(
-    reader: Reader, selection: Selection, what: str, namer: _Namer, size_mm: Size
-) -> Counter[Any]:
-    """Defects of a selection, by what they come to."""
-
-    def read(part: Selection) -> Counter[Any]:
-        rows = reader.ask(defects_select(part, *namer.columns))
-        return Counter(map(namer.name, rows))
-
+def _in_two_parts(
+    reader: Reader,
+    selection: Selection,
+    key: tuple[Any, ...],
+    read: Callable[[Selection], T],
+    add: Callable[[T, T], T],
+) -> T:
+    """What `read` says of a selection: of the hours that are over it is kept."""
     hour = _running_hour(reader)
     if hour is None or (selection.since or "") >= hour:
         return read(selection)
     is_over = selection.until is not None and selection.until <= hour
     over = selection if is_over else replace(selection, until=hour)
-    key = (what, over, size_mm, *_state(reader, hour))
-    kept = _defects.get(key, lambda: read(over))
-    return kept if is_over else kept + read(replace(selection, since=hour))
+    kept: T = _kept.get((*key, over, *_state(reader, hour)), lambda: read(over))
+    return kept if is_over else add(kept, read(replace(selection, since=hour)))
 
 
 def _running_hour(reader: Reader) -> str | None:
@@ -143,4 +173,8 @@ def _chart(kind: Any, groups: tuple[Group, ...], with_false_alarms: bool) -> Cha
 
 def chart_rows(found: Chart) -> list[Json]:
     """As the command gives them."""
-    return [asdict(point) | {"rules": list(point.rules)} for point in found.points]
+    names = [one.name for one in fields(Point)]
+    return [
+        {name: getattr(point, name) for name in names} | {"rules": list(point.rules)}
+        for point in found.points
+    ]

@@ -68,9 +68,9 @@ class Job:
 
 
 def state_folder(web: Web) -> Path:
-    """Where the page's process keeps what it makes: its unit's, or beside the runtime's."""
+    """Where the page's process keeps what it makes: its unit's folder, or one beside the log's."""
     given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    return Path(given or web.configuration.value.station.runtime_dir / "web-state") / "qa"
+    return Path(given or web.configuration.value.journal.directory.parent / "web") / "qa"
 
 
 class Jobs:
@@ -178,7 +178,9 @@ class Jobs:
         # Also what it started itself.
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        status = process.wait()
+        if status < 0 and "result" not in said:
+            said = {"error": f"its process was killed by signal {-status}; is memory short?"}
         self._settle(job_id, said)
 
     def _settle(self, job_id: str, said: Json) -> None:

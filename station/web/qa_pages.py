@@ -21,7 +21,6 @@ from station.answers import (
     Of,
     groups,
     open_samples,
-    qualities,
     yields,
 )
 from station.charts import Chart
@@ -43,6 +42,7 @@ from station.web.qa_figures import (
     map_of,
     pareto_rows,
     plate_size_mm,
+    quality_rows,
 )
 
 router = WebRouter()
@@ -173,7 +173,7 @@ def _ninth(name: str, size_mm: tuple[float, float]) -> str:
 
 def _address(query: Choice, clock: Clock, more: Json) -> str:
     """Of the plates that a choice and some filters more have in common."""
-    return f"/plates?{plain(query).model_copy(update=more).query(clock)}"
+    return f"/plates?{plain(query).model_copy(update=more).query(clock)}".removesuffix("?")
 
 
 # --- charts -------------------------------------------------------------------------------------
@@ -335,7 +335,8 @@ def _cells(query: MapQuery, clock: Clock, found: HeatMap) -> list[Json]:
     base = _address(query, clock, {})
     if query.place is not None:
         return found.rows()
-    return [row | {"plates": f"{base}&place={_cell(row, found.cell_mm)}"} for row in found.rows()]
+    base += "&place=" if "?" in base else "?place="
+    return [row | {"plates": base + _cell(row, found.cell_mm)} for row in found.rows()]
 
 
 def _cell(row: Json, side: float) -> str:
@@ -392,18 +393,17 @@ def quality(web: Web, query: Annotated[Choice, Query()]) -> QualityPage:
     defective plates that escape; each with its interval at 95 %."""
     with web.reader() as reader:
         said, selection = asked(web, reader, query, Clock.of(web))
-        return QualityPage(
-            asked=said,
-            rows=list(qualities(reader, selection)),
-            samples=open_samples(reader, selection, _SAMPLES),
-        )
+        rows = quality_rows(reader, selection)
+        is_open = any(row["audit_open"] for row in rows)
+        samples = open_samples(reader, selection, _SAMPLES) if is_open else []
+        return QualityPage(asked=said, rows=rows, samples=samples)
 
 
 @router.data("/quality.csv", media_type="text/csv")
 def quality_csv(web: Web, query: Annotated[Choice, Query()]) -> Response:
     """The same as a table."""
     with web.reader() as reader:
-        rows = list(qualities(reader, query.selection(Clock.of(web))))
+        rows = quality_rows(reader, query.selection(Clock.of(web)))
     return csv_file(rows, web, "quality")
 
 

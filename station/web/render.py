@@ -46,6 +46,12 @@ def environment() -> Environment:
     )
 
 
+def warm_up() -> None:
+    """Compiles every template, which the first to look at each page would wait for."""
+    for name in environment().list_templates(extensions=["html"]):
+        environment().get_template(name)
+
+
 @dataclass(frozen=True, slots=True)
 class MenuEntry:
     """A page that the navigation names."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from station.web.context import Web
 from station.web.frontier import MAX_HEAD_BYTES
 from station.web.live import Poller
 from station.web.people import StationPeople
+from station.web.render import warm_up
 
 _LOG = get_logger("web")
 _HEAD_LIMIT_S = 10.0
@@ -100,6 +102,9 @@ def serve(loaded: Loaded[Configuration], tell: Callable[[str], None]) -> int:
         return EX_CONFIG
     # It tells of starts and stops; what it warns of is worth a line.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    warm_up()
+    # What is there now stays: the collector looking through it again and again held pages up.
+    gc.freeze()
     server.run(sockets=[listening])
     return 0
 

@@ -96,6 +96,12 @@ async function showChart(place) {
   if (!answer.ok) return;
   const found = await answer.json();
   let chart = drawChart(place, found);
+  // A canvas prints in the colours and the width of the screen; this is drawn for paper.
+  const paper = new Image();
+  paper.className = "qa-drawn qa-printed";
+  paper.alt = "";
+  paper.src = place.dataset.source.replace("/chart.json", "/chart.svg");
+  place.after(paper);
   new ResizeObserver(() => chart.setSize({ width: place.clientWidth, height: 360 })).observe(place);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { chart = drawChart(place, found); });
 }

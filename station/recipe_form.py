@@ -41,8 +41,7 @@ _LIMITS = {
     "minimum": "≥",
     "exclusiveMaximum": "<",
     "maximum": "≤",
-    "multipleOf": "multiple of",
-    "minLength": "characters ≥",
+    "multipleOf": "= n ×",
 }
 
 
@@ -134,7 +133,7 @@ def _kind(shape: dict[str, Any]) -> Kind:
 
 
 def _bounds(shape: dict[str, Any]) -> str:
-    return ", ".join(f"{word} {shape[key]:g}" for key, word in _LIMITS.items() if key in shape)
+    return ", ".join(f"{word} {shape[key]:.12g}" for key, word in _LIMITS.items() if key in shape)
 
 
 # --- values ---------------------------------------------------------------------------------------

@@ -345,7 +345,7 @@ class RecipeFolder:
 def _read(path: Path, model: type[M]) -> M | None:
     try:
         return model.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValidationError) as error:
         raise ConfigError(f"{path}: cannot be understood; {_ASK_AGAIN}") from error

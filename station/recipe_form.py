@@ -36,11 +36,16 @@ _SPECIAL: dict[str, tuple[Kind, str]] = {
     "review.four_eyes": ("words", ""),
     "model.threshold": ("number", "score"),
 }
+# Of a key that may be left out, the schema keeps pydantic's own names.
 _LIMITS = {
     "exclusiveMinimum": ">",
+    "gt": ">",
     "minimum": "≥",
+    "ge": "≥",
     "exclusiveMaximum": "<",
+    "lt": "<",
     "maximum": "≤",
+    "le": "≤",
     "multipleOf": "= n ×",
 }
 

@@ -387,6 +387,16 @@ def active_recipe(configuration: Configuration) -> Loaded[Recipe]:
     return folder.load(active.name, active.sha256)
 
 
+def next_recipe(configuration: Configuration) -> Loaded[Recipe]:
+    """What the next start will load, as far as that can be said before it. Raises `ConfigError`."""
+    folder = RecipeFolder.of(configuration)
+    switch = folder.switch
+    if switch is not None and switch.state == "asked":
+        with contextlib.suppress(ConfigError):  # it would give way to the active one
+            return folder.load(switch.wanted.name, switch.wanted.sha256)
+    return active_recipe(configuration)
+
+
 def starting_recipe(configuration: Configuration) -> Loaded[Recipe]:
     """What a start of the station loads: what was asked for, once, or else the active one. Raises
     `ConfigError`."""

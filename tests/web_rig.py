@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -28,6 +28,7 @@ from station.qms import IMAGES, Store
 from station.record import ActuationBody, Body, ResultBody, Verdict, rfc3339
 from station.web.context import Web
 from station.web.live import Live, SilentSource
+from station.web.pages import WebRouter, add_routes
 from station.web.roles import ANONYMOUS, Person, Role
 from station.web.server import Server, address_of, listen, make_web, server_of
 
@@ -191,10 +192,16 @@ class WebRig:
 
 @contextmanager
 def web_rig(
-    folder: Path, plates: int = 8, web_lines: str = "", tables: str = "", **changes: object
+    folder: Path,
+    plates: int = 8,
+    web_lines: str = "",
+    tables: str = "",
+    more: Sequence[WebRouter] = (),
+    **changes: object,
 ) -> Iterator[WebRig]:
     """The page over a log of so many plates. `web_lines` are further lines of `[web]`, `tables`
-    further tables of the configuration, `changes` fields of every result. Share one in a module."""
+    further tables of the configuration, `more` further parts of the page, `changes` fields of every
+    result. Share one in a module."""
     text = f"[web]\nport = 0\n{web_lines}\n{tables}"
     station = Rig(folder, tables=text, station={"id": STATION})
     ids = small_journal(station.journal, plates, **changes) if plates else []
@@ -202,7 +209,7 @@ def web_rig(
     people, live = GivenPeople(), GivenLive()
     web = make_web(loaded)
     web.people, web.live_source = people, live
-    with serving(web) as url:
+    with serving(web, more) as url:
         rig = WebRig(url, web, station, people, live, ids)
         try:
             yield rig
@@ -219,11 +226,13 @@ def web_client(folder: Path, **options: Any) -> Iterator[PageClient]:
 
 
 @contextmanager
-def serving(web: Web) -> Iterator[str]:
+def serving(web: Web, more: Sequence[WebRouter] = ()) -> Iterator[str]:
     """The page of `web` by the real server, in a thread; its address without a slash."""
     settings = web.settings
     listening, ready = listen(settings), threading.Event()
     server = server_of(web, ready.set)
+    for router in more:
+        add_routes(server.config.app, router.declared)  # type: ignore[arg-type]
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     assert ready.wait(30.0), "the page does not begin to listen"

@@ -26,7 +26,7 @@ from station.ipc import Json
 from station.log_tail import log_folder
 from station.logs import LOG_FOLDER_VARIABLE, set_up_logging
 from station.outlet import Outlet, Write, write_line
-from station.supervisor import Supervisor
+from station.supervisor import METRICS, WEB, Supervisor
 from station.view import LiveView, plain_line, print_summary
 
 
@@ -36,6 +36,9 @@ def run(
     seconds: Annotated[float | None, typer.Option(min=0.1, help="End after this time.")] = None,
     record: RecordOption = None,
     record_gb: RecordGbOption = DEFAULT_RECORD_GB,
+    is_web: Annotated[
+        bool, typer.Option("--web", help="Show the page too, as where there is a [web] section.")
+    ] = False,
     is_json: JsonOption = False,
 ) -> None:
     """Run the station until it is told to stop (Ctrl-C)."""
@@ -48,8 +51,10 @@ def run(
         options += ["--record", str(record), "--record-gb", str(record_gb)]
 
     def start(show: Write, log: Callable[[str], None]) -> Supervisor:
-        has_metrics = loaded.value.metrics is not None
-        return Supervisor(config, plates, options, show, log, has_metrics, check)
+        others = [METRICS] if loaded.value.metrics is not None else []
+        if is_web or loaded.value.web is not None:
+            others.append(WEB)
+        return Supervisor(config, plates, options, show, log, others, check)
 
     def check() -> None:
         # Only here: a lamp that still shows what a killed run left must not wait for OpenCV.
@@ -104,4 +109,5 @@ def _run_live(loaded: Loaded[Configuration], start: Start) -> tuple[Supervisor, 
 def _record_line(event: Json) -> str | None:
     if "record" in event:
         return json_line(event["record"])
-    return json_line(event) if event.keys() == {"summary"} and event["summary"] else None
+    is_said = event.keys() == {"web"} or (event.keys() == {"summary"} and event["summary"])
+    return json_line(event) if is_said else None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -19,7 +21,7 @@ from station.cli.common import (
 from station.config import DEFAULT_RECORD_GB, EX_CONFIG, ConfigError, Configuration, Loaded
 from station.logs import set_up_logging
 from station.outlet import Outlet, write_json_line
-from station.supervisor import JOURNAL, LAMP, METRICS, STATION, Role
+from station.supervisor import JOURNAL, LAMP, METRICS, STATION, WEB, Role
 from station.systemd import UnitLife, is_unit
 
 app = typer.Typer(no_args_is_help=True)
@@ -41,7 +43,9 @@ def _unit_life(role: Role, settings: Configuration) -> Iterator[bool]:
     if not is_unit():
         yield False
         return
-    file = settings.station.runtime_dir / f"{role.name}.life"
+    # The page's unit has another user, and a folder of its own (systemd.exec(5)).
+    folder = os.environ.get("RUNTIME_DIRECTORY") or settings.station.runtime_dir
+    file = Path(folder) / f"{role.name}.life"
     life = UnitLife(file, role.is_replaced_at_once)
     life.begin(role.start_limit_s)
     try:
@@ -93,6 +97,16 @@ def _start_again_if_recipe(settings: Configuration, error: Exception, events: Ou
     if give_up(settings, str(error)):
         events.emit({"restart": f"the former recipe goes on: {error}"})
         raise typer.Exit(0) from error
+
+
+@app.command()
+def web(config: ConfigOption) -> None:
+    """Show the station's page. Its address goes to stdout, as JSON."""
+    loaded = _begin("web", config)
+    with _unit_life(WEB, loaded.value):
+        from station.web.server import serve
+
+        raise typer.Exit(serve(loaded, lambda address: write_json_line({"web": address})))
 
 
 @app.command()

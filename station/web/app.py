@@ -17,14 +17,13 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from station.release import program_version
 from station.web import camera, common, engineer, recipes
 from station.web.context import Web
-from station.web.errors import PageError, SignInNeeded
+from station.web.errors import ErrorBody, PageError, SignInNeeded
 from station.web.frontier import Frontier
-from station.web.hosts import allowed_hosts
 from station.web.pages import GuardedRoute, WebRouter, add_routes
 from station.web.render import language_of, render
 from station.web.texts import Formatter, Translator
 
-_KEYS = {404: "errors.not_found", 405: "errors.method", 413: "errors.too_large_for_form"}
+_KEYS = {404: "errors.not_found", 405: "errors.method"}
 
 
 def routers() -> list[WebRouter]:
@@ -39,21 +38,13 @@ def routers() -> list[WebRouter]:
 
 def create_app(web: Web) -> FastAPI:
     """The page of one station."""
-    settings = web.settings
-    is_secure = settings.is_tls or (settings.public_url or "").startswith("https:")
-    frontier = Middleware(
-        Frontier,
-        answer_error=answer_error,
-        hosts=allowed_hosts(settings),
-        is_secure=is_secure,
-    )
     app = FastAPI(
         title=f"VQI station {web.station_id}",
         version=program_version(),
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        middleware=[frontier],
+        middleware=[Middleware(Frontier, web=web, answer_error=answer_error)],
         lifespan=_life(web),
         redirect_slashes=False,
         exception_handlers={
@@ -85,7 +76,9 @@ def _life(web: Web) -> Any:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    return answer_error(request, _as_page_error(error))
+    response = answer_error(request, _as_page_error(error))
+    response.headers.update(getattr(error, "headers", None) or {})
+    return response
 
 
 def _as_page_error(error: Exception) -> PageError:
@@ -114,8 +107,8 @@ def answer_error(request: Request, error: PageError) -> Response:
     said = _said(request, error)
     headers = {} if error.retry_s is None else {"retry-after": str(error.retry_s)}
     if is_json:
-        body = {"error": said, "key": error.key, "reference": request.state.reference}
-        return JSONResponse(body, status_code=error.status, headers=headers)
+        body = ErrorBody(error=said, key=error.key, reference=request.state.reference)
+        return JSONResponse(body.model_dump(), status_code=error.status, headers=headers)
     page = {"status": error.status, "said": said, "reference": request.state.reference}
     response = render(request, "error.html", error.status, page=page)
     response.headers.update(headers)

@@ -3,17 +3,28 @@ description."""
 
 from __future__ import annotations
 
+import inspect
+import time
+from collections.abc import Callable
 from typing import Literal
 
 from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from station.config import MetricsSettings
 from station.metrics_server import health
 from station.web.context import Web
 from station.web.errors import not_found
 from station.web.pages import WebRouter
-from station.web.render import LANGUAGE_COOKIE, THEME_COOKIE, set_cookie
+from station.web.render import (
+    LANGUAGE_COOKIE,
+    THEME_COOKIE,
+    known_visit,
+    remember_visit,
+    set_cookie,
+    token_of,
+)
 from station.web.static import static_files
 
 router = WebRouter()
@@ -80,11 +91,66 @@ def station_health(web: Web) -> Response:
             ("station", live.station),
         )
     }
-    found = health(said, metrics.stale_verdict_s if metrics else 30.0)
+    found = health(said, (metrics or MetricsSettings()).stale_verdict_s)
+    if live.is_stale:
+        old = f"the page heard the station {time.time() - live.at:.0f} s ago; what follows is old"
+        found |= {"ok": False, "problems": [old, *found["problems"]]}
     return JSONResponse(found, 200 if found["ok"] else 503)
 
 
 @router.data("/openapi.json", role=None, media_type="application/json")
 def openapi(request: Request) -> Response:
-    """This description."""
+    """This description (OpenAPI 3.1)."""
     return JSONResponse(request.app.openapi())
+
+
+@router.data("/token.json", role=None, media_type="application/json")
+def token(request: Request) -> Response:
+    """The token that actions of this session want in X-CSRF-Token, and the cookie of its visit."""
+    visit = known_visit(request)
+    response = JSONResponse({"csrf_token": token_of(request, visit)})
+    remember_visit(request, response, visit)
+    return response
+
+
+class Operation(BaseModel):
+    """One address of the interface for programs."""
+
+    method: str
+    path: str
+    summary: str
+    role: str | None
+    """Who may use it; None: everybody."""
+    kind: str
+    parameters: list[str]
+
+
+class Interface(BaseModel):
+    """What programs can ask and do here."""
+
+    operations: list[Operation]
+
+
+@router.page("/api", template="common/api.html")
+def interface(web: Web) -> Interface:
+    """Every address for programs, with what each is for."""
+    shown = [one for one in web.routes if one.is_json or one.kind == "data"]
+    return Interface(
+        operations=[
+            Operation(
+                method=one.method,
+                path=one.path,
+                summary=(inspect.getdoc(one.view) or "").partition("\n\n")[0],
+                role=None if one.role is None else one.role.word,
+                kind=one.kind,
+                parameters=_parameters(one.view),
+            )
+            for one in sorted(shown, key=lambda one: one.path)
+        ]
+    )
+
+
+def _parameters(view: Callable[..., object]) -> list[str]:
+    """What a caller gives, by name; the rest is put in by the page itself."""
+    own = ("web", "person", "request", "response", "form")
+    return [name for name in inspect.signature(view).parameters if name not in own]

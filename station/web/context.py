@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 import time
@@ -21,7 +22,7 @@ from station.journal import JournalClient
 from station.log_reader import ASK_LIMIT_S, Reader
 from station.qms import StoreError
 from station.record import Body
-from station.web.errors import PageError, conflict
+from station.web.errors import PageError, conflict, not_found
 from station.web.live import Live, LiveSource
 from station.web.people import People
 from station.web.roles import Person
@@ -61,6 +62,14 @@ def _is_interrupted(error: OperationalError | sqlite3.OperationalError) -> bool:
     return getattr(origin, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
 
 
+def _zone_of_machine() -> ZoneInfo:
+    try:
+        with Path("/etc/localtime").open("rb") as file:
+            return ZoneInfo.from_file(file)
+    except (OSError, ValueError):
+        return ZoneInfo("UTC")
+
+
 @dataclass(slots=True)
 class Web:
     """One for the process."""
@@ -71,8 +80,16 @@ class Web:
     routes: list[Any] = field(default_factory=list)
     """Every route as it was declared (station.web.pages.Declared)."""
     tokens: Tokens = field(default_factory=Tokens)
+    streams: set[asyncio.Task[Any]] = field(default_factory=set)
+    """Event streams that are open; who stops the server ends them."""
+    zone: ZoneInfo = field(init=False)
+    """Where the station stands: `[journal.shifts] timezone`, or what this machine is set to."""
     log_seen_at: float | None = None
     """When the log was read last, seconds since 1970."""
+
+    def __post_init__(self) -> None:
+        shifts = self.configuration.value.journal.shifts
+        self.zone = ZoneInfo(shifts.timezone) if shifts else _zone_of_machine()
 
     @property
     def settings(self) -> WebSettings:
@@ -87,18 +104,6 @@ class Web:
         """What the poller heard last."""
         return self.live_source.live
 
-    @property
-    def zone(self) -> ZoneInfo:
-        """Where the station stands: `[journal.shifts] timezone`, or what this machine is set to."""
-        shifts = self.configuration.value.journal.shifts
-        if shifts is not None:
-            return ZoneInfo(shifts.timezone)
-        try:
-            with Path("/etc/localtime").open("rb") as file:
-                return ZoneInfo.from_file(file)
-        except (OSError, ValueError):
-            return ZoneInfo("UTC")
-
     # --- reading ----------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -112,6 +117,8 @@ class Web:
                 yield reader
         except StoreError as error:
             raise self._no_log(str(error)) from error
+        except (OverflowError, UnicodeEncodeError) as error:  # no such number, no such text
+            raise not_found() from error
         except (OperationalError, sqlite3.OperationalError) as error:
             if _is_interrupted(error):
                 raise PageError(503, "errors.too_long", retry_s=5, seconds=limit_s) from error
@@ -120,6 +127,11 @@ class Web:
     def _no_log(self, why: str) -> PageError:
         key = "errors.no_log" if self.log_seen_at is None else "errors.no_log_since"
         return PageError(503, key, retry_s=5, why=why, since=self.log_seen_at)
+
+    def end_streams(self) -> None:
+        """On the event loop: who looks on is told that there is no more."""
+        for stream in list(self.streams):
+            stream.cancel()
 
     # --- writing ----------------------------------------------------------------------------------
 

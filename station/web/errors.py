@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+from pydantic import BaseModel
+
+
+class ErrorBody(BaseModel):
+    """What went wrong, as JSON."""
+
+    error: str
+    """For people, in the language that was asked for."""
+    key: str
+    """For programs: the text's name in the catalogues."""
+    reference: str
+    """Under which the station's log knows more."""
+
 
 class PageError(Exception):
     """Ends a request with a page, or a JSON object, that says why and what to do.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from urllib.parse import urlsplit
 
+from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
@@ -16,6 +18,8 @@ TOKEN_HEADER = "x-csrf-token"
 TOKEN_FIELD = "csrf"
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _MAX_FIELDS = 200
+_BODY_LIMIT_S = 15.0
+"""A request's body must be whole by then, however its bytes come."""
 
 
 def cookie_name(request: Request, name: str) -> str:
@@ -45,12 +49,20 @@ def limited(request: Request, max_bytes: int) -> Request:
 
 
 def _counted(receive: Receive, max_bytes: int) -> Receive:
-    taken = 0
+    taken, is_whole = 0, False
+    deadline = asyncio.get_running_loop().time() + _BODY_LIMIT_S
 
     async def receive_counted() -> Message:
-        nonlocal taken
-        message = await receive()
+        nonlocal taken, is_whole
+        if is_whole:  # what comes now is the client's end, for which streams wait
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError as error:
+            raise PageError(408, "errors.too_slow") from error
         taken += len(message.get("body", b""))
+        is_whole = not message.get("more_body", False)
         if taken > max_bytes:
             raise PageError(413, "errors.too_large", kilobytes=max_bytes // 1000)
         return message
@@ -85,11 +97,15 @@ def _see_where_from(request: Request) -> None:
         raise PageError(403, "errors.origin")
 
 
+async def form_of(request: Request) -> FormData:
+    """The fields of a form, a bounded number of them and no files."""
+    return await request.form(max_files=0, max_fields=_MAX_FIELDS)
+
+
 async def _see_token(request: Request, web: Web) -> None:
     token = request.headers.get(TOKEN_HEADER, "")
     if not token and request.headers.get("content-type", "").startswith(_FORMS):
-        form = await request.form(max_files=0, max_fields=_MAX_FIELDS)
-        field = form.get(TOKEN_FIELD, "")
+        field = (await form_of(request)).get(TOKEN_FIELD, "")
         token = field if isinstance(field, str) else ""
     if not web.tokens.is_right(token, visit_of(request), web.people.session_of(request)):
         raise PageError(403, "errors.token")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 from urllib.parse import urlsplit
 
 from fastapi import Depends, FastAPI
+from fastapi.datastructures import Default
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
@@ -19,8 +20,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from station.web.context import Web
-from station.web.errors import PageError
-from station.web.guard import guard, limited
+from station.web.errors import ErrorBody
+from station.web.guard import TOKEN_FIELD, form_of, guard, limited
 from station.web.render import render
 from station.web.roles import Person, Role
 
@@ -147,6 +148,7 @@ def _add_route(app: FastAPI, declared: Declared) -> None:
     endpoint.declared = declared
     is_shown = declared.is_json or declared.kind == "data"
     name = declared.view.__name__
+    response_class: Any = Response if declared.kind == "data" else Default(JSONResponse)
     app.router.add_api_route(
         declared.path,
         endpoint,
@@ -157,7 +159,7 @@ def _add_route(app: FastAPI, declared: Declared) -> None:
         operation_id=f"{declared.method.lower()}_{name}" if is_shown else None,
         summary=(inspect.getdoc(declared.view) or name).splitlines()[0],
         tags=[declared.view.__module__.rpartition(".")[2]],
-        response_class=Response if declared.kind == "data" else JSONResponse,
+        response_class=response_class,
     )
     if declared.method == "GET":
         app.router.add_api_route(
@@ -165,10 +167,17 @@ def _add_route(app: FastAPI, declared: Declared) -> None:
         )
 
 
+_GUARDS = (400, 401, 403, 404, 421, 422, 503)
+_ACTION_GUARDS = (408, 409, 413)
+
+
 def _responses(declared: Declared) -> dict[int | str, dict[str, Any]]:
-    if declared.kind != "data":
-        return {}
-    return {200: {"content": {declared.media_type: {}}}}
+    """What there may be beside the answer."""
+    statuses = _GUARDS + (_ACTION_GUARDS if declared.kind == "action" else ())
+    found: dict[int | str, dict[str, Any]] = {one: {"model": ErrorBody} for one in statuses}
+    if declared.kind == "data":
+        found[200] = {"content": {declared.media_type: {}}}
+    return found
 
 
 def _returned(declared: Declared) -> Any:
@@ -285,7 +294,7 @@ def _form_from_fields(parameter: inspect.Parameter) -> inspect.Parameter:
 
 def _form_reader(model: type[BaseModel]) -> Callable[[Request], Awaitable[BaseModel]]:
     async def read(request: Request) -> BaseModel:
-        fields = _fields(await request.form(), model)
+        fields = _fields(await form_of(request), model)
         try:
             return model.model_validate(fields)
         except ValidationError as error:
@@ -300,10 +309,8 @@ def _fields(form: FormData, model: type[BaseModel]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in dict.fromkeys(form.keys()):
         values = [value for value in form.getlist(name) if isinstance(value, str) and value]
-        if name == "csrf" or not values:
+        if name == TOKEN_FIELD or not values:
             continue
-        if any(not isinstance(value, str) for value in form.getlist(name)):
-            raise PageError(422, "errors.no_files")
         found[name] = values if _is_list(model, name) else values[-1]
     return found
 

@@ -11,8 +11,9 @@ from urllib.parse import parse_qsl, urlencode
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 from starlette.requests import Request
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 
+from station.release import program_version
 from station.web.context import Web
 from station.web.guard import TOKEN_FIELD, VISIT_COOKIE, cookie_name, is_secure, visit_of
 from station.web.roles import ANONYMOUS, Person
@@ -76,20 +77,34 @@ def theme_of(request: Request) -> str:
 
 def render(request: Request, template: str, status: int = 200, **given: Any) -> HTMLResponse:
     """A page, and the cookie of a visit for a browser that comes for the first time."""
-    visit = visit_of(request)
-    is_new = not is_visit(visit)
-    if is_new:
-        visit = new_visit()
+    visit = known_visit(request)
     context = _context(request, visit) | given
     html = environment().get_template(template).render(context)
     response = HTMLResponse(html, status_code=status)
-    if is_new:
-        set_cookie(request, response, VISIT_COOKIE, visit, max_age_s=_VISIT_S)
+    remember_visit(request, response, visit)
     return response
 
 
+def known_visit(request: Request) -> str:
+    """The browser's own random number, or a new one."""
+    visit = visit_of(request)
+    return visit if is_visit(visit) else new_visit()
+
+
+def remember_visit(request: Request, response: Response, visit: str) -> None:
+    """A cookie for a browser that comes for the first time."""
+    if visit != visit_of(request):
+        set_cookie(request, response, VISIT_COOKIE, visit, max_age_s=_VISIT_S)
+
+
+def token_of(request: Request, visit: str) -> str:
+    """What an action of this visit and session must bring."""
+    web: Web = request.app.state.web
+    return web.tokens.make(visit, web.people.session_of(request))
+
+
 def set_cookie(
-    request: Request, response: Any, name: str, value: str, max_age_s: int | None = None
+    request: Request, response: Response, name: str, value: str, max_age_s: int | None = None
 ) -> None:
     """No script reads it, no other site sends it; without `max_age_s` it ends with the browser."""
     response.set_cookie(
@@ -106,7 +121,7 @@ def set_cookie(
 def _context(request: Request, visit: str) -> dict[str, Any]:
     web: Web = request.app.state.web
     language, person = language_of(request), person_of(request)
-    token = web.tokens.make(visit, web.people.session_of(request))
+    token = token_of(request, visit)
     hidden = Markup('<input type="hidden" name="{}" value="{}">').format(TOKEN_FIELD, token)
     return {
         "t": Translator(language),
@@ -124,6 +139,7 @@ def _context(request: Request, visit: str) -> dict[str, Any]:
         "static": static_url,
         "menu": _menu(request, web, person),
         "has_users": web.people.has_users(),
+        "version": program_version(),
     }
 
 

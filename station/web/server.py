@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
-import ssl
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from station.config import EX_CONFIG, Configuration, Loaded, WebSettings
+from station.config import EX_CONFIG, ConfigError, Configuration, Loaded, WebSettings
 from station.log_lines import get_logger
 from station.systemd import exit_with_starter, notify
 from station.web.app import create_app
+from station.web.certificates import TlsFiles, expiry_warning, tls_files
 from station.web.context import Web
+from station.web.frontier import MAX_HEAD_BYTES
 from station.web.live import SilentSource
 from station.web.people import Nobody
 
@@ -23,7 +26,6 @@ _LOG = get_logger("web")
 _HEAD_LIMIT_S = 10.0
 """A request's head must be whole by then, however its bytes come."""
 _KEEP_ALIVE_S = 15
-_MAX_HEAD_BYTES = 16_384
 _MAX_CONNECTIONS = 1500
 _STOP_LIMIT_S = 3
 _WATCHDOG_EVERY_S = 0.5
@@ -63,8 +65,9 @@ def make_web(loaded: Loaded[Configuration]) -> Web:
 
 
 def server_of(web: Web, tell: Callable[[], None]) -> Server:
-    """The page's server; `tell` is called when it listens. Raises OSError, ssl.SSLError."""
-    return Server(_uvicorn(web, web.settings), tell)
+    """The page's server; `tell` is called when it listens. Raises `ConfigError` if the certificate
+    cannot serve."""
+    return Server(_uvicorn(web, tls_files(web.settings)), tell, web.end_streams)
 
 
 def serve(loaded: Loaded[Configuration], tell: Callable[[str], None]) -> int:
@@ -77,11 +80,21 @@ def serve(loaded: Loaded[Configuration], tell: Callable[[str], None]) -> int:
         _LOG.error(problem)
         return EX_CONFIG
     try:
+        files = tls_files(settings)
+    except ConfigError as error:
+        _LOG.error(str(error))
+        return EX_CONFIG
+    if files and (warning := expiry_warning(files.cert, datetime.now(UTC))):
+        _LOG.warning("the certificate ends soon", why=warning)
+    try:
         listening = listen(settings)
         server = server_of(web, lambda: tell(address_of(settings, listening)))
-    except (OSError, ssl.SSLError) as error:
-        _LOG.error(f"web.host {settings.host}, port {settings.port}: {error}")
+    except OSError as error:
+        where = f"web.host {settings.host}, port {settings.port}"
+        _LOG.error(f"{where} cannot be listened at: {error.strerror or error}")
         return EX_CONFIG
+    # It tells of starts and stops; what it warns of is worth a line.
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     server.run(sockets=[listening])
     return 0
 
@@ -102,6 +115,9 @@ def listen(settings: WebSettings) -> socket.socket:
     family = socket.AF_INET6 if settings.host.version == 6 else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # asyncio does it for sockets that name their protocol only; without, each answer waits 40 ms
+    # for the acknowledgement of its head.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         listening.bind((str(settings.host), settings.port))
         listening.listen(512)
@@ -124,7 +140,7 @@ def address_of(settings: WebSettings, listening: socket.socket) -> str:
     return f"{'https' if settings.is_tls else 'http'}://{host}:{port}/"
 
 
-def _uvicorn(web: Web, settings: WebSettings) -> uvicorn.Config:
+def _uvicorn(web: Web, files: TlsFiles | None) -> uvicorn.Config:
     return uvicorn.Config(
         create_app(web),
         http=PatientProtocol,
@@ -137,17 +153,21 @@ def _uvicorn(web: Web, settings: WebSettings) -> uvicorn.Config:
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_STOP_LIMIT_S,
         limit_concurrency=_MAX_CONNECTIONS,
-        h11_max_incomplete_event_size=_MAX_HEAD_BYTES,
-        ssl_certfile=settings.tls_cert_file,
-        ssl_keyfile=settings.tls_key_file,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        ssl_certfile=files.cert if files else None,
+        ssl_keyfile=files.key if files else None,
     )
 
 
 class Server(uvicorn.Server):
-    """Tells when it listens, and that its loop turns."""
+    """Tells when it listens, and that its loop turns; ends its streams before it waits for what is
+    in work."""
 
-    def __init__(self, config: uvicorn.Config, tell: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, tell: Callable[[], None], end_streams: Callable[[], None]
+    ) -> None:
         super().__init__(config)
+        self._end_streams = end_streams
         if not config.loaded:
             config.load()
         self._tell = tell
@@ -164,6 +184,7 @@ class Server(uvicorn.Server):
         self._turning.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._turning
+        self._end_streams()
         await super().shutdown(sockets)
 
     async def _turn(self) -> None:

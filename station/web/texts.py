@@ -51,7 +51,7 @@ def _leaves(prefix: str, table: Mapping[str, Any]) -> Iterable[tuple[str, Mappin
 
 @dataclass(frozen=True, slots=True)
 class Translator:
-    """`t("part.key", name=value)` in one language."""
+    """`t(key, name=value)` in one language."""
 
     language: str
 
@@ -167,7 +167,7 @@ _UNIT_SIGNS = {
 
 
 def _duration_parts(seconds: float) -> list[tuple[float, str, int]]:
-    if seconds < 10:
+    if seconds < 9.95:
         return [(seconds, "second", 1)]
     whole = round(seconds)
     minutes, left_s = divmod(whole, 60)

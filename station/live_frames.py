@@ -26,6 +26,8 @@ from station.ipc import Json
 FRESH_S = 3.0
 """An ask holds so long."""
 EVERY_S = 0.5
+_FIRST_S = 0.25
+"""What has come by then is the first picture."""
 _KEPT_LINES = 512
 _PICTURE = "live.pgm"
 _MOST_BYTES = 64_000_000
@@ -74,6 +76,8 @@ class LiveFrames:
             return
         if frame.pixel_format != MONO8 or not frame.height:
             return
+        if not self._lines:
+            self._due = now + _FIRST_S
         self._keep(frame)
         if now >= self._due and not self._is_writing.is_set():
             self._due = now + EVERY_S

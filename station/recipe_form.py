@@ -36,13 +36,17 @@ _SPECIAL: dict[str, tuple[Kind, str]] = {
     "review.four_eyes": ("words", ""),
     "model.threshold": ("number", "score"),
 }
+# Of a key that may be left out, the schema keeps pydantic's own names.
 _LIMITS = {
     "exclusiveMinimum": ">",
+    "gt": ">",
     "minimum": "≥",
+    "ge": "≥",
     "exclusiveMaximum": "<",
+    "lt": "<",
     "maximum": "≤",
-    "multipleOf": "multiple of",
-    "minLength": "characters ≥",
+    "le": "≤",
+    "multipleOf": "= n ×",
 }
 
 
@@ -134,7 +138,7 @@ def _kind(shape: dict[str, Any]) -> Kind:
 
 
 def _bounds(shape: dict[str, Any]) -> str:
-    return ", ".join(f"{word} {shape[key]:g}" for key, word in _LIMITS.items() if key in shape)
+    return ", ".join(f"{word} {shape[key]:.12g}" for key, word in _LIMITS.items() if key in shape)
 
 
 # --- values ---------------------------------------------------------------------------------------

@@ -345,7 +345,7 @@ class RecipeFolder:
 def _read(path: Path, model: type[M]) -> M | None:
     try:
         return model.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValidationError) as error:
         raise ConfigError(f"{path}: cannot be understood; {_ASK_AGAIN}") from error
@@ -385,6 +385,16 @@ def active_recipe(configuration: Configuration) -> Loaded[Recipe]:
     if active is None:
         return load_recipe(configuration.station.recipe)
     return folder.load(active.name, active.sha256)
+
+
+def next_recipe(configuration: Configuration) -> Loaded[Recipe]:
+    """What the next start will load, as far as that can be said before it. Raises `ConfigError`."""
+    folder = RecipeFolder.of(configuration)
+    switch = folder.switch
+    if switch is not None and switch.state == "asked":
+        with contextlib.suppress(ConfigError):  # it would give way to the active one
+            return folder.load(switch.wanted.name, switch.wanted.sha256)
+    return active_recipe(configuration)
 
 
 def starting_recipe(configuration: Configuration) -> Loaded[Recipe]:

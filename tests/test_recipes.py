@@ -46,6 +46,7 @@ from station.recipes import (
     Register,
     approved_change,
     give_up,
+    next_recipe,
     objection,
     register,
     settle_start,
@@ -291,6 +292,9 @@ def test_an_active_file_that_no_activation_named_is_refused(
     (folder.path / "active.json").write_text("{")
     with pytest.raises(ConfigError, match="vqi recipe activate"):
         start(configuration, rows)
+    folder.ask(wanted(rows, "small@2"))
+    assert next_recipe(configuration.value).value.version == 2
+    assert start(configuration, rows).value.version == 2, "done as it says"
 
 
 # --- the command, and a running station ----------------------------------------------------------

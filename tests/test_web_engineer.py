@@ -3,10 +3,15 @@ camera's picture, log lines; over a real log, a real journal process and a real 
 
 from __future__ import annotations
 
+import io
 import re
+import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from web_rig import PageClient, WebRig, running_journal, until, web_rig
 
@@ -18,8 +23,11 @@ from station.web.roles import Role
 from station.web.texts import catalogue
 
 Json = dict[str, Any]
-PAGES = ("", "/recipes", "/camera", "/lamp", "/log", "/configuration")
 FIRST = "small@1"
+PAGES = (
+    *("", "/recipes", "/camera", "/lamp", "/log", "/configuration", "/recipes/compare"),
+    *(f"/recipes/{FIRST}", f"/recipes/{FIRST}/edit"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +242,7 @@ def try_the_lamp(rig: WebRig, ann: PageClient) -> None:
     until(lambda: tried(rig, ann, "light", "test"), "lamp test while no plate is open")
     until(lambda: hear(rig)["hand_test"]["problem"] == "", "answer of the lamp process")
     until(lambda: tried(rig, ann, "light", "fail"), "a state while no plate is open")
-    until(lambda: bool(hear(rig)) and rig.live.live.lamp["state"] == "fail", "fail")  # type: ignore[index]
+    until(lambda: hear_lamp(rig) == "fail", "fail")
     assert ann.send_json("/engineer/light.json", {"what": "pass"}).status_code == 422
     until(lambda: tried(rig, ann, "output", "accept"), "an output")
     assert (
@@ -243,6 +251,12 @@ def try_the_lamp(rig: WebRig, ann: PageClient) -> None:
     until(
         lambda: hear(rig)["light"] != "fail" or hear(rig)["light_result_id"] != "", "plates again"
     )
+
+
+def hear_lamp(rig: WebRig) -> str:
+    hear(rig)
+    lamp = rig.live.live.lamp
+    return str(lamp["state"]) if lamp else ""
 
 
 def tried(rig: WebRig, ann: PageClient, op: str, what: str) -> bool:

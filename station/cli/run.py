@@ -59,8 +59,9 @@ def run(
     def check() -> None:
         # Only here: a lamp that still shows what a killed run left must not wait for OpenCV.
         from station.product import load_product
+        from station.recipes import next_recipe
 
-        load_product(loaded)
+        load_product(loaded, next_recipe)
 
     with exit_on_config_error():
         if is_json:

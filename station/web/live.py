@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from station import open_plates
 from station.config import Configuration
 from station.ipc import SOCKETS
 from station.log_lines import get_logger
@@ -101,7 +100,7 @@ class Poller:
     def __init__(self, configuration: Configuration) -> None:
         self._live = Live()
         self._runtime_dir = configuration.station.runtime_dir
-        self._look = LogLook(configuration, open_plates.count)
+        self._look = LogLook(configuration)
         self._ears = {name: _Ear(name) for name in SOCKETS}
         self._standing: Mapping[str, _Value] = {}
         self._listeners: list[Callable[[Live], None]] = []

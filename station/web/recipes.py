@@ -254,14 +254,12 @@ def propose_recipe(
     web: Web, person: Person, request: Request, name: str, form: ProposalForm
 ) -> EditPage:
     """Propose the next version of a recipe; another person approves it."""
-    desk = _desk(web)
+    desk, reason = _desk(web), " ".join(form.reason.split())
     draft = _draft(desk, name)
     given = {**form.keys, "id": draft.id, "version": str(draft.version)}
-    page = EditPage(
-        base=name, next_version=draft.version, fields=_fields(given), reason=form.reason
-    )
+    page = EditPage(base=name, next_version=draft.version, fields=_fields(given), reason=reason)
     try:
-        row = desk.propose_changed(read_form(given), person.name, form.reason)
+        row = desk.propose_changed(read_form(given), person.name, reason)
     except NotARecipe as refused:
         return _with_mistakes(request, page, refused)
     except RecipeError as refused:
@@ -276,7 +274,7 @@ def approve_recipe(web: Web, person: Person, name: str, form: ApprovalForm) -> D
     desk = _desk(web)
     _version(desk, name)
     try:
-        row = desk.approve(name, person.name, form.reason)
+        row = desk.approve(name, person.name, " ".join(form.reason.split()))
     except RecipeError as refused:
         raise PageError(409, "errors.refused", why=str(refused)) from refused
     (number,) = web.submit([row], person)

@@ -71,9 +71,15 @@ _MARGIN = 2.0
 
 @router.page("/plates/{result_id}", template="plate/plate.html")
 def plate(
-    web: Web, person: Person, result_id: str, defect: int | None = None, kind: str = ""
+    web: Web,
+    person: Person,
+    result_id: str,
+    defect: int | None = None,
+    kind: str = "",
+    judged: int | None = None,
 ) -> PlatePage | WaitingPage:
-    """Everything about one plate; of a defect of it, and of samples of a kind."""
+    """Everything about one plate; of a defect of it, and of samples of a kind. `judged` is the row
+    of a review that was just committed."""
     with web.reader() as reader:
         opened_at = on_its_way(reader, result_id)
         if opened_at is not None:
@@ -83,7 +89,7 @@ def plate(
             shown = _blind_page(web, found)
         else:
             shown = _whole_page(web, reader, person, found, defect, kind)
-        return shown.model_copy(update={"judge": panel_of(web, reader, found.all, person)})
+        return shown.model_copy(update={"judge": panel_of(web, reader, found.all, person, judged)})
 
 
 @router.page("/plates/{result_id}/same-place", template="plate/_same_place.html")

@@ -254,16 +254,21 @@ class TestTasks:
         test = 'form[action="/engineer/light"]:has([value="test"]) button'
         assert hand.page.locator(test).is_disabled()
         hand.lands(lambda: hand.touch('form:has([value="halt"]) button'))
-        wait_until(lambda: self._can_test(hand, test), 20.0, "lamp test that is allowed")
-        hand.lands(lambda: hand.touch(test))
-        hand.sees('main [role="status"]')
+        wait_until(lambda: self._tested(hand, test), 60.0, "lamp test between two plates")
         hand.lands(lambda: hand.touch('form:has([value="resume"]) button'))
         wait_until(lambda: floor.station.changes("light") != [], 20.0, "test in the log")
         _done(18, hand)
 
-    def _can_test(self, hand: Screen, test: str) -> bool:
+    def _tested(self, hand: Screen, test: str) -> bool:
+        """This belt does not stand still: tried until no plate is before the camera, and counted
+        once."""
+        touches = hand.touches
         hand.open("/engineer/lamp")
-        return not hand.page.locator(test).is_disabled()
+        if not hand.page.locator(test).is_disabled():
+            hand.lands(lambda: hand.touch(test))
+        is_done = hand.page.locator('main [role="status"]').count() > 0
+        hand.touches = touches + is_done
+        return is_done
 
     def test_19_switch_the_language(self, floor: Floor) -> None:
         hand = floor.rosa

@@ -88,7 +88,7 @@ async function done(form, committed) {
   const panel = form.closest(".judge");
   if (!panel || committed.address.startsWith("/open")) return location.assign(committed.address);
   // What was hidden of a sample is shown by another page than this one.
-  if (panel.dataset.blind) return location.reload();
+  if (panel.dataset.blind) return location.assign(`${location.pathname}?judged=${committed.seq}`);
   await show(panel, committed.address);
   await renew(".plate-judged");
 }

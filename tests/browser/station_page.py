@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -17,10 +18,11 @@ from typing import Any
 import httpx
 from history import STATION, write_history
 from people_rig import PEOPLE, add_people, come_for_the_first_time
-from station_rig import Rig, wait_until
+from station_rig import Rig, vqi, wait_until
 
 from station.config import load_configuration
 from station.log_reader import Filter, Reader
+from station.signed_note import PUBLIC_KEY, make_key
 from station.web.app import create_app
 from station.web.pages import Declared
 from station.web.server import make_web
@@ -35,8 +37,11 @@ early = "06:00"
 late = "14:00"
 night = "22:00"
 
+[proof]
+key_file = "{folder}/log-key.pem"
+
 [web]
-port = 0
+port = {port}
 """
 
 
@@ -95,8 +100,14 @@ def small_rig(folder: Path) -> Rig:
         fail_hold_s=None,
         station={"id": STATION},
         recipe_lines="[keep]\npass_whole_share = 0.5\n",
-        tables=_TABLES,
+        tables=_TABLES.format(folder=folder, port=_free_port()),
     )
+
+
+def _free_port() -> int:
+    """One that the page gets again where it is started again."""
+    with socket.create_server(("127.0.0.1", 0)) as any_socket:
+        return int(any_socket.getsockname()[1])
 
 
 @contextmanager
@@ -105,13 +116,17 @@ def station_page(
 ) -> Iterator[StationPage]:
     """`vqi run --web`, with its people, after six weeks of work."""
     rig = small_rig(folder)
+    config = rig.write()
+    rig.journal.mkdir(parents=True)
+    make_key(folder / "log-key.pem", rig.journal / PUBLIC_KEY)
     if has_history:
         write_history(rig.journal)
-    config = rig.write()
     add_people(config, people)
     with running(config) as (url, run):
         wait_until(lambda: not _is_stale(url), 60.0, "page that hears the station")
         come_for_the_first_time(url, people)
+        if has_history:
+            assert vqi("log", "checkpoint", "--config", str(config)).returncode == 0
         yield StationPage(rig, url, run)
 
 

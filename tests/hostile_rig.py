@@ -26,12 +26,13 @@ from station.qms import IMAGES, Store
 from station.record import AttentionBody, ChangeBody, ResultBody, ReviewBody, Verdict
 from station.web.context import Web
 from station.web.pages import Declared
-from station.web.roles import Person
+from station.web.roles import Person, Role
 
 MAY_BE_SLOW_S = 20.0
 _PARAMETER = re.compile(r"\{(\w+)(:\w+)?\}")
 _INJECTED = (Web, Person, Request, Response)
-_STREAMS = "text/event-stream"
+_UNENDING = ("text/event-stream", "application/gzip")
+"""Not read to their end: a stream has none, and support's archive takes its time."""
 
 
 # --- where a text can go --------------------------------------------------------------------------
@@ -160,14 +161,16 @@ def active_parts(html: str) -> list[str]:
     return parser.found
 
 
-def hit(rig: WebRig, answer: Answer) -> str:
-    """What an attack achieved; empty if nothing."""
+def hit(rig: WebRig, answer: Answer, role: Role | None = None) -> str:
+    """What an attack achieved; empty if nothing. An engineer may know where files lie."""
     text = answer.body.decode("utf-8", "replace")
     if answer.status >= 500 and answer.status != 503:
         return f"status {answer.status}"
     if CANARY in text or "root:x:0:0" in text or "SQLite format 3" in text:
         return "a file from outside was read"
-    if "Traceback (most recent" in text or str(rig.station.folder) in text:
+    if "Traceback (most recent" in text:
+        return "it tells of its insides"
+    if str(rig.station.folder) in text and (role is None or role < Role.ENGINEER):
         return "it tells of its insides"
     if any("vqix" in key.lower() for key, _ in answer.headers):
         return "a header was smuggled"
@@ -245,6 +248,8 @@ class Attacker:
             self._connection.close()
             self._connection = self._connect()
             return self._sent(request)
+        except TimeoutError as error:
+            raise AssertionError(f"no end of the answer to {request.target[:200]}") from error
 
     def _sent(self, request: Sent) -> Answer | None:
         connection = self._connection
@@ -260,7 +265,7 @@ class Attacker:
             return None
         response = connection.getresponse()
         headers = response.getheaders()
-        is_stream = (response.getheader("content-type") or "").startswith(_STREAMS)
+        is_stream = (response.getheader("content-type") or "").startswith(_UNENDING)
         body = b"" if is_stream else response.read()
         if is_stream:
             connection.close()
@@ -269,7 +274,7 @@ class Attacker:
     def attack(self, slot: Slot, text: str) -> str:
         request = sent(self.rig, slot, text, self.token, self.cookie)
         answer = self.send(request)
-        found = hit(self.rig, answer) if answer is not None else ""
+        found = hit(self.rig, answer, slot.route.role) if answer is not None else ""
         return f"{slot.route.method} {slot.route.path} {slot.where} {slot.name}: {found}" * bool(
             found
         )

@@ -75,7 +75,7 @@ SHOWN = Shown(
 
 
 @router.data("/line/thumbnails/{result_id}")
-def plate_thumbnail(web: Web, result_id: str) -> Response:
+def strip_thumbnail(web: Web, result_id: str) -> Response:
     """A small picture of a plate."""
     with web.reader() as reader:
         name, folder = _smallest_picture(reader, result_id), reader.images

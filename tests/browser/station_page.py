@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,8 +122,9 @@ def station_page(
     make_key(folder / "log-key.pem", rig.journal / PUBLIC_KEY)
     if has_history:
         write_history(rig.journal)
-    add_people(config, people)
-    with running(config) as (url, run):
+    with running(config) as run:
+        add_people(config, people)
+        url = _said_address(run)
         wait_until(lambda: not _is_stale(url), 60.0, "page that hears the station")
         come_for_the_first_time(url, people)
         if has_history:
@@ -131,8 +133,8 @@ def station_page(
 
 
 @contextmanager
-def running(config: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`vqi run --web --json`: the address that it says, and its process."""
+def running(config: Path) -> Iterator[subprocess.Popen[str]]:
+    """`vqi run --web --json`."""
     command = [sys.executable, "-P", "-m", "station.cli", "run", "--web", "--json"]
     process = subprocess.Popen(
         [*command, "--config", str(config)],
@@ -141,25 +143,29 @@ def running(config: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
         start_new_session=True,
     )
     assert process.stdout is not None
-    url = _said_address(process)
-    drain = threading.Thread(target=process.stdout.read, daemon=True)
-    drain.start()
     try:
-        yield url, process
+        yield process
     finally:
         process.terminate()
         process.wait(60.0)
-        drain.join(10.0)
         process.stdout.close()
 
 
 def _said_address(process: subprocess.Popen[str]) -> str:
-    """Of the first line that says it; plates may have passed by then."""
+    """Of the first line that says it; plates may have passed by then. What follows is read and
+    dropped."""
     assert process.stdout is not None
     for line in process.stdout:
         if "web" in (event := json.loads(line)):
+            threading.Thread(target=_drop, args=(process.stdout,), daemon=True).start()
             return str(event["web"]).rstrip("/")
     raise AssertionError(f"vqi run ended with {process.wait(30.0)}")
+
+
+def _drop(lines: Iterable[str]) -> None:
+    with contextlib.suppress(ValueError):  # closed meanwhile
+        for _ in lines:
+            pass
 
 
 def _is_stale(url: str) -> bool:

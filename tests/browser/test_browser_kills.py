@@ -3,6 +3,7 @@ and what was sent in that moment is committed once or clearly not."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -47,6 +48,24 @@ def _pid(station: StationPage, process: str) -> int:
     return found[0]
 
 
+def _kill(pid: int) -> None:
+    """One that hung may have been replaced by now."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _unjudged(station: StationPage) -> str:
+    """The newest plate that failed, once nobody has judged it."""
+    found: list[str] = []
+
+    def is_there() -> bool:
+        found[:] = [station.newest("FAIL")]
+        return not _reviews(station, found[0])
+
+    wait_until(is_there, 60.0, "plate that failed")
+    return found[0]
+
+
 def _page_pid(station: StationPage) -> int:
     """Of the page's own process, which `vqi run` starts beside the others."""
     for folder in Path("/proc").glob("[0-9]*"):
@@ -82,7 +101,7 @@ def test_the_line_says_what_died_and_comes_back(
         word = hand.page.locator(".word").first.get_attribute("data-state")
         assert word not in ("pass", "pass_not_production"), "it shows a pass nobody vouches for"
     finally:
-        os.kill(pid, signal.SIGKILL)
+        _kill(pid)
     wait_until(lambda: hand.page.locator(call).count() == 0, 90.0, f"{process} that is back")
     before = hand.text("#as-of")
     wait_until(lambda: hand.text("#as-of") != before, 30.0, "time that goes on")
@@ -95,11 +114,11 @@ def test_a_review_sent_while_the_journal_dies_is_one_row_or_clearly_none(
 ) -> None:
     """The journal process is held before the touch, killed before, after or with it. Whatever the
     page says, sending it again until it is committed leaves one row."""
-    plate = station.newest("FAIL")
+    plate = _unjudged(station)
     hand.open(f"/plates/{plate}")
     pid = _pid(station, "journal")
     os.kill(pid, signal.SIGKILL if moment == "before" else signal.SIGSTOP)
-    killer = threading.Timer(2.0 if moment == "meanwhile" else 0.0, os.kill, (pid, signal.SIGKILL))
+    killer = threading.Timer(2.0 if moment == "meanwhile" else 0.0, _kill, (pid,))
     if moment != "before":
         killer.start()
     hand.touch(".judge-offers button.danger")
@@ -129,7 +148,7 @@ def _is_committed(hand: Screen) -> bool:
 
 
 def test_a_review_is_written_while_the_station_is_dead(station: StationPage, hand: Screen) -> None:
-    plate = station.newest("FAIL")
+    plate = _unjudged(station)
     hand.open(f"/plates/{plate}")
     pid = _pid(station, "station")
     os.kill(pid, signal.SIGSTOP)
@@ -138,7 +157,7 @@ def test_a_review_is_written_while_the_station_is_dead(station: StationPage, han
         hand.sees(".judge-done")
         assert len(_reviews(station, plate)) == 1
     finally:
-        os.kill(pid, signal.SIGKILL)
+        _kill(pid)
 
 
 def _reviews(station: StationPage, plate: str) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ def tell_log(configuration: Configuration, store: PeopleStore) -> str:
     try:
         return _send(configuration, store)
     except (PeerGone, NotAMessage, TimeoutError, OSError, StoreError) as error:
-        return f"the log does not have it yet: {error}; it is kept, and sent again"
+        return f"it is kept, and becomes a row of the log once that takes it ({error})"
     finally:
         os.close(lock)
 

@@ -740,7 +740,7 @@ def test_what_is_done_to_an_account_is_a_row_once_whoever_dies(
     rig: Rig, people: PeopleStore
 ) -> None:
     people.add("kim", "Kim Min", Role.REVIEWER, GOOD, "root (eva)")
-    assert "not" in tell_log(configuration(rig), people), "nobody writes the log yet"
+    assert "once" in tell_log(configuration(rig), people), "nobody writes the log yet"
     people.set_locked("kim", True, "eva")
     with journal_of(rig):
         assert tell_log(configuration(rig), people) == ""

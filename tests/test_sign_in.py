@@ -252,6 +252,22 @@ def test_after_sign_in_only_places_of_this_page_come_next(site: Site) -> None:
         assert site.browser().sign_in("nav", then=then).headers["location"] == "/"
 
 
+def test_hostile_names_and_secrets_are_nobodys(site: Site) -> None:
+    browser = site.browser()
+    for text in ("a\x00b", "\u202e", "' OR 1=1 --", "\ufdfa" * 60, "../../etc", "{}", "%s"):
+        for path, fields in (
+            ("/sign-in.json", {"name": text, "password": text * 3}),
+            ("/sign-in/pin.json", {"who": text, "pin": text}),
+        ):
+            site.clock.now_s += 400
+            assert browser.json(path, **fields).status_code == 401, text
+    raw = b'{"name": "\\ud800", "password": "x"}'
+    headers = {"origin": site.url, "x-csrf-token": browser.token()}
+    headers["content-type"] = "application/json"
+    assert browser.post("/sign-in.json", content=raw, headers=headers).status_code == 422
+    site.clock.now_s += 4000
+
+
 def test_secrets_come_back_in_no_answer(site: Site) -> None:
     browser = site.browser()
     answers = [

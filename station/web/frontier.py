@@ -46,8 +46,7 @@ _HEADERS: Final = {
     "cross-origin-embedder-policy": "require-corp",
     "permissions-policy": "camera=(), microphone=(), geolocation=(), usb=(), serial=(), payment=()",
 }
-"""OWASP Secure Headers; the page itself needs none of what they forbid. No referrer at all would
-make browsers say `Origin: null` of the page's own forms (Fetch, 3.2)."""
+"""OWASP Secure Headers; the page itself needs none of what they forbid."""
 _HSTS: Final = "max-age=31536000"
 
 _FRAMINGS: Final = (b"content-length", b"transfer-encoding")

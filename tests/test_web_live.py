@@ -23,8 +23,9 @@ from station.config import LightSettings, load_configuration
 from station.log_reader import Reader
 from station.packing import Contexts
 from station.plant import prepare
+from station.quality import UNKNOWN
 from station.web.hub import Hub, Topic
-from station.web.line_log import LineLog, ShownPlate
+from station.web.line_log import LineLog, LogLook, ShownPlate
 from station.web.line_view import CallView, line_page, urgency
 from station.web.live import Live, Silence
 from station.web.roles import Role
@@ -252,6 +253,28 @@ def test_every_state_has_its_words_in_every_language(rig: WebRig, client: PageCl
             assert "{" not in answer.text.partition("<main")[2].replace("{age}", "").replace(
                 "{at}", ""
             ).replace("{left}", "")
+
+
+def test_what_is_read_of_the_log_and_what_is_kept_when_it_cannot_be(rig: WebRig) -> None:
+    settings = rig.web.configuration.value
+    look = LogLook(settings)
+    found = look.look({"rows": 24}, lamp(LightState.FAIL, rig.plates[1]), station())
+    assert [plate.result_id for plate in found.plates] == rig.plates[::-1]
+    assert all(plate.has_picture for plate in found.plates)
+    assert found.shown is not None
+    assert found.shown.part_id == "LGP-0002"
+    assert found.today is not None
+    assert (found.today.plates, found.today.rate) == (0, UNKNOWN)
+    assert look.look({"rows": 24}, lamp(LightState.FAIL, rig.plates[1]), None) is found, "no news"
+    directory = settings.journal.directory
+    aside = directory.rename(directory.with_name("aside"))
+    try:
+        kept = look.look({"rows": 25}, lamp(), station())
+    finally:
+        aside.rename(directory)
+    assert "no log can be read" in kept.problem
+    assert kept.plates == found.plates
+    assert look.look({"rows": 26}, lamp(), station()).problem == ""
 
 
 def test_the_kiosk_shows_the_line_alone(client: PageClient) -> None:

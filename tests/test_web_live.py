@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from station.log_reader import Reader
 from station.packing import Contexts
 from station.plant import prepare
 from station.quality import UNKNOWN
+from station.web.certificates import make_certificate
 from station.web.hub import Hub, Topic
 from station.web.line_log import LineLog, LogLook, ShownPlate
 from station.web.line_view import CallView, line_page, urgency
@@ -34,6 +36,7 @@ from station.web.server import make_web
 Json = dict[str, Any]
 LIGHT = LightSettings.model_validate({"device": {"type": "simulated"}})
 NOW = 1_800_000_000.0
+TOKEN = "0123456789abcdef" * 2
 NOW_TEXT = "2027-01-15T08:00:00.000000Z"
 
 
@@ -428,7 +431,7 @@ def test_lines_are_sorted_by_urgency_and_one_that_is_down_says_since_when(
 
 
 def test_other_stations_read_the_line_in_short_with_the_token(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("a long word\n")
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
     asked = f'read_token_file = "{tmp_path / "token"}"'
     with web_rig(tmp_path / "s", plates=2, web_lines=asked) as rig:
         rig.people.is_open = False
@@ -437,12 +440,40 @@ def test_other_stations_read_the_line_in_short_with_the_token(tmp_path: Path) ->
         assert (
             client.get("/line/summary", headers={"accept": "application/json"}).status_code == 401
         )
-        for word, status in (("a long word", 200), ("another", 401)):
+        for word, status in ((TOKEN, 200), (TOKEN[1:], 401)):
             headers = {"authorization": f"Bearer {word}", "accept": "application/json"}
             assert client.get("/line/summary", headers=headers).status_code == status
-        said = client.get("/line/summary", headers={"authorization": "Bearer a long word"}).json()
+        said = client.get("/line/summary", headers={"authorization": f"Bearer {TOKEN}"}).json()
         assert "plates" not in said
         assert said["light"]["state"] == "idle"
+
+
+def test_another_line_is_asked_by_tls_and_with_its_token(tmp_path: Path) -> None:
+    make_certificate(tmp_path / "tls", [], datetime.now(UTC))
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    certificate = tmp_path / "tls" / "cert.pem"
+    served = (
+        f'read_token_file = "{tmp_path / "token"}"\ntls_cert_file = "{certificate}"\n'
+        f'tls_key_file = "{tmp_path / "tls" / "key.pem"}"\n'
+    )
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    with web_rig(tmp_path / "b", plates=0, web_lines=served) as other:
+        other.people.is_open = False
+        other.live.live = live()
+        trust, token = f'ca_file = "{certificate}"\n', f'token_file = "{tmp_path / "token"}"\n'
+        lines = "".join(
+            f'[[web.stations]]\nname = "{name}"\nurl = "{other.url}"\n{more}'
+            for name, more in (("right", trust + token), ("stranger", token), ("unknown", trust))
+        )
+        with web_rig(tmp_path / "a", plates=0, web_lines=lines) as watching:
+
+            def why() -> Json:
+                rows = watching.client().get("/lines.json").json()["lines"]
+                return {row["name"]: row["why"] for row in rows if row["light"] is None}
+
+            wanted = {"stranger": "certificate", "unknown": "refuses"}
+            until(lambda: why() == wanted, "who is answered and why the others are not")
 
 
 @pytest.mark.long

@@ -362,7 +362,7 @@ def test_a_slow_client_gets_the_newest_state_and_no_queue(rig: WebRig) -> None:
         while f'"{count} x'.encode() not in read:
             read += slow.recv(1 << 20)
         numbers = [int(part.split(b" x")[0]) for part in read.split(b'{"light":"')[1:]]
-        assert numbers[1:] == sorted(numbers[1:])  # the first is what was there before
+        assert numbers == sorted(numbers)
         assert len(numbers) < count / 2, "what was true meanwhile is left out"
 
 
@@ -373,13 +373,30 @@ def test_who_comes_back_hears_only_what_is_new(rig: WebRig) -> None:
         told(hub, 1)
         first.sees("light", "1 x")
         known = [i for kind, i, _ in first.events if kind == "news"][-1]
-    with listening(rig.url, **{"last-event-id": known}) as again:
-        until(lambda: again.status == 200, "a stream")
+        with listening(rig.url, **{"last-event-id": known}) as again:
+            until(lambda: hub.clients == 2, "a stream")
+            told(hub, 1)
+            until(lambda: again.beats > 0, "a beat")
+            assert again.shown == {}, "nothing is new"
+        with listening(rig.url, **{"last-event-id": "otherlife-7"}) as other:
+            other.sees("light", "1 x")
+
+
+def test_nobody_is_shown_what_was_true_when_somebody_looked_last(rig: WebRig) -> None:
+    hub = rig.web.hub
+    until(lambda: hub.clients == 0, "nobody")
+    with listening(rig.url) as first:
+        until(lambda: hub.clients == 1, "a client")
         told(hub, 1)
-        until(lambda: again.beats > 0, "a beat")
-        assert again.shown == {}, "nothing is new"
-    with listening(rig.url, **{"last-event-id": "otherlife-7"}) as other:
-        other.sees("light", "1 x")
+        first.sees("light", "1 x")
+    until(lambda: hub.clients == 0, "nobody again")
+    with listening(rig.url) as second:
+        until(lambda: hub.clients == 1, "another client")
+        hub.publish({}, {"ms": 2})
+        until(lambda: second.beats > 0, "a beat")
+        assert second.shown == {}
+        told(hub, 2)
+        second.sees("light", "2 x")
 
 
 def test_a_stream_ends_with_the_session_that_may_see_it(rig: WebRig) -> None:

@@ -607,8 +607,15 @@ class OtherStation(Settings):
         None, description="Whom to trust for its certificate, PEM; left out: as this machine does."
     )
     token_file: Path | None = Field(
-        None, description="Holds the read_token of that station, where people sign in there."
+        None, description="Holds that station's read token, where people sign in there."
     )
+
+    @model_validator(mode="after")
+    def _token_is_not_told_to_all(self) -> OtherStation:
+        is_here = urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
+        if self.token_file is not None and not is_here and not self.url.startswith("https:"):
+            raise ValueError("token_file needs an https:// url: anybody on the way could read it")
+        return self
 
 
 class WebSettings(Settings):

@@ -10,6 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from station.config import LightSettings, load_configuration
 from station.log_reader import Reader
 from station.packing import Contexts
 from station.plant import prepare
+from station.quality import UNKNOWN
+from station.web.certificates import make_certificate
 from station.web.hub import Hub, Topic
-from station.web.line_log import LineLog, ShownPlate
+from station.web.line_log import LineLog, LogLook, ShownPlate
 from station.web.line_view import CallView, line_page, urgency
 from station.web.live import Live, Silence
 from station.web.roles import Role
@@ -33,6 +36,7 @@ from station.web.server import make_web
 Json = dict[str, Any]
 LIGHT = LightSettings.model_validate({"device": {"type": "simulated"}})
 NOW = 1_800_000_000.0
+TOKEN = "0123456789abcdef" * 2
 NOW_TEXT = "2027-01-15T08:00:00.000000Z"
 
 
@@ -254,6 +258,28 @@ def test_every_state_has_its_words_in_every_language(rig: WebRig, client: PageCl
             ).replace("{left}", "")
 
 
+def test_what_is_read_of_the_log_and_what_is_kept_when_it_cannot_be(rig: WebRig) -> None:
+    settings = rig.web.configuration.value
+    look = LogLook(settings)
+    found = look.look({"rows": 24}, lamp(LightState.FAIL, rig.plates[1]), station())
+    assert [plate.result_id for plate in found.plates] == rig.plates[::-1]
+    assert all(plate.has_picture for plate in found.plates)
+    assert found.shown is not None
+    assert found.shown.part_id == "LGP-0002"
+    assert found.today is not None
+    assert (found.today.plates, found.today.rate) == (0, UNKNOWN)
+    assert look.look({"rows": 24}, lamp(LightState.FAIL, rig.plates[1]), None) is found, "no news"
+    directory = settings.journal.directory
+    aside = directory.rename(directory.with_name("aside"))
+    try:
+        kept = look.look({"rows": 25}, lamp(), station())
+    finally:
+        aside.rename(directory)
+    assert "no log can be read" in kept.problem
+    assert kept.plates == found.plates
+    assert look.look({"rows": 26}, lamp(), station()).problem == ""
+
+
 def test_the_kiosk_shows_the_line_alone(client: PageClient) -> None:
     assert 'class="line kiosk' in client.get("/?kiosk").text
     assert 'class="line kiosk' not in client.get("/").text
@@ -336,7 +362,7 @@ def test_a_slow_client_gets_the_newest_state_and_no_queue(rig: WebRig) -> None:
         while f'"{count} x'.encode() not in read:
             read += slow.recv(1 << 20)
         numbers = [int(part.split(b" x")[0]) for part in read.split(b'{"light":"')[1:]]
-        assert numbers[1:] == sorted(numbers[1:])  # the first is what was there before
+        assert numbers == sorted(numbers)
         assert len(numbers) < count / 2, "what was true meanwhile is left out"
 
 
@@ -347,13 +373,30 @@ def test_who_comes_back_hears_only_what_is_new(rig: WebRig) -> None:
         told(hub, 1)
         first.sees("light", "1 x")
         known = [i for kind, i, _ in first.events if kind == "news"][-1]
-    with listening(rig.url, **{"last-event-id": known}) as again:
-        until(lambda: again.status == 200, "a stream")
+        with listening(rig.url, **{"last-event-id": known}) as again:
+            until(lambda: hub.clients == 2, "a stream")
+            told(hub, 1)
+            until(lambda: again.beats > 0, "a beat")
+            assert again.shown == {}, "nothing is new"
+        with listening(rig.url, **{"last-event-id": "otherlife-7"}) as other:
+            other.sees("light", "1 x")
+
+
+def test_nobody_is_shown_what_was_true_when_somebody_looked_last(rig: WebRig) -> None:
+    hub = rig.web.hub
+    until(lambda: hub.clients == 0, "nobody")
+    with listening(rig.url) as first:
+        until(lambda: hub.clients == 1, "a client")
         told(hub, 1)
-        until(lambda: again.beats > 0, "a beat")
-        assert again.shown == {}, "nothing is new"
-    with listening(rig.url, **{"last-event-id": "otherlife-7"}) as other:
-        other.sees("light", "1 x")
+        first.sees("light", "1 x")
+    until(lambda: hub.clients == 0, "nobody again")
+    with listening(rig.url) as second:
+        until(lambda: hub.clients == 1, "another client")
+        hub.publish({}, {"ms": 2})
+        until(lambda: second.beats > 0, "a beat")
+        assert second.shown == {}
+        told(hub, 2)
+        second.sees("light", "2 x")
 
 
 def test_a_stream_ends_with_the_session_that_may_see_it(rig: WebRig) -> None:
@@ -405,7 +448,7 @@ def test_lines_are_sorted_by_urgency_and_one_that_is_down_says_since_when(
 
 
 def test_other_stations_read_the_line_in_short_with_the_token(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("a long word\n")
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
     asked = f'read_token_file = "{tmp_path / "token"}"'
     with web_rig(tmp_path / "s", plates=2, web_lines=asked) as rig:
         rig.people.is_open = False
@@ -414,12 +457,40 @@ def test_other_stations_read_the_line_in_short_with_the_token(tmp_path: Path) ->
         assert (
             client.get("/line/summary", headers={"accept": "application/json"}).status_code == 401
         )
-        for word, status in (("a long word", 200), ("another", 401)):
+        for word, status in ((TOKEN, 200), (TOKEN[1:], 401)):
             headers = {"authorization": f"Bearer {word}", "accept": "application/json"}
             assert client.get("/line/summary", headers=headers).status_code == status
-        said = client.get("/line/summary", headers={"authorization": "Bearer a long word"}).json()
+        said = client.get("/line/summary", headers={"authorization": f"Bearer {TOKEN}"}).json()
         assert "plates" not in said
         assert said["light"]["state"] == "idle"
+
+
+def test_another_line_is_asked_by_tls_and_with_its_token(tmp_path: Path) -> None:
+    make_certificate(tmp_path / "tls", [], datetime.now(UTC))
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    certificate = tmp_path / "tls" / "cert.pem"
+    served = (
+        f'read_token_file = "{tmp_path / "token"}"\ntls_cert_file = "{certificate}"\n'
+        f'tls_key_file = "{tmp_path / "tls" / "key.pem"}"\n'
+    )
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    with web_rig(tmp_path / "b", plates=0, web_lines=served) as other:
+        other.people.is_open = False
+        other.live.live = live()
+        trust, token = f'ca_file = "{certificate}"\n', f'token_file = "{tmp_path / "token"}"\n'
+        lines = "".join(
+            f'[[web.stations]]\nname = "{name}"\nurl = "{other.url}"\n{more}'
+            for name, more in (("right", trust + token), ("stranger", token), ("unknown", trust))
+        )
+        with web_rig(tmp_path / "a", plates=0, web_lines=lines) as watching:
+
+            def why() -> Json:
+                rows = watching.client().get("/lines.json").json()["lines"]
+                return {row["name"]: row["why"] for row in rows if row["light"] is None}
+
+            wanted = {"stranger": "certificate", "unknown": "refuses"}
+            until(lambda: why() == wanted, "who is answered and why the others are not")
 
 
 @pytest.mark.long

@@ -39,7 +39,7 @@ def tls_files(settings: WebSettings) -> TlsFiles | None:
     """Where they lie; None without TLS. Raises `ConfigError` if they cannot serve."""
     if settings.tls_cert_file is None or settings.tls_key_file is None:
         return None
-    found = TlsFiles(_placed(settings.tls_cert_file), _placed(settings.tls_key_file))
+    found = TlsFiles(placed(settings.tls_cert_file), placed(settings.tls_key_file))
     for key, path in (("tls_cert_file", found.cert), ("tls_key_file", found.key)):
         try:
             path.read_bytes()
@@ -56,7 +56,7 @@ def tls_files(settings: WebSettings) -> TlsFiles | None:
     return found
 
 
-def _placed(path: Path) -> Path:
+def placed(path: Path) -> Path:
     """One without a folder is a credential of the unit, where there are any."""
     folder = os.environ.get(_CREDENTIALS)
     return Path(folder) / path if folder and path.parent == Path() else path

@@ -60,6 +60,11 @@ class Topic:
         self._joined.clear()
         return True
 
+    def forget(self) -> None:
+        """Nobody looks, so nobody keeps it true: who comes next must not be shown it."""
+        self.pieces.clear()
+        self._joined.clear()
+
     def _is_news(self, name: str, text: str) -> bool:
         known = self.pieces.get(name)
         return known is None or known.encoded != text
@@ -114,7 +119,9 @@ class Hub:
     def _take(self, states: Mapping[str, Mapping[str, str]], beat: Mapping[str, Any]) -> None:
         text = f"event: beat\ndata: {json.dumps(beat, separators=(',', ':'))}\n\n"
         self._beat = time.monotonic(), text.encode()
-        changes = [self.topic(name).publish(parts) for name, parts in states.items()]
+        # Who asked for it may have gone meanwhile.
+        looked_at = ((self.topic(name), parts) for name, parts in states.items())
+        changes = [topic.publish(parts) for topic, parts in looked_at if topic.clients]
         if any(changes):
             self._wake()
 
@@ -168,6 +175,8 @@ class EventStream(Response):
         finally:
             self._hub.clients -= 1
             self._topic.clients -= 1
+            if not self._topic.clients:
+                self._topic.forget()
             sending.cancel()
             going.cancel()
             await asyncio.gather(sending, going, return_exceptions=True)
@@ -195,7 +204,7 @@ class EventStream(Response):
     def _due(self, now_s: float) -> bytes:
         """News, a beat, both, or nothing."""
         topic, event = self._topic, b""
-        if topic.number > self._known:
+        if topic.number > self._known and topic.pieces:
             event, self._known = topic.event_after(self._known), topic.number
         if now_s - self._beaten_s >= _BEAT_DUE_S and (beat := self._hub.beat):
             event, self._beaten_s = event + beat, now_s

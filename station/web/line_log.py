@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import Select, desc, select, text
+from sqlalchemy import select, text
 
 from station.config import Configuration, ShiftSettings
 from station.log_reader import Reader
@@ -32,14 +32,16 @@ STRIP_PLATES = 12
 RATE_S = 300.0
 """The rate is that of so long, or of the station's life where that is shorter."""
 _LIMIT_S = 1.0
-_SUMS_EVERY_S = 1.0
+_SUMS_EVERY_S = 2.0
 _QUIET_S = 5.0
 """Without new rows: the rate falls, a shift ends."""
 _ATTENTIONS = 100
-_PICTURES = text(
-    "SELECT seq, json_array_length(body, '$.images') AS pictures FROM row "
-    "WHERE seq IN (SELECT value FROM json_each(:numbers))"
-)
+_NEWEST = text("""
+    SELECT plate.*, json_array_length(row.body, '$.images') > 0 AS has_picture
+    FROM (SELECT * FROM plate ORDER BY seq DESC LIMIT :most) AS plate JOIN row USING (seq)
+    ORDER BY plate.seq DESC
+""")
+_SHOWN = text("SELECT part_id, written_at FROM plate WHERE result_id = :id")
 _ACTUATION = text(
     "SELECT body ->> '$.commanded_ns' AS commanded_ns, body ->> '$.boot_id' AS boot_id FROM row "
     "WHERE result_id = :id AND kind = 'actuation'"
@@ -141,9 +143,7 @@ class LogLook:
 
     def _newest(self, reader: Reader, lamp: Json | None) -> LineLog:
         ask = partial(reader.ask, limit_s=_LIMIT_S)
-        rows = ask(select(PLATE).order_by(desc(PLATE.c.seq)).limit(STRIP_PLATES))
-        pictures = ask(_PICTURES.bindparams(numbers=str([row.seq for row in rows])))
-        with_pictures = {row.seq for row in pictures if row.pictures}
+        rows = ask(_NEWEST.bindparams(most=STRIP_PLATES))
         shown_id = lamp["result_id"] if lamp else ""
         return replace(
             self._last,
@@ -151,7 +151,7 @@ class LogLook:
             problem="",
             newest_seq=rows[0].seq if rows else 0,
             newest_result_id=rows[0].result_id if rows else "",
-            plates=tuple(_strip_plate(row, row.seq in with_pictures) for row in rows),
+            plates=tuple(_strip_plate(row) for row in rows),
             shown=_shown(ask, shown_id) if shown_id else None,
         )
 
@@ -171,7 +171,7 @@ class LogLook:
         )
 
 
-def _strip_plate(row: Any, has_picture: bool) -> StripPlate:
+def _strip_plate(row: Any) -> StripPlate:
     return StripPlate(
         result_id=row.result_id,
         written_at=row.written_at,
@@ -180,15 +180,13 @@ def _strip_plate(row: Any, has_picture: bool) -> StripPlate:
         reviewed_verdict=row.reviewed_verdict,
         reason=row.reason,
         defects=row.defects,
-        has_picture=has_picture,
+        has_picture=bool(row.has_picture),
     )
 
 
 def _shown(ask: Callable[[Any], Sequence[Any]], result_id: str) -> ShownPlate | None:
     """None where a tile failed and the plate has no record yet."""
-    columns = PLATE.c.part_id, PLATE.c.written_at
-    statement: Select[Any] = select(*columns).where(PLATE.c.result_id == result_id)
-    plates = ask(statement)
+    plates = ask(_SHOWN.bindparams(id=result_id))
     if not plates:
         return None
     told = ask(_ACTUATION.bindparams(id=result_id))

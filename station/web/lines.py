@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from station.log_lines import get_logger
 from station.record import Verdict, rfc3339
+from station.web.certificates import placed
 from station.web.context import Web
 from station.web.errors import SignInNeeded
 from station.web.feed import Shown, stream
@@ -23,6 +24,8 @@ from station.web.render import language_of
 
 router = WebRouter()
 _OF_VERDICT: dict[str, Level] = {Verdict.FAIL: "fail", Verdict.UNDECIDED: "undecided"}
+_SHORTEST_TOKEN = 32
+"""Letters; anybody may try as often as this machine answers."""
 _LOG = get_logger("web")
 
 
@@ -110,11 +113,14 @@ def _may_read(web: Web, request: Request) -> bool:
     if file is None or not given:
         return False
     try:
-        wanted = file.read_text().strip()
+        wanted = placed(file).read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         _LOG.error("web.read_token_file cannot be read", file=str(file), error=str(error))
         return False
-    return bool(wanted) and hmac.compare_digest(given.encode(), wanted.encode())
+    if len(wanted) < _SHORTEST_TOKEN:
+        _LOG.error("web.read_token_file holds no long word", wanted=_SHORTEST_TOKEN)
+        return False
+    return hmac.compare_digest(given.encode(), wanted.encode())
 
 
 # --- the list -------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from station.config import OtherStation
 from station.log_lines import get_logger
+from station.web.certificates import placed
 from station.web.line_view import LineSummary
 
 SUMMARY_PATH = "/line/summary"
@@ -27,9 +28,9 @@ DOWN_S = 3.0
 _MOST_BYTES = 262_144
 _LOG = get_logger("web")
 
-Why = Literal["", "refused", "timeout", "refuses", "certificate", "nonsense"]
+Why = Literal["", "refused", "timeout", "refuses", "certificate", "nonsense", "settings"]
 """Why a station does not answer: nobody there, too slow, asks for a sign-in, its certificate is not
-trusted, or its answer is none of a station."""
+trusted, its answer is none of a station; or a file of its settings here cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,8 @@ class OtherStations:
                     while True:
                         await self._ask(station, client)
                         await asyncio.sleep(POLL_S)
-            except (OSError, ValueError) as error:  # a file of its settings
-                self._note(station, "certificate", repr(error))
+            except (OSError, ValueError) as error:
+                self._note(station, "settings", repr(error))
             await asyncio.sleep(POLL_S)
 
     async def _ask(self, station: OtherStation, client: httpx.AsyncClient) -> None:
@@ -111,10 +112,10 @@ def _client(station: OtherStation) -> httpx.AsyncClient:
     """Raises OSError, ValueError: a file that its settings name."""
     headers = {"accept": "application/json"}
     if station.token_file is not None:
-        headers["authorization"] = f"Bearer {station.token_file.read_text().strip()}"
+        headers["authorization"] = f"Bearer {placed(station.token_file).read_text().strip()}"
     trusted: ssl.SSLContext | bool = True
     if station.ca_file is not None:
-        trusted = ssl.create_default_context(cafile=str(station.ca_file))
+        trusted = ssl.create_default_context(cafile=str(placed(station.ca_file)))
     return httpx.AsyncClient(
         base_url=station.url, headers=headers, verify=trusted, timeout=_LIMIT_S, trust_env=False
     )

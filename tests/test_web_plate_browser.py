@@ -29,8 +29,8 @@ new PerformanceObserver((list) => {
 }).observe({ type: "longtask", buffered: true });
 """
 _IS_DRAWN = """() => {
-  const { viewer } = document.querySelector(".plate-viewer");
-  return !viewer.isAsked && !viewer.tiles.loading.size && !viewer.tiles.wanted.length;
+  const viewer = document.querySelector(".plate-viewer")?.viewer;
+  return viewer && !viewer.isAsked && !viewer.tiles.loading.size && !viewer.tiles.wanted.length;
 }"""
 
 
@@ -134,15 +134,15 @@ def test_fingers_move_and_zoom(rig: WebRig, chromium: Any) -> None:
         page.goto(f"{rig.url}/plates/{_FAILED}")
         drawn(page)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        before = page.evaluate("document.querySelector('.plate-viewer').viewer.scale")
-        page.evaluate(_PINCH)
-        after = page.evaluate("document.querySelector('.plate-viewer').viewer.scale")
+        before, after = page.evaluate(_PINCH)
         assert after == pytest.approx(2 * before, rel=0.05)
         assert complaints == []
 
 
 _PINCH = """() => {
   const stage = document.querySelector(".plate-stage");
+  const { viewer } = document.querySelector(".plate-viewer");
+  const before = viewer.scale;
   const box = stage.getBoundingClientRect();
   stage.setPointerCapture = () => {};
   const send = (kind, id, x) => stage.dispatchEvent(new PointerEvent(kind, {
@@ -153,6 +153,7 @@ _PINCH = """() => {
   for (let x = 150; x <= 200; x += 5) send("pointermove", 2, x);
   send("pointerup", 2, 200);
   send("pointerup", 1, 100);
+  return [before, viewer.scale];
 }"""
 
 

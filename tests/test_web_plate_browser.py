@@ -85,6 +85,8 @@ def test_a_plate_is_looked_at_measured_and_never_changed(rig: WebRig, chromium: 
         _measure_the_box(page)
         _change_what_is_seen(page)
         _grey_value_is_the_recorded_one(page)
+        page.keyboard.press(".")
+        page.wait_for_url("**/plates/s-00000003")
         assert complaints == []
 
 

@@ -488,7 +488,7 @@ def _blind_answers(folder: Path, **changes: object) -> Json:
         answers = {path: client.get(f"/plates/{rig.plates[2]}{path}") for path in paths}
         near = client.get(f"/plates/{rig.plates[1]}.json").json()
     said = {
-        path: (answer.status_code, re.sub(rb"[0-9a-f]{64}|[0-9a-f]{12}\b", b"", answer.content))
+        path: (answer.status_code, re.sub(rb"[0-9a-f]{12,}", b"", answer.content))
         for path, answer in answers.items()
     }
     return {"said": said, "near": near}

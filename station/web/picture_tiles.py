@@ -36,7 +36,7 @@ _MIDDLE = 128
 _SLOTS = 2
 """Tiles and levels that are worked on at once: the rest of the machine is the station's."""
 _WAITING = 16
-_PATIENCE_S = 5.0
+_PATIENCE_S = 10.0
 """So many requests wait for a slot, so long: pages of other kinds need threads, too."""
 
 

@@ -10,20 +10,31 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from sqlalchemy import desc, select
+from sqlalchemy import desc, select, text
 
 from station.log_reader import Reader
 from station.qms import Json
 from station.record import ImageBody, Verdict
-from station.tables import DEFECT, PLATE
+from station.tables import PLATE
 from station.tiling import TILE_PX
 from station.web.blind import is_blind_of
 from station.web.errors import PageError, not_found
 from station.web.roles import Person
 
 _MOST_ATTEMPTS = 20
-_JUDGED_LOOKED_AT = 1000
+_REVIEWS_LOOKED_AT = 1000
 """Of a kind that is rarer there are no samples."""
+# CROSS JOIN keeps SQLite from beginning with all defects.
+_JUDGED_DEFECTS = text("""
+    SELECT plate.*, defect.number, defect.w_mm, defect.h_mm
+    FROM (SELECT DISTINCT result_id FROM (
+        SELECT result_id FROM row WHERE kind = 'review' ORDER BY written_at DESC LIMIT :reviews
+    )) AS reviewed
+    CROSS JOIN plate ON plate.result_id = reviewed.result_id
+    CROSS JOIN defect ON defect.station_id = plate.station_id AND defect.seq = plate.seq
+    WHERE defect.kind = :kind AND plate.reviewed_verdict = :verdict
+    ORDER BY plate.written_at DESC, plate.seq DESC, defect.number LIMIT :count
+""")
 _LONGEST_ID = 64
 ARRAYS = ("tile_grid", "tile_scores")
 """Left out where a row is shown, as `vqi log show` does."""
@@ -123,18 +134,10 @@ def attempts(reader: Reader, part_id: str | None) -> Sequence[Any]:
 
 
 def judged_defects(reader: Reader, kind: str, verdict: Verdict, count: int) -> Sequence[Any]:
-    """Defects of a kind on the last plates that a person has judged so, the newest first."""
-    was_judged = PLATE.c.reviewer.is_not(None) & (PLATE.c.reviewed_verdict == verdict.value)
-    newest = desc(PLATE.c.written_at), desc(PLATE.c.seq)
-    judged = select(PLATE).where(was_judged).order_by(*newest).limit(_JUDGED_LOOKED_AT).subquery()
-    is_of_plate = (DEFECT.c.station_id == judged.c.station_id) & (DEFECT.c.seq == judged.c.seq)
-    wanted = (
-        select(judged, DEFECT.c.number, DEFECT.c.w_mm, DEFECT.c.h_mm)
-        .select_from(judged.join(DEFECT, is_of_plate))
-        .where(DEFECT.c.kind == kind)
-    )
-    order = desc(judged.c.written_at), desc(judged.c.seq)
-    return reader.ask(wanted.order_by(*order, DEFECT.c.number).limit(count))
+    """Lines of `plate` and `defect` of a kind on plates that a person has judged so, among those
+    of the last reviews; the newest first."""
+    given = {"kind": kind, "verdict": verdict.value, "count": count, "reviews": _REVIEWS_LOOKED_AT}
+    return reader.ask(_JUDGED_DEFECTS.bindparams(**given))
 
 
 @dataclass(frozen=True, slots=True)

@@ -412,8 +412,7 @@ class Viewer {
   }
 
   onPageKey(event) {
-    const isTyping = event.target.closest("input, select, textarea, [contenteditable]");
-    if (isTyping || event.ctrlKey || event.altKey || event.metaKey || !this.defects.length) return;
+    if (isTyped(event)) return;
     if (event.key === "n") this.step(1);
     if (event.key === "p") this.step(-1);
   }
@@ -619,6 +618,17 @@ class Viewer {
   }
 }
 
+function isTyped(event) {
+  return event.ctrlKey || event.altKey || event.metaKey || event.target.closest("input, select, textarea, [contenteditable]");
+}
+
+// To the plate before and after, also where there is no picture.
+function turn(event) {
+  const link = { ",": "prev", ".": "next" }[event.key];
+  const found = link && !isTyped(event) && document.querySelector(`.plate-turn a[rel="${link}"]`);
+  if (found) found.click();
+}
+
 function colourOf(score) {
   const place = Math.min(0.9999, Math.max(0, score)) * (RAMP.length - 1);
   const [from, to] = [RAMP[Math.floor(place)], RAMP[Math.floor(place) + 1]];
@@ -633,5 +643,6 @@ async function waitFor(address) {
   else setTimeout(() => waitFor(address), 80);
 }
 
+document.addEventListener("keydown", turn);
 for (const waiting of document.querySelectorAll("[data-waits]")) waitFor(waiting.dataset.waits);
 for (const section of document.querySelectorAll(".plate-viewer")) section.viewer = new Viewer(section);

@@ -237,7 +237,7 @@ class SamplesPage(BaseModel):
 
 
 @router.page("/samples", template="judge/samples.html", menu="judge.menu_samples")
-def samples(web: Web) -> SamplesPage:
+def audit_samples(web: Web) -> SamplesPage:
     """Plates that were drawn for the audit and wait for a judgement; verdicts are hidden."""
     with web.reader() as reader:
         lines = reader.ask(open_samples_select(Selection(), _MOST_SAMPLES + 1))

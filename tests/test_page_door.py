@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import selectors
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from station_rig import Rig
+from station_rig import Json, Rig, wait_until
 from test_qms import opened, result
 from web_rig import running_journal
 
-from station.ipc import PeerGone, connect
+from drivers.stacklight import LightState
+from station.control import ControlServer, control_path, send_command
+from station.ipc import PeerGone, connect, user_name
 from station.journal import JournalClient, journal_path
+from station.lamp import LampClient, lamp_path
 from station.page_door import ACCOUNT, door_of, objection, way_in
 from station.record import ChangeBody, ReviewBody, Verdict
 
@@ -95,3 +100,71 @@ def test_only_what_a_person_says_passes() -> None:
     assert not objection(change("recipe_activated"))
     assert objection(change("ack"))
     assert Path(door_of(Path("/run/vqi/lamp.sock"))) == Path("/run/vqi/page/lamp.sock")
+
+
+# --- the doors of station and lamp ----------------------------------------------------------------
+
+
+def door_in(runtime: Path) -> None:
+    """A door's folder, before the process that opens it."""
+    door_of(runtime / "any").parent.mkdir(parents=True)
+
+
+def test_commands_of_the_page_name_a_person(tmp_path: Path) -> None:
+    door_in(tmp_path)
+    heard: list[tuple[str, ...]] = []
+
+    def handle(*said: str) -> Json:
+        heard.append(said)
+        return {"ok": True, "state": "HALTED", "status": {}}
+
+    selector = selectors.DefaultSelector()
+    control = ControlServer(tmp_path, selector, handle)
+    is_over = threading.Event()
+
+    def turn() -> None:
+        while not is_over.is_set():
+            for key, _ in selector.select(0.01):
+                key.data()
+
+    turning = threading.Thread(target=turn, daemon=True)
+    turning.start()
+    try:
+        assert send_command(tmp_path, "halt", who="ada")["ok"]
+        assert not send_command(tmp_path, "halt", who="ada\n")["ok"]
+        own = send_command(tmp_path, "halt")
+        with connect(door_of(control_path(tmp_path))) as channel:
+            nameless = channel.request({"op": "halt"})
+            assert channel.request({"op": "status"})["ok"]
+    finally:
+        is_over.set()
+        turning.join()
+        control.close()
+    assert own["ok"]
+    assert "names who asks" in nameless["error"]
+    me = user_name(os.getuid())
+    assert heard[:2] == [("halt", "ada", ACCOUNT, ""), ("halt", me, "", "")]
+    assert not list(door_of(control_path(tmp_path)).parent.iterdir())
+
+
+def test_the_page_asks_the_lamp_and_lights_nothing(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    config = str(rig.write())
+    door_in(rig.runtime)
+    command = [sys.executable, "-P", "-m", "station.cli", "serve", "lamp", "--config", config]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    try:
+        wait_until(door_of(lamp_path(rig.runtime)).exists, 60.0, "door of the lamp process")
+        page = LampClient(rig.runtime, is_page=True)
+        page.connect(30.0)
+        assert page.status()["state"] == "fault"
+        page.send_show(LightState.PASS, "s-1", None, 1.2)
+        with pytest.raises(PeerGone):
+            page.status()
+        page.close()
+        with LampClient(rig.runtime) as own:
+            own.connect(5.0)
+            assert own.status()["state"] == "fault"
+    finally:
+        process.terminate()
+        process.wait(30.0)

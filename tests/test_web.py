@@ -10,20 +10,25 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import text
 from station_rig import Rig, children, vqi
-from web_rig import WebRig, running_journal, running_web, web_rig
+from web_rig import WebRig, running_journal, running_web, until, web_rig
 
 from station.config import ConfigError, WebSettings, load_configuration
-from station.record import ReviewBody, Verdict
+from station.record import ChangeBody, ReviewBody, Verdict
+from station.reviews import last_judged
 from station.web.certificates import TlsFiles, expiry_warning, make_certificate, tls_files
 from station.web.errors import PageError
-from station.web.roles import Person, Role
+from station.web.live import Live
+from station.web.roles import ANONYMOUS, Person, Role
 from station.web.server import refusal
 
 
@@ -40,10 +45,10 @@ def test_a_page_that_there_is_not_says_so_in_three_languages(rig: WebRig) -> Non
         for language in ("en", "de-AT,de;q=0.9", "zh-CN")
     }
     assert {answer.status_code for answer in said.values()} == {404}
-    for answer, text in zip(
+    for answer, words in zip(
         said.values(), ("no such page", "Diese Seite gibt es nicht", "没有这个页面"), strict=True
     ):
-        assert text in answer.text
+        assert words in answer.text
         assert answer.headers["x-request-id"] in answer.text
 
 
@@ -87,6 +92,90 @@ def test_a_row_is_committed_and_says_who(rig: WebRig) -> None:
         assert rig.web.submit([row], who) == numbers, "sent again it is the same row"
     with pytest.raises(PageError, match="journal_away"):
         rig.web.submit([row], who)
+
+
+def test_a_question_that_takes_too_long_is_given_up(rig: WebRig) -> None:
+    endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+    asked = {
+        "ask": lambda reader: reader.ask(text(endless)),
+        "query": lambda reader: reader.query(text(endless), {}).all(),
+        "tuples": lambda reader: reader.tuples(endless, {}),
+    }
+    for question in asked.values():
+        with pytest.raises(PageError, match="too_long") as found, rig.web.reader(0.05) as reader:
+            question(reader)
+        assert found.value.status == 503
+
+
+def test_a_page_without_a_log_says_since_when(tmp_path: Path) -> None:
+    with web_rig(tmp_path, plates=2) as rig:
+        with rig.web.reader() as reader:
+            assert reader.last_seq() > 0
+        rig.station.journal.rename(tmp_path / "away")
+        with pytest.raises(PageError, match="no_log_since") as found, rig.web.reader():
+            pass
+        assert found.value.status == 503
+        assert found.value.values["since"] == rig.web.log_seen_at
+
+
+def test_no_row_is_sent_in_another_persons_name(rig: WebRig) -> None:
+    row = ChangeBody(station_id="s", what="recipe_activated", who="grace")
+    for who in (Person("ada", "Ada", Role.ADMIN), ANONYMOUS):
+        with pytest.raises(ValueError, match="grace"):
+            rig.web.submit([row], who)
+
+
+@pytest.mark.long
+def test_a_review_sent_while_the_journal_dies_is_one_row_or_clearly_none(tmp_path: Path) -> None:
+    ada = Person("ada", "Ada", Role.REVIEWER)
+    with web_rig(tmp_path, plates=8) as rig:
+        rig.station.write()
+        answered: dict[str, list[int]] = {}
+
+        def judge() -> None:
+            for number, plate in enumerate(rig.plates * 3):
+                with rig.web.reader() as reader:
+                    rows = reader.of_result(plate)
+                said = {"station_id": "s", "result_id": plate, "verdict": Verdict.PASS}
+                said |= {"reviewer": "ada", "reason": "dirt", "nonce": f"nonce-{number:04d}"}
+                row = ReviewBody.model_validate({**said, "supersedes": last_judged(rows)})
+                answered[row.nonce] = rig.web.submit([row], ada)
+
+        judging = threading.Thread(target=judge, daemon=True)
+        for turn in range(4):
+            with running_journal(rig.station) as journal:
+                if turn == 0:
+                    judging.start()
+                before = len(answered)
+                until(lambda before=before: len(answered) > before + 2, "reviews")  # type: ignore[misc]
+                if turn == 3:
+                    judging.join(60.0)
+                else:
+                    journal.kill()
+        written = {row["nonce"]: row for row in rig.station.rows("review")}
+        assert len(answered) == len(written) == len(rig.station.rows("review")) == 24
+
+
+WELL = {"state": "OPERATIONAL", "tick_age_s": 0.1, "waiting_s": 0.0, "verdict_age_s": 2.5}
+
+
+def test_health_is_the_age_of_the_last_durable_verdict_and_all_workers(rig: WebRig) -> None:
+    well = Live(station=WELL, lamp={"pid": 1}, journal={"pid": 2}, is_stale=False)
+    for live, said in (
+        (replace(well, lamp=None), "lamp: does not answer"),
+        (replace(well, journal=None), "journal: does not answer"),
+        (replace(well, station=None), "station: does not answer"),
+        (replace(well, station={**WELL, "waiting_s": 31.0}), "without a durable verdict"),
+        (replace(well, station={**WELL, "tick_age_s": 3.0}), "no tick"),
+        (replace(well, is_stale=True), "what follows is old"),
+    ):
+        rig.live.live = live
+        answer = rig.client().get("/health")
+        assert answer.status_code == 503
+        assert said in " ".join(answer.json()["problems"])
+    rig.live.live = well
+    answer = rig.client().get("/health")
+    assert (answer.status_code, answer.json()["last_verdict_age_s"]) == (200, 2.5)
 
 
 # --- the process ----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ MUST_HAVE = {
     "content-security-policy": "default-src 'self'",
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=()",
@@ -216,8 +216,9 @@ def test_a_form_leads_back_to_this_page_only(rig: WebRig) -> None:
 
 
 def test_an_error_is_a_page_or_json_and_its_reference_is_in_the_log(
-    rig: WebRig, capfd: pytest.CaptureFixture[str]
+    rig: WebRig, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("INFO")
     client = rig.client()
     page, twin = client.get("/nothing"), client.get("/nothing.json")
     assert page.headers["content-type"].startswith("text/html")
@@ -227,6 +228,9 @@ def test_an_error_is_a_page_or_json_and_its_reference_is_in_the_log(
         "reference": twin.headers["x-request-id"],
     }
     assert client.get("/nothing", headers={"accept": "application/json"}).json()["key"]
+    until(lambda: twin.json()["reference"] in caplog.text, "line of the log")
+    client.send_form("/theme", theme="dark")
+    until(lambda: "'action'" in caplog.text, "line of the action")
 
 
 def test_who_must_sign_in_is_led_there_and_back(rig: WebRig) -> None:

@@ -4,6 +4,7 @@ description."""
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable
 from typing import Literal
 
@@ -11,6 +12,7 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from station.config import MetricsSettings
 from station.metrics_server import health
 from station.web.context import Web
 from station.web.errors import not_found
@@ -89,7 +91,10 @@ def station_health(web: Web) -> Response:
             ("station", live.station),
         )
     }
-    found = health(said, metrics.stale_verdict_s if metrics else 30.0)
+    found = health(said, (metrics or MetricsSettings()).stale_verdict_s)
+    if live.is_stale:
+        old = f"the page heard the station {time.time() - live.at:.0f} s ago; what follows is old"
+        found |= {"ok": False, "problems": [old, *found["problems"]]}
     return JSONResponse(found, 200 if found["ok"] else 503)
 
 

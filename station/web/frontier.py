@@ -39,7 +39,8 @@ _CSP: Final = "; ".join(
 _HEADERS: Final = {
     "x-content-type-options": "nosniff",
     "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
+    # With no-referrer browsers send `Origin: null` with the page's own forms (Fetch, 3.1).
+    "referrer-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-embedder-policy": "require-corp",
@@ -93,8 +94,8 @@ class Frontier:
                 await response(scope, receive, answer)
             elif not isinstance(error, TimeoutError):  # else a client that took nothing
                 _LOG.error("an answer broke off", reference=reference, exc_info=error)
-        if scope["method"] == "POST":
-            _log_action(scope, reference, answer.status)
+        if scope["method"] == "POST" or answer.status >= 400:
+            _log_end(scope, reference, answer.status)
 
     def _see_that_it_may(self, scope: Scope) -> None:
         if len(scope["raw_path"]) + len(scope["query_string"]) > MAX_URL_BYTES:
@@ -118,11 +119,13 @@ def _explained(error: Exception, scope: Scope, reference: str) -> PageError:
     return PageError(500, "errors.failed")
 
 
-def _log_action(scope: Scope, reference: str, status: int) -> None:
-    """Who tried to do what; what was sent is nobody's business here."""
+def _log_end(scope: Scope, reference: str, status: int) -> None:
+    """Who tried to do what, or what was refused; what was sent is nobody's business here."""
     person = scope["state"].get("person")
     who = person.name if person is not None else ""
-    _LOG.info("action", path=scope["path"], status=status, who=who, reference=reference)
+    event = "action" if status < 400 else "refused"
+    said = {"method": scope["method"], "path": scope["path"], "status": status}
+    _LOG.info(event, **said, who=who, reference=reference)
 
 
 class _Answer:

@@ -76,10 +76,10 @@ def span_named(shifts: ShiftSettings, name: str) -> Span:
     """Raises ValueError if there is no such shift."""
     try:
         day = datetime.fromisoformat(name[:10]).date()
-    except ValueError as error:
+        known = {span.title: span for span in spans(shifts, day, day)}
+    except (ValueError, OverflowError) as error:
         first = next(iter(shifts.begins))
         raise ValueError(f"{name!r}: write it as '2026-11-26 {first}'") from error
-    known = {span.title: span for span in spans(shifts, day, day)}
     if name not in known:
         raise ValueError(f"{name!r}: there are {', '.join(repr(one) for one in known)}")
     return known[name]

@@ -19,6 +19,8 @@ MOST_LINES: Final = 500
 _NAMESPACE = "vqi"
 _MOST_BYTES = 400_000
 """Read of one file."""
+_MOST_CHARACTERS = 300
+"""Of a field, as it is shown."""
 _LIMIT_S = 5.0
 _HEAD = ("time", "level", "process", "station_id", "logger", "event")
 
@@ -69,12 +71,22 @@ def tail(runtime_dir: Path, wanted: Wanted, most: int = MOST_LINES) -> Tail:
         problem = "" if texts else f"no process of `vqi run` has kept lines in {folder}"
     lines = sorted(_parsed(texts), key=lambda line: str(line.get("time", "")), reverse=True)
     found = [line for line in lines if wanted.holds(line)]
-    return Tail(tuple(redact(line) for line in found[:most]), source, problem)
+    return Tail(tuple(redact(_short(line)) for line in found[:most]), source, problem)
 
 
 def details(line: Json) -> Json:
     """What a line says beside its head."""
     return {key: value for key, value in line.items() if key not in _HEAD}
+
+
+def _short(line: Json) -> Json:
+    """Long texts cut: what looks for secrets in them takes its time with long words."""
+    return {
+        key: f"{value[:_MOST_CHARACTERS]} …"
+        if isinstance(value, str) and len(value) > _MOST_CHARACTERS
+        else value
+        for key, value in line.items()
+    }
 
 
 def _rank(line: Json) -> int:

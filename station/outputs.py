@@ -360,7 +360,7 @@ class Plc:
     def test(self, name: str, now_ns: int) -> str:
         """One word is on for a moment, whatever it says."""
         if self._link is None:
-            return self._problem
+            return self._problem or "its link is not open"
         self._tested = (name, now_ns + int(TEST_S * 1e9))
         return ""
 
@@ -573,7 +573,7 @@ class Accept:
         """Switch it on once; why not, empty if it will be."""
         with self._changed:
             if self._device is None:
-                return self._problem
+                return self._problem or "its device is not open"
             if self._register is not None and not self._register.is_empty:
                 return "a plate is on its way to the accept point"
             self._is_tested = True

@@ -13,6 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from test_recipes import whole_under_each_recipe
 from web_rig import PageClient, WebRig, running_journal, until, web_rig
 
 from station.processes import ask_all
@@ -195,8 +196,8 @@ def hear(rig: WebRig) -> Json:
 
 
 def test_the_page_of_a_running_station(tmp_path: Path) -> None:
-    """Camera, lamp and outputs, log lines; the light shows what a person wants only while no plate
-    runs, and every command is a row that says who."""
+    """Camera, lamp and outputs, log lines, a recipe that is taken up between two plates; the light
+    shows what a person wants only while no plate runs, and every command is a row that says who."""
     accept = '[accept]\ndistance_mm = 300.0\npulse_ms = 40\n[accept.device]\ntype = "simulated"\n'
     with web_rig(tmp_path, plates=0, tables=accept + "outputs = ['accept']\n") as rig:
         rig.station.camera = {"line_rate_hz": 1500.0}
@@ -206,7 +207,10 @@ def test_the_page_of_a_running_station(tmp_path: Path) -> None:
             see_the_camera(rig, ann)
             try_the_lamp(rig, ann)
             read_the_log(ann)
+            take_up_a_recipe(rig, ann)
+    whole_under_each_recipe(rig.station)
     rows = [row for row in rig.station.rows("change") if row["who"] == "ann"]
+    rows = [row for row in rows if "recipe" not in row["what"]]
     assert [(row["what"], row["detail"].get("tested")) for row in rows] == [
         ("halt", None),
         ("light", "test"),
@@ -265,6 +269,20 @@ def tried(rig: WebRig, ann: PageClient, op: str, what: str) -> bool:
     answer = ann.send_json(f"/engineer/{op}.json", {field: what})
     assert answer.status_code == 200 or "not finished" in answer.text or "on its way" in answer.text
     return answer.status_code == 200
+
+
+def take_up_a_recipe(rig: WebRig, ann: PageClient) -> None:
+    name = propose(ann, **{"plate.tolerance_mm": "4"})
+    bob = rig.client_of(Role.ENGINEER, "bob")
+    assert bob.send_json(f"/engineer/recipes/{name}/approve.json", {}).status_code == 200
+    assert ann.send_json(f"/engineer/recipes/{name}/activate.json", {}).status_code == 200
+    hear(rig)
+    until(lambda: name in ann.get("/engineer/recipes").text, "its name while it is checked")
+    until(lambda: hear(rig).get("recipe", {}).get("version") == 2, "the new one", 60.0)
+    until(lambda: hear(rig).get("plates", 0) > 1, "plates under the new recipe")
+    page = ann.get("/engineer/recipes.json").json()
+    assert page["active"] == name
+    assert page["versions"][0]["activated"]["who"] == "ann"
 
 
 def read_the_log(ann: PageClient) -> None:

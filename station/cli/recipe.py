@@ -192,21 +192,16 @@ def _submit(configuration: Loaded[Configuration], row: ChangeBody, is_json: bool
 
 
 @app.command()
-def activate(
-    name: NameArgument,
-    config: ConfigOption,
-    who: WhoOption = None,
-    is_json: JsonOption = False,
-) -> None:
+def activate(name: NameArgument, config: ConfigOption, is_json: JsonOption = False) -> None:
     """Let an approved version judge: between two plates of a running station, or from the next
-    start."""
+    start. The row names this command's user."""
     with _desk(config) as desk:
         settings = desk.configuration.value
         recipe = desk.may_be_activated(name)
         try:
             answer = send_command(settings.station.runtime_dir, "recipe", name)
         except (PeerGone, TimeoutError):
-            _ask_next_start(desk, name, who or getpass.getuser())
+            _ask_next_start(desk, name, getpass.getuser())
             state = "asked"
         else:
             if not answer["ok"]:

@@ -39,8 +39,6 @@ _TICK_LIMIT_S = 2.0
 _PROCESSES: Final = ("station", "journal", "lamp")
 _ARCHIVE_LIMIT_S = 600.0
 _CHUNK_BYTES = 65_536
-_archive = threading.Lock()
-"""One archive at a time: gathering it takes its toll of the disk."""
 
 
 class CheckShown(BaseModel):
@@ -491,16 +489,35 @@ def _line(line: Json) -> LineShown:
 @router.data("/doctor.tar.gz", role=Role.ENGINEER, media_type="application/gzip")
 def doctor_archive(web: Web) -> Response:
     """The archive for support, without pictures and secrets; one at a time."""
-    if not _archive.acquire(blocking=False):
-        raise PageError(429, "engineer.archive_busy", retry_s=30)
-    try:
-        process = _begin_archive(web.configuration.source)
-    except OSError as error:
-        _archive.release()
-        raise PageError(503, "engineer.archive_failed", why=str(error)) from error
+    process = _archives.begin(web.configuration.source)
     name = f"vqi-doctor-{web.station_id}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.tar.gz"
     headers = {"content-disposition": f'attachment; filename="{name}"', "cache-control": "no-store"}
     return StreamingResponse(_chunks(process), media_type="application/gzip", headers=headers)
+
+
+class _Archives:
+    """One at a time: gathering it takes its toll of the disk. One that nobody fetches is ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def begin(self, source: str) -> subprocess.Popen[bytes]:
+        """Raises `PageError`."""
+        with self._lock:
+            if self._process is not None and self._process.poll() is None:
+                raise PageError(429, "engineer.archive_busy", retry_s=30)
+            try:
+                self._process = _begin_archive(source)
+            except OSError as error:
+                raise PageError(503, "engineer.archive_failed", why=str(error)) from error
+            watch = threading.Timer(_ARCHIVE_LIMIT_S, self._process.kill)
+            watch.daemon = True
+            watch.start()
+            return self._process
+
+
+_archives = _Archives()
 
 
 def _begin_archive(source: str) -> subprocess.Popen[bytes]:
@@ -516,17 +533,14 @@ def _begin_archive(source: str) -> subprocess.Popen[bytes]:
 
 def _chunks(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
     """What it writes, until it ends; it is ended when nobody waits for it any more."""
-    watch = threading.Timer(_ARCHIVE_LIMIT_S, process.kill)
-    watch.start()
     try:
         assert process.stdout is not None
         while data := process.stdout.read(_CHUNK_BYTES):
             yield data
     finally:
-        watch.cancel()
         process.kill()
-        process.wait()
-        _archive.release()
+        with process:
+            pass  # its pipe is closed, and its status taken
 
 
 # --- configuration --------------------------------------------------------------------------------

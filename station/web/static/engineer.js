@@ -90,3 +90,25 @@ async function turn() {
 }
 
 if (root) turn();
+
+// The form of a recipe: what was refused, or did not arrive, is said above it, and nothing is lost.
+function sayAboveForm(text) {
+  const form = document.getElementById("recipe-form");
+  if (form === null) return;
+  form.querySelector("[data-refused]")?.remove();
+  const said = document.createElement("p");
+  said.className = "notice bad";
+  said.dataset.refused = "";
+  said.setAttribute("role", "alert");
+  said.textContent = text;
+  form.prepend(said);
+  said.scrollIntoView({ block: "center" });
+}
+
+document.body.addEventListener("htmx:responseError", (event) => {
+  const page = new DOMParser().parseFromString(event.detail.xhr.responseText, "text/html");
+  sayAboveForm(page.querySelector("#content p")?.textContent ?? event.detail.xhr.statusText);
+});
+document.body.addEventListener("htmx:sendError", () => {
+  sayAboveForm(document.getElementById("recipe-form")?.dataset.unsent ?? "");
+});

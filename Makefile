@@ -73,10 +73,11 @@ PLATES ?= 100000
 journal: $(RUN_STAMP)
 	$(VENV)/bin/python benchmarks/make_journal.py var/journal-$(PLATES) --plates $(PLATES) $(ARGS)
 
-# The README's pictures, from a run of the simulated station.
+# The pictures of README and docs, from runs of the simulated station.
 pictures: $(RUN_STAMP)
 	$(VENV)/bin/python docs/make_pictures.py
 	$(VENV)/bin/python docs/make_report.py  # needs chromium and pdftoppm
+	$(VENV)/bin/python docs/make_page_pictures.py  # needs chromium and playwright
 
 $(VENV)/bin/pip: | system
 	$(PYTHON) -m venv $(VENV)

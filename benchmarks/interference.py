@@ -10,7 +10,8 @@ load shares the processor: the share that it takes itself is said. A block count
 the program has changed since, and if no process was replaced in it.
 
 Loads: readers (QA's queries, mode=ro, with a pause of --pause-s between rounds), scrape (metrics),
-verify, export, backup. Everything is kept in --folder: a run that was ended goes on where it was.
+verify, export, backup, clients (`vqi web` and 500 browsers that look at the line). Everything is
+kept in --folder: a run that was ended goes on where it was.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import contextlib
 import json
 import os
 import random
+import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -28,6 +31,7 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from loaded_station import (
@@ -57,6 +61,12 @@ from station.log_reader import Filter, Reader
 Json = dict[str, Any]
 _SETTLE_S = 2.0
 """After a load has begun or ended, before plates are counted."""
+_CROWD_LIMIT_S = 120.0
+"""Until the page is there and all its clients."""
+_CROWD_IS_THERE = "crowd-is-there"
+_CLIENTS = 500
+_PAGE_NICE = "10"
+"""As its unit has it."""
 _RESAMPLES = 4000
 _TARGETS = {99: 1.10, 95: 1.03}
 """Upper ends of the interval that are wanted."""
@@ -122,6 +132,8 @@ def run_block(
 ) -> Json:
     served_s = cpu_seconds(pid)["metrics"]
     load = start_load(bench, options) if is_on else None
+    if is_on and options.load == "clients":
+        wait_for_crowd(bench.folder / _CROWD_IS_THERE)
     time.sleep(_SETTLE_S)
     begin_ns = time.monotonic_ns()
     time.sleep(block_s)
@@ -142,6 +154,15 @@ def run_block(
         **state(),
         **said,
     }
+
+
+def wait_for_crowd(sign: Path) -> None:
+    deadline = time.monotonic() + _CROWD_LIMIT_S
+    while not sign.exists():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"{_CLIENTS} clients are not there after {_CROWD_LIMIT_S:g} s")
+        time.sleep(0.1)
+    sign.unlink()
 
 
 def evaluate(bench: Bench, blocks: list[Json], options: argparse.Namespace) -> Json:
@@ -229,6 +250,7 @@ def say(text: str) -> None:
 
 
 def start_load(bench: Bench, options: argparse.Namespace) -> tuple[subprocess.Popen[str], float]:
+    (bench.folder / _CROWD_IS_THERE).unlink(missing_ok=True)
     arguments = [options.load, "--pause-s", str(options.pause_s), "--be-load", str(bench.config)]
     process = subprocess.Popen(
         [*ENDS_WITH_US, sys.executable, __file__, *arguments],
@@ -272,6 +294,8 @@ def be_load(round_: Callable[[str], None], config: str, pause_s: float) -> None:
         round_(config)
         rounds += 1
         time.sleep(pause_s)
+    if isinstance(round_, Crowd):
+        round_.close()
     print(rounds)
 
 
@@ -313,12 +337,74 @@ def _command(*arguments: str) -> None:
         raise SystemExit(f"vqi {' '.join(arguments)}: {done.stderr.decode()[-500:]}")
 
 
+class Crowd:
+    """The page's process, and many browsers that look at the line; a round is a second in which
+    each of them must hear something."""
+
+    def __init__(self) -> None:
+        self._clients: list[socket.socket] = []
+        self._selector = selectors.DefaultSelector()
+        self._page: subprocess.Popen[bytes] | None = None
+
+    def __call__(self, config: str) -> None:
+        if self._page is None:
+            self._page, url = _start_page(Path(config))
+            for _ in range(_CLIENTS):
+                client = _look_at_line(url)
+                self._selector.register(client, selectors.EVENT_READ)
+                self._clients.append(client)
+            Path(config).with_name(_CROWD_IS_THERE).touch()
+        silent, deadline = set(self._clients), time.monotonic() + 1.0
+        while (left_s := deadline - time.monotonic()) > 0:
+            for key, _ in self._selector.select(left_s):
+                if not key.fileobj.recv(1 << 18):
+                    raise SystemExit("the page ended a stream")
+                silent.discard(key.fileobj)
+            # All that came meanwhile is read at once: a browser does not wake for each byte either.
+            time.sleep(0.05)
+        if silent:
+            say(f"{len(silent)} clients heard nothing for a second")
+
+    def close(self) -> None:
+        """With the page's process, whose time counts as the load's."""
+        for client in self._clients:
+            client.close()
+        if self._page is not None:
+            self._page.terminate()
+            self._page.wait(30.0)
+
+
+def _start_page(config: Path) -> tuple[subprocess.Popen[bytes], str]:
+    own = config.with_name("page.toml")
+    own.write_text(config.read_text() + "\n[web]\nport = 0\n")
+    page = subprocess.Popen(
+        [*ENDS_WITH_US, "nice", "-n", _PAGE_NICE, *vqi("web", "--config", str(own), "--json")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+    )
+    assert page.stdout is not None
+    return page, json.loads(page.stdout.readline())["url"]
+
+
+def _look_at_line(url: str) -> socket.socket:
+    parts = urlsplit(url)
+    client = socket.create_connection((parts.hostname or "", parts.port or 80), timeout=30.0)
+    head = f"GET /line/live HTTP/1.1\r\nHost: {parts.netloc}\r\nAccept: text/event-stream\r\n\r\n"
+    client.sendall(head.encode())
+    answer = client.recv(4096)
+    if b" 200 " not in answer.splitlines()[0]:
+        raise SystemExit(f"the page refused a stream: {answer[:200]!r}")
+    client.setblocking(False)
+    return client
+
+
 LOADS: dict[str, Callable[[str], None]] = {
     "readers": ask_like_qa,
     "scrape": scrape,
     "verify": verify,
     "export": export,
     "backup": backup,
+    "clients": Crowd(),
 }
 
 

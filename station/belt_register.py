@@ -98,6 +98,11 @@ class BeltRegister:
         self._lost = []
         return lost
 
+    @property
+    def is_empty(self) -> bool:
+        """No plate is on its way to the accept point."""
+        return not self._entries
+
     def move(self, place: Place) -> None:
         """A frame says where the belt is."""
         last, self._place = self._place, place

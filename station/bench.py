@@ -33,6 +33,7 @@ from station.ipc import Json
 from station.precision import load_classifier
 from station.product import geometry_of
 from station.qms import DATABASE
+from station.recipes import active_recipe
 from station.strip import PlateOpened, StripCutter, TileRowReady, buffer_lines
 from station.tiling import CHUNK_TILES, TILE_PX, Geometry, TileRow, cut_tiles
 
@@ -305,7 +306,7 @@ def _watch(pid: int, seconds: float, cores: dict[str, float]) -> None:
 def _bench_toml(
     settings: Configuration, camera: SimulatedCameraSettings, rate_hz: float, work: Path
 ) -> str:
-    recipe = settings.station.recipe
+    recipe = active_recipe(settings).source
     if not recipe.startswith("shipped:"):
         recipe = str(Path(recipe).resolve())
     return "\n".join(

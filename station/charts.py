@@ -71,12 +71,14 @@ class Chart:
     sigma_z_limit: float | None
     """Chance alone exceeds it once in a hundred charts."""
     false_alarms_per_1000: float | None
-    """Points of a process in control that would be marked, by limits or rules; simulated."""
+    """Points of a process in control that would be marked, by limits or rules; simulated. None
+    where nobody asked, or nothing varies."""
     points: tuple[Point, ...]
 
 
-def chart(kind: Kind, groups: Sequence[Group]) -> Chart:
-    """A chart of groups in the order of time; its centre is their mean."""
+def chart(kind: Kind, groups: Sequence[Group], with_false_alarms: bool = True) -> Chart:
+    """A chart of groups in the order of time; its centre is their mean. `with_false_alarms`:
+    simulate how many there are to expect, most of the work."""
     used = [group for group in groups if group.size > 0]
     sizes = np.array([group.size for group in used], float)
     counts = np.array([group.count for group in used], float)
@@ -94,7 +96,7 @@ def chart(kind: Kind, groups: Sequence[Group]) -> Chart:
         centre,
         sigma_z,
         limit,
-        _false_alarms(model, rules, spread) if model.varies and used else None,
+        _false_alarms(model, rules, spread) if with_false_alarms and model.varies else None,
         tuple(_points(used, model, counts, rules)),
     )
 

@@ -12,6 +12,7 @@ from ipaddress import IPv4Address
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar
+from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
@@ -78,7 +79,9 @@ class PlateRecipe(Settings):
     min_gap_mm: Number = Field(
         5.0, gt=0, le=1_000, description="Plates closer than this are not separated."
     )
-    max_skew_deg: Number = Field(2.0, gt=0, le=45)
+    max_skew_deg: Number = Field(
+        2.0, gt=0, le=45, description="A plate that lies more askew is UNDECIDED."
+    )
     is_narrow_allowed: bool = Field(
         False, description="Score a plate narrower than a tile by padding instead of UNDECIDED."
     )
@@ -138,14 +141,14 @@ class PlateRecipe(Settings):
 class LaneRecipe(Settings):
     """The crossweb part of the scan line in which plates lie. The tile grid starts at its left."""
 
-    start_mm: Number = Field(0.0, ge=0)
+    start_mm: Number = Field(0.0, ge=0, description="From the scan line's left end.")
     end_mm: Number | None = Field(None, gt=0, description="Default: the end of the scan line.")
 
 
 class GridRecipe(Settings):
     """Where tiles of 224 x 224 px lie."""
 
-    step_px: Count = Field(192, ge=32, le=224, multiple_of=32)
+    step_px: Count = Field(192, ge=32, le=224, multiple_of=32, description="From tile to tile.")
 
 
 class ModelRecipe(Settings):
@@ -212,7 +215,9 @@ class HealthRecipe(Settings):
         3, ge=2, le=1000, description="So many plates in a row that are too dark or saturated."
     )
     min_temperature_c: Number = Field(0.0, ge=-60, le=100, description="Of the camera, if it says.")
-    max_temperature_c: Number = Field(65.0, ge=-60, le=150)
+    max_temperature_c: Number = Field(
+        65.0, ge=-60, le=150, description="Of the camera, if it says."
+    )
 
     @model_validator(mode="after")
     def _temperatures_agree(self) -> HealthRecipe:
@@ -252,9 +257,9 @@ class ReviewRecipe(Settings):
 class Recipe(Settings):
     """What defines a product's inspection."""
 
-    id: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
-    version: Count = Field(ge=1)
-    product: str = ""
+    id: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="Of the recipe, in every record.")
+    version: Count = Field(ge=1, description="Of the recipe; each change has the next one.")
+    product: str = Field("", description="What is inspected, for people.")
     plate: PlateRecipe
     lane: LaneRecipe = LaneRecipe()
     grid: GridRecipe = GridRecipe()
@@ -281,6 +286,11 @@ class StationSettings(Settings):
     precision_dir: Path | None = Field(
         None,
         description="Records of `vqi model benchmark`; default: the journal's directory.",
+    )
+    recipe_dir: Path | None = Field(
+        None,
+        description="Versions of recipes, with approval; default: recipes in the journal's "
+        "directory. What is activated there judges in place of `recipe`.",
     )
     ring_s: Number = Field(0.75, ge=0.5, le=10, description="Frames the ring holds, in seconds.")
 
@@ -597,6 +607,107 @@ class PlantSettings(Settings):
         return self
 
 
+HostName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9.-]{1,253}$|^[0-9a-f:]{2,45}$")]
+
+
+class OtherStation(Settings):
+    """Another station whose plates the same inspector looks after."""
+
+    name: str = Field(min_length=1, max_length=64)
+    url: str = Field(pattern=r"^https?://[^/\s]+$", description="Of its page, without a path.")
+    ca_file: Path | None = Field(
+        None, description="Whom to trust for its certificate, PEM; left out: as this machine does."
+    )
+    token_file: Path | None = Field(
+        None, description="Holds that station's read token, where people sign in there."
+    )
+
+    @model_validator(mode="after")
+    def _token_is_not_told_to_all(self) -> OtherStation:
+        is_here = urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
+        if self.token_file is not None and not is_here and not self.url.startswith("https:"):
+            raise ValueError("token_file needs an https:// url: anybody on the way could read it")
+        return self
+
+
+class WebSettings(Settings):
+    """Where `vqi web` shows the station's page, and to whom."""
+
+    host: IPvAnyAddress = Field(
+        IPv4Address("127.0.0.1"),
+        description="Of this machine. Any but a loopback address needs TLS and users.",
+    )
+    port: Count = Field(8471, ge=0, le=65_535, description="0: any that is free, and said.")
+    tls_cert_file: Path | None = Field(
+        None, description="Certificate chain, PEM; without a folder: the unit's credential."
+    )
+    tls_key_file: Path | None = Field(
+        None, description="Its key, PEM; without a folder: the unit's credential."
+    )
+    allowed_hosts: tuple[HostName, ...] = Field(
+        (), description="Further names by which people call this page, without a port."
+    )
+    public_url: str | None = Field(
+        None,
+        pattern=r"^https?://[^/\s]+$",
+        description="What people type where a reverse proxy on this machine stands before it.",
+    )
+    state_dir: Path | None = Field(
+        None, description="People and what proves them; default: web, beside the journal's folder."
+    )
+    idle_min: Number = Field(
+        30.0, ge=1, le=1440, description="Nothing done for so long: the session ends."
+    )
+    shared_idle_s: Count = Field(
+        90, ge=15, le=3600, description="The same on a screen that several people use."
+    )
+    session_h: Number = Field(
+        12.0, gt=0, le=168, description="A session ends after so long, whatever is done."
+    )
+    sign_reviews: bool = Field(
+        False, description="Each review asks for the password or PIN again (21 CFR 11.200)."
+    )
+    languages: tuple[Literal["en", "de", "zh"], ...] = Field(
+        ("en", "de", "zh"), min_length=1, description="Offered; the first one where none fits."
+    )
+    stations: tuple[OtherStation, ...] = Field(
+        (), max_length=64, description="Others on the page of all lines, in this order."
+    )
+    read_token_file: Path | None = Field(
+        None, description="Holds what lets other stations read this line's state in short."
+    )
+
+    @property
+    def is_tls(self) -> bool:
+        return self.tls_cert_file is not None
+
+    @property
+    def is_local(self) -> bool:
+        """Nobody but who sits at this machine reaches it."""
+        name = urlsplit(self.public_url or "").hostname
+        return self.host.is_loopback and name in (None, "localhost", "127.0.0.1", "::1")
+
+    @model_validator(mode="after")
+    def _stations_can_be_told_apart(self) -> WebSettings:
+        names = [one.name for one in self.stations]
+        if len(set(names)) < len(names):
+            raise ValueError("stations: two have the same name")
+        return self
+
+    @model_validator(mode="after")
+    def _is_reached_by_tls(self) -> WebSettings:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file belong together: give both or none")
+        if not self.host.is_loopback and not self.is_tls:
+            raise ValueError(
+                f"host {self.host} can be reached from other machines: give tls_cert_file and "
+                'tls_key_file (`vqi web --make-certificate` makes them), or host = "127.0.0.1"'
+            )
+        if not self.is_local and self.public_url and not self.public_url.startswith("https:"):
+            raise ValueError("public_url is called from other machines: it must be https://")
+        return self
+
+
 class Configuration(Settings):
     """One station. Relative paths are relative to the current directory."""
 
@@ -613,6 +724,7 @@ class Configuration(Settings):
     identity: IdentitySettings | None = None
     metrics: MetricsSettings | None = None
     plant: PlantSettings | None = None
+    web: WebSettings | None = None
 
     @model_validator(mode="after")
     def _serials_come_from_somewhere(self) -> Configuration:
@@ -632,9 +744,20 @@ class Configuration(Settings):
         return self.commissioning.file if self.commissioning else None
 
     @property
+    def people_dir(self) -> Path:
+        """Where the people of the page are kept."""
+        given = self.web.state_dir if self.web else None
+        return given or self.journal.directory.parent / "web"
+
+    @property
     def precision_dir(self) -> Path:
         """Where the precision gate's records lie."""
         return self.station.precision_dir or self.journal.directory / "precision"
+
+    @property
+    def recipe_dir(self) -> Path:
+        """Where the versions of recipes lie."""
+        return self.station.recipe_dir or self.journal.directory / "recipes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -656,6 +779,11 @@ def load_recipe(source: str) -> Loaded[Recipe]:
     return _load(source, Recipe, "recipe")
 
 
+def parse_recipe(data: bytes, source: str) -> Loaded[Recipe]:
+    """The recipe that a file's bytes say; `source` names it. Raises `ConfigError`."""
+    return _parse(data, source, Recipe)
+
+
 def shipped_path(name: str) -> Path:
     """A file that comes with the package: `simulated.toml` or `recipes/<id>.toml`."""
     return Path(str(resources.files("station"))) / "shipped" / name
@@ -667,6 +795,10 @@ def _load(source: str, model: type[T], what: str) -> Loaded[T]:
         data = path.read_bytes()
     except OSError as error:
         raise ConfigError(f"{source}: this {what} cannot be read: {error.strerror}") from error
+    return _parse(data, source, model)
+
+
+def _parse(data: bytes, source: str, model: type[T]) -> Loaded[T]:
     try:
         table: dict[str, Any] = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 from station.derived import Json, Lines, lines_of
 from station.tables import DEFECT, HOURLY, PLATE
+from station.unsettled import ALL, is_behind
 
 _REVIEWED = ("reviewed_verdict", "reviewer", "review_seq")
 _PLATE = [c.name for c in PLATE.columns if c.name not in _REVIEWED]
@@ -68,6 +69,7 @@ class DerivedCheck:
             )
             check = cls(log, min([*said, last]), [], [], hours, reviewed, named)
             check._look_at_mark(said, last)
+            check._look_at_unsettled()
         except sqlite3.OperationalError:
             return None
         return check
@@ -86,6 +88,22 @@ class DerivedCheck:
                 self._say(self.known, f"table {table} {text}")
         if self.known < last:
             self.notes.append(f"the derived tables do not know the last {last - self.known} rows")
+
+    def _look_at_unsettled(self) -> None:
+        """Whether the plates to see to are those of table plate, which is compared with the rows
+        itself. A log of a program before has no such table."""
+        try:
+            found = set(self.log.execute("SELECT seq, state FROM unsettled"))
+            is_late = is_behind(self.log)
+        except sqlite3.OperationalError:
+            return
+        expected = set(self.log.execute(ALL))
+        if is_late:
+            self.notes.append("table unsettled is made anew when the journal process starts")
+            return
+        for seq, state in sorted(found ^ expected, key=repr):
+            what = "lacks" if (seq, state) in expected else "has"
+            self._say(seq, f"table unsettled {what} row {seq}, {state}")
 
     def take(self, seq: int, kind: str, body: Json) -> None:
         """The next row, as it was recorded."""

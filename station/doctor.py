@@ -38,6 +38,7 @@ from station.ipc import SOCKETS, Json
 from station.log_reader import Reader
 from station.processes import ask_all, process_figures, temperatures_c
 from station.qms import DATABASE, IMAGES
+from station.recipes import active_recipe
 from station.record import utc_now
 from station.redaction import REDACTED, redact, redact_text, secrets_in
 from station.release import program_version
@@ -65,6 +66,7 @@ _WORDS: Final = {
 _OUR_COMMAND: Final = re.compile(r"^ *\d+ (\S*/)?(vqi |python\S* .*(/vqi |\bstation\.))")
 _FIGURES: Final = re.compile(r"[0-9A-Fa-fTZ:.+-]*")
 """A hash, a number, a time: what a person's words are not."""
+_PEOPLE_IN_LINE: Final = re.compile(r'(?P<name>"(?:person|address)": )"(?:[^"\\]|\\.)*"')
 _STATE_NAMESPACE = "vqi"
 _MOST_FILES = 2000
 _SHORTEST_SECRET = 4
@@ -313,12 +315,20 @@ def _without_comments(text: str) -> str:
 
 
 def _recipe(place: Place, part: Part) -> str:
+    text = _read(_file_of(_recipe_source(place), "recipes/"))
+    return text if part.wanted.has_secrets else _without_comments(text)
+
+
+def _recipe_source(place: Place) -> str:
+    """The one that judges; that of the configuration where this cannot be known."""
+    if place.source is not None:
+        with contextlib.suppress(ConfigError):
+            return active_recipe(load_configuration(place.source).value).source
     station = place.table.get("station")
     name = station.get("recipe") if isinstance(station, dict) else None
     if not isinstance(name, str):
         raise NotHere("the configuration names no station.recipe")
-    text = _read(_file_of(name, "recipes/"))
-    return text if part.wanted.has_secrets else _without_comments(text)
+    return name
 
 
 def _check(place: Place, part: Part) -> str:
@@ -347,7 +357,13 @@ def _processes(place: Place, part: Part) -> str:
 
 def _logs(place: Place, part: Part) -> str:
     lines = ("-n", str(_LOG_LINES), "--no-pager", "-o", "short-iso-precise")
-    return _run("journalctl", f"--namespace={_STATE_NAMESPACE}", *lines)
+    text = _run("journalctl", f"--namespace={_STATE_NAMESPACE}", *lines)
+    return text if part.wanted.has_secrets else without_people(text)
+
+
+def without_people(lines: str) -> str:
+    """Lines of the log without who signed in at the page, and from where."""
+    return _PEOPLE_IN_LINE.sub(rf'\g<name>"{REDACTED}"', lines)
 
 
 def _kernel(place: Place, part: Part) -> str:

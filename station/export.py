@@ -22,13 +22,17 @@ from zoneinfo import ZoneInfo
 
 from station.export_rows import ASK_FOR_LESS, Context, ExportError
 from station.export_source import Chosen, Head, Source
+from station.log_reader import Reader
 from station.qms import Json, StoreError
+from station.questions import Questions, Selection
 from station.release import program_version
 
 FORMATS = ("csv", "jsonl", "parquet", "xlsx")
 STREAMED = ("csv", "jsonl")
 MANIFEST = ".manifest.json"
 _MOST_FINDINGS = 20
+_MOST_NAMED = 10_000
+"""Results that a manifest names one by one."""
 
 
 @dataclass(slots=True)
@@ -63,12 +67,15 @@ class Part(NamedTuple):
     says: Callable[[Json, Context], list[Json]]
 
 
-def export_to(source: Source, wish: Wish, path: Path) -> Json:
-    """Write the file and its manifest; the manifest. Raises `ExportError`, `StoreError`."""
+def export_to(
+    source: Source, wish: Wish, path: Path, at_row: Callable[[int], None] | None = None
+) -> Json:
+    """Write the file and its manifest; the manifest. `at_row` is told how many rows went by. Raises
+    `ExportError`, `StoreError`."""
     head, told = source.head(), Told()
     _see_that_it_fits(source, wish, head)
     context = Context(wish.zone, wish.images, tuple(_about(wish, head).items()))
-    rows = _counted(source.results(wish.chosen, head.seq), told)
+    rows = _counted(source.results(wish.chosen, head.seq), told, at_row)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         _format(wish.format).write(rows, temporary, context)
@@ -79,6 +86,23 @@ def export_to(source: Source, wish: Wish, path: Path) -> Json:
     finally:
         temporary.unlink(missing_ok=True)
     return manifest
+
+
+def chosen(reader: Reader, selection: Selection) -> Chosen:
+    """The results of a selection, such that the same row of the log gives the same ones again: who
+    reviewed a plate last, and what a reviewer called its defects, may change, so such plates are
+    named one by one. Raises `ExportError` if they are too many for that, `StoreError`."""
+    given = asdict(selection)
+    changes = {name: given.pop(name) for name in ("reviewer", "kind")}
+    if any(given.pop(name) is not None for name in ("station", "is_audit_sample")):
+        raise ExportError("an export knows no such choice")
+    if not any(changes.values()):
+        return Chosen(**given)
+    pages = Questions(reader.ask).pages(selection, _MOST_NAMED + 1)
+    rows = sorted(line.seq for page in pages for line in page)
+    if len(rows) > _MOST_NAMED:
+        raise ExportError(f"more than {_MOST_NAMED:,} results by reviewer or kind: {ASK_FOR_LESS}")
+    return Chosen(rows=rows)
 
 
 def stream(source: Source, wish: Wish, to: Any) -> None:
@@ -119,16 +143,23 @@ def _see_that_it_fits(source: Source, wish: Wish, head: Head) -> None:
         raise ExportError(f"{count:,} results, a sheet holds {most:,}: {ASK_FOR_LESS}")
 
 
-def _counted(rows: Iterable[Json], told: Told) -> Iterator[Json]:
+def _counted(
+    rows: Iterable[Json], told: Told, at_row: Callable[[int], None] | None
+) -> Iterator[Json]:
     for row in rows:
         told.rows += 1
+        if at_row is not None:
+            at_row(told.rows)
         told.last_seq = row["seq"]
         told.first_seq = told.first_seq or row["seq"]
         yield row
 
 
 def _about(wish: Wish, head: Head) -> dict[str, str]:
-    asked = ", ".join(f"{name} {value}" for name, value in wish.chosen.given().items())
+    given = wish.chosen.given()
+    if wish.chosen.rows is not None:
+        given["rows"] = f"{len(wish.chosen.rows)} named in the manifest"
+    asked = ", ".join(f"{name} {value}" for name, value in given.items())
     return {
         "asked": asked or "all results",
         "log as of row": str(head.seq),

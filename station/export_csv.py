@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -36,6 +37,21 @@ def write_to(stream: TextIO, rows: Iterable[Json], context: Context) -> None:
     table.writeheader()
     for row in rows:
         table.writerow(says(row, context)[0])
+
+
+def table(rows: Sequence[Json], context: Context) -> str:
+    """Any table in the same manner: names, then values as text; nothing for a table without
+    rows."""
+    taken = io.StringIO(newline="")
+    if rows:
+        file = csv.DictWriter(taken, list(rows[0]), quoting=csv.QUOTE_ALL)
+        file.writeheader()
+        file.writerows({name: _any(one, context) for name, one in row.items()} for row in rows)
+    return taken.getvalue()
+
+
+def _any(value: Any, context: Context) -> str:
+    return _cell(" ".join(map(str, value)) if isinstance(value, list) else value, context)
 
 
 def says(row: Json, context: Context) -> list[Json]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -36,6 +36,11 @@ _COLUMNS = {
     "verdict": "verdict = :verdict",
     "recipe": "recipe_id = :recipe",
     "model": "model_id = :model",
+    "reason": "reason = :reason",
+    "recipe_version": "recipe_version = :recipe_version",
+    "attempt": "attempt = :attempt",
+    "provenance": "provenance = :provenance",
+    "rows": "seq IN (SELECT value FROM json_each(:rows))",
 }
 """Of the table `plate`, which is made of the rows."""
 _IN_CONTEXT = """coalesce(body ->> '$.{0}', (
@@ -48,9 +53,23 @@ _IN_BODY = {
     "shift": f"{_IN_CONTEXT.format('shift')} = :shift",
     "recipe": f"{_IN_CONTEXT.format('recipe_id')} = :recipe",
     "model": f"{_IN_CONTEXT.format('model_id')} = :model",
+    "recipe_version": f"{_IN_CONTEXT.format('recipe_version')} = :recipe_version",
+    "attempt": "body ->> '$.attempt' = :attempt",
+    "provenance": f"{_IN_CONTEXT.format('provenance')} = :provenance",
 }
 """Of the rows themselves, for a log that an older program wrote, or wrote to: `plate` does not know
 its rows yet. A row may leave what stays the same to its context."""
+_DEFECTS = (
+    "SELECT * FROM defect WHERE defect.station_id = plate.station_id AND defect.seq = plate.seq"
+)
+_DEFECTS_IN_BODY = """SELECT value ->> '$.x_mm' AS x_mm, value ->> '$.y_mm' AS y_mm,
+    value ->> '$.w_mm' AS w_mm, value ->> '$.h_mm' AS h_mm FROM json_each(body, '$.defects')"""
+_OF_DEFECT = {
+    "min_size_mm": "(w_mm >= :min_size_mm OR h_mm >= :min_size_mm)",
+    "max_size_mm": "w_mm <= :max_size_mm AND h_mm <= :max_size_mm",
+    "place_mm": "x_mm BETWEEN :left AND :right AND y_mm BETWEEN :leading AND :trailing",
+}
+"""Of one and the same defect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +86,28 @@ class Chosen:
     verdict: str | None = None
     recipe: str | None = None
     model: str | None = None
+    reason: str | None = None
+    recipe_version: int | None = None
+    attempt: int | None = None
+    provenance: str | None = None
+    min_size_mm: float | None = None
+    """Of a defect's longer side; this and the next two of one and the same defect."""
+    max_size_mm: float | None = None
+    place_mm: Sequence[float] | None = None
+    """Left, leading, right and trailing side of a rectangle that its centre lies in."""
+    rows: Sequence[int] | None = None
+    """These alone, by their `seq`: where what was asked may change."""
 
-    def given(self) -> dict[str, str]:
+    def values(self) -> Json:
+        """What is asked, as a statement takes it."""
+        given = self.given()
+        if place := given.pop("place_mm", None):
+            given |= dict(zip(("left", "leading", "right", "trailing"), place, strict=True))
+        if self.rows is not None:
+            given["rows"] = json.dumps(list(self.rows))
+        return given
+
+    def given(self) -> Json:
         """What is asked."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
         return {name: value for name, value in values.items() if value is not None}
@@ -110,14 +149,14 @@ class Source:
     def count(self, chosen: Chosen, last: int) -> int:
         """How many results `results` gives."""
         where = self._where(chosen, last)
-        found = self.one(f"SELECT count(*) {where}", {**chosen.given(), "last": last})
+        found = self.one(f"SELECT count(*) {where}", {**chosen.values(), "last": last})
         return int(found[0])
 
     def results(self, chosen: Chosen, last: int, first: int = 1) -> Iterator[Json]:
         """Results from row `first` to row `last`, oldest first, with `seq`, hashes and what their
         reviews by then come to."""
         query = f"SELECT seq {self._where(chosen, last)} AND seq >= :first ORDER BY seq"
-        found = self._each(query, {**chosen.given(), "last": last, "first": first})
+        found = self._each(query, {**chosen.values(), "last": last, "first": first})
         # Eight bytes a row, so that no transaction stays open while somebody writes a file (I8).
         numbers = array("q", (row[0] for row in found))
         for start in range(0, len(numbers), PAGE_ROWS):
@@ -126,7 +165,13 @@ class Source:
     def _where(self, chosen: Chosen, last: int) -> str:
         is_derived = self._is_derived(last)
         known = _COLUMNS if is_derived else _IN_BODY
-        conditions = [known[name] for name in chosen.given()]
+        given = chosen.given()
+        conditions = [known[name] for name in given if name in known]
+        if of_defect := [_OF_DEFECT[name] for name in given if name in _OF_DEFECT]:
+            found = _DEFECTS if is_derived else _DEFECTS_IN_BODY
+            exists = f"EXISTS (SELECT 1 FROM ({found}) WHERE {' AND '.join(of_defect)})"
+            # As questions.py: a plate that passed has none, and those that did not have an index.
+            conditions += ["verdict <> 'PASS'", exists]
         begin = "FROM plate WHERE true" if is_derived else "FROM row WHERE kind = 'result'"
         return " AND ".join([begin, *conditions, "seq <= :last"])
 

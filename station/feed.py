@@ -19,6 +19,8 @@ from station.acquisition import CameraGone, CameraProcess, Tick
 from station.belt_register import Place
 from station.flat_field import correct, correction_of
 from station.inspection import BufferPool, Inspector, PlateWork
+from station.ipc import Json
+from station.live_frames import LiveFrames
 from station.record import Reason
 from station.results import Context
 from station.strip import (
@@ -191,6 +193,8 @@ class Feed:
         self._silence_limit_s = _START_LIMIT_S
         """Once it has been heard, a tick comes every 250 ms."""
         self._is_stalled = False
+        self._live = LiveFrames(context.configuration.value.station.runtime_dir)
+        self._ends_between_plates = False
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="acquire", daemon=True)
 
@@ -205,6 +209,14 @@ class Feed:
 
     def start(self) -> None:
         self._thread.start()
+
+    def look(self) -> None:
+        """Somebody wants to see what the camera sees, for the next seconds."""
+        self._live.look()
+
+    def end_between_plates(self) -> None:
+        """End the acquisition once no plate is on the belt."""
+        self._ends_between_plates = True
 
     def stop(self) -> None:
         """End the acquisition; a plate on the belt becomes UNDECIDED(interrupted)."""
@@ -246,6 +258,8 @@ class Feed:
 
     def _loop(self) -> None:
         while not self._is_stopping.is_set():
+            if self._ends_between_plates and self._work is None:
+                return
             if self._camera is None:
                 self._reopen()
                 continue
@@ -280,6 +294,7 @@ class Feed:
         # A copy, as delivered: what comes after this may change the pixels where they lie.
         if self._recorder is not None:
             self._recorder.append(frame)
+        self._live.take(frame, self._said_counts, self._last_frame_at)
         self._flatten(frame)
         self._tell_place(frame)
         events = self._cutter.feed(frame)
@@ -310,6 +325,14 @@ class Feed:
         counts.incomplete_frames += frame.is_incomplete
         counts.bytes += frame.pixels.size
         self._last_frame_id, self._last_frame_at = frame.frame_id, time.monotonic()
+
+    def _said_counts(self) -> Json:
+        counts = self.counts
+        return {
+            "frames": counts.frames,
+            "lost_frames": counts.lost_frames,
+            "incomplete_frames": counts.incomplete_frames,
+        }
 
     def _end(self) -> None:
         self._break_off(Break("ended", "the station was stopped"))

@@ -36,7 +36,7 @@ class HeatMap:
                 "y_mm": row * self.cell_mm,
                 "defects": int(self.counts[row, column]),
             }
-            for row, column in np.argwhere(self.counts)
+            for row, column in np.argwhere(self.counts).tolist()
         ]
         return sorted(found, key=lambda cell: (-cell["defects"], cell["y_mm"], cell["x_mm"]))
 

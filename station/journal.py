@@ -30,10 +30,10 @@ import cv2
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from station import reviews
+from station import page_door, reviews
 from station.audit import UNREVEALED
 from station.clock import Clock
-from station.config import EX_CONFIG, ConfigError, Configuration, load_recipe
+from station.config import EX_CONFIG, ConfigError, Configuration
 from station.counters import Histogram
 from station.images import Draft, ImageFolder, Pictures, Pixels, SyncFailed
 from station.ipc import (
@@ -50,6 +50,7 @@ from station.ipc import (
 from station.lock import take_lock
 from station.log_lines import get_logger
 from station.maintenance import Upkeep
+from station.page_door import open_door, way_in
 from station.processes import said_figures
 from station.qms import (
     DATABASE,
@@ -61,7 +62,17 @@ from station.qms import (
     StoreRefused,
     publish_snapshot,
 )
-from station.record import AnyBody, Body, ImageBody, ResultBody, ReviewBody, rfc3339, utc_now
+from station.recipes import CHANGES, RecipeFolder, active_recipe, objection, register
+from station.record import (
+    AnyBody,
+    Body,
+    ChangeBody,
+    ImageBody,
+    ResultBody,
+    ReviewBody,
+    rfc3339,
+    utc_now,
+)
 from station.release import program_version
 from station.systemd import exit_with_starter, notify
 
@@ -70,6 +81,7 @@ _BODIES: TypeAdapter[AnyBody] = TypeAdapter(AnyBody)
 _LOCK = "lock"
 _LAST_TICK = "last-tick"
 _ENCODERS = 2
+_OPS_OF_PAGE = ("status", "submit")
 _MAX_WAITING = 64
 """Submissions in work; a client with more finds its socket full."""
 _STUCK_S = 2.0
@@ -91,8 +103,10 @@ def journal_path(runtime_dir: Path) -> Path:
 class JournalClient:
     """A process's connection to the journal process. For one thread."""
 
-    def __init__(self, runtime_dir: Path) -> None:
-        self._path = journal_path(runtime_dir)
+    def __init__(self, runtime_dir: Path, is_page: bool = False) -> None:
+        """`is_page`: through the page's own door, where there is one."""
+        path = journal_path(runtime_dir)
+        self._path = way_in(path) if is_page else path
         self._channel: Channel | None = None
         self._number = 0
 
@@ -105,8 +119,8 @@ class JournalClient:
         without_accept (result ids), held (body of a FAIL or UNDECIDED that nobody acknowledged),
         has_late_plates, last_plate_ordinal, attentions and references (bodies), last_tick_at,
         signed_files (sha256 of commissioning files, the latest first), given (what people said
-        holds from plate to plate), audit_seeds (bodies of those not revealed), head (seq,
-        chain)."""
+        holds from plate to plate), audit_seeds (bodies of those not revealed), recipes (sha256 of
+        the active one and of those approved), head (seq, chain)."""
         return self._connected.request({"op": "hello"}, timeout_s=30.0)
 
     def ask(self, op: str, **given: str) -> Json:
@@ -266,7 +280,7 @@ class _Counts:
 class _Journal:
     def __init__(self, configuration: Configuration, clock: Clock | None = None) -> None:
         self._settings = configuration.journal
-        self._recipe = configuration.station.recipe
+        self._configuration = configuration
         self._directory = configuration.journal.directory
         self._store = Store(self._directory)
         self._images = ImageFolder(self._directory / IMAGES)
@@ -278,6 +292,11 @@ class _Journal:
         self._selector = selectors.DefaultSelector()
         self._listener = Listener(journal_path(configuration.station.runtime_dir))
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        door = open_door(self._listener.path)
+        if door is not None:
+            self._selector.register(door, selectors.EVENT_READ, lambda: self._accept_page(door))
+        self._of_page: set[Channel] = set()
+        """Clients of the page's own user."""
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wake, selectors.EVENT_READ, self._on_wake)
         self._encoders = ThreadPoolExecutor(_ENCODERS, "encode")
@@ -365,12 +384,21 @@ class _Journal:
         if client.peer_uid() not in (0, os.getuid()):
             client.close()
             return
+        self._admit(client)
+
+    def _accept_page(self, door: Listener) -> None:
+        client = door.accept()
+        self._of_page.add(client)
+        self._admit(client)
+
+    def _admit(self, client: Channel) -> None:
         self._clients.add(client)
         self._selector.register(client, selectors.EVENT_READ, lambda: self._serve(client))
 
     def _drop(self, client: Channel) -> None:
         if client in self._clients:
             self._clients.discard(client)
+            self._of_page.discard(client)
             self._selector.unregister(client)
             client.close()
             for key in [key for key in self._drafts if key[0] is client]:
@@ -398,6 +426,8 @@ class _Journal:
                 packet.close()
 
     def _handle(self, client: Channel, body: Json, descriptors: tuple[int, ...]) -> None:
+        if client in self._of_page and body.get("op") not in _OPS_OF_PAGE:
+            raise ValueError(f"the page may not ask for {body.get('op')!r:.40}")
         match body.get("op"):
             case "hello":
                 self._answer(client, self._hello())
@@ -454,6 +484,7 @@ class _Journal:
             "signed_files": self._store.signed_files(),
             "given": self._store.given(),
             "audit_seeds": self._store.unrevealed_seeds(UNREVEALED),
+            "recipes": register(self._store.recipe_changes()).brief(),
             "head": {"seq": seq, "chain_sha256": chain},
         }
 
@@ -473,6 +504,7 @@ class _Journal:
             "drafts": len(self._drafts),
             "clients": len(self._clients),
             "rows": self._store.head()[0],
+            "unsettled": self._store.unsettled(),
             **asdict(self._counts),
             "orphans": self._counts.orphans + upkeep["retention"]["orphans"],
             "commit_times": self._commit_times.as_json(),
@@ -525,7 +557,7 @@ class _Journal:
             return
         try:
             rows: list[Body] = [_BODIES.validate_python(row) for row in body["rows"]]
-            self._see_that_it_may(rows)
+            self._see_that_it_may(client, rows)
             rows = [self._completed(client, row) for row in rows]
             wanted = body.get("pixels") if descriptors else None
             draft = self._draft(client, rows[0], wanted, descriptors[0]) if wanted else None
@@ -540,21 +572,48 @@ class _Journal:
             encoded.add_done_callback(lambda _: os.eventfd_write(self._wake, 1))
         self._waiting.append(_Waiting(client, body["id"], rows, encoded, time.monotonic()))
 
-    def _see_that_it_may(self, rows: list[Body]) -> None:
+    def _see_that_it_may(self, client: Channel, rows: list[Body]) -> None:
         """Raises ValueError if a client may not write one of these."""
-        objection = self._upkeep.objection(rows)
-        if objection:
-            raise ValueError(objection)
+        of_page = map(page_door.objection, rows if client in self._of_page else ())
+        problem = next(filter(None, of_page), "") or self._upkeep.objection(rows)
+        problem = problem or self._recipe_objection(rows)
+        if problem:
+            raise ValueError(problem)
+
+    def _recipe_objection(self, rows: list[Body]) -> str:
+        """A step of a recipe that may not follow on those before it, as an approval by its author;
+        empty if there is none."""
+        steps = [row for row in rows if isinstance(row, ChangeBody) and row.what in CHANGES]
+        if not steps:
+            return ""
+        waiting = [row.as_json() for item in self._waiting for row in item.rows]
+        before = [row for row in waiting if row.get("what") in CHANGES]
+        known = register([*self._store.recipe_changes(), *before])
+        problem = objection(known, steps[0].as_json()) if len(steps) == 1 else "one step at a time"
+        return problem or self._keep_recipe(steps[0])
+
+    def _keep_recipe(self, row: ChangeBody) -> str:
+        """The file of a version is durable before its row; why it is not, empty if it is."""
+        folder = RecipeFolder.of(self._configuration)
+        try:
+            folder.keep_proposed(row)
+        except OSError as error:
+            return f"{folder.path}: {error.strerror}"
+        return ""
 
     def _completed(self, client: Channel, row: Body) -> Body:
         """A review with what its reviewer does not say. Raises ValueError if none may say it."""
+        is_of_page = client in self._of_page
+        account = page_door.ACCOUNT if is_of_page else user_name(client.peer_uid())
+        if isinstance(row, ChangeBody) and is_of_page:
+            return row.model_copy(update={"account": account})
         if not isinstance(row, ReviewBody):
             return row
         try:
-            recipe = load_recipe(self._recipe).value.review
+            recipe = active_recipe(self._configuration).value.review
         except ConfigError as error:
             raise ValueError(f"the recipe says what a review may: {error}") from error
-        return reviews.accepted(row, recipe, user_name(client.peer_uid()))
+        return reviews.accepted(row, recipe, account)
 
     def _draft(self, client: Channel, row: Body, wanted: Json, descriptor: int) -> Draft:
         """The pictures that were begun when the plate arrived, or a new beginning."""

@@ -42,6 +42,7 @@ from station.lease import (
 from station.lock import LAMP_LOCK, take_lock
 from station.logs import prepare_lines
 from station.outputs import BeltNews, Outputs, PlateResult, parse_word
+from station.page_door import open_door, way_in
 from station.processes import said_figures
 from station.record import Provenance
 from station.systemd import lifeline, notify
@@ -49,6 +50,7 @@ from station.systemd import lifeline, notify
 _TURN_S = 0.25
 """The loop waits this long at most; the watchdog is fed in every turn."""
 _REOPEN_S = 0.5
+_OPS_OF_PAGE = ("status", "test")
 _MAX_CLIENTS = 16
 _MAX_BATCH = 8
 """Messages of one client that are looked at together."""
@@ -89,8 +91,10 @@ class LampAnswer:
 class LampClient:
     """A connection to the lamp process. Used by one thread; `fileno` goes into a selector."""
 
-    def __init__(self, runtime_dir: Path) -> None:
-        self._path = lamp_path(runtime_dir)
+    def __init__(self, runtime_dir: Path, is_page: bool = False) -> None:
+        """`is_page`: through the page's own door, where there is one."""
+        path = lamp_path(runtime_dir)
+        self._path = way_in(path) if is_page else path
         self._channel: Channel | None = None
         self._numbers = itertools.count(1)
         self._answers: list[LampAnswer] = []
@@ -171,8 +175,8 @@ class LampClient:
 
     def status(self) -> Json:
         """What the lamp process shows: state (`unknown` while the device is lost), result_id,
-        is_confirmed, can_confirm, is_held (by a station), device, problem (why there is none),
-        doubt (why the light is not believed).
+        is_confirmed, can_confirm, lease_left_s (until it shows FAULT if nobody renews it), is_held
+        (by a station), device, problem (why there is none), doubt (why the light is not believed).
 
         Raises `PeerGone`, TimeoutError.
         """
@@ -187,6 +191,15 @@ class LampClient:
         answer = self._request({"op": "test"}, timeout_s=LAMP_TEST_S + 3.0)
         if answer["reason"]:
             raise LampError(f"the lamp test failed: {answer['reason']}")
+
+    def send_test(self) -> None:
+        """As `test`, without waiting: the answer is the event `test`. Raises as `send_show`."""
+        self._connected().send({"op": "test"}, timeout_s=0)
+
+    def send_output(self, name: str) -> None:
+        """Switch one output on for a moment, by whom holds the lamp; the answer is the event
+        `output`. Raises as `send_show`."""
+        self._connected().send({"op": "output", "name": name}, timeout_s=0)
 
     def close(self) -> None:
         """Give up the lamp: it leaves any pass at once. Safe to call twice."""
@@ -422,6 +435,9 @@ class _Lamp:
             lambda write: _say({"lamp": {"state": write.state, "result_id": write.result_id}}),
         )
         self._listener: Listener | None = None
+        self._door: Listener | None = None
+        self._of_page: set[int] = set()
+        """Numbers of clients of the page's own user: they may ask, and test the light."""
         self._owners = itertools.count(1)
         self._clients: dict[int, Channel] = {}
         """By their numbers in the leases; who was heard last comes last."""
@@ -459,7 +475,14 @@ class _Lamp:
         if descriptor is not None:
             self._selector.register(descriptor, selectors.EVENT_READ, self._starter_gone)
         self._listener = Listener(lamp_path(self._runtime_dir))
-        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        self._selector.register(
+            self._listener, selectors.EVENT_READ, lambda: self._accept(is_page=False)
+        )
+        self._door = open_door(self._listener.path)
+        if self._door is not None:
+            self._selector.register(
+                self._door, selectors.EVENT_READ, lambda: self._accept(is_page=True)
+            )
 
     def _turn(self) -> None:
         for key, _ in self._selector.select(self._until_next_s()):
@@ -502,22 +525,26 @@ class _Lamp:
         self._outputs.revoke()  # at once; closing devices takes its time
         self._light.close()
         self._outputs.close()
-        if self._listener is not None:
-            self._listener.path.unlink(missing_ok=True)
-            self._listener.close()
+        for listener in (self._listener, self._door):
+            if listener is not None:
+                listener.path.unlink(missing_ok=True)
+                listener.close()
         for client in self._clients.values():
             client.close()
 
     # --- the clients ------------------------------------------------------------------------------
 
-    def _accept(self) -> None:
-        assert self._listener is not None
-        client = self._listener.accept()
+    def _accept(self, is_page: bool) -> None:
+        listener = self._door if is_page else self._listener
+        assert listener is not None
+        client = listener.accept()
         if len(self._clients) >= _MAX_CLIENTS:
             # Who has been silent longest makes room, so that nobody can keep the station out.
             self._drop(next(o for o in self._clients if o != self._claims.holder))
         owner = next(self._owners)
         self._clients[owner] = client
+        if is_page:
+            self._of_page.add(owner)
         self._selector.register(client, selectors.EVENT_READ, lambda: self._serve(owner))
 
     def _serve(self, owner: int) -> None:
@@ -555,6 +582,7 @@ class _Lamp:
 
     def _drop(self, owner: int) -> None:
         client = self._clients.pop(owner)
+        self._of_page.discard(owner)
         self._selector.unregister(client)
         client.close()
         write = self._light.lease.leave(owner)
@@ -563,6 +591,8 @@ class _Lamp:
             self._light.write(write)
 
     def _handle(self, owner: int, body: Json, newest: Show | None) -> Json | None:
+        if owner in self._of_page and body["op"] not in _OPS_OF_PAGE:
+            raise ValueError(f"the page may not {body['op']!r:.40}")
         match body["op"]:
             case "show":
                 return _to_json(self._light.answer(owner, Show.parse(body), newest))
@@ -570,6 +600,8 @@ class _Lamp:
                 return {"op": "status", **self._status()}
             case "test":
                 return self._start_test(owner)
+            case "output":
+                return self._test_output(owner, str(body["name"]))
             case "word" | "result" | "belt":
                 self._tell_outputs(owner, body)
                 return None
@@ -599,6 +631,12 @@ class _Lamp:
         self._light.lease.tester = owner  # answered at its end
         return None
 
+    def _test_output(self, owner: int, name: str) -> Json:
+        """Only for the station, which knows that no plate comes."""
+        is_held = self._claims.holder == owner
+        reason = self._outputs.test(name) if is_held else "no station that holds the lamp asks"
+        return {"op": "output", "name": name, "reason": reason}
+
     def _tell_tester(self) -> None:
         """The lamp test is over when something else is shown."""
         shown, tester = self._light.lease.shown, self._light.lease.tester
@@ -612,10 +650,12 @@ class _Lamp:
 
     def _status(self) -> Json:
         shown = self._light.lease.shown
+        lease = shown.write.lease if shown else None
         return {
             "state": str(shown.write.state) if shown else "unknown",
             "result_id": shown.write.result_id if shown else "",
             "is_confirmed": shown is not None and shown.is_confirmed,
+            "lease_left_s": lease and max(0.0, (lease.expires_ns - time.monotonic_ns()) / 1e9),
             "can_confirm": self._light.can_confirm,
             "is_held": self._claims.holder is not None,
             "device": self._light.device,

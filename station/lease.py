@@ -227,8 +227,9 @@ class LightLease:
         return f"the light is not believed: {doubt}" if doubt else ""
 
     def test(self, owner: int, now_ns: int) -> Write | str:
-        """What to write for a lamp test, or why there is none now."""
-        if self._claims.holder is not None:
+        """What to write for a lamp test, or why there is none now: a station that holds the lamp
+        tests it itself."""
+        if self._claims.holder not in (None, owner):
             return "a station holds the lamp"
         if self.tester is not None:
             return "another lamp test runs"

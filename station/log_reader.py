@@ -26,9 +26,19 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from station.packing import UNREADABLE, Contexts
-from station.qms import DATABASE, HOLDS, IMAGES, SIGNED_FILES, SNAPSHOT, Json, StoreError
+from station.qms import (
+    DATABASE,
+    HOLDS,
+    IMAGES,
+    RECIPE_CHANGES,
+    SIGNED_FILES,
+    SNAPSHOT,
+    Json,
+    StoreError,
+)
 from station.reviews import effective_verdict
 from station.tables import PLATE
+from station.unsettled import UNSETTLED
 
 _PAGE_ROWS = 500
 """Read at once: while a reader is within a page, the write-ahead file cannot be begun anew (I8)."""
@@ -139,7 +149,8 @@ class Reader:
     def _why_not(self, error: OperationalError, limit_s: float) -> str:
         if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
             return f"the question took longer than {limit_s:g} s; ask for less, as with --since"
-        if not inspect(self._connection).has_table(PLATE.name):
+        known = inspect(self._connection)
+        if not all(map(known.has_table, (PLATE.name, UNSETTLED.name))):
             return (
                 f"{self.path} was written by an older program and has no tables to ask; let the "
                 "journal process of this one open it once, or a copy of it"
@@ -200,6 +211,10 @@ class Reader:
     def signed_files(self) -> list[str]:
         """The sha256 of each commissioning file that was signed, the latest first."""
         return [row[0] for row in self._connection.execute(text(SIGNED_FILES))]
+
+    def recipe_changes(self) -> list[Json]:
+        """Bodies of the rows that propose, approve and activate recipes, in order."""
+        return [json.loads(row[0]) for row in self._connection.execute(text(RECIPE_CHANGES))]
 
     def stats(self, wanted: Filter) -> Json:
         """Counts by verdict and by reason."""

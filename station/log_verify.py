@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -91,13 +91,15 @@ def verify(
     with_images: bool = True,
     public_key: Path | None = None,
     with_file: bool = True,
+    at_row: Callable[[int, int], None] | None = None,
 ) -> Verification:
     """Recompute every hash, the chain, the derived tables, the checkpoints and the pictures'
     sha256; see that the schema is the one that was made, that plates, results and lamp commands
     agree, and that no picture was removed but by a rule that held and against no hold.
     `public_key`: what checkpoints must be signed with; default: the key beside the log.
     `with_file`: also hold the file's indexes against its tables; not of a log beside a line that
-    runs, where nobody asked for it: see station/chain_check.py."""
+    runs, where nobody asked for it: see station/chain_check.py. `at_row` is told how far it is, and
+    the last row."""
     found = Verification()
     with contextlib.closing(_open(reader.path)) as log:
         schema, (last, tables) = differences(log), _as_of_now(log)
@@ -107,10 +109,12 @@ def verify(
                 for seq, kind, text in page:
                     seen.take(seq, kind, text)
                 seen.page(page[-1][0])
+                if at_row is not None:
+                    at_row(page[-1][0], last)
             seen.settle()
             chained = links.result()
     _settle_removals(reader, seen.removals, found)
-    said = [(_row_of(text), text) for text in found.findings]
+    said = [(row_of(text), text) for text in found.findings]
     in_order = sorted([*chained.findings, *seen.findings, *said], key=lambda pair: pair[0])
     found.findings = schema + [text for _, text in in_order]
     found.rows, found.head = chained.rows, chained.head
@@ -212,7 +216,7 @@ def _pages(path: Path, last: int) -> Iterator[list[tuple[int, bytes, bytes]]]:
             first = page[-1][0] + 1
 
 
-def _row_of(finding: str) -> int:
+def row_of(finding: str) -> int:
     """The row that a finding is about; it comes first in it."""
     named = _ROW.search(finding)
     return int(named[1]) if named else 0

@@ -7,6 +7,7 @@ like is in station/log_lines.py.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -16,6 +17,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Final
 
@@ -25,6 +28,10 @@ FLOOD_S: Final = 10.0
 _MOST_EVENTS = 256
 _EVENT_CHARACTERS = 200
 _STATION_VARIABLE = "VQI_STATION_ID"
+LOG_FOLDER_VARIABLE: Final = "VQI_LOG_FOLDER"
+"""Names the folder in which each process also keeps its last lines, where no journald does."""
+_MOST_FILE_BYTES = 1_000_000
+"""Of a process's file; what is older lies in a second one."""
 
 
 def set_up_logging(process: str, station_id: str = "", descriptor: int = 2) -> None:
@@ -35,13 +42,59 @@ def set_up_logging(process: str, station_id: str = "", descriptor: int = 2) -> N
     root = logging.getLogger()
     for old in root.handlers[:]:
         root.removeHandler(old)
-    root.addHandler(_Handler(process, os.environ.get(_STATION_VARIABLE, ""), descriptor))
-    root.setLevel(logging.WARNING if os.isatty(descriptor) else logging.INFO)
+    station_id, is_terminal = os.environ.get(_STATION_VARIABLE, ""), os.isatty(descriptor)
+    form = Form(process, station_id, is_terminal, is_journal(descriptor))
+    handler = _Handler(form, _writer(descriptor))
+    handler.setLevel(logging.WARNING if is_terminal else logging.INFO)
+    root.addHandler(handler)
+    folder = os.environ.get(LOG_FOLDER_VARIABLE, "")
+    with contextlib.suppress(OSError):
+        if folder and not form.is_journal:
+            file = LogFile(Path(folder) / f"{process}.jsonl")
+            root.addHandler(_Handler(Form(process, station_id, False, False), file.write))
+    root.setLevel(min(one.level for one in root.handlers))
     # Python's own way to say it would wait for a reader.
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda args: _log_uncaught(
         args.exc_type, args.exc_value, args.exc_traceback
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Whose lines, and for whom."""
+
+    process: str
+    station_id: str
+    is_terminal: bool
+    is_journal: bool
+
+
+class LogFile:
+    """The last lines of one process; two files, so that there is always some of them. Raises
+    OSError where it cannot be opened."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._open()
+
+    def write(self, data: bytes) -> bool:
+        """False if it was not taken."""
+        try:
+            if self._bytes + len(data) > _MOST_FILE_BYTES:
+                os.close(self._descriptor)
+                self._path.replace(self._path.with_suffix(".1.jsonl"))
+                self._open()
+            self._bytes += len(data)
+            return os.write(self._descriptor, data) == len(data)
+        except OSError:
+            return False
+
+    def _open(self) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        self._descriptor = os.open(self._path, flags, 0o640)
+        self._bytes = os.fstat(self._descriptor).st_size
 
 
 def prepare_lines() -> None:
@@ -68,12 +121,10 @@ def _log_uncaught(
 class _Handler(logging.Handler):
     """Bounds floods, and writes without waiting."""
 
-    def __init__(self, process: str, station_id: str, descriptor: int) -> None:
-        super().__init__()
-        self._process = process
-        self._station_id = station_id
-        self._descriptor = descriptor
-        self._write = _writer(descriptor)
+    def __init__(self, form: Form, write: Callable[[bytes], bool]) -> None:
+        super().__init__(logging.INFO)
+        self._form = form
+        self._write = write
         self._floods = Floods()
         self._lost = 0
 
@@ -82,11 +133,12 @@ class _Handler(logging.Handler):
         if self.formatter is None:
             from station.log_lines import line_formatter
 
+            form = self._form
             self.formatter = line_formatter(
-                self._process,
-                self._station_id,
-                is_terminal=os.isatty(self._descriptor),
-                is_journal=is_journal(self._descriptor),
+                form.process,
+                form.station_id,
+                is_terminal=form.is_terminal,
+                is_journal=form.is_journal,
             )
 
     def emit(self, record: logging.LogRecord) -> None:

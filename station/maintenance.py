@@ -24,12 +24,13 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from station.clock import Clock, ClockWatch, SystemClock
-from station.config import ConfigError, Configuration, KeepRecipe, load_recipe
+from station.config import ConfigError, Configuration, KeepRecipe
 from station.idle import start_idle
 from station.images import ImageError, ImageFolder, Quarantine
 from station.ingress import name_problem, words_problem
 from station.log_lines import get_logger
 from station.qms import DATABASE, Store, StoreRefused
+from station.recipes import active_recipe
 from station.record import (
     BackupBody,
     Body,
@@ -364,7 +365,7 @@ class Upkeep:
     def _read_recipe(self) -> None:
         """The recipe says how long passed plates' pictures stay at least; it may have changed."""
         with contextlib.suppress(ConfigError):
-            recipe = load_recipe(self._settings.station.recipe).value
+            recipe = active_recipe(self._settings).value
             self._min_pass_days = recipe.keep.min_pass_days
 
     # --- what the journal asks ------------------------------------------------------------------

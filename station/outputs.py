@@ -28,6 +28,10 @@ from station.ipc import PeerGone
 from station.lease import whole_number
 from station.record import Provenance, Verdict
 
+TEST_S = 1.0
+"""How long an output is on that a person tries out."""
+TESTED_WORDS = ("busy", "ng", "undecided", "error", "attention")
+"""Of the words to the PLC: none that says that a plate is good or may come."""
 _MOST_EVENTS = 1000
 """That nobody takes; the oldest is forgotten."""
 _TURN_S = 0.05
@@ -226,10 +230,22 @@ class Outputs:
             if self._plc is not None and is_late:
                 self._plc.add_late()
 
+    def test(self, name: str) -> str:
+        """Switch one output on for a moment; why not, empty if it is done."""
+        if name == ACCEPT_OUTPUT and self._accept is not None:
+            return self._accept.test()
+        if name in TESTED_WORDS and self._plc is not None:
+            return self._plc.test(name, time.monotonic_ns())
+        return f"there is no such output: {name!r:.40}"
+
     def status(self) -> Json:
         return {
             "plc": None if self._plc is None else self._plc.status(),
             "accept": None if self._accept is None else self._accept.status(),
+            "testable": [
+                *([] if self._accept is None else [ACCEPT_OUTPUT]),
+                *([] if self._plc is None else TESTED_WORDS),
+            ],
         }
 
     def close(self) -> None:
@@ -277,6 +293,8 @@ class Plc:
         self._problem = ""
         self._told = (0, 0)
         """Counts that the station knows."""
+        self._tested = ("", 0)
+        """A word that a person tries out, and until when."""
         self._reopen_ns = 0
         self._opening: threading.Thread | None = None
 
@@ -338,6 +356,13 @@ class Plc:
         with self._lock:
             self._has_station = False
             self._handshake.revoke()
+
+    def test(self, name: str, now_ns: int) -> str:
+        """One word is on for a moment, whatever it says."""
+        if self._link is None:
+            return self._problem or "its link is not open"
+        self._tested = (name, now_ns + int(TEST_S * 1e9))
+        return ""
 
     def add_late(self) -> None:
         with self._lock:
@@ -402,8 +427,10 @@ class Plc:
     # On the link's thread:
 
     def _read(self) -> PlcOutputs:
+        now_ns, (name, until_ns) = time.monotonic_ns(), self._tested
         with self._lock:
-            return self._handshake.look(time.monotonic_ns())
+            said = self._handshake.look(now_ns)
+        return said if now_ns >= until_ns else replace(said, **{name: True})
 
     def _handed(self, said: PlcOutputs) -> None:
         with self._lock:
@@ -443,6 +470,8 @@ class Accept:
         self._off_ns: int | None = None
         """When this thread has to end a pulse; None where the device does, or none is on."""
         self._counts = dict.fromkeys(Fate, 0)
+        self._is_tested = False
+        """A person wants to see it on."""
         self._changed = threading.Condition()
         """Guards everything above but the device, which is the thread's own."""
         self._is_closing = False
@@ -540,6 +569,17 @@ class Accept:
             return ""
         return f"the plate is {result.provenance}: only production is accepted"
 
+    def test(self) -> str:
+        """Switch it on once; why not, empty if it will be."""
+        with self._changed:
+            if self._device is None:
+                return self._problem or "its device is not open"
+            if self._register is not None and not self._register.is_empty:
+                return "a plate is on its way to the accept point"
+            self._is_tested = True
+            self._changed.notify()
+        return ""
+
     def status(self) -> Json:
         with self._changed:
             counts = {f"{fate}": count for fate, count in self._counts.items()}
@@ -579,8 +619,11 @@ class Accept:
         with self._changed:
             decided_ns = time.monotonic_ns()
             decisions, is_over = self._due(decided_ns)
+            is_tested, self._is_tested = self._is_tested, False
         if is_over:
             self._end_pulse()
+        if is_tested:
+            self._pulse_for_test()
         for decision in decisions:
             self._carry_out(decision, decided_ns)
         self._keep_device()
@@ -655,6 +698,17 @@ class Accept:
         if late_s > decision.spare_s:
             return f"{1000 * late_s:.0f} ms late, a pulse would have reached the next plate"
         return ""
+
+    def _pulse_for_test(self) -> None:
+        if self._device is None:
+            return
+        try:
+            self._device.pulse(ACCEPT_OUTPUT, TEST_S)
+        except DeviceError as error:
+            self._lose(str(error))
+            return
+        if not self._device.times_pulses:
+            self._off_ns = time.monotonic_ns() + int(TEST_S * 1e9)
 
     def _end_pulse(self) -> None:
         self._off_ns = None

@@ -56,6 +56,7 @@ from station.feed import (
 )
 from station.flat_field import FlatField
 from station.given import VALUE, Given
+from station.hand_test import HandTest
 from station.health import CameraHealth, Health, HealthRow, look_at, reference_key
 from station.identity import UNSEEN
 from station.ingress import Refused, admit
@@ -72,6 +73,8 @@ from station.outbox import Outbox
 from station.precision import load_classifier
 from station.processes import said_figures
 from station.product import check_strip, geometry_of, load_flat_field
+from station.recipe_switch import RecipeChecked, RecipeSwitch
+from station.recipes import Named, RecipeFolder, refused_change, settle_start
 from station.record import (
     HAS_ACCEPT,
     AcceptBody,
@@ -111,9 +114,9 @@ _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
 _NOT_BLOCKING = {
     *("lamp", "log", "recording", "plc", "accept", "late", "pictures", "disk", "upkeep"),
-    *("scanner", "serials"),
+    *("scanner", "serials", "recipe"),
 }
-_DROPS_READY = {"lamp", "accept", "late", "disk"}
+_DROPS_READY = {"lamp", "accept", "late", "disk", "recipe"}
 """Problems that keep no plate from being judged, but must keep the next one from coming."""
 _LATE = "a plate passed, but was past its accept point first; acknowledge it"
 _UNCLAIMED = "a serial was read that no plate took; see `vqi log serials`, acknowledge it"
@@ -229,6 +232,9 @@ class Station:
             lambda name: self._say_given("operator", name, "badge"),
         )
         self._given = Given()
+        self._switch = RecipeSwitch(configuration, recipe, self._post)
+        self._hand_test = HandTest()
+        self._starts_halted = False
         self._stages: dict[str, Json] = {}
         """Of results whose actuation row is not written yet: its stage times."""
         self._statistics = _Statistics()
@@ -306,7 +312,19 @@ class Station:
         self._context = self._make_context(camera, classifier)
         self._health = self._make_health(hello)
         self._feed = self._make_feed(camera, hello)
-        self._say_start(hello)
+        # Last: what was only asked for is active once all of it has been seen to work.
+        taken_up = self._settle_recipe(hello)
+        self._say_start(hello, taken_up)
+
+    def _settle_recipe(self, hello: Json) -> list[Body]:
+        """Hold the recipe against the log; the row of one that is taken up, or was not. Raises
+        `ConfigError`."""
+        switch = RecipeFolder.of(self._settings).switch
+        self._starts_halted = switch is not None and switch.is_halted
+        row = settle_start(self._settings, self._recipe, hello["recipes"])
+        if switch is not None and switch.state == "failed":
+            self._switch.refuse(f"{switch.wanted.name}: {switch.problem}")
+        return [] if row is None else [row]
 
     def _load_classifier(self) -> Classifier:
         """Load from the hashed bytes and reproduce the golden scores (I12)."""
@@ -402,7 +420,7 @@ class Station:
             [AttentionBody.of_log(body) for body in hello["attentions"]],
         )
 
-    def _say_start(self, hello: Json) -> None:
+    def _say_start(self, hello: Json, taken_up: list[Body]) -> None:
         """Write what the last life left open, and that a new one begins."""
         self._joined_since = hello["last_tick_at"]
         for result_id in hello["without_actuation"]:
@@ -435,6 +453,8 @@ class Station:
             detail["recording"] = str(self._options.record)
         self._say_attentions({})
         started = self._change("start", "station", detail)
+        for row in taken_up:
+            self._outbox.submit([row])
         self._outbox.submit([started, *self._begin_audit(hello)], done=lambda _: self._on_started())
 
     def _begin_audit(self, hello: Json) -> list[Body]:
@@ -464,7 +484,11 @@ class Station:
         """The log took the start: only now is it known that it can be written (I12)."""
         if self._is_ending:  # told so meanwhile: the camera is closed
             return
+        RecipeFolder.of(self._settings).forget_switch()
         self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
+        if self._starts_halted:  # by a person, who expects no plate to be judged
+            self._set_state(StationState.HALTED)
+            self._set_fault()
         self._feed.start()
         notify("READY=1")
         threading.Thread(target=self._verify_log, name="verify", daemon=True).start()
@@ -603,6 +627,10 @@ class Station:
                 self._set_problem("recording", problem)
                 self._set_attention()
                 self._outbox.submit([self._change("recording", "station", {"problem": problem})])
+            case RecipeChecked():
+                self._on_recipe_checked(message)
+            case FeedEnded() if self._switch.is_waiting and not self._is_complete:
+                self._take_up_recipe()
             case FeedEnded():
                 self._end("the source has ended")
             case FeedFailed(error):
@@ -610,6 +638,34 @@ class Station:
                 self._end_now("an error")
             case signal.Signals():
                 self._end_now(message.name)
+
+    def _on_recipe_checked(self, message: RecipeChecked) -> None:
+        self._switch.checked(message)
+        if message.problem:
+            self._say_recipe_refused(message.wanted, message.problem)
+        else:
+            self._set_problem("recipe", self._switch.not_ready)
+            self._feed.end_between_plates()
+
+    def _take_up_recipe(self) -> None:
+        """No plate is on the belt. Ends in order; whoever started this station starts it again."""
+        why = self._switch.not_ready
+        wanted = self._switch.wanted
+        problem = self._switch.commit(is_halted=self._state is StationState.HALTED)
+        if problem and wanted is not None:
+            self._say_recipe_refused(wanted, problem)
+        self._emit({"restart": why})
+        self._end(why)
+
+    def _say_recipe_refused(self, wanted: Named, problem: str) -> None:
+        station_id = self._settings.station.id
+        self._outbox.submit([refused_change(station_id, wanted.name, wanted.who, problem)])
+
+    @property
+    def _is_complete(self) -> bool:
+        """As many plates as were asked for have come."""
+        wanted = self._options.plates
+        return wanted is not None and self._feed.counts.plates >= wanted
 
     def _on_opened(self, work: PlateWork) -> None:
         self._in_work.add(work.result_id)
@@ -760,6 +816,7 @@ class Station:
         self._set_problem("liveness", "")
         if not self._is_ending:  # else no more plates are seen: what is shown may lapse
             self._actuation.renew(self._last_tick_ns)
+            self._renew_hand_test()
             self._tell_outputs(is_tick=True)
         notify("WATCHDOG=1")
         if self._last_tick_ns - self._last_figures_ns > 1e9:
@@ -836,6 +893,8 @@ class Station:
         """The command's number; None if no lamp process takes it."""
         if self._lamp is None or self._state is StationState.PREOPERATIONAL:
             return None
+        if self._hand_test.is_on(time.monotonic_ns()):
+            return None
         state, result_id = wanted
         provenance, lease_s = self._context.provenance, self._settings.light.lease_s
         try:
@@ -905,6 +964,8 @@ class Station:
                 )
             case "accept_problem":
                 self._set_problem("accept", event["problem"])
+            case "test" | "output":
+                self._hand_test.answered(event["reason"])
             case "accept":
                 self._on_accept({key: value for key, value in event.items() if key != "op"})
         self._set_attention()
@@ -941,13 +1002,13 @@ class Station:
                 )
             )
 
-    def _acknowledge(self, who: str) -> None:
+    def _acknowledge(self, who: str, account: str = "") -> None:
         """A person has seen what was held, and what came too late."""
         self._policy.acknowledge()
         self._set_problem("late", "")
         self._set_problem("serials", "")
         self._set_attention()
-        self._outbox.submit([self._change("ack", who, {})])
+        self._outbox.submit([self._change("ack", who, {}, account)])
 
     # --- part serials, operator, lot, job ---------------------------------------------------------
 
@@ -959,7 +1020,7 @@ class Station:
                 self._set_problem("serials", _UNCLAIMED)
                 self._set_attention()
 
-    def _say_given(self, what: str, text: str, who: str) -> str:
+    def _say_given(self, what: str, text: str, who: str, account: str = "") -> str:
         """Something holds for the plates from here on; why it is refused, empty if it is not."""
         name = admit(text) if text else ""
         if isinstance(name, Refused):
@@ -970,7 +1031,7 @@ class Station:
             self._serials.given(name)
         else:
             self._given = self._given.saying(what, name)
-        self._outbox.submit([self._change(what, who, {VALUE: name})])
+        self._outbox.submit([self._change(what, who, {VALUE: name}, account)])
         return ""
 
     # --- the lamp process goes and comes ----------------------------------------------------------
@@ -1061,29 +1122,67 @@ class Station:
         else:
             self._policy.clear_fault()
 
-    def _control_command(self, op: str, who: str, text: str) -> Json:
+    def _control_command(self, op: str, who: str, account: str, text: str) -> Json:
         if op == "status":
             return {"ok": True, "status": self.status()}
+        if op == "look":
+            if hasattr(self, "_feed"):
+                self._feed.look()
+            return {"ok": True, "state": str(self._state)}
+        if op == "recipe":
+            return self._ask_for_recipe(text, who, account)
+        if op in ("light", "output"):
+            return self._try_out(op, text, who, account)
         if op in SAYINGS:
-            refusal = self._say_given(op, text, who)
+            refusal = self._say_given(op, text, who, account)
             state = {"ok": True, "state": str(self._state)}
             return {"ok": False, "error": refusal} if refusal else state
         if op == "halt":
             self._set_state(StationState.HALTED)
         elif op == "resume" and self._state is StationState.HALTED:
+            self._hand_test.end()
             self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
         elif op == "ack":
-            self._acknowledge(who)
+            self._acknowledge(who, account)
         elif op == "relearn":
             self._say_health(self._health.relearn())
         self._set_fault()
         self._actuation.update(time.monotonic_ns())
         if op != "ack":
-            self._outbox.submit([self._change(op, who, {})])
+            self._outbox.submit([self._change(op, who, {}, account)])
         return {"ok": True, "state": str(self._state)}
 
-    def _change(self, what: str, who: str, detail: dict[str, str]) -> ChangeBody:
-        return ChangeBody(station_id=self._settings.station.id, what=what, who=who, detail=detail)
+    def _ask_for_recipe(self, name: str, who: str, account: str) -> Json:
+        if self._is_ending or not hasattr(self, "_feed"):
+            return {"ok": False, "error": "the station is starting or ending; ask again"}
+        refusal = self._switch.ask(name, who, self._context.camera)
+        if refusal:
+            return {"ok": False, "error": refusal}
+        self._outbox.submit([self._change("recipe", who, {"recipe": name}, account)])
+        return {"ok": True, "state": str(self._state)}
+
+    def _try_out(self, op: str, text: str, who: str, account: str) -> Json:
+        """Lamp or an output, by hand: recorded first, then shown."""
+        refusal = self._hand_test.refusal(self._state, len(self._opened_ns), op, text)
+        if self._lamp is None:
+            refusal = refusal or "no lamp process answers"
+        if refusal or self._lamp is None:
+            return {"ok": False, "error": refusal}
+        self._outbox.submit([self._change(op, who, {"tested": text[:40]}, account)])
+        try:
+            self._hand_test.begin(self._lamp, op, text, time.monotonic_ns())
+        except (PeerGone, BlockingIOError) as error:
+            return {"ok": False, "error": f"the lamp process does not take it: {error}"}
+        return {"ok": True, "state": str(self._state)}
+
+    def _renew_hand_test(self) -> None:
+        if self._lamp is not None:
+            with contextlib.suppress(PeerGone, BlockingIOError):
+                self._hand_test.renew(self._lamp, time.monotonic_ns())
+
+    def _change(self, what: str, who: str, detail: dict[str, str], account: str = "") -> ChangeBody:
+        said = {"what": what, "who": who, "detail": detail, "account": account}
+        return ChangeBody.model_validate({"station_id": self._settings.station.id, **said})
 
     def status(self) -> Json:
         """What the station is doing now."""
@@ -1101,6 +1200,8 @@ class Station:
             "calls": self._attention_texts,
             "upkeep": self._upkeep,
             "given": asdict(self._given),
+            "recipe_switch": self._switch.status,
+            "hand_test": self._hand_test.status,
             "serials": dict(self._serials.counts),
             "light": str(state),
             "light_result_id": shown_id,

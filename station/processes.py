@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from station.ipc import SOCKETS, Json, NotAMessage, PeerGone, connect
+from station.page_door import way_in
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGESIZE")
@@ -17,7 +18,7 @@ def ask(runtime_dir: Path, process: str, timeout_s: float) -> tuple[Json | None,
     """A process's status, or None and why there is none. Takes `timeout_s` at most, a second more
     where nobody accepts connections; raises nothing."""
     try:
-        with connect(runtime_dir / SOCKETS[process]) as channel:
+        with connect(way_in(runtime_dir / SOCKETS[process])) as channel:
             answer = channel.request({"op": "status"}, timeout_s)
     except (PeerGone, NotAMessage, OSError) as error:
         return None, str(error) or type(error).__name__

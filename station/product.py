@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from drivers.camera import CameraInfo
 from models.card import ModelError
 from models.registry import exported_model, shipped_model
-from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe
+from station.config import ConfigError, Configuration, Loaded, Recipe
 from station.flat_field import FlatField, FlatFieldRefused, load
+from station.recipes import active_recipe
 from station.tiling import Geometry
 
 
-def load_product(configuration: Loaded[Configuration]) -> Loaded[Recipe]:
-    """The recipe that the configuration names. Raises `ConfigError` if it cannot be used here."""
+def load_product(
+    configuration: Loaded[Configuration],
+    choose: Callable[[Configuration], Loaded[Recipe]] = active_recipe,
+) -> Loaded[Recipe]:
+    """The recipe that judges here. Raises `ConfigError` if it cannot be used here."""
     try:
-        recipe = load_recipe(configuration.value.station.recipe)
+        recipe = choose(configuration.value)
     except ConfigError as error:
         raise ConfigError(f"{configuration.source}: station.recipe: {error}") from error
+    return fitting(configuration, recipe)
+
+
+def fitting(configuration: Loaded[Configuration], recipe: Loaded[Recipe]) -> Loaded[Recipe]:
+    """The recipe, if this station can inspect by it. Raises `ConfigError`."""
     model_folder(recipe)
     camera = configuration.value.camera
     if recipe.value.plate.outline == "whole":

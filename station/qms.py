@@ -21,7 +21,7 @@ from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
-from station import derived, reviews
+from station import derived, reviews, unsettled
 from station.attempts import FILLED_IN, attempt_of
 from station.given import GIVEN, VALUE
 from station.packing import Contexts, Packer
@@ -62,6 +62,11 @@ Json = dict[str, Any]
 SIGNED_FILES = """
     SELECT coalesce(body ->> '$.detail.file_sha256', '') FROM row
     WHERE kind = 'change' AND body ->> '$.what' = 'commissioned' ORDER BY seq DESC LIMIT 100
+"""
+
+RECIPE_CHANGES = """
+    SELECT body FROM row WHERE kind = 'change' AND body ->> '$.what' GLOB 'recipe_*'
+    ORDER BY seq
 """
 
 _LAST_BACKUP = """
@@ -175,12 +180,14 @@ class Store:
         self._engine = _writing_engine(self.path)
         self._packer: Packer | None = None
         self._contexts = Contexts(self._body_of)
+        self._unsettled: dict[unsettled.State, int] | None = None
         try:
             self._connection = self._engine.connect()
             self._migrate()
             self._seq, self._chain = self._read_head()
             self._check_tail()
             self._derived = self._scalar("SELECT seq FROM derived") or 0
+            self._see_to_unsettled()
             with contextlib.suppress(_WrongLineError):
                 while 0 < self.lag <= _CATCH_UP_AT_ONCE:
                     self.catch_up()
@@ -258,6 +265,8 @@ class Store:
         """Within a transaction: what rows add to the derived tables, and up to which row."""
         try:
             derived.add(self._raw.executemany, lines)
+            if unsettled.add(self._raw.executemany, lines, seq):
+                self._unsettled = None
         except sqlite3.IntegrityError as error:
             raise _WrongLineError(f"{self.path}: {error}") from error
         self._raw.execute("UPDATE derived SET seq = ?", (seq,))
@@ -269,15 +278,32 @@ class Store:
             return
         try:
             with self._transaction():
-                for statement in derived.EMPTY:
+                for statement in (*derived.EMPTY, *unsettled.EMPTY):
                     self._raw.execute(statement)
         except (SQLAlchemyError, sqlite3.Error) as error:
             raise self._failure(error) from error
-        self._derived = 0
+        self._derived, self._unsettled = 0, None
         self.derived_problem = (
             f"{wrong}: the derived tables held a line that is not of the log, and are made anew; "
             "find out which tool writes to this file"
         )
+
+    def _see_to_unsettled(self) -> None:
+        """Make the table of plates to see to anew where a program without it has written since. The
+        mark follows a long log of plates that passed, so that the next start looks at few."""
+        known = self._scalar("SELECT max(seq) FROM unsettled_upto") or 0
+        is_behind = unsettled.is_behind(self._raw)
+        if not is_behind and self._derived - known < _CATCH_UP_ROWS:
+            return
+        with self._transaction() as connection:
+            for statement in unsettled.REBUILD if is_behind else unsettled.MARK:
+                connection.exec_driver_sql(statement)
+
+    def unsettled(self) -> dict[unsettled.State, int]:
+        """How many plates somebody must still see to."""
+        if self._unsettled is None:
+            self._unsettled = unsettled.counts(self._raw)
+        return self._unsettled
 
     def head(self) -> tuple[int, str]:
         """Last sequence number and chain value."""
@@ -392,6 +418,10 @@ class Store:
     def signed_files(self) -> list[str]:
         """The sha256 of each commissioning file that was signed, the latest first."""
         return [row[0] for row in self._query(SIGNED_FILES, {})]
+
+    def recipe_changes(self) -> list[Json]:
+        """Bodies of the rows that propose, approve and activate recipes, in order."""
+        return [json.loads(row.body) for row in self._query(RECIPE_CHANGES, {})]
 
     def of_result(self, result_id: str) -> list[Json]:
         """Bodies of every row about a result, in order."""

@@ -164,6 +164,11 @@ def zone(x_mm: float | None, y_mm: float | None, size_mm: tuple[float, float]) -
     return f"{_ALONG[along]} {_ACROSS[across]}"
 
 
+SIZE_NAMES = tuple(size_class(low, low) for low in (0.0, *SIZE_CLASSES_MM))
+ZONE_NAMES = tuple(zone(x, y, (3.0, 3.0)) for y in (0.5, 1.5, 2.5) for x in (0.5, 1.5, 2.5))
+"""In the order in which questions number them."""
+
+
 def extent_mm(places: Iterable[tuple[float, float]]) -> tuple[float, float]:
     """Of a plate whose recipe is not at hand: what the places need, to the next 10 mm."""
     found = list(places)

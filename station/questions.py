@@ -7,6 +7,8 @@ time take whole hours from the sums and the two broken hours at its ends from th
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime, timedelta
@@ -19,12 +21,14 @@ from sqlalchemy import (
     String,
     Table,
     and_,
+    case,
     desc,
     func,
     literal,
     literal_column,
     or_,
     select,
+    tuple_,
     union_all,
 )
 
@@ -182,16 +186,20 @@ def _where(selection: Selection) -> ColumnElement[bool]:
 # --- selects ------------------------------------------------------------------------------------
 
 
-def page_select(selection: Selection, limit: int, before: Key | None = None) -> Select[Any]:
-    """The newest plates before a key, newest first."""
+def page_select(
+    selection: Selection, limit: int, before: Key | None = None, oldest_first: bool = False
+) -> Select[Any]:
+    """The newest plates before a key, newest first; or the oldest after it."""
     found = select(PLATE).where(_where(selection))
+    at, seq = PLATE.c.written_at, PLATE.c.seq
     if before is not None:
         # Twice: the first part alone bounds the index.
         found = found.where(
-            PLATE.c.written_at <= before.written_at,
-            or_(PLATE.c.written_at < before.written_at, PLATE.c.seq < before.seq),
+            at >= before.written_at if oldest_first else at <= before.written_at,
+            tuple_(at, seq) > before if oldest_first else tuple_(at, seq) < before,
         )
-    return found.order_by(desc(PLATE.c.written_at), desc(PLATE.c.seq)).limit(limit)
+    order = (at, seq) if oldest_first else (desc(at), desc(seq))
+    return found.order_by(*order).limit(limit)
 
 
 def span_select(selection: Selection) -> Select[Any]:
@@ -209,6 +217,32 @@ def defects_select(selection: Selection, *columns: ColumnElement[Any]) -> Select
         .where(plate_conditions(selection), _defect_conditions(selection))
         .where(_may_have_defects())
     )
+
+
+def defect_counts_select(selection: Selection, key: ColumnElement[Any]) -> Select[Any]:
+    """How many defects of a selection there are of each `key`."""
+    return defects_select(selection, key.label("key"), func.count().label("defects")).group_by(key)
+
+
+def size_number(ends_mm: Sequence[float]) -> ColumnElement[int]:
+    """Which class a defect's longer side lies in, by their upper ends; -1 where it is not known."""
+    w, h = DEFECT.c.w_mm, DEFECT.c.h_mm
+    passed = [case((or_(w >= end, h >= end), 1), else_=0) for end in ends_mm]
+    return case((or_(w.is_(None), h.is_(None)), -1), else_=_total(passed))
+
+
+def zone_number(size_mm: tuple[float, float]) -> ColumnElement[int]:
+    """Which ninth of a plate a defect's centre lies in, three a row; -1 where it is not known."""
+    x, y = DEFECT.c.x_mm, DEFECT.c.y_mm
+    across, along = (
+        _total([case((3 * place / size >= third, 1), else_=0) for third in (1, 2)])
+        for place, size in zip((x, y), size_mm, strict=True)
+    )
+    return case((or_(x.is_(None), y.is_(None)), -1), else_=3 * along + across)
+
+
+def _total(parts: Sequence[ColumnElement[int]]) -> ColumnElement[int]:
+    return functools.reduce(operator.add, parts)
 
 
 def _is_of_plate() -> ColumnElement[bool]:
@@ -332,13 +366,17 @@ class Questions:
     page_rows: int = PAGE_ROWS
 
     def pages(
-        self, selection: Selection, limit: int, before: Key | None = None
+        self,
+        selection: Selection,
+        limit: int,
+        before: Key | None = None,
+        oldest_first: bool = False,
     ) -> Iterator[Sequence[Any]]:
         """Lines of `plate`, newest first; each page is a question of its own, so that none of them
         keeps the log from being tidied for long."""
         narrowed = self.narrowed(selection)
         while narrowed is not None and limit > 0:
-            rows = self.ask(page_select(narrowed, min(limit, self.page_rows), before))
+            rows = self.ask(page_select(narrowed, min(limit, self.page_rows), before, oldest_first))
             yield rows
             if len(rows) < min(limit, self.page_rows):
                 return

@@ -419,6 +419,12 @@ class ChangeBody(Body):
     what: str
     who: str
     detail: dict[str, str] = Field(default_factory=dict)
+    account: str = ""
+    """Login name of the process that sent it for `who`; empty where that is `who` itself."""
+
+    def as_json(self) -> dict[str, Any]:
+        """As of a result."""
+        return _without_defaults(super().as_json(), type(self), ("account",))
 
 
 class SerialBody(Body):

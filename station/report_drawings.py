@@ -19,6 +19,8 @@ _WIDTH = 680
 _INK, _GREY, _BLUE, _RED = "#222", "#999", "#1f5fa8", "#b00020"
 _ROW_PX = 18
 _MOST_LABELS = 12
+_LETTER_PX = 8
+"""With room beside it."""
 
 
 def pareto_bars(rows: Sequence[ParetoRow]) -> str:
@@ -68,7 +70,9 @@ def control_chart(chart: Chart) -> str:
         f"{x:.1f},{y(p.rate):.1f}" for x, p in zip(middles, chart.points, strict=True)
     )
     drawn.append(f'<polyline points="{points}" fill="none" stroke="{_INK}"/>')
-    every = -(-len(middles) // _MOST_LABELS)
+    longest = max(1, *(len(point.label) for point in chart.points))
+    fit = max(1, int(width / (_LETTER_PX * longest)))
+    every = -(-len(middles) // min(_MOST_LABELS, fit))
     for number, (x, point) in enumerate(zip(middles, chart.points, strict=True)):
         drawn.append(_mark(x, y(point.rate), point.is_out or bool(point.rules)))
         if number % every == 0:

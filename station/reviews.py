@@ -123,7 +123,7 @@ def _problem(review: ReviewBody, recipe: ReviewRecipe) -> str:
 def place(rows: Sequence[Row], review: ReviewBody) -> tuple[int | None, ReviewBody]:
     """The number of the row that this review is already, None if it is new, and the review as it is
     written after these rows of its result. Raises `ReviewRefused` if it may not be."""
-    known = _sent_before(rows, review)
+    known = sent_before(rows, review)
     if known is None and (problem := _objection(rows, review)):
         raise ReviewRefused(problem)
     after = [*rows, {"seq": 0, **review.as_json()}]
@@ -131,7 +131,9 @@ def place(rows: Sequence[Row], review: ReviewBody) -> tuple[int | None, ReviewBo
     return known, review.model_copy(update={"is_pending": is_pending})
 
 
-def _sent_before(rows: Sequence[Row], review: ReviewBody) -> int | None:
+def sent_before(rows: Sequence[Row], review: ReviewBody) -> int | None:
+    """The number of the row that this review is already; None if it is new. Raises `ReviewRefused`
+    if another one came with its nonce."""
     for row in rows:
         if row["kind"] == "review" and review.nonce and row.get("nonce") == review.nonce:
             if _given(row) != _given(review.as_json()):

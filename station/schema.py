@@ -255,6 +255,28 @@ STEPS = (
             """,
         ),
     ),
+    Step(
+        "plates to see to",
+        (
+            "CREATE TABLE unsettled (seq INTEGER PRIMARY KEY, state TEXT NOT NULL)",
+            "CREATE TABLE unsettled_upto (seq INTEGER NOT NULL) STRICT",
+            "INSERT INTO unsettled_upto (seq) VALUES (0)",
+            """
+            CREATE VIEW unsettled_plates AS SELECT
+                plate.seq AS seq,
+                unsettled.state AS state,
+                plate.result_id AS ResultId,
+                plate.written_at AS CreationTime,
+                plate.part_id AS PartId,
+                plate.attempt AS attempt,
+                CASE coalesce(plate.reviewed_verdict, plate.verdict) WHEN 'PASS' THEN 'OK'
+                    WHEN 'FAIL' THEN 'NotOK' ELSE 'NotDecidable' END AS verdict,
+                plate.reason AS reason,
+                plate.station_id AS station_id
+            FROM unsettled JOIN plate ON plate.seq = unsettled.seq
+            """,
+        ),
+    ),
 )
 """Expand-only: a step is added at the end, none is changed or taken away."""
 

@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from station import open_plates
 from station.anchors import Anchor
 from station.charts import Group, chart
 from station.config import ShiftSettings
@@ -69,6 +70,19 @@ def spans(shifts: ShiftSettings, first: date, last: date) -> list[Span]:
         for (begin, name), (end, _) in pairwise(begun)
     ]
     return [span for span in found if span.title[:10] <= last.isoformat()]
+
+
+def span_named(shifts: ShiftSettings, name: str) -> Span:
+    """Raises ValueError if there is no such shift."""
+    try:
+        day = datetime.fromisoformat(name[:10]).date()
+        known = {span.title: span for span in spans(shifts, day, day)}
+    except (ValueError, OverflowError) as error:
+        first = next(iter(shifts.begins))
+        raise ValueError(f"{name!r}: write it as '2026-11-26 {first}'") from error
+    if name not in known:
+        raise ValueError(f"{name!r}: there are {', '.join(repr(one) for one in known)}")
+    return known[name]
 
 
 def due(shifts: ShiftSettings, now: datetime, folder: Path, first_row: datetime) -> list[Span]:
@@ -229,7 +243,8 @@ class _Facts:
             "AND kind = 'review' AND seq <= :last)",
             {"kind": "result", **self._limits()},
         )[0]
-        return {"open_plates": undone, "unreviewed": unreviewed}
+        not_removed = open_plates.count_between(self._reader, **self._times)
+        return {"open_plates": undone, "unreviewed": unreviewed, "not_removed": not_removed}
 
     def _pictures(self) -> Iterator[Json]:
         """Of the failed plates with the highest scores."""

@@ -210,7 +210,7 @@ def station_stopped(settings: Configuration) -> Iterator[None]:
 
 
 def _submit(source: str, settings: Configuration, file: CommissioningFile) -> int:
-    with _journal(source, settings) as journal:
+    with journal_at_hand(source, settings) as journal:
         answer = journal.submit([commissioned_change(file)])
     if not answer["ok"]:
         raise SigningError(f"the journal refused the row: {answer['error']}")
@@ -218,7 +218,7 @@ def _submit(source: str, settings: Configuration, file: CommissioningFile) -> in
 
 
 @contextlib.contextmanager
-def _journal(source: str, settings: Configuration) -> Iterator[JournalClient]:
+def journal_at_hand(source: str, settings: Configuration) -> Iterator[JournalClient]:
     """The journal process that runs, or one for the time being. Raises `SigningError`."""
     client = JournalClient(settings.station.runtime_dir)
     process: subprocess.Popen[bytes] | None = None

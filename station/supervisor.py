@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -57,6 +57,7 @@ light was put out before it is started, so that nothing shows meanwhile."""
 JOURNAL = Role("journal", watchdog_s=10.0, nice=-5)
 STATION = Role("station", watchdog_s=10.0)
 METRICS = Role("metrics", watchdog_s=10.0, nice=10, is_needed=False)
+WEB = Role("web", watchdog_s=10.0, nice=10, is_needed=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -117,8 +118,8 @@ class Report:
 
 
 class Supervisor:
-    """Runs lamp, journal and station, and metrics where wanted, until the station ends. `show` gets
-    the station's events."""
+    """Runs lamp, journal and station, and `others` beside them, until the station ends. `show` gets
+    the station's events, and {"web": the page's address}."""
 
     def __init__(
         self,
@@ -127,12 +128,12 @@ class Supervisor:
         station_options: list[str],
         show: Callable[[Json], None],
         log: Callable[[str], None],
-        has_metrics: bool = False,
+        others: Sequence[Role] = (),
         check: Callable[[], None] = lambda: None,
     ) -> None:
         """`check` raises if there is nothing to inspect with; the lamp shows FAULT by then."""
         self._check = check
-        self._roles = (LAMP, JOURNAL, STATION, *([METRICS] if has_metrics else []))
+        self._roles = (LAMP, JOURNAL, STATION, *others)
         self._config = config
         self._settings: Configuration | None = None
         """As the file was at the start: it may be anything when the light has to be put out."""
@@ -153,6 +154,8 @@ class Supervisor:
         self._was_operational = False
         self._is_stopping = False
         self._is_station_told = False
+        self._is_restart_wanted = False
+        """The station ends, and is to be started again: it takes up another recipe."""
 
     def run(self) -> int:
         """Exit status: the station's, 78 for a bad configuration, 1 if a process cannot start.
@@ -264,7 +267,7 @@ class Supervisor:
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "station.cli", *self._arguments(role)],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE if role in (LAMP, STATION) else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if role in (LAMP, STATION, WEB) else subprocess.DEVNULL,
             pass_fds=(self._lifeline,),
             env={
                 **os.environ,
@@ -302,6 +305,7 @@ class Supervisor:
             self._was_operational = True
         if "summary" in event or "figures" in event:
             self._figures = event.get("summary") or event["figures"]
+        self._is_restart_wanted |= "restart" in event
         if "record" in event:
             self.report.add(event["record"])
         if "summary" not in event:
@@ -327,7 +331,11 @@ class Supervisor:
         name = child.role.name
         if self._status is not None:
             return
-        if child.role is STATION and (status == 0 or self._is_stopping):
+        if self._is_to_start_again(child, status):
+            self._log(f"the {name} process is started again")
+            self._due[name] = time.monotonic()
+            self._start_due()
+        elif child.role is STATION and (status == 0 or self._is_stopping):
             self._status = 0 if status == -signal.SIGTERM else status
         elif not child.role.is_needed:
             self._end_unneeded(child, status)
@@ -339,6 +347,12 @@ class Supervisor:
             self._status = 1
         else:
             self._plan_restart(child, status)
+
+    def _is_to_start_again(self, child: _Child, status: int) -> bool:
+        """It ended in order, and said that it is to be started again."""
+        is_wanted = child.role is STATION and self._is_restart_wanted
+        self._is_restart_wanted &= not is_wanted
+        return is_wanted and status == 0 and not self._is_stopping
 
     def _end_unneeded(self, child: _Child, status: int) -> None:
         """It never ends the run; one that cannot do its work as configured is not tried again."""
@@ -404,7 +418,7 @@ class Supervisor:
         """Station, journal, lamp: each ends before what it reports to. The last word to the light
         is FAULT, however the lamp process ended."""
         self._status = 1 if self._status is None else self._status
-        for role in (METRICS, STATION, JOURNAL, LAMP):
+        for role in (WEB, METRICS, STATION, JOURNAL, LAMP):
             child = self._children.get(role.name)
             if child is not None:
                 self._stop(child)

@@ -35,6 +35,7 @@ class LiveView:
         self._attentions: list[str] = []
         self._counts = {"PASS": 0, "FAIL": 0, "UNDECIDED": 0}
         self._figures: Json = {}
+        self._page = ""
 
     def take(self, event: Json) -> None:
         if "record" in event:
@@ -43,6 +44,7 @@ class LiveView:
         # What the lamp process took, not what the station asked for.
         self._lamp = event.get("lamp", self._lamp)
         self._figures = event.get("figures", self._figures)
+        self._page = event.get("web", self._page)
         self._attentions = event.get("attentions", self._attentions)
         if "state" in event:
             self._state = event["state"]
@@ -100,6 +102,8 @@ class LiveView:
             else ""
         )
         text = Text(f"{self._state}   {counts}   {rate}")
+        if self._page:
+            text.append(f"\npage: {self._page}")
         if self._problem:
             text.append(f"\n{self._problem}", style="bold red")
         for attention in self._attentions:
@@ -116,6 +120,8 @@ def plain_line(event: Json) -> str | None:
         return (
             f"{record['result_id']} {record['verdict']}{score}{'  ' + findings if findings else ''}"
         )
+    if "web" in event:
+        return f"page: {event['web']}"
     if "state" in event:
         problems = "; ".join(event["problems"].values())
         return f"station {event['state']}{': ' + problems if problems else ''}"

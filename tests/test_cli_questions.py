@@ -202,3 +202,17 @@ def test_nothing_found_is_an_answer(folder: Path) -> None:
     for command in (["pareto"], ["chart", "u"], ["yield"], ["heat-map"], ["quality"]):
         assert rows(folder, *command, "--recipe", "never") == []
         assert "no such plates" in asked(folder, *command, "--recipe", "never")
+
+
+def test_an_export_holds_the_plates_that_a_list_shows(folder: Path) -> None:
+    for options in (
+        ["--reason", "skewed"],
+        ["--reviewer", "bob"],
+        ["--min-size-mm", "3", "--place", "0,0,50,50"],
+        ["--attempt", "1", "--provenance", "production", "--recipe", "r:1"],
+    ):
+        listed = [row["result_id"] for row in rows(folder, "list", *options, "--limit", "1000")]
+        exported = [json.loads(line) for line in asked(folder, "export", "--format", "jsonl",
+                    *options).splitlines()]  # fmt: skip
+        assert sorted(row["result_id"] for row in exported) == sorted(listed)
+        assert listed

@@ -321,7 +321,7 @@ def test_a_recipe_that_is_missing_names_the_key_that_named_it(tmp_path: Path) ->
         ("light", "test"),
         ("control", "status"),
         ("log", "list"),
-        *(("serve", each) for each in ("lamp", "journal", "station")),
+        *(("serve", each) for each in ("lamp", "journal", "station", "web")),
     ],
     ids=" ".join,
 )

@@ -17,7 +17,16 @@ import pytest
 from station_rig import Json, Rig
 from test_qms import result
 
-from station.doctor import PART_NAMES, Archive, Part, Wanted, _gather, examine, write_archive
+from station.doctor import (
+    PART_NAMES,
+    Archive,
+    Part,
+    Wanted,
+    _gather,
+    examine,
+    without_people,
+    write_archive,
+)
 from station.qms import Store
 from station.record import (
     ChangeBody,
@@ -269,3 +278,12 @@ def test_it_goes_to_stdout(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "versions.json" in members(done.stdout)
     assert not list(tmp_path.iterdir())
+
+
+def test_lines_of_the_log_say_nobodys_name() -> None:
+    line = '{"event": "signed in", "person": "Erika \\"E\\" Muster", "address": "10.0.0.7", "n": 1}'
+    said = without_people(line)
+    assert "Erika" not in said
+    assert "Muster" not in said
+    assert "10.0.0.7" not in said
+    assert json.loads(said)["n"] == 1

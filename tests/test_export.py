@@ -299,13 +299,17 @@ def test_a_log_of_an_older_program_is_asked_by_its_rows(
         Chosen(lot=STORABLE[3], recipe="r", model="m"),
         Chosen(since="2026-07-01", until="2026-07-02", verdict="FAIL"),
         Chosen(shift="none"),
+        Chosen(reason="gap", provenance="simulated", recipe_version=1),
+        Chosen(min_size_mm=20, place_mm=(3, -5, 4, -4)),
+        Chosen(max_size_mm=20),
+        Chosen(rows=(2, 5, 99_999)),
     ):
         found = []
         for folder in (log, old):
             with Source(folder / DATABASE) as source:
                 found.append([row["seq"] for row in source.results(chosen, source.head().seq)])
         assert found[0] == found[1]
-        assert found[0] or chosen.shift
+        assert found[0] or chosen.shift or chosen.max_size_mm
 
 
 # --- text ---------------------------------------------------------------------------------------

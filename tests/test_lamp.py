@@ -255,8 +255,11 @@ def test_a_production_pass_is_green_and_lapses_to_fault(site: Site, lamp: object
         assert answer.reason == ""
         site.wait_for_elements(PASS)
         green_ns = time.monotonic_ns()
-        assert client.status()["result_id"] == "a-1"
+        status = client.status()
+        assert status["result_id"] == "a-1"
+        assert 0 <= status["lease_left_s"] <= 0.6
         site.wait_for_elements(FAULT)
+        assert client.status()["lease_left_s"] is None
         assert answer.shown_ns is not None
         green_s = (first_ns_not_green(site.tower, green_ns) - answer.shown_ns) / 1e9
         assert green_s < LEAVES_GREEN_WITHIN_S

@@ -65,7 +65,7 @@ def write_as_first_release(directory: Path, rows: list[Body], is_new: bool = Tru
 
 def tables(directory: Path) -> dict[str, list[Any]]:
     log = sqlite3.connect(directory / DATABASE)
-    names = ("plate", "defect", "hourly", "derived")
+    names = ("plate", "defect", "hourly", "derived", "unsettled")
     found = {name: sorted(log.execute(f"SELECT * FROM {name}"), key=repr) for name in names}
     log.close()
     return found

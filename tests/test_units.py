@@ -26,15 +26,16 @@ from station_rig import Rig
 
 from drivers.plc.settings import ModbusServerSettings
 from drivers.stacklight import LightState
-from station.config import load_configuration
+from station.config import WebSettings, load_configuration
 from station.lamp import LampClient
-from station.supervisor import JOURNAL, LAMP, METRICS, STATION, Role
+from station.page_door import ACCOUNT, door_of
+from station.supervisor import JOURNAL, LAMP, METRICS, STATION, WEB, Role
 from station.systemd import LONGEST_PAUSE_S, STEADY_S, UnitLife, pauses_after
 
 CHECKOUT = Path(__file__).parents[1]
 DEPLOY = CHECKOUT / "deploy"
 UNITS = DEPLOY / "systemd"
-SERVICES = ("vqi-lamp", "vqi-journal", "vqi-station", "vqi-metrics", "vqi-ship")
+SERVICES = ("vqi-lamp", "vqi-journal", "vqi-station", "vqi-metrics", "vqi-web", "vqi-ship")
 RUN_TIME_CODE = DEPLOY / "drop-ins" / "run-time-code.conf"
 Settings = dict[str, list[str]]
 
@@ -117,7 +118,7 @@ def test_code_made_at_run_time_stays_below_1_5_and_is_the_stations_alone(machine
         assert settings_of(service)["MemoryDenyWriteExecute"] == ["yes"]
 
 
-@pytest.mark.parametrize("role", [LAMP, JOURNAL, STATION, METRICS])
+@pytest.mark.parametrize("role", [LAMP, JOURNAL, STATION, METRICS, WEB])
 def test_units_and_supervisor_wait_equally_long(role: Role) -> None:
     settings = settings_of(f"vqi-{role.name}")
     assert seconds(settings["WatchdogSec"][-1]) == role.watchdog_s
@@ -131,7 +132,6 @@ def test_each_unit_comes_back_for_ever_but_from_a_bad_configuration(service: str
     for key, value in {
         "Type": "notify",
         "NotifyAccess": "main",
-        "User": "vqi",
         "Restart": "always",
         "StartLimitIntervalSec": "0",
         "RestartPreventExitStatus": "78",
@@ -146,6 +146,12 @@ def test_each_unit_comes_back_for_ever_but_from_a_bad_configuration(service: str
         "SystemCallErrorNumber": "EPERM",
     }.items():
         assert settings[key] == [value], key
+    # What others can reach is another user, and may not take the others' folder from them.
+    is_web = service == "vqi-web"
+    for key, own in {"User": "vqi-web", "Group": "vqi-web"}.items():
+        assert settings[key] == (["vqi", own] if is_web else ["vqi"]), key
+    folders = ["vqi", "", "vqi-web"] if is_web else ["vqi"]
+    assert settings["RuntimeDirectory"] == folders
     # What stops for good until a person comes is not looked at every second.
     is_patient = service == "vqi-ship"
     assert settings["RestartSec"] == (["0", "60"] if is_patient else ["0"])
@@ -164,6 +170,18 @@ def test_only_the_lamps_unit_may_open_the_lights_port() -> None:
             ["yes"] if "DeviceAllow" not in settings else None
         )
         assert ("ExecStopPost" in settings) == (service == "vqi-lamp")
+
+
+def test_the_page_comes_to_the_others_by_their_doors_and_listens_at_its_port_only() -> None:
+    settings = settings_of("vqi-web")
+    made = (DEPLOY / "tmpfiles.d" / "vqi.conf").read_text()
+    users = (DEPLOY / "sysusers.d" / "vqi.conf").read_text()
+    assert settings["SupplementaryGroups"] == [ACCOUNT, "systemd-journal"]
+    assert f"d {door_of(Path('/run/vqi/journal.sock')).parent} 2750 vqi {ACCOUNT} -" in made
+    assert f"m vqi-web {ACCOUNT}\n" in users
+    assert "m vqi-web vqi\n" not in users
+    assert settings["SocketBindDeny"] == ["any"]
+    assert settings["SocketBindAllow"] == [f"tcp:{WebSettings().port}"]
 
 
 def test_memory_and_cores_go_to_the_lamp_first() -> None:
@@ -501,6 +519,11 @@ def test_folders_elsewhere_and_low_ports_are_opened_for_the_unit_that_needs_them
     scanner = drop_ins(identity={"scanner": {"type": "serial", "port": "/dev/serial/by-id/a"}})
     assert scanner == {"station": "[Service]\nDeviceAllow=/dev/serial/by-id/a rw\n"}
     assert drop_ins(**usual, plant={"images": "s3://qms/line"}) == {}
+    assert drop_ins(**usual, web={}) == {}
+    https = drop_ins(**usual, web={"port": 443})["web"]
+    assert "SocketBindAllow=\nSocketBindAllow=tcp:443\n" in https
+    assert "CAP_NET_BIND_SERVICE" in https
+    assert "CAP_NET_BIND_SERVICE" not in drop_ins(**usual, web={"port": 8443})["web"]
 
 
 @needs_systemd

@@ -10,20 +10,23 @@ import typer
 
 _COMMANDS = {
     "run": "the station with all its processes",
+    "web": "show the station's page to people",
     "serve": "one process of the station, for the units",
     "check": "validate, open each device, verify the model",
     "inspect": "pictures as plates",
     "camera": "commission a camera: features, picture, flat field, focus, rate, scale",
     "light": "show a state, test the lamp",
     "control": "a running station: status, halt, resume, ack",
+    "recipe": "versions of recipes: propose, approve, activate between plates",
     "commission": "a guided acceptance run, its report, the signature",
     "bench": "the highest line rate without loss",
+    "user": "people of the page: add, reset, list, lock, unlock, remove",
     "log": "the QMS log",
     "plant": "the database of all stations: make it, grant roles",
     "doctor": "one archive for support",
     "model": "train, evaluate and export classifiers",
 }
-_SINGLE = {"run", "check", "inspect", "bench", "doctor"}
+_SINGLE = {"run", "check", "inspect", "bench", "doctor", "web"}
 
 
 def main() -> None:

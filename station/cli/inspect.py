@@ -21,6 +21,7 @@ from station.flat_field import FlatField, FlatFieldRefused, load_any_camera
 from station.offline import Inspection, PictureInspector
 from station.precision import load_classifier
 from station.product import model_folder
+from station.recipes import active_recipe
 
 _USUAL_PITCH_MM = 0.1
 _WHOLE_IMAGE = "shipped:whole-image"
@@ -82,7 +83,7 @@ def _open_inspector(
         try:
             if config is not None and model is None:
                 station = load_configuration(config)
-                recipe = load_recipe(source or station.value.station.recipe)
+                recipe = load_recipe(source) if source else active_recipe(station.value)
                 classifier = load_classifier(station, recipe, threads).classifier
                 usual_mm = station.value.camera.pixel_pitch_mm
             else:

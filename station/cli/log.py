@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
+from station import open_plates
+from station.answers import bodies, without_arrays
 from station.cli import (
     log_archive,
     log_export,
@@ -21,7 +23,7 @@ from station.cli import (
     log_ship,
     log_upkeep,
 )
-from station.cli.common import JsonOption, fail, print_json, say
+from station.cli.common import JsonOption, fail, load_or_exit, print_json, say
 from station.cli.log_options import (
     Config,
     Journal,
@@ -30,11 +32,12 @@ from station.cli.log_options import (
     open_tables,
     selecting,
 )
-from station.log_reader import Reader, judged
+from station.log_reader import Reader
 from station.log_verify import verify
 from station.qms import Json
 from station.questions import Questions, Selection
 from station.record import score_text
+from station.whole_check import hold_against_anchors, verification_row
 
 app = typer.Typer(no_args_is_help=True)
 app.add_typer(log_upkeep.hold_app, name="hold")
@@ -66,39 +69,40 @@ def list_(
     journal: Journal = None,
     limit: Annotated[int, typer.Option(min=1, max=100_000)] = 50,
     after: Annotated[int | None, typer.Option(help="Go on after this row, by its seq.")] = None,
+    is_open: Annotated[
+        bool,
+        typer.Option("--open", help="Plates that somebody must still see to; the oldest first."),
+    ] = False,
     is_plant: log_ship.Plant = False,
     station: log_ship.Station = None,
     is_json: JsonOption = False,
 ) -> None:
     """The newest results first."""
+    if is_open and (is_plant or selection != Selection()):
+        fail("--open lists this station's open plates, and takes no other choice of plates", 2)
     if is_plant:
         for row in log_ship.plant_results(config, replace(selection, station=station), limit):
             _say(row, is_json)
         return
     with open_tables(config, journal) as reader:
+        if is_open:
+            for row in bodies(reader, open_plates.page(reader, limit, after=after or 0)):
+                _say(row, is_json)
+            return
         questions = Questions(reader.ask)
         before = None if after is None else questions.key_of(after)
         if after is not None and before is None:
             fail(f"--after {after}: no such result in {reader.path}")
         for page in questions.pages(selection, limit, before):
-            for row in _bodies(reader, page):
+            for row in bodies(reader, page):
                 _say(row, is_json)
 
 
 def _say(row: Json, is_json: bool) -> None:
     if is_json:
-        print_json(_without_arrays(row))
+        print_json(without_arrays(row))
     else:
         say(_line(row))
-
-
-def _bodies(reader: Reader, page: Sequence[Any]) -> Iterator[Json]:
-    """Result bodies with their `seq` and what their reviews come to."""
-    bodies = reader.bodies_at([line.seq for line in page])
-    reviews = reader.reviews_of([line.result_id for line in page])
-    for line in page:
-        row = {"seq": line.seq, **bodies[line.seq]}
-        yield {**row, "review": judged([row, *reviews.get(line.result_id, ())])}
 
 
 @app.command()
@@ -128,7 +132,7 @@ def show(
 
 
 def _show(row: Json) -> None:
-    for line in json.dumps(_without_arrays(row), indent=2, ensure_ascii=False).split("\n"):
+    for line in json.dumps(without_arrays(row), indent=2, ensure_ascii=False).split("\n"):
         say(line)
 
 
@@ -204,27 +208,13 @@ def verify_(
         log_ship.verify_plant(config, station, is_json)
     with open_log(config, journal) as reader:
         found = verify(reader, pictures, public_key)
-        log_proof.hold_against_anchors(reader, config, anchor or [], found)
+        settings = None if config is None else load_or_exit(config).value
+        hold_against_anchors(reader, settings, anchor or [], found)
         if export is not None:
             found.findings += log_export.differences(reader, export)
         source = reader.source
     if is_json:
-        print_json(
-            {
-                "ok": not found.findings,
-                "source": source,
-                "rows": found.rows,
-                "results": found.results,
-                "open_plates": found.open_plates,
-                "images": found.images,
-                "tombstones": found.tombstones,
-                "holds": found.holds,
-                "anchors": found.anchors,
-                "head": found.head,
-                "findings": found.findings,
-                "notes": found.notes,
-            }
-        )
+        print_json(verification_row(found, source))
     else:
         for finding in found.findings:
             say(finding)
@@ -236,10 +226,6 @@ def verify_(
             f"{found.holds} holds, {found.anchors} anchors, head {found.head[:16]}"
         )
     raise typer.Exit(1 if found.findings else 0)
-
-
-def _without_arrays(row: Json) -> Json:
-    return {key: value for key, value in row.items() if key not in ("tile_grid", "tile_scores")}
 
 
 def _line(row: Json) -> str:

@@ -11,50 +11,40 @@ from typing import Annotated
 import typer
 
 from station.cli.common import JsonOption, fail, load_or_exit, print_json
-from station.cli.log_options import Config, Journal, Serial, Since, Until, Wanted, open_log
-from station.export import FORMATS, STREAMED, Wish, check_export, export_to, stream
+from station.cli.log_options import Config, Journal, open_log, selecting
+from station.export import FORMATS, STREAMED, Wish, check_export, chosen, export_to, stream
 from station.export_rows import ExportError
-from station.export_source import Chosen, Source
+from station.export_source import Source
 from station.log_reader import Reader
+from station.questions import Selection
 
 Out = Annotated[
     Path | None, typer.Option(help="Write this file and its manifest; without it: stdout.")
 ]
 
-Lot = Annotated[str | None, typer.Option(help="Lot.")]
-Shift = Annotated[str | None, typer.Option(help="As in the record: 2026-11-24 early.")]
-Recipe = Annotated[str | None, typer.Option(help="Recipe id.")]
-Model = Annotated[str | None, typer.Option(help="Model id.")]
 ExportOption = Annotated[
     Path | None, typer.Option(help="Also compare this exported file with the log, row by row.")
 ]
 
 
+@selecting
 def export(
+    selection: Selection,
     config: Config = None,
     journal: Journal = None,
     format_: Annotated[str, typer.Option("--format", help=", ".join(FORMATS))] = "csv",
     out: Out = None,
-    since: Since = None,
-    until: Until = None,
-    serial: Serial = None,
-    lot: Lot = None,
-    shift: Shift = None,
-    verdict: Wanted = None,
-    recipe: Recipe = None,
-    model: Model = None,
     is_json: JsonOption = False,
 ) -> None:
     """Results, oldest first: to stdout, or to a file that `vqi log verify --export` can check."""
     _see_format(format_, out, is_json)
     give_way()
-    chosen = Chosen(since, until, serial, lot, shift, verdict, recipe, model)
     with open_log(config, journal) as reader, Source(reader.path) as source:
-        wish = Wish(format_, chosen, timezone_of(config), reader.images)
-        if out is None:
-            _to_stdout(source, wish)
-            return
         try:
+            wish = Wish(format_, chosen(reader, selection), timezone_of(config), reader.images)
+            if out is None:
+                _to_stdout(source, wish)
+                return
             manifest = export_to(source, wish, out)
         except ExportError as error:
             fail(str(error))

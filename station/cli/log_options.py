@@ -7,17 +7,17 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from station.choices import recipe_and_version, rectangle, utc_text
 from station.cli.common import fail, load_or_exit
 from station.log_reader import Reader
 from station.qms import StoreError
 from station.questions import Selection
-from station.record import Provenance, Verdict, rfc3339
+from station.record import Provenance, Verdict
 
 Config = Annotated[
     str | None, typer.Option("--config", envvar="VQI_CONFIG", help="Configuration file.")
@@ -25,45 +25,28 @@ Config = Annotated[
 Journal = Annotated[Path | None, typer.Option("--journal", help="Journal folder instead.")]
 
 
-def _utc_text(given: str | None) -> str | None:
-    """A time as `written_at` is written, so that both compare as text."""
-    if given is None:
-        return None
+T = TypeVar("T")
+
+
+def _checked(read: Callable[[str], Any]) -> Callable[[str | None], str | None]:
+    """Raises `typer.BadParameter` where what is given cannot be read so; keeps it as it is."""
+
+    def callback(given: str | None) -> str | None:
+        _as_usage(read, given)
+        return given
+
+    return callback
+
+
+def _as_usage(read: Callable[[str], T], given: str | None) -> T | None:
     try:
-        at = datetime.fromisoformat(given)
+        return None if given is None else read(given)
     except ValueError as error:
-        raise typer.BadParameter(
-            f"{given!r} is no time; write it as 2026-11-24 or 2026-11-24T06:00 (UTC), "
-            "or with an offset: 2026-11-24T07:00+01:00"
-        ) from error
-    return rfc3339(at.replace(tzinfo=at.tzinfo or UTC))
+        raise typer.BadParameter(str(error)) from error
 
 
-def _place(given: str | None) -> str | None:
-    if given is not None:
-        _rectangle(given)
-    return given
-
-
-def _rectangle(given: str) -> tuple[float, float, float, float]:
-    """Left, leading, right and trailing side. Raises `typer.BadParameter`."""
-    try:
-        left, leading, right, trailing = (float(part) for part in given.split(","))
-    except ValueError:
-        left = leading = right = trailing = float("nan")
-    if not (left <= right and leading <= trailing):
-        raise typer.BadParameter(
-            f"{given!r} is no rectangle; write its left, leading, right and trailing side in mm "
-            "from the plate's left leading corner, as 0,0,120,50"
-        )
-    return left, leading, right, trailing
-
-
-def _recipe(given: str | None) -> str | None:
-    version = (given or "").partition(":")[2]
-    if ":" in (given or "") and not version.isdecimal():
-        raise typer.BadParameter(f"{given!r}: write a recipe as demo-lgp or demo-lgp:2")
-    return given
+def _utc_text(given: str | None) -> str | None:
+    return _as_usage(utc_text, given)
 
 
 Since = Annotated[
@@ -80,7 +63,10 @@ _SELECTING: dict[str, Any] = {
     "lot": Annotated[str | None, typer.Option(help="Lot.")],
     "shift": Annotated[str | None, typer.Option(help="As in the record: 2026-11-24 early.")],
     "verdict": Wanted,
-    "recipe": Annotated[str | None, typer.Option(callback=_recipe, help="ID or ID:VERSION.")],
+    "reason": Annotated[str | None, typer.Option(help="Why a plate is undecided.")],
+    "recipe": Annotated[
+        str | None, typer.Option(callback=_checked(recipe_and_version), help="ID or ID:VERSION.")
+    ],
     "model": Annotated[str | None, typer.Option(help="Model id.")],
     "reviewer": Annotated[str | None, typer.Option(help="Of the last review.")],
     "attempt": Annotated[int | None, typer.Option(min=1, help="1: the first pass of a serial.")],
@@ -90,7 +76,9 @@ _SELECTING: dict[str, Any] = {
     "max_size_mm": Annotated[float | None, typer.Option(min=0, help="Longer side of a defect.")],
     "place": Annotated[
         str | None,
-        typer.Option(callback=_place, help="Of a defect: LEFT,LEADING,RIGHT,TRAILING in mm."),
+        typer.Option(
+            callback=_checked(rectangle), help="Of a defect: LEFT,LEADING,RIGHT,TRAILING in mm."
+        ),
     ],
 }
 
@@ -116,12 +104,12 @@ def selecting(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _selection(place: str | None, recipe: str | None, **given: Any) -> Selection:
-    name, _, version = (recipe or "").partition(":")
+    name, version = recipe_and_version(recipe or "")
     return Selection(
         **given,
         recipe=name or None,
-        recipe_version=int(version) if version else None,
-        place_mm=_rectangle(place) if place is not None else None,
+        recipe_version=version,
+        place_mm=rectangle(place) if place is not None else None,
     )
 
 

@@ -10,14 +10,12 @@ from typing import Annotated
 
 import typer
 
-from station.anchors import AnchorError, check_anchors, configured, owner_note, read_file
 from station.certificate import CertificateError, make_certificates
-from station.checkpoint import CheckpointError, keys_of, last_checkpoint, prove_consistency
+from station.checkpoint import CheckpointError, last_checkpoint, prove_consistency
 from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json
 from station.cli.log_options import Config, Journal, Serial, journal_folder
 from station.cli.log_upkeep import journal_process
 from station.log_reader import Reader
-from station.log_verify import Verification
 from station.qms import StoreError
 from station.signed_note import PUBLIC_KEY, NoteError, SigningKeyError, make_key, parsed
 
@@ -34,26 +32,6 @@ PublicKeyOption = Annotated[
         help="Copy of proof.pub that was kept elsewhere; default: the one beside the log."
     ),
 ]
-
-
-def hold_against_anchors(
-    reader: Reader, config: str | None, files: list[Path], found: Verification
-) -> None:
-    """Those that are named, and those where the configuration says them; added to `found`."""
-    try:
-        anchors = [anchor for path in files for anchor in read_file(path)]
-        if config is not None:
-            settings = load_or_exit(config).value
-            folder = settings.journal.directory
-            more, notes = configured(settings.proof, settings.station.id, folder)
-            anchors, found.notes = anchors + more, found.notes + notes
-            if settings.proof.anchor_file is not None:
-                found.notes += owner_note(settings.proof.anchor_file, folder)
-        found.findings += check_anchors(reader, anchors, keys_of(reader))
-    except (AnchorError, CheckpointError) as error:
-        found.findings.append(str(error))
-    else:
-        found.anchors = len(anchors)
 
 
 @key_app.command()

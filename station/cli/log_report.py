@@ -99,16 +99,12 @@ def _span_of(since: str, until: str | None, shifts: ShiftSettings | None) -> Spa
 
 
 def _shift_named(name: str, shifts: ShiftSettings) -> Span:
-    from station.shift_report import spans
+    from station.shift_report import span_named
 
     try:
-        day = datetime.fromisoformat(name[:10]).date()
-    except ValueError:
-        fail(f"--shift {name!r}: write it as '2026-11-26 {next(iter(shifts.begins))}'", 2)
-    known = {span.title: span for span in spans(shifts, day, day)}
-    if name not in known:
-        fail(f"--shift {name!r}: there are {', '.join(repr(one) for one in known)}", 2)
-    return known[name]
+        return span_named(shifts, name)
+    except ValueError as error:
+        fail(f"--shift {error}", 2)
 
 
 def _write(reader: Reader, source: Source, station_id: str, span: Span, folder: Path) -> Path:

@@ -18,10 +18,11 @@ from pydantic import ValidationError
 
 from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json, say
 from station.cli.log_options import Config, Journal, Since, Until, journal_folder
-from station.config import ConfigError, Configuration, load_recipe
+from station.config import ConfigError, Configuration
 from station.ipc import PeerGone
 from station.log_reader import Filter, Reader
 from station.qms import StoreError
+from station.recipes import active_recipe
 from station.record import BackupBody, Body, HoldBody, PictureClass, ReleaseBody
 from station.retention import Catalogue, Doomed, Order, all_doomed, is_held, pictures_of
 
@@ -138,7 +139,7 @@ def _foreseen(configuration: Configuration) -> list[Json]:
     """A row for each class of pictures."""
     rules, journal = configuration.retention.rules, configuration.journal.directory
     try:
-        least_days = load_recipe(configuration.station.recipe).value.keep.min_pass_days
+        least_days = active_recipe(configuration).value.keep.min_pass_days
         with Reader(journal) as reader:
             database, images = reader.path, reader.images
     except (ConfigError, StoreError) as error:

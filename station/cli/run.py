@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated
@@ -22,9 +23,10 @@ from station.cli.common import (
 )
 from station.config import DEFAULT_RECORD_GB, Configuration, Loaded
 from station.ipc import Json
-from station.logs import set_up_logging
+from station.log_tail import log_folder
+from station.logs import LOG_FOLDER_VARIABLE, set_up_logging
 from station.outlet import Outlet, Write, write_line
-from station.supervisor import Supervisor
+from station.supervisor import METRICS, WEB, Supervisor
 from station.view import LiveView, plain_line, print_summary
 
 
@@ -34,24 +36,32 @@ def run(
     seconds: Annotated[float | None, typer.Option(min=0.1, help="End after this time.")] = None,
     record: RecordOption = None,
     record_gb: RecordGbOption = DEFAULT_RECORD_GB,
+    is_web: Annotated[
+        bool, typer.Option("--web", help="Show the page too, as where there is a [web] section.")
+    ] = False,
     is_json: JsonOption = False,
 ) -> None:
     """Run the station until it is told to stop (Ctrl-C)."""
     loaded = load_or_exit(config)
+    # What comes up on a page that shows the last lines; a terminal has scrolled them away.
+    os.environ.setdefault(LOG_FOLDER_VARIABLE, str(log_folder(loaded.value.station.runtime_dir)))
     set_up_logging("supervisor", loaded.value.station.id)
     options = [] if seconds is None else ["--seconds", str(seconds)]
     if record is not None:
         options += ["--record", str(record), "--record-gb", str(record_gb)]
 
     def start(show: Write, log: Callable[[str], None]) -> Supervisor:
-        has_metrics = loaded.value.metrics is not None
-        return Supervisor(config, plates, options, show, log, has_metrics, check)
+        others = [METRICS] if loaded.value.metrics is not None else []
+        if is_web or loaded.value.web is not None:
+            others.append(WEB)
+        return Supervisor(config, plates, options, show, log, others, check)
 
     def check() -> None:
         # Only here: a lamp that still shows what a killed run left must not wait for OpenCV.
         from station.product import load_product
+        from station.recipes import next_recipe
 
-        load_product(loaded)
+        load_product(loaded, next_recipe)
 
     with exit_on_config_error():
         if is_json:
@@ -99,4 +109,5 @@ def _run_live(loaded: Loaded[Configuration], start: Start) -> tuple[Supervisor, 
 def _record_line(event: Json) -> str | None:
     if "record" in event:
         return json_line(event["record"])
-    return json_line(event) if event.keys() == {"summary"} and event["summary"] else None
+    is_said = event.keys() == {"web"} or (event.keys() == {"summary"} and event["summary"])
+    return json_line(event) if is_said else None

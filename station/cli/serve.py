@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,10 +18,10 @@ from station.cli.common import (
     fail,
     load_or_exit,
 )
-from station.config import DEFAULT_RECORD_GB, EX_CONFIG, Configuration, Loaded
+from station.config import DEFAULT_RECORD_GB, EX_CONFIG, ConfigError, Configuration, Loaded
 from station.logs import set_up_logging
 from station.outlet import Outlet, write_json_line
-from station.supervisor import JOURNAL, LAMP, METRICS, STATION, Role
+from station.supervisor import JOURNAL, LAMP, METRICS, STATION, WEB, Role
 from station.systemd import UnitLife, is_unit
 
 app = typer.Typer(no_args_is_help=True)
@@ -41,7 +43,9 @@ def _unit_life(role: Role, settings: Configuration) -> Iterator[bool]:
     if not is_unit():
         yield False
         return
-    file = settings.station.runtime_dir / f"{role.name}.life"
+    # The page's unit has another user, and a folder of its own (systemd.exec(5)).
+    folder = os.environ.get("RUNTIME_DIRECTORY") or settings.station.runtime_dir
+    file = Path(folder) / f"{role.name}.life"
     life = UnitLife(file, role.is_replaced_at_once)
     life.begin(role.start_limit_s)
     try:
@@ -85,6 +89,26 @@ def metrics(config: ConfigOption) -> None:
         raise typer.Exit(serve(settings))
 
 
+def _start_again_if_recipe(settings: Configuration, error: Exception, events: Outlet) -> None:
+    """Exit in order where a recipe that was only asked for may be to blame: the next start takes
+    the former one."""
+    from station.recipes import give_up
+
+    if give_up(settings, str(error)):
+        events.emit({"restart": f"the former recipe goes on: {error}"})
+        raise typer.Exit(0) from error
+
+
+@app.command()
+def web(config: ConfigOption) -> None:
+    """Show the station's page. Its address goes to stdout, as JSON."""
+    loaded = _begin("web", config)
+    with _unit_life(WEB, loaded.value):
+        from station.web.server import serve
+
+        raise typer.Exit(serve(loaded, lambda address: write_json_line({"web": address})))
+
+
 @app.command()
 def station(
     config: ConfigOption,
@@ -102,14 +126,17 @@ def station(
         from station.outbox import OutboxError
         from station.pipeline import Options, Station, StationError
         from station.product import load_product
+        from station.recipes import starting_recipe
 
-        recipe = load_product(loaded)
         options = Options(plates, seconds, record, record_gb, restart or is_restart)
         with Outlet(write_json_line) as events:
             try:
+                recipe = load_product(loaded, starting_recipe)
                 status = Station(loaded, recipe, options, events.emit).run()
-            except ModelError as error:
+            except (ConfigError, ModelError) as error:
+                _start_again_if_recipe(loaded.value, error, events)
                 fail(str(error), EX_CONFIG)
             except (StationError, OutboxError, DeviceError, OSError) as error:
+                _start_again_if_recipe(loaded.value, error, events)
                 fail(str(error))
         raise typer.Exit(status)

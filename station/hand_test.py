@@ -1,0 +1,87 @@
+"""Lamp and outputs tried out by a person: only while the station is halted and no plate is open,
+through the lamp process, which owns them and ends what nobody renews."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from drivers.stacklight import LightState
+from station.ipc import Json
+from station.lamp import LampClient
+from station.lease import LAMP_TEST_S
+from station.outputs import TEST_S
+from station.record import utc_now
+from station.state import StationState
+
+SHOWN: Final = (
+    LightState.FAIL,
+    LightState.UNDECIDED,
+    LightState.ATTENTION,
+    LightState.IDLE,
+    LightState.FAULT,
+)
+"""States that a person may have shown: none that somebody could take for a good plate. The lamp
+test lights green too, in a pattern that no plate can produce."""
+LAMP_TEST: Final = "test"
+_SHOW_S = 5.0
+_LEASE_S = 1.0
+
+
+@dataclass(slots=True)
+class HandTest:
+    """What is being tried out. Used by the station's main thread."""
+
+    _until_ns: int = 0
+    _state: LightState | None = None
+    _said: Json | None = None
+
+    def refusal(self, state: StationState, open_plates: int, op: str, text: str) -> str:
+        """Why nothing may be tried out now; empty if it may."""
+        if state is not StationState.HALTED:
+            return f"the station is {state}; halt it first: plates run"
+        if open_plates:
+            return "a plate is not finished yet; wait until it is"
+        names = [LAMP_TEST, *map(str, SHOWN)]
+        if op == "light" and text not in names:
+            return f"{text!r:.40} cannot be shown by hand; there are: {', '.join(names)}"
+        return ""
+
+    def begin(self, lamp: LampClient, op: str, text: str, now_ns: int) -> None:
+        """Raises `PeerGone`; BlockingIOError if the lamp process does not read."""
+        self._said = {"what": text, "at": utc_now(), "problem": None}
+        if op == "output":
+            lamp.send_output(text)
+            self._state, seconds = None, TEST_S
+        elif text == LAMP_TEST:
+            lamp.send_test()
+            self._state, seconds = None, LAMP_TEST_S
+        else:
+            self._state, seconds = LightState(text), _SHOW_S
+        self._until_ns = now_ns + int(seconds * 1e9)
+        self.renew(lamp, now_ns)
+
+    def is_on(self, now_ns: int) -> bool:
+        """The light shows what a person wants to see, and is told nothing else."""
+        return now_ns < self._until_ns
+
+    def renew(self, lamp: LampClient, now_ns: int) -> None:
+        """Raises as `begin`."""
+        if self._state is not None and self.is_on(now_ns):
+            left_s = (self._until_ns - now_ns) / 1e9
+            lamp.send_show(self._state, "", None, min(_LEASE_S, left_s))
+
+    def end(self) -> None:
+        """Plates may come again."""
+        self._until_ns, self._state = 0, None
+
+    def answered(self, reason: str) -> None:
+        """The lamp process says what became of it: empty if it was done."""
+        if self._said is not None:
+            self._said["problem"] = reason
+
+    @property
+    def status(self) -> Json | None:
+        """What was tried out last, when, and what the lamp process said: `problem` is None until it
+        does, empty if it was done."""
+        return self._said

@@ -1,0 +1,56 @@
+"""The door of the page's own user: a second socket of a process, in a folder that only the group of
+that user may enter, behind which less is allowed.
+
+Not by the peer's user id: in the units' sandboxes (systemd.exec(5), PrivateUsers=) every other user
+looks like nobody. Whoever comes in speaks for the person that it names; the row says so.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from station.ipc import Listener
+from station.record import AnyBody, Body, ChangeBody, HoldBody, ReleaseBody, ReviewBody
+
+_FOLDER = "page"
+ACCOUNT = "vqi-page"
+"""In rows that came through it, where otherwise a login name stands; also the group's name."""
+KINDS: tuple[type[Body], ...] = (ReviewBody, ChangeBody, HoldBody, ReleaseBody)
+"""What a person may say. No verdict, no actuation, nothing that a machine measured."""
+_MACHINE_SAYS = frozenset(
+    (
+        *("start", "stop", "recording", "withheld_late", "commissioned"),
+        *("halt", "resume", "ack", "relearn", "operator", "lot", "job", "serial"),
+        *("recipe", "recipe_activated", "recipe_refused", "light", "output"),
+    )
+)
+"""Changes that only the station and `vqi commission sign` write: later rows are judged by them."""
+
+
+def door_of(path: Path) -> Path:
+    """Beside a process's socket."""
+    return path.parent / _FOLDER / path.name
+
+
+def open_door(path: Path) -> Listener | None:
+    """The second socket, where the folder for it is there (deploy/tmpfiles.d); its group is the
+    folder's."""
+    door = door_of(path)
+    return Listener(door) if door.parent.is_dir() else None
+
+
+def way_in(path: Path) -> Path:
+    """The socket for a process of the page: the door where it may use it, else the main one, for a
+    page that runs as the station's own user."""
+    door = door_of(path)
+    return door if os.access(door, os.W_OK) else path
+
+
+def objection(row: AnyBody | Body) -> str:
+    """Why the page may not write this; empty if it may."""
+    if not isinstance(row, KINDS):
+        return f"the page may not write a row of kind {getattr(row, 'kind', '')!r}"
+    if isinstance(row, ChangeBody) and row.what in _MACHINE_SAYS:
+        return f"the page may not say {row.what!r}: send the station the command"
+    return ""

@@ -1,0 +1,159 @@
+"""What people do with recipes: propose, approve, check. Each step gives the row that is to be
+submitted to the journal process, which holds it against the log once more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from models.card import ModelError
+from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe, parse_recipe
+from station.log_reader import Reader
+from station.machine import test_on_this_machine
+from station.precision import load_classifier
+from station.product import fitting
+from station.qms import DATABASE, StoreError
+from station.recipe_form import as_toml
+from station.recipes import (
+    MOST_BYTES,
+    Finding,
+    RecipeError,
+    RecipeFolder,
+    Register,
+    active_recipe,
+    approved_change,
+    name_of,
+    objection,
+    proposed_change,
+    register,
+)
+from station.record import ChangeBody
+
+
+def read_register(directory: Path) -> Register:
+    """What the log in this folder says of recipes; nothing where there is no log yet. Raises
+    `RecipeError`."""
+    if not (directory / DATABASE).exists():
+        return Register()
+    try:
+        with Reader(directory) as reader:
+            return register(reader.recipe_changes())
+    except StoreError as error:
+        raise RecipeError(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """One look at a station's recipes."""
+
+    configuration: Loaded[Configuration]
+    known: Register
+
+    @classmethod
+    def at(cls, configuration: Loaded[Configuration]) -> Desk:
+        """Raises `RecipeError`."""
+        return cls(configuration, read_register(configuration.value.journal.directory))
+
+    @property
+    def folder(self) -> RecipeFolder:
+        return RecipeFolder.of(self.configuration.value)
+
+    def active(self) -> Loaded[Recipe]:
+        """What judges, or will at the next start. Raises `RecipeError`."""
+        try:
+            return active_recipe(self.configuration.value)
+        except ConfigError as error:
+            raise RecipeError(str(error)) from error
+
+    def load(self, name: str) -> Loaded[Recipe]:
+        """A version, `active`, or a file by its path. Raises `RecipeError`."""
+        try:
+            if name == "active":
+                return active_recipe(self.configuration.value)
+            if name in self.known.versions:
+                return self.folder.load(name, self.known.versions[name].sha256)
+            if name.endswith(".toml") or name.startswith("shipped:"):
+                return load_recipe(name)
+        except ConfigError as error:
+            raise RecipeError(str(error)) from error
+        return self.folder.load(name, self.known.of(name).sha256)
+
+    def findings(self) -> list[Finding]:
+        """Files that are not what the log says, and rows that no journal process takes."""
+        strange = [Finding("the log", problem) for problem in self.known.strange]
+        return self.folder.findings(self.known) + strange
+
+    def next_version(self, id: str) -> int:
+        """Of this recipe: above every one that was proposed, and above the active one."""
+        active = self.active().value
+        return max(self.known.next_version(id), active.version + 1 if active.id == id else 1)
+
+    def draft(self, base: Loaded[Recipe]) -> Recipe:
+        """A recipe to be changed into the next version of `base`. Its model is found from the
+        folder of versions, too."""
+        recipe = base.value
+        model = recipe.model
+        if model.folder is not None and Path(base.source).parent != self.folder.path:
+            folder = (Path(base.source).parent / model.folder).resolve()
+            model = model.model_copy(update={"folder": str(folder)})
+        update = {"version": self.next_version(recipe.id), "model": model}
+        return recipe.model_copy(update=update)
+
+    def propose(self, text: str, who: str, reason: str) -> ChangeBody:
+        """The row that proposes a version. Raises `RecipeError`."""
+        data = text.encode()
+        if len(data) > MOST_BYTES:
+            raise RecipeError(f"a recipe of {len(data)} bytes; {MOST_BYTES} at most")
+        try:
+            recipe = parse_recipe(data, "the proposal")
+            name = name_of(recipe.value.id, recipe.value.version)
+            recipe = replace(recipe, source=str(self.folder.file(name)))
+            fitting(self.configuration, recipe)
+        except ConfigError as error:
+            raise RecipeError(str(error)) from error
+        if name not in self.known.versions and recipe.value.version < self.next_version(
+            recipe.value.id
+        ):
+            raise RecipeError(
+                f"{name}: the next version of {recipe.value.id} is "
+                f"{self.next_version(recipe.value.id)}"
+            )
+        station_id = self.configuration.value.station.id
+        row = proposed_change(station_id, recipe, text, who, reason)
+        self._must_be_allowed(row)
+        return row
+
+    def propose_changed(self, recipe: Recipe, who: str, reason: str) -> ChangeBody:
+        """The same of a form's recipe. Raises `RecipeError`."""
+        return self.propose(as_toml(recipe), who, reason)
+
+    def approve(self, name: str, who: str, reason: str) -> ChangeBody:
+        """The row that approves a version, whose file is the one that was proposed. Raises
+        `RecipeError`."""
+        version = self.known.of(name)
+        self.load(name)
+        row = approved_change(self.configuration.value.station.id, version, who, reason)
+        self._must_be_allowed(row)
+        return row
+
+    def may_be_activated(self, name: str) -> Loaded[Recipe]:
+        """A version that was approved and is whole. Raises `RecipeError`."""
+        version = self.known.of(name)
+        if version.approved is None:
+            raise RecipeError(f"{name}: nobody has approved it; another than its author must")
+        return self.load(name)
+
+    def test(self, recipe: Loaded[Recipe]) -> None:
+        """Load its model, which must reproduce its golden scores here. Raises `RecipeError`."""
+        directory = self.configuration.value.journal.directory
+        try:
+            fitting(self.configuration, recipe)
+            chosen = load_classifier(self.configuration, recipe, 1)
+            test_on_this_machine(chosen.classifier, directory)
+        except (ConfigError, ModelError, OSError) as error:
+            raise RecipeError(f"{recipe.source}: {error}") from error
+
+    def _must_be_allowed(self, row: ChangeBody) -> None:
+        problem = objection(self.known, row.as_json())
+        if problem:
+            raise RecipeError(problem)

@@ -1,0 +1,146 @@
+"""Another recipe, between two plates.
+
+What was asked for is checked in a process of its own while plates are judged as ever; then the
+plate on the belt is finished, and the station ends in order and is started again with the new
+recipe, tested as at any start. What is found wrong leaves the former recipe where it is.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from drivers.camera import CameraInfo
+from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe
+from station.ipc import Json
+from station.log_lines import get_logger
+from station.product import geometry_of
+from station.recipes import Named, RecipeError, RecipeFolder
+
+_LOG = get_logger("recipe")
+_CHECK_LIMIT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeChecked:
+    """`problem`: why what was asked for cannot judge here; empty if it can."""
+
+    wanted: Named
+    problem: str
+
+
+class RecipeSwitch:
+    """An activation on its way, if there is one. Used by the station's main thread."""
+
+    def __init__(
+        self,
+        configuration: Loaded[Configuration],
+        recipe: Loaded[Recipe],
+        post: Callable[[RecipeChecked], None],
+    ) -> None:
+        self._configuration = configuration
+        self._recipe = recipe
+        self._post = post
+        self._folder = RecipeFolder.of(configuration.value)
+        self.wanted: Named | None = None
+        self._stage = ""
+        self._since = 0.0
+        self.problem = ""
+        """Of the last activation that did not come about."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """The station is to end between two plates."""
+        return self._stage == "waiting"
+
+    @property
+    def status(self) -> Json:
+        """What is being activated, and why the last activation did not come about."""
+        return {
+            "wanted": self.wanted.name if self.wanted else "",
+            "who": self.wanted.who if self.wanted else "",
+            "stage": self._stage,
+            "for_s": round(time.monotonic() - self._since, 1) if self.wanted else 0.0,
+            "problem": self.problem,
+        }
+
+    @property
+    def not_ready(self) -> str:
+        """Why no plate should come; empty if one may."""
+        if not self.is_waiting or self.wanted is None:
+            return ""
+        return f"recipe {self.wanted.name} is taken up after the plate on the belt"
+
+    def ask(self, name: str, who: str, camera: CameraInfo) -> str:
+        """Begin to check a version; why it is refused at once, empty if it is not."""
+        if self.wanted is not None:
+            return f"{self.wanted.name} is being activated; wait until it is"
+        if camera.driver == "replay":
+            return "a replay keeps the recipe that it began with; start it again with another"
+        try:
+            recipe = load_recipe(str(self._folder.file(name)))
+            pitch_mm = self._configuration.value.camera.pixel_pitch_mm
+            geometry_of(recipe, pitch_mm, camera.width)
+        except (ConfigError, RecipeError) as error:
+            return str(error)
+        if recipe.sha256 == self._recipe.sha256:
+            return f"{name} is the active one"
+        self.wanted = Named(
+            id=recipe.value.id, version=recipe.value.version, sha256=recipe.sha256, who=who
+        )
+        self._stage, self._since, self.problem = "checking", time.monotonic(), ""
+        threading.Thread(target=self._check, args=(self.wanted,), daemon=True).start()
+        return ""
+
+    def checked(self, message: RecipeChecked) -> None:
+        """The check has ended: from here on the station waits for the plate's end, or goes on."""
+        if message.problem:
+            self.refuse(message.problem)
+        else:
+            self._stage = "waiting"
+
+    def refuse(self, problem: str) -> None:
+        _LOG.warning("recipe refused", wanted=self.wanted and self.wanted.name, problem=problem)
+        self.wanted, self._stage, self.problem = None, "", problem
+
+    def commit(self, is_halted: bool) -> str:
+        """Nothing is on the belt: let the next start take it up. Why this cannot be kept; empty if
+        it is."""
+        assert self.wanted is not None
+        try:
+            self._folder.ask(self.wanted, is_halted)
+        except OSError as error:
+            self.refuse(f"{self._folder.path}: {error.strerror}")
+        return self.problem
+
+    def _check(self, wanted: Named) -> None:
+        try:
+            problem = self._checked_aside(wanted.name)
+        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+            problem = f"it could not be checked: {error}"
+        self._post(RecipeChecked(wanted, problem))
+
+    def _checked_aside(self, name: str) -> str:
+        """In a process that gives way to this one: a model is loaded, and must reproduce its golden
+        scores."""
+        source = self._configuration.source
+        command = [sys.executable, "-P", "-m", "station.cli", "recipe", "check", name]
+        done = subprocess.run(
+            [
+                *("setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", "19"),
+                *(*command, "--config", source, "--json"),
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_CHECK_LIMIT_S,
+            check=False,
+        )
+        if not done.stdout:
+            said = done.stderr.decode(errors="replace").strip().splitlines()
+            return said[-1] if said else f"its check ended with status {done.returncode}"
+        return str(json.loads(done.stdout)["problem"])

@@ -1,0 +1,113 @@
+"""Growing waits after wrong secrets, for an account and for an address. Pure: times come in.
+
+Nobody is locked out for good by somebody else's guesses: a wait ends by itself, a refused try does
+not lengthen it, and where a person signed in before, guesses from elsewhere do not count against
+that person (OWASP, Blocking Brute Force Attacks, with the address in place of a device cookie).
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Final
+
+FORGET_S: Final = 86_400.0
+"""Without another failure, after its wait."""
+MOST_KEYS: Final = 10_000
+_MOST_PEOPLE = 2_000
+_PLACES_EACH = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How many failures are free, and how long a wait becomes at most."""
+
+    name: str
+    free: int
+    longest_s: float
+
+    def wait_s(self, failures: int) -> float:
+        """After so many failures in a row: 1, 2, 4, … seconds once the free ones are used."""
+        if failures < self.free:
+            return 0.0
+        return min(self.longest_s, 2.0 ** min(failures - self.free, 40))
+
+
+PASSWORD: Final = Limit("password", free=4, longest_s=900.0)
+PIN: Final = Limit("pin", free=3, longest_s=3600.0)
+"""A million PINs at one an hour: guessing one takes years."""
+ADDRESS: Final = Limit("address", free=10, longest_s=300.0)
+
+_Key = tuple[str, str, str]
+
+
+@dataclass(slots=True)
+class _Failures:
+    count: int = 0
+    until_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Throttle:
+    """Bounded, whatever is tried; forgotten with the process. For one thread at a time."""
+
+    failures: dict[_Key, _Failures] = field(default_factory=dict)
+    places: OrderedDict[str, OrderedDict[str, None]] = field(default_factory=OrderedDict)
+    """Where each person signed in last."""
+
+    def wait_s(self, account: str, address: str, limit: Limit, now_s: float) -> float:
+        """How long a try has to wait; 0 if it may be made."""
+        keys = self._keys(account, address, limit)
+        waits = [self.failures[key].until_s - now_s for key in keys if key in self.failures]
+        return max([0.0, *waits])
+
+    def begin(self, account: str, address: str, limit: Limit, now_s: float) -> float:
+        """A try begins, unless it has to wait so long. It counts as failed until it succeeds: many
+        at once are no more tries than one after the other."""
+        wait_s = self.wait_s(account, address, limit, now_s)
+        if wait_s == 0.0:
+            for key, its_limit in self._keys(account, address, limit).items():
+                self._count(key, its_limit, now_s)
+        return wait_s
+
+    def _count(self, key: _Key, limit: Limit, now_s: float) -> None:
+        one = self.failures.get(key)
+        if one is None or now_s > one.until_s + FORGET_S:
+            self._make_room(now_s)
+            one = self.failures[key] = _Failures()
+        one.count += 1
+        one.until_s = now_s + limit.wait_s(one.count)
+
+    def withdrawn(self, account: str, address: str, limit: Limit, now_s: float) -> None:
+        """The try was not made after all."""
+        for key in self._keys(account, address, limit):
+            if key in self.failures:
+                self.failures[key].count -= 1
+                self.failures[key].until_s = now_s
+
+    def succeeded(self, account: str, address: str, limit: Limit) -> None:
+        """What failed here, and for this account from here, is forgotten."""
+        for key in self._keys(account, address, limit):
+            self.failures.pop(key, None)
+        places = self.places.setdefault(account, OrderedDict())
+        places[address] = None
+        places.move_to_end(address)
+        self.places.move_to_end(account)
+        if len(places) > _PLACES_EACH:
+            places.popitem(last=False)
+        if len(self.places) > _MOST_PEOPLE:
+            self.places.popitem(last=False)
+
+    def _keys(self, account: str, address: str, limit: Limit) -> dict[_Key, Limit]:
+        is_known = address in self.places.get(account, ())
+        own = (limit.name, account, address if is_known else "")
+        return {own: limit, (ADDRESS.name, address, ""): ADDRESS}
+
+    def _make_room(self, now_s: float) -> None:
+        """What is forgotten goes; where that is nothing, what has the fewest failures."""
+        if len(self.failures) < MOST_KEYS:
+            return
+        old = [key for key, one in self.failures.items() if now_s > one.until_s + FORGET_S]
+        fewest = sorted(self.failures, key=lambda key: self.failures[key].count)
+        for key in old or fewest[: MOST_KEYS // 10]:
+            del self.failures[key]

@@ -1,0 +1,1 @@
+"""The station's page: one process that reads the log, asks the others, and writes through them."""

@@ -1,0 +1,29 @@
+"""By which names the page may be called; a foreign name that leads here (DNS rebinding) is none."""
+
+from __future__ import annotations
+
+import socket
+from urllib.parse import urlsplit
+
+from station.config import WebSettings
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def own_names() -> list[str]:
+    """This machine's name, with and without its domain."""
+    name = socket.gethostname().lower()
+    return list(dict.fromkeys((name, name.partition(".")[0])))
+
+
+def allowed_hosts(settings: WebSettings) -> frozenset[str]:
+    """Names and addresses, in lower case and without a port."""
+    names = {*_LOOPBACK, *(name.lower() for name in settings.allowed_hosts)}
+    if not settings.host.is_unspecified:
+        names.add(str(settings.host))
+    if not settings.host.is_loopback:
+        names.update(own_names())
+    public = urlsplit(settings.public_url or "").hostname
+    if public:
+        names.add(public)
+    return frozenset(names)

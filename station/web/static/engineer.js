@@ -1,0 +1,114 @@
+// The camera page: asks twice a second while it is looked at; a page in the background asks nobody.
+const root = document.querySelector("[data-camera]");
+const EVERY_MS = 500;
+const STALE_S = 2;
+
+function figure(element, value) {
+  if (value === null || value === undefined) return "–";
+  const share = element.dataset.share;
+  const digits = Number(share ?? element.dataset.digits);
+  const options = { minimumFractionDigits: digits, maximumFractionDigits: digits };
+  return new Intl.NumberFormat(root.dataset.locale, share ? { ...options, style: "percent" } : options).format(value);
+}
+
+function canvas(name) {
+  const element = root.querySelector(name);
+  const pen = element.getContext("2d");
+  pen.clearRect(0, 0, element.width, element.height);
+  pen.strokeStyle = pen.fillStyle = getComputedStyle(element).color;
+  return [element, pen];
+}
+
+function trace(pen, element, values) {
+  pen.beginPath();
+  values.forEach((value, at) => {
+    pen.lineTo((at / (values.length - 1)) * element.width, element.height * (1 - value / 255));
+  });
+}
+
+function drawProfile(picture) {
+  const [element, pen] = canvas("[data-profile]");
+  pen.globalAlpha = 0.25;
+  pen.beginPath();
+  const steps = picture.profile_high.length - 1;
+  const point = (value, at) => pen.lineTo((at / steps) * element.width, element.height * (1 - value / 255));
+  picture.profile_high.forEach(point);
+  for (let at = steps; at >= 0; at -= 1) point(picture.profile_low[at], at);
+  pen.fill();
+  pen.globalAlpha = 1;
+  pen.lineWidth = 2;
+  trace(pen, element, picture.profile_mean);
+  pen.stroke();
+}
+
+function drawHistogram(picture) {
+  const [element, pen] = canvas("[data-histogram]");
+  const most = Math.max(1, ...picture.histogram);
+  const width = element.width / picture.histogram.length;
+  picture.histogram.forEach((count, at) => {
+    const height = element.height * Math.sqrt(count / most);
+    pen.fillRect(at * width, element.height - height, width - 1, height);
+  });
+}
+
+function show(page) {
+  const said = root.querySelector("[data-say]");
+  const picture = page.picture;
+  const isOld = picture === null || picture.age_s > STALE_S;
+  said.hidden = !isOld;
+  root.querySelector("[data-picture]").classList.toggle("old", isOld);
+  for (const element of root.querySelectorAll("[data-top]")) {
+    element.textContent = figure(element, page[element.dataset.top]);
+  }
+  if (picture === null) return;
+  root.querySelector("[data-picture]").src = `/engineer/camera/picture.jpg?frame=${picture.frame_id}`;
+  for (const element of root.querySelectorAll("[data-figure]")) {
+    element.textContent = figure(element, picture[element.dataset.figure]);
+  }
+  drawProfile(picture);
+  drawHistogram(picture);
+}
+
+function away() {
+  const said = root.querySelector("[data-say]");
+  said.textContent = root.dataset.stale;
+  said.hidden = false;
+  root.querySelector("[data-picture]").classList.add("old");
+}
+
+async function turn() {
+  if (!document.hidden) {
+    try {
+      const answer = await fetch("/engineer/camera.json", { headers: { accept: "application/json" } });
+      if (answer.ok) show(await answer.json());
+      else away();
+    } catch {
+      away();
+    }
+  }
+  setTimeout(turn, EVERY_MS);
+}
+
+if (root) turn();
+
+// The form of a recipe: what was refused, or did not arrive, is said above it, and nothing is lost.
+function sayAboveForm(text) {
+  const form = document.getElementById("recipe-form");
+  if (form === null) return;
+  form.querySelector("[data-refused]")?.remove();
+  const said = document.createElement("p");
+  said.className = "notice bad";
+  said.dataset.refused = "";
+  said.setAttribute("role", "alert");
+  said.textContent = text;
+  form.prepend(said);
+  said.scrollIntoView({ block: "center" });
+}
+
+document.body.addEventListener("htmx:responseError", (event) => {
+  const page = new DOMParser().parseFromString(event.detail.xhr.responseText, "text/html");
+  sayAboveForm(page.querySelector("#content p")?.textContent ?? event.detail.xhr.statusText);
+});
+document.body.addEventListener("htmx:sendError", () => {
+  sayAboveForm(document.getElementById("recipe-form")?.dataset.unsent ?? "");
+});

@@ -1,0 +1,134 @@
+// The line view and the page of all lines stay true by themselves: parts that changed are put in,
+// what nobody renews is old.
+import { sound } from "./sound.js";
+
+const OLD_MS = 1800;
+const LOOK_MS = 200;
+const AGAIN_MS = 2000;
+const DRIFT = 2e-4; // of two clocks, at most; what is later than that waited on the way
+
+const line = document.querySelector("[data-live]");
+const staleWords = document.getElementById("stale");
+const language = document.documentElement.lang;
+const units = line.dataset.units.split("|");
+const soundBox = document.getElementById("sound");
+const sounds = soundBox && sound(soundBox);
+
+let heardMs = performance.now(); // when what is shown was true
+let clock = line.dataset.clock; // the same as the station's clock showed it
+let atS = Date.parse(line.dataset.at) / 1000;
+let atHeardMs = heardMs;
+let leastMs = Infinity; // between the station's clock and this one, with no delay on the way
+let lastMs = heardMs;
+let life = "";
+
+function listen() {
+  const source = new EventSource(line.dataset.live);
+  source.addEventListener("news", (event) => {
+    seeLife(event.lastEventId.split("-")[0]);
+    for (const [name, html] of Object.entries(JSON.parse(event.data))) put(name, html);
+    tellAges();
+    tellSound();
+  });
+  source.addEventListener("beat", (event) => hear(JSON.parse(event.data)));
+  source.addEventListener("error", () => {
+    if (source.readyState !== EventSource.CLOSED) return;
+    source.close();
+    setTimeout(again, AGAIN_MS);
+  });
+}
+
+// The station's page refused the stream: it is busy, or somebody must sign in first.
+async function again() {
+  try {
+    const answer = await fetch(`${location.pathname.replace(/\/$/, "/index")}.json`, { headers: { accept: "application/json" } });
+    if (answer.status === 401) return location.reload();
+  } catch {
+    // It is not there; the next attempt will tell.
+  }
+  return listen();
+}
+
+// Another process serves the page now: its forms and files may be others.
+function seeLife(told) {
+  if (life && told !== life) location.reload();
+  life = told;
+}
+
+function hear(beat) {
+  const nowMs = performance.now();
+  leastMs = Math.min(leastMs + (nowMs - lastMs) * DRIFT, nowMs - beat.ms);
+  lastMs = nowMs;
+  heardMs = leastMs + beat.ms;
+  clock = beat.clock;
+  atS = beat.at;
+  atHeardMs = heardMs;
+  document.getElementById("as-of").textContent = clock;
+  const lease = line.querySelector("[data-lease]");
+  if (lease && beat.lease_s !== null) {
+    const left = beat.lease_s.toLocaleString(language, { minimumFractionDigits: 1 });
+    lease.textContent = line.dataset.left.replace("{left}", `${left}\u00a0${units[0]}`);
+  }
+}
+
+function put(name, html) {
+  const region = line.querySelector(`[data-region="${CSS.escape(name)}"]`);
+  if (!region) return;
+  const fresh = document.createElement("template");
+  fresh.innerHTML = html;
+  for (const item of fresh.content.querySelectorAll("[data-key]")) {
+    const known = region.querySelector(`[data-key="${CSS.escape(item.dataset.key)}"]`);
+    if (known && known.outerHTML === item.outerHTML) item.replaceWith(known);
+  }
+  const focused = region.contains(document.activeElement) && document.activeElement.getAttribute("href");
+  region.replaceChildren(fresh.content);
+  if (focused) region.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+}
+
+function look() {
+  const isOld = performance.now() - heardMs > OLD_MS;
+  if (isOld === line.classList.contains("stale")) return;
+  line.classList.toggle("stale", isOld);
+  staleWords.textContent = isOld ? staleWords.dataset.text.replace("{at}", clock) : "";
+  tellSound();
+}
+
+function tellAges() {
+  const nowS = atS + (performance.now() - atHeardMs) / 1000;
+  for (const time of line.querySelectorAll("time[data-age]")) {
+    const age = Math.max(0, nowS - Date.parse(time.dateTime) / 1000);
+    time.textContent = line.dataset.ago.replace("{age}", duration(age));
+  }
+}
+
+function duration(seconds) {
+  const steps = [60, 60, 24, Infinity];
+  let value = Math.floor(seconds);
+  let place = 0;
+  while (value >= steps[place]) value = Math.floor(value / steps[place++]);
+  return `${value.toLocaleString(language)}\u00a0${units[place]}`;
+}
+
+function tellSound() {
+  const first = line.querySelector("[data-call]");
+  const isStale = line.classList.contains("stale");
+  sounds?.tell(isStale ? "fault" : first?.dataset.level || "", isStale ? "stale" : first?.dataset.call || "");
+}
+
+// A screen on the wall does not go dark (Screen Wake Lock; only where the page is secure).
+async function stayAwake() {
+  if (document.visibilityState !== "visible" || !line.classList.contains("kiosk")) return;
+  try {
+    await navigator.wakeLock?.request("screen");
+  } catch {
+    // The system does not allow it; its own settings hold.
+  }
+}
+
+listen();
+setInterval(look, LOOK_MS);
+setInterval(tellAges, 1000);
+tellAges();
+tellSound();
+stayAwake();
+document.addEventListener("visibilitychange", stayAwake);

@@ -1,0 +1,309 @@
+"""The engineer's pages: recipes with approval, health with its cause, lamp and outputs by hand, the
+camera's picture, log lines; over a real log, a real journal process and a real station."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from test_recipes import whole_under_each_recipe
+from web_rig import PageClient, WebRig, running_journal, until, web_rig
+
+from station.processes import ask_all
+from station.recipe_form import fields
+from station.web.live import Live
+from station.web.pages import json_path
+from station.web.roles import Role
+from station.web.texts import catalogue
+
+Json = dict[str, Any]
+FIRST = "small@1"
+PAGES = (
+    *("", "/recipes", "/camera", "/lamp", "/log", "/configuration", "/recipes/compare"),
+    *(f"/recipes/{FIRST}", f"/recipes/{FIRST}/edit"),
+)
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebRig]:
+    with web_rig(tmp_path_factory.mktemp("engineer")) as rig, running_journal(rig.station):
+        yield rig
+
+
+@pytest.fixture
+def ann(rig: WebRig) -> PageClient:
+    return rig.client_of(Role.ENGINEER, "ann")
+
+
+@pytest.fixture
+def bob(rig: WebRig) -> PageClient:
+    return rig.client_of(Role.ENGINEER, "bob")
+
+
+def proposal(client: PageClient, base: str, **changes: str) -> Json:
+    """The form of a page as it is shown, with other values."""
+    shown = client.get(f"/engineer/recipes/{base}/edit.json").json()
+    values = {one["key"]: one["value"] for one in shown["fields"]}
+    return {**values, **changes, "reason": "narrower"}
+
+
+def propose(client: PageClient, **changes: str) -> str:
+    """The next version of what judges; its name."""
+    done = client.send_json(
+        "/engineer/recipes/active/propose.json", proposal(client, "active", **changes)
+    )
+    assert done.status_code == 200, done.text
+    name: str = done.json()["proposed"]
+    return name
+
+
+def test_every_page_is_shown_in_every_language_and_as_json(rig: WebRig, ann: PageClient) -> None:
+    for page in PAGES:
+        for language in ("en", "de", "zh"):
+            headers = {"accept-language": language}
+            shown = ann.get(f"/engineer{page}", headers=headers, follow_redirects=True)
+            assert shown.status_code == 200, (page, shown.text)
+        twin = ann.get(json_path(f"/engineer{page}"))
+        assert twin.status_code == 200, (page, twin.text)
+        assert twin.json()
+    viewer = rig.client()
+    assert viewer.get("/engineer").status_code == 200
+    assert viewer.get("/engineer/log.json").status_code == 401
+
+
+def test_every_key_of_a_recipe_has_its_meaning_in_three_languages() -> None:
+    texts = catalogue()
+    keys = {f"recipe_keys.{one.key.replace('.', '_')}" for one in fields()}
+    assert keys == {key for key in texts if key.startswith("recipe_keys.")}
+    assert all(texts[key].keys() == {"en", "de", "zh"} for key in keys)
+
+
+# --- recipes --------------------------------------------------------------------------------------
+
+
+def test_a_recipe_goes_from_a_form_to_an_approved_version(
+    rig: WebRig, ann: PageClient, bob: PageClient
+) -> None:
+    name = propose(ann, **{"plate.tolerance_mm": "2.5"})
+    mine = ann.get(f"/engineer/recipes/{name}.json").json()
+    assert (mine["version"]["state"], mine["may_approve"]) == ("proposed", False)
+    assert mine["why_not_approve"] == "engineer.own_proposal"
+    own = ann.send_json(f"/engineer/recipes/{name}/approve.json", {})
+    assert own.status_code == 409
+    assert "another person" in own.json()["error"]
+    early = ann.send_json(f"/engineer/recipes/{name}/activate.json", {})
+    assert "nobody has approved it" in early.json()["error"]
+    done = bob.send_form(f"/engineer/recipes/{name}/approve", reason="looks right")
+    assert (done.status_code, done.headers["location"]) == (303, f"/engineer/recipes/{name}")
+    page = bob.get(f"/engineer/recipes/{name}")
+    assert "looks right" in page.text
+    assert f"/engineer/recipes/{name}/activate" in page.text
+    away = bob.send_json(f"/engineer/recipes/{name}/activate.json", {})
+    assert away.status_code == 503, "no station runs"
+    query = f"before={FIRST}&after={name}"
+    found = bob.get(f"/engineer/recipes/compare.json?{query}").json()["differences"]
+    assert [(one["key"], one["before"], one["after"]) for one in found] == [
+        ("plate.tolerance_mm", "3", "2.5")
+    ]
+    rows = [row for row in rig.station.rows("change") if row["what"].startswith("recipe")]
+    assert [(row["what"], row["who"]) for row in rows] == [
+        ("recipe_proposed", "ann"),
+        ("recipe_approved", "bob"),
+    ]
+
+
+def test_a_mistake_is_said_at_its_field(ann: PageClient) -> None:
+    form = proposal(ann, "active", **{"plate.width_mm": "wide", "grid.step_px": "100"})
+    shown = ann.send_form("/engineer/recipes/active/propose", htmx=True, **form)
+    assert shown.status_code == 200
+    for key in ("plate.width_mm", "grid.step_px"):
+        assert re.search(rf'id="m-{re.escape(key)}">[^<]+<', shown.text), key
+    assert 'value="wide"' in shown.text, "what was written stays"
+    plain = ann.send_form("/engineer/recipes/active/propose", **form)
+    assert plain.status_code == 422
+    assert "plate.width_mm" in plain.text
+    strange = ann.send_json("/engineer/recipes/active/propose.json", {**form, "plate.colour": "x"})
+    assert "no such key" in strange.json()["error"]
+    lost = ann.send_json("/engineer/recipes/active/propose.json", {**form, "model.id": "none"})
+    assert lost.status_code == 422
+
+
+def test_a_file_changed_by_hand_is_named(rig: WebRig, ann: PageClient, bob: PageClient) -> None:
+    name = propose(ann, **{"plate.tolerance_mm": "2.25"})
+    path = rig.station.journal / "recipes" / f"{name}.toml"
+    path.chmod(0o644)
+    path.write_text(path.read_text().replace("2.25", "9.5"))
+    (path.parent / "mine@7.toml").write_text("id = 1")
+    page = ann.get("/engineer/recipes.json").json()
+    (row,) = [one for one in page["versions"] if one["recipe"] == name]
+    assert "changed by hand" in row["problem"]
+    assert any("mine@7" in finding for finding in page["findings"])
+    refused = bob.send_json(f"/engineer/recipes/{name}/approve.json", {})
+    assert "changed since it was proposed" in refused.json()["error"]
+
+
+@pytest.mark.parametrize("name", ["nothing@1", "..%2F..%2Fetc%2Fpasswd", "shipped:demo-lgp", "x"])
+def test_a_recipe_is_named_never_a_path(ann: PageClient, name: str) -> None:
+    assert ann.get(f"/engineer/recipes/{name}.json").status_code == 404
+
+
+# --- health ---------------------------------------------------------------------------------------
+
+
+def test_health_names_the_cause_and_what_to_do(rig: WebRig) -> None:
+    rig.live.live = Live(
+        station={
+            "state": "ERROR",
+            "ready": False,
+            "not_ready": ["the state is ERROR"],
+            "problems": {"camera": "no frame for 1 s", "plc": "<b>no answer</b>"},
+            "calls": ["<b>no answer</b>", "clean crossweb 412-418 mm"],
+            "tick_age_s": 0.1,
+        },
+        journal={"wal_bytes": 5_000_000, "clock": {"is_synchronized": False, "doubt": ""}},
+        is_stale=False,
+    )
+    try:
+        page = rig.client().get("/engineer.json").json()
+        text = rig.client().get("/engineer").text
+    finally:
+        rig.live.live = Live()
+    checks = {(one["part"], one["level"]): one for one in page["checks"]}
+    assert checks["lamp", "bad"]["advice"] == "engineer.advice_process"
+    assert checks["camera", "bad"]["cause"] == "no frame for 1 s"
+    assert checks["plc", "attention"]["advice"] == "engineer.advice_plc"
+    assert checks["attention", "attention"]["cause"] == "clean crossweb 412-418 mm"
+    assert page["log"]["wal_mb"] == 5.0
+    assert "&lt;b&gt;no answer" in text
+    assert "<b>no answer" not in text
+
+
+# --- a station that runs --------------------------------------------------------------------------
+
+
+def hear(rig: WebRig) -> Json:
+    """Let the page know what the processes say now; the station's part of it."""
+    said = {name: status for name, (status, _) in ask_all(rig.station.runtime, 2.0).items()}
+    rig.live.live = Live(**said, is_stale=False)
+    return said["station"] or {}
+
+
+def test_the_page_of_a_running_station(tmp_path: Path) -> None:
+    """Camera, lamp and outputs, log lines, a recipe that is taken up between two plates; the light
+    shows what a person wants only while no plate runs, and every command is a row that says who."""
+    accept = '[accept]\ndistance_mm = 300.0\npulse_ms = 40\n[accept.device]\ntype = "simulated"\n'
+    with web_rig(tmp_path, plates=0, tables=accept + "outputs = ['accept']\n") as rig:
+        rig.station.camera = {"line_rate_hz": 1500.0}
+        with rig.station.running():
+            ann = rig.client_of(Role.ENGINEER, "ann")
+            hear(rig)
+            see_the_camera(rig, ann)
+            try_the_lamp(rig, ann)
+            read_the_log(ann)
+            take_up_a_recipe(rig, ann)
+    whole_under_each_recipe(rig.station)
+    rows = [row for row in rig.station.rows("change") if row["who"] == "ann"]
+    rows = [row for row in rows if "recipe" not in row["what"]]
+    assert [(row["what"], row["detail"].get("tested")) for row in rows] == [
+        ("halt", None),
+        ("light", "test"),
+        ("light", "fail"),
+        ("output", "accept"),
+        ("resume", None),
+    ]
+
+
+def see_the_camera(rig: WebRig, ann: PageClient) -> None:
+    picture = rig.station.runtime / "live.pgm"
+    assert not picture.exists(), "nobody has asked"
+    until(lambda: ann.get("/engineer/camera.json").json()["picture"] is not None, "picture")
+    shown = ann.get("/engineer/camera.json").json()["picture"]
+    assert shown["width_px"] == 768
+    assert 1400 < shown["line_rate_hz"] < 1600
+    assert len(shown["profile_mean"]) == 400
+    assert sum(shown["histogram"]) == shown["rows"] * shown["width_px"]
+    got = ann.get("/engineer/camera/picture.jpg")
+    assert got.headers["content-type"] == "image/jpeg"
+    small = cv2.imdecode(np.frombuffer(got.content, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert small.shape == (shown["rows"], 768)
+    assert "picture.jpg" in ann.get("/engineer/camera").text
+    assert rig.client().get("/engineer/camera.json").status_code == 401
+
+
+def try_the_lamp(rig: WebRig, ann: PageClient) -> None:
+    refused = ann.send_json("/engineer/light.json", {"what": "test"})
+    assert refused.status_code == 409
+    assert "halt it first" in refused.json()["error"]
+    assert ann.get("/engineer/lamp.json").json()["refusal"] == "engineer.plates_run"
+    assert ann.send_json("/engineer/command.json", {"op": "halt"}).json()["state"] == "HALTED"
+    until(lambda: tried(rig, ann, "light", "test"), "lamp test while no plate is open")
+    until(lambda: hear(rig)["hand_test"]["problem"] == "", "answer of the lamp process")
+    until(lambda: tried(rig, ann, "light", "fail"), "a state while no plate is open")
+    until(lambda: hear_lamp(rig) == "fail", "fail")
+    assert ann.send_json("/engineer/light.json", {"what": "pass"}).status_code == 422
+    until(lambda: tried(rig, ann, "output", "accept"), "an output")
+    assert (
+        ann.send_json("/engineer/command.json", {"op": "resume"}).json()["state"] == "OPERATIONAL"
+    )
+    until(
+        lambda: hear(rig)["light"] != "fail" or hear(rig)["light_result_id"] != "", "plates again"
+    )
+
+
+def hear_lamp(rig: WebRig) -> str:
+    hear(rig)
+    lamp = rig.live.live.lamp
+    return str(lamp["state"]) if lamp else ""
+
+
+def tried(rig: WebRig, ann: PageClient, op: str, what: str) -> bool:
+    """A plate that is on the belt yet keeps it from being tried out."""
+    field = "what" if op == "light" else "name"
+    answer = ann.send_json(f"/engineer/{op}.json", {field: what})
+    assert answer.status_code == 200 or "not finished" in answer.text or "on its way" in answer.text
+    return answer.status_code == 200
+
+
+def take_up_a_recipe(rig: WebRig, ann: PageClient) -> None:
+    name = propose(ann, **{"plate.tolerance_mm": "4"})
+    bob = rig.client_of(Role.ENGINEER, "bob")
+    assert bob.send_json(f"/engineer/recipes/{name}/approve.json", {}).status_code == 200
+    assert ann.send_json(f"/engineer/recipes/{name}/activate.json", {}).status_code == 200
+    hear(rig)
+    until(lambda: name in ann.get("/engineer/recipes").text, "its name while it is checked")
+    until(lambda: hear(rig).get("recipe", {}).get("version") == 2, "the new one", 60.0)
+    until(lambda: hear(rig).get("plates", 0) > 1, "plates under the new recipe")
+    page = ann.get("/engineer/recipes.json").json()
+    assert page["active"] == name
+    assert page["versions"][0]["activated"]["who"] == "ann"
+
+
+def read_the_log(ann: PageClient) -> None:
+    lines = ann.get("/engineer/log.json", params={"process": "station"}).json()["lines"]
+    assert {"state"} <= {line["event"] for line in lines}
+    assert ann.get("/engineer/log.json?level=critical").json()["lines"] == []
+    assert "HALTED" in ann.get("/engineer/log?text=HALTED").text
+
+
+@pytest.mark.long
+def test_the_archive_for_support_comes_one_at_a_time(rig: WebRig, ann: PageClient) -> None:
+    with ann.stream("GET", "/engineer/doctor.tar.gz", timeout=120.0) as first:
+        assert first.status_code == 200
+        assert ann.get("/engineer/doctor.tar.gz").status_code == 429
+        data = b"".join(first.iter_bytes())
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        assert any(name.endswith("manifest.json") for name in archive.getnames())
+
+
+def test_the_signed_report_is_kept_not_shown(rig: WebRig, ann: PageClient) -> None:
+    assert ann.get("/engineer/commissioning-report.html").status_code == 404
+    page = ann.get("/engineer/configuration.json").json()
+    assert {"station.id", "camera.type"} <= {one["key"] for one in page["keys"]}
+    assert page["commissioning"]["report"] is False

@@ -1,0 +1,196 @@
+"""Five hundred payloads against every route of the page: nothing outside is read, nothing smuggled
+runs, nothing is written, no request is answered by a failure, and the page goes on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+import pytest
+from hostile_requests import CANARY, Headers, Text, forged, rebound, texts, wire
+from hostile_rig import MAY_BE_SLOW_S, Attacker, Sent, Slot, hit, sent, slots_of, write_hostile_log
+from web_rig import WebRig, running_journal, web_rig
+
+from station.log_reader import Reader
+from station.web.pages import Declared
+from station.web.roles import Role
+
+RUNS_LONG = os.environ.get("VQI_LONG") == "1"
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebRig]:
+    folder = tmp_path_factory.mktemp("hostile-web")
+    (folder / "canary.txt").write_text(CANARY)
+    with web_rig(folder) as rig:
+        rig.plates += write_hostile_log(rig.station.journal)
+        (rig.station.journal / "canary.txt").write_text(CANARY)
+        yield rig
+
+
+@pytest.fixture(scope="module")
+def attacker(rig: WebRig) -> Iterator[Attacker]:
+    with contextlib.closing(Attacker(rig, rig.client_of(Role.ENGINEER))) as attacker:
+        yield attacker
+
+
+def newest_row(rig: WebRig) -> int:
+    with Reader(rig.station.journal) as reader:
+        return reader.last_seq()
+
+
+def _attacks(rig: WebRig, those: Sequence[Text], share: int) -> Iterator[tuple[Slot, str]]:
+    """Each text against each `share`-th route, another slot of it each time; in the end every text
+    met every share of the routes and every slot met texts of every kind."""
+    places = [slots_of(route) for route in rig.web.routes]
+    for number, one in enumerate(those):
+        for place, slots in enumerate(places):
+            if (number + place) % share == 0:
+                yield slots[number // share % len(slots)], one.text
+
+
+def test_some_texts_of_each_kind_against_every_route(rig: WebRig, attacker: Attacker) -> None:
+    kinds = {one.kind: one for one in texts()}
+    hits = [attacker.attack(slot, text) for slot, text in _attacks(rig, list(kinds.values()), 4)]
+    assert not any(hits), [one for one in hits if one]
+
+
+@pytest.mark.long
+def test_every_text_against_every_route(rig: WebRig, attacker: Attacker) -> None:
+    with running_journal(rig.station):
+        hits = [attacker.attack(slot, text) for slot, text in _attacks(rig, texts(), 3)]
+    found = [one for one in hits if one]
+    assert not found, (len(found), found[:20])
+
+
+# --- whose request, and for whom ------------------------------------------------------------------
+
+
+def _forms(rig: WebRig) -> list[Declared]:
+    return [route for route in rig.web.routes if route.method == "POST"]
+
+
+def _with(request: Sent, one: Headers, *without: str) -> Sent:
+    kept = {name: value for name, value in request.headers.items() if name not in without}
+    return replace(request, headers=kept | dict(one.headers))
+
+
+def test_a_form_of_another_page_changes_nothing(rig: WebRig, attacker: Attacker) -> None:
+    """Refused before the form is looked at: 403, 413, 415 or 422, and no row."""
+    before = newest_row(rig)
+    for number, route in enumerate(_forms(rig)):
+        good = sent(rig, slots_of(route)[0], "x", attacker.token, attacker.cookie)
+        for one in forged() if RUNS_LONG else forged()[number % 11 :: 11]:
+            answer = attacker.send(_with(good, one, "origin", "x-csrf-token"))
+            assert answer is not None
+            assert answer.status in (401, 403, 413, 415, 421), (route.path, one, answer.status)
+            assert not hit(rig, answer)
+    assert newest_row(rig) == before
+
+
+def test_nothing_is_answered_under_another_name(rig: WebRig, attacker: Attacker) -> None:
+    routes = rig.web.routes if RUNS_LONG else rig.web.routes[::7]
+    for route in routes:
+        good = sent(rig, slots_of(route)[0], "x", attacker.token, attacker.cookie)
+        for one in rebound():
+            answer = attacker.send(_with(good, one))
+            assert answer is None or answer.status in (400, 421), (route.path, one, answer.status)
+
+
+def test_a_role_does_what_it_may_and_no_more(rig: WebRig) -> None:
+    """Everybody below a route's role is refused, by page and by JSON, with a good token."""
+    before = newest_row(rig)
+    for role in (None, *Role):
+        client = rig.client() if role is None else rig.client_of(role, f"some-{role.word}")
+        with contextlib.closing(Attacker(rig, client)) as attacker:
+            for route in rig.web.routes:
+                if route.role is None or (role is not None and role >= route.role):
+                    continue
+                if role is None and route.method == "GET" and route.role is Role.VIEWER:
+                    continue
+                slot = slots_of(route)[0]
+                answer = attacker.send(sent(rig, slot, "x", attacker.token, attacker.cookie))
+                assert answer is not None
+                is_led_away = answer.header("location").startswith("/sign-in")
+                assert answer.status in (401, 403) or is_led_away, (role, route.path, answer.status)
+    assert newest_row(rig) == before
+
+
+# --- bytes ----------------------------------------------------------------------------------------
+
+
+def _exchange(rig: WebRig, request: bytes, limit_s: float = MAY_BE_SLOW_S) -> bytes:
+    """What comes back for bytes as they are, until the page closes or has nothing more to say."""
+    address = urlsplit(rig.url)
+    came = b""
+    with socket.create_connection((address.hostname, address.port), timeout=limit_s) as wires:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            wires.sendall(request)
+        with contextlib.suppress(ConnectionResetError, TimeoutError, BrokenPipeError):
+            wires.shutdown(socket.SHUT_WR)
+            while chunk := wires.recv(65_536):
+                came += chunk
+    return came
+
+
+def test_no_bytes_on_the_wire_do_harm(rig: WebRig) -> None:
+    host = urlsplit(rig.url).netloc.encode()
+    for one in wire():
+        came = _exchange(rig, one.request.replace(b"{host}", host))
+        status = came[:12].decode("latin-1")
+        assert not came or re.match(r"HTTP/1\.[01] (?:2\d\d|3\d\d|4\d\d|501|505)", status), (
+            one.request[:60],
+            came[:60],
+        )
+        assert CANARY.encode() not in came, one.request[:80]
+        assert b"root:x:0:0" not in came, one.request[:80]
+        assert b"evil.example" not in came.partition(b"\r\n\r\n")[0], one.request[:80]
+    assert rig.client().get("/health").status_code in (200, 503)
+
+
+def test_a_body_without_end_is_cut_off(rig: WebRig, attacker: Attacker) -> None:
+    """Refused by its size before it is read whole, said or not said, by every action."""
+    for route in _forms(rig) if RUNS_LONG else _forms(rig)[:3]:
+        good = sent(rig, slots_of(route)[0], "x", attacker.token, attacker.cookie)
+        kind = good.headers["content-type"]
+        for body in _endless(kind):
+            answer = attacker.send(replace(good, body=body))
+            assert answer is not None
+            assert answer.status in (400, 403, 413, 422), (route.path, answer.status, body[:20])
+        head = "".join(f"{name}: {value}\r\n" for name, value in good.headers.items())
+        chunks = b"10000\r\n" + b"a" * 0x10000 + b"\r\n"
+        start = f"POST {good.target} HTTP/1.1\r\n{head}transfer-encoding: chunked\r\n\r\n"
+        came = _exchange(rig, start.encode() + chunks * 40)
+        assert came[9:12] in (b"413", b"400", b"403"), (route.path, came[:60])
+
+
+def _endless(kind: str) -> list[bytes]:
+    if "json" in kind:
+        deep = b"[" * 60_000
+        return [b'{"note": "' + b"a" * 300_000 + b'"}', deep, b'{"a":' * 12_000]
+    return [b"note=" + b"a" * 300_000, b"&".join(b"a%d=1" % n for n in range(9_000)), b"&" * 63_000]
+
+
+@pytest.mark.long
+def test_who_sends_byte_by_byte_holds_up_nobody(rig: WebRig) -> None:
+    """300 connections that never finish their request; a browser is answered as before, and in the
+    end the page lets go of them."""
+    address = urlsplit(rig.url)
+    with contextlib.ExitStack() as open_ones:
+        slow = [
+            open_ones.enter_context(socket.create_connection((address.hostname, address.port)))
+            for _ in range(300)
+        ]
+        for number, one in enumerate(slow):
+            one.sendall((b"G", b"GET / HTTP/1.1\r\nX-", b"POST / HTTP/1.1\r\nHost: l")[number % 3])
+        answer = rig.client().get("/health")
+        assert answer.status_code in (200, 503)
+        for one in slow:
+            one.settimeout(60.0)
+            with contextlib.suppress(ConnectionResetError):
+                assert one.recv(1) in (b"", b"H"), "the page waits for ever"

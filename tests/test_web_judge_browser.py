@@ -1,0 +1,102 @@
+"""Judging in a real browser: keys, a note, a double touch, and a journal that is away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from web_rig import WebRig, running_journal, until, web_rig
+
+from station.log_reader import Reader
+from station.web.roles import Role
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="no Chromium here")
+CHROMIUM = Path("/usr/bin/chromium")
+Page = Any
+pytestmark = pytest.mark.long
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebRig]:
+    with web_rig(tmp_path_factory.mktemp("judge"), plates=8) as rig:
+        rig.client_of(Role.REVIEWER, "ada")
+        yield rig
+
+
+@pytest.fixture
+def page(rig: WebRig) -> Iterator[Page]:
+    """A touch screen of which nothing complains."""
+    if not CHROMIUM.exists():
+        pytest.skip("no Chromium here")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=str(CHROMIUM), args=["--no-sandbox"])
+        context = browser.new_context(viewport={"width": 1280, "height": 800}, has_touch=True)
+        context.add_cookies([{"name": "given", "value": "session-ada", "url": rig.url}])
+        shown, complaints = context.new_page(), list[str]()
+        shown.on("pageerror", lambda error: complaints.append(str(error)))
+        yield shown
+        browser.close()
+        assert complaints == []
+
+
+def reviews(rig: WebRig, plate: str) -> list[dict[str, Any]]:
+    with Reader(rig.station.journal) as reader:
+        return [row for row in reader.of_result(plate) if row["kind"] == "review"]
+
+
+def test_keys_judge_and_are_letters_where_somebody_writes(rig: WebRig, page: Page) -> None:
+    plate = rig.plates[1]
+    with running_journal(rig.station):
+        page.goto(f"{rig.url}/plates/{plate}/judge")
+        page.locator("#judge-note").press_sequentially("cold x 1")
+        page.locator("#judge-note").press("Enter")
+        page.locator("h1").click()
+        page.keyboard.press("o")
+        page.keyboard.press("1")
+        page.locator(".judge-done").wait_for()
+        assert [(row["verdict"], row["note"]) for row in reviews(rig, plate)] == [
+            ("PASS", "cold x 1")
+        ]
+        page.keyboard.press("z")
+        page.locator(".judge-history li").nth(2).wait_for()
+        page.keyboard.press("c")
+        page.locator(".judge-history li").nth(3).wait_for()
+    said = [(row["verdict"], row.get("disposition")) for row in reviews(rig, plate)]
+    assert said == [("PASS", "use"), ("FAIL", None), ("FAIL", "removed")]
+
+
+def test_one_touch_of_two_fingers_is_one_row(rig: WebRig, page: Page) -> None:
+    plate = rig.plates[5]
+    with running_journal(rig.station):
+        page.goto(f"{rig.url}/plates/{plate}/judge")
+        page.locator('[data-key="c"]').dblclick()
+        page.locator(".judge-done").wait_for()
+    assert len(reviews(rig, plate)) == 1
+
+
+def test_what_was_not_written_stays_and_is_sent_again(rig: WebRig, page: Page) -> None:
+    plate = rig.plates[3]
+    page.goto(f"{rig.url}/plates/{plate}/judge")
+    page.locator("#judge-note").fill("by the belt")
+    page.locator('[data-key="c"]').tap()
+    again = page.locator(".judge-says button")
+    again.wait_for()
+    assert reviews(rig, plate) == []
+    with running_journal(rig.station):
+        again.tap()
+        page.locator(".judge-done").wait_for()
+        until(lambda: len(reviews(rig, plate)) == 1, "review")
+    assert reviews(rig, plate)[0]["note"] == "by the belt"
+
+
+def test_the_open_list_is_left_by_one_touch(rig: WebRig, page: Page) -> None:
+    with running_journal(rig.station):
+        page.goto(f"{rig.url}/open")
+        count = page.locator(".judge-cards > .card").count()
+        page.locator(".judge-cards button").first.tap()
+        page.wait_for_url("**judged=**")
+        assert page.locator(".judge-cards > .card").count() == count - 1
+        page.locator(".judge-done button").tap()
+        page.locator(".judge-done").wait_for()

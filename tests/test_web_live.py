@@ -1,0 +1,620 @@
+"""The line as it is, told to all who look: what dies is said, what is old is never shown as now."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from station_rig import Rig, children
+from web_rig import PageClient, WebRig, running_web, serving, small_journal, until, web_rig
+
+from drivers.stacklight import LightState
+from station.config import LightSettings, load_configuration
+from station.log_reader import Reader
+from station.packing import Contexts
+from station.plant import prepare
+from station.quality import UNKNOWN
+from station.web.certificates import make_certificate
+from station.web.hub import Hub, Topic
+from station.web.line_log import LineLog, LogLook, ShownPlate
+from station.web.line_view import CallView, line_page, urgency
+from station.web.live import Live, Silence
+from station.web.roles import Role
+from station.web.server import make_web
+
+Json = dict[str, Any]
+LIGHT = LightSettings.model_validate({"device": {"type": "simulated"}})
+NOW = 1_800_000_000.0
+TOKEN = "0123456789abcdef" * 2
+NOW_TEXT = "2027-01-15T08:00:00.000000Z"
+
+
+# --- a client of the stream -----------------------------------------------------------------------
+
+
+class Listener:
+    """Reads one stream on a thread of its own and keeps what came."""
+
+    def __init__(self, client: httpx.Client, path: str, headers: dict[str, str]) -> None:
+        self.events: list[tuple[str, str, Json]] = []
+        """Kind, id and data of each."""
+        self.comments = 0
+        self.status = 0
+        self.has_ended = threading.Event()
+        self._client, self._path, self._headers = client, path, headers
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        fields: dict[str, str] = {}
+        try:
+            with self._client.stream("GET", self._path, headers=self._headers) as answer:
+                self.status = answer.status_code
+                for line in answer.iter_lines():
+                    name, _, value = line.partition(": ")
+                    if line:
+                        fields[name] = value
+                        continue
+                    self.comments += "" in fields
+                    if "event" in fields:
+                        said = json.loads(fields["data"])
+                        self.events.append((fields["event"], fields.get("id", ""), said))
+                    fields = {}
+        except httpx.HTTPError:
+            pass
+        finally:
+            self.has_ended.set()
+
+    @property
+    def shown(self) -> dict[str, str]:
+        """The page's parts as a browser would show them now."""
+        found: dict[str, str] = {}
+        for kind, _, said in list(self.events):
+            if kind == "news":
+                found |= said
+        return found
+
+    @property
+    def beats(self) -> int:
+        return sum(kind == "beat" for kind, _, _ in list(self.events))
+
+    def sees(self, part: str, *words: str) -> None:
+        """Wait until a part of the page says all of this."""
+        until(lambda: all(word in self.shown.get(part, "") for word in words), f"{words} in {part}")
+
+
+@contextmanager
+def listening(url: str, path: str = "/line/live", **headers: str) -> Iterator[Listener]:
+    with httpx.Client(base_url=url, timeout=30.0) as client:
+        yield Listener(client, path, {"accept-language": "en", **headers})
+
+
+# --- what a look at the station comes to ----------------------------------------------------------
+
+
+def station(**changes: object) -> Json:
+    found: Json = {
+        "pid": 1, "state": "OPERATIONAL", "ready": True, "not_ready": [], "problems": {},
+        "calls": [], "attentions": [], "uptime_s": 60.0, "waiting_s": 0.0, "lost_frames": 0,
+        "last_verdict_at": None, "provenance": "production", "plates": 3,
+        "recipe": {"id": "lgp", "version": 1},
+    }  # fmt: skip
+    return found | changes
+
+
+def lamp(state: LightState = LightState.IDLE, result_id: str = "", **changes: object) -> Json:
+    found: Json = {
+        "state": str(state), "result_id": result_id, "is_confirmed": True, "can_confirm": True,
+        "is_held": True, "device": "simulated", "problem": "", "doubt": "", "lease_left_s": 1.0,
+    }  # fmt: skip
+    return found | changes
+
+
+def live(**changes: Any) -> Live:
+    """A healthy line that was looked at just now."""
+    found: Json = {
+        "at": NOW, "station": station(), "lamp": lamp(), "journal": {"rows": 1},
+        "is_stale": False, "heard_ns": 1, "began": {"light": NOW - 5, "state": NOW - 60},
+    }  # fmt: skip
+    return Live(**(found | changes))
+
+
+def test_green_says_of_which_plate_until_when_and_that_it_is_committed() -> None:
+    plate = ShownPlate("a-1", "LGP-4711", NOW_TEXT, NOW - 1)
+    page = line_page("a", LIGHT, live(lamp=lamp(LightState.PASS, "a-1"), log=LineLog(shown=plate)))
+    assert [(one.element, one.mode) for one in page.light.elements] == [
+        ("red", "off"),
+        ("yellow", "off"),
+        ("green", "on"),
+    ]
+    assert page.light.part_id == "LGP-4711"
+    assert page.light.committed_at == "2027-01-15T07:59:59.000000Z"
+    assert page.light.until_at == "2027-01-15T08:00:09.000000Z", "pass_hold_s after the commit"
+    assert page.light.confirmation == "read_back"
+    assert page.calls == ()
+
+
+@pytest.mark.parametrize(
+    "silent", [{"lamp": None}, {"is_stale": True}, {"lamp": {**lamp(), "state": "unknown"}}]
+)
+def test_no_light_is_shown_that_nobody_knows_of(silent: Json) -> None:
+    green = {"lamp": lamp(LightState.PASS, "a-1")}
+    page = line_page("a", LIGHT, live(**(green | silent)))
+    assert page.light.state == "unknown"
+    assert {one.mode for one in page.light.elements} == {"unknown"}
+    assert page.is_current is not silent.get("is_stale", False)
+
+
+def test_what_does_not_answer_is_a_call_since_its_last_answer() -> None:
+    silence = {name: Silence(NOW - 3, "gone") for name in ("station", "lamp", "journal")}
+    page = line_page("a", LIGHT, live(station=None, lamp=None, journal=None, silent=silence))
+    assert [(call.level, call.part) for call in page.calls] == [
+        ("fault", "station"),
+        ("fault", "lamp"),
+        ("fault", "journal"),
+    ]
+    assert {call.since_at for call in page.calls} == {"2027-01-15T07:59:57.000000Z"}
+    assert (page.state, page.is_ready) == ("unknown", None)
+    assert page.figures.lost_frames is None, "unknown is not zero"
+
+
+def test_every_problem_is_a_call_and_the_most_urgent_comes_first() -> None:
+    said = station(
+        state="ERROR",
+        problems={"camera": "it is gone", "plc": "no heartbeat", "pictures": "disk fills"},
+        calls=["no heartbeat", "clean crossweb 4-5 mm"],
+        attentions=["clean crossweb 4-5 mm"],
+    )
+    began = {"problem camera": NOW - 4, "problem plc": NOW - 90, "attention x": NOW, "light": NOW}
+    log = LineLog(begun_at={"clean crossweb 4-5 mm": "2026-01-01T00:00:00.000000Z"})
+    held = live(
+        station=said,
+        lamp=lamp(LightState.UNDECIDED, "a-2"),
+        journal={"rows": 9, "unsettled": {"open": 2, "rework": 1}},
+        began=began,
+        log=log,
+    )
+    page = line_page("a", LIGHT, held)
+    assert [(call.level, call.part) for call in page.calls] == [
+        ("fault", "camera"),
+        ("undecided", "undecided"),
+        ("attention", "attention"),
+        ("attention", "plc"),
+        ("attention", "pictures"),
+        ("open", "open"),
+    ]
+
+
+def test_the_longest_wait_comes_first_among_equals() -> None:
+    calls = [
+        CallView(level="fail", part="fail", since_at="2026-01-02"),
+        CallView(level="fault", part="camera", since_at="2026-01-09"),
+        CallView(level="fail", part="fail", since_at="2026-01-01"),
+        CallView(level="fail", part="fail"),
+    ]
+    order = [(call.level, call.since_at) for call in sorted(calls, key=urgency)]
+    assert order == [
+        ("fault", "2026-01-09"),
+        ("fail", "2026-01-01"),
+        ("fail", "2026-01-02"),
+        ("fail", None),
+    ]
+
+
+# --- the page -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebRig]:
+    with web_rig(tmp_path_factory.mktemp("web")) as rig:
+        yield rig
+
+
+@pytest.fixture
+def client(rig: WebRig) -> PageClient:
+    return rig.client()
+
+
+def test_the_page_says_without_script_what_the_light_shows(rig: WebRig, client: PageClient) -> None:
+    rig.live.live = live(lamp=lamp(LightState.FAIL, rig.plates[1]), began={"light": NOW})
+    for language, words in (
+        ("en", ("FAIL", "until somebody acknowledges it", "Take this plate out.", "ON")),
+        ("de", ("FEHLERHAFT", "bis jemand quittiert", "Diese Platte entnehmen.", "AN")),
+        ("zh", ("不合格", "或到有人确认为止", "请取出这块板。", "亮")),
+    ):
+        text = client.get("/", headers={"accept-language": language}).text
+        for word in words:
+            assert word in text
+    assert '<noscript><meta http-equiv="refresh" content="5"></noscript>' in text
+    assert f'href="/plates/{rig.plates[1]}"' in text
+
+
+def test_every_state_has_its_words_in_every_language(rig: WebRig, client: PageClient) -> None:
+    problems = (
+        *("camera", "log", "plc", "accept", "late", "disk", "pictures", "upkeep", "scanner"),
+        *("serials", "recording", "liveness", "inspection", "lamp", "something new"),
+    )
+    for state in LightState:
+        doubt = "it does not answer" if state is LightState.ATTENTION else ""
+        said = station(problems=dict.fromkeys(problems, "<b>text</b>"), not_ready=["<b>text</b>"])
+        shown = lamp(state, "a-1", doubt=doubt, is_confirmed=False)
+        rig.live.live = live(station=said, lamp=shown, log=LineLog(problem="gone"))
+        for language in ("en", "de", "zh"):
+            answer = client.get("/", headers={"accept-language": language})
+            assert answer.status_code == 200
+            assert "<b>text" not in answer.text
+            assert "{" not in answer.text.partition("<main")[2].replace("{age}", "").replace(
+                "{at}", ""
+            ).replace("{left}", "")
+
+
+def test_what_is_read_of_the_log_and_what_is_kept_when_it_cannot_be(rig: WebRig) -> None:
+    settings = rig.web.configuration.value
+    look = LogLook(settings)
+    found = look.look({"rows": 24}, lamp(LightState.FAIL, rig.plates[1]), station())
+    assert [plate.result_id for plate in found.plates] == rig.plates[::-1]
+    assert all(plate.has_picture for plate in found.plates)
+    assert found.shown is not None
+    assert found.shown.part_id == "LGP-0002"
+    assert found.today is not None
+    assert (found.today.plates, found.today.rate) == (0, UNKNOWN)
+    assert look.look({"rows": 24}, lamp(LightState.FAIL, rig.plates[1]), None) is found, "no news"
+    directory = settings.journal.directory
+    aside = directory.rename(directory.with_name("aside"))
+    try:
+        kept = look.look({"rows": 25}, lamp(), station())
+    finally:
+        aside.rename(directory)
+    assert "no log can be read" in kept.problem
+    assert kept.plates == found.plates
+    assert look.look({"rows": 26}, lamp(), station()).problem == ""
+
+
+def test_the_kiosk_shows_the_line_alone(client: PageClient) -> None:
+    assert 'class="line kiosk' in client.get("/?kiosk").text
+    assert 'class="line kiosk' not in client.get("/").text
+
+
+def test_thumbnails_are_served_by_id_and_through_no_link(rig: WebRig, client: PageClient) -> None:
+    answer = client.get(f"/line/thumbnails/{rig.plates[0]}")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
+    assert "immutable" in answer.headers["cache-control"]
+    assert client.get("/line/thumbnails/s-99999999").status_code == 404
+    with rig.web.reader() as reader:
+        name = reader.of_result(rig.plates[3])[0]["images"][1]["path"]
+        picture = reader.images / name
+    aside = picture.with_suffix(".aside")
+    picture.rename(aside)
+    picture.symlink_to(aside)
+    assert client.get(f"/line/thumbnails/{rig.plates[3]}").status_code == 404
+
+
+def test_only_who_signed_in_acknowledges(rig: WebRig, client: PageClient) -> None:
+    assert client.send_form("/line/acknowledge").status_code == 401
+    answer = rig.client_of(Role.REVIEWER).send_json("/line/acknowledge.json", {})
+    assert (answer.status_code, answer.json()["key"]) == (503, "errors.station_away")
+
+
+# --- fan-out --------------------------------------------------------------------------------------
+
+
+def test_a_client_gets_what_changed_since_what_it_knows() -> None:
+    topic = Topic("x")
+    assert topic.publish({"a": "1", "b": "1"})
+    assert not topic.publish({"a": "1", "b": "1"}), "no news"
+    assert topic.publish({"a": "1", "b": "2"})
+    assert b'data: {"b":2}' in topic.event_after(1)
+    assert b'data: {"a":1,"b":2}' in topic.event_after(0)
+    assert topic.event_after(0) is topic.event_after(0), "made once for all"
+
+
+def told(hub: Hub, number: int, size: int = 10) -> None:
+    """News of a topic as the poller would give them."""
+    hub.publish({"line en": {"light": json.dumps(f"{number} " + "x" * size)}}, {"ms": number})
+
+
+def test_fifty_clients_get_everything_in_order(rig: WebRig) -> None:
+    hub = rig.web.hub
+    with httpx.Client(
+        base_url=rig.url, limits=httpx.Limits(max_connections=None), timeout=30.0
+    ) as shared:
+        clients = [Listener(shared, "/line/live", {"accept-language": "en"}) for _ in range(50)]
+        until(lambda: hub.clients == 50, "fifty clients")
+        for number in range(1, 21):
+            told(hub, number)
+            until(lambda: _latest(hub) == number, "the loop's turn")  # noqa: B023
+        for client in clients:
+            until(lambda: client.shown.get("light", "").startswith("20 "), "the newest")  # noqa: B023
+            ids = [int(i.split("-")[1]) for kind, i, _ in client.events if kind == "news"]
+            assert ids == sorted(set(ids))
+    until(lambda: hub.clients == 0, "all gone")
+
+
+def _latest(hub: Hub) -> int:
+    piece = hub.topic("line en").pieces.get("light")
+    return int(json.loads(piece.encoded).split()[0]) if piece else 0
+
+
+def test_a_slow_client_gets_the_newest_state_and_no_queue(rig: WebRig) -> None:
+    hub, count, size = rig.web.hub, 60, 300_000
+    host, port = rig.url.removeprefix("http://").split(":")
+    with socket.socket() as slow:
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        slow.connect((host, int(port)))
+        head = "Accept-Language: en\r\nAccept: text/event-stream\r\n"
+        slow.sendall(f"GET /line/live HTTP/1.1\r\nHost: {host}:{port}\r\n{head}\r\n".encode())
+        until(lambda: hub.clients == 1, "the slow client")
+        for number in range(1, count + 1):
+            told(hub, number, size)
+            until(lambda: _latest(hub) == number, "the loop's turn")  # noqa: B023
+        slow.settimeout(30.0)
+        read = b""
+        while f'"{count} x'.encode() not in read:
+            read += slow.recv(1 << 20)
+        numbers = [int(part.split(b" x")[0]) for part in read.split(b'{"light":"')[1:]]
+        assert numbers == sorted(numbers)
+        assert len(numbers) < count / 2, "what was true meanwhile is left out"
+
+
+def test_who_comes_back_hears_only_what_is_new(rig: WebRig) -> None:
+    hub = rig.web.hub
+    with listening(rig.url) as first:
+        until(lambda: hub.clients == 1, "a client")
+        told(hub, 1)
+        first.sees("light", "1 x")
+        known = [i for kind, i, _ in first.events if kind == "news"][-1]
+        with listening(rig.url, **{"last-event-id": known}) as again:
+            until(lambda: hub.clients == 2, "a stream")
+            told(hub, 1)
+            until(lambda: again.beats > 0, "a beat")
+            assert again.shown == {}, "nothing is new"
+        with listening(rig.url, **{"last-event-id": "otherlife-7"}) as other:
+            other.sees("light", "1 x")
+
+
+def test_nobody_is_shown_what_was_true_when_somebody_looked_last(rig: WebRig) -> None:
+    hub = rig.web.hub
+    until(lambda: hub.clients == 0, "nobody")
+    with listening(rig.url) as first:
+        until(lambda: hub.clients == 1, "a client")
+        told(hub, 1)
+        first.sees("light", "1 x")
+    until(lambda: hub.clients == 0, "nobody again")
+    with listening(rig.url) as second:
+        until(lambda: hub.clients == 1, "another client")
+        hub.publish({}, {"ms": 2})
+        until(lambda: second.beats > 0, "a beat")
+        assert second.shown == {}
+        told(hub, 2)
+        second.sees("light", "2 x")
+
+
+def test_a_stream_ends_with_the_session_that_may_see_it(rig: WebRig) -> None:
+    with listening(rig.url) as listener:
+        until(lambda: listener.status == 200, "a stream")
+        rig.people.is_open = False
+        try:
+            assert listener.has_ended.wait(30.0)
+            assert rig.client().get("/live").status_code == 303
+        finally:
+            rig.people.is_open = True
+
+
+# --- several lines --------------------------------------------------------------------------------
+
+
+def test_lines_are_sorted_by_urgency_and_one_that_is_down_says_since_when(
+    rig: WebRig, tmp_path: Path
+) -> None:
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    with web_rig(tmp_path / "b", plates=0) as second, web_rig(tmp_path / "c", plates=0) as third:
+        second.live.live = live(lamp=lamp(LightState.FAIL, "b-1"), began={"light": NOW})
+        lines = "".join(
+            f'[[web.stations]]\nname = "{name}"\nurl = "{url}"\n'
+            for name, url in (("calm", third.url), ("failing", second.url),
+                              ("gone", "http://127.0.0.1:9"))
+        )  # fmt: skip
+        third.live.live = live()
+        with web_rig(tmp_path / "a", plates=0, web_lines=lines) as watching:
+            watching.live.live = live()
+
+            def heard() -> Json:
+                answer = watching.client().get("/lines.json").json()
+                return {row["name"]: row for row in answer["lines"]}
+
+            until(lambda: heard()["failing"]["level"] == "fail", "the failing line")
+            until(lambda: heard()["calm"]["light"] is not None, "the calm line")
+            assert list(heard())[:2] == ["gone", "failing"], "down is as urgent as a fault"
+            gone = heard()["gone"]
+            assert (gone["is_down"], gone["why"], gone["down_since_at"]) == (True, "refused", None)
+            page = watching.client().get("/lines").text
+            assert f'href="{second.url}/plates/b-1"' in page
+            third.people.is_open = False
+            until(lambda: heard()["calm"]["is_down"], "the line that asks for a sign-in")
+            assert heard()["calm"]["why"] == "refuses"
+            assert heard()["calm"]["down_since_at"] is not None
+            assert heard()["failing"]["level"] == "fail", "nobody else is held up"
+
+
+def test_other_stations_read_the_line_in_short_with_the_token(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    asked = f'read_token_file = "{tmp_path / "token"}"'
+    with web_rig(tmp_path / "s", plates=2, web_lines=asked) as rig:
+        rig.people.is_open = False
+        rig.live.live = live()
+        client = rig.client()
+        assert (
+            client.get("/line/summary", headers={"accept": "application/json"}).status_code == 401
+        )
+        for word, status in ((TOKEN, 200), (TOKEN[1:], 401)):
+            headers = {"authorization": f"Bearer {word}", "accept": "application/json"}
+            assert client.get("/line/summary", headers=headers).status_code == status
+        said = client.get("/line/summary", headers={"authorization": f"Bearer {TOKEN}"}).json()
+        assert "plates" not in said
+        assert said["light"]["state"] == "idle"
+
+
+def test_another_line_is_asked_by_tls_and_with_its_token(tmp_path: Path) -> None:
+    make_certificate(tmp_path / "tls", [], datetime.now(UTC))
+    (tmp_path / "token").write_text(f"{TOKEN}\n")
+    certificate = tmp_path / "tls" / "cert.pem"
+    served = (
+        f'read_token_file = "{tmp_path / "token"}"\ntls_cert_file = "{certificate}"\n'
+        f'tls_key_file = "{tmp_path / "tls" / "key.pem"}"\n'
+    )
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    with web_rig(tmp_path / "b", plates=0, web_lines=served) as other:
+        other.people.is_open = False
+        other.live.live = live()
+        trust, token = f'ca_file = "{certificate}"\n', f'token_file = "{tmp_path / "token"}"\n'
+        lines = "".join(
+            f'[[web.stations]]\nname = "{name}"\nurl = "{other.url}"\n{more}'
+            for name, more in (("right", trust + token), ("stranger", token), ("unknown", trust))
+        )
+        with web_rig(tmp_path / "a", plates=0, web_lines=lines) as watching:
+
+            def why() -> Json:
+                rows = watching.client().get("/lines.json").json()["lines"]
+                return {row["name"]: row["why"] for row in rows if row["light"] is None}
+
+            wanted = {"stranger": "certificate", "unknown": "refuses"}
+            until(lambda: why() == wanted, "who is answered and why the others are not")
+
+
+@pytest.mark.long
+def test_the_plants_database_says_what_it_knows_of_lines_that_nobody_here_asks(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("psycopg", reason="no psycopg here: pip install 'vqi-station[plant]'")
+    from postgres_peer import running_postgres
+    from ship_rig import make_plant, stored
+
+    ids = small_journal(tmp_path / "other")
+    with running_postgres() as server:
+        plant = make_plant(server)
+        with plant.hub() as hub, Reader(tmp_path / "other") as reader:
+            hub.deliver(prepare("line-9", stored(tmp_path / "other"), Contexts(reader.body_of)))
+        tables = f'[plant]\ndsn = "{plant.settings().dsn}"\n'
+        (tmp_path / "page").mkdir()
+        with web_rig(tmp_path / "page", plates=0, tables=tables) as rig:
+            rig.live.live = live()
+
+            def said() -> Json:
+                answer: Json = rig.client().get("/lines.json").json()
+                return answer
+
+            until(lambda: len(said()["lines"]) == 2, "the plant's line")
+            first, second = said()["lines"]
+            assert (first["name"], first["level"]) == ("line-9", "undecided")
+            assert first["plant"]["result_id"] == ids[-1]
+            assert (second["name"], second["level"]) == ("s", None)
+            assert ids[-1] in rig.client().get("/lines").text
+            server.kill()
+            until(lambda: said()["plant_problem"] != "", "that the database is gone")
+            assert said()["plant_asked_at"] is not None
+            assert len(said()["lines"]) == 2, "what it said last"
+            assert rig.client().get("/lines").status_code == 200
+
+
+# --- real processes -------------------------------------------------------------------------------
+
+
+@contextmanager
+def nobody_replaces(supervisor: int) -> Iterator[Callable[[str], None]]:
+    """While it lasts, `kill(name)` kills a process and nobody starts it again."""
+    pids = children(supervisor)
+    os.kill(supervisor, signal.SIGSTOP)
+    try:
+        yield lambda name: os.kill(pids[name], signal.SIGKILL)
+    finally:
+        os.kill(supervisor, signal.SIGCONT)
+
+
+def test_what_is_killed_while_the_page_is_open_is_said_and_no_green_stays(tmp_path: Path) -> None:
+    slow_and_good = {"defective_share": 0.0, "gap_mm": 400.0}
+    rig = Rig(tmp_path, specimen=slow_and_good)
+    config = tmp_path / "page.toml"
+    config.write_text(rig.write().read_text() + "[web]\nport = 0\n")
+    with rig.running() as run:
+        web = make_web(load_configuration(str(config)))
+        with serving(web) as url, listening(url) as page, listening(url, "/live") as news:
+            page.sees("light", "PASS", "record committed")
+            page.sees("station", "inspects", "READY")
+            page.sees("figures", "95 %")
+            page.sees("strip", "/line/thumbnails/test-1-")
+            until(lambda: bool(news.shown.get("newest")), "the newest plate")
+            with nobody_replaces(run.pid) as kill:
+                kill("lamp")
+                page.sees("light", "UNKNOWN", "Do not trust it")
+                assert "is-on" not in page.shown["light"]
+                page.sees("calls", "process does not answer", "since")
+            page.sees("station", "lamp\n", "answers")
+            until(lambda: 'data-state="unknown"' not in page.shown["light"], "a light again")
+            with nobody_replaces(run.pid) as kill:
+                kill("journal")
+                page.sees("calls", "Nothing is recorded now")
+                kill("station")
+                page.sees("station", "does not answer", "READY is not known")
+                page.sees("light", "FAULT")
+                beats = page.beats
+                until(lambda: page.beats > beats, "that somebody still looks")
+            assert web.live.is_stale is False
+            web.live_source.stop()
+            until(lambda: web.live.is_stale, "that nobody looks any more")
+            assert httpx.get(f"{url}/index.json").json()["light"]["state"] == "unknown"
+
+
+# --- a real browser -------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+def test_a_browser_never_goes_on_showing_green_that_is_old(tmp_path: Path) -> None:
+    """The page's process hangs, is killed and comes back; the lamp process dies."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no Chromium here: no playwright")
+    slow_and_good = {"defective_share": 0.0, "gap_mm": 400.0}
+    rig = Rig(tmp_path, specimen=slow_and_good)
+    config = tmp_path / "page.toml"
+    config.write_text(rig.write().read_text() + "[web]\nport = 8471\n")
+    with rig.running() as run, sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        lit = page.locator(".lamp-green.is-on .glass:visible")
+        is_old = page.locator("#stale:visible").filter(has_text="No news since")
+        try:
+            with running_web(config) as (url, web):
+                page.goto(url)
+                lit.wait_for()
+                os.kill(web.pid, signal.SIGSTOP)
+                is_old.wait_for()
+                assert lit.count() == 0
+                os.kill(web.pid, signal.SIGCONT)
+                is_old.wait_for(state="hidden")
+                lit.wait_for()
+                with nobody_replaces(run.pid) as kill:
+                    kill("lamp")
+                    page.locator('.light[data-state="unknown"]').wait_for()
+                    assert lit.count() == 0
+                lit.wait_for(timeout=60_000)
+                web.kill()
+                is_old.wait_for()
+                assert lit.count() == 0
+            with running_web(config):
+                is_old.wait_for(state="hidden", timeout=60_000)
+                lit.wait_for()
+        finally:
+            browser.close()

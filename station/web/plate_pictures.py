@@ -357,6 +357,11 @@ def tiles_of(web: Web) -> PictureTiles:
 
 @lru_cache(maxsize=4)
 def _tiles(images: Path, cache: Path) -> PictureTiles:
-    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    share = int(_CACHE_SHARE * shutil.disk_usage(cache).total)
-    return PictureTiles(StoredPictures(images), cache, min(CACHE_BYTES, share))
+    most_bytes = min(CACHE_BYTES, int(_CACHE_SHARE * _disk_bytes(cache)))
+    return PictureTiles(StoredPictures(images), cache, most_bytes)
+
+
+def _disk_bytes(folder: Path) -> int:
+    """Size of the file system that a folder lies in, or will."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).total

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import resource
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -95,6 +96,7 @@ def serve(loaded: Loaded[Configuration], tell: Callable[[str], None]) -> int:
         where = f"web.host {settings.host}, port {settings.port}"
         _LOG.error(f"{where} cannot be listened at: {error.strerror or error}")
         return EX_CONFIG
+    _allow_files()
     # It tells of starts and stops; what it warns of is worth a line.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     warm_up()
@@ -102,6 +104,14 @@ def serve(loaded: Loaded[Configuration], tell: Callable[[str], None]) -> int:
     gc.freeze()
     server.run(sockets=[listening])
     return 0
+
+
+def _allow_files() -> None:
+    """As many as the connections that are let in need, where this process may have them."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    wanted = 2 * _MAX_CONNECTIONS if most == resource.RLIM_INFINITY else most
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, 2 * _MAX_CONNECTIONS), most))
 
 
 def refusal(settings: WebSettings, has_users: bool) -> str:

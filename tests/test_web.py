@@ -29,7 +29,7 @@ from station.web.certificates import TlsFiles, expiry_warning, make_certificate,
 from station.web.errors import PageError
 from station.web.live import Live
 from station.web.roles import ANONYMOUS, Person, Role
-from station.web.server import refusal
+from station.web.server import refusal, serve
 
 
 @pytest.fixture(scope="module")
@@ -236,14 +236,14 @@ def test_files_without_a_folder_are_the_units_credentials(
     assert found == TlsFiles(tmp_path / "cert.pem", tmp_path / "key.pem")
 
 
-def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = vqi("web", "--config", str(Rig(tmp_path, tables=f"[web]\nport = {port}\n").write()))
-    assert (done.returncode, done.stdout) == (78, "")
-    assert "cannot be listened at" in done.stderr
+        config = Rig(tmp_path, tables=f"[web]\nport = {port}\n").write()
+        assert serve(load_configuration(str(config)), print) == 78
+    assert f"port {port} cannot be listened at: Address already in use" in caplog.text
 
 
 def test_a_self_made_certificate_serves_under_the_machines_names(tmp_path: Path) -> None:

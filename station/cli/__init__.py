@@ -10,7 +10,7 @@ import typer
 
 _COMMANDS = {
     "run": "the station with all its processes",
-    "web": "the station's page",
+    "web": "show the station's page to people",
     "serve": "one process of the station, for the units",
     "check": "validate, open each device, verify the model",
     "inspect": "pictures as plates",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import socket
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -93,10 +94,19 @@ def serve(loaded: Loaded[Configuration], tell: Callable[[str], None]) -> int:
         where = f"web.host {settings.host}, port {settings.port}"
         _LOG.error(f"{where} cannot be listened at: {error.strerror or error}")
         return EX_CONFIG
+    _allow_files()
     # It tells of starts and stops; what it warns of is worth a line.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     server.run(sockets=[listening])
     return 0
+
+
+def _allow_files() -> None:
+    """As many as the connections that are let in need, where this process may have them."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    wanted = 2 * _MAX_CONNECTIONS if most == resource.RLIM_INFINITY else most
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, 2 * _MAX_CONNECTIONS), most))
 
 
 def refusal(settings: WebSettings, has_users: bool) -> str:

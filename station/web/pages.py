@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, get_type_hints
@@ -156,7 +157,7 @@ def _add_route(app: FastAPI, declared: Declared) -> None:
         include_in_schema=is_shown,
         response_model=_returned(declared) if declared.is_json else None,
         responses=_responses(declared),
-        operation_id=f"{declared.method.lower()}_{name}" if is_shown else None,
+        operation_id=_operation_id(declared),
         summary=(inspect.getdoc(declared.view) or name).splitlines()[0],
         tags=[declared.view.__module__.rpartition(".")[2]],
         response_class=response_class,
@@ -165,6 +166,12 @@ def _add_route(app: FastAPI, declared: Declared) -> None:
         app.router.add_api_route(
             declared.path, endpoint, methods=["HEAD"], include_in_schema=False, response_model=None
         )
+
+
+def _operation_id(declared: Declared) -> str:
+    """By the address, which is declared once: two parts may call their views alike."""
+    words = re.findall(r"\w+", f"{declared.method.lower()} {declared.path}")
+    return "_".join(words)
 
 
 _GUARDS = (400, 401, 403, 404, 421, 422, 503)

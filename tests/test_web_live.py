@@ -171,7 +171,12 @@ def test_what_does_not_answer_is_a_call_since_its_last_answer() -> None:
 def test_every_problem_is_a_call_and_the_most_urgent_comes_first() -> None:
     said = station(
         state="ERROR",
-        problems={"camera": "it is gone", "plc": "no heartbeat", "pictures": "disk fills"},
+        problems={
+            "camera": "it is gone",
+            "journal": "76 MB free",
+            "plc": "no heartbeat",
+            "pictures": "disk fills",
+        },
         calls=["no heartbeat", "clean crossweb 4-5 mm"],
         attentions=["clean crossweb 4-5 mm"],
     )
@@ -187,6 +192,7 @@ def test_every_problem_is_a_call_and_the_most_urgent_comes_first() -> None:
     page = line_page("a", LIGHT, held)
     assert [(call.level, call.part) for call in page.calls] == [
         ("fault", "camera"),
+        ("fault", "writing"),
         ("undecided", "undecided"),
         ("attention", "attention"),
         ("attention", "plc"),
@@ -242,7 +248,7 @@ def test_the_page_says_without_script_what_the_light_shows(rig: WebRig, client: 
 def test_every_state_has_its_words_in_every_language(rig: WebRig, client: PageClient) -> None:
     problems = (
         *("camera", "log", "plc", "accept", "late", "disk", "pictures", "upkeep", "scanner"),
-        *("serials", "recording", "liveness", "inspection", "lamp", "something new"),
+        *("serials", "recording", "liveness", "inspection", "lamp", "journal", "something new"),
     )
     for state in LightState:
         doubt = "it does not answer" if state is LightState.ATTENTION else ""

@@ -29,6 +29,8 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 _PLACES: tuple[Element, ...] = get_args(Element)
 _HELD = {LightState.FAIL: "fail", LightState.UNDECIDED: "undecided"}
 _MOST_CALLS = 64
+_SEEN_BY_STATION = {"lamp": "light", "journal": "writing"}
+"""Problems that the station has with processes that may well answer."""
 _NOT_IN_THE_WAY = {"pictures"}
 """Parts whose problem calls nobody by the light and keeps no plate from being judged."""
 
@@ -313,7 +315,8 @@ def _calls_of_station(live: Live, station: Json) -> Iterator[CallView]:
             continue  # the lamp process says it itself
         is_call = text in station["calls"] or part in _NOT_IN_THE_WAY
         level: Level = "attention" if is_call else "fault"
-        yield CallView(level=level, part=part, text=text, since_at=live.since(f"problem {part}"))
+        name, since_at = _SEEN_BY_STATION.get(part, part), live.since(f"problem {part}")
+        yield CallView(level=level, part=name, text=text, since_at=since_at)
     for text in station["attentions"]:
         begun_at = live.log.begun_at.get(text) or live.since(f"attention {text}")
         yield CallView(level="attention", part="attention", text=text, since_at=begun_at)

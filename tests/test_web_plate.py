@@ -296,6 +296,18 @@ def test_an_altered_picture_is_said_and_never_shown(rig: WebRig, client: PageCli
     assert "plate-viewer" not in page
 
 
+def test_a_wrong_preview_is_said_beside_the_true_picture(rig: WebRig, client: PageClient) -> None:
+    name = rig.plates[1 + 4 * 4]
+    _picture_file(rig, name, "preview").write_bytes(b"another picture")
+    said = client.get(f"/plates/{name}.json").json()
+    assert (said["picture"]["role"], said["picture"]["trouble"]) == ("evidence", None)
+    assert [(one["role"], one["trouble"]) for one in said["also_wrong"]] == [("preview", "altered")]
+    page = client.get(f"/plates/{name}").text
+    assert "plate-viewer" in page
+    assert "not the picture that was recorded" in page
+    assert client.get(f"/plates/{name}/pictures/preview").status_code == 409
+
+
 def test_a_missing_picture_is_said(rig: WebRig, client: PageClient) -> None:
     name = rig.plates[9]
     _picture_file(rig, name).unlink()

@@ -219,6 +219,8 @@ class PlatePage(BaseModel):
     tiles: int = 0
     geometry: PlateGeometry | None = None
     picture: PlatePicture
+    also_wrong: list[PlatePicture] = []
+    """Other pictures of it that are not what was recorded, or that are not there."""
     views: list[PlateView] = []
     reviews: list[PlateReview] = []
     supersedes: int

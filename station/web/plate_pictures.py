@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal, TypeVar
 from urllib.parse import quote, urlencode
@@ -143,20 +143,10 @@ def crop(
     """A square of the plate, its left leading corner and side in px of the plate."""
     found = _found(web, result_id, role, person)
     image, front_end = _image(found, role), _front_end(web, found, view)
-    cell = pixels_per_pixel(found.result, image)
-    if cell is None:
-        raise not_found("plate.no_place")
-    box = _box(x_px, y_px, side_px, cell)
+    box = _box(found, image, x_px, y_px, side_px)
     etag = f"{image.sha256}-{_view_name(front_end)}-crop-{'-'.join(map(str, box))}"
-    tiles = tiles_of(web)
-    return _answer(
-        request,
-        web,
-        found,
-        role,
-        etag,
-        lambda: tiles.crop(image, front_end, box, _MOST_SHOWN_PX),
-    )
+    make = partial(tiles_of(web).crop, image, front_end, box, _MOST_SHOWN_PX)
+    return _answer(request, web, found, role, etag, make)
 
 
 @router.data("/plates/{result_id}/tile-scores", media_type="application/json")
@@ -322,8 +312,13 @@ def _chunks(file: BinaryIO) -> Iterator[bytes]:
             yield data
 
 
-def _box(x_px: int, y_px: int, side_px: int, cell: int) -> tuple[int, int, int, int]:
-    """Of the picture's pixels, at least one."""
+def _box(
+    found: PlateRows, image: ImageBody, x_px: int, y_px: int, side_px: int
+) -> tuple[int, int, int, int]:
+    """Of the picture's pixels, at least one. Raises `PageError`."""
+    cell = pixels_per_pixel(found.result, image)
+    if cell is None:
+        raise not_found("plate.no_place")
     side = max(1, round(side_px / cell))
     x, y = round(x_px / cell), round(y_px / cell)
     return x, y, x + side, y + side
@@ -357,6 +352,11 @@ def tiles_of(web: Web) -> PictureTiles:
 
 @lru_cache(maxsize=4)
 def _tiles(images: Path, cache: Path) -> PictureTiles:
-    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
-    share = int(_CACHE_SHARE * shutil.disk_usage(cache).total)
-    return PictureTiles(StoredPictures(images), cache, min(CACHE_BYTES, share))
+    most_bytes = min(CACHE_BYTES, int(_CACHE_SHARE * _disk_bytes(cache)))
+    return PictureTiles(StoredPictures(images), cache, most_bytes)
+
+
+def _disk_bytes(folder: Path) -> int:
+    """Size of the file system that a folder lies in, or will."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).total

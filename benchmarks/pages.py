@@ -31,6 +31,7 @@ from questions import Known, known_of, line_that_runs
 from models.runtimes import processor_name
 from station.config import shipped_path
 from station.log_reader import Reader
+from station.processes import process_figures
 
 Choose = Callable[[random.Random], dict[str, Any]]
 
@@ -96,18 +97,22 @@ def main() -> None:
         known = known_of(reader)
         rows = reader.last_seq()
     if not options.json:
-        print(f"{processor_name()}, {os.cpu_count()} cores, {rows} rows; ms p50 / p99 / most")
-        print(f"{'page':24}{'HTML':>24}{'JSON':>24}{'kB':>8}", flush=True)
+        print(f"{processor_name()}, {os.cpu_count()} cores, {rows} rows")
+        names = f"{'page, ms':24}{'HTML p50, p99, most':>24}{'JSON p50, p99, most':>24}"
+        print(f"{names}{'kB':>8}{'CPU':>8}", flush=True)
     running = line_that_runs(options.journal, options.plates_per_s)
     writer = running if options.plates_per_s else contextlib.nullcontext()
-    with writer, page_over(options.journal) as client:
+    with writer, page_over(options.journal) as (client, pid):
         for name, (path, choose) in pages(known).items():
-            say(name, timed(client, path, choose, options.times), options.json)
+            before = cpu_ms(pid)
+            found = timed(client, path, choose, options.times)
+            mean = (cpu_ms(pid) - before) / (2 * options.times)
+            say(name, {**found, "cpu_ms": round(mean, 1)}, options.json)
 
 
 @contextlib.contextmanager
-def page_over(journal: Path) -> Iterator[httpx.Client]:
-    """`vqi web` over a journal, and a browser."""
+def page_over(journal: Path) -> Iterator[tuple[httpx.Client, int]]:
+    """`vqi web` over a journal: a browser, and the page's process."""
     text = shipped_path("simulated.toml").read_text()
     with tempfile.TemporaryDirectory() as folder:
         text = re.sub(r"(?m)^directory = .*$", f'directory = "{journal.absolute()}"', text)
@@ -120,10 +125,17 @@ def page_over(journal: Path) -> Iterator[httpx.Client]:
         try:
             url = json.loads(process.stdout.readline())["url"]
             with httpx.Client(base_url=url, timeout=60.0) as client:
-                yield client
+                yield client, process.pid
         finally:
             process.terminate()
             process.wait()
+
+
+def cpu_ms(pid: int) -> float:
+    """Of a process so far; what it costs whatever else the machine does."""
+    figures = process_figures(pid)
+    assert figures is not None
+    return 1e3 * figures.cpu_s
 
 
 def timed(client: httpx.Client, path: str, choose: Choose, times: int) -> dict[str, Any]:
@@ -156,7 +168,10 @@ def say(name: str, found: dict[str, Any], is_json: bool) -> None:
     for key in ("html_ms", "json_ms"):
         cells += "".join(f"{one:8.1f}" for one in found[key])
     odd = [status for status in found["statuses"] if status != 200]
-    print(f"{name:24}{cells}{found['kb']:8.1f}{f'  {odd}' if odd else ''}", flush=True)
+    print(
+        f"{name:24}{cells}{found['kb']:8.1f}{found['cpu_ms']:8.1f}{f'  {odd}' if odd else ''}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -127,8 +127,17 @@ def _look(url: str, plate: str) -> None:
             if name == "plate":
                 page.click('[data-does="next"]')
             page.wait_for_timeout(2000)
-            _keep(page.screenshot(), _DOCS / f"page-{name}.jpg")
+            _keep(_picture(page, name), _DOCS / f"page-{name}.jpg")
         browser.close()
+
+
+def _picture(page: Any, name: str) -> bytes:
+    """Of the camera the one with the most in it: half the time there is a gap before it."""
+    tries = [page.screenshot()]
+    while name == "camera" and len(tries) < 6:
+        page.wait_for_timeout(400)
+        tries.append(page.screenshot())
+    return max(tries, key=len)
 
 
 def _pages(plate: str) -> dict[str, str]:

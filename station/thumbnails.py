@@ -34,5 +34,5 @@ def thumbnail(path: Path, side_px: int) -> bytes | None:
             taken = io.BytesIO()
             small.save(taken, "JPEG", quality=80)
             return taken.getvalue()
-    except (OSError, ValueError, SyntaxError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -48,6 +49,7 @@ class Slot:
     name: str
 
 
+@cache
 def slots_of(route: Declared) -> list[Slot]:
     """Every parameter; a route without any takes a query that it does not know."""
     in_the_path = [match[1] for match in _PARAMETER.finditer(route.path)]
@@ -102,10 +104,16 @@ def sent(rig: WebRig, slot: Slot, text: str, token: str, cookie: str) -> Sent:
 
 def _good_form(rig: WebRig, route: Declared) -> dict[str, Any]:
     """Values that forms of this page are full of."""
-    hint = get_type_hints(route.view).get("form")
     good = {"verdict": "FAIL", "reason": "confirmed", "nonce": "n" * 16, "language": "de"}
     good |= {"theme": "dark", "back": "/", "result_id": rig.plates[1], "supersedes": "1"}
-    return {name: good[name] for name in getattr(hint, "model_fields", {}) if name in good}
+    return {name: good[name] for name in _fields_of(route) if name in good}
+
+
+@cache
+def _fields_of(route: Declared) -> tuple[str, ...]:
+    """Of the form that an action takes."""
+    form = get_type_hints(route.view).get("form")
+    return tuple(getattr(form, "model_fields", ()))
 
 
 # --- what is a hit --------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def test_whatever_the_description_allows_is_answered_as_it_says(rig: WebRig) -> 
     schema = schemathesis.openapi.from_dict(client.get("/openapi.json").json())
     schema.config.update(base_url=rig.url)
     with requests.Session() as session:
-        session.headers |= {"origin": rig.url, "x-csrf-token": client.token()}
+        session.headers.update({"origin": rig.url, "x-csrf-token": client.token()})
         session.cookies.update({one.name: one.value or "" for one in client.cookies.jar})
         operations = [found.ok() for found in schema.get_all_operations()]
         faults = [_tried(one, session) for one in operations if not _streams(one)]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, Field
+from starlette.background import BackgroundTask
 from starlette.responses import Response, StreamingResponse
 
 from models.card import ModelError
@@ -492,7 +493,10 @@ def doctor_archive(web: Web) -> Response:
     process = _archives.begin(web.configuration.source)
     name = f"vqi-doctor-{web.station_id}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.tar.gz"
     headers = {"content-disposition": f'attachment; filename="{name}"', "cache-control": "no-store"}
-    return StreamingResponse(_chunks(process), media_type="application/gzip", headers=headers)
+    # The background task also comes to pass where nobody has asked for the first chunk.
+    end = BackgroundTask(_end_archive, process)
+    kind = "application/gzip"
+    return StreamingResponse(_chunks(process), media_type=kind, headers=headers, background=end)
 
 
 class _Archives:
@@ -538,9 +542,13 @@ def _chunks(process: subprocess.Popen[bytes]) -> Iterator[bytes]:
         while data := process.stdout.read(_CHUNK_BYTES):
             yield data
     finally:
-        process.kill()
-        with process:
-            pass  # its pipe is closed, and its status taken
+        _end_archive(process)
+
+
+def _end_archive(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    with process:
+        pass  # its pipe is closed, and its status taken
 
 
 # --- configuration --------------------------------------------------------------------------------

@@ -252,7 +252,9 @@ def _certificate(web: Web, result_id: str, suffix: str) -> bytes:
         try:
             (made,) = make_certificates(reader, result_id, None, Path(folder))
         except (CertificateError, CheckpointError, NoteError) as error:
-            raise conflict("qa.no_certificate", why=str(error)) from error
+            # Where the log lies is the engineer's to know.
+            why = str(error).replace(f"{reader.images}/", "").replace(f"{reader.path.parent}/", "")
+            raise conflict("qa.no_certificate", why=why) from error
         return (made.page if suffix == "html" else made.file).read_bytes()
 
 

@@ -49,6 +49,8 @@ class SignInPage(BaseModel):
     has_users: bool
     shared_idle_s: int
     most_digits: int = MAX_DIGITS
+    config: str = ""
+    """For who adds the first person; empty once somebody can sign in."""
 
 
 class NewPasswordPage(BaseModel):
@@ -133,6 +135,7 @@ def sign_in_page(
         recent=_recent(request),
         has_users=web.people.has_users(),
         shared_idle_s=web.settings.shared_idle_s,
+        config="" if web.people.has_users() else web.configuration.source,
     )
 
 

@@ -32,6 +32,7 @@ _MAY_SKIP = (
     "no promtool here",
     "no LibreOffice here",
     "no Chromium here",
+    "no schemathesis here",
     "no DuckDB here",
     "no datasette here",
     "no sqlite3 here",

@@ -58,7 +58,9 @@ def _tried(operation: Any, session: Any) -> str:
     )
     @hypothesis.given(case=operation.as_strategy())
     def answered(case: Any) -> None:
-        checks = [_answered_on_purpose, response_schema_conformance]
+        # Health says 503 in its own words, which monitors read.
+        is_described = operation.path != "/health"
+        checks = [_answered_on_purpose, *([response_schema_conformance] if is_described else [])]
         case.call_and_validate(session=session, checks=checks, timeout=20)
 
     try:

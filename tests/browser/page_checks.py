@@ -58,7 +58,8 @@ _FOCUSED = """
   const top = document.elementFromPoint(
     Math.min(Math.max(box.left + box.width / 2, 0), innerWidth - 1),
     Math.min(Math.max(box.top + box.height / 2, 0), innerHeight - 1));
-  const isBefore = all.some((last) => last !== one
+  // What a live page has replaced meanwhile lies nowhere.
+  const isBefore = all.some((last) => last !== one && last.isConnected
     && one.compareDocumentPosition(last) & Node.DOCUMENT_POSITION_FOLLOWING
     && !(one.name && one.name === last.name));
   const seen = {

@@ -102,7 +102,7 @@ def test_texts_may_be_longer(
             for path in paths:
                 _opened(one, path)
                 faults += _named(f"{width_px} px {path}", spills(one.page))
-    assert not faults
+    assert not faults, "\n".join(faults)
 
 
 def test_nothing_moves_where_that_is_not_wanted(

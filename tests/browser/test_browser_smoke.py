@@ -1,4 +1,4 @@
-"""The one way through the page that every run tries, in a real browser before a station that runs."""
+"""The one way through the page that every run tries: a real browser before a running station."""
 
 from __future__ import annotations
 

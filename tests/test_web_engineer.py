@@ -195,6 +195,7 @@ def hear(rig: WebRig) -> Json:
     return said["station"] or {}
 
 
+@pytest.mark.long
 def test_the_page_of_a_running_station(tmp_path: Path) -> None:
     """Camera, lamp and outputs, log lines, a recipe that is taken up between two plates; the light
     shows what a person wants only while no plate runs, and every command is a row that says who."""

@@ -15,7 +15,8 @@ from station.web.pages import Declared, GuardedRoute
 
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 OPEN_PAGES = {"/sign-in", "/sign-in/new-password"}
-OPEN_DATA = {"/static/{name:path}", "/health", "/openapi.json", "/token"}
+# `/line/summary` looks at person or token itself: tests/test_web_live.py.
+OPEN_DATA = {"/static/{name:path}", "/health", "/openapi.json", "/token", "/line/summary"}
 OPEN_ACTIONS = {
     "/sign-in",
     "/sign-in/pin",

@@ -16,6 +16,12 @@ from station.record import AnyBody, Body, ChangeBody, HoldBody, ReleaseBody, Rev
 _FOLDER = "page"
 ACCOUNT = "vqi-page"
 """In rows that came through it, where otherwise a login name stands; also the group's name."""
+MAX_CLIENTS = 32
+"""Connections to one process; one more is closed at once: descriptors are left for others."""
+MAX_ROWS = 64
+"""Of one submission, which `station.ipc.MAX_PACKET_BYTES` bounds too."""
+MAX_WAITING = 16
+"""Submissions of the page in the journal's work; the station's own find room beside them."""
 KINDS: tuple[type[Body], ...] = (ReviewBody, ChangeBody, HoldBody, ReleaseBody)
 """What a person may say. No verdict, no actuation, nothing that a machine measured."""
 _MACHINE_SAYS = frozenset(

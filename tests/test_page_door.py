@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import subprocess
@@ -17,10 +18,10 @@ from web_rig import running_journal
 
 from drivers.stacklight import LightState
 from station.control import ControlServer, control_path, send_command
-from station.ipc import PeerGone, connect, user_name
+from station.ipc import Channel, PeerGone, connect, user_name
 from station.journal import JournalClient, journal_path
 from station.lamp import LampClient, lamp_path
-from station.page_door import ACCOUNT, door_of, objection, way_in
+from station.page_door import ACCOUNT, MAX_CLIENTS, MAX_ROWS, door_of, objection, way_in
 from station.record import ChangeBody, ReviewBody, Verdict
 
 PAGE_UID, PAGE_GID = 54_321, 54_322
@@ -62,6 +63,49 @@ def test_what_the_page_may_write_and_what_not(rig: Rig) -> None:
 def test_the_page_asks_for_nothing_else(rig: Rig, op: str) -> None:
     with connect(way_in(journal_path(rig.runtime))) as channel, pytest.raises(PeerGone):
         channel.request({"op": op, "n": 1, "result_id": "s-1"})
+
+
+@pytest.mark.parametrize("has_pixels", [True, False])
+def test_the_page_sends_no_pictures(rig: Rig, has_pixels: bool) -> None:
+    wanted = {"rows": "10", "width": 10, "band_rows": 5, "keep": ["evidence"]}
+    message = {"op": "submit", "id": 1, "rows": [change("user_added").as_json()]}
+    message |= {"pixels": wanted} if has_pixels else {}
+    pixels = os.memfd_create("plate")
+    os.ftruncate(pixels, 1000)
+    with connect(way_in(journal_path(rig.runtime))) as channel:
+        channel.send(message, (pixels,))
+        with pytest.raises(PeerGone):
+            channel.receive(10.0)
+    os.close(pixels)
+    assert the_journal_takes(rig, 21)
+
+
+def test_the_page_fills_neither_descriptors_nor_rows(rig: Rig) -> None:
+    door = way_in(journal_path(rig.runtime))
+    with contextlib.ExitStack() as stack:
+        channels = [stack.enter_context(connect(door)) for _ in range(MAX_CLIENTS + 8)]
+        said = [is_served(channel) for channel in channels]
+        assert said.count(True) == MAX_CLIENTS
+        assert the_journal_takes(rig, 22)
+    many = [change("user_added").as_json()] * (MAX_ROWS + 1)
+    with connect(door) as channel, pytest.raises(PeerGone):
+        channel.request({"op": "submit", "id": 1, "rows": many})
+
+
+def is_served(channel: Channel) -> bool:
+    try:
+        return bool(channel.request({"op": "status"})["ok"])
+    except PeerGone:
+        return False
+
+
+def the_journal_takes(rig: Rig, number: int) -> bool:
+    """Whether the station's own row is committed."""
+    client = JournalClient(rig.runtime)
+    client.connect(5.0)
+    said = client.submit([opened(number)])
+    client.close()
+    return bool(said["ok"])
 
 
 def test_rows_of_the_stations_own_name_no_account(rig: Rig) -> None:

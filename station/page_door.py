@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from station.ipc import Listener
-from station.record import AnyBody, Body, ChangeBody, HoldBody, ReleaseBody, ReviewBody
+from station.record import AnyBody, Body, ChangeBody, ReviewBody
 
 _FOLDER = "page"
 ACCOUNT = "vqi-page"
@@ -22,8 +22,9 @@ MAX_ROWS = 64
 """Of one submission, which `station.ipc.MAX_PACKET_BYTES` bounds too."""
 MAX_WAITING = 16
 """Submissions of the page in the journal's work; the station's own find room beside them."""
-KINDS: tuple[type[Body], ...] = (ReviewBody, ChangeBody, HoldBody, ReleaseBody)
-"""What a person may say. No verdict, no actuation, nothing that a machine measured."""
+KINDS: tuple[type[Body], ...] = (ReviewBody, ChangeBody)
+"""What a person may say, each with the account. No verdict, no actuation, nothing that a machine
+measured."""
 _MACHINE_SAYS = frozenset(
     (
         *("start", "stop", "recording", "withheld_late", "commissioned"),

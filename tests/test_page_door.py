@@ -22,7 +22,7 @@ from station.ipc import Channel, PeerGone, connect, user_name
 from station.journal import JournalClient, journal_path
 from station.lamp import LampClient, lamp_path
 from station.page_door import ACCOUNT, MAX_CLIENTS, MAX_ROWS, door_of, objection, way_in
-from station.record import ChangeBody, ReviewBody, Verdict
+from station.record import ChangeBody, HoldBody, ReleaseBody, ReviewBody, Verdict
 
 PAGE_UID, PAGE_GID = 54_321, 54_322
 
@@ -50,7 +50,9 @@ def test_what_the_page_may_write_and_what_not(rig: Rig) -> None:
     client.connect(5.0)
     said = client.submit([change("user_added")])
     assert said["ok"], said
-    for row in (opened(1), result(1), change("start"), change("commissioned")):
+    hold = HoldBody(station_id="s", hold_id="h-1", lot="L", who="ada", why="claim")
+    release = ReleaseBody(station_id="s", hold_id="h-1", who="ada", why="over")
+    for row in (opened(1), result(1), change("start"), change("commissioned"), hold, release):
         refused = client.submit([row])
         assert not refused["ok"]
         assert "may not" in refused["error"]

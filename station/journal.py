@@ -135,13 +135,17 @@ class JournalClient:
         return status
 
     def submit(
-        self, rows: Sequence[Body], pixels: Json | None = None, descriptor: int | None = None
+        self,
+        rows: Sequence[Body],
+        pixels: Json | None = None,
+        descriptor: int | None = None,
+        timeout_s: float = 30.0,
     ) -> Json:
         """Submit and wait for the answer: {"ok": true, "seq": [...], "pictures": {...},
         "received_ns", "durable_ns" (of the pictures; None without), "committed_ns"} or
         {"ok": false, "error"}."""
-        self._send(rows, pixels, descriptor, timeout_s=5.0)
-        packet = self._connected.receive(30.0)
+        self._send(rows, pixels, descriptor, timeout_s=min(5.0, timeout_s))
+        packet = self._connected.receive(timeout_s)
         packet.close()
         return packet.body
 

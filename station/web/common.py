@@ -1,5 +1,9 @@
 """What belongs to no part: files of the page, language and theme, health, the interface's own
-description."""
+description.
+
+Health and files are told on the event loop, from memory: whatever holds up the threads of the rest,
+a browser gets its style and whoever watches the page hears how it is.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +57,7 @@ class ThemeForm(BaseModel):
 
 
 @router.data("/static/{name:path}", role=None, media_type="application/octet-stream")
-def static(request: Request, name: str) -> Response:
+async def static(request: Request, name: str) -> Response:
     """A file of the page itself."""
     file = static_files().get(name)
     if file is None:
@@ -82,7 +86,7 @@ def theme(request: Request, response: Response, form: ThemeForm) -> Switched:
 
 
 @router.data("/health", role=None, media_type="application/json")
-def station_health(web: Web) -> Response:
+async def station_health(web: Web) -> Response:
     """Whether every worker lives and verdicts become durable: 200, else 503 with what is wrong."""
     live, metrics = web.live, web.configuration.value.metrics
     said = {

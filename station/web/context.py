@@ -35,8 +35,8 @@ from station.web.tokens import Tokens
 READ_LIMIT_S = 2.0
 """All questions of one request together; a reader holds up the write-ahead file (I8)."""
 _COMMIT_S = 12.0
-"""So long somebody waits for rows, sent again or not; a journal process that dies is back within this
-time."""
+"""So long somebody waits for rows, sent again or not; a journal process that dies is back within
+this time."""
 _CONNECT_S = 2.0
 _RESEND_PAUSE_S = 0.2
 _WRITERS = 8

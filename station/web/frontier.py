@@ -18,6 +18,7 @@ from station.log_lines import get_logger
 from station.web.context import Web
 from station.web.errors import PageError
 from station.web.hosts import allowed_hosts
+from station.web.sign_in import Failure, as_page_error
 
 _LOG = get_logger("web")
 MAX_URL_BYTES: Final = 4096
@@ -115,6 +116,9 @@ def _explained(error: Exception, scope: Scope, reference: str) -> PageError:
         return error
     if isinstance(error, UnicodeEncodeError):  # a lone surrogate in what was sent
         return PageError(422, "errors.no_text")
+    if isinstance(error, Failure):
+        _LOG.warning("people were not to be had", reference=reference, error=repr(error))
+        return as_page_error(error)
     _LOG.error("a page failed", reference=reference, path=scope["path"], exc_info=error)
     return PageError(500, "errors.failed")
 

@@ -529,7 +529,7 @@ async def _see_what_strangers_see(app: FastAPI, people: StationPeople) -> None:
         assert (await browser.get("/account.json")).json()["name"] == "ada"
 
 
-# --- what is not to be had at the moment -----------------------------------------------------------
+# --- what is not to be had at the moment ----------------------------------------------------------
 
 
 def test_a_peoples_file_that_takes_nothing_is_said(site: Site) -> None:

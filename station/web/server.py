@@ -22,6 +22,7 @@ from station.web.app import create_app
 from station.web.certificates import TlsFiles, expiry_warning, tls_files
 from station.web.context import Web
 from station.web.frontier import MAX_HEAD_BYTES
+from station.web.listening import FairListener
 from station.web.live import Poller
 from station.web.people import StationPeople
 from station.web.render import warm_up
@@ -133,7 +134,7 @@ def refusal(settings: WebSettings, has_users: bool) -> str:
 def listen(settings: WebSettings) -> socket.socket:
     """A socket at the configured address. Raises OSError."""
     family = socket.AF_INET6 if settings.host.version == 6 else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening = FairListener(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # asyncio does it for sockets that name their protocol only; without, each answer waits 40 ms
     # for the acknowledgement of its head.
@@ -165,7 +166,7 @@ def _uvicorn(web: Web, files: TlsFiles | None) -> uvicorn.Config:
         create_app(web),
         http=PatientProtocol,
         ws="none",
-        loop="asyncio",
+        loop="station.web.listening:PageLoop",
         log_config=None,
         access_log=False,
         server_header=False,

@@ -23,6 +23,7 @@ from station.journal import JournalClient
 from station.log_reader import ASK_LIMIT_S, Reader
 from station.qms import StoreError
 from station.record import Body
+from station.web.certificates import Certificate
 from station.web.errors import PageError, conflict, not_found
 from station.web.hub import Hub
 from station.web.live import Live, LiveSource
@@ -99,6 +100,8 @@ class Web:
     _writers: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_WRITERS))
     zone: ZoneInfo = field(init=False)
     """Where the station stands: `[journal.shifts] timezone`, or what this machine is set to."""
+    certificate: Certificate | None = None
+    """By which this page is known; None without TLS."""
     log_seen_at: float | None = None
     """When the log was read last, seconds since 1970."""
 

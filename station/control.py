@@ -15,7 +15,7 @@ from station.ipc import SOCKETS, Channel, Json, Listener, PeerGone, connect, use
 from station.page_door import ACCOUNT as PAGE_ACCOUNT
 from station.page_door import open_door, way_in
 
-_MAX_CLIENTS = 16
+_MAX_CLIENTS, _MAX_OF_PAGE = 16, 8
 SAYINGS = (*GIVEN, "serial")
 """Commands that carry a text."""
 _OPS = ("status", "halt", "resume", "ack", "relearn", "recipe", "light", "output", "look", *SAYINGS)
@@ -62,7 +62,9 @@ class ControlServer:
 
     def _accept_page(self, door: Listener) -> None:
         client = door.accept()
-        if self._admit(client):
+        if len(self._of_page) >= _MAX_OF_PAGE:
+            client.close()
+        elif self._admit(client):
             self._of_page.add(client)
 
     def _admit(self, client: Channel) -> bool:

@@ -135,13 +135,17 @@ class JournalClient:
         return status
 
     def submit(
-        self, rows: Sequence[Body], pixels: Json | None = None, descriptor: int | None = None
+        self,
+        rows: Sequence[Body],
+        pixels: Json | None = None,
+        descriptor: int | None = None,
+        timeout_s: float = 30.0,
     ) -> Json:
         """Submit and wait for the answer: {"ok": true, "seq": [...], "pictures": {...},
         "received_ns", "durable_ns" (of the pictures; None without), "committed_ns"} or
         {"ok": false, "error"}."""
-        self._send(rows, pixels, descriptor, timeout_s=5.0)
-        packet = self._connected.receive(30.0)
+        self._send(rows, pixels, descriptor, timeout_s=min(5.0, timeout_s))
+        packet = self._connected.receive(timeout_s)
         packet.close()
         return packet.body
 
@@ -252,6 +256,7 @@ class _Waiting:
     encoded: Future[Pictures] | None
     since: float
     received_ns: int = field(default_factory=time.monotonic_ns)
+    is_of_page: bool = False
     durable_ns: int | None = None
     """When its pictures were."""
     pictures: Json = field(default_factory=dict)
@@ -388,6 +393,9 @@ class _Journal:
 
     def _accept_page(self, door: Listener) -> None:
         client = door.accept()
+        if len(self._of_page) >= page_door.MAX_CLIENTS:
+            client.close()
+            return
         self._of_page.add(client)
         self._admit(client)
 
@@ -424,10 +432,12 @@ class _Journal:
                 self._drop(client)
             finally:
                 packet.close()
+            if client in self._of_page:
+                return  # one a turn: who sends without end holds nobody up
 
     def _handle(self, client: Channel, body: Json, descriptors: tuple[int, ...]) -> None:
-        if client in self._of_page and body.get("op") not in _OPS_OF_PAGE:
-            raise ValueError(f"the page may not ask for {body.get('op')!r:.40}")
+        if client in self._of_page:
+            _see_that_page_may(body, descriptors)
         match body.get("op"):
             case "hello":
                 self._answer(client, self._hello())
@@ -458,7 +468,7 @@ class _Journal:
 
     def _answer(self, client: Channel, answer: Json) -> None:
         try:
-            client.send(answer, timeout_s=1.0)
+            client.send(answer, timeout_s=0.0 if client in self._of_page else 1.0)
         except (PeerGone, TimeoutError, OSError):
             self._drop(client)
         except PacketTooLarge:
@@ -551,7 +561,8 @@ class _Journal:
     # --- rows -----------------------------------------------------------------------------------
 
     def _submit(self, client: Channel, body: Json, descriptors: tuple[int, ...]) -> None:
-        refusal = self._refusal()
+        is_of_page = client in self._of_page
+        refusal = self._refusal() or (self._page_refusal() if is_of_page else None)
         if refusal is not None:
             self._refuse(client, body["id"], refusal)
             return
@@ -570,7 +581,15 @@ class _Journal:
             keep = self._upkeep.kept(rows[0], wanted["keep"])
             encoded = self._encoders.submit(draft.finish, wanted["rows"], keep)
             encoded.add_done_callback(lambda _: os.eventfd_write(self._wake, 1))
-        self._waiting.append(_Waiting(client, body["id"], rows, encoded, time.monotonic()))
+        item = _Waiting(client, body["id"], rows, encoded, time.monotonic())
+        item.is_of_page = is_of_page
+        self._waiting.append(item)
+
+    def _page_refusal(self) -> str | None:
+        """Why the page has to wait with what it says; None if it need not."""
+        if sum(item.is_of_page for item in self._waiting) < page_door.MAX_WAITING:
+            return None
+        return "too much that the page sent waits for its commit"
 
     def _see_that_it_may(self, client: Channel, rows: list[Body]) -> None:
         """Raises ValueError if a client may not write one of these."""
@@ -661,7 +680,7 @@ class _Journal:
         if not ready:
             return
         began_ns = time.monotonic_ns()
-        accepted = [item for item in ready if self._has_room(item)]
+        accepted = [item for item in ready if self._has_pictures(item)]
         made = [item.encoded.result() for item in accepted if item.encoded is not None]
         try:
             self._images.make_durable([item for pictures in made for item in pictures.written])
@@ -680,12 +699,19 @@ class _Journal:
         counts.pictures += len(written)
         counts.picture_bytes += sum(item.body.bytes for item in written)
 
-    def _has_room(self, item: _Waiting) -> bool:
-        """False if the disk had no room for its pictures: it is refused."""
+    def _has_pictures(self, item: _Waiting) -> bool:
+        """False if they could not be made: it is refused, and nobody else. Raises `SyncFailed`."""
         problem = item.encoded.exception() if item.encoded is not None else None
-        if not isinstance(problem, OSError) or problem.errno not in _DISK_FULL:
+        if problem is None:
             return True
-        self._refuse(item.client, item.number, f"{problem.strerror}; free some space")
+        if isinstance(problem, SyncFailed):
+            raise problem
+        _LOG.error("pictures could not be made", error=repr(problem))
+        if isinstance(problem, OSError | MemoryError):
+            self._refuse(item.client, item.number, _what_is_missing(problem))
+        else:
+            error = f"its pictures could not be made: {problem!r}"
+            self._answer(item.client, {"ok": False, "id": item.number, "error": error})
         return False
 
     def _append(self, items: list[_Waiting]) -> None:
@@ -769,6 +795,25 @@ class _Journal:
             _LOG.warning("unfinished pictures moved to quarantine", count=moved)
 
 
+def _see_that_page_may(body: Json, descriptors: tuple[int, ...]) -> None:
+    """Raises ValueError if it asks for what is not the page's. Pictures are not: others could be
+    made to wait while they are encoded, and the memory under them could be taken away."""
+    if body.get("op") not in _OPS_OF_PAGE:
+        raise ValueError(f"the page may not ask for {body.get('op')!r:.40}")
+    if descriptors or body.get("pixels") is not None:
+        raise ValueError("the page sends no pictures")
+    if body["op"] == "submit" and len(body["rows"]) > page_door.MAX_ROWS:
+        raise ValueError(f"the page sends {page_door.MAX_ROWS} rows at once at most")
+
+
+def _what_is_missing(problem: BaseException) -> str:
+    """For which the client waits and sends its pictures again."""
+    if not isinstance(problem, OSError):
+        return "no memory for its pictures"
+    is_full = problem.errno in _DISK_FULL
+    return f"{problem.strerror}; free some space" if is_full else str(problem)
+
+
 def _size(path: Path) -> int:
     """Bytes of a file; 0 if there is none."""
     try:
@@ -794,7 +839,10 @@ def _map_pixels(descriptor: int, wanted: Json) -> Pixels:
         raise ValueError(f"pixels {json.dumps(wanted)[:200]} do not lie in {size} bytes")
     if not {"evidence", "preview"}.issuperset(wanted["keep"]):
         raise ValueError(f"there are no such pictures: {json.dumps(wanted)[:200]}")
-    memory = np.frombuffer(mmap.mmap(descriptor, size, prot=mmap.PROT_READ), np.uint8)
+    try:
+        memory = np.frombuffer(mmap.mmap(descriptor, size, prot=mmap.PROT_READ), np.uint8)
+    except OSError as error:
+        raise ValueError(f"pixels of {size} bytes cannot be read: {error.strerror}") from error
     return memory[: size // width * width].reshape(-1, width)
 
 

@@ -27,6 +27,9 @@ FLOOD_S: Final = 10.0
 """So many lines of one event in this time are written; the others are counted."""
 _MOST_EVENTS = 256
 _EVENT_CHARACTERS = 200
+_APART: Final = {"action": ("who", "path"), "refused": ("who",)}
+"""Events that are another one for each of these fields: what many people do all day long does not
+push one's own action out. Of what is refused a stranger can make up any number of paths."""
 _STATION_VARIABLE = "VQI_STATION_ID"
 LOG_FOLDER_VARIABLE: Final = "VQI_LOG_FOLDER"
 """Names the folder in which each process also keeps its last lines, where no journald does."""
@@ -174,8 +177,11 @@ class _Handler(logging.Handler):
 
 
 def _event_of(record: logging.LogRecord) -> str:
-    said = record.msg.get("event") if isinstance(record.msg, dict) else record.msg
-    return f"{record.name}: {said}"[:_EVENT_CHARACTERS]
+    if not isinstance(record.msg, dict):
+        return f"{record.name}: {record.msg}"[:_EVENT_CHARACTERS]
+    event = str(record.msg.get("event"))
+    apart = [str(record.msg.get(name, "")) for name in _APART.get(event, ())]
+    return " ".join((f"{record.name}: {event}", *apart))[:_EVENT_CHARACTERS]
 
 
 def _record(event: str, **fields: object) -> logging.LogRecord:

@@ -11,21 +11,23 @@ import os
 from pathlib import Path
 
 from station.ipc import Listener
-from station.record import AnyBody, Body, ChangeBody, HoldBody, ReleaseBody, ReviewBody
+from station.record import AnyBody, Body, ChangeBody, ReviewBody
 
 _FOLDER = "page"
 ACCOUNT = "vqi-page"
 """In rows that came through it, where otherwise a login name stands; also the group's name."""
-KINDS: tuple[type[Body], ...] = (ReviewBody, ChangeBody, HoldBody, ReleaseBody)
-"""What a person may say. No verdict, no actuation, nothing that a machine measured."""
-_MACHINE_SAYS = frozenset(
-    (
-        *("start", "stop", "recording", "withheld_late", "commissioned"),
-        *("halt", "resume", "ack", "relearn", "operator", "lot", "job", "serial"),
-        *("recipe", "recipe_activated", "recipe_refused", "light", "output"),
-    )
-)
-"""Changes that only the station and `vqi commission sign` write: later rows are judged by them."""
+MAX_CLIENTS = 32
+"""Connections to one process; one more is closed at once: descriptors are left for others."""
+MAX_ROWS = 64
+"""Of one submission, which `station.ipc.MAX_PACKET_BYTES` bounds too."""
+MAX_WAITING = 16
+"""Submissions of the page in the journal's work; the station's own find room beside them."""
+KINDS: tuple[type[Body], ...] = (ReviewBody, ChangeBody)
+"""What a person may say, each with the account. No verdict, no actuation, nothing that a machine
+measured."""
+_CHANGES = ("recipe_proposed", "recipe_approved", "lamp_test")
+_OF_ACCOUNTS = "user "
+"""Changes that the page may say; by all others later rows are judged, or they are nobody's yet."""
 
 
 def door_of(path: Path) -> Path:
@@ -51,6 +53,10 @@ def objection(row: AnyBody | Body) -> str:
     """Why the page may not write this; empty if it may."""
     if not isinstance(row, KINDS):
         return f"the page may not write a row of kind {getattr(row, 'kind', '')!r}"
-    if isinstance(row, ChangeBody) and row.what in _MACHINE_SAYS:
+    if isinstance(row, ChangeBody) and not _may_say(row.what):
         return f"the page may not say {row.what!r}: send the station the command"
     return ""
+
+
+def _may_say(what: str) -> bool:
+    return what in _CHANGES or what.startswith(_OF_ACCOUNTS)

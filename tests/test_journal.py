@@ -250,6 +250,22 @@ def test_bad_rows_and_garbage_harm_nobody_else(rig: Rig, client: JournalClient) 
     assert "says otherwise" in refused["error"]
 
 
+def test_pictures_that_cannot_be_made_are_refused_and_nobody_else(
+    rig: Rig, client: JournalClient
+) -> None:
+    descriptor, _, wanted = plate_memory()
+    for number, bad in enumerate(({"rows": "10"}, {"band_rows": 2.5}), 1):
+        refused = client.submit([result(number)], wanted | bad, descriptor)
+        assert not refused["ok"]
+        assert "could not be made" in refused["error"]
+        assert client.submit([result(number)], wanted, descriptor)["ok"]
+    reading, writing = os.pipe()
+    refused = client.submit([result(3)], wanted, reading)
+    assert "do not lie in 0 bytes" in refused["error"]
+    for one in (descriptor, reading, writing):
+        os.close(one)
+
+
 def test_a_stop_writes_what_waits_and_publishes(
     rig: Rig, process: subprocess.Popen[bytes], client: JournalClient
 ) -> None:

@@ -93,6 +93,19 @@ def test_a_flood_is_counted() -> None:
     assert found[-1]["left_out"] == 1000 - FLOOD_LINES
 
 
+def test_what_many_do_pushes_nobodys_action_out() -> None:
+    found = lines(
+        "for n in range(100): log.warning('action', who='ada', path='/a')\n"
+        "log.warning('action', who='ada', path='/b')\n"
+        "log.warning('action', who='bob', path='/a')\n"
+        "for n in range(100): log.warning('refused', who='', path=f'/{n}')\n"
+        "log.warning('refused', who='bob', path='/c')\n"
+    )
+    said = [(one.get("who"), one.get("path")) for one in found if "of" not in one]
+    assert {("ada", "/b"), ("bob", "/a"), ("bob", "/c")} < set(said)
+    assert len(said) == 2 * FLOOD_LINES + 3
+
+
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.floats(0, 30)), max_size=400))
 def test_every_line_is_written_or_counted(events: list[tuple[str, float]]) -> None:
     floods, written, counted = Floods(), 0, 0

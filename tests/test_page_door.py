@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import subprocess
@@ -17,11 +18,12 @@ from web_rig import running_journal
 
 from drivers.stacklight import LightState
 from station.control import ControlServer, control_path, send_command
-from station.ipc import PeerGone, connect, user_name
+from station.ipc import Channel, PeerGone, connect, user_name
 from station.journal import JournalClient, journal_path
 from station.lamp import LampClient, lamp_path
-from station.page_door import ACCOUNT, door_of, objection, way_in
-from station.record import ChangeBody, ReviewBody, Verdict
+from station.page_door import ACCOUNT, MAX_CLIENTS, MAX_ROWS, door_of, objection, way_in
+from station.recipes import ACTIVATED, APPROVED, PROPOSED, REFUSED
+from station.record import ChangeBody, HoldBody, ReleaseBody, ReviewBody, Verdict
 
 PAGE_UID, PAGE_GID = 54_321, 54_322
 
@@ -47,9 +49,11 @@ def change(what: str) -> ChangeBody:
 def test_what_the_page_may_write_and_what_not(rig: Rig) -> None:
     client = JournalClient(rig.runtime, is_page=True)
     client.connect(5.0)
-    said = client.submit([change("user_added")])
+    said = client.submit([change("user added")])
     assert said["ok"], said
-    for row in (opened(1), result(1), change("start"), change("commissioned")):
+    hold = HoldBody(station_id="s", hold_id="h-1", lot="L", who="ada", why="claim")
+    release = ReleaseBody(station_id="s", hold_id="h-1", who="ada", why="over")
+    for row in (opened(1), result(1), change("start"), change("commissioned"), hold, release):
         refused = client.submit([row])
         assert not refused["ok"]
         assert "may not" in refused["error"]
@@ -62,6 +66,49 @@ def test_what_the_page_may_write_and_what_not(rig: Rig) -> None:
 def test_the_page_asks_for_nothing_else(rig: Rig, op: str) -> None:
     with connect(way_in(journal_path(rig.runtime))) as channel, pytest.raises(PeerGone):
         channel.request({"op": op, "n": 1, "result_id": "s-1"})
+
+
+@pytest.mark.parametrize("has_pixels", [True, False])
+def test_the_page_sends_no_pictures(rig: Rig, has_pixels: bool) -> None:
+    wanted = {"rows": "10", "width": 10, "band_rows": 5, "keep": ["evidence"]}
+    message = {"op": "submit", "id": 1, "rows": [change("user added").as_json()]}
+    message |= {"pixels": wanted} if has_pixels else {}
+    pixels = os.memfd_create("plate")
+    os.ftruncate(pixels, 1000)
+    with connect(way_in(journal_path(rig.runtime))) as channel:
+        channel.send(message, (pixels,))
+        with pytest.raises(PeerGone):
+            channel.receive(10.0)
+    os.close(pixels)
+    assert the_journal_takes(rig, 21)
+
+
+def test_the_page_fills_neither_descriptors_nor_rows(rig: Rig) -> None:
+    door = way_in(journal_path(rig.runtime))
+    with contextlib.ExitStack() as stack:
+        channels = [stack.enter_context(connect(door)) for _ in range(MAX_CLIENTS + 8)]
+        said = [is_served(channel) for channel in channels]
+        assert said.count(True) == MAX_CLIENTS
+        assert the_journal_takes(rig, 22)
+    many = [change("user added").as_json()] * (MAX_ROWS + 1)
+    with connect(door) as channel, pytest.raises(PeerGone):
+        channel.request({"op": "submit", "id": 1, "rows": many})
+
+
+def is_served(channel: Channel) -> bool:
+    try:
+        return bool(channel.request({"op": "status"})["ok"])
+    except PeerGone:
+        return False
+
+
+def the_journal_takes(rig: Rig, number: int) -> bool:
+    """Whether the station's own row is committed."""
+    client = JournalClient(rig.runtime)
+    client.connect(5.0)
+    said = client.submit([opened(number)])
+    client.close()
+    return bool(said["ok"])
 
 
 def test_rows_of_the_stations_own_name_no_account(rig: Rig) -> None:
@@ -97,8 +144,10 @@ def test_the_folders_group_is_who_may_come_in(rig: Rig, is_member: bool) -> None
 def test_only_what_a_person_says_passes() -> None:
     said = {"station_id": "s", "result_id": "s-1", "verdict": Verdict.PASS, "reason": "dirt"}
     assert not objection(ReviewBody.model_validate({**said, "reviewer": "ada"}))
-    assert not objection(change("recipe_approved"))
-    assert objection(change("ack"))
+    for what in (PROPOSED, APPROVED, "lamp_test", "user locked"):
+        assert not objection(change(what))
+    for what in ("ack", "start", ACTIVATED, REFUSED, "lamp_tests", "user", "", "anything new"):
+        assert objection(change(what))
     assert Path(door_of(Path("/run/vqi/lamp.sock"))) == Path("/run/vqi/page/lamp.sock")
 
 
@@ -132,7 +181,12 @@ def test_commands_of_the_page_name_a_person(tmp_path: Path) -> None:
     try:
         assert send_command(tmp_path, "halt", who="ada")["ok"]
         assert not send_command(tmp_path, "halt", who="ada\n")["ok"]
-        own = send_command(tmp_path, "halt")
+        with contextlib.ExitStack() as stack:
+            idle = [
+                stack.enter_context(connect(door_of(control_path(tmp_path)))) for _ in range(20)
+            ]
+            assert not is_served(idle[-1])
+            own = send_command(tmp_path, "halt")
         with connect(door_of(control_path(tmp_path))) as channel:
             nameless = channel.request({"op": "halt"})
             assert channel.request({"op": "status"})["ok"]

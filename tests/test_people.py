@@ -25,13 +25,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from station_rig import Rig, start_vqi
+from station_rig import Rig, start_vqi, wait_until
 from typer.testing import CliRunner
 
 from station.cli import user
 from station.cli.user import app
 from station.config import Configuration, load_configuration
-from station.journal import JournalClient
+from station.ipc import Listener
+from station.journal import JournalClient, journal_path
 from station.log_reader import Reader
 from station.passwords import (
     MAX_DIGITS,
@@ -45,7 +46,7 @@ from station.passwords import (
     is_pin,
 )
 from station.people import DATABASE, PeopleError, PeopleStore
-from station.people_log import tell_log
+from station.people_log import Teller, tell_log
 from station.roles import Role
 from station.throttle import (
     ADDRESS,
@@ -771,6 +772,49 @@ def _send_and_die(rig: Rig, people: PeopleStore) -> None:
             tell_log(configuration(rig), store)
         os._exit(1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_more_acts_than_one_message_takes_become_rows(rig: Rig, people: PeopleStore) -> None:
+    people.add("lou", "Lou Reed", Role.VIEWER, GOOD, "root")
+    for number in range(140):
+        people.set_locked("lou", number % 2 == 0, "eva")
+    with journal_of(rig):
+        assert tell_log(configuration(rig), people) == ""
+    assert people.pending_acts() == []
+    done = [row for row in rows_of(rig, "user locked") if row["detail"]["name"] == "lou"]
+    assert len(done) == 70
+
+
+def test_the_teller_outlives_whatever_fails(rig: Rig, people: PeopleStore) -> None:
+    teller = Teller(configuration(rig), people)
+    teller.start()
+    people.add("max", "Max Born", Role.VIEWER, GOOD, "root")
+    with sqlite3.connect(people.path) as other:
+        other.execute("ALTER TABLE act RENAME TO away")
+    assert "no such table" in teller.tell(30.0)
+    with other:
+        other.execute("ALTER TABLE away RENAME TO act")
+    other.close()
+    with journal_of(rig):
+        assert teller.tell(30.0) == ""
+    assert teller.stop()
+
+
+def test_a_journal_that_stands_still_holds_up_neither_acts_nor_the_end(
+    rig: Rig, people: PeopleStore
+) -> None:
+    people.add("zoe", "Zoe Roth", Role.VIEWER, GOOD, "root")
+    listener = Listener(journal_path(rig.runtime))
+    teller = Teller(configuration(rig), people)
+    teller.start()
+    silent = listener.accept()
+    silent.receive(30.0).close()
+    assert "did not answer yet" in teller.tell(0.01)
+    assert not teller.stop(), "it waits for the journal, and nobody for it"
+    silent.close()
+    listener.close()
+    wait_until(teller.stop, 30.0, "end of the teller")
+    assert [act.was_sent for act in people.pending_acts()] == [True]
 
 
 # --- the command ----------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,8 +18,8 @@ from station_rig import Rig
 from web_rig import serving, small_journal
 
 from station.config import load_configuration
-from station.passwords import Hasher
-from station.people import PeopleStore
+from station.passwords import Hasher, TooBusy, Weakness, WeakSecret
+from station.people import PeopleError, PeopleStore
 from station.roles import Person, Role
 from station.web.app import create_app
 from station.web.context import Web
@@ -26,7 +27,7 @@ from station.web.errors import PageError
 from station.web.people import StationPeople, Where, network_of
 from station.web.server import make_web
 from station.web.sessions import Sessions
-from station.web.sign_in import station_people
+from station.web.sign_in import Failure, as_page_error, station_people
 
 GOOD, BETTER, GIVEN = "rot blau tisch", "sieben gelbe Enten", "vorerst gegeben 7"
 PIN, BADGE = "483920", "B-0042-7731"
@@ -526,6 +527,47 @@ async def _see_what_strangers_see(app: FastAPI, people: StationPeople) -> None:
         assert "Secure" in cookie
         assert "Domain" not in cookie
         assert (await browser.get("/account.json")).json()["name"] == "ada"
+
+
+# --- what is not to be had at the moment ----------------------------------------------------------
+
+
+def test_a_peoples_file_that_takes_nothing_is_said(site: Site) -> None:
+    ada = site.signed_in(site.person("nora"))
+    with sqlite3.connect(site.store.path) as other:
+        other.execute(
+            "CREATE TRIGGER full BEFORE UPDATE ON person BEGIN INSERT INTO nowhere VALUES (1); END"
+        )
+    try:
+        secret = {"password": GOOD, "new": "sieben gelbe Enten", "again": "sieben gelbe Enten"}
+        for answer in (
+            ada.json("/language.json", language="de"),
+            ada.json("/account/password.json", **secret),
+        ):
+            assert (answer.status_code, answer.json()["key"]) == (503, "people.why.store")
+            assert answer.headers["retry-after"]
+            assert "default-src 'self'" in answer.headers["content-security-policy"]
+    finally:
+        with other:
+            other.execute("DROP TRIGGER full")
+        other.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "key"),
+    [
+        (TooBusy(), 503, "busy"),
+        (sqlite3.OperationalError("database is locked"), 503, "store"),
+        (PeopleError("store", "locked"), 503, "store"),
+        (PeopleError("unknown", "who"), 409, "unknown"),
+        (WeakSecret(Weakness.SHORT), 422, "short"),
+    ],
+)
+def test_what_goes_wrong_with_people_is_no_failure_of_the_page(
+    error: Failure, status: int, key: str
+) -> None:
+    said = as_page_error(error)
+    assert (said.status, said.key) == (status, f"people.why.{key}")
 
 
 # --- as a browser does it -------------------------------------------------------------------------

@@ -180,6 +180,11 @@ def test_the_page_comes_to_the_others_by_their_doors_and_listens_at_its_port_onl
     assert f"d {door_of(Path('/run/vqi/journal.sock')).parent} 2750 vqi {ACCOUNT} -" in made
     assert f"m vqi-web {ACCOUNT}\n" in users
     assert "m vqi-web vqi\n" not in users
+    # A group that may read every log of the machine: only the units' own is there to be read.
+    logs = ("/var/log/journal", "/run/log/journal")
+    assert settings["TemporaryFileSystem"] == [" ".join(f"{one}:ro" for one in logs)]
+    own = " ".join(f"-{one}/%m.{settings['LogNamespace'][0]}" for one in logs)
+    assert settings["BindReadOnlyPaths"] == [own]
     assert settings["SocketBindDeny"] == ["any"]
     assert settings["SocketBindAllow"] == [f"tcp:{WebSettings().port}"]
 

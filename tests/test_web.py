@@ -25,7 +25,13 @@ from web_rig import WebRig, running_journal, running_web, until, web_rig
 from station.config import ConfigError, WebSettings, load_configuration
 from station.record import ChangeBody, ReviewBody, Verdict
 from station.reviews import last_judged
-from station.web.certificates import TlsFiles, expiry_warning, make_certificate, tls_files
+from station.web.certificates import (
+    TlsFiles,
+    certificate_at,
+    make_certificate,
+    tls_context,
+    tls_files,
+)
 from station.web.errors import PageError
 from station.web.live import Live
 from station.web.roles import ANONYMOUS, Person, Role
@@ -223,8 +229,9 @@ def test_certificates_that_cannot_serve_are_named(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=said):
             tls_files(WebSettings(tls_cert_file=cert, tls_key_file=key))
     made = tmp_path / "a" / "cert.pem"
-    assert not expiry_warning(made, datetime.now(UTC))
-    assert str(made) in expiry_warning(made, datetime.now(UTC) + timedelta(days=800))
+    served = certificate_at(made)
+    assert not served.warning(datetime.now(UTC))
+    assert f"{made} ends on" in served.warning(datetime.now(UTC) + timedelta(days=800))
 
 
 def test_files_without_a_folder_are_the_units_credentials(
@@ -244,6 +251,27 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path, caplog: pytest.LogCapture
         config = Rig(tmp_path, tables=f"[web]\nport = {port}\n").write()
         assert serve(load_configuration(str(config)), print) == 78
     assert f"port {port} cannot be listened at: Address already in use" in caplog.text
+
+
+@pytest.mark.parametrize(("left_days", "verb"), [(10, "ends"), (-1, "has ended")])
+def test_a_certificate_that_ends_is_told_in_health_and_in_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, left_days: int, verb: str
+) -> None:
+    folder = tmp_path / "tls"
+    make_certificate(folder, [], datetime.now(UTC) - timedelta(days=825 - left_days))
+    lines = f'tls_cert_file = "{folder}/cert.pem"\ntls_key_file = "{folder}/key.pem"'
+    with web_rig(tmp_path, plates=0, web_lines=lines) as rig:
+        answer = httpx.get(f"{rig.url}/health", verify=False)
+    assert f"{folder}/cert.pem {verb} on" in answer.json()["certificate"]
+    is_problem = any(str(folder) in one for one in answer.json()["problems"])
+    assert is_problem == (left_days < 0)
+    assert f"{folder}/cert.pem {verb} on" in caplog.text
+
+
+def test_tls_is_1_2_or_later_whatever_openssl_is_set_to(tmp_path: Path) -> None:
+    make_certificate(tmp_path, [], datetime.now(UTC))
+    context = tls_context(TlsFiles(tmp_path / "cert.pem", tmp_path / "key.pem"))
+    assert context.minimum_version is ssl.TLSVersion.TLSv1_2
 
 
 def test_a_self_made_certificate_serves_under_the_machines_names(tmp_path: Path) -> None:

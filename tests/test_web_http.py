@@ -9,13 +9,16 @@ import re
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 
 import httpx
 import pytest
 from starlette.responses import Response, StreamingResponse
 from web_rig import WebRig, until, web_rig
 
-from station.web import server
+from station.web import listening, server
+from station.web.certificates import make_certificate
 from station.web.pages import Declared, WebRouter
 from station.web.roles import Role
 
@@ -213,7 +216,9 @@ def test_an_error_is_a_page_or_json_and_its_reference_is_in_the_log(
     assert client.get("/nothing", headers={"accept": "application/json"}).json()["key"]
     until(lambda: twin.json()["reference"] in caplog.text, "line of the log")
     client.send_form("/theme", theme="dark")
-    until(lambda: "'action'" in caplog.text, "line of the action")
+    rig.client_of(Role.ENGINEER, "eve").send_form("/sign-out")
+    until(lambda: "'/sign-out'" in caplog.text, "line of the action")
+    assert "'/theme'" not in caplog.text
 
 
 def test_who_must_sign_in_is_led_there_and_back(rig: WebRig) -> None:
@@ -283,6 +288,49 @@ def test_who_sends_slowly_is_given_up(
                     while one.recv(65_536):
                         pass
         assert slow.client().get("/api").status_code == 200
+
+
+def test_no_machine_has_all_connections(rig: WebRig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listening, "_MOST_OF_ONE", 3)
+    url = httpx.URL(rig.url)
+    where = (url.host, url.port)
+    with contextlib.ExitStack() as stack:
+        greedy = [
+            stack.enter_context(socket.create_connection(where, 30.0, ("127.0.0.2", 0)))
+            for _ in range(4)
+        ]
+        assert greedy[3].recv(1) == b"", "one too many is closed"
+        assert status_of(greedy[2], "/api") == 200
+        other = stack.enter_context(socket.create_connection(where, 30.0, ("127.0.0.3", 0)))
+        assert status_of(other, "/api") == 200
+    until(lambda: _is_let_in(where), "place that was left")
+
+
+def _is_let_in(where: tuple[str, int | None]) -> bool:
+    with socket.create_connection(where, 30.0, ("127.0.0.2", 0)) as one:  # type: ignore[arg-type]
+        return status_of(one, "/api") == 200
+
+
+def status_of(connection: socket.socket, path: str) -> int:
+    """What is answered; 0 where the connection is closed."""
+    try:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        answer = connection.recv(65_536)
+    except OSError:
+        return 0
+    return int(answer.split()[1]) if answer else 0
+
+
+def test_who_begins_tls_and_goes_no_further_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "_HANDSHAKE_S", 0.2)
+    make_certificate(tmp_path / "tls", (), datetime.now(UTC))
+    lines = f'tls_cert_file = "{tmp_path}/tls/cert.pem"\ntls_key_file = "{tmp_path}/tls/key.pem"'
+    with web_rig(tmp_path, plates=0, web_lines=lines) as rig:
+        url = httpx.URL(rig.url)
+        with socket.create_connection((url.host, url.port), 30.0) as idle:
+            assert idle.recv(1) == b""
 
 
 def test_an_open_stream_does_not_hold_up_the_end(tmp_path_factory: pytest.TempPathFactory) -> None:

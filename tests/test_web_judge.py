@@ -306,6 +306,44 @@ def ends(line: WebRig) -> int:
     return Path("/proc/self/net/unix").read_text().count(f"/{name}\n")
 
 
+def test_a_journal_that_stands_still_holds_up_nobody_who_looks(tmp_path: Path) -> None:
+    """More reviews at once than the page has threads."""
+    with web_rig(tmp_path, plates=4) as line, contextlib.ExitStack() as stack:
+        ada, plate = line.client_of(Role.REVIEWER, "ada"), line.plates[1]
+        body, address = said(panel(ada, plate)), f"/plates/{plate}/review.json"
+        headers = {"origin": line.url, "x-csrf-token": ada.token()}
+        silent = SilentJournal(line)
+        stack.callback(silent.refuse)
+        pool = stack.enter_context(ThreadPoolExecutor(60))
+        sent = [pool.submit(ada.post, address, json=body, headers=headers) for _ in range(60)]
+        until(lambda: sum(one.done() for one in sent) >= 52, "answers for those without a place")
+        assert line.client().get("/health").status_code in (200, 503)
+        assert line.client().get("/sign-in").status_code == 200
+        assert len(silent.held) == 8
+        silent.refuse()
+        assert sorted({one.result().status_code for one in sent}) == [409, 503]
+
+
+class SilentJournal:
+    """Listens, and answers nobody until it refuses what was sent."""
+
+    def __init__(self, rig: WebRig) -> None:
+        self.held: list[Channel] = []
+        self._listener = Listener(journal_path(rig.station.runtime))
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self.held.append(self._listener.accept())
+
+    def refuse(self) -> None:
+        while self.held:
+            with contextlib.closing(self.held.pop()) as client, contextlib.suppress(PeerGone):
+                number = client.receive(10.0).body["id"]
+                client.send({"ok": False, "id": number, "error": "no"})
+
+
 class Wire:
     """Stands between the page and its journal, and loses the first answers."""
 

@@ -45,15 +45,24 @@ def tls_files(settings: WebSettings) -> TlsFiles | None:
             path.read_bytes()
         except OSError as error:
             raise ConfigError(f"web.{key}: {path} cannot be read: {error.strerror}") from error
+    tls_context(found)
+    return found
+
+
+def tls_context(files: TlsFiles) -> ssl.SSLContext:
+    """What the page speaks, whatever this machine's OpenSSL is set to: TLS 1.2 and later (NIST SP
+    800-52 Rev. 2). Raises `ConfigError` if the files cannot serve."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(found.cert, found.key)
+        context.load_cert_chain(files.cert, files.key)
     except ssl.SSLError as error:
         why = error.reason or str(error)
         raise ConfigError(
-            f"web.tls_cert_file: {found.cert} and {found.key} do not serve: {why}; a certificate "
+            f"web.tls_cert_file: {files.cert} and {files.key} do not serve: {why}; a certificate "
             "and the key that belongs to it are wanted, both PEM, the key without a pass phrase"
         ) from error
-    return found
+    return context
 
 
 def placed(path: Path) -> Path:
@@ -62,14 +71,30 @@ def placed(path: Path) -> Path:
     return Path(folder) / path if folder and path.parent == Path() else path
 
 
-def expiry_warning(path: Path, now: datetime) -> str:
-    """That a certificate ends soon, or has ended; empty if it does not."""
-    certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    left = certificate.not_valid_after_utc - now
-    if left > timedelta(days=_WARN_DAYS):
-        return ""
-    at = certificate.not_valid_after_utc.date().isoformat()
-    return f"{path} ends on {at}; make or get a new one and start the page again"
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The one that is served: as its file was when the page began."""
+
+    path: Path
+    ends_at: datetime
+
+    def warning(self, now: datetime) -> str:
+        """That it ends soon, or has ended; empty if it does not."""
+        if self.ends_at - now > timedelta(days=_WARN_DAYS):
+            return ""
+        verb = "has ended" if self.is_over(now) else "ends"
+        day = self.ends_at.date().isoformat()
+        return f"{self.path} {verb} on {day}; make or get a new one and start the page again"
+
+    def is_over(self, now: datetime) -> bool:
+        """Browsers refuse it."""
+        return self.ends_at <= now
+
+
+def certificate_at(path: Path) -> Certificate:
+    """Of a file that can serve."""
+    found = x509.load_pem_x509_certificate(path.read_bytes())
+    return Certificate(path, found.not_valid_after_utc)
 
 
 def make_certificate(folder: Path, names: Iterable[str], now: datetime) -> str:

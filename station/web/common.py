@@ -1,11 +1,16 @@
 """What belongs to no part: files of the page, language and theme, health, the interface's own
-description."""
+description.
+
+Health and files are told on the event loop, from memory: whatever holds up the threads of the rest,
+a browser gets its style and whoever watches the page hears how it is.
+"""
 
 from __future__ import annotations
 
 import inspect
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Literal
 
 from pydantic import BaseModel
@@ -13,7 +18,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from station.config import MetricsSettings
+from station.ipc import Json
 from station.metrics_server import health
+from station.web.certificates import Certificate
 from station.web.context import Web
 from station.web.errors import not_found
 from station.web.pages import WebRouter
@@ -53,7 +60,7 @@ class ThemeForm(BaseModel):
 
 
 @router.data("/static/{name:path}", role=None, media_type="application/octet-stream")
-def static(request: Request, name: str) -> Response:
+async def static(request: Request, name: str) -> Response:
     """A file of the page itself."""
     file = static_files().get(name)
     if file is None:
@@ -82,7 +89,7 @@ def theme(request: Request, response: Response, form: ThemeForm) -> Switched:
 
 
 @router.data("/health", role=None, media_type="application/json")
-def station_health(web: Web) -> Response:
+async def station_health(web: Web) -> Response:
     """Whether every worker lives and verdicts become durable: 200, else 503 with what is wrong."""
     live, metrics = web.live, web.configuration.value.metrics
     said = {
@@ -97,7 +104,17 @@ def station_health(web: Web) -> Response:
     if live.is_stale:
         old = f"the page heard the station {time.time() - live.at:.0f} s ago; what follows is old"
         found |= {"ok": False, "problems": [old, *found["problems"]]}
+    found |= _of_certificate(web.certificate, found["problems"])
     return JSONResponse(found, 200 if found["ok"] else 503)
+
+
+def _of_certificate(served: Certificate | None, problems: list[str]) -> Json:
+    """That it ends soon is said; once it is over, nobody gets in."""
+    now = datetime.now(UTC)
+    if served is None or not (why := served.warning(now)):
+        return {}
+    is_over = {"ok": False, "problems": [*problems, why]} if served.is_over(now) else {}
+    return {"certificate": why, **is_over}
 
 
 @router.data("/openapi.json", role=None, media_type="application/json")

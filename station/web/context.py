@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from station.journal import JournalClient
 from station.log_reader import ASK_LIMIT_S, Reader
 from station.qms import StoreError
 from station.record import Body
+from station.web.certificates import Certificate
 from station.web.errors import PageError, conflict, not_found
 from station.web.hub import Hub
 from station.web.live import Live, LiveSource
@@ -33,9 +35,15 @@ from station.web.tokens import Tokens
 
 READ_LIMIT_S = 2.0
 """All questions of one request together; a reader holds up the write-ahead file (I8)."""
-_RESEND_S = 10.0
-"""A journal process that dies is back within this time."""
+_COMMIT_S = 12.0
+"""So long somebody waits for rows, sent again or not; a journal process that dies is back within
+this time."""
 _CONNECT_S = 2.0
+_RESEND_PAUSE_S = 0.2
+_WRITERS = 8
+"""Requests that wait for the journal process at once: reading goes on in the other threads."""
+_WRITER_S = 1.0
+"""Another one waits so long to be one of them."""
 _STEPS = 5_000
 
 
@@ -89,8 +97,11 @@ class Web:
     tokens: Tokens = field(default_factory=Tokens)
     streams: set[asyncio.Task[Any]] = field(default_factory=set)
     """Event streams that are open; who stops the server ends them."""
+    _writers: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_WRITERS))
     zone: ZoneInfo = field(init=False)
     """Where the station stands: `[journal.shifts] timezone`, or what this machine is set to."""
+    certificate: Certificate | None = None
+    """By which this page is known; None without TLS."""
     log_seen_at: float | None = None
     """When the log was read last, seconds since 1970."""
 
@@ -167,19 +178,28 @@ class Web:
         raise conflict("errors.refused", why=answer["error"])
 
     def _submitted(self, rows: Sequence[Body]) -> Json:
+        if not self._writers.acquire(timeout=_WRITER_S):
+            raise PageError(503, "errors.journal_away", retry_s=5)
+        try:
+            return self._sent(rows)
+        finally:
+            self._writers.release()
+
+    def _sent(self, rows: Sequence[Body]) -> Json:
         is_repeatable = all(getattr(row, "nonce", "") for row in rows)
-        deadline, was_sent = time.monotonic() + _RESEND_S, False
+        deadline, was_sent = time.monotonic() + _COMMIT_S, False
         while True:
             client = JournalClient(self.configuration.value.station.runtime_dir, is_page=True)
             try:
                 client.connect(_CONNECT_S)
                 was_sent = True
-                return client.submit(rows)
+                return client.submit(rows, timeout_s=max(0.1, deadline - time.monotonic()))
             except (PeerGone, NotAMessage, TimeoutError, OSError) as error:
                 if not was_sent:
                     raise PageError(503, "errors.journal_away", retry_s=5) from error
                 if not is_repeatable or time.monotonic() > deadline:
                     raise PageError(503, "errors.commit_unknown") from error
+                time.sleep(_RESEND_PAUSE_S)
             finally:
                 client.close()
 

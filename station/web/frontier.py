@@ -18,6 +18,7 @@ from station.log_lines import get_logger
 from station.web.context import Web
 from station.web.errors import PageError
 from station.web.hosts import allowed_hosts
+from station.web.sign_in import Failure, as_page_error
 
 _LOG = get_logger("web")
 MAX_URL_BYTES: Final = 4096
@@ -49,6 +50,7 @@ _HEADERS: Final = {
 """OWASP Secure Headers; the page itself needs none of what they forbid."""
 _HSTS: Final = "max-age=31536000"
 
+_IDLE_TOUCHES: Final = ("/session/touch", "/theme", "/language")
 _FRAMINGS: Final = (b"content-length", b"transfer-encoding")
 """Who sends both means two requests to a proxy that reads the other one (RFC 9112, 6.3)."""
 
@@ -94,7 +96,7 @@ class Frontier:
                 await response(scope, receive, answer)
             elif not isinstance(error, TimeoutError):  # else a client that took nothing
                 _LOG.error("an answer broke off", reference=reference, exc_info=error)
-        if scope["method"] == "POST" or answer.status >= 400:
+        if answer.status >= 400 or (scope["method"] == "POST" and not _is_idle_touch(scope)):
             _log_end(scope, reference, answer.status)
 
     def _see_that_it_may(self, scope: Scope) -> None:
@@ -115,8 +117,16 @@ def _explained(error: Exception, scope: Scope, reference: str) -> PageError:
         return error
     if isinstance(error, UnicodeEncodeError):  # a lone surrogate in what was sent
         return PageError(422, "errors.no_text")
+    if isinstance(error, Failure):
+        _LOG.warning("people were not to be had", reference=reference, error=repr(error))
+        return as_page_error(error)
     _LOG.error("a page failed", reference=reference, path=scope["path"], exc_info=error)
     return PageError(500, "errors.failed")
+
+
+def _is_idle_touch(scope: Scope) -> bool:
+    """It changes nothing but how a browser shows pages, or that it goes on doing so."""
+    return str(scope["path"]).removesuffix(".json") in _IDLE_TOUCHES
 
 
 def _log_end(scope: Scope, reference: str, status: int) -> None:

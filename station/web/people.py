@@ -16,8 +16,8 @@ from station.config import Configuration, Loaded, WebSettings
 from station.ipc import Json
 from station.log_lines import get_logger
 from station.passwords import Hasher, TooBusy, is_pin
-from station.people import DATABASE, Account, PeopleError, PeopleStore
-from station.people_log import tell_log
+from station.people import DATABASE, Account, PeopleStore
+from station.people_log import Teller
 from station.reviews import person as folded
 from station.roles import ANONYMOUS, Person, Role
 from station.throttle import PASSWORD, PIN, Limit, Throttle
@@ -29,7 +29,6 @@ _LOG = get_logger("people")
 SESSION_COOKIE = "session"
 T = TypeVar("T")
 _MOST_NAME = 64
-_TELL_AGAIN_S = 30.0
 _RACY_S = 0.1
 """A file that changed so lately may change again within one step of its time stamp."""
 
@@ -99,7 +98,6 @@ class StationPeople:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Raises `PeopleError` if the people's file cannot be used."""
-        self._configuration = configuration.value
         self._settings = configuration.value.web or WebSettings()
         self.store = PeopleStore(configuration.value.people_dir, hasher)
         self.sessions = sessions or Sessions(limits_of(self._settings))
@@ -107,8 +105,7 @@ class StationPeople:
         self._throttle, self._clock = Throttle(), clock
         self._lock = threading.Lock()
         self._known = _Known()
-        self._stopping = threading.Event()
-        self._teller: threading.Thread | None = None
+        self._teller = Teller(configuration.value, self.store)
 
     # --- every request ----------------------------------------------------------------------------
 
@@ -334,29 +331,15 @@ class StationPeople:
 
     def tell_log(self) -> str:
         """Bring what was done into the log; why that is still to come, empty if it is done."""
-        return tell_log(self._configuration, self.store)
+        return self._teller.tell()
 
     def start(self) -> None:
         """Go on telling the log what it does not know, until `stop`."""
-        self._teller = threading.Thread(target=self._tell, name="people-log", daemon=True)
         self._teller.start()
 
     def stop(self) -> None:
-        self._stopping.set()
-        if self._teller is not None:
-            self._teller.join()
-        self.store.close()
-
-    def _tell(self) -> None:
-        while True:
-            try:
-                problem = self.tell_log()
-            except PeopleError as error:
-                problem = str(error)
-            if problem:
-                _LOG.warning("what was done to accounts is not in the log yet", why=problem)
-            if self._stopping.wait(_TELL_AGAIN_S):
-                return
+        if self._teller.stop():
+            self.store.close()
 
 
 def limits_of(settings: WebSettings) -> Limits:

@@ -8,6 +8,7 @@ import gc
 import logging
 import resource
 import socket
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -19,9 +20,10 @@ from station.log_lines import get_logger
 from station.people import PeopleError
 from station.systemd import exit_with_starter, notify
 from station.web.app import create_app
-from station.web.certificates import TlsFiles, expiry_warning, tls_files
+from station.web.certificates import TlsFiles, certificate_at, tls_context, tls_files
 from station.web.context import Web
 from station.web.frontier import MAX_HEAD_BYTES
+from station.web.listening import FairListener
 from station.web.live import Poller
 from station.web.people import StationPeople
 from station.web.render import warm_up
@@ -33,6 +35,7 @@ _KEEP_ALIVE_S = 15
 _MAX_CONNECTIONS = 1500
 _STOP_LIMIT_S = 3
 _WATCHDOG_EVERY_S = 0.5
+_DAY_S = 86_400.0
 
 
 class PatientProtocol(H11Protocol):
@@ -71,7 +74,9 @@ def make_web(loaded: Loaded[Configuration]) -> Web:
 def server_of(web: Web, tell: Callable[[], None]) -> Server:
     """The page's server; `tell` is called when it listens. Raises `ConfigError` if the certificate
     cannot serve."""
-    return Server(_uvicorn(web, tls_files(web.settings)), tell, web.end_streams)
+    files = tls_files(web.settings)
+    web.certificate = certificate_at(files.cert) if files else None
+    return Server(_uvicorn(web, files), tell, web)
 
 
 def serve(loaded: Loaded[Configuration], tell: Callable[[str], None]) -> int:
@@ -88,12 +93,10 @@ def serve(loaded: Loaded[Configuration], tell: Callable[[str], None]) -> int:
         _LOG.error(problem)
         return EX_CONFIG
     try:
-        files = tls_files(settings)
+        tls_files(settings)
     except ConfigError as error:
         _LOG.error(str(error))
         return EX_CONFIG
-    if files and (warning := expiry_warning(files.cert, datetime.now(UTC))):
-        _LOG.warning("the certificate ends soon", why=warning)
     try:
         listening = listen(settings)
         server = server_of(web, lambda: tell(address_of(settings, listening)))
@@ -133,7 +136,7 @@ def refusal(settings: WebSettings, has_users: bool) -> str:
 def listen(settings: WebSettings) -> socket.socket:
     """A socket at the configured address. Raises OSError."""
     family = socket.AF_INET6 if settings.host.version == 6 else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening = FairListener(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     # asyncio does it for sockets that name their protocol only; without, each answer waits 40 ms
     # for the acknowledgement of its head.
@@ -165,7 +168,7 @@ def _uvicorn(web: Web, files: TlsFiles | None) -> uvicorn.Config:
         create_app(web),
         http=PatientProtocol,
         ws="none",
-        loop="asyncio",
+        loop="station.web.listening:PageLoop",
         log_config=None,
         access_log=False,
         server_header=False,
@@ -174,8 +177,7 @@ def _uvicorn(web: Web, files: TlsFiles | None) -> uvicorn.Config:
         timeout_graceful_shutdown=_STOP_LIMIT_S,
         limit_concurrency=_MAX_CONNECTIONS,
         h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-        ssl_certfile=files.cert if files else None,
-        ssl_keyfile=files.key if files else None,
+        ssl_context_factory=(lambda *_: tls_context(files)) if files else None,
     )
 
 
@@ -183,11 +185,9 @@ class Server(uvicorn.Server):
     """Tells when it listens, and that its loop turns; ends its streams before it waits for what is
     in work."""
 
-    def __init__(
-        self, config: uvicorn.Config, tell: Callable[[], None], end_streams: Callable[[], None]
-    ) -> None:
+    def __init__(self, config: uvicorn.Config, tell: Callable[[], None], web: Web) -> None:
         super().__init__(config)
-        self._end_streams = end_streams
+        self._web = web
         if not config.loaded:
             config.load()
         self._tell = tell
@@ -204,10 +204,19 @@ class Server(uvicorn.Server):
         self._turning.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._turning
-        self._end_streams()
+        self._web.end_streams()
         await super().shutdown(sockets)
 
     async def _turn(self) -> None:
+        looked_s = float("-inf")
         while True:
             notify("WATCHDOG=1")
+            if time.monotonic() - looked_s > _DAY_S:
+                looked_s = time.monotonic()
+                self._look_at_certificate()
             await asyncio.sleep(_WATCHDOG_EVERY_S)
+
+    def _look_at_certificate(self) -> None:
+        served = self._web.certificate
+        if served and (why := served.warning(datetime.now(UTC))):
+            _LOG.warning("the certificate ends soon", why=why)

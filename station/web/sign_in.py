@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sqlite3
 from collections.abc import Callable
 from typing import Annotated
 from urllib.parse import urlencode
@@ -13,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from station.ingress import MAX_CHARACTERS, Refused, admit
-from station.passwords import MAX_DIGITS, MIN_CHARACTERS, WeakSecret
+from station.passwords import MAX_DIGITS, MIN_CHARACTERS, TooBusy, WeakSecret
 from station.people import PeopleError
 from station.roles import Person, Role
 from station.web.context import Web
@@ -235,13 +236,20 @@ def _begin(
     )
 
 
-def as_page_error(error: PageError | PeopleError | WeakSecret) -> PageError:
-    """What went wrong, in the page's words."""
+Failure = PageError | PeopleError | WeakSecret | TooBusy | sqlite3.OperationalError
+
+
+def as_page_error(error: Failure) -> PageError:
+    """What went wrong with people and their secrets, in the page's words."""
     if isinstance(error, PageError):
         return error
     if isinstance(error, WeakSecret):
         return PageError(422, f"people.why.{error.weakness}")
-    return PageError(409, f"people.why.{error.key}")
+    if isinstance(error, TooBusy):
+        return PageError(503, "people.why.busy", retry_s=5)
+    if isinstance(error, PeopleError) and error.key != "store":
+        return PageError(409, f"people.why.{error.key}")
+    return PageError(503, "people.why.store", retry_s=5)
 
 
 def _once_more(again: str, then: str, failure: PageError) -> str:

@@ -163,25 +163,29 @@ class PeopleStore:
         found = self._rows("SELECT * FROM person WHERE badge = ? AND removed_at IS NULL", kept)
         return _account(found[0]) if found else None
 
-    def is_password_of(self, name: str, password: str) -> bool:
-        """Takes as long for a name that nobody has. Raises `TooBusy`."""
-        return self._is_right(name, "password", password)
+    def by_password(self, name: str, password: str) -> Account | None:
+        """The account whose password it is, as it was when the hash was read: looking takes its
+        turn, and the account may be another one meanwhile. None if it is not; takes as long for a
+        name that nobody has. Raises `TooBusy`."""
+        return self._proven(name, "password", password)
 
-    def is_pin_of(self, name: str, pin: str) -> bool:
+    def by_pin(self, name: str, pin: str) -> Account | None:
         """As of a password."""
-        return self._is_right(name, "pin", pin)
+        return self._proven(name, "pin", pin)
 
-    def is_secret_of(self, name: str, secret: str) -> bool:
-        """Whether it is the person's password or PIN; which of them it can be its length says."""
-        return self._is_right(name, "pin" if is_pin(secret) else "password", secret)
+    def by_secret(self, name: str, secret: str) -> Account | None:
+        """By the person's password or PIN; which of them it can be its length says."""
+        return self._proven(name, "pin" if is_pin(secret) else "password", secret)
 
-    def _is_right(self, name: str, which: Literal["password", "pin"], secret: str) -> bool:
+    def _proven(self, name: str, which: Literal["password", "pin"], secret: str) -> Account | None:
         row = self._row(name)
         kept: str | None = row[which] if row is not None and row["removed_at"] is None else None
         is_right = self._hasher.is_right(kept, secret)
-        if kept is not None and is_right and self._hasher.is_outdated(kept):
+        if row is None or kept is None or not is_right:
+            return None
+        if self._hasher.is_outdated(kept):
             self._renew(name, which, kept, self._hasher.hash(secret))
-        return is_right
+        return _account(row)
 
     def _renew(self, name: str, which: str, before: str, after: str) -> None:
         """With the parameters of today. The old hash is as right: a busy file is no failure."""
@@ -223,23 +227,25 @@ class PeopleStore:
         kept = {"password": self._hasher.hash(password), "pin": None, "must_change": 1}
         self._set(name, kept, "user password reset", by)
 
-    def change_password(self, name: str, password: str) -> None:
-        """By the person; all sessions end. Raises as `add`."""
+    def change_password(self, name: str, password: str, epoch: int | None = None) -> int:
+        """By the person; all sessions end. `epoch`: the account's, of which the person proved to be
+        the owner. The new one. Raises as `add`, `PeopleError` if it is another one by now."""
         account = self._known(name)
         check_password(password, account.name, account.full_name)
-        if self.is_password_of(name, password):
+        if self.by_password(name, password):
             raise PeopleError("same_password", "the new password is the old one; choose another")
         kept = {"password": self._hasher.hash(password), "must_change": 0}
-        self._set(name, kept, "user password changed", account.name)
+        return self._set(name, kept, "user password changed", account.name, epoch=epoch)
 
-    def set_pin(self, name: str, pin: str) -> None:
-        """By the person; empty takes it away. Raises `WeakSecret`, `PeopleError`, `TooBusy`."""
+    def set_pin(self, name: str, pin: str, epoch: int | None = None) -> int:
+        """As `change_password`; empty takes it away."""
         if pin:
             check_pin(pin)
         kept = self._hasher.hash(pin) if pin else None
-        self._set(name, {"pin": kept}, f"user PIN {'set' if pin else 'removed'}", name)
+        what = f"user PIN {'set' if pin else 'removed'}"
+        return self._set(name, {"pin": kept}, what, name, epoch=epoch)
 
-    def set_badge(self, name: str, text: str) -> None:
+    def set_badge(self, name: str, text: str, epoch: int | None = None) -> int:
         """By the person; empty takes it away. Raises as `set_pin`."""
         given = admit(text) if text else ""
         if isinstance(given, Refused) or (text and len(given) < MIN_BADGE_CHARACTERS):
@@ -247,7 +253,7 @@ class PeopleStore:
         kept = self._hasher.badge(given, self._badge_salt) if given else None
         what = f"user badge {'set' if given else 'removed'}"
         try:
-            self._set(name, {"badge": kept}, what, name)
+            return self._set(name, {"badge": kept}, what, name, epoch=epoch)
         except sqlite3.IntegrityError as error:
             raise PeopleError("badge_taken", "this badge is another person's") from error
 
@@ -283,16 +289,21 @@ class PeopleStore:
         what: str,
         by: str,
         detail: dict[str, str] | None = None,
-    ) -> None:
-        """One change of an account and its act; sessions that began before it are over."""
+        epoch: int | None = None,
+    ) -> int:
+        """One change of an account and its act; sessions that began before it are over. The new
+        epoch. Raises `PeopleError` if the account has not this `epoch` any more."""
         with self._change() as connection:
             account = self._known(name)
+            if epoch not in (None, account.epoch):
+                raise PeopleError("changed", f"the account of {name!r} was changed meanwhile")
             columns = ", ".join(f"{column} = ?" for column in values)
             connection.execute(
                 f"UPDATE person SET {columns}, epoch = epoch + 1 WHERE folded = ?",
                 (*values.values(), folded(name)),
             )
             _note(connection, what, by, {"name": account.name, **(detail or {})})
+        return account.epoch + 1
 
     def _known(self, name: str) -> Account:
         account = self.find(name)

@@ -207,15 +207,15 @@ def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
 
 def test_it_is_the_password_of_one_person(store: PeopleStore) -> None:
     store.add("kim", "Kim Min", Role.VIEWER, BETTER, "root")
-    assert store.is_password_of("ada", GOOD)
-    assert store.is_password_of(" ADA ", GOOD), "one spelling of a name"
+    assert store.by_password("ada", GOOD)
+    assert store.by_password(" ADA ", GOOD), "one spelling of a name"
     for name, password in (("ada", BETTER), ("kim", GOOD), ("nobody", GOOD), ("ada", "")):
-        assert not store.is_password_of(name, password)
+        assert not store.by_password(name, password)
 
 
 def test_however_it_was_typed_a_password_is_the_same(store: PeopleStore) -> None:
     store.change_password("ada", "Prüfer auf Schicht")
-    assert store.is_password_of("ada", "Pru\u0308fer auf Schicht")
+    assert store.by_password("ada", "Pru\u0308fer auf Schicht")
 
 
 def test_a_pin_and_a_badge_find_their_person(store: PeopleStore) -> None:
@@ -226,11 +226,11 @@ def test_a_pin_and_a_badge_find_their_person(store: PeopleStore) -> None:
     assert found is not None
     assert found.name == "kim"
     assert store.by_badge("B-0043") is None
-    assert store.is_pin_of("kim", "483920")
-    assert not store.is_pin_of("kim", "483921")
-    assert not store.is_pin_of("ada", "483920"), "who has none has none"
-    assert store.is_secret_of("kim", "483920")
-    assert store.is_secret_of("kim", BETTER)
+    assert store.by_pin("kim", "483920")
+    assert not store.by_pin("kim", "483921")
+    assert not store.by_pin("ada", "483920"), "who has none has none"
+    assert store.by_secret("kim", "483920")
+    assert store.by_secret("kim", BETTER)
     with pytest.raises(PeopleError, match="another person's"):
         store.set_badge("ada", "B-0042")
     with pytest.raises(WeakSecret):
@@ -247,7 +247,7 @@ def test_a_reset_voids_the_pin_and_asks_for_a_change(store: PeopleStore) -> None
     assert after.must_change
     assert not after.has_pin
     assert after.epoch > before.epoch
-    assert not store.is_password_of("ada", GOOD)
+    assert not store.by_password("ada", GOOD)
     store.change_password("ada", "ganz anders gewählt")
     changed = store.find("ada")
     assert changed is not None
@@ -272,7 +272,7 @@ def test_a_name_is_one_persons_for_ever(store: PeopleStore) -> None:
     store.set_badge("ada", "B-0042")
     store.remove("ada", "root")
     assert store.find("ada") is None
-    assert not store.is_password_of("ada", GOOD)
+    assert not store.by_password("ada", GOOD)
     assert store.by_badge("B-0042") is None
     assert [account.name for account in store.accounts()] == ["ada"], "the name stays known"
     assert not store.has_people()
@@ -289,12 +289,12 @@ def test_a_hash_of_yesterdays_parameters_is_made_anew(store: PeopleStore) -> Non
 
     yesterday = kept()
     with PeopleStore(store.directory, Hasher(memory_kib=128)) as today:
-        assert not today.is_password_of("ada", BETTER)
+        assert not today.by_password("ada", BETTER)
         assert kept() == yesterday, "only who knows it makes it anew"
-        assert today.is_password_of("ada", GOOD)
+        assert today.by_password("ada", GOOD)
         assert kept() != yesterday
         assert "m=128," in kept()
-        assert today.is_password_of("ada", GOOD)
+        assert today.by_password("ada", GOOD)
 
 
 def test_two_processes_see_each_others_changes_at_once(store: PeopleStore) -> None:
@@ -412,9 +412,10 @@ class Living(RuleBasedStateMachine):
                 bool(known["pin"]),
             )
             for password in (GOOD, BETTER):
-                is_it = self.store.is_password_of(name, password)
+                is_it = bool(self.store.by_password(name, password))
                 assert is_it == (known["password"] == password)
-            assert self.store.is_pin_of(name, known["pin"] or "483920") == bool(known["pin"])
+            pin = known["pin"] or "483920"
+            assert bool(self.store.by_pin(name, pin)) == bool(known["pin"])
         assert len(self.store.pending_acts()) == self.acts
 
 
@@ -428,9 +429,9 @@ def test_a_name_that_nobody_has_takes_as_long(tmp_path: Path) -> None:
     with PeopleStore(tmp_path / "web", Hasher()) as store:
         store.add("ada", "Ada Byron", Role.VIEWER, GOOD, "root")
         tries: dict[str, Callable[[], object]] = {
-            "wrong": lambda: store.is_password_of("ada", BETTER),
-            "nobody": lambda: store.is_password_of("bob", BETTER),
-            "no PIN": lambda: store.is_pin_of("ada", "739105"),
+            "wrong": lambda: store.by_password("ada", BETTER),
+            "nobody": lambda: store.by_password("bob", BETTER),
+            "no PIN": lambda: store.by_pin("ada", "739105"),
             "no badge": lambda: store.by_badge("B-0042"),
         }
         took = {what: min(_cpu_s(one) for _ in range(4)) for what, one in tries.items()}

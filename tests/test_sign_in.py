@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
@@ -13,12 +14,12 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 from fastapi import FastAPI
-from station_rig import Rig
+from station_rig import Rig, wait_until
 from web_rig import serving, small_journal
 
 from station.config import load_configuration
-from station.passwords import Hasher
-from station.people import PeopleStore
+from station.passwords import _MAX_WAITING, Hasher
+from station.people import PeopleError, PeopleStore
 from station.roles import Person, Role
 from station.web.app import create_app
 from station.web.context import Web
@@ -390,6 +391,78 @@ def test_a_reset_helps_who_has_to_wait_no_sooner_and_a_stranger_not_at_all(site:
 )
 def test_an_address_is_what_one_customer_has(address: str, network: str) -> None:
     assert network_of(address) == network
+
+
+# --- changed while a secret waits its turn to be looked at ----------------------------------------
+
+
+def after_a_change(site: Site, act: Callable[[], str], change: Callable[[], object]) -> PageError:
+    """How `act` fails whose secret was read, but not looked at, before `change`."""
+    hasher = site.people.store._hasher
+    with ThreadPoolExecutor(1) as pool:
+        with hasher._turn:
+            acting = pool.submit(act)
+            wait_until(lambda: hasher._places._value < _MAX_WAITING, 30.0, "secret in the queue")
+            change()
+        with pytest.raises(PageError) as caught:
+            acting.result(30.0)
+    return caught.value
+
+
+@pytest.fixture
+def terminal(site: Site) -> Iterator[PeopleStore]:
+    """The people's file, opened by another process's command."""
+    with PeopleStore(site.store.directory, Hasher(memory_kib=64)) as terminal:
+        yield terminal
+
+
+def test_an_old_secret_opens_nothing_that_began_after_its_change(
+    site: Site, terminal: PeopleStore
+) -> None:
+    site.person("race", pin=PIN)
+    here = Where("10.3.3.1")
+    sign_ins = (
+        lambda: site.people.sign_in("race", GOOD, here, is_shared=False),
+        lambda: site.people.replace_password("race", GOOD, "noch ein anderes", here),
+    )
+    for sign_in in sign_ins:
+        failure = after_a_change(site, sign_in, lambda: terminal.change_password("race", BETTER))
+        assert (failure.status, failure.key) == (401, "people.why.wrong")
+        terminal.change_password("race", GOOD)
+    failure = after_a_change(
+        site,
+        lambda: site.people.sign_in_shared("race", PIN, here),
+        lambda: terminal.set_pin("race", "739105"),
+    )
+    assert failure.key == "people.why.wrong"
+    assert site.people.sessions.of("race") == []
+
+
+def test_who_signs_with_an_old_secret_does_not_sign(site: Site, terminal: PeopleStore) -> None:
+    person = Person(site.person("signs"), "Signs", Role.REVIEWER)
+
+    def sign() -> str:
+        site.people.confirm(person, GOOD)
+        return ""
+
+    failure = after_a_change(site, sign, lambda: terminal.change_password("signs", BETTER))
+    assert (failure.status, failure.key) == (403, "people.why.confirm_wrong")
+    site.clock.now_s += 4000
+
+
+def test_ones_own_change_does_not_undo_an_administrators(site: Site, terminal: PeopleStore) -> None:
+    store, name = site.store, site.person("late")
+    account = store.find(name)
+    assert account is not None
+    terminal.reset(name, BETTER, "root")
+    for change in (
+        lambda: store.change_password(name, "noch ein anderes", account.epoch),
+        lambda: store.set_pin(name, PIN, account.epoch),
+        lambda: store.set_badge(name, BADGE, account.epoch),
+    ):
+        with pytest.raises(PeopleError, match="changed meanwhile"):
+            change()
+    assert store.by_password(name, BETTER), "the reset holds"
 
 
 # --- one's own account ----------------------------------------------------------------------------

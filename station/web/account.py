@@ -170,7 +170,7 @@ def change_password(
         form.password,
         "password",
         new == form.again.get_secret_value(),
-        lambda name: people.store.change_password(name, new),
+        lambda name, epoch: people.store.change_password(name, new, epoch),
     )
 
 
@@ -185,7 +185,7 @@ def change_pin(web: Web, person: Person, request: Request, form: ChangePinForm) 
         form.password,
         "pin",
         pin == form.again.get_secret_value(),
-        lambda name: people.store.set_pin(name, pin),
+        lambda name, epoch: people.store.set_pin(name, pin, epoch),
     )
 
 
@@ -200,7 +200,7 @@ def change_badge(web: Web, person: Person, request: Request, form: ChangeBadgeFo
         form.password,
         "badge",
         True,
-        lambda name: people.store.set_badge(name, badge),
+        lambda name, epoch: people.store.set_badge(name, badge, epoch),
     )
 
 
@@ -230,7 +230,7 @@ def _change(
     password: SecretStr,
     what: str,
     is_same_twice: bool,
-    change: Callable[[str], None],
+    change: Callable[[str, int], int],
 ) -> Changed:
     """A form that failed leads back with the reason, JSON says it."""
     people = station_people(web)

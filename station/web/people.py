@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address, ip_address
 from typing import Protocol, TypeVar
 
@@ -28,6 +28,7 @@ from station.web.sessions import Limits, Means, Session, Sessions
 _LOG = get_logger("people")
 SESSION_COOKIE = "session"
 T = TypeVar("T")
+Check = Callable[[], Account | None]
 _MOST_NAME = 64
 _TELL_AGAIN_S = 30.0
 _RACY_S = 0.1
@@ -181,20 +182,16 @@ class StationPeople:
         by_name = self.store.find(name_or_badge)
         found = by_name or by_badge
         key = folded(found.name) if found else typed
-        account = self._proven(
-            key, PIN, where, lambda: self.store.is_pin_of(found.name if found else "", pin)
-        )
+        account = self._proven(key, PIN, where, lambda: self._by_pin(found, pin))
         return self._begin(account, Role.REVIEWER, "pin" if by_name else "badge", where, True)
 
     def replace_password(self, name: str, old: str, new: str, where: Where) -> str:
         """Sign in with a password that is then another one. Raises as `sign_in`; `WeakSecret`,
         `PeopleError` if the new one is not taken."""
         account = self._proven_by_password(name, old, where)
-        self.store.change_password(account.name, new)
+        epoch = self.store.change_password(account.name, new, account.epoch)
         self.tell_log()
-        changed = self.store.find(account.name)
-        assert changed is not None
-        return self._begin(changed, Role.ADMIN, "password", where, False)
+        return self._begin(replace(account, epoch=epoch), Role.ADMIN, "password", where, False)
 
     def sign_out(self, request: Request) -> None:
         session, _ = self._signed_in(request)
@@ -204,22 +201,24 @@ class StationPeople:
 
     def _proven_by_password(self, name: str, password: str, where: Where) -> Account:
         key = _shortened(name)
-        return self._proven(key, PASSWORD, where, lambda: self.store.is_password_of(name, password))
+        return self._proven(key, PASSWORD, where, lambda: self.store.by_password(name, password))
 
-    def _proven(self, key: str, limit: Limit, where: Where, check: Callable[[], bool]) -> Account:
+    def _by_pin(self, found: Account | None, pin: str) -> Account | None:
+        """Of whom the name or badge found; takes as long where that is nobody."""
+        proven = self.store.by_pin(found.name if found else "", pin)
+        return proven if proven and found and proven.epoch == found.epoch else None
+
+    def _proven(self, key: str, limit: Limit, where: Where, check: Check) -> Account:
         """The account whose secret was right. Raises `PageError`."""
         place = network_of(where.address)
-        self._try(key, place, limit, check)
-        account = self.account(key)
-        if account is None:
-            raise PageError(401, "people.why.wrong")
+        account = self._try(key, place, limit, check)
         if account.is_locked:
             _LOG.warning("a locked person tried to sign in", person=account.name, address=place)
             raise PageError(403, "people.why.locked")
         return account
 
-    def _try(self, key: str, place: str, limit: Limit, check: Callable[[], bool]) -> None:
-        """Look at a secret, unless there is still to wait. Raises `PageError`."""
+    def _try(self, key: str, place: str, limit: Limit, check: Check) -> Account:
+        """The account whose secret it is, unless there is still to wait. Raises `PageError`."""
         known = self.account(key)
         said = {"person": known.name if known else "", "address": place, "means": limit.name}
         with self._lock:
@@ -227,19 +226,26 @@ class StationPeople:
         if wait_s > 0:
             self._refuse(said, wait_s)
         try:
-            is_right = self._unless_busy(check)
+            proven = self._unless_busy(check)
         except BaseException:
             with self._lock:
                 self._throttle.withdrawn(key, place, limit, self._clock())
             raise
+        is_right = proven is not None and self._is_still(proven)
         with self._lock:
             if is_right:
                 self._throttle.succeeded(key, place, limit)
             wait_s = self._throttle.wait_s(key, place, limit, self._clock())
-        if not is_right:
+        if proven is None or not is_right:
             self.counts.failed += 1
             _LOG.warning("a sign-in failed", **said, wait_s=wait_s)
             raise PageError(401, "people.why.wrong")
+        return proven
+
+    def _is_still(self, proven: Account) -> bool:
+        """Whether the secret is not another one by now."""
+        account = self.account(proven.name)
+        return account is not None and account.epoch == proven.epoch
 
     def _see_wait(self, key: str, where: Where, limit: Limit) -> None:
         """Raises `PageError` 429 before anything is worked out for somebody who has to wait."""
@@ -281,19 +287,16 @@ class StationPeople:
     def confirm(self, person: Person, secret: str) -> None:
         """As `People` says."""
         limit = PIN if is_pin(secret) else PASSWORD
-        self._confirm(person, limit, lambda: self.store.is_secret_of(person.name, secret))
+        self._confirm(person, limit, lambda: self.store.by_secret(person.name, secret))
 
     def change_own(
-        self, request: Request, person: Person, password: str, change: Callable[[str], None]
+        self, request: Request, person: Person, password: str, change: Callable[[str, int], int]
     ) -> None:
-        """Change one's own account by one's password; all other sessions end. Raises `PageError`,
-        and as the change does."""
+        """Change one's own account by one's password; all other sessions end. `change` gets name
+        and epoch, and makes the next epoch of it. Raises `PageError`, and as the change does."""
         session = self.current(request)
-        self._confirm(person, PASSWORD, lambda: self.store.is_password_of(session.name, password))
-        change(session.name)
-        account = self.store.find(session.name)
-        assert account is not None
-        session.epoch = account.epoch
+        self._confirm(person, PASSWORD, lambda: self.store.by_password(session.name, password))
+        session.epoch = change(session.name, session.epoch)
         self.sessions.end_of(session.name, keep=session)
         self.tell_log()
 
@@ -302,7 +305,7 @@ class StationPeople:
         if person.is_signed_in:
             self.store.set_language(person.name, language)
 
-    def _confirm(self, person: Person, limit: Limit, check: Callable[[], bool]) -> None:
+    def _confirm(self, person: Person, limit: Limit, check: Check) -> None:
         # A key of its own: a stranger's guesses at the sign-in hold up nobody who is signed in.
         key = f"confirm {folded(person.name)}"
         try:

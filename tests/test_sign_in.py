@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import re
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -391,6 +394,54 @@ def test_a_reset_helps_who_has_to_wait_no_sooner_and_a_stranger_not_at_all(site:
 )
 def test_an_address_is_what_one_customer_has(address: str, network: str) -> None:
     assert network_of(address) == network
+
+
+# --- the people's file is locked ------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(site: Site, busy_ms: int) -> Iterator[None]:
+    """By another process, in the middle of a change; readers wait so long."""
+    reader = site.people.store._reader
+    reader.execute(f"PRAGMA busy_timeout = {busy_ms}")
+    with contextlib.closing(sqlite3.connect(site.store.path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        os.utime(site.store.path)
+        yield
+        other.execute("ROLLBACK")
+    reader.execute("PRAGMA busy_timeout = 5000")
+
+
+def test_a_locked_file_holds_up_nobody_who_asks_for_no_person(site: Site) -> None:
+    browser = site.signed_in(site.person("stuck"))
+    browser.token()
+    with locked(site, 2000), ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(browser.get, "/account.json")
+        wait_until(lambda: not site.people._reading.done(), 30.0, "reader that waits")
+        reading = site.people._reading
+        assert site.browser().get("/health").status_code in (200, 503)
+        assert site.browser().get("/nothing").status_code == 404
+        assert not reading.done(), "the event loop waited for the file"
+        answer = asking.result(30.0)
+    assert (answer.status_code, answer.json()["key"]) == (503, "people.why.store")
+    assert answer.headers["retry-after"]
+    assert browser.who() == "stuck"
+
+
+def test_an_error_page_needs_no_file(site: Site) -> None:
+    browser = site.signed_in(site.person("reads"))
+    with locked(site, 10):
+        page = browser.get("/account")
+        assert (page.status_code, page.headers["x-frame-options"]) == (503, "DENY")
+        assert browser.get("/nothing").status_code == 404
+
+
+def test_a_language_that_is_chosen_already_is_not_written(site: Site) -> None:
+    browser = site.signed_in(site.person("again"))
+    browser.form("/language", language="de")
+    before = site.store.path.stat().st_mtime_ns
+    browser.form("/language", language="de")
+    assert site.store.path.stat().st_mtime_ns == before
 
 
 # --- changed while a secret waits its turn to be looked at ----------------------------------------

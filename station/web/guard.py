@@ -58,10 +58,13 @@ def _counted(receive: Receive, max_bytes: int) -> Receive:
     return receive_counted
 
 
-async def guard(request: Request, role: Role | None, is_action: bool) -> None:
+async def guard(request: Request, role: Role | None, kind: str) -> None:
     """Raises `PageError` if this request may not be answered. Who sends it is in
     `request.state.person` from here on."""
     web: Web = request.app.state.web
+    is_action = kind == "action"
+    if role is not None or kind != "data":  # files of the page and its health ask for nobody
+        await web.people.refresh()
     person = web.people.person_of(request)
     request.state.person = person
     if role is not None:

@@ -130,9 +130,8 @@ class GuardedRoute(APIRoute):
 
         async def guarded(request: Request) -> Response:
             request = limited(request, declared.max_body_bytes)
-            is_action = declared.kind == "action"
-            await guard(request, declared.role, is_action)
-            if is_action and declared.is_json:
+            await guard(request, declared.role, declared.kind)
+            if declared.kind == "action" and declared.is_json:
                 await request.body()  # FastAPI would call any error of it a 400
             return await handler(request)
 

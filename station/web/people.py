@@ -3,12 +3,16 @@ somebody signs."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv6Address, ip_address
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 
@@ -16,7 +20,7 @@ from station.config import Configuration, Loaded, WebSettings
 from station.ipc import Json
 from station.log_lines import get_logger
 from station.passwords import Hasher, TooBusy, is_pin
-from station.people import DATABASE, Account, PeopleError, PeopleStore
+from station.people import Account, PeopleError, PeopleStore
 from station.people_log import tell_log
 from station.reviews import person as folded
 from station.roles import ANONYMOUS, Person, Role
@@ -67,7 +71,11 @@ class People(Protocol):
 
     def person_of(self, request: Request) -> Person | None:
         """Whose session it is; `ANONYMOUS` where nobody has to sign in to look, None where one has
-        to. Answers from memory: it is asked on the event loop."""
+        to. Answers from memory, as `session_of` and `has_users` do: they are asked on the event
+        loop, and for error pages."""
+
+    async def refresh(self) -> None:
+        """See that memory has what holds now. Raises `PageError` 503 if that is not to be known."""
 
     def session_of(self, request: Request) -> str:
         """What a CSRF token is bound to beside the browser's visit; empty without a session."""
@@ -107,7 +115,10 @@ class StationPeople:
         self.counts = Counts()
         self._throttle, self._clock = Throttle(), clock
         self._lock = threading.Lock()
-        self._known = _Known()
+        self._known, self._reading = _Known(), Future[Any]()
+        self._reading.set_result(None)
+        self._reader = ThreadPoolExecutor(1, "people-file")
+        self.accounts()
         self._stopping = threading.Event()
         self._teller: threading.Thread | None = None
 
@@ -129,7 +140,18 @@ class StationPeople:
 
     def has_users(self) -> bool:
         """As `People` says."""
-        return any(account.removed_at is None for account in self.accounts().values())
+        return any(account.removed_at is None for account in self._known.accounts.values())
+
+    async def refresh(self) -> None:
+        """As `People` says. In a thread of its own: another process may have locked the file."""
+        for _ in range(2):  # what is being read may be what was before this request
+            if self._is_known():
+                return
+            try:
+                await asyncio.shield(asyncio.wrap_future(self._read()))
+            except (sqlite3.Error, OSError) as error:
+                _LOG.error("the people's file cannot be read", why=str(error))
+                raise PageError(503, "people.why.store", retry_s=5) from error
 
     def current(self, request: Request) -> Session:
         """The session of a request. Raises `SignInNeeded`."""
@@ -140,8 +162,8 @@ class StationPeople:
 
     def accounts(self) -> dict[str, Account]:
         """All people by their folded names, as the file has them now."""
-        found = (self.store.directory / DATABASE).stat()
-        mark = (found.st_ino, found.st_mtime_ns, found.st_size)
+        found = self.store.path.stat()
+        mark = _mark_of(found)
         if self._known.is_racy or mark != self._known.mark:
             is_racy = time.time() - found.st_mtime < _RACY_S
             accounts = {folded(one.name): one for one in self.store.accounts()}
@@ -153,11 +175,26 @@ class StationPeople:
         account = self.accounts().get(folded(name))
         return None if account is None or account.removed_at else account
 
+    def _is_known(self) -> bool:
+        try:
+            return not self._known.is_racy and _mark_of(self.store.path.stat()) == self._known.mark
+        except OSError:
+            return False
+
+    def _read(self) -> Future[Any]:
+        """The reading of the file that goes on; one at a time."""
+        with self._lock:
+            if self._reading.done():
+                self._reading = self._reader.submit(self.accounts)
+            return self._reading
+
     def _signed_in(self, request: Request) -> tuple[Session | None, Account | None]:
         session = self.sessions.find(request.cookies.get(cookie_name(request, SESSION_COOKIE), ""))
         if session is None:
             return None, None
-        account = self.account(session.name)
+        if not self._is_known():
+            self._read()  # for who looks on without asking again
+        account = self._known.accounts.get(folded(session.name))
         if account is None or not account.is_active or account.epoch != session.epoch:
             self.sessions.end(session)
             return None, None
@@ -302,7 +339,8 @@ class StationPeople:
 
     def prefer_language(self, person: Person, language: str) -> None:
         """As `People` says."""
-        if person.is_signed_in:
+        account = self.account(person.name)
+        if account is not None and account.language != language:
             self.store.set_language(person.name, language)
 
     def _confirm(self, person: Person, limit: Limit, check: Check) -> None:
@@ -348,6 +386,7 @@ class StationPeople:
         self._stopping.set()
         if self._teller is not None:
             self._teller.join()
+        self._reader.shutdown(wait=False)
         self.store.close()
 
     def _tell(self) -> None:
@@ -360,6 +399,11 @@ class StationPeople:
                 _LOG.warning("what was done to accounts is not in the log yet", why=problem)
             if self._stopping.wait(_TELL_AGAIN_S):
                 return
+
+
+def _mark_of(found: os.stat_result) -> tuple[int, int, int]:
+    """What changes when the file does."""
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def limits_of(settings: WebSettings) -> Limits:

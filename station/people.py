@@ -37,6 +37,8 @@ from station.roles import Role
 
 DATABASE = "people.db"
 MAX_PEOPLE = 1000
+MAX_PIN_FAILURES = 100
+"""In a row; then the PIN is void, until its person sets one again (NIST SP 800-63B, 5.2.2)."""
 _VERSION = 1
 _BUSY_S = 5.0
 _SCHEMA = """
@@ -48,6 +50,7 @@ CREATE TABLE person (
     language TEXT NOT NULL DEFAULT '',
     password TEXT,
     pin TEXT,
+    pin_failures INTEGER NOT NULL DEFAULT 0,
     badge TEXT UNIQUE,
     must_change INTEGER NOT NULL,
     is_locked INTEGER NOT NULL DEFAULT 0,
@@ -63,7 +66,11 @@ CREATE TABLE act (
     detail TEXT NOT NULL,
     was_sent INTEGER NOT NULL DEFAULT 0
 ) STRICT;
-CREATE TABLE store (id TEXT NOT NULL, badge_salt BLOB NOT NULL) STRICT;
+CREATE TABLE store (
+    id TEXT NOT NULL,
+    badge_salt BLOB NOT NULL,
+    pins_counted INTEGER NOT NULL DEFAULT 0
+) STRICT;
 """
 
 _NOBODYS = {"station", "the station", "system", "systemd", "root", "vqi", "plc"}
@@ -170,7 +177,7 @@ class PeopleStore:
         return self._proven(name, "password", password)
 
     def by_pin(self, name: str, pin: str) -> Account | None:
-        """As of a password."""
+        """As of a password. Many wrong ones in a row make the PIN void."""
         return self._proven(name, "pin", pin)
 
     def by_secret(self, name: str, secret: str) -> Account | None:
@@ -181,11 +188,31 @@ class PeopleStore:
         row = self._row(name)
         kept: str | None = row[which] if row is not None and row["removed_at"] is None else None
         is_right = self._hasher.is_right(kept, secret)
+        if which == "pin" and (not is_right or (row is not None and row["pin_failures"])):
+            self._count_pin(row["name"] if row else "", is_right)
         if row is None or kept is None or not is_right:
             return None
         if self._hasher.is_outdated(kept):
             self._renew(name, which, kept, self._hasher.hash(secret))
         return _account(row)
+
+    def _count_pin(self, name: str, is_right: bool) -> None:
+        """Kept in the file: a restart of the page gives no further tries. Raises `PeopleError`
+        where that cannot be kept, for then nothing bounds them."""
+        after = "0" if is_right else "pin_failures + 1"
+        person = (folded(name),)
+        with self._change() as connection:
+            # Written for a name that nobody has, too: it takes as long.
+            connection.execute("UPDATE store SET pins_counted = pins_counted + 1")
+            connection.execute(f"UPDATE person SET pin_failures = {after} WHERE folded = ?", person)
+            voided = connection.execute(
+                "UPDATE person SET pin = NULL, pin_failures = 0 "
+                f"WHERE folded = ? AND pin IS NOT NULL AND pin_failures >= {MAX_PIN_FAILURES}",
+                person,
+            )
+            if voided.rowcount:
+                detail = {"name": name, "why": f"{MAX_PIN_FAILURES} wrong ones in a row"}
+                _note(connection, "user PIN removed", "station", detail)
 
     def _renew(self, name: str, which: str, before: str, after: str) -> None:
         """With the parameters of today. The old hash is as right: a busy file is no failure."""
@@ -224,7 +251,12 @@ class PeopleStore:
         """A password that the person has to change; a PIN is void. Raises as `add`."""
         account = self._known(name)
         check_password(password, account.name, account.full_name)
-        kept = {"password": self._hasher.hash(password), "pin": None, "must_change": 1}
+        kept = {
+            "password": self._hasher.hash(password),
+            "pin": None,
+            "pin_failures": 0,
+            "must_change": 1,
+        }
         self._set(name, kept, "user password reset", by)
 
     def change_password(self, name: str, password: str, epoch: int | None = None) -> int:
@@ -242,8 +274,9 @@ class PeopleStore:
         if pin:
             check_pin(pin)
         kept = self._hasher.hash(pin) if pin else None
+        values = {"pin": kept, "pin_failures": 0}
         what = f"user PIN {'set' if pin else 'removed'}"
-        return self._set(name, {"pin": kept}, what, name, epoch=epoch)
+        return self._set(name, values, what, name, epoch=epoch)
 
     def set_badge(self, name: str, text: str, epoch: int | None = None) -> int:
         """By the person; empty takes it away. Raises as `set_pin`."""
@@ -360,7 +393,7 @@ class PeopleStore:
                 for statement in _SCHEMA.split(";\n"):
                     connection.execute(statement)
                 made = (secrets.token_hex(4), secrets.token_bytes(16))
-                connection.execute("INSERT INTO store VALUES (?, ?)", made)
+                connection.execute("INSERT INTO store (id, badge_salt) VALUES (?, ?)", made)
                 connection.execute(f"PRAGMA user_version = {_VERSION}")
             row = connection.execute("SELECT id, badge_salt FROM store").fetchone()
         return row["id"], row["badge_salt"]

@@ -25,6 +25,8 @@ class Limit:
     name: str
     free: int
     longest_s: float
+    pardon_s: float | None = None
+    """One failure is forgotten each so long; None: all of them, by a success."""
 
     def wait_s(self, failures: int) -> float:
         """After so many failures in a row: 1, 2, 4, … seconds once the free ones are used."""
@@ -36,15 +38,23 @@ class Limit:
 PASSWORD: Final = Limit("password", free=4, longest_s=900.0)
 PIN: Final = Limit("pin", free=3, longest_s=3600.0)
 """A million PINs at one an hour: guessing one takes years."""
-ADDRESS: Final = Limit("address", free=10, longest_s=300.0)
+ADDRESS: Final = Limit("address", free=10, longest_s=300.0, pardon_s=600.0)
+"""Of everybody's tries there: a success in between says nothing of those at other names."""
 
 _Key = tuple[str, str, str]
 
 
 @dataclass(slots=True)
 class _Failures:
-    count: int = 0
+    count: float = 0
     until_s: float = 0.0
+    counted_s: float = 0.0
+
+    def pardon(self, limit: Limit, now_s: float) -> None:
+        """What time has made good."""
+        if limit.pardon_s is not None:
+            self.count = max(0.0, self.count - (now_s - self.counted_s) / limit.pardon_s)
+        self.counted_s = now_s
 
 
 @dataclass(slots=True)
@@ -74,9 +84,10 @@ class Throttle:
         one = self.failures.get(key)
         if one is None or now_s > one.until_s + FORGET_S:
             self._make_room(now_s)
-            one = self.failures[key] = _Failures()
+            one = self.failures[key] = _Failures(counted_s=now_s)
+        one.pardon(limit, now_s)
         one.count += 1
-        one.until_s = now_s + limit.wait_s(one.count)
+        one.until_s = now_s + limit.wait_s(int(one.count))
 
     def withdrawn(self, account: str, address: str, limit: Limit, now_s: float) -> None:
         """The try was not made after all."""
@@ -85,10 +96,11 @@ class Throttle:
                 self.failures[key].count -= 1
                 self.failures[key].until_s = now_s
 
-    def succeeded(self, account: str, address: str, limit: Limit) -> None:
-        """What failed here, and for this account from here, is forgotten."""
-        for key in self._keys(account, address, limit):
-            self.failures.pop(key, None)
+    def succeeded(self, account: str, address: str, limit: Limit, now_s: float) -> None:
+        """What failed for this account from here is forgotten; of the address this try alone, or
+        who has an account would have as many guesses at others' as they like."""
+        self.withdrawn(account, address, limit, now_s)
+        self.failures.pop(self._own(account, address, limit), None)
         places = self.places.setdefault(account, OrderedDict())
         places[address] = None
         places.move_to_end(address)
@@ -99,9 +111,11 @@ class Throttle:
             self.places.popitem(last=False)
 
     def _keys(self, account: str, address: str, limit: Limit) -> dict[_Key, Limit]:
+        return {self._own(account, address, limit): limit, (ADDRESS.name, address, ""): ADDRESS}
+
+    def _own(self, account: str, address: str, limit: Limit) -> _Key:
         is_known = address in self.places.get(account, ())
-        own = (limit.name, account, address if is_known else "")
-        return {own: limit, (ADDRESS.name, address, ""): ADDRESS}
+        return limit.name, account, address if is_known else ""
 
     def _make_room(self, now_s: float) -> None:
         """What is forgotten goes; where that is nothing, what has the fewest failures."""

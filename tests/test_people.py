@@ -44,7 +44,7 @@ from station.passwords import (
     check_pin,
     is_pin,
 )
-from station.people import DATABASE, PeopleError, PeopleStore
+from station.people import DATABASE, MAX_PIN_FAILURES, PeopleError, PeopleStore
 from station.people_log import tell_log
 from station.roles import Role
 from station.throttle import (
@@ -235,6 +235,30 @@ def test_a_pin_and_a_badge_find_their_person(store: PeopleStore) -> None:
         store.set_badge("ada", "B-0042")
     with pytest.raises(WeakSecret):
         store.set_badge("ada", "B\x07")
+
+
+def test_a_pin_that_was_wrong_a_hundred_times_in_a_row_is_void(store: PeopleStore) -> None:
+    store.set_pin("ada", "483920")
+    epoch = store.accounts()[0].epoch
+
+    def guess(tries: int) -> None:
+        """Through restarts of the page: the count is kept."""
+        with PeopleStore(store.directory, SMALL) as page:
+            for _ in range(tries):
+                assert not page.by_pin("ada", "739105")
+
+    guess(MAX_PIN_FAILURES - 1)
+    assert store.by_pin("ada", "483920"), "the right one begins anew"
+    for _ in range(2):
+        guess(MAX_PIN_FAILURES // 2)
+    assert not store.by_pin("ada", "483920")
+    void = store.accounts()[0]
+    assert (void.has_pin, void.epoch) == (False, epoch), "sessions go on: only the PIN is guessed"
+    act = store.pending_acts()[-1]
+    assert (act.what, act.who, act.detail["name"]) == ("user PIN removed", "station", "ada")
+    store.set_pin("ada", "483920")
+    guess(1)
+    assert store.by_pin("ada", "483920")
 
 
 def test_a_reset_voids_the_pin_and_asks_for_a_change(store: PeopleStore) -> None:
@@ -523,11 +547,35 @@ def test_many_at_once_are_no_more_tries() -> None:
 
 def test_guesses_from_elsewhere_do_not_keep_a_person_out() -> None:
     throttle = Throttle()
-    throttle.succeeded("ada", "10.0.0.1", PASSWORD)
+    throttle.succeeded("ada", "10.0.0.1", PASSWORD, 0.0)
     for number in range(1000):
         throttle.begin("ada", f"10.0.1.{number % 250}", PASSWORD, float(number))
     assert throttle.wait_s("ada", "10.0.0.1", PASSWORD, 1000.0) == 0.0
     assert throttle.wait_s("ada", "10.0.0.9", PASSWORD, 1000.0) > 0.0
+
+
+def test_who_signs_in_in_between_has_no_more_guesses_at_others() -> None:
+    """One machine, 300 names, and a colleague's own success after every ninth try."""
+    throttle, now_s, tries = Throttle(), 0.0, 0
+    while now_s < 86_400.0:
+        name = "me" if tries % 9 == 8 else f"other {tries % 300}"
+        wait_s = throttle.begin(name, "10.0.0.1", PIN, now_s)
+        if wait_s == 0.0:
+            tries += 1
+            if name == "me":
+                throttle.succeeded(name, "10.0.0.1", PIN, now_s)
+        now_s += max(wait_s, 1.0)
+    assert tries * 8 / 9 < 86_400 / ADDRESS.longest_s + 50
+
+
+def test_a_few_slips_a_day_hold_up_no_shared_screen() -> None:
+    throttle, place = Throttle(), "10.0.0.1"
+    for slip in range(200):
+        now_s = 1200.0 * slip
+        assert throttle.begin(f"n{slip % 20}", place, PIN, now_s) == 0.0
+        assert throttle.wait_s("anybody", place, PIN, now_s) == 0.0
+        throttle.begin(f"n{slip % 20}", place, PIN, now_s + 5.0)
+        throttle.succeeded(f"n{slip % 20}", place, PIN, now_s + 5.0)
 
 
 def test_names_without_end_take_no_memory_without_end() -> None:
@@ -570,7 +618,7 @@ class Guessing(RuleBasedStateMachine):
     @rule(account=who, place=place)
     def the_right_secret(self, account: str, place: str) -> None:
         if self.throttle.begin(account, place, self.limit, self.now_s) == 0.0:
-            self.throttle.succeeded(account, place, self.limit)
+            self.throttle.succeeded(account, place, self.limit, self.now_s)
             self.known[account].add(place)
             for one in [key for key in self.guesses if self._shares(key, account, place)]:
                 del self.guesses[one]

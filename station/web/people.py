@@ -271,7 +271,7 @@ class StationPeople:
         is_right = proven is not None and self._is_still(proven)
         with self._lock:
             if is_right:
-                self._throttle.succeeded(key, place, limit)
+                self._throttle.succeeded(key, place, limit, self._clock())
             wait_s = self._throttle.wait_s(key, place, limit, self._clock())
         if proven is None or not is_right:
             self.counts.failed += 1
@@ -303,6 +303,8 @@ class StationPeople:
             return work()
         except TooBusy as error:
             raise PageError(503, "people.why.busy", retry_s=5) from error
+        except PeopleError as error:  # a wrong PIN could not be counted
+            raise PageError(503, f"people.why.{error.key}", retry_s=5) from error
 
     def _begin(
         self, account: Account, most: Role, means: Means, where: Where, is_shared: bool

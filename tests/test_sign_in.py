@@ -650,6 +650,8 @@ async def _see_what_strangers_see(app: FastAPI, people: StationPeople) -> None:
         assert "Secure" in cookie
         assert "Domain" not in cookie
         assert (await browser.get("/account.json")).json()["name"] == "ada"
+        by_proxy = {"x-forwarded-for": "10.0.0.7"}
+        assert (await browser.get("/account.json", headers=by_proxy)).status_code == 200
 
 
 # --- as a browser does it -------------------------------------------------------------------------

@@ -149,6 +149,18 @@ def test_a_foreign_name_is_not_answered(rig: WebRig, host: str) -> None:
     assert b"problems" not in answer
 
 
+@pytest.mark.parametrize(
+    "header", ["X-Forwarded-For", "x-forwarded-proto", "X-Forwarded-Host", "Forwarded", "Via"]
+)
+def test_a_proxy_that_the_configuration_does_not_name_shows_nobody_anything(
+    rig: WebRig, header: str
+) -> None:
+    """The page takes who comes from this machine for who sits at it."""
+    answer = rig.client().get("/api.json", headers={header: "10.0.0.7"})
+    assert (answer.status_code, answer.json()["key"]) == (421, "errors.proxy")
+    assert "web.public_url" in answer.json()["error"]
+
+
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:80"])
 def test_this_machine_is_called_by_each_of_its_names(rig: WebRig, host: str) -> None:
     assert rig.client().get("/api.json", headers={"host": host}).status_code == 200

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from station.log_lines import get_logger
 from station.web.context import Web
 from station.web.errors import PageError
-from station.web.hosts import allowed_hosts
+from station.web.hosts import allowed_hosts, came_by_proxy
 
 _LOG = get_logger("web")
 MAX_URL_BYTES: Final = 4096
@@ -104,8 +104,11 @@ class Frontier:
             raise PageError(431, "errors.long_head")
         if sum(name in _FRAMINGS for name, _ in scope["headers"]) > 1:
             raise PageError(400, "errors.bad_request")
-        if host_name(Headers(scope=scope).get("host", "")) not in self._hosts:
+        headers = Headers(scope=scope)
+        if host_name(headers.get("host", "")) not in self._hosts:
             raise PageError(421, "errors.host")
+        if self._web.settings.is_local and came_by_proxy(headers):
+            raise PageError(421, "errors.proxy")
         if self._in_work > MAX_REQUESTS:
             raise PageError(503, "errors.busy", retry_s=2)
 

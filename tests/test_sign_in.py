@@ -602,14 +602,32 @@ def test_an_administrator_locks_unlocks_and_gives_roles_to_others(site: Site) ->
     admin.form("/people/lock", name="work")
     assert worker.who() == "", "sessions end at once"
     assert why(site.browser().sign_in("work")) == "locked"
-    admin.form("/people/unlock", name="work")
+    admin.form("/people/unlock", name="work", password=GOOD)
     again = site.signed_in("work")
-    admin.form("/people/role", name="work", role="engineer")
+    admin.form("/people/role", name="work", role="engineer", password=GOOD)
     assert again.who() == "", "a session has the role that it began with"
     assert site.signed_in("work").get("/account.json").json()["role"] == "engineer"
-    for path, more in (("lock", {}), ("role", {"role": "viewer"})):
+    for path, more in (("lock", {}), ("role", {"role": "viewer", "password": GOOD})):
         assert why(admin.form(f"/people/{path}", name="boss", **more)) == "not_oneself"
     assert why(admin.form("/people/lock", name="no-such")) == "unknown"
+
+
+def test_rights_are_given_with_the_administrators_password_alone(site: Site) -> None:
+    """A desk that was left open, or a script in the page, gives nobody rights that last."""
+    admin = site.signed_in(site.person("chief", Role.ADMIN, pin=PIN))
+    site.person("shift")
+    site.store.set_locked("shift", True, "root")
+    for path, more in (("/people/unlock", {}), ("/people/role", {"role": "admin"})):
+        assert admin.form(path, name="shift", **more).status_code == 422
+        for secret in (BETTER, PIN):
+            answer = admin.form(path, name="shift", password=secret, **more)
+            assert why(answer) == "confirm_wrong"
+            assert admin.get(answer.headers["location"]).status_code == 200
+    account = site.store.find("shift")
+    assert account is not None
+    assert (account.is_locked, account.role) == (True, Role.REVIEWER)
+    assert why(admin.form("/people/unlock", name="shift", password=GOOD)) == "wait"
+    site.clock.now_s += 4000
 
 
 def test_what_the_terminal_does_holds_on_the_page_at_once(site: Site) -> None:

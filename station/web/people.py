@@ -357,15 +357,23 @@ class StationPeople:
 
     # --- what an administrator does ---------------------------------------------------------------
 
-    def set_locked(self, name: str, is_locked: bool, by: Person) -> str:
+    def lock(self, name: str, by: Person) -> str:
         """Why the log does not say so yet; empty if it does. Raises `PageError`, `PeopleError`."""
         self._see_another(name, by)
-        self.store.set_locked(name, is_locked, by.name)
+        self.store.set_locked(name, True, by.name)
         return self.tell_log()
 
-    def set_role(self, name: str, role: Role, by: Person) -> str:
-        """As `set_locked`."""
+    def unlock(self, name: str, by: Person, password: str) -> str:
+        """As `lock`; with the administrator's own password, for it gives rights."""
         self._see_another(name, by)
+        self._confirm(by, PASSWORD, lambda: self.store.by_password(by.name, password))
+        self.store.set_locked(name, False, by.name)
+        return self.tell_log()
+
+    def set_role(self, name: str, role: Role, by: Person, password: str) -> str:
+        """As `unlock`."""
+        self._see_another(name, by)
+        self._confirm(by, PASSWORD, lambda: self.store.by_password(by.name, password))
         self.store.set_role(name, role, by.name)
         return self.tell_log()
 

@@ -250,6 +250,19 @@ def test_a_given_password_is_good_for_nothing_but_its_change(site: Site) -> None
     assert why(site.browser().sign_in("new", GIVEN)) == "wrong"
 
 
+def test_a_shared_screen_stays_one_through_the_first_change_of_a_password(site: Site) -> None:
+    site.store.add("first", "First Shift", Role.REVIEWER, GIVEN, "root")
+    browser, path = site.browser(), "/sign-in/new-password"
+    answer = browser.sign_in("first", GIVEN, is_shared="true")
+    hidden = 'name="is_shared" value="true"'
+    assert hidden in browser.get(answer.headers["location"]).text
+    change = {"name": "first", "password": GIVEN, "new": GOOD, "again": GOOD, "is_shared": "true"}
+    again = browser.form(path, **{**change, "again": BETTER})
+    assert hidden in browser.get(again.headers["location"]).text
+    browser.form(path, **change)
+    assert browser.get("/account.json").json()["sessions"][0]["is_shared"]
+
+
 def test_after_sign_in_only_places_of_this_page_come_next(site: Site) -> None:
     site.person("nav")
     for then in ("https://evil.example/", "//evil.example", "/\\evil.example", "javascript:x"):

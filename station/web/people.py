@@ -222,13 +222,16 @@ class StationPeople:
         account = self._proven(key, PIN, where, lambda: self._by_pin(found, pin))
         return self._begin(account, Role.REVIEWER, "pin" if by_name else "badge", where, True)
 
-    def replace_password(self, name: str, old: str, new: str, where: Where) -> str:
+    def replace_password(
+        self, name: str, old: str, new: str, where: Where, *, is_shared: bool = False
+    ) -> str:
         """Sign in with a password that is then another one. Raises as `sign_in`; `WeakSecret`,
         `PeopleError` if the new one is not taken."""
         account = self._proven_by_password(name, old, where)
         epoch = self.store.change_password(account.name, new, account.epoch)
         self.tell_log()
-        return self._begin(replace(account, epoch=epoch), Role.ADMIN, "password", where, False)
+        account = replace(account, epoch=epoch)
+        return self._begin(account, Role.ADMIN, "password", where, is_shared)
 
     def sign_out(self, request: Request) -> None:
         session, _ = self._signed_in(request)

@@ -55,6 +55,7 @@ class NewPasswordPage(BaseModel):
     """A password that somebody else gave has to be changed."""
 
     then: str
+    is_shared: bool
     why: str
     seconds: int
     least: int = MIN_CHARACTERS
@@ -86,6 +87,7 @@ class NewPasswordForm(BaseModel):
     password: Secret
     new: Secret
     again: Secret
+    is_shared: bool = False
     then: Then = ""
 
 
@@ -146,6 +148,7 @@ def sign_in(web: Web, request: Request, response: Response, form: PasswordForm) 
         response,
         form.then,
         lambda: people.sign_in(form.name, password, where_of(request), is_shared=form.is_shared),
+        is_shared=form.is_shared,
     )
 
 
@@ -163,10 +166,15 @@ def sign_in_shared(web: Web, request: Request, response: Response, form: PinForm
 
 
 @router.page("/sign-in/new-password", template="people/new_password.html", role=None)
-def new_password_page(back: str = "", why: str = "", seconds: int = 0) -> NewPasswordPage:
+def new_password_page(
+    back: str = "", is_shared: bool = False, why: str = "", seconds: int = 0
+) -> NewPasswordPage:
     """The page on which a given password is changed."""
     return NewPasswordPage(
-        then=back_target(back), why=known_why(why), seconds=max(0, min(seconds, 3600))
+        then=back_target(back),
+        is_shared=is_shared,
+        why=known_why(why),
+        seconds=max(0, min(seconds, 3600)),
     )
 
 
@@ -179,9 +187,11 @@ def new_password(web: Web, request: Request, response: Response, form: NewPasswo
         if new != form.again.get_secret_value():
             raise PageError(422, "people.why.mismatch")
         old = form.password.get_secret_value()
-        return people.replace_password(form.name, old, new, where_of(request))
+        where, is_shared = where_of(request), form.is_shared
+        return people.replace_password(form.name, old, new, where, is_shared=is_shared)
 
-    return _begin(web, request, response, form.then, change, "/sign-in/new-password")
+    again = "/sign-in/new-password"
+    return _begin(web, request, response, form.then, change, again, is_shared=form.is_shared)
 
 
 @router.action("/sign-out", role=None, to="/")
@@ -205,6 +215,8 @@ def _begin(
     then: str,
     sign_in: Callable[[], str],
     again: str = "/sign-in",
+    *,
+    is_shared: bool = False,
 ) -> SignedIn:
     """The new session's cookie; a form that failed leads back with the reason, JSON says it."""
     try:
@@ -213,7 +225,7 @@ def _begin(
         failure = as_page_error(error)
         if request.url.path.endswith(".json"):
             raise failure from error
-        return SignedIn(to=_once_more(again, then, failure))
+        return SignedIn(to=_once_more(again, then, failure, is_shared))
     people = station_people(web)
     people.sign_out(request)  # whatever this browser was before
     session = people.sessions.find(token)
@@ -241,11 +253,13 @@ def as_page_error(error: PageError | PeopleError | WeakSecret) -> PageError:
     return PageError(409, f"people.why.{error.key}")
 
 
-def _once_more(again: str, then: str, failure: PageError) -> str:
+def _once_more(again: str, then: str, failure: PageError, is_shared: bool) -> str:
     why = failure.key.rpartition(".")[2]
     if why == "must_change":
         again = "/sign-in/new-password"
     said = {"why": why, "seconds": failure.values.get("seconds", 0), "back": back_target(then)}
+    if again == "/sign-in/new-password":
+        said["is_shared"] = is_shared
     return f"{again}?{urlencode({key: value for key, value in said.items() if value})}"
 
 

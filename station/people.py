@@ -69,6 +69,7 @@ CREATE TABLE act (
 CREATE TABLE store (
     id TEXT NOT NULL,
     badge_salt BLOB NOT NULL,
+    device_key BLOB NOT NULL,
     pins_counted INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 """
@@ -135,7 +136,7 @@ class PeopleStore:
             _make_private(self.path)
             # Two, so that nobody reads what is not committed.
             self._writer, self._reader = _connect(self.path), _connect(self.path)
-            self._id, self._badge_salt = self._prepare()
+            self._id, self._badge_salt, self.device_key = self._prepare()
         except (OSError, sqlite3.Error) as error:
             raise PeopleError("store", f"{self.path}: cannot be used: {error}") from error
 
@@ -384,7 +385,7 @@ class PeopleStore:
 
     # --- the file -------------------------------------------------------------------------------
 
-    def _prepare(self) -> tuple[str, bytes]:
+    def _prepare(self) -> tuple[str, bytes, bytes]:
         with self._change() as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version > _VERSION:
@@ -392,11 +393,13 @@ class PeopleStore:
             if version == 0:
                 for statement in _SCHEMA.split(";\n"):
                     connection.execute(statement)
-                made = (secrets.token_hex(4), secrets.token_bytes(16))
-                connection.execute("INSERT INTO store (id, badge_salt) VALUES (?, ?)", made)
+                made = (secrets.token_hex(4), secrets.token_bytes(16), secrets.token_bytes(32))
+                connection.execute(
+                    "INSERT INTO store (id, badge_salt, device_key) VALUES (?, ?, ?)", made
+                )
                 connection.execute(f"PRAGMA user_version = {_VERSION}")
-            row = connection.execute("SELECT id, badge_salt FROM store").fetchone()
-        return row["id"], row["badge_salt"]
+            row = connection.execute("SELECT id, badge_salt, device_key FROM store").fetchone()
+        return row["id"], row["badge_salt"], row["device_key"]
 
     def _row(self, name: str) -> sqlite3.Row | None:
         found = self._rows("SELECT * FROM person WHERE folded = ?", folded(name))

@@ -2,20 +2,17 @@
 
 Nobody is locked out for good by somebody else's guesses: a wait ends by itself, a refused try does
 not lengthen it, and where a person signed in before, guesses from elsewhere do not count against
-that person (OWASP, Blocking Brute Force Attacks, with the address in place of a device cookie).
+that person (OWASP, Slow Down Online Guessing Attacks with Device Cookies).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Final
 
 FORGET_S: Final = 86_400.0
 """Without another failure, after its wait."""
 MOST_KEYS: Final = 10_000
-_MOST_PEOPLE = 2_000
-_PLACES_EACH = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,24 +56,27 @@ class _Failures:
 
 @dataclass(slots=True)
 class Throttle:
-    """Bounded, whatever is tried; forgotten with the process. For one thread at a time."""
+    """Bounded, whatever is tried; forgotten with the process. For one thread at a time. `device`: a
+    browser in which this person signed in before; empty: any other."""
 
     failures: dict[_Key, _Failures] = field(default_factory=dict)
-    places: OrderedDict[str, OrderedDict[str, None]] = field(default_factory=OrderedDict)
-    """Where each person signed in last."""
 
-    def wait_s(self, account: str, address: str, limit: Limit, now_s: float) -> float:
+    def wait_s(
+        self, account: str, address: str, limit: Limit, now_s: float, device: str = ""
+    ) -> float:
         """How long a try has to wait; 0 if it may be made."""
-        keys = self._keys(account, address, limit)
+        keys = _keys(account, address, limit, device)
         waits = [self.failures[key].until_s - now_s for key in keys if key in self.failures]
         return max([0.0, *waits])
 
-    def begin(self, account: str, address: str, limit: Limit, now_s: float) -> float:
+    def begin(
+        self, account: str, address: str, limit: Limit, now_s: float, device: str = ""
+    ) -> float:
         """A try begins, unless it has to wait so long. It counts as failed until it succeeds: many
         at once are no more tries than one after the other."""
-        wait_s = self.wait_s(account, address, limit, now_s)
+        wait_s = self.wait_s(account, address, limit, now_s, device)
         if wait_s == 0.0:
-            for key, its_limit in self._keys(account, address, limit).items():
+            for key, its_limit in _keys(account, address, limit, device).items():
                 self._count(key, its_limit, now_s)
         return wait_s
 
@@ -89,33 +89,22 @@ class Throttle:
         one.count += 1
         one.until_s = now_s + limit.wait_s(int(one.count))
 
-    def withdrawn(self, account: str, address: str, limit: Limit, now_s: float) -> None:
+    def withdrawn(
+        self, account: str, address: str, limit: Limit, now_s: float, device: str = ""
+    ) -> None:
         """The try was not made after all."""
-        for key in self._keys(account, address, limit):
+        for key in _keys(account, address, limit, device):
             if key in self.failures:
                 self.failures[key].count -= 1
                 self.failures[key].until_s = now_s
 
-    def succeeded(self, account: str, address: str, limit: Limit, now_s: float) -> None:
+    def succeeded(
+        self, account: str, address: str, limit: Limit, now_s: float, device: str = ""
+    ) -> None:
         """What failed for this account from here is forgotten; of the address this try alone, or
         who has an account would have as many guesses at others' as they like."""
-        self.withdrawn(account, address, limit, now_s)
-        self.failures.pop(self._own(account, address, limit), None)
-        places = self.places.setdefault(account, OrderedDict())
-        places[address] = None
-        places.move_to_end(address)
-        self.places.move_to_end(account)
-        if len(places) > _PLACES_EACH:
-            places.popitem(last=False)
-        if len(self.places) > _MOST_PEOPLE:
-            self.places.popitem(last=False)
-
-    def _keys(self, account: str, address: str, limit: Limit) -> dict[_Key, Limit]:
-        return {self._own(account, address, limit): limit, (ADDRESS.name, address, ""): ADDRESS}
-
-    def _own(self, account: str, address: str, limit: Limit) -> _Key:
-        is_known = address in self.places.get(account, ())
-        return limit.name, account, address if is_known else ""
+        self.withdrawn(account, address, limit, now_s, device)
+        self.failures.pop((limit.name, account, device), None)
 
     def _make_room(self, now_s: float) -> None:
         """What is forgotten goes; where that is nothing, what has the fewest failures."""
@@ -125,3 +114,10 @@ class Throttle:
         fewest = sorted(self.failures, key=lambda key: self.failures[key].count)
         for key in old or fewest[: MOST_KEYS // 10]:
             del self.failures[key]
+
+
+def _keys(account: str, address: str, limit: Limit, device: str) -> dict[_Key, Limit]:
+    """What a try counts for. At a device of the person's own the address says nothing more: it may
+    be a whole plant's."""
+    own = {(limit.name, account, device): limit}
+    return own if device else {**own, (ADDRESS.name, address, ""): ADDRESS}

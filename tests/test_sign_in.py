@@ -26,6 +26,7 @@ from station.people import PeopleError, PeopleStore
 from station.roles import Person, Role
 from station.web.app import create_app
 from station.web.context import Web
+from station.web.devices import MOST_PEOPLE, Devices
 from station.web.errors import PageError
 from station.web.people import StationPeople, Where, network_of
 from station.web.server import make_web
@@ -393,7 +394,44 @@ def test_a_reset_helps_who_has_to_wait_no_sooner_and_a_stranger_not_at_all(site:
     for number in range(50):
         with pytest.raises(PageError):
             people.sign_in("calm", BETTER, Where(f"10.8.8.{number}"), is_shared=False)
-    assert people.sign_in("calm", GOOD, elsewhere, is_shared=False)
+    own = Where("10.8.8.8", device=people.devices.with_person("", "calm"))
+    assert people.sign_in("calm", GOOD, own, is_shared=False)
+
+
+def test_who_signed_in_in_this_browser_is_kept_out_by_nobody_at_the_same_address(
+    site: Site,
+) -> None:
+    """Also after a restart of the page: the cookie is signed, and the key is in the file."""
+    browser, name = site.signed_in(site.person("keeps", pin=PIN, badge="B-KEEPS-1")), "keeps"
+    browser.form("/sign-out")
+    stranger = site.browser()
+    for _ in range(12):
+        stranger.json("/sign-in.json", name=name, password=BETTER)
+        stranger.json("/sign-in/pin.json", who=name, pin="739105")
+    assert why(stranger.sign_in(name)) == "wait"
+    assert browser.sign_in(name).headers["location"] == "/"
+    for who in (name, "B-KEEPS-1"):
+        assert browser.form("/sign-in/pin", who=who, pin=PIN).headers["location"] == "/"
+    with PeopleStore(site.store.directory, Hasher(memory_kib=64)) as restarted:
+        assert Devices(restarted.device_key).of_person(browser.cookies["vqi-device"], name)
+    site.clock.now_s += 4000
+
+
+def test_a_device_is_known_for_whom_it_was_signed() -> None:
+    devices, others = Devices(b"k" * 32), Devices(b"o" * 32)
+    cookie = ""
+    for number in range(MOST_PEOPLE + 5):
+        cookie = devices.with_person(cookie, f"n{number}")
+    device = cookie.partition(".")[0]
+    assert devices.of_person(cookie, " N44 ") == device
+    assert not devices.of_person(cookie, "n0"), "so many at most"
+    assert len(cookie) < 2000
+    other = devices.with_person("", "eve")
+    forged = ".".join([other.partition(".")[0], *cookie.split(".")[1:]])
+    for text in (forged, other, "", "x" * 5000, cookie + ".", "\u0660" * 22 + cookie[22:]):
+        assert not devices.of_person(text, "n44")
+    assert not others.is_known(cookie)
+    assert devices.with_person(forged, "eve").partition(".")[0] != forged.partition(".")[0]
 
 
 @pytest.mark.parametrize(
@@ -401,7 +439,9 @@ def test_a_reset_helps_who_has_to_wait_no_sooner_and_a_stranger_not_at_all(site:
     [
         ("10.0.0.1", "10.0.0.1"),
         ("::ffff:10.0.0.1", "10.0.0.1"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2a01:4f8:1:2:3:4:5:6", "2a01:4f8:1:2::/64"),
+        ("fd00::1:2:3:4:5", "fd00::1:2:3:4:5"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
         ("testclient", "testclient"),
     ],
 )
@@ -681,8 +721,20 @@ async def _see_what_strangers_see(app: FastAPI, people: StationPeople) -> None:
         assert "Secure" in cookie
         assert "Domain" not in cookie
         assert (await browser.get("/account.json")).json()["name"] == "ada"
-        by_proxy = {"x-forwarded-for": "10.0.0.7"}
+        by_proxy = {"x-forwarded-for": "10.6.6.6, 10.0.0.7"}
         assert (await browser.get("/account.json", headers=by_proxy)).status_code == 200
+        for headers, address in (
+            (by_proxy, "10.0.0.7"),
+            ({}, "127.0.0.1"),
+            ({"x-forwarded-for": "unknown"}, "127.0.0.1"),
+        ):
+            token = _TOKEN.search((await browser.get("/sign-in")).text)
+            assert token is not None
+            said = {"csrf": token[1], "name": "ada", "password": GOOD}
+            headers = {"origin": "https://vqi.plant", **headers}
+            await browser.post("/sign-in", data=said, headers=headers)
+            seen = (await browser.get("/account.json")).json()["sessions"]
+            assert next(one["address"] for one in seen if one["is_this"]) == address
 
 
 # --- as a browser does it -------------------------------------------------------------------------

@@ -4,6 +4,7 @@ somebody signs."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import threading
@@ -26,6 +27,7 @@ from station.reviews import person as folded
 from station.roles import ANONYMOUS, Person, Role
 from station.throttle import PASSWORD, PIN, Limit, Throttle
 from station.web.cookies import cookie_name
+from station.web.devices import Devices
 from station.web.errors import PageError, SignInNeeded, conflict
 from station.web.sessions import Limits, Means, Session, Sessions
 
@@ -33,7 +35,10 @@ _LOG = get_logger("people")
 SESSION_COOKIE = "session"
 T = TypeVar("T")
 Check = Callable[[], Account | None]
+DEVICE_COOKIE = "device"
 _MOST_NAME = 64
+_SIGNED_IN = "signed in"
+"""Where a person is who confirms something: no device, whose names are longer."""
 _TELL_AGAIN_S = 30.0
 _RACY_S = 0.1
 """A file that changed so lately may change again within one step of its time stamp."""
@@ -45,6 +50,17 @@ class Where:
 
     address: str
     agent: str = ""
+    device: str = ""
+    """The cookie of a browser in which somebody signed in before (station.web.devices)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """For whom, and from where, a secret is tried."""
+
+    key: str
+    place: str
+    device: str
 
 
 @dataclass(slots=True)
@@ -112,6 +128,7 @@ class StationPeople:
         self._settings = configuration.value.web or WebSettings()
         self.store = PeopleStore(configuration.value.people_dir, hasher)
         self.sessions = sessions or Sessions(limits_of(self._settings))
+        self.devices = Devices(self.store.device_key)
         self.counts = Counts()
         self._throttle, self._clock = Throttle(), clock
         self._lock = threading.Lock()
@@ -213,7 +230,7 @@ class StationPeople:
     def sign_in_shared(self, name_or_badge: str, pin: str, where: Where) -> str:
         """On a shared screen, as REVIEWER at most. Raises as `sign_in`."""
         typed = _shortened(name_or_badge)
-        self._see_wait(typed, where, PIN)
+        self._see_wait(self._source(typed, where, self.devices.is_known(where.device)), PIN)
         # Both are looked for whatever is found: the time that it takes tells nothing of names.
         by_badge = self._unless_busy(lambda: self.store.by_badge(name_or_badge))
         by_name = self.store.find(name_or_badge)
@@ -250,32 +267,39 @@ class StationPeople:
 
     def _proven(self, key: str, limit: Limit, where: Where, check: Check) -> Account:
         """The account whose secret was right. Raises `PageError`."""
-        place = network_of(where.address)
-        account = self._try(key, place, limit, check)
+        source = self._source(key, where)
+        account = self._try(source, limit, check)
         if account.is_locked:
-            _LOG.warning("a locked person tried to sign in", person=account.name, address=place)
+            said = {"person": account.name, "address": source.place}
+            _LOG.warning("a locked person tried to sign in", **said)
             raise PageError(403, "people.why.locked")
         return account
 
-    def _try(self, key: str, place: str, limit: Limit, check: Check) -> Account:
+    def _source(self, key: str, where: Where, is_known: bool = False) -> _Source:
+        """`is_known`: at this device, though it is not known yet who types."""
+        device = self.devices.of_person(where.device, "" if is_known else key)
+        return _Source(key, network_of(where.address), device)
+
+    def _try(self, source: _Source, limit: Limit, check: Check) -> Account:
         """The account whose secret it is, unless there is still to wait. Raises `PageError`."""
+        key, place, device = source.key, source.place, source.device
         known = self.account(key)
         said = {"person": known.name if known else "", "address": place, "means": limit.name}
         with self._lock:
-            wait_s = self._throttle.begin(key, place, limit, self._clock())
+            wait_s = self._throttle.begin(key, place, limit, self._clock(), device)
         if wait_s > 0:
             self._refuse(said, wait_s)
         try:
             proven = self._unless_busy(check)
         except BaseException:
             with self._lock:
-                self._throttle.withdrawn(key, place, limit, self._clock())
+                self._throttle.withdrawn(key, place, limit, self._clock(), device)
             raise
         is_right = proven is not None and self._is_still(proven)
         with self._lock:
             if is_right:
-                self._throttle.succeeded(key, place, limit, self._clock())
-            wait_s = self._throttle.wait_s(key, place, limit, self._clock())
+                self._throttle.succeeded(key, place, limit, self._clock(), device)
+            wait_s = self._throttle.wait_s(key, place, limit, self._clock(), device)
         if proven is None or not is_right:
             self.counts.failed += 1
             _LOG.warning("a sign-in failed", **said, wait_s=wait_s)
@@ -287,11 +311,11 @@ class StationPeople:
         account = self.account(proven.name)
         return account is not None and account.epoch == proven.epoch
 
-    def _see_wait(self, key: str, where: Where, limit: Limit) -> None:
+    def _see_wait(self, source: _Source, limit: Limit) -> None:
         """Raises `PageError` 429 before anything is worked out for somebody who has to wait."""
-        place = network_of(where.address)
+        key, place, device = source.key, source.place, source.device
         with self._lock:
-            wait_s = self._throttle.wait_s(key, place, limit, self._clock())
+            wait_s = self._throttle.wait_s(key, place, limit, self._clock(), device)
         if wait_s > 0:
             self._refuse({"person": "", "address": place, "means": limit.name}, wait_s)
 
@@ -350,9 +374,9 @@ class StationPeople:
 
     def _confirm(self, person: Person, limit: Limit, check: Check) -> None:
         # A key of its own: a stranger's guesses at the sign-in hold up nobody who is signed in.
-        key = f"confirm {folded(person.name)}"
+        source = _Source(folded(person.name), "", _SIGNED_IN)
         try:
-            self._try(key, key, limit, check)
+            self._try(source, limit, check)
         except PageError as error:
             if error.status != 401:
                 raise
@@ -449,12 +473,25 @@ def is_by_hand(request: Request) -> bool:
 
 
 def where_of(request: Request) -> Where:
-    address = request.client.host if request.client else ""
-    return Where(address, request.headers.get("user-agent", ""))
+    device = request.cookies.get(cookie_name(request, DEVICE_COOKIE), "")
+    return Where(address_of(request), request.headers.get("user-agent", ""), device)
+
+
+def address_of(request: Request) -> str:
+    """Who asks. Behind the proxy that `public_url` tells of, who asked that: the last address of
+    X-Forwarded-For, which the proxy itself wrote."""
+    peer = request.client.host if request.client else ""
+    settings: WebSettings = request.app.state.web.settings
+    with contextlib.suppress(ValueError):
+        if settings.public_url and ip_address(peer).is_loopback:
+            said = request.headers.getlist("x-forwarded-for")
+            return str(ip_address(",".join(said).rpartition(",")[2].strip()))
+    return peer
 
 
 def network_of(address: str) -> str:
-    """What one customer of a network has: an IPv4 address, or 64 bits of an IPv6 one."""
+    """What one customer of a network has: an IPv4 address, or 64 bits of an IPv6 one; inside a
+    plant, where 64 bits are everybody's, all of it."""
     try:
         found = ip_address(address)
     except ValueError:
@@ -463,6 +500,8 @@ def network_of(address: str) -> str:
         return str(found)
     if found.ipv4_mapped:
         return str(found.ipv4_mapped)
+    if not found.is_global:
+        return str(found)
     return str(IPv6Address(int(found) >> 64 << 64)) + "/64"
 
 

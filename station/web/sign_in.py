@@ -20,7 +20,7 @@ from station.web.context import Web
 from station.web.cookies import cookie_name
 from station.web.errors import PageError, not_found
 from station.web.pages import WebRouter, back_target
-from station.web.people import SESSION_COOKIE, StationPeople, where_of
+from station.web.people import DEVICE_COOKIE, SESSION_COOKIE, StationPeople, where_of
 from station.web.render import set_cookie
 from station.web.texts import catalogue
 
@@ -28,6 +28,7 @@ router = WebRouter()
 RECENT_COOKIE = "recent"
 _MOST_RECENT = 6
 _RECENT_S = 90 * 86_400
+_DEVICE_S = 365 * 86_400
 _MOST_SECRET = 1024
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
@@ -233,6 +234,8 @@ def _begin(
     account = people.account(session.name)
     assert account is not None
     set_cookie(request, response, SESSION_COOKIE, token)
+    device = people.devices.with_person(where_of(request).device, account.name)
+    set_cookie(request, response, DEVICE_COOKIE, device, _DEVICE_S)
     if session.is_shared:
         _remember(request, response, account.name)
     left = people.sessions.idle_limit_s(session)

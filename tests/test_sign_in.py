@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import os
 import re
@@ -284,6 +285,16 @@ def test_hostile_names_and_secrets_are_nobodys(site: Site) -> None:
     headers["content-type"] = "application/json"
     assert browser.post("/sign-in.json", content=raw, headers=headers).status_code == 422
     site.clock.now_s += 4000
+
+
+@pytest.mark.parametrize(
+    "kept", [b"[" * 1400, b'{"a": 1}', b"[1, null, {}]", b"\xff", b'["\\ud800"]']
+)
+def test_names_that_a_browser_makes_up_are_left_out(site: Site, kept: bytes) -> None:
+    browser = site.browser()
+    browser.cookies.set("vqi-recent", base64.urlsafe_b64encode(kept).decode())
+    answer = browser.get("/sign-in.json")
+    assert (answer.status_code, answer.json()["recent"]) == (200, [])
 
 
 def test_secrets_come_back_in_no_answer(site: Site) -> None:

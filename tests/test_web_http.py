@@ -216,12 +216,19 @@ def test_a_body_that_is_none_is_refused_and_says_where(rig: WebRig, body: bytes)
 
 def test_a_form_leads_back_to_this_page_only(rig: WebRig) -> None:
     client = rig.client()
-    for back in ("https://evil.example/", "//evil.example", "/\\evil.example", "javascript:x", "a"):
+    elsewhere = ("https://evil.example/", "//evil.example", "/\\evil.example", "javascript:x", "a")
+    for back in (*elsewhere, "//[", "http://[", "/\n/x"):
         assert client.send_form("/theme", theme="dark", back=back).headers["location"] == "/"
     assert client.send_form("/theme", theme="dark", back="/api").headers["location"] == "/api"
     assert 'data-theme="dark"' in client.get("/api").text
     by_script = client.send_form("/theme", htmx=True, theme="light", back="/api")
     assert (by_script.status_code, by_script.headers["hx-redirect"]) == (204, "/api")
+    by_script = client.send_form("/theme", htmx=True, theme="light", back="/中?a=%20&b=ü")
+    assert by_script.headers["hx-redirect"] == "/%E4%B8%AD?a=%20&b=%C3%BC"
+    token = {"csrf": client.token(), "theme": "dark"}
+    answer = client.post("/theme", data=token, headers={"origin": "http://["})
+    assert answer.status_code == 403
+    assert client.get("/sign-in?back=//[").status_code == 200
 
 
 # --- errors ---------------------------------------------------------------------------------------

@@ -83,8 +83,11 @@ def _see_that_they_may(person: Person | None, role: Role, is_action: bool) -> No
 
 def _see_where_from(request: Request) -> None:
     """The Origin that browsers send with every POST is this page's (OWASP, CSRF prevention)."""
-    origin = request.headers.get("origin", "")
-    if not origin or urlsplit(origin).netloc.lower() != request.headers["host"].lower():
+    try:
+        origin = urlsplit(request.headers.get("origin", "")).netloc.lower()
+    except ValueError:
+        origin = ""
+    if not origin or origin != request.headers["host"].lower():
         raise PageError(403, "errors.origin")
 
 

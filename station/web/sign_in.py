@@ -274,7 +274,7 @@ def _recent(request: Request) -> list[str]:
     kept = request.cookies.get(cookie_name(request, RECENT_COOKIE), "")
     try:
         names = json.loads(base64.urlsafe_b64decode(kept[:2000].encode()))
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     if not isinstance(names, list):
         return []

@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -636,6 +636,24 @@ def test_the_language_goes_with_the_person(site: Site) -> None:
     browser.form("/language", language="zh")
     elsewhere = site.signed_in("zhang")
     assert 'lang="zh-Hans"' in elsewhere.get("/account").text
+
+
+def test_a_signature_that_fails_is_no_sign_in_that_failed(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    person, before = (
+        Person(site.person("sloppy"), "Sloppy", Role.REVIEWER),
+        replace(site.people.counts),
+    )
+    for _ in range(5):
+        with pytest.raises(PageError):
+            site.people.confirm(person, BETTER)
+    assert site.people.counts == before
+    lines = [line for line in caplog.text.splitlines() if "sloppy" in line]
+    assert sum("a confirmation failed" in line for line in lines) == 4
+    assert "a confirmation was refused" in lines[-1]
+    assert "confirm sloppy" not in caplog.text
+    site.clock.now_s += 4000
 
 
 def test_it_is_still_this_person_by_password_or_pin(site: Site) -> None:

@@ -288,7 +288,7 @@ class StationPeople:
         with self._lock:
             wait_s = self._throttle.begin(key, place, limit, self._clock(), device)
         if wait_s > 0:
-            self._refuse(said, wait_s)
+            self._refuse(said, wait_s, "a confirmation" if device == _SIGNED_IN else "a sign-in")
         try:
             proven = self._unless_busy(check)
         except BaseException:
@@ -301,10 +301,17 @@ class StationPeople:
                 self._throttle.succeeded(key, place, limit, self._clock(), device)
             wait_s = self._throttle.wait_s(key, place, limit, self._clock(), device)
         if proven is None or not is_right:
-            self.counts.failed += 1
-            _LOG.warning("a sign-in failed", **said, wait_s=wait_s)
-            raise PageError(401, "people.why.wrong")
+            raise self._failure(source, said, wait_s)
         return proven
+
+    def _failure(self, source: _Source, said: Json, wait_s: float) -> PageError:
+        """Who signs with a wrong secret is signed in all the same."""
+        if source.device == _SIGNED_IN:
+            _LOG.warning("a confirmation failed", **said, wait_s=wait_s)
+            return PageError(403, "people.why.confirm_wrong")
+        self.counts.failed += 1
+        _LOG.warning("a sign-in failed", **said, wait_s=wait_s)
+        return PageError(401, "people.why.wrong")
 
     def _is_still(self, proven: Account) -> bool:
         """Whether the secret is not another one by now."""
@@ -319,10 +326,10 @@ class StationPeople:
         if wait_s > 0:
             self._refuse({"person": "", "address": place, "means": limit.name}, wait_s)
 
-    def _refuse(self, said: Json, wait_s: float) -> None:
-        self.counts.refused += 1
+    def _refuse(self, said: Json, wait_s: float, what: str = "a sign-in") -> None:
+        self.counts.refused += what == "a sign-in"
         whole_s = max(1, round(wait_s + 0.5))
-        _LOG.warning("a sign-in was refused before its time", **said, wait_s=whole_s)
+        _LOG.warning(f"{what} was refused before its time", **said, wait_s=whole_s)
         raise PageError(429, "people.why.wait", retry_s=whole_s, seconds=whole_s)
 
     def _unless_busy(self, work: Callable[[], T]) -> T:
@@ -374,13 +381,7 @@ class StationPeople:
 
     def _confirm(self, person: Person, limit: Limit, check: Check) -> None:
         # A key of its own: a stranger's guesses at the sign-in hold up nobody who is signed in.
-        source = _Source(folded(person.name), "", _SIGNED_IN)
-        try:
-            self._try(source, limit, check)
-        except PageError as error:
-            if error.status != 401:
-                raise
-            raise PageError(403, "people.why.confirm_wrong") from error
+        self._try(_Source(folded(person.name), "", _SIGNED_IN), limit, check)
 
     # --- what an administrator does ---------------------------------------------------------------
 

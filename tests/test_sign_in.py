@@ -492,6 +492,14 @@ def test_a_locked_file_holds_up_nobody_who_asks_for_no_person(site: Site) -> Non
     assert browser.who() == "stuck"
 
 
+def test_a_page_that_there_is_not_knows_who_asks(site: Site) -> None:
+    browser = site.signed_in(site.person("lost"))
+    page = browser.get("/nothing")
+    assert page.status_code == 404
+    assert 'action="/sign-out"' in page.text
+    assert "VQI " in page.text
+
+
 def test_an_error_page_needs_no_file(site: Site) -> None:
     browser = site.signed_in(site.person("reads"))
     with locked(site, 10):
@@ -735,6 +743,13 @@ async def _see_what_strangers_see(app: FastAPI, people: StationPeople) -> None:
         assert (await browser.get("/account.json")).status_code == 401
         assert (await browser.get("/people")).headers["location"].startswith("/sign-in?back=")
         first = await browser.get("/sign-in")
+        for strange in (
+            first,
+            await browser.get("/nothing"),
+            await browser.get("/sign-in", headers={"host": "evil.example"}),
+        ):
+            assert not re.search(r'VQI \d|href="/(api|people|search)"', strange.text)
+        assert (await browser.get("/openapi.json")).status_code in (303, 401)
         assert "vqi user add" in first.text
         assert first.headers["set-cookie"].startswith("__Host-vqi-visit=")
         people.store.add("ada", "Ada", Role.ADMIN, GOOD, "root", must_change=False)

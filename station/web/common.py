@@ -100,7 +100,7 @@ def station_health(web: Web) -> Response:
     return JSONResponse(found, 200 if found["ok"] else 503)
 
 
-@router.data("/openapi.json", role=None, media_type="application/json")
+@router.data("/openapi.json", media_type="application/json")
 def openapi(request: Request) -> Response:
     """This description (OpenAPI 3.1)."""
     return JSONResponse(request.app.openapi())

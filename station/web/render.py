@@ -128,6 +128,8 @@ def set_cookie(
 def _context(request: Request, visit: str) -> dict[str, Any]:
     web: Web = request.app.state.web
     language, person = language_of(request), person_of(request)
+    # What runs here, and which pages there are, is for nobody who has yet to sign in.
+    is_known = getattr(request.state, "person", None) is not None
     token = token_of(request, visit)
     hidden = Markup('<input type="hidden" name="{}" value="{}">').format(TOKEN_FIELD, token)
     return {
@@ -144,9 +146,9 @@ def _context(request: Request, visit: str) -> dict[str, Any]:
         "here": _here(request),
         "url_with": _url_with(request),
         "static": static_url,
-        "menu": _menu(request, web, person),
+        "menu": _menu(request, web, person) if is_known else [],
         "has_users": web.people.has_users(),
-        "version": program_version(),
+        "version": program_version() if is_known else "",
     }
 
 

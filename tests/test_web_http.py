@@ -141,7 +141,16 @@ def test_the_description_names_every_address_for_programs_once(rig: WebRig) -> N
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example", "127.0.0.1@evil.example", "", "[::2]", "a b"]
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "127.0.0.1@evil.example",
+        "",
+        "[::2]",
+        "[[::1]]",
+        "a b",
+    ],
 )
 def test_a_foreign_name_is_not_answered(rig: WebRig, host: str) -> None:
     answer = raw(rig, f"GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")

@@ -15,7 +15,7 @@ from station.roles import Person, Role
 from station.web.context import Web
 from station.web.errors import PageError, not_found
 from station.web.pages import WebRouter
-from station.web.people import StationPeople
+from station.web.people import StationPeople, is_oneself
 from station.web.sessions import Means, Session
 from station.web.sign_in import EmptyForm, Name, Secret, as_page_error, known_why, station_people
 
@@ -322,7 +322,7 @@ def _person_seen(account: Account, people: StationPeople, by: Person) -> PersonS
         has_badge=account.has_badge,
         sessions=len(people.sessions.of(account.name)),
         created_at=account.created_at,
-        is_oneself=account.name == by.name,
+        is_oneself=is_oneself(account.name, by),
     )
 
 

@@ -59,10 +59,8 @@ class Frontier:
     """ASGI; around the whole application."""
 
     def __init__(self, app: ASGIApp, web: Web, answer_error: AnswerError) -> None:
-        settings = web.settings
         self._app, self._web, self._answer_error = app, web, answer_error
-        self._hosts = allowed_hosts(settings)
-        self._is_secure = settings.is_tls or (settings.public_url or "").startswith("https:")
+        self._hosts, self._is_secure = allowed_hosts(web.settings), web.settings.is_secure
         self._in_work = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -176,4 +174,4 @@ def host_name(header: str) -> str:
     """Of a Host header, without its port, as it is compared."""
     name, _, rest = header.rpartition(":")
     has_port = bool(name) and rest.isdecimal() and not name.endswith(":")
-    return (name if has_port else header).strip("[]").lower()
+    return (name if has_port else header).removeprefix("[").removesuffix("]").lower()

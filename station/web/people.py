@@ -406,7 +406,7 @@ class StationPeople:
         return self.tell_log()
 
     def _see_another(self, name: str, by: Person) -> None:
-        if folded(name) == folded(by.name):
+        if is_oneself(name, by):
             raise conflict("people.why.not_oneself")
 
     # --- the log ----------------------------------------------------------------------------------
@@ -461,6 +461,10 @@ def person(account: Account, session: Session, idle_s: float) -> Person:
         languages=(account.language,) if account.language else (),
         signs_out_after_s=round(idle_s) if session.is_shared else None,
     )
+
+
+def is_oneself(name: str, person: Person) -> bool:
+    return folded(name) == folded(person.name)
 
 
 def is_by_hand(request: Request) -> bool:

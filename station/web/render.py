@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, Response
 
 from station.release import program_version
 from station.web.context import Web
-from station.web.cookies import cookie_name, is_secure
+from station.web.cookies import cookie_name
 from station.web.guard import TOKEN_FIELD, VISIT_COOKIE, visit_of
 from station.web.roles import ANONYMOUS, Person
 from station.web.static import static_url
@@ -114,12 +114,13 @@ def set_cookie(
     request: Request, response: Response, name: str, value: str, max_age_s: int | None = None
 ) -> None:
     """No script reads it, no other site sends it; without `max_age_s` it ends with the browser."""
+    web: Web = request.app.state.web
     response.set_cookie(
         cookie_name(request, name),
         value,
         max_age=max_age_s,
         path="/",
-        secure=is_secure(request),
+        secure=web.settings.is_secure,
         httponly=True,
         samesite="strict",
     )

@@ -69,6 +69,12 @@ class Site:
         self.browsers.append(browser)
         return browser
 
+    def screen(self) -> Browser:
+        """A browser in which somebody signed in by password before."""
+        browser = self.browser()
+        browser.cookies.set("vqi-device", self.people.devices.with_person("", "root-admin"))
+        return browser
+
     def person(self, name: str, role: Role = Role.REVIEWER, **secrets: str) -> str:
         """Somebody new whose password is GOOD."""
         self.store.add(name, name.title(), role, GOOD, "root", must_change=False)
@@ -272,7 +278,7 @@ def test_after_sign_in_only_places_of_this_page_come_next(site: Site) -> None:
 
 
 def test_hostile_names_and_secrets_are_nobodys(site: Site) -> None:
-    browser = site.browser()
+    browser = site.screen()
     for text in ("a\x00b", "\u202e", "' OR 1=1 --", "\ufdfa" * 60, "../../etc", "{}", "%s"):
         for path, fields in (
             ("/sign-in.json", {"name": text, "password": text * 3}),
@@ -316,7 +322,7 @@ def test_secrets_come_back_in_no_answer(site: Site) -> None:
 def test_badge_and_pin_or_name_and_pin_at_a_shared_screen(site: Site) -> None:
     site.person("rev", Role.ADMIN, pin=PIN, badge=BADGE)
     for who in ({"who": BADGE}, {"who": "rev"}, {"chosen": "rev"}):
-        browser = site.browser()
+        browser = site.screen()
         assert browser.form("/sign-in/pin", pin=PIN, **who).headers["location"] == "/"
         page = browser.get("/account.json").json()
         assert (page["role"], page["session_role"]) == ("admin", "reviewer")
@@ -327,15 +333,29 @@ def test_badge_and_pin_or_name_and_pin_at_a_shared_screen(site: Site) -> None:
         browser.form("/sign-out")
         assert 'value="rev"' in browser.get("/sign-in").text, "the screen knows who was here"
     for who, pin in ((BADGE, "739105"), ("rev", "739105"), ("B-0000", PIN), ("", PIN)):
-        assert why(site.browser().form("/sign-in/pin", who=who, pin=pin)) == "wrong"
+        assert why(site.screen().form("/sign-in/pin", who=who, pin=pin)) == "wrong"
     assert why(site.browser().sign_in("rev", PIN)) == "wrong", "a PIN is no password"
-    assert why(site.browser().form("/sign-in/pin", who="rev", pin=GOOD)) == "wrong"
+    assert why(site.screen().form("/sign-in/pin", who="rev", pin=GOOD)) == "wrong"
     site.clock.now_s += 4000
+
+
+def test_a_pin_is_for_a_screen_on_which_a_password_was_given(site: Site) -> None:
+    """Not for any machine of the network."""
+    site.person("walks", pin=PIN, badge="B-WALKS-1")
+    browser = site.browser()
+    assert 'name="pin"' not in browser.get("/sign-in").text
+    for who in ("walks", "B-WALKS-1", "nobody"):
+        for pin in (PIN, "739105"):
+            assert why(browser.form("/sign-in/pin", who=who, pin=pin)) == "new_screen"
+    browser.sign_in("root-admin")
+    browser.form("/sign-out")
+    assert 'name="pin"' in browser.get("/sign-in").text
+    assert browser.form("/sign-in/pin", who="walks", pin=PIN).headers["location"] == "/"
 
 
 def test_a_shared_screen_signs_out_when_nothing_is_done(site: Site) -> None:
     site.person("idle", pin=PIN)
-    browser = site.browser()
+    browser = site.screen()
     browser.form("/sign-in/pin", who="idle", pin=PIN)
     limit_s = site.web.settings.shared_idle_s
     site.clock.now_s += limit_s - 1
@@ -415,7 +435,7 @@ def test_who_signed_in_in_this_browser_is_kept_out_by_nobody_at_the_same_address
     """Also after a restart of the page: the cookie is signed, and the key is in the file."""
     browser, name = site.signed_in(site.person("keeps", pin=PIN, badge="B-KEEPS-1")), "keeps"
     browser.form("/sign-out")
-    stranger = site.browser()
+    stranger = site.screen()
     for _ in range(12):
         stranger.json("/sign-in.json", name=name, password=BETTER)
         stranger.json("/sign-in/pin.json", who=name, pin="739105")
@@ -544,6 +564,7 @@ def test_an_old_secret_opens_nothing_that_began_after_its_change(
 ) -> None:
     site.person("race", pin=PIN)
     here = Where("10.3.3.1")
+    screen = replace(here, device=site.people.devices.with_person("", "root-admin"))
     sign_ins = (
         lambda: site.people.sign_in("race", GOOD, here, is_shared=False),
         lambda: site.people.replace_password("race", GOOD, "noch ein anderes", here),
@@ -554,7 +575,7 @@ def test_an_old_secret_opens_nothing_that_began_after_its_change(
         terminal.change_password("race", GOOD)
     failure = after_a_change(
         site,
-        lambda: site.people.sign_in_shared("race", PIN, here),
+        lambda: site.people.sign_in_shared("race", PIN, screen),
         lambda: terminal.set_pin("race", "739105"),
     )
     assert failure.key == "people.why.wrong"
@@ -614,7 +635,7 @@ def test_a_pin_and_a_badge_are_set_with_the_password_and_taken_away(site: Site) 
     browser.form("/account/badge", **secret, badge="B-PINS-1")
     page = browser.get("/account.json").json()
     assert (page["has_pin"], page["has_badge"]) == (True, True)
-    other = site.browser()
+    other = site.screen()
     assert other.form("/sign-in/pin", who="B-PINS-1", pin="739105").headers["location"] == "/"
     browser.form("/account/pin", **secret)
     browser.form("/account/badge", **secret)
@@ -799,7 +820,10 @@ def test_badge_pad_and_countdown_in_a_browser(tmp_path: Path) -> None:
     people.store.set_badge("kim", BADGE)
     with serving(web) as url, playwright_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_context(has_touch=True).new_page()
+        context = browser.new_context(has_touch=True)
+        device = people.devices.with_person("", "kim")
+        context.add_cookies([{"name": "vqi-device", "value": device, "url": url}])
+        page = context.new_page()
         page.goto(f"{url}/sign-in?back=/account")
         page.focus("#who")
         page.keyboard.type(BADGE)

@@ -228,7 +228,10 @@ class StationPeople:
         return self._begin(account, Role.ADMIN, "password", where, is_shared)
 
     def sign_in_shared(self, name_or_badge: str, pin: str, where: Where) -> str:
-        """On a shared screen, as REVIEWER at most. Raises as `sign_in`."""
+        """On a shared screen, as REVIEWER at most. Raises as `sign_in`; 403 where nobody signed in
+        by password before: a PIN is for a screen of the station, not for a whole network."""
+        if not self.devices.is_known(where.device):
+            raise PageError(403, "people.why.new_screen")
         typed = _shortened(name_or_badge)
         self._see_wait(self._source(typed, where, self.devices.is_known(where.device)), PIN)
         # Both are looked for whatever is found: the time that it takes tells nothing of names.

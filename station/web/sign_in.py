@@ -48,6 +48,8 @@ class SignInPage(BaseModel):
     recent: list[str]
     """Who signed in at this screen lately."""
     has_users: bool
+    takes_pins: bool
+    """Somebody signed in by password in this browser before."""
     shared_idle_s: int
     most_digits: int = MAX_DIGITS
 
@@ -135,8 +137,15 @@ def sign_in_page(
         seconds=max(0, min(seconds, 3600)),
         recent=_recent(request),
         has_users=web.people.has_users(),
+        takes_pins=_takes_pins(web, request),
         shared_idle_s=web.settings.shared_idle_s,
     )
+
+
+def _takes_pins(web: Web, request: Request) -> bool:
+    if not isinstance(web.people, StationPeople):
+        return False
+    return web.people.devices.is_known(where_of(request).device)
 
 
 @router.action("/sign-in", role=None, to="{to}")

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.requests import Request
 from station_rig import Rig, wait_until
 from web_rig import serving, small_journal
 
@@ -642,6 +644,28 @@ def test_a_pin_and_a_badge_are_set_with_the_password_and_taken_away(site: Site) 
     page = browser.get("/account.json").json()
     assert (page["has_pin"], page["has_badge"]) == (False, False)
     assert other.who() == ""
+
+
+def test_ones_own_change_ends_no_page_that_is_open_in_the_same_browser(site: Site) -> None:
+    """A live page asks again and again whose session it is, also in the middle of the change."""
+    browser = site.signed_in(site.person("live"))
+    cookie = f"{COOKIE}={browser.cookies[COOKIE]}".encode()
+    scope = {"type": "http", "method": "GET", "headers": [(b"cookie", cookie)]}
+    looking = Request({**scope, "app": create_app(site.web)})
+    names, is_over = set(), threading.Event()
+
+    def look() -> None:
+        while not is_over.is_set():
+            person = site.people.person_of(looking)
+            names.add(person.name if person else "")
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(look)
+        pins = ("483920", "739105", "")
+        done = [browser.form("/account/pin", password=GOOD, pin=one, again=one) for one in pins]
+        is_over.set()
+    assert names == {"live"}
+    assert {one.headers["location"] for one in done} == {"/account?done=pin"}
 
 
 def test_ones_sessions_are_seen_and_ended(site: Site) -> None:

@@ -237,7 +237,7 @@ def _change(
     password: SecretStr,
     what: str,
     is_same_twice: bool,
-    change: Callable[[str, int], int],
+    change: Callable[[str, int], object],
 ) -> Changed:
     """A form that failed leads back with the reason, JSON says it."""
     people = station_people(web)

@@ -212,7 +212,8 @@ class StationPeople:
         if not self._is_known():
             self._read()  # for who looks on without asking again
         account = self._known.accounts.get(folded(session.name))
-        if account is None or not account.is_active or account.epoch != session.epoch:
+        # What memory has may be older than the session, whose person has just changed the account.
+        if account is None or not account.is_active or account.epoch > session.epoch:
             self.sessions.end(session)
             return None, None
         return session, account
@@ -366,13 +367,18 @@ class StationPeople:
         self._confirm(person, limit, lambda: self.store.by_secret(person.name, secret))
 
     def change_own(
-        self, request: Request, person: Person, password: str, change: Callable[[str, int], int]
+        self, request: Request, person: Person, password: str, change: Callable[[str, int], object]
     ) -> None:
         """Change one's own account by one's password; all other sessions end. `change` gets name
-        and epoch, and makes the next epoch of it. Raises `PageError`, and as the change does."""
+        and epoch, of which it makes the next one. Raises `PageError`, and as the change does."""
         session = self.current(request)
         self._confirm(person, PASSWORD, lambda: self.store.by_password(session.name, password))
-        session.epoch = change(session.name, session.epoch)
+        session.epoch += 1  # before it holds: a page that is open asks meanwhile
+        try:
+            change(session.name, session.epoch - 1)
+        except BaseException:
+            session.epoch -= 1
+            raise
         self.sessions.end_of(session.name, keep=session)
         self.tell_log()
 

@@ -166,7 +166,7 @@ class StationPeople:
                 return
             try:
                 await asyncio.shield(asyncio.wrap_future(self._read()))
-            except (sqlite3.Error, OSError) as error:
+            except (PeopleError, sqlite3.Error, OSError) as error:
                 _LOG.error("the people's file cannot be read", why=str(error))
                 raise PageError(503, "people.why.store", retry_s=5) from error
 

@@ -682,6 +682,11 @@ class WebSettings(Settings):
         return self.tls_cert_file is not None
 
     @property
+    def is_secure(self) -> bool:
+        """People reach it by TLS: its own, or that of the proxy before it."""
+        return self.is_tls or (self.public_url or "").startswith("https:")
+
+    @property
     def is_local(self) -> bool:
         """Nobody but who sits at this machine reaches it."""
         name = urlsplit(self.public_url or "").hostname

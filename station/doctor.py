@@ -66,7 +66,7 @@ _WORDS: Final = {
 _OUR_COMMAND: Final = re.compile(r"^ *\d+ (\S*/)?(vqi |python\S* .*(/vqi |\bstation\.))")
 _FIGURES: Final = re.compile(r"[0-9A-Fa-fTZ:.+-]*")
 """A hash, a number, a time: what a person's words are not."""
-_PEOPLE_IN_LINE: Final = re.compile(r'(?P<name>"(?:person|address)": )"(?:[^"\\]|\\.)*"')
+_PEOPLE_IN_LINE: Final = re.compile(r'(?P<name>"(?:person|address|who)": )"(?:[^"\\]|\\.)*"')
 _STATE_NAMESPACE = "vqi"
 _MOST_FILES = 2000
 _SHORTEST_SECRET = 4

@@ -37,6 +37,8 @@ from station.roles import Role
 
 DATABASE = "people.db"
 MAX_PEOPLE = 1000
+MAX_PIN_FAILURES = 100
+"""In a row; then the PIN is void, until its person sets one again (NIST SP 800-63B, 5.2.2)."""
 _VERSION = 1
 _BUSY_S = 5.0
 _SCHEMA = """
@@ -48,6 +50,7 @@ CREATE TABLE person (
     language TEXT NOT NULL DEFAULT '',
     password TEXT,
     pin TEXT,
+    pin_failures INTEGER NOT NULL DEFAULT 0,
     badge TEXT UNIQUE,
     must_change INTEGER NOT NULL,
     is_locked INTEGER NOT NULL DEFAULT 0,
@@ -63,7 +66,12 @@ CREATE TABLE act (
     detail TEXT NOT NULL,
     was_sent INTEGER NOT NULL DEFAULT 0
 ) STRICT;
-CREATE TABLE store (id TEXT NOT NULL, badge_salt BLOB NOT NULL) STRICT;
+CREATE TABLE store (
+    id TEXT NOT NULL,
+    badge_salt BLOB NOT NULL,
+    device_key BLOB NOT NULL,
+    pins_counted INTEGER NOT NULL DEFAULT 0
+) STRICT;
 """
 
 _NOBODYS = {"station", "the station", "system", "systemd", "root", "vqi", "plc"}
@@ -128,7 +136,7 @@ class PeopleStore:
             _make_private(self.path)
             # Two, so that nobody reads what is not committed.
             self._writer, self._reader = _connect(self.path), _connect(self.path)
-            self._id, self._badge_salt = self._prepare()
+            self._id, self._badge_salt, self.device_key = self._prepare()
         except (OSError, sqlite3.Error) as error:
             raise PeopleError("store", f"{self.path}: cannot be used: {error}") from error
 
@@ -163,25 +171,49 @@ class PeopleStore:
         found = self._rows("SELECT * FROM person WHERE badge = ? AND removed_at IS NULL", kept)
         return _account(found[0]) if found else None
 
-    def is_password_of(self, name: str, password: str) -> bool:
-        """Takes as long for a name that nobody has. Raises `TooBusy`."""
-        return self._is_right(name, "password", password)
+    def by_password(self, name: str, password: str) -> Account | None:
+        """The account whose password it is, as it was when the hash was read: looking takes its
+        turn, and the account may be another one meanwhile. None if it is not; takes as long for a
+        name that nobody has. Raises `TooBusy`."""
+        return self._proven(name, "password", password)
 
-    def is_pin_of(self, name: str, pin: str) -> bool:
-        """As of a password."""
-        return self._is_right(name, "pin", pin)
+    def by_pin(self, name: str, pin: str) -> Account | None:
+        """As of a password. Many wrong ones in a row make the PIN void."""
+        return self._proven(name, "pin", pin)
 
-    def is_secret_of(self, name: str, secret: str) -> bool:
-        """Whether it is the person's password or PIN; which of them it can be its length says."""
-        return self._is_right(name, "pin" if is_pin(secret) else "password", secret)
+    def by_secret(self, name: str, secret: str) -> Account | None:
+        """By the person's password or PIN; which of them it can be its length says."""
+        return self._proven(name, "pin" if is_pin(secret) else "password", secret)
 
-    def _is_right(self, name: str, which: Literal["password", "pin"], secret: str) -> bool:
+    def _proven(self, name: str, which: Literal["password", "pin"], secret: str) -> Account | None:
         row = self._row(name)
         kept: str | None = row[which] if row is not None and row["removed_at"] is None else None
         is_right = self._hasher.is_right(kept, secret)
-        if kept is not None and is_right and self._hasher.is_outdated(kept):
+        if which == "pin" and (not is_right or (row is not None and row["pin_failures"])):
+            self._count_pin(row["name"] if row else "", is_right)
+        if row is None or kept is None or not is_right:
+            return None
+        if self._hasher.is_outdated(kept):
             self._renew(name, which, kept, self._hasher.hash(secret))
-        return is_right
+        return _account(row)
+
+    def _count_pin(self, name: str, is_right: bool) -> None:
+        """Kept in the file: a restart of the page gives no further tries. Raises `PeopleError`
+        where that cannot be kept, for then nothing bounds them."""
+        after = "0" if is_right else "pin_failures + 1"
+        person = (folded(name),)
+        with self._change() as connection:
+            # Written for a name that nobody has, too: it takes as long.
+            connection.execute("UPDATE store SET pins_counted = pins_counted + 1")
+            connection.execute(f"UPDATE person SET pin_failures = {after} WHERE folded = ?", person)
+            voided = connection.execute(
+                "UPDATE person SET pin = NULL, pin_failures = 0 "
+                f"WHERE folded = ? AND pin IS NOT NULL AND pin_failures >= {MAX_PIN_FAILURES}",
+                person,
+            )
+            if voided.rowcount:
+                detail = {"name": name, "why": f"{MAX_PIN_FAILURES} wrong ones in a row"}
+                _note(connection, "user PIN removed", "station", detail)
 
     def _renew(self, name: str, which: str, before: str, after: str) -> None:
         """With the parameters of today. The old hash is as right: a busy file is no failure."""
@@ -220,26 +252,34 @@ class PeopleStore:
         """A password that the person has to change; a PIN is void. Raises as `add`."""
         account = self._known(name)
         check_password(password, account.name, account.full_name)
-        kept = {"password": self._hasher.hash(password), "pin": None, "must_change": 1}
+        kept = {
+            "password": self._hasher.hash(password),
+            "pin": None,
+            "pin_failures": 0,
+            "must_change": 1,
+        }
         self._set(name, kept, "user password reset", by)
 
-    def change_password(self, name: str, password: str) -> None:
-        """By the person; all sessions end. Raises as `add`."""
+    def change_password(self, name: str, password: str, epoch: int | None = None) -> int:
+        """By the person; all sessions end. `epoch`: the account's, of which the person proved to be
+        the owner. The new one. Raises as `add`, `PeopleError` if it is another one by now."""
         account = self._known(name)
         check_password(password, account.name, account.full_name)
-        if self.is_password_of(name, password):
+        if self.by_password(name, password):
             raise PeopleError("same_password", "the new password is the old one; choose another")
         kept = {"password": self._hasher.hash(password), "must_change": 0}
-        self._set(name, kept, "user password changed", account.name)
+        return self._set(name, kept, "user password changed", account.name, epoch=epoch)
 
-    def set_pin(self, name: str, pin: str) -> None:
-        """By the person; empty takes it away. Raises `WeakSecret`, `PeopleError`, `TooBusy`."""
+    def set_pin(self, name: str, pin: str, epoch: int | None = None) -> int:
+        """As `change_password`; empty takes it away."""
         if pin:
             check_pin(pin)
         kept = self._hasher.hash(pin) if pin else None
-        self._set(name, {"pin": kept}, f"user PIN {'set' if pin else 'removed'}", name)
+        values = {"pin": kept, "pin_failures": 0}
+        what = f"user PIN {'set' if pin else 'removed'}"
+        return self._set(name, values, what, name, epoch=epoch)
 
-    def set_badge(self, name: str, text: str) -> None:
+    def set_badge(self, name: str, text: str, epoch: int | None = None) -> int:
         """By the person; empty takes it away. Raises as `set_pin`."""
         given = admit(text) if text else ""
         if isinstance(given, Refused) or (text and len(given) < MIN_BADGE_CHARACTERS):
@@ -247,7 +287,7 @@ class PeopleStore:
         kept = self._hasher.badge(given, self._badge_salt) if given else None
         what = f"user badge {'set' if given else 'removed'}"
         try:
-            self._set(name, {"badge": kept}, what, name)
+            return self._set(name, {"badge": kept}, what, name, epoch=epoch)
         except sqlite3.IntegrityError as error:
             raise PeopleError("badge_taken", "this badge is another person's") from error
 
@@ -283,16 +323,21 @@ class PeopleStore:
         what: str,
         by: str,
         detail: dict[str, str] | None = None,
-    ) -> None:
-        """One change of an account and its act; sessions that began before it are over."""
+        epoch: int | None = None,
+    ) -> int:
+        """One change of an account and its act; sessions that began before it are over. The new
+        epoch. Raises `PeopleError` if the account has not this `epoch` any more."""
         with self._change() as connection:
             account = self._known(name)
+            if epoch not in (None, account.epoch):
+                raise PeopleError("changed", f"the account of {name!r} was changed meanwhile")
             columns = ", ".join(f"{column} = ?" for column in values)
             connection.execute(
                 f"UPDATE person SET {columns}, epoch = epoch + 1 WHERE folded = ?",
                 (*values.values(), folded(name)),
             )
             _note(connection, what, by, {"name": account.name, **(detail or {})})
+        return account.epoch + 1
 
     def _known(self, name: str) -> Account:
         account = self.find(name)
@@ -340,7 +385,7 @@ class PeopleStore:
 
     # --- the file -------------------------------------------------------------------------------
 
-    def _prepare(self) -> tuple[str, bytes]:
+    def _prepare(self) -> tuple[str, bytes, bytes]:
         with self._change() as connection:
             version = connection.execute("PRAGMA user_version").fetchone()[0]
             if version > _VERSION:
@@ -348,11 +393,13 @@ class PeopleStore:
             if version == 0:
                 for statement in _SCHEMA.split(";\n"):
                     connection.execute(statement)
-                made = (secrets.token_hex(4), secrets.token_bytes(16))
-                connection.execute("INSERT INTO store VALUES (?, ?)", made)
+                made = (secrets.token_hex(4), secrets.token_bytes(16), secrets.token_bytes(32))
+                connection.execute(
+                    "INSERT INTO store (id, badge_salt, device_key) VALUES (?, ?, ?)", made
+                )
                 connection.execute(f"PRAGMA user_version = {_VERSION}")
-            row = connection.execute("SELECT id, badge_salt FROM store").fetchone()
-        return row["id"], row["badge_salt"]
+            row = connection.execute("SELECT id, badge_salt, device_key FROM store").fetchone()
+        return row["id"], row["badge_salt"], row["device_key"]
 
     def _row(self, name: str) -> sqlite3.Row | None:
         found = self._rows("SELECT * FROM person WHERE folded = ?", folded(name))

@@ -287,3 +287,4 @@ def test_lines_of_the_log_say_nobodys_name() -> None:
     assert "Muster" not in said
     assert "10.0.0.7" not in said
     assert json.loads(said)["n"] == 1
+    assert "ada" not in without_people('{"event": "action", "path": "/x", "who": "ada"}')

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
+import os
 import re
 import shutil
 import sqlite3
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from station_rig import Rig
+from starlette.requests import Request
+from station_rig import Rig, wait_until
 from web_rig import serving, small_journal
 
 from station.config import load_configuration
-from station.passwords import Hasher, TooBusy, Weakness, WeakSecret
+from station.passwords import _MAX_WAITING, Hasher, TooBusy, Weakness, WeakSecret
 from station.people import PeopleError, PeopleStore
 from station.roles import Person, Role
 from station.web.app import create_app
 from station.web.context import Web
+from station.web.devices import MOST_PEOPLE, Devices
 from station.web.errors import PageError
 from station.web.people import StationPeople, Where, network_of
 from station.web.server import make_web
@@ -62,6 +69,12 @@ class Site:
     def browser(self) -> Browser:
         browser = Browser(self)
         self.browsers.append(browser)
+        return browser
+
+    def screen(self) -> Browser:
+        """A browser in which somebody signed in by password before."""
+        browser = self.browser()
+        browser.cookies.set("vqi-device", self.people.devices.with_person("", "root-admin"))
         return browser
 
     def person(self, name: str, role: Role = Role.REVIEWER, **secrets: str) -> str:
@@ -247,6 +260,19 @@ def test_a_given_password_is_good_for_nothing_but_its_change(site: Site) -> None
     assert why(site.browser().sign_in("new", GIVEN)) == "wrong"
 
 
+def test_a_shared_screen_stays_one_through_the_first_change_of_a_password(site: Site) -> None:
+    site.store.add("first", "First Shift", Role.REVIEWER, GIVEN, "root")
+    browser, path = site.browser(), "/sign-in/new-password"
+    answer = browser.sign_in("first", GIVEN, is_shared="true")
+    hidden = 'name="is_shared" value="true"'
+    assert hidden in browser.get(answer.headers["location"]).text
+    change = {"name": "first", "password": GIVEN, "new": GOOD, "again": GOOD, "is_shared": "true"}
+    again = browser.form(path, **{**change, "again": BETTER})
+    assert hidden in browser.get(again.headers["location"]).text
+    browser.form(path, **change)
+    assert browser.get("/account.json").json()["sessions"][0]["is_shared"]
+
+
 def test_after_sign_in_only_places_of_this_page_come_next(site: Site) -> None:
     site.person("nav")
     for then in ("https://evil.example/", "//evil.example", "/\\evil.example", "javascript:x"):
@@ -254,7 +280,7 @@ def test_after_sign_in_only_places_of_this_page_come_next(site: Site) -> None:
 
 
 def test_hostile_names_and_secrets_are_nobodys(site: Site) -> None:
-    browser = site.browser()
+    browser = site.screen()
     for text in ("a\x00b", "\u202e", "' OR 1=1 --", "\ufdfa" * 60, "../../etc", "{}", "%s"):
         for path, fields in (
             ("/sign-in.json", {"name": text, "password": text * 3}),
@@ -267,6 +293,16 @@ def test_hostile_names_and_secrets_are_nobodys(site: Site) -> None:
     headers["content-type"] = "application/json"
     assert browser.post("/sign-in.json", content=raw, headers=headers).status_code == 422
     site.clock.now_s += 4000
+
+
+@pytest.mark.parametrize(
+    "kept", [b"[" * 1400, b'{"a": 1}', b"[1, null, {}]", b"\xff", b'["\\ud800"]']
+)
+def test_names_that_a_browser_makes_up_are_left_out(site: Site, kept: bytes) -> None:
+    browser = site.browser()
+    browser.cookies.set("vqi-recent", base64.urlsafe_b64encode(kept).decode())
+    answer = browser.get("/sign-in.json")
+    assert (answer.status_code, answer.json()["recent"]) == (200, [])
 
 
 def test_secrets_come_back_in_no_answer(site: Site) -> None:
@@ -288,7 +324,7 @@ def test_secrets_come_back_in_no_answer(site: Site) -> None:
 def test_badge_and_pin_or_name_and_pin_at_a_shared_screen(site: Site) -> None:
     site.person("rev", Role.ADMIN, pin=PIN, badge=BADGE)
     for who in ({"who": BADGE}, {"who": "rev"}, {"chosen": "rev"}):
-        browser = site.browser()
+        browser = site.screen()
         assert browser.form("/sign-in/pin", pin=PIN, **who).headers["location"] == "/"
         page = browser.get("/account.json").json()
         assert (page["role"], page["session_role"]) == ("admin", "reviewer")
@@ -299,15 +335,29 @@ def test_badge_and_pin_or_name_and_pin_at_a_shared_screen(site: Site) -> None:
         browser.form("/sign-out")
         assert 'value="rev"' in browser.get("/sign-in").text, "the screen knows who was here"
     for who, pin in ((BADGE, "739105"), ("rev", "739105"), ("B-0000", PIN), ("", PIN)):
-        assert why(site.browser().form("/sign-in/pin", who=who, pin=pin)) == "wrong"
+        assert why(site.screen().form("/sign-in/pin", who=who, pin=pin)) == "wrong"
     assert why(site.browser().sign_in("rev", PIN)) == "wrong", "a PIN is no password"
-    assert why(site.browser().form("/sign-in/pin", who="rev", pin=GOOD)) == "wrong"
+    assert why(site.screen().form("/sign-in/pin", who="rev", pin=GOOD)) == "wrong"
     site.clock.now_s += 4000
+
+
+def test_a_pin_is_for_a_screen_on_which_a_password_was_given(site: Site) -> None:
+    """Not for any machine of the network."""
+    site.person("walks", pin=PIN, badge="B-WALKS-1")
+    browser = site.browser()
+    assert 'name="pin"' not in browser.get("/sign-in").text
+    for who in ("walks", "B-WALKS-1", "nobody"):
+        for pin in (PIN, "739105"):
+            assert why(browser.form("/sign-in/pin", who=who, pin=pin)) == "new_screen"
+    browser.sign_in("root-admin")
+    browser.form("/sign-out")
+    assert 'name="pin"' in browser.get("/sign-in").text
+    assert browser.form("/sign-in/pin", who="walks", pin=PIN).headers["location"] == "/"
 
 
 def test_a_shared_screen_signs_out_when_nothing_is_done(site: Site) -> None:
     site.person("idle", pin=PIN)
-    browser = site.browser()
+    browser = site.screen()
     browser.form("/sign-in/pin", who="idle", pin=PIN)
     limit_s = site.web.settings.shared_idle_s
     site.clock.now_s += limit_s - 1
@@ -377,7 +427,44 @@ def test_a_reset_helps_who_has_to_wait_no_sooner_and_a_stranger_not_at_all(site:
     for number in range(50):
         with pytest.raises(PageError):
             people.sign_in("calm", BETTER, Where(f"10.8.8.{number}"), is_shared=False)
-    assert people.sign_in("calm", GOOD, elsewhere, is_shared=False)
+    own = Where("10.8.8.8", device=people.devices.with_person("", "calm"))
+    assert people.sign_in("calm", GOOD, own, is_shared=False)
+
+
+def test_who_signed_in_in_this_browser_is_kept_out_by_nobody_at_the_same_address(
+    site: Site,
+) -> None:
+    """Also after a restart of the page: the cookie is signed, and the key is in the file."""
+    browser, name = site.signed_in(site.person("keeps", pin=PIN, badge="B-KEEPS-1")), "keeps"
+    browser.form("/sign-out")
+    stranger = site.screen()
+    for _ in range(12):
+        stranger.json("/sign-in.json", name=name, password=BETTER)
+        stranger.json("/sign-in/pin.json", who=name, pin="739105")
+    assert why(stranger.sign_in(name)) == "wait"
+    assert browser.sign_in(name).headers["location"] == "/"
+    for who in (name, "B-KEEPS-1"):
+        assert browser.form("/sign-in/pin", who=who, pin=PIN).headers["location"] == "/"
+    with PeopleStore(site.store.directory, Hasher(memory_kib=64)) as restarted:
+        assert Devices(restarted.device_key).of_person(browser.cookies["vqi-device"], name)
+    site.clock.now_s += 4000
+
+
+def test_a_device_is_known_for_whom_it_was_signed() -> None:
+    devices, others = Devices(b"k" * 32), Devices(b"o" * 32)
+    cookie = ""
+    for number in range(MOST_PEOPLE + 5):
+        cookie = devices.with_person(cookie, f"n{number}")
+    device = cookie.partition(".")[0]
+    assert devices.of_person(cookie, " N44 ") == device
+    assert not devices.of_person(cookie, "n0"), "so many at most"
+    assert len(cookie) < 2000
+    other = devices.with_person("", "eve")
+    forged = ".".join([other.partition(".")[0], *cookie.split(".")[1:]])
+    for text in (forged, other, "", "x" * 5000, cookie + ".", "\u0660" * 22 + cookie[22:]):
+        assert not devices.of_person(text, "n44")
+    assert not others.is_known(cookie)
+    assert devices.with_person(forged, "eve").partition(".")[0] != forged.partition(".")[0]
 
 
 @pytest.mark.parametrize(
@@ -385,12 +472,143 @@ def test_a_reset_helps_who_has_to_wait_no_sooner_and_a_stranger_not_at_all(site:
     [
         ("10.0.0.1", "10.0.0.1"),
         ("::ffff:10.0.0.1", "10.0.0.1"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2a01:4f8:1:2:3:4:5:6", "2a01:4f8:1:2::/64"),
+        ("fd00::1:2:3:4:5", "fd00::1:2:3:4:5"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
         ("testclient", "testclient"),
     ],
 )
 def test_an_address_is_what_one_customer_has(address: str, network: str) -> None:
     assert network_of(address) == network
+
+
+# --- the people's file is locked ------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def locked(site: Site, busy_ms: int) -> Iterator[None]:
+    """By another process, in the middle of a change; readers wait so long."""
+    reader = site.people.store._reader
+    reader.execute(f"PRAGMA busy_timeout = {busy_ms}")
+    with contextlib.closing(sqlite3.connect(site.store.path, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        os.utime(site.store.path)
+        yield
+        other.execute("ROLLBACK")
+    reader.execute("PRAGMA busy_timeout = 5000")
+
+
+def test_a_locked_file_holds_up_nobody_who_asks_for_no_person(site: Site) -> None:
+    browser = site.signed_in(site.person("stuck"))
+    browser.token()
+    with locked(site, 2000), ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(browser.get, "/account.json")
+        wait_until(lambda: not site.people._reading.done(), 30.0, "reader that waits")
+        reading = site.people._reading
+        assert site.browser().get("/health").status_code in (200, 503)
+        assert site.browser().get("/nothing").status_code == 404
+        assert not reading.done(), "the event loop waited for the file"
+        answer = asking.result(30.0)
+    assert (answer.status_code, answer.json()["key"]) == (503, "people.why.store")
+    assert answer.headers["retry-after"]
+    assert browser.who() == "stuck"
+
+
+def test_a_page_that_there_is_not_knows_who_asks(site: Site) -> None:
+    browser = site.signed_in(site.person("lost"))
+    page = browser.get("/nothing")
+    assert page.status_code == 404
+    assert 'action="/sign-out"' in page.text
+    assert "VQI " in page.text
+
+
+def test_an_error_page_needs_no_file(site: Site) -> None:
+    browser = site.signed_in(site.person("reads"))
+    with locked(site, 10):
+        page = browser.get("/account")
+        assert (page.status_code, page.headers["x-frame-options"]) == (503, "DENY")
+        assert browser.get("/nothing").status_code == 404
+
+
+def test_a_language_that_is_chosen_already_is_not_written(site: Site) -> None:
+    browser = site.signed_in(site.person("again"))
+    browser.form("/language", language="de")
+    before = site.store.path.stat().st_mtime_ns
+    browser.form("/language", language="de")
+    assert site.store.path.stat().st_mtime_ns == before
+
+
+# --- changed while a secret waits its turn to be looked at ----------------------------------------
+
+
+def after_a_change(site: Site, act: Callable[[], str], change: Callable[[], object]) -> PageError:
+    """How `act` fails whose secret was read, but not looked at, before `change`."""
+    hasher = site.people.store._hasher
+    with ThreadPoolExecutor(1) as pool:
+        with hasher._turn:
+            acting = pool.submit(act)
+            wait_until(lambda: hasher._places._value < _MAX_WAITING, 30.0, "secret in the queue")
+            change()
+        with pytest.raises(PageError) as caught:
+            acting.result(30.0)
+    return caught.value
+
+
+@pytest.fixture
+def terminal(site: Site) -> Iterator[PeopleStore]:
+    """The people's file, opened by another process's command."""
+    with PeopleStore(site.store.directory, Hasher(memory_kib=64)) as terminal:
+        yield terminal
+
+
+def test_an_old_secret_opens_nothing_that_began_after_its_change(
+    site: Site, terminal: PeopleStore
+) -> None:
+    site.person("race", pin=PIN)
+    here = Where("10.3.3.1")
+    screen = replace(here, device=site.people.devices.with_person("", "root-admin"))
+    sign_ins = (
+        lambda: site.people.sign_in("race", GOOD, here, is_shared=False),
+        lambda: site.people.replace_password("race", GOOD, "noch ein anderes", here),
+    )
+    for sign_in in sign_ins:
+        failure = after_a_change(site, sign_in, lambda: terminal.change_password("race", BETTER))
+        assert (failure.status, failure.key) == (401, "people.why.wrong")
+        terminal.change_password("race", GOOD)
+    failure = after_a_change(
+        site,
+        lambda: site.people.sign_in_shared("race", PIN, screen),
+        lambda: terminal.set_pin("race", "739105"),
+    )
+    assert failure.key == "people.why.wrong"
+    assert site.people.sessions.of("race") == []
+
+
+def test_who_signs_with_an_old_secret_does_not_sign(site: Site, terminal: PeopleStore) -> None:
+    person = Person(site.person("signs"), "Signs", Role.REVIEWER)
+
+    def sign() -> str:
+        site.people.confirm(person, GOOD)
+        return ""
+
+    failure = after_a_change(site, sign, lambda: terminal.change_password("signs", BETTER))
+    assert (failure.status, failure.key) == (403, "people.why.confirm_wrong")
+    site.clock.now_s += 4000
+
+
+def test_ones_own_change_does_not_undo_an_administrators(site: Site, terminal: PeopleStore) -> None:
+    store, name = site.store, site.person("late")
+    account = store.find(name)
+    assert account is not None
+    terminal.reset(name, BETTER, "root")
+    for change in (
+        lambda: store.change_password(name, "noch ein anderes", account.epoch),
+        lambda: store.set_pin(name, PIN, account.epoch),
+        lambda: store.set_badge(name, BADGE, account.epoch),
+    ):
+        with pytest.raises(PeopleError, match="changed meanwhile"):
+            change()
+    assert store.by_password(name, BETTER), "the reset holds"
 
 
 # --- one's own account ----------------------------------------------------------------------------
@@ -419,13 +637,35 @@ def test_a_pin_and_a_badge_are_set_with_the_password_and_taken_away(site: Site) 
     browser.form("/account/badge", **secret, badge="B-PINS-1")
     page = browser.get("/account.json").json()
     assert (page["has_pin"], page["has_badge"]) == (True, True)
-    other = site.browser()
+    other = site.screen()
     assert other.form("/sign-in/pin", who="B-PINS-1", pin="739105").headers["location"] == "/"
     browser.form("/account/pin", **secret)
     browser.form("/account/badge", **secret)
     page = browser.get("/account.json").json()
     assert (page["has_pin"], page["has_badge"]) == (False, False)
     assert other.who() == ""
+
+
+def test_ones_own_change_ends_no_page_that_is_open_in_the_same_browser(site: Site) -> None:
+    """A live page asks again and again whose session it is, also in the middle of the change."""
+    browser = site.signed_in(site.person("live"))
+    cookie = f"{COOKIE}={browser.cookies[COOKIE]}".encode()
+    scope = {"type": "http", "method": "GET", "headers": [(b"cookie", cookie)]}
+    looking = Request({**scope, "app": create_app(site.web)})
+    names, is_over = set(), threading.Event()
+
+    def look() -> None:
+        while not is_over.is_set():
+            person = site.people.person_of(looking)
+            names.add(person.name if person else "")
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(look)
+        pins = ("483920", "739105", "")
+        done = [browser.form("/account/pin", password=GOOD, pin=one, again=one) for one in pins]
+        is_over.set()
+    assert names == {"live"}
+    assert {one.headers["location"] for one in done} == {"/account?done=pin"}
 
 
 def test_ones_sessions_are_seen_and_ended(site: Site) -> None:
@@ -449,6 +689,24 @@ def test_the_language_goes_with_the_person(site: Site) -> None:
     browser.form("/language", language="zh")
     elsewhere = site.signed_in("zhang")
     assert 'lang="zh-Hans"' in elsewhere.get("/account").text
+
+
+def test_a_signature_that_fails_is_no_sign_in_that_failed(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    person, before = (
+        Person(site.person("sloppy"), "Sloppy", Role.REVIEWER),
+        replace(site.people.counts),
+    )
+    for _ in range(5):
+        with pytest.raises(PageError):
+            site.people.confirm(person, BETTER)
+    assert site.people.counts == before
+    lines = [line for line in caplog.text.splitlines() if "sloppy" in line]
+    assert sum("a confirmation failed" in line for line in lines) == 4
+    assert "a confirmation was refused" in lines[-1]
+    assert "confirm sloppy" not in caplog.text
+    site.clock.now_s += 4000
 
 
 def test_it_is_still_this_person_by_password_or_pin(site: Site) -> None:
@@ -479,14 +737,32 @@ def test_an_administrator_locks_unlocks_and_gives_roles_to_others(site: Site) ->
     admin.form("/people/lock", name="work")
     assert worker.who() == "", "sessions end at once"
     assert why(site.browser().sign_in("work")) == "locked"
-    admin.form("/people/unlock", name="work")
+    admin.form("/people/unlock", name="work", password=GOOD)
     again = site.signed_in("work")
-    admin.form("/people/role", name="work", role="engineer")
+    admin.form("/people/role", name="work", role="engineer", password=GOOD)
     assert again.who() == "", "a session has the role that it began with"
     assert site.signed_in("work").get("/account.json").json()["role"] == "engineer"
-    for path, more in (("lock", {}), ("role", {"role": "viewer"})):
+    for path, more in (("lock", {}), ("role", {"role": "viewer", "password": GOOD})):
         assert why(admin.form(f"/people/{path}", name="boss", **more)) == "not_oneself"
     assert why(admin.form("/people/lock", name="no-such")) == "unknown"
+
+
+def test_rights_are_given_with_the_administrators_password_alone(site: Site) -> None:
+    """A desk that was left open, or a script in the page, gives nobody rights that last."""
+    admin = site.signed_in(site.person("chief", Role.ADMIN, pin=PIN))
+    site.person("shift")
+    site.store.set_locked("shift", True, "root")
+    for path, more in (("/people/unlock", {}), ("/people/role", {"role": "admin"})):
+        assert admin.form(path, name="shift", **more).status_code == 422
+        for secret in (BETTER, PIN):
+            answer = admin.form(path, name="shift", password=secret, **more)
+            assert why(answer) == "confirm_wrong"
+            assert admin.get(answer.headers["location"]).status_code == 200
+    account = site.store.find("shift")
+    assert account is not None
+    assert (account.is_locked, account.role) == (True, Role.REVIEWER)
+    assert why(admin.form("/people/unlock", name="shift", password=GOOD)) == "wait"
+    site.clock.now_s += 4000
 
 
 def test_what_the_terminal_does_holds_on_the_page_at_once(site: Site) -> None:
@@ -512,6 +788,13 @@ async def _see_what_strangers_see(app: FastAPI, people: StationPeople) -> None:
         assert (await browser.get("/account.json")).status_code == 401
         assert (await browser.get("/people")).headers["location"].startswith("/sign-in?back=")
         first = await browser.get("/sign-in")
+        for strange in (
+            first,
+            await browser.get("/nothing"),
+            await browser.get("/sign-in", headers={"host": "evil.example"}),
+        ):
+            assert not re.search(r'VQI \d|href="/(api|people|search)"', strange.text)
+        assert (await browser.get("/openapi.json")).status_code in (303, 401)
         assert "vqi user add" in first.text
         assert first.headers["set-cookie"].startswith("__Host-vqi-visit=")
         people.store.add("ada", "Ada", Role.ADMIN, GOOD, "root", must_change=False)
@@ -527,6 +810,20 @@ async def _see_what_strangers_see(app: FastAPI, people: StationPeople) -> None:
         assert "Secure" in cookie
         assert "Domain" not in cookie
         assert (await browser.get("/account.json")).json()["name"] == "ada"
+        by_proxy = {"x-forwarded-for": "10.6.6.6, 10.0.0.7"}
+        assert (await browser.get("/account.json", headers=by_proxy)).status_code == 200
+        for headers, address in (
+            (by_proxy, "10.0.0.7"),
+            ({}, "127.0.0.1"),
+            ({"x-forwarded-for": "unknown"}, "127.0.0.1"),
+        ):
+            token = _TOKEN.search((await browser.get("/sign-in")).text)
+            assert token is not None
+            said = {"csrf": token[1], "name": "ada", "password": GOOD}
+            headers = {"origin": "https://vqi.plant", **headers}
+            await browser.post("/sign-in", data=said, headers=headers)
+            seen = (await browser.get("/account.json")).json()["sessions"]
+            assert next(one["address"] for one in seen if one["is_this"]) == address
 
 
 # --- what is not to be had at the moment ----------------------------------------------------------
@@ -588,7 +885,10 @@ def test_badge_pad_and_countdown_in_a_browser(tmp_path: Path) -> None:
     people.store.set_badge("kim", BADGE)
     with serving(web) as url, playwright_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        page = browser.new_context(has_touch=True).new_page()
+        context = browser.new_context(has_touch=True)
+        device = people.devices.with_person("", "kim")
+        context.add_cookies([{"name": "vqi-device", "value": device, "url": url}])
+        page = context.new_page()
         page.goto(f"{url}/sign-in?back=/account")
         page.focus("#who")
         page.keyboard.type(BADGE)

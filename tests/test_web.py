@@ -122,6 +122,7 @@ def test_a_page_without_a_log_says_since_when(tmp_path: Path) -> None:
             pass
         assert found.value.status == 503
         assert found.value.values["since"] == rig.web.log_seen_at
+        assert str(tmp_path) not in str(found.value), "where files lie is in the page's log"
 
 
 def test_no_row_is_sent_in_another_persons_name(rig: WebRig) -> None:

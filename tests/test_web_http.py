@@ -127,12 +127,33 @@ def test_the_description_names_every_address_for_programs_once(rig: WebRig) -> N
 
 
 @pytest.mark.parametrize(
-    "host", ["evil.example", "127.0.0.1.evil.example", "127.0.0.1@evil.example", "", "[::2]", "a b"]
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "127.0.0.1@evil.example",
+        "",
+        "[::2]",
+        "[[::1]]",
+        "a b",
+    ],
 )
 def test_a_foreign_name_is_not_answered(rig: WebRig, host: str) -> None:
     answer = raw(rig, f"GET /health HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
     assert answer.startswith((b"HTTP/1.1 421", b"HTTP/1.1 400"))
     assert b"problems" not in answer
+
+
+@pytest.mark.parametrize(
+    "header", ["X-Forwarded-For", "x-forwarded-proto", "X-Forwarded-Host", "Forwarded", "Via"]
+)
+def test_a_proxy_that_the_configuration_does_not_name_shows_nobody_anything(
+    rig: WebRig, header: str
+) -> None:
+    """The page takes who comes from this machine for who sits at it."""
+    answer = rig.client().get("/api.json", headers={header: "10.0.0.7"})
+    assert (answer.status_code, answer.json()["key"]) == (421, "errors.proxy")
+    assert "web.public_url" in answer.json()["error"]
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:80"])
@@ -190,12 +211,19 @@ def test_a_body_that_is_none_is_refused_and_says_where(rig: WebRig, body: bytes)
 
 def test_a_form_leads_back_to_this_page_only(rig: WebRig) -> None:
     client = rig.client()
-    for back in ("https://evil.example/", "//evil.example", "/\\evil.example", "javascript:x", "a"):
+    elsewhere = ("https://evil.example/", "//evil.example", "/\\evil.example", "javascript:x", "a")
+    for back in (*elsewhere, "//[", "http://[", "/\n/x"):
         assert client.send_form("/theme", theme="dark", back=back).headers["location"] == "/"
     assert client.send_form("/theme", theme="dark", back="/api").headers["location"] == "/api"
     assert 'data-theme="dark"' in client.get("/api").text
     by_script = client.send_form("/theme", htmx=True, theme="light", back="/api")
     assert (by_script.status_code, by_script.headers["hx-redirect"]) == (204, "/api")
+    by_script = client.send_form("/theme", htmx=True, theme="light", back="/中?a=%20&b=ü")
+    assert by_script.headers["hx-redirect"] == "/%E4%B8%AD?a=%20&b=%C3%BC"
+    token = {"csrf": client.token(), "theme": "dark"}
+    answer = client.post("/theme", data=token, headers={"origin": "http://["})
+    assert answer.status_code == 403
+    assert client.get("/sign-in?back=//[").status_code == 200
 
 
 # --- errors ---------------------------------------------------------------------------------------

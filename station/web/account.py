@@ -15,7 +15,7 @@ from station.roles import Person, Role
 from station.web.context import Web
 from station.web.errors import PageError, not_found
 from station.web.pages import WebRouter
-from station.web.people import StationPeople
+from station.web.people import StationPeople, is_oneself
 from station.web.sessions import Means, Session
 from station.web.sign_in import EmptyForm, Name, Secret, as_page_error, known_why, station_people
 
@@ -90,7 +90,13 @@ class PersonForm(BaseModel):
     name: Name
 
 
-class RoleForm(PersonForm):
+class PrivilegeForm(PersonForm):
+    """It gives rights: the administrator's own password is asked for again."""
+
+    password: Secret
+
+
+class RoleForm(PrivilegeForm):
     """What the person may do from now on."""
 
     role: RoleWord
@@ -129,6 +135,7 @@ class PeoplePage(BaseModel):
     refused: int
     roles: list[RoleWord]
     why: str
+    seconds: int
     done: str
 
 
@@ -170,7 +177,7 @@ def change_password(
         form.password,
         "password",
         new == form.again.get_secret_value(),
-        lambda name: people.store.change_password(name, new),
+        lambda name, epoch: people.store.change_password(name, new, epoch),
     )
 
 
@@ -185,7 +192,7 @@ def change_pin(web: Web, person: Person, request: Request, form: ChangePinForm) 
         form.password,
         "pin",
         pin == form.again.get_secret_value(),
-        lambda name: people.store.set_pin(name, pin),
+        lambda name, epoch: people.store.set_pin(name, pin, epoch),
     )
 
 
@@ -200,7 +207,7 @@ def change_badge(web: Web, person: Person, request: Request, form: ChangeBadgeFo
         form.password,
         "badge",
         True,
-        lambda name: people.store.set_badge(name, badge),
+        lambda name, epoch: people.store.set_badge(name, badge, epoch),
     )
 
 
@@ -230,7 +237,7 @@ def _change(
     password: SecretStr,
     what: str,
     is_same_twice: bool,
-    change: Callable[[str], None],
+    change: Callable[[str, int], object],
 ) -> Changed:
     """A form that failed leads back with the reason, JSON says it."""
     people = station_people(web)
@@ -256,7 +263,9 @@ def _failed(request: Request, page: str, error: PageError | PeopleError | WeakSe
 
 
 @router.page("/people", template="people/people.html", role=Role.ADMIN, menu="people.menu")
-def people_page(web: Web, person: Person, why: str = "", done: str = "") -> PeoplePage:
+def people_page(
+    web: Web, person: Person, why: str = "", seconds: int = 0, done: str = ""
+) -> PeoplePage:
     """Everybody who may sign in."""
     people = station_people(web)
     there = [one for one in people.accounts().values() if one.removed_at is None]
@@ -267,6 +276,7 @@ def people_page(web: Web, person: Person, why: str = "", done: str = "") -> Peop
         refused=people.counts.refused,
         roles=[_word(role) for role in Role],
         why=known_why(why),
+        seconds=max(0, min(seconds, 3600)),
         done=done if done in _DONE else "",
     )
 
@@ -275,21 +285,22 @@ def people_page(web: Web, person: Person, why: str = "", done: str = "") -> Peop
 def lock(web: Web, person: Person, request: Request, form: PersonForm) -> Changed:
     """Nobody signs in as this person any more; sessions end at once."""
     people = station_people(web)
-    return _administer(request, "locked", lambda: people.set_locked(form.name, True, person))
+    return _administer(request, "locked", lambda: people.lock(form.name, person))
 
 
 @router.action("/people/unlock", role=Role.ADMIN, to="{to}")
-def unlock(web: Web, person: Person, request: Request, form: PersonForm) -> Changed:
+def unlock(web: Web, person: Person, request: Request, form: PrivilegeForm) -> Changed:
     """This person may sign in again."""
-    people = station_people(web)
-    return _administer(request, "unlocked", lambda: people.set_locked(form.name, False, person))
+    people, password = station_people(web), form.password.get_secret_value()
+    return _administer(request, "unlocked", lambda: people.unlock(form.name, person, password))
 
 
 @router.action("/people/role", role=Role.ADMIN, to="{to}")
 def change_role(web: Web, person: Person, request: Request, form: RoleForm) -> Changed:
     """Give another person another role; the sessions of that person end."""
     people, role = station_people(web), Role[form.role.upper()]
-    return _administer(request, "role", lambda: people.set_role(form.name, role, person))
+    password = form.password.get_secret_value()
+    return _administer(request, "role", lambda: people.set_role(form.name, role, person, password))
 
 
 def _administer(request: Request, done: str, act: Callable[[], str]) -> Changed:
@@ -311,7 +322,7 @@ def _person_seen(account: Account, people: StationPeople, by: Person) -> PersonS
         has_badge=account.has_badge,
         sessions=len(people.sessions.of(account.name)),
         created_at=account.created_at,
-        is_oneself=account.name == by.name,
+        is_oneself=is_oneself(account.name, by),
     )
 
 

@@ -117,6 +117,9 @@ def _life(web: Web) -> Any:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
+    if not hasattr(request.state, "person"):  # no route, so nobody asked who it is
+        web: Web = request.app.state.web
+        request.state.person = web.people.person_of(request)
     response = answer_error(request, _as_page_error(error))
     response.headers.update(getattr(error, "headers", None) or {})
     return response

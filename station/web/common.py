@@ -117,7 +117,7 @@ def _of_certificate(served: Certificate | None, problems: list[str]) -> Json:
     return {"certificate": why, **is_over}
 
 
-@router.data("/openapi.json", role=None, media_type="application/json")
+@router.data("/openapi.json", media_type="application/json")
 def openapi(request: Request) -> Response:
     """This description (OpenAPI 3.1)."""
     return JSONResponse(request.app.openapi())

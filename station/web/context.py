@@ -20,6 +20,7 @@ from station.config import Configuration, Loaded, WebSettings
 from station.control import send_command
 from station.ipc import Json, NotAMessage, PeerGone
 from station.journal import JournalClient
+from station.log_lines import get_logger
 from station.log_reader import ASK_LIMIT_S, Reader
 from station.qms import StoreError
 from station.record import Body
@@ -33,6 +34,7 @@ from station.web.plant_lines import PlantWatch
 from station.web.roles import Person
 from station.web.tokens import Tokens
 
+_LOG = get_logger("web")
 READ_LIMIT_S = 2.0
 """All questions of one request together; a reader holds up the write-ahead file (I8)."""
 _COMMIT_S = 12.0
@@ -147,7 +149,8 @@ class Web:
 
     def _no_log(self, why: str) -> PageError:
         key = "errors.no_log" if self.log_seen_at is None else "errors.no_log_since"
-        return PageError(503, key, retry_s=5, why=why, since=self.log_seen_at)
+        _LOG.error("the log cannot be read", why=why)  # it names files
+        return PageError(503, key, retry_s=5, since=self.log_seen_at)
 
     def end_streams(self) -> None:
         """On the event loop: who looks on is told that there is no more."""

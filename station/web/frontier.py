@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from station.log_lines import get_logger
 from station.web.context import Web
 from station.web.errors import PageError
-from station.web.hosts import allowed_hosts
+from station.web.hosts import allowed_hosts, came_by_proxy
 from station.web.sign_in import Failure, as_page_error
 
 _LOG = get_logger("web")
@@ -61,10 +61,8 @@ class Frontier:
     """ASGI; around the whole application."""
 
     def __init__(self, app: ASGIApp, web: Web, answer_error: AnswerError) -> None:
-        settings = web.settings
         self._app, self._web, self._answer_error = app, web, answer_error
-        self._hosts = allowed_hosts(settings)
-        self._is_secure = settings.is_tls or (settings.public_url or "").startswith("https:")
+        self._hosts, self._is_secure = allowed_hosts(web.settings), web.settings.is_secure
         self._in_work = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -106,8 +104,11 @@ class Frontier:
             raise PageError(431, "errors.long_head")
         if sum(name in _FRAMINGS for name, _ in scope["headers"]) > 1:
             raise PageError(400, "errors.bad_request")
-        if host_name(Headers(scope=scope).get("host", "")) not in self._hosts:
+        headers = Headers(scope=scope)
+        if host_name(headers.get("host", "")) not in self._hosts:
             raise PageError(421, "errors.host")
+        if self._web.settings.is_local and came_by_proxy(headers):
+            raise PageError(421, "errors.proxy")
         if self._in_work > MAX_REQUESTS:
             raise PageError(503, "errors.busy", retry_s=2)
 
@@ -183,4 +184,4 @@ def host_name(header: str) -> str:
     """Of a Host header, without its port, as it is compared."""
     name, _, rest = header.rpartition(":")
     has_port = bool(name) and rest.isdecimal() and not name.endswith(":")
-    return (name if has_port else header).strip("[]").lower()
+    return (name if has_port else header).removeprefix("[").removesuffix("]").lower()

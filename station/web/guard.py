@@ -58,10 +58,13 @@ def _counted(receive: Receive, max_bytes: int) -> Receive:
     return receive_counted
 
 
-async def guard(request: Request, role: Role | None, is_action: bool) -> None:
+async def guard(request: Request, role: Role | None, kind: str) -> None:
     """Raises `PageError` if this request may not be answered. Who sends it is in
     `request.state.person` from here on."""
     web: Web = request.app.state.web
+    is_action = kind == "action"
+    if role is not None or kind != "data":  # files of the page and its health ask for nobody
+        await web.people.refresh()
     person = web.people.person_of(request)
     request.state.person = person
     if role is not None:
@@ -80,8 +83,11 @@ def _see_that_they_may(person: Person | None, role: Role, is_action: bool) -> No
 
 def _see_where_from(request: Request) -> None:
     """The Origin that browsers send with every POST is this page's (OWASP, CSRF prevention)."""
-    origin = request.headers.get("origin", "")
-    if not origin or urlsplit(origin).netloc.lower() != request.headers["host"].lower():
+    try:
+        origin = urlsplit(request.headers.get("origin", "")).netloc.lower()
+    except ValueError:
+        origin = ""
+    if not origin or origin != request.headers["host"].lower():
         raise PageError(403, "errors.origin")
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import socket
 from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers
+
 from station.config import WebSettings
 
+_FROM_PROXIES = ("forwarded", "via")
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -14,6 +17,11 @@ def own_names() -> list[str]:
     """This machine's name, with and without its domain."""
     name = socket.gethostname().lower()
     return list(dict.fromkeys((name, name.partition(".")[0])))
+
+
+def came_by_proxy(headers: Headers) -> bool:
+    """Whether a reverse proxy says that it passes this on (RFC 7239; RFC 9110, 7.6.3)."""
+    return any(name in _FROM_PROXIES or name.startswith("x-forwarded-") for name in headers)
 
 
 def allowed_hosts(settings: WebSettings) -> frozenset[str]:

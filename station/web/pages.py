@@ -9,7 +9,7 @@ import re
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, get_type_hints
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from fastapi import Depends, FastAPI
 from fastapi.datastructures import Default
@@ -27,6 +27,7 @@ from station.web.render import render
 from station.web.roles import Person, Role
 
 MAX_BODY_BYTES = 64_000
+_IN_ADDRESSES = ":/%#?=@[]!$&'()*+,;"
 Kind = Literal["page", "action", "data"]
 View = Callable[..., Any]
 
@@ -130,9 +131,8 @@ class GuardedRoute(APIRoute):
 
         async def guarded(request: Request) -> Response:
             request = limited(request, declared.max_body_bytes)
-            is_action = declared.kind == "action"
-            await guard(request, declared.role, is_action)
-            if is_action and declared.is_json:
+            await guard(request, declared.role, declared.kind)
+            if declared.kind == "action" and declared.is_json:
                 await request.body()  # FastAPI would call any error of it a 400
             return await handler(request)
 
@@ -278,13 +278,17 @@ def _answer(request: Request, declared: Declared, model: Any, form: Any) -> Resp
         fields = model.model_dump() if isinstance(model, BaseModel) else {}
         target = declared.to.format(**fields)
     if is_htmx:
-        return Response(status_code=204, headers={"HX-Redirect": target})
+        there = quote(target, safe=_IN_ADDRESSES)  # a header has no other letters
+        return Response(status_code=204, headers={"HX-Redirect": there})
     return RedirectResponse(target, status_code=303)
 
 
 def back_target(text: str) -> str:
     """Where a form says to go back to, if that is a place on this page; else nothing."""
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return ""
     is_own = text.startswith("/") and not text.startswith("//") and "\\" not in text
     is_plain = text.isprintable() and not parts.scheme and not parts.netloc
     return text if is_own and is_plain else ""

@@ -15,7 +15,7 @@ from starlette.responses import HTMLResponse, Response
 
 from station.release import program_version
 from station.web.context import Web
-from station.web.cookies import cookie_name, is_secure
+from station.web.cookies import cookie_name
 from station.web.guard import TOKEN_FIELD, VISIT_COOKIE, visit_of
 from station.web.roles import ANONYMOUS, Person
 from station.web.static import static_url
@@ -114,12 +114,13 @@ def set_cookie(
     request: Request, response: Response, name: str, value: str, max_age_s: int | None = None
 ) -> None:
     """No script reads it, no other site sends it; without `max_age_s` it ends with the browser."""
+    web: Web = request.app.state.web
     response.set_cookie(
         cookie_name(request, name),
         value,
         max_age=max_age_s,
         path="/",
-        secure=is_secure(request),
+        secure=web.settings.is_secure,
         httponly=True,
         samesite="strict",
     )
@@ -128,6 +129,8 @@ def set_cookie(
 def _context(request: Request, visit: str) -> dict[str, Any]:
     web: Web = request.app.state.web
     language, person = language_of(request), person_of(request)
+    # What runs here, and which pages there are, is for nobody who has yet to sign in.
+    is_known = getattr(request.state, "person", None) is not None
     token = token_of(request, visit)
     hidden = Markup('<input type="hidden" name="{}" value="{}">').format(TOKEN_FIELD, token)
     return {
@@ -144,9 +147,9 @@ def _context(request: Request, visit: str) -> dict[str, Any]:
         "here": _here(request),
         "url_with": _url_with(request),
         "static": static_url,
-        "menu": _menu(request, web, person),
+        "menu": _menu(request, web, person) if is_known else [],
         "has_users": web.people.has_users(),
-        "version": program_version(),
+        "version": program_version() if is_known else "",
     }
 
 

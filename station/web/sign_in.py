@@ -21,7 +21,7 @@ from station.web.context import Web
 from station.web.cookies import cookie_name
 from station.web.errors import PageError, not_found
 from station.web.pages import WebRouter, back_target
-from station.web.people import SESSION_COOKIE, StationPeople, where_of
+from station.web.people import DEVICE_COOKIE, SESSION_COOKIE, StationPeople, where_of
 from station.web.render import set_cookie
 from station.web.texts import catalogue
 
@@ -29,6 +29,7 @@ router = WebRouter()
 RECENT_COOKIE = "recent"
 _MOST_RECENT = 6
 _RECENT_S = 90 * 86_400
+_DEVICE_S = 365 * 86_400
 _MOST_SECRET = 1024
 
 Name = Annotated[str, Field(min_length=1, max_length=MAX_CHARACTERS)]
@@ -48,6 +49,8 @@ class SignInPage(BaseModel):
     recent: list[str]
     """Who signed in at this screen lately."""
     has_users: bool
+    takes_pins: bool
+    """Somebody signed in by password in this browser before."""
     shared_idle_s: int
     most_digits: int = MAX_DIGITS
     config: str = ""
@@ -58,6 +61,7 @@ class NewPasswordPage(BaseModel):
     """A password that somebody else gave has to be changed."""
 
     then: str
+    is_shared: bool
     why: str
     seconds: int
     least: int = MIN_CHARACTERS
@@ -89,6 +93,7 @@ class NewPasswordForm(BaseModel):
     password: Secret
     new: Secret
     again: Secret
+    is_shared: bool = False
     then: Then = ""
 
 
@@ -135,9 +140,16 @@ def sign_in_page(
         seconds=max(0, min(seconds, 3600)),
         recent=_recent(request),
         has_users=web.people.has_users(),
+        takes_pins=_takes_pins(web, request),
         shared_idle_s=web.settings.shared_idle_s,
         config="" if web.people.has_users() else web.configuration.source,
     )
+
+
+def _takes_pins(web: Web, request: Request) -> bool:
+    if not isinstance(web.people, StationPeople):
+        return False
+    return web.people.devices.is_known(where_of(request).device)
 
 
 @router.action("/sign-in", role=None, to="{to}")
@@ -150,6 +162,7 @@ def sign_in(web: Web, request: Request, response: Response, form: PasswordForm) 
         response,
         form.then,
         lambda: people.sign_in(form.name, password, where_of(request), is_shared=form.is_shared),
+        is_shared=form.is_shared,
     )
 
 
@@ -167,10 +180,15 @@ def sign_in_shared(web: Web, request: Request, response: Response, form: PinForm
 
 
 @router.page("/sign-in/new-password", template="people/new_password.html", role=None)
-def new_password_page(back: str = "", why: str = "", seconds: int = 0) -> NewPasswordPage:
+def new_password_page(
+    back: str = "", is_shared: bool = False, why: str = "", seconds: int = 0
+) -> NewPasswordPage:
     """The page on which a given password is changed."""
     return NewPasswordPage(
-        then=back_target(back), why=known_why(why), seconds=max(0, min(seconds, 3600))
+        then=back_target(back),
+        is_shared=is_shared,
+        why=known_why(why),
+        seconds=max(0, min(seconds, 3600)),
     )
 
 
@@ -183,9 +201,11 @@ def new_password(web: Web, request: Request, response: Response, form: NewPasswo
         if new != form.again.get_secret_value():
             raise PageError(422, "people.why.mismatch")
         old = form.password.get_secret_value()
-        return people.replace_password(form.name, old, new, where_of(request))
+        where, is_shared = where_of(request), form.is_shared
+        return people.replace_password(form.name, old, new, where, is_shared=is_shared)
 
-    return _begin(web, request, response, form.then, change, "/sign-in/new-password")
+    again = "/sign-in/new-password"
+    return _begin(web, request, response, form.then, change, again, is_shared=form.is_shared)
 
 
 @router.action("/sign-out", role=None, to="/")
@@ -209,6 +229,8 @@ def _begin(
     then: str,
     sign_in: Callable[[], str],
     again: str = "/sign-in",
+    *,
+    is_shared: bool = False,
 ) -> SignedIn:
     """The new session's cookie; a form that failed leads back with the reason, JSON says it."""
     try:
@@ -217,7 +239,7 @@ def _begin(
         failure = as_page_error(error)
         if request.url.path.endswith(".json"):
             raise failure from error
-        return SignedIn(to=_once_more(again, then, failure))
+        return SignedIn(to=_once_more(again, then, failure, is_shared))
     people = station_people(web)
     people.sign_out(request)  # whatever this browser was before
     session = people.sessions.find(token)
@@ -225,6 +247,8 @@ def _begin(
     account = people.account(session.name)
     assert account is not None
     set_cookie(request, response, SESSION_COOKIE, token)
+    device = people.devices.with_person(where_of(request).device, account.name)
+    set_cookie(request, response, DEVICE_COOKIE, device, _DEVICE_S)
     if session.is_shared:
         _remember(request, response, account.name)
     left = people.sessions.idle_limit_s(session)
@@ -252,11 +276,13 @@ def as_page_error(error: Failure) -> PageError:
     return PageError(503, "people.why.store", retry_s=5)
 
 
-def _once_more(again: str, then: str, failure: PageError) -> str:
+def _once_more(again: str, then: str, failure: PageError, is_shared: bool) -> str:
     why = failure.key.rpartition(".")[2]
     if why == "must_change":
         again = "/sign-in/new-password"
     said = {"why": why, "seconds": failure.values.get("seconds", 0), "back": back_target(then)}
+    if again == "/sign-in/new-password":
+        said["is_shared"] = is_shared
     return f"{again}?{urlencode({key: value for key, value in said.items() if value})}"
 
 
@@ -268,7 +294,7 @@ def _recent(request: Request) -> list[str]:
     kept = request.cookies.get(cookie_name(request, RECENT_COOKIE), "")
     try:
         names = json.loads(base64.urlsafe_b64decode(kept[:2000].encode()))
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     if not isinstance(names, list):
         return []

@@ -191,7 +191,3 @@ def _decimal_pattern(digits: int) -> str:
 @cache
 def _percent_sign(language: str) -> str:
     return "\N{NO-BREAK SPACE}%" if language == "de" else "%"
-
-
-def formatter(language: str, zone_name: str) -> Formatter:
-    return Formatter(language, ZoneInfo(zone_name))

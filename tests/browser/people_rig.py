@@ -60,3 +60,10 @@ def sign_in(one: Screen, name: str) -> None:
     with one.page.expect_navigation():
         one.touch('form[action="/sign-in"] button')
     assert "why=" not in one.where(), one.where()
+
+
+def enrol(one: Screen, name: str) -> None:
+    """A screen beside the belt takes PINs once somebody gave a password there."""
+    sign_in(one, name)
+    with one.page.expect_navigation():
+        one.touch('form[action="/sign-out"] button')

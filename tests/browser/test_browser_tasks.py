@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from browser_rig import DESK, TOUCH, Screen, chromium, screen, skip_without_browser
 from history import LAST_MONTH_SERIAL
-from people_rig import PIN, sign_in
+from people_rig import PIN, enrol, sign_in
 from station_page import StationPage, station_page
 from station_rig import wait_until
 
@@ -51,6 +51,7 @@ def floor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Floor]:
         screen(browser, station.url, DESK, accept_downloads=True) as ada,
     ):
         sign_in(ada, "ada")
+        enrol(rosa, "rosa")
         rosa.open("/")
         yield Floor(station, rosa, ada, browser)
 

@@ -17,7 +17,7 @@ from station.qms import Json
 from station.record import ImageBody, Verdict
 from station.tables import PLATE
 from station.tiling import TILE_PX
-from station.web.blind import is_blind_of
+from station.web.blind import is_blind, is_blind_of
 from station.web.errors import PageError, not_found
 from station.web.roles import Person
 
@@ -112,6 +112,12 @@ def seen_plate(reader: Reader, result_id: str, person: Person) -> PlateRows:
     if is_blind_of(found.all, person):
         raise PageError(403, "plate.blind_hidden")
     return found
+
+
+def not_blind(reader: Reader, result_id: str, person: Person) -> None:
+    """Raises `PageError` 403 where a plate's verdict is kept from this person."""
+    if len(result_id) <= _LONGEST_ID and is_blind(reader, result_id, person):
+        raise PageError(403, "plate.blind_hidden")
 
 
 def around(reader: Reader, result: Mapping[str, Any], count: int) -> tuple[list[Any], list[Any]]:

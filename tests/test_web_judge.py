@@ -132,7 +132,10 @@ def test_the_common_case_is_one_touch_and_its_undo_a_further_row(
     seen = panel(ada, plate)
     assert (seen["state"], seen["disposition"]) == ("open", "")
     assert [row["superseded_by"] for row in seen["history"]] == [done["seq"], back["seq"], None]
-    assert reviews(rig, plate)[1]["note"] == f"takes back row {done['seq']}"
+    taken_back = reviews(rig, plate)[1]
+    assert taken_back["note"] == f"takes back row {done['seq']}: nobody has judged it"
+    assert (taken_back["verdict"], taken_back["reason"]) == ("UNDECIDED", "other")
+    assert seen["offers"][0] == first, "the station's FAIL is what one touch confirms"
     assert f"superseded by row {back['seq']}" in ada.get(f"/plates/{plate}/judge").text
 
 
@@ -456,6 +459,44 @@ def test_a_drawn_plate_that_failed_is_hidden_from_nobody(rig: WebRig, ada: PageC
     assert panel(ada, plate)["is_blind"] is False
     with Reader(rig.station.journal) as reader:
         assert not is_blind(reader, plate, Person("ada", "Ada", Role.REVIEWER))
+
+
+def quality(client: PageClient) -> Json:
+    (row,) = client.get("/quality.json").json()["rows"]
+    return {name: row[name] for name in ("audited", "audit_open", "reviewed_fails")}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "place", "after"),
+    [(PASS, 0, "audit_open"), (PASS, 1, "audit_open"), (FAIL, 0, ""), (FAIL, 1, "")],
+)
+def test_a_judgement_that_is_taken_back_counts_as_none(
+    rig: WebRig, ada: PageClient, verdict: Verdict, place: int, after: str
+) -> None:
+    before = quality(ada)
+    plate = new_plate(rig, verdict, is_audit_sample=verdict is PASS)
+    seen = panel(ada, plate)
+    offer = seen["offers"][place]
+    offer["reason"] = offer["reason"] or offer["reasons"][0]["code"]
+    touch(ada, plate, offer, seen)
+    counted = "audited" if verdict is PASS else "reviewed_fails"
+    assert quality(ada)[counted] == before[counted] + 1
+    seen = panel(ada, plate)
+    assert touch(ada, plate, seen["undo"], seen).status_code == 200
+    assert quality(ada) == before | ({after: before[after] + 1} if after else {})
+    assert panel(ada, plate)["state"] == "open"
+
+
+def test_a_pass_that_was_not_drawn_is_not_searched_for_after_an_undo(
+    rig: WebRig, ada: PageClient
+) -> None:
+    plate = new_plate(rig, PASS)
+    seen = panel(ada, plate)
+    touch(ada, plate, seen["offers"][1], seen)
+    seen = panel(ada, plate)
+    touch(ada, plate, seen["undo"], seen)
+    now = panel(ada, plate)
+    assert (now["verdict"], now["state"]) == ("PASS", None)
 
 
 def test_an_escape_is_open_until_somebody_finds_it(rig: WebRig, ada: PageClient) -> None:

@@ -22,8 +22,9 @@ from station.web.context import Web
 from station.web.roles import Person, Role
 
 Json = dict[str, Any]
-CONFIRMING, MISSED = "confirmed", "missed"
+CONFIRMING, MISSED, OTHER = "confirmed", "missed", "other"
 """Codes of the default recipe that say by themselves what they are for."""
+_TAKES_BACK = "takes back row "
 MOST_DEFECTS = 40
 """That are offered to be named."""
 
@@ -309,9 +310,10 @@ def offers(
 ) -> list[Offer]:
     """What is most often said of such a plate, first."""
     found = _second_opinion(stands, recipe, person)
-    if stands.verdict is Verdict.PASS:
+    verdict = _verdict_to_confirm(rows, stands)
+    if verdict is Verdict.PASS:
         return [*found, *_offers_of_pass(recipe)]
-    return [*found, *_offers_of_others(stands, recipe)]
+    return [*found, *_offers_of_others(verdict, _disposition(stands), recipe)]
 
 
 def _second_opinion(stands: Judgement, recipe: ReviewRecipe, person: Person) -> list[Offer]:
@@ -331,8 +333,7 @@ def _offers_of_pass(recipe: ReviewRecipe) -> list[Offer]:
     ]
 
 
-def _offers_of_others(stands: Judgement, recipe: ReviewRecipe) -> list[Offer]:
-    verdict, said = stands.verdict, _disposition(stands)
+def _offers_of_others(verdict: Verdict, said: str, recipe: ReviewRecipe) -> list[Offer]:
     reason = confirming_reason(recipe)
     other = (
         _offer("undecided", "u", Verdict.UNDECIDED, "", recipe)
@@ -351,17 +352,42 @@ def _offers_of_others(stands: Judgement, recipe: ReviewRecipe) -> list[Offer]:
 
 
 def undo_of(rows: Sequence[Json], recipe: ReviewRecipe) -> Offer | None:
-    """A further row that says again what stood before the last review; None without one."""
+    """A further row that says again what stood before the last review; None without one. Where no
+    person's judgement held before, it says that none does: the station's verdict in a person's
+    name would count as one that was confirmed."""
     reviews = [row for row in rows if row["kind"] == "review"]
     if not reviews:
         return None
     before = effective_verdict([row for row in rows if row["seq"] < reviews[-1]["seq"]])
-    said: Mapping[str, Any] = before.review or {}
+    note = f"{_TAKES_BACK}{reviews[-1]['seq']}"
+    if before.review is None:
+        offer = _offer("undo", "z", _not_judged(rows[0]), "", recipe, _other_reason(recipe))
+        return offer.model_copy(update={"note": f"{note}: nobody has judged it"})
+    said: Mapping[str, Any] = before.review
     reason = said.get("reason", "")
     reason = reason if reason in recipe.reasons else confirming_reason(recipe)
-    note = f"takes back row {reviews[-1]['seq']}"
     offer = _offer("undo", "z", before.verdict, said.get("disposition", ""), recipe, reason)
     return offer.model_copy(update={"note": note})
+
+
+def _not_judged(result: Json) -> Verdict:
+    """What no rate counts as a judgement. No rate asks about a PASS that was not drawn, and
+    UNDECIDED would have somebody look for a plate that has left."""
+    is_counted = _is_sample(result) or result["verdict"] != Verdict.PASS
+    return Verdict.UNDECIDED if is_counted else Verdict.PASS
+
+
+def _other_reason(recipe: ReviewRecipe) -> str:
+    """Which says that the note tells, where the recipe knows one."""
+    return OTHER if OTHER in recipe.reasons else confirming_reason(recipe)
+
+
+def _verdict_to_confirm(rows: Sequence[Json], stands: Judgement) -> Verdict:
+    """That stands; the station's own where a review was taken back and nobody judged since."""
+    is_taken_back = str((stands.review or {}).get("note", "")).startswith(_TAKES_BACK)
+    if is_taken_back and stands.verdict is Verdict.UNDECIDED:
+        return Verdict(rows[0]["verdict"])
+    return stands.verdict
 
 
 # --- what was said --------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ RULE = f"""
             WHEN row.body ->> '$.disposition' IN ('removed', 'scrap') THEN NULL
             WHEN row.body ->> '$.disposition' = 'rework' THEN CASE WHEN EXISTS (
                 SELECT 1 FROM plate AS later
-                WHERE later.part_id = plate.part_id AND later.seq > plate.seq
+                WHERE later.part_id = plate.part_id AND later.seq > plate.review_seq
             ) THEN NULL ELSE '{State.REWORK}' END
             WHEN coalesce(plate.reviewed_verdict, plate.verdict) = '{Verdict.PASS}' THEN NULL
             ELSE '{State.OPEN}' END AS state

@@ -39,7 +39,7 @@ class Log:
         row = result(number, verdict, reason=reason, part_id=None if is_gap else part_id)
         self.store.append([row])
         self.plates.append(
-            {"id": row.result_id, "verdict": verdict, "said": "", "part": row.part_id,
+            {"id": row.result_id, "verdict": verdict, "said": "", "part": row.part_id, "said_at": 0,
              "is_gap": is_gap, "ever": {verdict}, "agreed": set()}
         )  # fmt: skip
 
@@ -71,11 +71,13 @@ class Log:
         waits = verdict is PASS and plate["two"] and FAIL in plate["ever"]
         if not waits or len(plate["agreed"]) > 1:
             plate["verdict"], plate["said"] = verdict, said
+            plate["said_at"] = len(self.plates)
 
     def expected(self) -> dict[str, State]:
         found = {}
         for place, plate in enumerate(self.plates):
-            later = [one for one in self.plates[place + 1 :] if one["part"] == plate["part"]]
+            since = self.plates[max(place + 1, plate["said_at"]) :]
+            later = [one for one in since if one["part"] == plate["part"]]
             came_back = plate["part"] is not None and bool(later)
             if plate["said"] == "rework" and not came_back:
                 found[plate["id"]] = State.REWORK
@@ -211,6 +213,16 @@ def test_a_reworked_part_that_comes_back_closes_its_rework(tmp_path: Path) -> No
     with Reader(tmp_path) as reader:
         attempts = open_plates.attempts(reader, "A")
     assert [(row.attempt, row.verdict) for row in attempts] == [(1, "FAIL"), (2, "PASS")]
+
+
+def test_a_rework_given_after_the_part_came_by_again_is_still_to_be_done(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    for verdict in (FAIL, FAIL):
+        log.plate(verdict, part_id="A")
+    log.review(0, FAIL, "rework", "ada", two=False)
+    assert log.store.unsettled() == {State.OPEN: 1, State.REWORK: 1}
+    log.plate(PASS, part_id="A")
+    assert log.store.unsettled() == {State.OPEN: 1, State.REWORK: 0}
 
 
 def test_a_failed_part_that_comes_by_again_stays_open(tmp_path: Path) -> None:

@@ -299,8 +299,10 @@ class Store:
             for statement in unsettled.REBUILD if is_behind else unsettled.MARK:
                 connection.exec_driver_sql(statement)
 
-    def unsettled(self) -> dict[unsettled.State, int]:
-        """How many plates somebody must still see to."""
+    def unsettled(self) -> dict[unsettled.State, int] | None:
+        """How many plates somebody must still see to; None while the tables are being filled."""
+        if self.lag > 0:
+            return None
         if self._unsettled is None:
             self._unsettled = unsettled.counts(self._raw)
         return self._unsettled

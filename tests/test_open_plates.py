@@ -230,7 +230,7 @@ def test_a_failed_part_that_comes_by_again_stays_open(tmp_path: Path) -> None:
     log = Log(tmp_path)
     log.plate(FAIL, part_id="A")
     log.plate(PASS, part_id="A")
-    assert log.store.unsettled()[State.OPEN] == 1
+    assert log.store.unsettled() == {State.OPEN: 1, State.REWORK: 0}
 
 
 def test_no_question_reads_the_plates_that_are_settled(log: Log) -> None:

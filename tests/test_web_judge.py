@@ -8,6 +8,7 @@ import itertools
 import os
 import secrets
 import signal
+import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from station.ipc import Channel, Listener, PeerGone, connect
 from station.journal import JournalClient, journal_path
 from station.log_reader import Reader
 from station.log_verify import verify
+from station.qms import DATABASE
 from station.record import Verdict
 from station.web.blind import is_blind
 from station.web.roles import Person, Role
@@ -533,6 +535,31 @@ def test_the_open_list_is_worked_off_by_one_touch_each(rig: WebRig, ada: PageCli
     assert undone.status_code == 200
     assert open_ids(ada)[0] == plate["result_id"]
     assert "Removed" in ada.get("/open").text
+
+
+def test_lists_that_lack_plates_say_so(rig: WebRig, ada: PageClient) -> None:
+    plate = new_plate(rig)
+    assert (ada.get("/open.json").json()["notes"], panel(ada, plate)["notes"]) == ([], [])
+    with known_rows(rig, -3):
+        page = ada.get("/open.json").json()
+        assert page["counts"] == {"open": None, "rework": None}
+        for notes in (page["notes"], panel(ada, plate)["notes"]):
+            assert notes[0].startswith("3 rows are not in the tables yet")
+        for address in ("/open", "/open?after=1000000", f"/plates/{plate}/judge"):
+            assert "3 rows are not in the tables yet" in ada.get(address).text
+    assert ada.get("/open.json").json()["counts"]["open"] > 0
+
+
+@contextlib.contextmanager
+def known_rows(rig: WebRig, change: int) -> Iterator[None]:
+    """The derived tables know so many rows more."""
+    statement = "UPDATE derived SET seq = seq + ?"
+    with contextlib.closing(sqlite3.connect(rig.station.journal / DATABASE)) as log:
+        log.execute(statement, (change,))
+        log.commit()
+        yield
+        log.execute(statement, (-change,))
+        log.commit()
 
 
 def test_a_part_that_comes_back_closes_its_rework_and_says_so_on_both(

@@ -119,6 +119,8 @@ class Panel(BaseModel):
     """It is this person's: somebody else must agree."""
     undo: Offer | None = None
     attempts: list[Attempt] = []
+    notes: list[str] = []
+    """What is said here may lack, and why."""
     may_judge: bool
     why_not: Literal["", "sign_in", "role", "gap", "recipe"] = ""
     needs_secret: bool
@@ -144,6 +146,7 @@ def panel_of(
         "why_not": why_not,
         "needs_secret": is_signed(web),
         "is_sample": _is_sample(result),
+        "notes": reader.notes,
     }
     rule = recipe or ReviewRecipe()
     if is_blind_of(rows, person):

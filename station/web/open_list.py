@@ -91,7 +91,10 @@ class OpenPage(BaseModel):
     """Plates that somebody must see to, the oldest first."""
 
     state: Literal["open", "rework", "pending"]
-    counts: dict[str, int]
+    counts: dict[str, int | None]
+    """None while the log's tables are being filled: there may be more."""
+    notes: list[str]
+    """What the lists may lack, and why."""
     plates: list[ListedPlate]
     next_after: int | None
     """The next page begins after this row."""
@@ -120,6 +123,7 @@ def open_list(
         return OpenPage(
             state=state,
             counts=_counts(reader),
+            notes=reader.notes,
             plates=_listed(web, reader, lines[:_PAGE], recipe, person),
             next_after=lines[_PAGE - 1].seq if len(lines) > _PAGE else None,
             reason=reason,
@@ -141,7 +145,9 @@ def _since() -> str:
     return rfc3339(datetime.now(UTC) - timedelta(days=_PENDING_DAYS))
 
 
-def _counts(reader: Reader) -> dict[str, int]:
+def _counts(reader: Reader) -> dict[str, int | None]:
+    if reader.lag_note:
+        return dict.fromkeys(map(str, State))
     return {str(state): open_plates.count(reader, state) for state in State}
 
 

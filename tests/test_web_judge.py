@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 from test_qms import result
-from web_rig import PageClient, WebRig, running_journal, until, web_rig
+from web_rig import STATION, PageClient, WebRig, running_journal, until, web_rig
 
 from station import open_plates
 from station.ipc import Channel, Listener, PeerGone, connect
@@ -26,8 +26,10 @@ from station.journal import JournalClient, journal_path
 from station.log_reader import Reader
 from station.log_verify import verify
 from station.qms import DATABASE
-from station.record import Verdict
+from station.record import ReviewBody, Verdict
+from station.web import judge
 from station.web.blind import is_blind
+from station.web.errors import PageError
 from station.web.roles import Person, Role
 
 Json = dict[str, Any]
@@ -309,6 +311,42 @@ def ends(line: WebRig) -> int:
     """Of connections to journals that live on this machine: one more where the page has come."""
     name = journal_path(line.station.runtime).name
     return Path("/proc/self/net/unix").read_text().count(f"/{name}\n")
+
+
+class LastAnswer:
+    """A journal process that answers one thing, after which its log cannot be read any more."""
+
+    def __init__(self, rig: WebRig, answer: Json) -> None:
+        self._database, self._answer = rig.station.journal / DATABASE, answer
+        self._listener = Listener(journal_path(rig.station.runtime))
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError, PeerGone):
+            while True:
+                with contextlib.closing(self._listener.accept()) as client:
+                    asked = client.receive(10.0).body
+                    self._database.rename(self._database.with_name("gone.db"))
+                    client.send({**self._answer, "id": asked.get("id")}, timeout_s=5.0)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def test_a_refusal_stays_one_where_the_log_cannot_be_read(tmp_path: Path) -> None:
+    with web_rig(tmp_path, plates=2) as line:
+        ada, plate = line.client_of(Role.REVIEWER, "ada"), line.plates[1]
+        refusal = {"ok": False, "error": "it is not Tuesday", "refused": True}
+        body = said(panel(ada, plate))
+        with contextlib.closing(LastAnswer(line, refusal)):
+            answer = ada.send_json(f"/plates/{plate}/review.json", body)
+        assert (answer.status_code, answer.json()["key"]) == (409, "errors.refused")
+        assert "it is not Tuesday" in answer.json()["error"]
+        unsure = ReviewBody(station_id=STATION, result_id=plate, verdict=FAIL, reviewer="ada",
+                            reason="dirt", supersedes=5, nonce="nonce-of-ada")  # fmt: skip
+        with pytest.raises(PageError) as told:
+            judge._found_after_all(line.web, unsure)
+        assert (told.value.status, told.value.key) == (503, "judge.unknown")
 
 
 class Wire:

@@ -8,16 +8,14 @@ What the table holds follows from the derived table `plate` and the review that 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections import Counter
 from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Column, Integer, MetaData, String, Table
 
-from station.derived import Json, Lines
+from station.derived import Lines
 from station.record import Reason, Verdict
-
-Many = Callable[[str, Sequence[Json]], object]
 
 
 class State(StrEnum):
@@ -86,23 +84,25 @@ _BEHIND = """
 """
 
 
-def add(many: Many, lines: Lines, seq: int) -> bool:
+def add(log: sqlite3.Connection, lines: Lines, seq: int) -> Counter[State]:
     """What rows up to one change, within their transaction and after the derived tables know them;
-    whether it was anything."""
+    how many plates more there are in each state, or fewer."""
+    failed = [one for one in lines.plates if one["verdict"] != Verdict.PASS]
     came_back = [one for one in lines.plates if one["part_id"] and one["attempt"] != 1]
     changes = (
-        (_OF_RESULT, [one for one in lines.plates if one["verdict"] != Verdict.PASS]),
-        (_CAME_BACK, came_back),
-        (_AS_IT_WAS, lines.reviews),
-        (_OF_REVIEW, lines.reviews),
+        (_OF_RESULT, failed, 1),
+        (_CAME_BACK, came_back, -1),
+        (_AS_IT_WAS, lines.reviews, -1),
+        (_OF_REVIEW, lines.reviews, 1),
     )
-    for statement, values in changes:
-        if values:
-            many(statement, values)
-    is_changed = any(values for _, values in changes)
-    if is_changed:
-        many("UPDATE unsettled_upto SET seq = :seq", [{"seq": seq}])
-    return is_changed
+    more: Counter[State] = Counter()
+    for statement, values, sign in changes:
+        for one in values:
+            for (state,) in log.execute(f"{statement} RETURNING state", one):
+                more[State(state)] += sign
+    if failed or came_back or lines.reviews:
+        log.execute("UPDATE unsettled_upto SET seq = ?", (seq,))
+    return more
 
 
 def is_behind(log: sqlite3.Connection) -> bool:

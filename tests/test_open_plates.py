@@ -149,6 +149,19 @@ def log(tmp_path: Path) -> Log:
     return log
 
 
+def test_the_counts_follow_each_change_and_are_not_counted_again(log: Log) -> None:
+    assert log.store.unsettled() == {State.OPEN: 2, State.REWORK: 0}
+    asked: list[str] = []
+    log.store._raw.set_trace_callback(asked.append)
+    log.plate(FAIL, part_id="A")
+    log.review(4, FAIL, "rework", "ada", two=False)
+    assert log.store.unsettled() == {State.OPEN: 2, State.REWORK: 1}
+    log.plate(UNDECIDED, part_id="A")
+    log.review(2, FAIL, "scrap", "ada", two=False)
+    assert log.store.unsettled() == {State.OPEN: 2, State.REWORK: 0}
+    assert [one for one in asked if "FROM unsettled" in one and "total" in one] == []
+
+
 def test_what_came_before_the_table_is_looked_at_once(log: Log) -> None:
     log.store.close()
     _forget(log.folder)

@@ -53,8 +53,9 @@ RULE = f"""
     ) WHERE state IS NOT NULL
 """
 _INTO = "INSERT INTO unsettled (seq, state)"
-_CAN_BE = "plate.verdict <> 'PASS' OR plate.reviewer IS NOT NULL"
-ALL = RULE.replace("@which@", _CAN_BE)
+_CAN_BE = ("plate.verdict <> 'PASS'", "plate.reviewer IS NOT NULL")
+"""Each has an index."""
+ALL = " UNION ".join(RULE.replace("@which@", which) for which in _CAN_BE)
 """What the table must hold."""
 _OF_RESULT = _INTO + RULE.replace("@which@", "plate.seq = :seq")
 _CAME_BACK = f"""
@@ -80,7 +81,8 @@ _BEHIND = """
                    WHERE seq > :upto
                    AND (verdict <> 'PASS' OR part_id IS NOT NULL AND attempt IS NOT 1))
         OR EXISTS (SELECT 1 FROM row
-                   WHERE kind = 'review' AND +seq > :upto AND +seq <= (SELECT seq FROM derived))
+                   WHERE kind = 'review' AND +seq > :upto AND +seq <= (SELECT seq FROM derived)
+                   AND NOT coalesce(body ->> '$.is_pending', 0))
 """
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from test_qms import result
 from typer.testing import CliRunner
 
-from station import open_plates, qms
+from station import open_plates, qms, unsettled
 from station.cli.log import app
 from station.log_reader import Reader
 from station.log_verify import verify
@@ -174,6 +174,24 @@ def test_what_came_before_the_table_is_looked_at_once(log: Log) -> None:
     with Store(log.folder) as store:
         assert store.unsettled() == {State.OPEN: 2, State.REWORK: 0}
     assert (log.folder / DATABASE).stat().st_mtime_ns == before, "not at every start"
+
+
+def test_a_review_that_waits_has_nothing_made_anew(log: Log) -> None:
+    log.review(3, PASS, "use", "ada", two=True)
+    log.store.close()
+    before = (log.folder / DATABASE).stat().st_mtime_ns
+    with Store(log.folder) as store:
+        assert store.unsettled() == {State.OPEN: 2, State.REWORK: 0}
+    assert (log.folder / DATABASE).stat().st_mtime_ns == before, "not at every start"
+
+
+def test_making_it_anew_reads_no_plate_that_passed(log: Log) -> None:
+    with sqlite3.connect(log.folder / DATABASE) as file:
+        plan = [row[3] for row in file.execute(f"EXPLAIN QUERY PLAN {unsettled.ALL}")]
+    file.close()
+    of_plate = [step for step in plan if step.startswith(("SCAN plate", "SEARCH plate"))]
+    assert len(of_plate) == 2, plan
+    assert all("plate_failing" in step or "plate_reviewer" in step for step in of_plate), plan
 
 
 def test_a_log_of_an_older_program_is_used(log: Log) -> None:

@@ -563,8 +563,10 @@ def test_the_open_list_is_worked_off_by_one_touch_each(rig: WebRig, ada: PageCli
     act = f"{plate['verdict']}|removed|{first['reason']}"
     version = {name: plate[name] for name in ("supersedes", "nonce")}
     answer = ada.send_form(f"/plates/{plate['result_id']}/review", act=act, then="open", **version)
-    assert answer.headers["location"] == f"/open?judged={plate['result_id']}"
-    after = ada.get(f"/open.json?judged={plate['result_id']}").json()
+    (row,) = reviews(rig, plate["result_id"])
+    address = answer.headers["location"]
+    assert address == f"/open?judged={plate['result_id']}&row={row['seq']}"
+    after = ada.get(address.replace("/open", "/open.json")).json()
     assert after["counts"]["open"] == first["counts"]["open"] - 1
     assert plate["result_id"] not in [one["result_id"] for one in after["plates"]]
     with Reader(rig.station.journal) as reader:
@@ -573,6 +575,22 @@ def test_the_open_list_is_worked_off_by_one_touch_each(rig: WebRig, ada: PageCli
     assert undone.status_code == 200
     assert open_ids(ada)[0] == plate["result_id"]
     assert "Removed" in ada.get("/open").text
+
+
+def test_only_who_said_it_is_offered_to_take_back_what_still_stands_last(
+    rig: WebRig, ada: PageClient, bob: PageClient
+) -> None:
+    plate = new_plate(rig)
+    done = ada.send_json(
+        f"/plates/{plate}/review.json", said(panel(ada, plate), then="open")
+    ).json()
+    address = done["address"].replace("/open", "/open.json")
+    assert ada.get(address).json()["judged"]["row"]["seq"] == done["seq"]
+    assert ada.get(f"/open.json?judged={plate}").json()["judged"] is None
+    assert bob.get(address).json()["judged"] is None
+    bob.send_json(f"/plates/{plate}/review.json", said(panel(bob, plate), disposition="scrap"))
+    for client in (ada, bob):
+        assert client.get(address).json()["judged"] is None, "bob's review is not the one sent"
 
 
 def test_lists_that_lack_plates_say_so(rig: WebRig, ada: PageClient) -> None:

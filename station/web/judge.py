@@ -102,7 +102,7 @@ def review(web: Web, person: Person, result_id: str, form: ReviewForm) -> Commit
     if is_signed(web):
         web.people.confirm(person, form.secret)
     seq = _submitted(web, person, _body(web, person, result_id, form))
-    address = f"/open?judged={result_id}" if form.then == "open" else ""
+    address = f"/open?judged={result_id}&row={seq}" if form.then == "open" else ""
     return Committed(
         result_id=result_id,
         seq=seq,

@@ -171,7 +171,7 @@ def _seen(
         "defects": _defects(rows),
         "history": past,
         "waiting": waiting,
-        "is_own_waiting": waiting is not None and _is_same(waiting.by, person),
+        "is_own_waiting": waiting is not None and is_same(waiting.by, person),
         "undo": undo_of(rows, recipe),
         "attempts": _attempts(reader, result, person),
         "judged": next((row for row in past if row.seq == judged and row.by), None),
@@ -205,7 +205,8 @@ def is_signed(web: Web) -> bool:
     return bool(getattr(web.settings, "sign_reviews", False))
 
 
-def _is_same(name: str, person: Person) -> bool:
+def is_same(name: str, person: Person) -> bool:
+    """Whether a name in the log is this person's, however it is spelt."""
     return one_spelling(name) == one_spelling(person.name)
 
 
@@ -321,7 +322,7 @@ def offers(
 
 def _second_opinion(stands: Judgement, recipe: ReviewRecipe, person: Person) -> list[Offer]:
     waiting = stands.pending
-    if waiting is None or _is_same(waiting["reviewer"], person):
+    if waiting is None or is_same(waiting["reviewer"], person):
         return []
     reason = waiting["reason"] if waiting["reason"] in recipe.reasons else ""
     said: Disposition = waiting.get("disposition", "")

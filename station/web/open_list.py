@@ -24,6 +24,7 @@ from station.web.judge_panel import (
     Offer,
     confirming_reason,
     history,
+    is_same,
     is_signed,
     recipe_of,
     undo_of,
@@ -113,9 +114,11 @@ def open_list(
     state: Literal["open", "rework", "pending"] = "open",
     after: Annotated[int, Query(ge=0)] = 0,
     judged: Annotated[str, Query(max_length=64)] = "",
+    row: int | None = None,
 ) -> OpenPage:
     """Plates that did not pass and of which nobody said what becomes of them; those out for rework;
-    those whose review waits for a second person. `judged`: one that was just removed."""
+    those whose review waits for a second person. `judged`: one that was just
+    removed, by the review of row `row`."""
     recipe = recipe_of(web) or ReviewRecipe()
     with web.reader() as reader:
         lines = _lines(reader, state, after)
@@ -130,7 +133,7 @@ def open_list(
             reason_text=recipe.reasons[reason],
             may_judge=person.is_signed_in and person.may(Role.REVIEWER),
             needs_secret=is_signed(web),
-            judged=_just_judged(reader, judged, recipe),
+            judged=_just_judged(reader, judged, row, recipe, person),
         )
 
 
@@ -211,12 +214,15 @@ def picture_url(result: Json, is_blind: bool = False) -> str:
     return f"{address}/overview/evidence/recorded" if "evidence" in kept else ""
 
 
-def _just_judged(reader: Reader, result_id: str, recipe: ReviewRecipe) -> JustJudged | None:
+def _just_judged(
+    reader: Reader, result_id: str, row: int | None, recipe: ReviewRecipe, person: Person
+) -> JustJudged | None:
+    """None where that review is not this person's, or somebody has judged since."""
     rows = reader.of_result(result_id) if result_id else []
     if not rows or rows[0]["kind"] != "result":
         return None
     undo, last = undo_of(rows, recipe), history(rows, effective_verdict(rows), recipe)[-1]
-    if undo is None:
+    if undo is None or last.seq != row or not is_same(last.by, person):
         return None
     return JustJudged(
         result_id=result_id, row=last, undo=undo, supersedes=last.seq, nonce=secrets.token_hex(16)

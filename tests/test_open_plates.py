@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
+from sqlalchemy import text as sql_text
 from test_qms import result
 from typer.testing import CliRunner
 
@@ -20,6 +22,7 @@ from station.log_reader import Reader
 from station.log_verify import verify
 from station.qms import DATABASE, Store
 from station.record import ReviewBody, Verdict
+from station.tables import PLATE
 from station.unsettled import State
 
 PASS, FAIL, UNDECIDED = Verdict.PASS, Verdict.FAIL, Verdict.UNDECIDED
@@ -242,8 +245,23 @@ def test_a_reworked_part_that_comes_back_closes_its_rework(tmp_path: Path) -> No
     log.plate(PASS, part_id="A")
     assert log.store.unsettled() == {State.OPEN: 0, State.REWORK: 0}
     with Reader(tmp_path) as reader:
-        attempts = open_plates.attempts(reader, "A")
-    assert [(row.attempt, row.verdict) for row in attempts] == [(1, "FAIL"), (2, "PASS")]
+        beside = open_plates.attempts(reader, "A", 1)
+    assert (beside.previous, beside.newest.attempt, beside.newest.verdict) == (None, 2, "PASS")
+
+
+def test_of_a_serial_that_came_often_few_are_read(log: Log) -> None:
+    for _ in range(9):
+        log.plate(PASS, part_id="A")
+    log.store.close()
+    with Reader(log.folder) as reader:
+        seqs = [row.seq for row in reader.ask(select(PLATE.c.seq).where(PLATE.c.part_id == "A"))]
+        found = open_plates.attempts(reader, "A", seqs[4])
+        assert (found.previous.seq, found.newest.seq, found.in_all) == (seqs[3], seqs[-1], 9)
+        assert open_plates.attempts(reader, "A", seqs[-1]).newest is None
+        for text in ("<", ">"):
+            query = f"EXPLAIN QUERY PLAN SELECT * FROM plate WHERE part_id = 'A' AND seq {text} 9 "
+            (step,) = reader.query(sql_text(f"{query} ORDER BY seq DESC LIMIT 1"), {})
+            assert "USING INDEX plate_part (part_id=? AND rowid" in step[3]
 
 
 def test_a_rework_given_after_the_part_came_by_again_is_still_to_be_done(tmp_path: Path) -> None:

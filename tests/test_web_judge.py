@@ -626,6 +626,7 @@ def test_a_part_that_comes_back_closes_its_rework_and_says_so_on_both(
     assert (panel(ada, first)["state"], first in open_ids(ada, "rework")) == ("rework", True)
     second = new_plate(rig, PASS, part_id="RW-1")
     assert (panel(ada, first)["state"], first in open_ids(ada, "rework")) == (None, False)
+    assert panel(ada, first)["attempts_in_all"] == 2
     page = ada.get(f"/plates/{first}/judge").text
     assert "Back from rework, as attempt 2; this rework is closed" in page
     assert second in page

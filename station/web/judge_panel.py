@@ -119,6 +119,9 @@ class Panel(BaseModel):
     """It is this person's: somebody else must agree."""
     undo: Offer | None = None
     attempts: list[Attempt] = []
+    """The one before this, and the newest after it."""
+    attempts_in_all: int = 0
+    """This one included; 0 without a serial."""
     notes: list[str] = []
     """What is said here may lack, and why."""
     may_judge: bool
@@ -173,7 +176,7 @@ def _seen(
         "waiting": waiting,
         "is_own_waiting": waiting is not None and is_same(waiting.by, person),
         "undo": undo_of(rows, recipe),
-        "attempts": _attempts(reader, result, person),
+        **_attempts(reader, result, person),
         "judged": next((row for row in past if row.seq == judged and row.by), None),
     }
 
@@ -235,12 +238,12 @@ def _defects(rows: Sequence[Json]) -> list[PanelDefect]:
     ]
 
 
-def _attempts(reader: Reader, result: Json, person: Person) -> list[Attempt]:
-    """The other ones of its part, the latest last."""
+def _attempts(reader: Reader, result: Json, person: Person) -> Json:
+    """The time before that its part came by, the newest one, and how many there are."""
     if result.get("part_id") is None:
-        return []
-    lines = open_plates.attempts(reader, result["part_id"])
-    return [
+        return {}
+    beside = open_plates.attempts(reader, result["part_id"], result["seq"])
+    found = [
         Attempt(
             result_id=line.result_id,
             attempt=line.attempt,
@@ -248,9 +251,10 @@ def _attempts(reader: Reader, result: Json, person: Person) -> list[Attempt]:
             verdict=verdict_seen(reader, line, person),
             is_later=line.seq > result["seq"],
         )
-        for line in lines
-        if line.seq != result["seq"]
+        for line in (beside.previous, beside.newest)
+        if line is not None
     ]
+    return {"attempts": found, "attempts_in_all": beside.in_all}
 
 
 def verdict_seen(reader: Reader, line: Any, person: Person) -> str | None:

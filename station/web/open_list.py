@@ -16,7 +16,7 @@ from station.config import ReviewRecipe
 from station.log_reader import Reader
 from station.questions import Selection, open_samples_select
 from station.record import Verdict, rfc3339
-from station.reviews import effective_verdict, last_judged
+from station.reviews import Judgement, effective_verdict, last_judged
 from station.unsettled import State
 from station.web.context import Web
 from station.web.judge_panel import (
@@ -29,6 +29,7 @@ from station.web.judge_panel import (
     recipe_of,
     undo_of,
     verdict_seen,
+    verdict_to_confirm,
 )
 from station.web.pages import WebRouter
 from station.web.roles import Person, Role
@@ -59,6 +60,8 @@ class ListedPlate(BaseModel):
     age_s: float
     verdict: Verdict
     """That stands."""
+    confirmed: Verdict
+    """What one touch gives; otherwise than `verdict` where a review was taken back."""
     own_verdict: Verdict
     reason: str | None
     part_id: str | None
@@ -179,6 +182,7 @@ def _plate(
         written_at=line.written_at,
         age_s=max(0.0, time.time() - datetime.fromisoformat(line.written_at).timestamp()),
         verdict=stands.verdict,
+        confirmed=_confirmed(rows, stands),
         own_verdict=line.verdict,
         reason=line.reason,
         part_id=line.part_id,
@@ -192,6 +196,12 @@ def _plate(
         nonce=secrets.token_hex(16),
         disposition=str((stands.review or {}).get("disposition", "")),
     )
+
+
+def _confirmed(rows: Sequence[Json], stands: Judgement) -> Verdict:
+    """With a removal: a plate that passed is not confirmed by taking it away."""
+    verdict = verdict_to_confirm(rows, stands)
+    return stands.verdict if verdict is Verdict.PASS else verdict
 
 
 def _later(reader: Reader, line: Any, person: Person) -> LaterAttempt | None:

@@ -38,7 +38,7 @@ STRATUM = ("recipe", "recipe_version", "provenance")
 """Plates of one recipe, drawn at one rate, are not pooled with others."""
 PLACES = (DEFECT.c.x_mm, DEFECT.c.y_mm)
 _DECIDED = (Verdict.PASS, Verdict.FAIL)
-_OPEN_SAMPLE = ("seq", "result_id", "written_at", "part_id", "lot", "recipe_id", "score")
+_OPEN_SAMPLE = ("seq", "result_id", "written_at", "part_id", "lot", "recipe_id")
 _ARRAYS = ("tile_grid", "tile_scores")
 
 

@@ -12,7 +12,7 @@ import importlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, tzinfo
 from itertools import zip_longest
 from pathlib import Path
@@ -103,6 +103,11 @@ def chosen(reader: Reader, selection: Selection) -> Chosen:
     if len(rows) > _MOST_NAMED:
         raise ExportError(f"more than {_MOST_NAMED:,} results by reviewer or kind: {ASK_FOR_LESS}")
     return Chosen(rows=rows)
+
+
+def chosen_for_people(reader: Reader, selection: Selection) -> Chosen:
+    """As `chosen`, without what somebody may still have to judge blind."""
+    return replace(chosen(reader, selection), without_open_samples=True)
 
 
 def stream(source: Source, wish: Wish, to: Any) -> None:

@@ -43,6 +43,11 @@ _COLUMNS = {
     "rows": "seq IN (SELECT value FROM json_each(:rows))",
 }
 """Of the table `plate`, which is made of the rows."""
+_WAITING = """NOT (coalesce({drawn}, 0) AND verdict = 'PASS' AND NOT EXISTS (
+    SELECT 1 FROM row AS said WHERE said.result_id = {table}.result_id AND said.kind = 'review'
+    AND said.seq <= :last AND NOT coalesce(said.body ->> '$.is_pending', 0)
+))"""
+_COLUMNS["without_open_samples"] = _WAITING.format(drawn="is_audit_sample", table="plate")
 _IN_CONTEXT = """coalesce(body ->> '$.{0}', (
     SELECT told.body ->> '$.constants.{0}' FROM row AS told
     WHERE told.seq = row.body ->> '$.context'
@@ -56,6 +61,7 @@ _IN_BODY = {
     "recipe_version": f"{_IN_CONTEXT.format('recipe_version')} = :recipe_version",
     "attempt": "body ->> '$.attempt' = :attempt",
     "provenance": f"{_IN_CONTEXT.format('provenance')} = :provenance",
+    "without_open_samples": _WAITING.format(drawn="body ->> '$.is_audit_sample'", table="row"),
 }
 """Of the rows themselves, for a log that an older program wrote, or wrote to: `plate` does not know
 its rows yet. A row may leave what stays the same to its context."""
@@ -97,6 +103,9 @@ class Chosen:
     """Left, leading, right and trailing side of a rectangle that its centre lies in."""
     rows: Sequence[int] | None = None
     """These alone, by their `seq`: where what was asked may change."""
+    without_open_samples: bool | None = None
+    """Without those that passed, were drawn for the audit and that nobody had judged by then: who
+    reads an export may have to judge them."""
 
     def values(self) -> Json:
         """What is asked, as a statement takes it."""

@@ -132,6 +132,12 @@ class Reader:
         at = datetime.fromtimestamp(self.path.stat().st_mtime, UTC).isoformat(timespec="seconds")
         return f"read the published snapshot {self.path} of {at}; the live file cannot be read"
 
+    @property
+    def notes(self) -> list[str]:
+        """For people: what an answer of now may lack, and why; nothing where it lacks nothing."""
+        source = "" if self.source == "live" else self.source_note
+        return [note for note in (self.lag_note, source) if note]
+
     def ask(self, statement: Executable, limit_s: float = ASK_LIMIT_S) -> Sequence[Any]:
         """All rows of one select over the derived tables. Raises `StoreError` if it takes longer
         than it may, or if this log does not have these tables."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Select, func, select, text
 
@@ -45,9 +45,25 @@ def page(reader: Reader, limit: int, state: State = State.OPEN, after: int = 0) 
     return reader.ask(page_select(limit, state, after))
 
 
-def attempts(reader: Reader, part_id: str) -> Sequence[Any]:
-    """Lines of `plate`: every time that a part came by, the first one first."""
-    return reader.ask(select(PLATE).where(PLATE.c.part_id == part_id).order_by(PLATE.c.seq))
+class Attempts(NamedTuple):
+    """The times that a part came by, beside one of them: lines of `plate`."""
+
+    previous: Any
+    """The one before it; None of the first."""
+    newest: Any
+    """None where it is the newest itself."""
+    in_all: int
+    """This one included."""
+
+
+def attempts(reader: Reader, part_id: str, seq: int) -> Attempts:
+    """Beside the result of this row. However often a serial came, few are read."""
+    of_part = select(PLATE).where(PLATE.c.part_id == part_id).order_by(PLATE.c.seq.desc()).limit(1)
+    previous = reader.ask(of_part.where(PLATE.c.seq < seq))
+    newest = reader.ask(of_part.where(PLATE.c.seq > seq))
+    counted = select(func.count()).select_from(PLATE).where(PLATE.c.part_id == part_id)
+    count = int(reader.ask(counted)[0][0])
+    return Attempts(previous[0] if previous else None, newest[0] if newest else None, count)
 
 
 def state_of(reader: Reader, seq: int) -> State | None:

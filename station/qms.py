@@ -181,6 +181,7 @@ class Store:
         self._packer: Packer | None = None
         self._contexts = Contexts(self._body_of)
         self._unsettled: dict[unsettled.State, int] | None = None
+        """Counted with each change; None: to be counted."""
         try:
             self._connection = self._engine.connect()
             self._migrate()
@@ -188,6 +189,7 @@ class Store:
             self._check_tail()
             self._derived = self._scalar("SELECT seq FROM derived") or 0
             self._see_to_unsettled()
+            self._unsettled = unsettled.counts(self._raw)
             with contextlib.suppress(_WrongLineError):
                 while 0 < self.lag <= _CATCH_UP_AT_ONCE:
                     self.catch_up()
@@ -265,11 +267,12 @@ class Store:
         """Within a transaction: what rows add to the derived tables, and up to which row."""
         try:
             derived.add(self._raw.executemany, lines)
-            if unsettled.add(self._raw.executemany, lines, seq):
-                self._unsettled = None
+            more = unsettled.add(self._raw, lines, seq)
         except sqlite3.IntegrityError as error:
             raise _WrongLineError(f"{self.path}: {error}") from error
         self._raw.execute("UPDATE derived SET seq = ?", (seq,))
+        if self._unsettled is not None:
+            self._unsettled = {state: n + more[state] for state, n in self._unsettled.items()}
 
     def _derive_anew(self, wrong: _WrongLineError) -> None:
         """Empty the derived tables, for `catch_up` to fill. Once in a life: what is wrong again is
@@ -282,7 +285,7 @@ class Store:
                     self._raw.execute(statement)
         except (SQLAlchemyError, sqlite3.Error) as error:
             raise self._failure(error) from error
-        self._derived, self._unsettled = 0, None
+        self._derived, self._unsettled = 0, dict.fromkeys(unsettled.State, 0)
         self.derived_problem = (
             f"{wrong}: the derived tables held a line that is not of the log, and are made anew; "
             "find out which tool writes to this file"
@@ -299,8 +302,10 @@ class Store:
             for statement in unsettled.REBUILD if is_behind else unsettled.MARK:
                 connection.exec_driver_sql(statement)
 
-    def unsettled(self) -> dict[unsettled.State, int]:
-        """How many plates somebody must still see to."""
+    def unsettled(self) -> dict[unsettled.State, int] | None:
+        """How many plates somebody must still see to; None while the tables are being filled."""
+        if self.lag > 0:
+            return None
         if self._unsettled is None:
             self._unsettled = unsettled.counts(self._raw)
         return self._unsettled
@@ -479,6 +484,7 @@ class Store:
             with contextlib.suppress(SQLAlchemyError):
                 connection.exec_driver_sql("ROLLBACK")
             self._forget_contexts()
+            self._unsettled = None
             raise
         finally:
             connection.rollback()

@@ -8,16 +8,14 @@ What the table holds follows from the derived table `plate` and the review that 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections import Counter
 from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import Column, Integer, MetaData, String, Table
 
-from station.derived import Json, Lines
+from station.derived import Lines
 from station.record import Reason, Verdict
-
-Many = Callable[[str, Sequence[Json]], object]
 
 
 class State(StrEnum):
@@ -46,7 +44,7 @@ RULE = f"""
             WHEN row.body ->> '$.disposition' IN ('removed', 'scrap') THEN NULL
             WHEN row.body ->> '$.disposition' = 'rework' THEN CASE WHEN EXISTS (
                 SELECT 1 FROM plate AS later
-                WHERE later.part_id = plate.part_id AND later.seq > plate.seq
+                WHERE later.part_id = plate.part_id AND later.seq > plate.review_seq
             ) THEN NULL ELSE '{State.REWORK}' END
             WHEN coalesce(plate.reviewed_verdict, plate.verdict) = '{Verdict.PASS}' THEN NULL
             ELSE '{State.OPEN}' END AS state
@@ -55,8 +53,9 @@ RULE = f"""
     ) WHERE state IS NOT NULL
 """
 _INTO = "INSERT INTO unsettled (seq, state)"
-_CAN_BE = "plate.verdict <> 'PASS' OR plate.reviewer IS NOT NULL"
-ALL = RULE.replace("@which@", _CAN_BE)
+_CAN_BE = ("plate.verdict <> 'PASS'", "plate.reviewer IS NOT NULL")
+"""Each has an index."""
+ALL = " UNION ".join(RULE.replace("@which@", which) for which in _CAN_BE)
 """What the table must hold."""
 _OF_RESULT = _INTO + RULE.replace("@which@", "plate.seq = :seq")
 _CAME_BACK = f"""
@@ -82,27 +81,30 @@ _BEHIND = """
                    WHERE seq > :upto
                    AND (verdict <> 'PASS' OR part_id IS NOT NULL AND attempt IS NOT 1))
         OR EXISTS (SELECT 1 FROM row
-                   WHERE kind = 'review' AND +seq > :upto AND +seq <= (SELECT seq FROM derived))
+                   WHERE kind = 'review' AND +seq > :upto AND +seq <= (SELECT seq FROM derived)
+                   AND NOT coalesce(body ->> '$.is_pending', 0))
 """
 
 
-def add(many: Many, lines: Lines, seq: int) -> bool:
+def add(log: sqlite3.Connection, lines: Lines, seq: int) -> Counter[State]:
     """What rows up to one change, within their transaction and after the derived tables know them;
-    whether it was anything."""
+    how many plates more there are in each state, or fewer."""
+    failed = [one for one in lines.plates if one["verdict"] != Verdict.PASS]
     came_back = [one for one in lines.plates if one["part_id"] and one["attempt"] != 1]
     changes = (
-        (_OF_RESULT, [one for one in lines.plates if one["verdict"] != Verdict.PASS]),
-        (_CAME_BACK, came_back),
-        (_AS_IT_WAS, lines.reviews),
-        (_OF_REVIEW, lines.reviews),
+        (_OF_RESULT, failed, 1),
+        (_CAME_BACK, came_back, -1),
+        (_AS_IT_WAS, lines.reviews, -1),
+        (_OF_REVIEW, lines.reviews, 1),
     )
-    for statement, values in changes:
-        if values:
-            many(statement, values)
-    is_changed = any(values for _, values in changes)
-    if is_changed:
-        many("UPDATE unsettled_upto SET seq = :seq", [{"seq": seq}])
-    return is_changed
+    more: Counter[State] = Counter()
+    for statement, values, sign in changes:
+        for one in values:
+            for (state,) in log.execute(f"{statement} RETURNING state", one):
+                more[State(state)] += sign
+    if failed or came_back or lines.reviews:
+        log.execute("UPDATE unsettled_upto SET seq = ?", (seq,))
+    return more
 
 
 def is_behind(log: sqlite3.Connection) -> bool:

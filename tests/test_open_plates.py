@@ -11,15 +11,18 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
+from sqlalchemy import text as sql_text
 from test_qms import result
 from typer.testing import CliRunner
 
-from station import open_plates, qms
+from station import open_plates, qms, unsettled
 from station.cli.log import app
 from station.log_reader import Reader
 from station.log_verify import verify
 from station.qms import DATABASE, Store
 from station.record import ReviewBody, Verdict
+from station.tables import PLATE
 from station.unsettled import State
 
 PASS, FAIL, UNDECIDED = Verdict.PASS, Verdict.FAIL, Verdict.UNDECIDED
@@ -39,7 +42,7 @@ class Log:
         row = result(number, verdict, reason=reason, part_id=None if is_gap else part_id)
         self.store.append([row])
         self.plates.append(
-            {"id": row.result_id, "verdict": verdict, "said": "", "part": row.part_id,
+            {"id": row.result_id, "verdict": verdict, "said": "", "part": row.part_id, "said_at": 0,
              "is_gap": is_gap, "ever": {verdict}, "agreed": set()}
         )  # fmt: skip
 
@@ -71,11 +74,13 @@ class Log:
         waits = verdict is PASS and plate["two"] and FAIL in plate["ever"]
         if not waits or len(plate["agreed"]) > 1:
             plate["verdict"], plate["said"] = verdict, said
+            plate["said_at"] = len(self.plates)
 
     def expected(self) -> dict[str, State]:
         found = {}
         for place, plate in enumerate(self.plates):
-            later = [one for one in self.plates[place + 1 :] if one["part"] == plate["part"]]
+            since = self.plates[max(place + 1, plate["said_at"]) :]
+            later = [one for one in since if one["part"] == plate["part"]]
             came_back = plate["part"] is not None and bool(later)
             if plate["said"] == "rework" and not came_back:
                 found[plate["id"]] = State.REWORK
@@ -147,6 +152,19 @@ def log(tmp_path: Path) -> Log:
     return log
 
 
+def test_the_counts_follow_each_change_and_are_not_counted_again(log: Log) -> None:
+    assert log.store.unsettled() == {State.OPEN: 2, State.REWORK: 0}
+    asked: list[str] = []
+    log.store._raw.set_trace_callback(asked.append)
+    log.plate(FAIL, part_id="A")
+    log.review(4, FAIL, "rework", "ada", two=False)
+    assert log.store.unsettled() == {State.OPEN: 2, State.REWORK: 1}
+    log.plate(UNDECIDED, part_id="A")
+    log.review(2, FAIL, "scrap", "ada", two=False)
+    assert log.store.unsettled() == {State.OPEN: 2, State.REWORK: 0}
+    assert [one for one in asked if "FROM unsettled" in one and "total" in one] == []
+
+
 def test_what_came_before_the_table_is_looked_at_once(log: Log) -> None:
     log.store.close()
     _forget(log.folder)
@@ -159,6 +177,24 @@ def test_what_came_before_the_table_is_looked_at_once(log: Log) -> None:
     with Store(log.folder) as store:
         assert store.unsettled() == {State.OPEN: 2, State.REWORK: 0}
     assert (log.folder / DATABASE).stat().st_mtime_ns == before, "not at every start"
+
+
+def test_a_review_that_waits_has_nothing_made_anew(log: Log) -> None:
+    log.review(3, PASS, "use", "ada", two=True)
+    log.store.close()
+    before = (log.folder / DATABASE).stat().st_mtime_ns
+    with Store(log.folder) as store:
+        assert store.unsettled() == {State.OPEN: 2, State.REWORK: 0}
+    assert (log.folder / DATABASE).stat().st_mtime_ns == before, "not at every start"
+
+
+def test_making_it_anew_reads_no_plate_that_passed(log: Log) -> None:
+    with sqlite3.connect(log.folder / DATABASE) as file:
+        plan = [row[3] for row in file.execute(f"EXPLAIN QUERY PLAN {unsettled.ALL}")]
+    file.close()
+    of_plate = [step for step in plan if step.startswith(("SCAN plate", "SEARCH plate"))]
+    assert len(of_plate) == 2, plan
+    assert all("plate_failing" in step or "plate_reviewer" in step for step in of_plate), plan
 
 
 def test_a_log_of_an_older_program_is_used(log: Log) -> None:
@@ -209,8 +245,33 @@ def test_a_reworked_part_that_comes_back_closes_its_rework(tmp_path: Path) -> No
     log.plate(PASS, part_id="A")
     assert log.store.unsettled() == {State.OPEN: 0, State.REWORK: 0}
     with Reader(tmp_path) as reader:
-        attempts = open_plates.attempts(reader, "A")
-    assert [(row.attempt, row.verdict) for row in attempts] == [(1, "FAIL"), (2, "PASS")]
+        beside = open_plates.attempts(reader, "A", 1)
+    assert (beside.previous, beside.newest.attempt, beside.newest.verdict) == (None, 2, "PASS")
+
+
+def test_of_a_serial_that_came_often_few_are_read(log: Log) -> None:
+    for _ in range(9):
+        log.plate(PASS, part_id="A")
+    log.store.close()
+    with Reader(log.folder) as reader:
+        seqs = [row.seq for row in reader.ask(select(PLATE.c.seq).where(PLATE.c.part_id == "A"))]
+        found = open_plates.attempts(reader, "A", seqs[4])
+        assert (found.previous.seq, found.newest.seq, found.in_all) == (seqs[3], seqs[-1], 9)
+        assert open_plates.attempts(reader, "A", seqs[-1]).newest is None
+        for text in ("<", ">"):
+            query = f"EXPLAIN QUERY PLAN SELECT * FROM plate WHERE part_id = 'A' AND seq {text} 9 "
+            (step,) = reader.query(sql_text(f"{query} ORDER BY seq DESC LIMIT 1"), {})
+            assert "USING INDEX plate_part (part_id=? AND rowid" in step[3]
+
+
+def test_a_rework_given_after_the_part_came_by_again_is_still_to_be_done(tmp_path: Path) -> None:
+    log = Log(tmp_path)
+    for verdict in (FAIL, FAIL):
+        log.plate(verdict, part_id="A")
+    log.review(0, FAIL, "rework", "ada", two=False)
+    assert log.store.unsettled() == {State.OPEN: 1, State.REWORK: 1}
+    log.plate(PASS, part_id="A")
+    assert log.store.unsettled() == {State.OPEN: 1, State.REWORK: 0}
 
 
 def test_a_failed_part_that_comes_by_again_stays_open(tmp_path: Path) -> None:
@@ -218,7 +279,7 @@ def test_a_failed_part_that_comes_by_again_stays_open(tmp_path: Path) -> None:
     log = Log(tmp_path)
     log.plate(FAIL, part_id="A")
     log.plate(PASS, part_id="A")
-    assert log.store.unsettled()[State.OPEN] == 1
+    assert log.store.unsettled() == {State.OPEN: 1, State.REWORK: 0}
 
 
 def test_no_question_reads_the_plates_that_are_settled(log: Log) -> None:

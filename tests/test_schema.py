@@ -122,7 +122,9 @@ def test_an_old_log_is_caught_up_in_batches(tmp_path: Path) -> None:
         store.append([change("meanwhile")])
         assert store.lag == len(rows) + 1
         while store.lag:
+            assert store.unsettled() is None, "0 would be a claim"
             store.catch_up()
+        assert store.unsettled() is not None
     with Store(tmp_path / "new") as store:
         store.append([change("meanwhile")])
     assert tables(tmp_path / "old") == tables(tmp_path / "new")

@@ -8,6 +8,7 @@ import itertools
 import os
 import secrets
 import signal
+import sqlite3
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,15 +18,18 @@ from typing import Any
 import httpx
 import pytest
 from test_qms import result
-from web_rig import PageClient, WebRig, running_journal, until, web_rig
+from web_rig import STATION, PageClient, WebRig, running_journal, until, web_rig
 
 from station import open_plates
 from station.ipc import Channel, Listener, PeerGone, connect
 from station.journal import JournalClient, journal_path
 from station.log_reader import Reader
 from station.log_verify import verify
-from station.record import Verdict
+from station.qms import DATABASE
+from station.record import ReviewBody, Verdict
+from station.web import judge
 from station.web.blind import is_blind
+from station.web.errors import PageError
 from station.web.roles import Person, Role
 
 Json = dict[str, Any]
@@ -132,7 +136,10 @@ def test_the_common_case_is_one_touch_and_its_undo_a_further_row(
     seen = panel(ada, plate)
     assert (seen["state"], seen["disposition"]) == ("open", "")
     assert [row["superseded_by"] for row in seen["history"]] == [done["seq"], back["seq"], None]
-    assert reviews(rig, plate)[1]["note"] == f"takes back row {done['seq']}"
+    taken_back = reviews(rig, plate)[1]
+    assert taken_back["note"] == f"takes back row {done['seq']}: nobody has judged it"
+    assert (taken_back["verdict"], taken_back["reason"]) == ("UNDECIDED", "other")
+    assert seen["offers"][0] == first, "the station's FAIL is what one touch confirms"
     assert f"superseded by row {back['seq']}" in ada.get(f"/plates/{plate}/judge").text
 
 
@@ -344,6 +351,42 @@ class SilentJournal:
                 client.send({"ok": False, "id": number, "error": "no"})
 
 
+class LastAnswer:
+    """A journal process that answers one thing, after which its log cannot be read any more."""
+
+    def __init__(self, rig: WebRig, answer: Json) -> None:
+        self._database, self._answer = rig.station.journal / DATABASE, answer
+        self._listener = Listener(journal_path(rig.station.runtime))
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError, PeerGone):
+            while True:
+                with contextlib.closing(self._listener.accept()) as client:
+                    asked = client.receive(10.0).body
+                    self._database.rename(self._database.with_name("gone.db"))
+                    client.send({**self._answer, "id": asked.get("id")}, timeout_s=5.0)
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+def test_a_refusal_stays_one_where_the_log_cannot_be_read(tmp_path: Path) -> None:
+    with web_rig(tmp_path, plates=2) as line:
+        ada, plate = line.client_of(Role.REVIEWER, "ada"), line.plates[1]
+        refusal = {"ok": False, "error": "it is not Tuesday", "refused": True}
+        body = said(panel(ada, plate))
+        with contextlib.closing(LastAnswer(line, refusal)):
+            answer = ada.send_json(f"/plates/{plate}/review.json", body)
+        assert (answer.status_code, answer.json()["key"]) == (409, "errors.refused")
+        assert "it is not Tuesday" in answer.json()["error"]
+        unsure = ReviewBody(station_id=STATION, result_id=plate, verdict=FAIL, reviewer="ada",
+                            reason="dirt", supersedes=5, nonce="nonce-of-ada")  # fmt: skip
+        with pytest.raises(PageError) as told:
+            judge._found_after_all(line.web, unsure)
+        assert (told.value.status, told.value.key) == (503, "judge.unknown")
+
+
 class Wire:
     """Stands between the page and its journal, and loses the first answers."""
 
@@ -496,6 +539,54 @@ def test_a_drawn_plate_that_failed_is_hidden_from_nobody(rig: WebRig, ada: PageC
         assert not is_blind(reader, plate, Person("ada", "Ada", Role.REVIEWER))
 
 
+def quality(client: PageClient) -> Json:
+    (row,) = client.get("/quality.json").json()["rows"]
+    return {name: row[name] for name in ("audited", "audit_open", "reviewed_fails")}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "place", "after"),
+    [(PASS, 0, "audit_open"), (PASS, 1, "audit_open"), (FAIL, 0, ""), (FAIL, 1, "")],
+)
+def test_a_judgement_that_is_taken_back_counts_as_none(
+    rig: WebRig, ada: PageClient, verdict: Verdict, place: int, after: str
+) -> None:
+    before = quality(ada)
+    plate = new_plate(rig, verdict, is_audit_sample=verdict is PASS)
+    seen = panel(ada, plate)
+    offer = seen["offers"][place]
+    offer["reason"] = offer["reason"] or offer["reasons"][0]["code"]
+    touch(ada, plate, offer, seen)
+    counted = "audited" if verdict is PASS else "reviewed_fails"
+    assert quality(ada)[counted] == before[counted] + 1
+    seen = panel(ada, plate)
+    assert touch(ada, plate, seen["undo"], seen).status_code == 200
+    assert quality(ada) == before | ({after: before[after] + 1} if after else {})
+    assert panel(ada, plate)["state"] == "open"
+    (listed,) = [one for one in all_open(ada) if one["result_id"] == plate]
+    assert listed["confirmed"] == ("FAIL" if verdict is FAIL else "UNDECIDED")
+
+
+def all_open(client: PageClient) -> list[Json]:
+    found, after = [], 0
+    while after is not None:
+        page = client.get(f"/open.json?after={after}").json()
+        found, after = found + page["plates"], page["next_after"]
+    return found
+
+
+def test_a_pass_that_was_not_drawn_is_not_searched_for_after_an_undo(
+    rig: WebRig, ada: PageClient
+) -> None:
+    plate = new_plate(rig, PASS)
+    seen = panel(ada, plate)
+    touch(ada, plate, seen["offers"][1], seen)
+    seen = panel(ada, plate)
+    touch(ada, plate, seen["undo"], seen)
+    now = panel(ada, plate)
+    assert (now["verdict"], now["state"]) == ("PASS", None)
+
+
 def test_an_escape_is_open_until_somebody_finds_it(rig: WebRig, ada: PageClient) -> None:
     plate = new_plate(rig, PASS, is_audit_sample=True)
     seen = panel(ada, plate)
@@ -520,16 +611,60 @@ def test_the_open_list_is_worked_off_by_one_touch_each(rig: WebRig, ada: PageCli
     act = f"{plate['verdict']}|removed|{first['reason']}"
     version = {name: plate[name] for name in ("supersedes", "nonce")}
     answer = ada.send_form(f"/plates/{plate['result_id']}/review", act=act, then="open", **version)
-    assert answer.headers["location"] == f"/open?judged={plate['result_id']}"
-    after = ada.get(f"/open.json?judged={plate['result_id']}").json()
+    (row,) = reviews(rig, plate["result_id"])
+    address = answer.headers["location"]
+    assert address == f"/open?judged={plate['result_id']}&row={row['seq']}"
+    after = ada.get(address.replace("/open", "/open.json")).json()
     assert after["counts"]["open"] == first["counts"]["open"] - 1
     assert plate["result_id"] not in [one["result_id"] for one in after["plates"]]
     with Reader(rig.station.journal) as reader:
         assert open_plates.count(reader) == after["counts"]["open"]
     undone = touch(ada, plate["result_id"], after["judged"]["undo"], after["judged"])
     assert undone.status_code == 200
-    assert open_ids(ada)[0] == plate["result_id"]
+    again = ada.get("/open.json").json()["plates"][0]
+    assert (again["result_id"], again["confirmed"]) == (plate["result_id"], plate["own_verdict"])
     assert "Removed" in ada.get("/open").text
+
+
+def test_only_who_said_it_is_offered_to_take_back_what_still_stands_last(
+    rig: WebRig, ada: PageClient, bob: PageClient
+) -> None:
+    plate = new_plate(rig)
+    done = ada.send_json(
+        f"/plates/{plate}/review.json", said(panel(ada, plate), then="open")
+    ).json()
+    address = done["address"].replace("/open", "/open.json")
+    assert ada.get(address).json()["judged"]["row"]["seq"] == done["seq"]
+    assert ada.get(f"/open.json?judged={plate}").json()["judged"] is None
+    assert bob.get(address).json()["judged"] is None
+    bob.send_json(f"/plates/{plate}/review.json", said(panel(bob, plate), disposition="scrap"))
+    for client in (ada, bob):
+        assert client.get(address).json()["judged"] is None, "bob's review is not the one sent"
+
+
+def test_lists_that_lack_plates_say_so(rig: WebRig, ada: PageClient) -> None:
+    plate = new_plate(rig)
+    assert (ada.get("/open.json").json()["notes"], panel(ada, plate)["notes"]) == ([], [])
+    with known_rows(rig, -3):
+        page = ada.get("/open.json").json()
+        assert page["counts"] == {"open": None, "rework": None}
+        for notes in (page["notes"], panel(ada, plate)["notes"]):
+            assert notes[0].startswith("3 rows are not in the tables yet")
+        for address in ("/open", "/open?after=1000000", f"/plates/{plate}/judge"):
+            assert "3 rows are not in the tables yet" in ada.get(address).text
+    assert ada.get("/open.json").json()["counts"]["open"] > 0
+
+
+@contextlib.contextmanager
+def known_rows(rig: WebRig, change: int) -> Iterator[None]:
+    """The derived tables know so many rows more."""
+    statement = "UPDATE derived SET seq = seq + ?"
+    with contextlib.closing(sqlite3.connect(rig.station.journal / DATABASE)) as log:
+        log.execute(statement, (change,))
+        log.commit()
+        yield
+        log.execute(statement, (-change,))
+        log.commit()
 
 
 def test_a_part_that_comes_back_closes_its_rework_and_says_so_on_both(
@@ -540,6 +675,7 @@ def test_a_part_that_comes_back_closes_its_rework_and_says_so_on_both(
     assert (panel(ada, first)["state"], first in open_ids(ada, "rework")) == ("rework", True)
     second = new_plate(rig, PASS, part_id="RW-1")
     assert (panel(ada, first)["state"], first in open_ids(ada, "rework")) == (None, False)
+    assert panel(ada, first)["attempts_in_all"] == 2
     page = ada.get(f"/plates/{first}/judge").text
     assert "Back from rework, as attempt 2; this rework is closed" in page
     assert second in page

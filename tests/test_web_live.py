@@ -624,3 +624,9 @@ def test_a_browser_never_goes_on_showing_green_that_is_old(tmp_path: Path) -> No
                 lit.wait_for()
         finally:
             browser.close()
+
+
+def test_open_plates_that_are_not_counted_yet_are_not_none() -> None:
+    page = line_page("a", LIGHT, live(journal={"rows": 9, "unsettled": None}))
+    assert page.figures.open_plates is None
+    assert "open" not in [call.part for call in page.calls]

@@ -102,6 +102,16 @@ def without(rows: list[Json], name: str = "plates") -> list[Json]:
     return [{key: value for key, value in row.items() if key != name} for row in rows]
 
 
+def seen(rows: list[Json]) -> list[Json]:
+    """Without samples that wait to be judged blind, of which a page says less than a command."""
+    return [row for row in rows if not row.get("is_blind") and not is_waiting(row)]
+
+
+def is_waiting(row: Json) -> bool:
+    is_drawn = row.get("is_audit_sample") and row.get("verdict") == "PASS"
+    return bool(is_drawn) and not row["review"]
+
+
 # --- the same figures -----------------------------------------------------------------------------
 
 
@@ -128,7 +138,8 @@ def test_a_page_says_what_the_command_says(
     page, expected = got(viewer, address)[rows], said(rig, *command.split())
     if not command.startswith("yield"):  # there, it is a count
         page = without(page)
-    assert page == expected
+    assert len(page) == len(expected)
+    assert seen(page) == seen(expected)
     assert page
     html = viewer.get(address.replace(".json", "")).text
     assert "</html>" in html
@@ -168,7 +179,7 @@ def test_each_filter_chooses_what_the_option_chooses(
     query = urlencode({name: FILTERS[name], "limit": 500})
     option = f"--{name.replace('_', '-')}={FILTERS[name]}"
     page = got(viewer, f"/plates.json?{query}")
-    assert page["rows"] == said(rig, "list", option, "--limit", "500")
+    assert seen(page["rows"]) == seen(said(rig, "list", option, "--limit", "500"))
     assert page["plates"] == len(page["rows"])
 
 

@@ -102,7 +102,7 @@ def review(web: Web, person: Person, result_id: str, form: ReviewForm) -> Commit
     if is_signed(web):
         web.people.confirm(person, form.secret)
     seq = _submitted(web, person, _body(web, person, result_id, form))
-    address = f"/open?judged={result_id}" if form.then == "open" else ""
+    address = f"/open?judged={result_id}&row={seq}" if form.then == "open" else ""
     return Committed(
         result_id=result_id,
         seq=seq,
@@ -164,9 +164,11 @@ def _submitted(web: Web, person: Person, body: ReviewBody) -> int:
 
 def _found_after_all(web: Web, body: ReviewBody) -> int:
     """The journal did not answer; what the log says counts. Not there, it may still be on its
-    way: only the journal's own answer would say no."""
-    with web.reader() as reader:
-        rows = reader.of_result(body.result_id)
+    way: only the journal's own answer would say no. A log that cannot be read says nothing."""
+    try:
+        rows = _rows_now(web, body)
+    except PageError as error:
+        raise PageError(503, "judge.unknown", retry_s=5) from error
     try:
         found = sent_before(rows, body)
     except ReviewRefused as error:
@@ -177,13 +179,21 @@ def _found_after_all(web: Web, body: ReviewBody) -> int:
 
 
 def _meanwhile(web: Web, body: ReviewBody) -> Json | None:
-    """Who judged between what this person saw and now; None if nobody did."""
-    with web.reader() as reader:
-        rows = reader.of_result(body.result_id)
+    """Who judged between what this person saw and now; None if nobody did, or the log cannot be
+    read: that it was refused stays true."""
+    try:
+        rows = _rows_now(web, body)
+    except PageError:
+        return None
     last = max((row for row in rows if row["kind"] == "review"), key=_seq, default=None)
     if last is None or last["seq"] == body.supersedes or last.get("nonce") == body.nonce:
         return None
     return {"row": last["seq"], "who": last["reviewer"], "seen": body.supersedes}
+
+
+def _rows_now(web: Web, body: ReviewBody) -> list[Json]:
+    with web.reader() as reader:
+        return reader.of_result(body.result_id)
 
 
 def _seq(row: Json) -> int:

@@ -22,8 +22,9 @@ from station.web.context import Web
 from station.web.roles import Person, Role
 
 Json = dict[str, Any]
-CONFIRMING, MISSED = "confirmed", "missed"
+CONFIRMING, MISSED, OTHER = "confirmed", "missed", "other"
 """Codes of the default recipe that say by themselves what they are for."""
+_TAKES_BACK = "takes back row "
 MOST_DEFECTS = 40
 """That are offered to be named."""
 
@@ -118,6 +119,11 @@ class Panel(BaseModel):
     """It is this person's: somebody else must agree."""
     undo: Offer | None = None
     attempts: list[Attempt] = []
+    """The one before this, and the newest after it."""
+    attempts_in_all: int = 0
+    """This one included; 0 without a serial."""
+    notes: list[str] = []
+    """What is said here may lack, and why."""
     may_judge: bool
     why_not: Literal["", "sign_in", "role", "gap", "recipe"] = ""
     needs_secret: bool
@@ -143,6 +149,7 @@ def panel_of(
         "why_not": why_not,
         "needs_secret": is_signed(web),
         "is_sample": _is_sample(result),
+        "notes": reader.notes,
     }
     rule = recipe or ReviewRecipe()
     if is_blind_of(rows, person):
@@ -167,9 +174,9 @@ def _seen(
         "defects": _defects(rows),
         "history": past,
         "waiting": waiting,
-        "is_own_waiting": waiting is not None and _is_same(waiting.by, person),
+        "is_own_waiting": waiting is not None and is_same(waiting.by, person),
         "undo": undo_of(rows, recipe),
-        "attempts": _attempts(reader, result, person),
+        **_attempts(reader, result, person),
         "judged": next((row for row in past if row.seq == judged and row.by), None),
     }
 
@@ -201,7 +208,8 @@ def is_signed(web: Web) -> bool:
     return bool(getattr(web.settings, "sign_reviews", False))
 
 
-def _is_same(name: str, person: Person) -> bool:
+def is_same(name: str, person: Person) -> bool:
+    """Whether a name in the log is this person's, however it is spelt."""
     return one_spelling(name) == one_spelling(person.name)
 
 
@@ -230,12 +238,12 @@ def _defects(rows: Sequence[Json]) -> list[PanelDefect]:
     ]
 
 
-def _attempts(reader: Reader, result: Json, person: Person) -> list[Attempt]:
-    """The other ones of its part, the latest last."""
+def _attempts(reader: Reader, result: Json, person: Person) -> Json:
+    """The time before that its part came by, the newest one, and how many there are."""
     if result.get("part_id") is None:
-        return []
-    lines = open_plates.attempts(reader, result["part_id"])
-    return [
+        return {}
+    beside = open_plates.attempts(reader, result["part_id"], result["seq"])
+    found = [
         Attempt(
             result_id=line.result_id,
             attempt=line.attempt,
@@ -243,9 +251,10 @@ def _attempts(reader: Reader, result: Json, person: Person) -> list[Attempt]:
             verdict=verdict_seen(reader, line, person),
             is_later=line.seq > result["seq"],
         )
-        for line in lines
-        if line.seq != result["seq"]
+        for line in (beside.previous, beside.newest)
+        if line is not None
     ]
+    return {"attempts": found, "attempts_in_all": beside.in_all}
 
 
 def verdict_seen(reader: Reader, line: Any, person: Person) -> str | None:
@@ -309,14 +318,15 @@ def offers(
 ) -> list[Offer]:
     """What is most often said of such a plate, first."""
     found = _second_opinion(stands, recipe, person)
-    if stands.verdict is Verdict.PASS:
+    verdict = verdict_to_confirm(rows, stands)
+    if verdict is Verdict.PASS:
         return [*found, *_offers_of_pass(recipe)]
-    return [*found, *_offers_of_others(stands, recipe)]
+    return [*found, *_offers_of_others(verdict, _disposition(stands), recipe)]
 
 
 def _second_opinion(stands: Judgement, recipe: ReviewRecipe, person: Person) -> list[Offer]:
     waiting = stands.pending
-    if waiting is None or _is_same(waiting["reviewer"], person):
+    if waiting is None or is_same(waiting["reviewer"], person):
         return []
     reason = waiting["reason"] if waiting["reason"] in recipe.reasons else ""
     said: Disposition = waiting.get("disposition", "")
@@ -331,8 +341,7 @@ def _offers_of_pass(recipe: ReviewRecipe) -> list[Offer]:
     ]
 
 
-def _offers_of_others(stands: Judgement, recipe: ReviewRecipe) -> list[Offer]:
-    verdict, said = stands.verdict, _disposition(stands)
+def _offers_of_others(verdict: Verdict, said: str, recipe: ReviewRecipe) -> list[Offer]:
     reason = confirming_reason(recipe)
     other = (
         _offer("undecided", "u", Verdict.UNDECIDED, "", recipe)
@@ -351,17 +360,42 @@ def _offers_of_others(stands: Judgement, recipe: ReviewRecipe) -> list[Offer]:
 
 
 def undo_of(rows: Sequence[Json], recipe: ReviewRecipe) -> Offer | None:
-    """A further row that says again what stood before the last review; None without one."""
+    """A further row that says again what stood before the last review; None without one. Where no
+    person's judgement held before, it says that none does: the station's verdict in a person's
+    name would count as one that was confirmed."""
     reviews = [row for row in rows if row["kind"] == "review"]
     if not reviews:
         return None
     before = effective_verdict([row for row in rows if row["seq"] < reviews[-1]["seq"]])
-    said: Mapping[str, Any] = before.review or {}
+    note = f"{_TAKES_BACK}{reviews[-1]['seq']}"
+    if before.review is None:
+        offer = _offer("undo", "z", _not_judged(rows[0]), "", recipe, _other_reason(recipe))
+        return offer.model_copy(update={"note": f"{note}: nobody has judged it"})
+    said: Mapping[str, Any] = before.review
     reason = said.get("reason", "")
     reason = reason if reason in recipe.reasons else confirming_reason(recipe)
-    note = f"takes back row {reviews[-1]['seq']}"
     offer = _offer("undo", "z", before.verdict, said.get("disposition", ""), recipe, reason)
     return offer.model_copy(update={"note": note})
+
+
+def _not_judged(result: Json) -> Verdict:
+    """What no rate counts as a judgement. No rate asks about a PASS that was not drawn, and
+    UNDECIDED would have somebody look for a plate that has left."""
+    is_counted = _is_sample(result) or result["verdict"] != Verdict.PASS
+    return Verdict.UNDECIDED if is_counted else Verdict.PASS
+
+
+def _other_reason(recipe: ReviewRecipe) -> str:
+    """Which says that the note tells, where the recipe knows one."""
+    return OTHER if OTHER in recipe.reasons else confirming_reason(recipe)
+
+
+def verdict_to_confirm(rows: Sequence[Json], stands: Judgement) -> Verdict:
+    """That stands; the station's own where a review was taken back and nobody judged since."""
+    is_taken_back = str((stands.review or {}).get("note", "")).startswith(_TAKES_BACK)
+    if is_taken_back and stands.verdict is Verdict.UNDECIDED:
+        return Verdict(rows[0]["verdict"])
+    return stands.verdict
 
 
 # --- what was said --------------------------------------------------------------------------------

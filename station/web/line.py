@@ -27,6 +27,7 @@ from station.web.errors import not_found
 from station.web.feed import NEWS, Shown, stream
 from station.web.line_view import LinePage, line_page
 from station.web.pages import WebRouter
+from station.web.plate_log import not_blind
 from station.web.render import language_of
 from station.web.roles import Person, Role
 
@@ -75,9 +76,10 @@ SHOWN = Shown(
 
 
 @router.data("/line/thumbnails/{result_id}")
-def strip_thumbnail(web: Web, result_id: str) -> Response:
+def strip_thumbnail(web: Web, person: Person, result_id: str) -> Response:
     """A small picture of a plate."""
     with web.reader() as reader:
+        not_blind(reader, result_id, person)
         name, folder = _smallest_picture(reader, result_id), reader.images
     try:
         data = _thumbnail(folder, name)

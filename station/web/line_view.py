@@ -380,9 +380,10 @@ def _figures(live: Live) -> Figures:
 
 
 def _open_plates(live: Live) -> int | None:
-    """Plates that somebody must still see to, as the journal process counts them."""
-    found: int | None = (live.journal or {}).get("unsettled", {}).get("open")
-    return found
+    """Plates that somebody must still see to, as the journal process counts them; None: it does not
+    know them all yet."""
+    counted: Json = (live.journal or {}).get("unsettled") or {}
+    return counted.get("open")
 
 
 def _yield(found: Yield | None) -> YieldView | None:

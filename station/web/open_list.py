@@ -16,7 +16,7 @@ from station.config import ReviewRecipe
 from station.log_reader import Reader
 from station.questions import Selection, open_samples_select
 from station.record import Verdict, rfc3339
-from station.reviews import effective_verdict, last_judged
+from station.reviews import Judgement, effective_verdict, last_judged
 from station.unsettled import State
 from station.web.context import Web
 from station.web.judge_panel import (
@@ -24,10 +24,12 @@ from station.web.judge_panel import (
     Offer,
     confirming_reason,
     history,
+    is_same,
     is_signed,
     recipe_of,
     undo_of,
     verdict_seen,
+    verdict_to_confirm,
 )
 from station.web.pages import WebRouter
 from station.web.roles import Person, Role
@@ -58,6 +60,8 @@ class ListedPlate(BaseModel):
     age_s: float
     verdict: Verdict
     """That stands."""
+    confirmed: Verdict
+    """What one touch gives; otherwise than `verdict` where a review was taken back."""
     own_verdict: Verdict
     reason: str | None
     part_id: str | None
@@ -91,7 +95,10 @@ class OpenPage(BaseModel):
     """Plates that somebody must see to, the oldest first."""
 
     state: Literal["open", "rework", "pending"]
-    counts: dict[str, int]
+    counts: dict[str, int | None]
+    """None while the log's tables are being filled: there may be more."""
+    notes: list[str]
+    """What the lists may lack, and why."""
     plates: list[ListedPlate]
     next_after: int | None
     """The next page begins after this row."""
@@ -110,9 +117,11 @@ def open_list(
     state: Literal["open", "rework", "pending"] = "open",
     after: Annotated[int, Query(ge=0)] = 0,
     judged: Annotated[str, Query(max_length=64)] = "",
+    row: int | None = None,
 ) -> OpenPage:
     """Plates that did not pass and of which nobody said what becomes of them; those out for rework;
-    those whose review waits for a second person. `judged`: one that was just removed."""
+    those whose review waits for a second person. `judged`: one that was just
+    removed, by the review of row `row`."""
     recipe = recipe_of(web) or ReviewRecipe()
     with web.reader() as reader:
         lines = _lines(reader, state, after)
@@ -120,13 +129,14 @@ def open_list(
         return OpenPage(
             state=state,
             counts=_counts(reader),
+            notes=reader.notes,
             plates=_listed(web, reader, lines[:_PAGE], recipe, person),
             next_after=lines[_PAGE - 1].seq if len(lines) > _PAGE else None,
             reason=reason,
             reason_text=recipe.reasons[reason],
             may_judge=person.is_signed_in and person.may(Role.REVIEWER),
             needs_secret=is_signed(web),
-            judged=_just_judged(reader, judged, recipe),
+            judged=_just_judged(reader, judged, row, recipe, person),
         )
 
 
@@ -141,7 +151,9 @@ def _since() -> str:
     return rfc3339(datetime.now(UTC) - timedelta(days=_PENDING_DAYS))
 
 
-def _counts(reader: Reader) -> dict[str, int]:
+def _counts(reader: Reader) -> dict[str, int | None]:
+    if reader.lag_note:
+        return dict.fromkeys(map(str, State))
     return {str(state): open_plates.count(reader, state) for state in State}
 
 
@@ -170,6 +182,7 @@ def _plate(
         written_at=line.written_at,
         age_s=max(0.0, time.time() - datetime.fromisoformat(line.written_at).timestamp()),
         verdict=stands.verdict,
+        confirmed=_confirmed(rows, stands),
         own_verdict=line.verdict,
         reason=line.reason,
         part_id=line.part_id,
@@ -185,32 +198,37 @@ def _plate(
     )
 
 
+def _confirmed(rows: Sequence[Json], stands: Judgement) -> Verdict:
+    """With a removal: a plate that passed is not confirmed by taking it away."""
+    verdict = verdict_to_confirm(rows, stands)
+    return stands.verdict if verdict is Verdict.PASS else verdict
+
+
 def _later(reader: Reader, line: Any, person: Person) -> LaterAttempt | None:
     """The last time that its part came by, if that was after it."""
     if line.part_id is None:
         return None
-    last = open_plates.attempts(reader, line.part_id)[-1]
-    if last.seq == line.seq:
+    last = open_plates.attempts(reader, line.part_id, line.seq).newest
+    if last is None:
         return None
     verdict = verdict_seen(reader, last, person)
     return LaterAttempt(result_id=last.result_id, attempt=last.attempt, verdict=verdict)
 
 
-def picture_url(result: Json, is_blind: bool = False) -> str:
-    """Of a small picture. A preview is kept for a verdict's sake: not for who must not know it."""
-    kept = {image["role"] for image in result.get("images") or ()}
-    address = f"/plates/{result['result_id']}"
-    if "preview" in kept and not is_blind:
-        return f"{address}/pictures/preview"
-    return f"{address}/overview/evidence/recorded" if "evidence" in kept else ""
+def picture_url(result: Json) -> str:
+    """Of a small picture; empty where none was kept."""
+    return f"/plates/{result['result_id']}/thumbnail.jpg" if result.get("images") else ""
 
 
-def _just_judged(reader: Reader, result_id: str, recipe: ReviewRecipe) -> JustJudged | None:
+def _just_judged(
+    reader: Reader, result_id: str, row: int | None, recipe: ReviewRecipe, person: Person
+) -> JustJudged | None:
+    """None where that review is not this person's, or somebody has judged since."""
     rows = reader.of_result(result_id) if result_id else []
     if not rows or rows[0]["kind"] != "result":
         return None
     undo, last = undo_of(rows, recipe), history(rows, effective_verdict(rows), recipe)[-1]
-    if undo is None:
+    if undo is None or last.seq != row or not is_same(last.by, person):
         return None
     return JustJudged(
         result_id=result_id, row=last, undo=undo, supersedes=last.seq, nonce=secrets.token_hex(16)
@@ -247,7 +265,7 @@ def audit_samples(web: Web) -> SamplesPage:
             result_id=line.result_id,
             written_at=line.written_at,
             part_id=line.part_id,
-            picture_url=picture_url(bodies[line.seq], is_blind=True),
+            picture_url=picture_url(bodies[line.seq]),
         )
         for line in lines[:_MOST_SAMPLES]
     ]

@@ -17,7 +17,7 @@ from station.qms import Json
 from station.record import ImageBody, Verdict
 from station.tables import PLATE
 from station.tiling import TILE_PX
-from station.web.blind import is_blind_of
+from station.web.blind import is_blind, is_blind_of
 from station.web.errors import PageError, not_found
 from station.web.roles import Person
 
@@ -35,7 +35,7 @@ _JUDGED_DEFECTS = text("""
     WHERE defect.kind = :kind AND plate.reviewed_verdict = :verdict
     ORDER BY plate.written_at DESC, plate.seq DESC, defect.number LIMIT :count
 """)
-_LONGEST_ID = 64
+LONGEST_ID = 64
 ARRAYS = ("tile_grid", "tile_scores")
 """Left out where a row is shown, as `vqi log show` does."""
 
@@ -92,7 +92,7 @@ def plate_rows(reader: Reader, result_id: str) -> PlateRows | None:
 
 def on_its_way(reader: Reader, result_id: str) -> str | None:
     """When the leading edge of a plate without a result was seen; None of any other."""
-    rows = reader.of_result(result_id) if len(result_id) <= _LONGEST_ID else []
+    rows = reader.of_result(result_id) if len(result_id) <= LONGEST_ID else []
     if not rows or rows[0]["kind"] == "result":
         return None
     return next((str(row["written_at"]) for row in rows if row["kind"] == "opened"), None)
@@ -100,7 +100,7 @@ def on_its_way(reader: Reader, result_id: str) -> str | None:
 
 def found_plate(reader: Reader, result_id: str) -> PlateRows:
     """Raises `PageError` 404: there is no such plate, or it has no result yet."""
-    found = plate_rows(reader, result_id) if len(result_id) <= _LONGEST_ID else None
+    found = plate_rows(reader, result_id) if len(result_id) <= LONGEST_ID else None
     if found is None:
         raise not_found("plate.no_such")
     return found
@@ -112,6 +112,12 @@ def seen_plate(reader: Reader, result_id: str, person: Person) -> PlateRows:
     if is_blind_of(found.all, person):
         raise PageError(403, "plate.blind_hidden")
     return found
+
+
+def not_blind(reader: Reader, result_id: str, person: Person) -> None:
+    """Raises `PageError` 403 where a plate's verdict is kept from this person."""
+    if len(result_id) <= LONGEST_ID and is_blind(reader, result_id, person):
+        raise PageError(403, "plate.blind_hidden")
 
 
 def around(reader: Reader, result: Mapping[str, Any], count: int) -> tuple[list[Any], list[Any]]:

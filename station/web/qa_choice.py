@@ -240,8 +240,6 @@ def plain(choice: Choice) -> Choice:
 def asked(web: Web, reader: Any, choice: Choice, clock: Clock) -> tuple[Asked, Selection]:
     """What is asked for, of which state of the log."""
     selection = choice.selection(clock)
-    notes = [note for note in (reader.lag_note,) if note]
-    notes += [reader.source_note] if reader.source != "live" else []
     fixed = (None, None) if choice.is_moving else (selection.since, selection.until)
     said = Asked(
         choice=choice.canonical(clock),
@@ -249,7 +247,7 @@ def asked(web: Web, reader: Any, choice: Choice, clock: Clock) -> tuple[Asked, S
         since=selection.since,
         until=selection.until,
         as_of_row=reader.last_seq(),
-        notes=notes,
+        notes=reader.notes,
         ranges=clock.ranges(),
         zone=str(clock.zone.key or "local"),
         since_local=field_text(fixed[0], clock),

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.responses import FileResponse, Response
 
 from station.answers import Json
-from station.export import MANIFEST, Wish, chosen, stream
+from station.export import MANIFEST, Wish, chosen_for_people, stream
 from station.export_rows import ExportError
 from station.export_source import Source
 from station.web.context import Web
@@ -23,7 +23,7 @@ from station.web.errors import PageError, conflict, not_found
 from station.web.pages import WebRouter
 from station.web.qa_choice import Choice, Clock
 from station.web.qa_jobs import Job, Kind, State, jobs_of
-from station.web.qa_search import count_of
+from station.web.qa_search import count_of, open_sample_count
 from station.web.roles import Person, Role
 
 router = WebRouter()
@@ -60,7 +60,7 @@ def _at_once(web: Web, query: Choice, format_: str) -> Response:
             raise PageError(413, "qa.too_many_at_once", count=count, most=MOST_AT_ONCE)
         taken = io.StringIO(newline="")
         timezone = shifts.timezone if shifts else None
-        stream(source, Wish(format_, chosen(reader, selection), timezone), taken)
+        stream(source, Wish(format_, chosen_for_people(reader, selection), timezone), taken)
     headers = {"content-disposition": f'attachment; filename="plates.{format_}"'}
     return Response(taken.getvalue().encode(), media_type=_MEDIA[format_], headers=headers)
 
@@ -111,10 +111,10 @@ def begin_export(web: Web, person: Person, form: ExportForm) -> Export:
     query = _choice_of(form.filters)
     selection = query.selection(clock)
     with web.reader() as reader:
-        total = count_of(reader, selection)
+        total = count_of(reader, selection) - open_sample_count(reader, selection)
         # It is settled now, not when the process is ready, whether it can be.
         try:
-            chosen(reader, selection)
+            chosen_for_people(reader, selection)
         except ExportError as error:
             raise conflict("qa.cannot_export", why=str(error)) from error
     if total > MOST_IN_ALL:

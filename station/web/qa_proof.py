@@ -30,6 +30,7 @@ from station.tables import PLATE
 from station.web.context import Web
 from station.web.errors import PageError, conflict, not_found
 from station.web.pages import WebRouter
+from station.web.plate_log import not_blind
 from station.web.qa_choice import Clock, Word
 from station.web.qa_exports import NoFields
 from station.web.qa_jobs import Job, Kind, State, jobs_of
@@ -227,20 +228,20 @@ def certificates(web: Web, query: Annotated[CertificateQuery, Query()]) -> Certi
 
 
 @router.data("/plates/{result_id}/certificate.html", media_type="text/html")
-def certificate_page(web: Web, result_id: str) -> Response:
+def certificate_page(web: Web, person: Person, result_id: str) -> Response:
     """Everything the log says of a plate, with the proof, for people."""
-    return document(_certificate(web, result_id, "html"))
+    return document(_certificate(web, person, result_id, "html"))
 
 
 @router.data("/plates/{result_id}/certificate.json", media_type="application/json")
-def certificate_file(web: Web, result_id: str) -> Response:
+def certificate_file(web: Web, person: Person, result_id: str) -> Response:
     """The same for deploy/check-certificate."""
     headers = {"content-disposition": f'attachment; filename="{_plain(result_id)}.json"'}
-    content = _certificate(web, result_id, "json")
+    content = _certificate(web, person, result_id, "json")
     return Response(content, media_type="application/json", headers=headers)
 
 
-def _certificate(web: Web, result_id: str, suffix: str) -> bytes:
+def _certificate(web: Web, person: Person, result_id: str, suffix: str) -> bytes:
     with (
         _one_at_a_time(),
         web.reader(_DOCUMENT_LIMIT_S) as reader,
@@ -249,6 +250,7 @@ def _certificate(web: Web, result_id: str, suffix: str) -> bytes:
         known = reader.ask(select(PLATE.c.seq).where(PLATE.c.result_id == result_id))
         if not known:
             raise not_found("qa.no_such_result", id=_plain(result_id))
+        not_blind(reader, result_id, person)
         try:
             (made,) = make_certificates(reader, result_id, None, Path(folder))
         except (CertificateError, CheckpointError, NoteError) as error:

@@ -9,22 +9,28 @@ from urllib.parse import urlencode
 
 from fastapi import Query
 from pydantic import BaseModel, Field
-from sqlalchemy import select
+from sqlalchemy import func, select
 from starlette.requests import Request
 from starlette.responses import Response
 
 from station.answers import Json, bodies, without_arrays
 from station.log_reader import Reader
-from station.questions import PAGE_ROWS, Key, Questions, Selection
+from station.questions import PAGE_ROWS, Key, Questions, Selection, open_samples_select
 from station.record import PICTURE_NAME
 from station.tables import PLATE
 from station.thumbnails import smallest, thumbnail
+from station.web.blind import for_person, is_blind
 from station.web.context import Web
 from station.web.errors import not_found
 from station.web.pages import WebRouter
+from station.web.plate_log import LONGEST_ID
+from station.web.plate_pictures import overview
 from station.web.qa_choice import Asked, Choice, Clock, asked
+from station.web.roles import Person
 
 router = WebRouter()
+MOST_WAITING = 1_000_000
+"""Samples that are counted."""
 _THUMBNAIL_PX = 192
 """Twice what is shown, for screens with small pixels."""
 
@@ -56,13 +62,15 @@ class PlatesPage(BaseModel):
 
 
 @router.page("/plates", template="qa/plates.html", menu="qa.menu_plates")
-def plates(web: Web, query: Annotated[PlatesQuery, Query()]) -> PlatesPage:
+def plates(web: Web, person: Person, query: Annotated[PlatesQuery, Query()]) -> PlatesPage:
     """The plates that meet the filters, the newest first."""
     clock = Clock.of(web)
     with web.reader() as reader:
         said, selection = asked(web, reader, query, clock)
         found = _page(reader, query, selection)
-        rows = [without_arrays(row) for row in bodies(reader, found)]
+        rows = [
+            without_arrays(row) for row in for_person(reader, list(bodies(reader, found)), person)
+        ]
         count = count_of(reader, selection)
     return PlatesPage(
         asked=said, order=query.order, limit=query.limit, plates=count, rows=rows,
@@ -73,6 +81,12 @@ def plates(web: Web, query: Annotated[PlatesQuery, Query()]) -> PlatesPage:
 def count_of(reader: Reader, selection: Selection) -> int:
     """Plates of a selection."""
     return int(Questions(reader.ask).counts(selection)[0].plates or 0)
+
+
+def open_sample_count(reader: Reader, selection: Selection) -> int:
+    """Those of them that wait to be judged blind: no file that is given away has them."""
+    waiting = open_samples_select(selection, MOST_WAITING).subquery()
+    return int(reader.ask(select(func.count()).select_from(waiting))[0][0])
 
 
 def _page(reader: Reader, query: PlatesQuery, selection: Selection) -> list[Any]:
@@ -99,15 +113,20 @@ def _next(query: PlatesQuery, rows: list[Json], clock: Clock) -> str | None:
 
 
 @router.data("/plates/{result_id}/thumbnail.jpg")
-def plate_thumbnail(web: Web, request: Request, result_id: str) -> Response:
-    """A small picture of a plate, where one is kept."""
+def plate_thumbnail(web: Web, request: Request, person: Person, result_id: str) -> Response:
+    """A small picture of a plate, where one is kept. Who is to judge blind sees the one that is
+    kept whatever the verdict."""
     with web.reader() as reader:
+        is_kept = len(result_id) <= LONGEST_ID and is_blind(reader, result_id, person)
         row = reader.ask(select(PLATE.c.seq).where(PLATE.c.result_id == result_id))
         images = reader.bodies_at([row[0].seq]).popitem()[1]["images"] if row else []
-        kept = smallest(images)
+        kept = smallest([one for one in images if not is_kept or one["role"] == "evidence"])
         folder = reader.images
     if kept is None or not re.fullmatch(PICTURE_NAME, kept["path"]):
         raise not_found("qa.no_picture")
+    if kept["role"] == "evidence":  # too large to be decoded for each who looks
+        whole: Response = overview(request, web, person, result_id, "evidence", "recorded")
+        return whole
     headers = {"etag": f'"{kept["sha256"][:32]}"', "cache-control": "private, max-age=86400"}
     if request.headers.get("if-none-match") == headers["etag"]:
         return Response(status_code=304, headers=headers)

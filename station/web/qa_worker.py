@@ -15,7 +15,7 @@ from typing import Any
 
 from station.anchors import Anchor, configured
 from station.config import ConfigError, Configuration, load_configuration
-from station.export import Wish, chosen, export_to, manifest_path
+from station.export import Wish, chosen_for_people, export_to, manifest_path
 from station.export_rows import ExportError
 from station.export_source import Source
 from station.log_reader import Reader
@@ -66,7 +66,7 @@ def _export(order: Json, settings: Configuration, progress: _Progress) -> Json:
     path = folder / order["name"]
     timezone = settings.journal.shifts.timezone if settings.journal.shifts else None
     with Reader(settings.journal.directory) as reader, Source(reader.path) as source:
-        wanted = chosen(reader, Selection(**order["selection"]))
+        wanted = chosen_for_people(reader, Selection(**order["selection"]))
         wish = Wish(order["format"], wanted, timezone, reader.images)
         return export_to(source, wish, path, lambda done: progress.at(done, order["total"])) | {
             "manifest": manifest_path(path).name

@@ -7,9 +7,11 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,18 @@ from web_rig import PageClient, WebRig, running_web, serving, small_journal, unt
 
 from drivers.stacklight import LightState
 from station.config import LightSettings, load_configuration
+from station.ipc import SOCKETS
+from station.ipc import Listener as Door
 from station.log_reader import Reader
 from station.packing import Contexts
 from station.plant import prepare
+from station.qms import DATABASE
 from station.quality import UNKNOWN
 from station.web.certificates import make_certificate
 from station.web.hub import Hub, Topic
 from station.web.line_log import LineLog, LogLook, ShownPlate
 from station.web.line_view import CallView, line_page, urgency
-from station.web.live import Live, Silence
+from station.web.live import Live, Poller, Silence
 from station.web.roles import Role
 from station.web.server import make_web
 
@@ -284,6 +289,54 @@ def test_what_is_read_of_the_log_and_what_is_kept_when_it_cannot_be(rig: WebRig)
     assert "no log can be read" in kept.problem
     assert kept.plates == found.plates
     assert look.look({"rows": 26}, lamp(), station()).problem == ""
+
+
+def poller_of(rig: WebRig, folder: Path) -> tuple[Poller, list[Live]]:
+    """Of a log and processes in a folder, and what it tells."""
+    settings = rig.web.configuration.value
+    journal = settings.journal.model_copy(update={"directory": folder})
+    station = settings.station.model_copy(update={"runtime_dir": folder})
+    poller = Poller(settings.model_copy(update={"journal": journal, "station": station}))
+    heard = list[Live]()
+    poller.listen(heard.append)
+    return poller, heard
+
+
+def test_a_log_that_is_slow_to_read_holds_up_nobodys_news(rig: WebRig, tmp_path: Path) -> None:
+    small_journal(tmp_path, plates=2)
+    poller, heard = poller_of(rig, tmp_path)
+    with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode = DELETE")
+        other.execute("BEGIN EXCLUSIVE")
+        poller.turn()
+        assert heard[0].log == LineLog(), "told before the log could be read, or given up"
+
+    def has_read() -> bool:
+        poller.turn()
+        return heard[-1].newest_seq > 0
+
+    until(has_read, "the log")
+    poller.stop()
+
+
+def test_news_is_as_old_as_its_first_question(rig: WebRig, tmp_path: Path) -> None:
+    poller, heard = poller_of(rig, tmp_path)
+    asked = list[tuple[float, int]]()
+    door = Door(tmp_path / next(iter(SOCKETS.values())), mode=0o600)
+
+    def answer() -> None:
+        with door.accept() as channel:
+            channel.receive(timeout_s=30.0)
+            asked.append((time.time(), time.monotonic_ns()))
+
+    peer = threading.Thread(target=answer)
+    peer.start()
+    poller.turn()
+    peer.join()
+    poller.stop()
+    door.close()
+    assert heard[0].at <= asked[0][0]
+    assert heard[0].heard_ns <= asked[0][1]
 
 
 def test_the_kiosk_shows_the_line_alone(client: PageClient) -> None:

@@ -33,10 +33,15 @@ from station.quality import UNKNOWN
 from station.web.certificates import make_certificate
 from station.web.hub import Hub, Topic
 from station.web.line_log import LineLog, LogLook, ShownPlate
-from station.web.line_view import CallView, line_page, urgency
+from station.web.line_view import CallView, LineSummary, line_page, urgency
+from station.web.lines import LineRow, lines_page, rows_of
 from station.web.live import Live, Poller, Silence
+from station.web.others import Heard
+from station.web.plant_lines import PlantLine, PlantNews
+from station.web.render import environment
 from station.web.roles import Role
 from station.web.server import make_web
+from station.web.texts import Formatter, Translator
 
 Json = dict[str, Any]
 LIGHT = LightSettings.model_validate({"device": {"type": "simulated"}})
@@ -550,6 +555,54 @@ def test_another_line_is_asked_by_tls_and_with_its_token(tmp_path: Path) -> None
 
             wanted = {"stranger": "certificate", "unknown": "refuses"}
             until(lambda: why() == wanted, "who is answered and why the others are not")
+
+
+def said_by(station_id: str) -> LineSummary:
+    said = line_page(station_id, LIGHT, live()).model_dump(include=set(LineSummary.model_fields))
+    return LineSummary.model_validate(said)
+
+
+def plant_line(name: str, verdict: str = "PASS") -> PlantLine:
+    return PlantLine(name, f"{name}-1", NOW_TEXT, verdict, None, NOW_TEXT)
+
+
+def from_plant(line: PlantLine, asked_at: float, now: float) -> LineRow:
+    rows = rows_of(said_by("s"), [], PlantNews((line,), asked_at), now)
+    return next(row for row in rows if row.name == line.station_id)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "asked_s", "rows_s", "level"),
+    [
+        ("PASS", 1.0, 30.0, None),
+        ("PASS", 1.0, 3600.0, "attention"),
+        ("PASS", 60.0, 60.0, "fault"),
+        ("FAIL", 1.0, 3600.0, "fail"),
+        ("FAIL", 60.0, 60.0, "fault"),
+    ],
+)
+def test_a_line_of_the_plants_database_is_not_calm_where_nobody_knows(
+    verdict: str, asked_s: float, rows_s: float, level: str | None
+) -> None:
+    now = NOW + rows_s
+    row = from_plant(plant_line("line-9", verdict), now - asked_s, now)
+    assert (row.level, row.is_current) == (level, max(rows_s - 600, asked_s - 20) <= 0)
+    assert row.said_at == NOW_TEXT
+
+
+def test_a_line_that_nobody_here_asks_has_no_link(rig: WebRig) -> None:
+    row = from_plant(plant_line("line-9", "FAIL"), NOW, NOW)
+    template = environment().get_template("line/_lines.html")
+    page = lines_page(rig.web).model_copy(update={"lines": (row,)})
+    html = template.render(t=Translator("en"), fmt=Formatter("en", rig.web.zone), page=page)
+    assert "line-9" in html
+    assert "href" not in html
+
+
+def test_a_line_that_is_asked_and_in_the_plants_database_is_there_once() -> None:
+    heard = Heard("Hall 2", "https://hall2", said_by("line-9"), NOW, time.monotonic())
+    rows = rows_of(said_by("s"), [heard], PlantNews((plant_line("line-9"),), NOW), NOW)
+    assert sorted(row.name for row in rows) == ["Hall 2", "s"]
 
 
 @pytest.mark.long

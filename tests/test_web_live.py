@@ -32,7 +32,7 @@ from station.qms import DATABASE
 from station.quality import UNKNOWN
 from station.web.certificates import make_certificate
 from station.web.hub import Hub, Topic
-from station.web.line_log import LineLog, LogLook, ShownPlate
+from station.web.line_log import LineLog, LogLook, ShownPlate, StripPlate
 from station.web.line_view import CallView, LineSummary, line_page, urgency
 from station.web.lines import LineRow, lines_page, rows_of
 from station.web.live import Live, Poller, Silence
@@ -342,6 +342,19 @@ def test_news_is_as_old_as_its_first_question(rig: WebRig, tmp_path: Path) -> No
     door.close()
     assert heard[0].at <= asked[0][0]
     assert heard[0].heard_ns <= asked[0][1]
+
+
+def test_an_escape_that_a_person_found_is_no_pass_in_the_strip(
+    rig: WebRig, client: PageClient
+) -> None:
+    plate = StripPlate("s-1", NOW_TEXT, None, "PASS", "FAIL", None, 0, has_picture=False)
+    rig.live.live = live(log=LineLog(plates=(plate,)))
+    page = client.get("/", headers={"accept-language": "en"}).text
+    strip = page.partition('class="strip"')[2].partition("</ol>")[0]
+    assert 'class="strip-plate verdict-fail"' in strip
+    assert '<span class="tag fail">FAIL</span>' in strip
+    assert "Plate s-1, FAIL, " in strip
+    assert "judged by a person; station: PASS" in strip
 
 
 def test_the_kiosk_shows_the_line_alone(client: PageClient) -> None:

@@ -362,20 +362,6 @@ def test_the_kiosk_shows_the_line_alone(client: PageClient) -> None:
     assert 'class="line kiosk' not in client.get("/").text
 
 
-def test_thumbnails_are_served_by_id_and_through_no_link(rig: WebRig, client: PageClient) -> None:
-    answer = client.get(f"/line/thumbnails/{rig.plates[0]}")
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
-    assert "immutable" in answer.headers["cache-control"]
-    assert client.get("/line/thumbnails/s-99999999").status_code == 404
-    with rig.web.reader() as reader:
-        name = reader.of_result(rig.plates[3])[0]["images"][1]["path"]
-        picture = reader.images / name
-    aside = picture.with_suffix(".aside")
-    picture.rename(aside)
-    picture.symlink_to(aside)
-    assert client.get(f"/line/thumbnails/{rig.plates[3]}").status_code == 404
-
-
 def test_only_who_signed_in_acknowledges(rig: WebRig, client: PageClient) -> None:
     assert client.send_form("/line/acknowledge").status_code == 401
     answer = rig.client_of(Role.REVIEWER).send_json("/line/acknowledge.json", {})
@@ -678,7 +664,7 @@ def test_what_is_killed_while_the_page_is_open_is_said_and_no_green_stays(tmp_pa
             page.sees("light", "PASS", "record committed")
             page.sees("station", "inspects", "READY")
             page.sees("figures", "95 %")
-            page.sees("strip", "/line/thumbnails/test-1-")
+            page.sees("strip", "/plates/test-1-", "/thumbnail.jpg")
             until(lambda: bool(news.shown.get("newest")), "the newest plate")
             with nobody_replaces(run.pid) as kill:
                 kill("lamp")

@@ -308,6 +308,48 @@ def test_a_wrong_preview_is_said_beside_the_true_picture(rig: WebRig, client: Pa
     assert client.get(f"/plates/{name}/pictures/preview").status_code == 409
 
 
+def test_a_small_picture_is_held_against_the_record(tmp_path: Path) -> None:
+    with web_rig(tmp_path, plates=2) as rig:
+        viewer, name = rig.client(), rig.plates[1]
+        address = f"/plates/{name}/thumbnail.jpg"
+        assert f'src="{address}"' in viewer.get("/plates").text
+        answer = viewer.get(address)
+        with Image.open(BytesIO(answer.content)) as picture:
+            assert (picture.format, max(picture.size)) == ("JPEG", 240)
+        again = {"if-none-match": answer.headers["etag"]}
+        assert viewer.get(address, headers=again).status_code == 304
+        assert viewer.get("/plates/none/thumbnail.jpg").status_code == 404
+        preview = _picture_file(rig, name, "preview")
+        preview.write_bytes(b"another picture")
+        assert viewer.get(address).status_code == 409
+        _removed(rig, name, "preview")
+        assert viewer.get(address).status_code == 200, "of the one that is kept"
+        target = preview.with_suffix(".aside")
+        evidence = _picture_file(rig, name)
+        evidence.rename(target)
+        evidence.symlink_to(target)
+        assert viewer.get(address).status_code == 422
+        _removed(rig, name, "evidence")
+        assert viewer.get(address).status_code == 410
+
+
+def _removed(rig: WebRig, name: str, *roles: str) -> None:
+    """As retention does it."""
+    with rig.web.reader() as reader:
+        images = reader.of_result(name)[0]["images"]
+    for image in images:
+        if image["role"] not in roles:
+            continue
+        stone = TombstoneBody(
+            station_id="s", result_id=name, role=image["role"], path=image["path"],
+            sha256=image["sha256"], bytes=image["bytes"], picture_class="fail", rule="days",
+            measured=400.0, limit=365.0, why="older than 365 days",
+        )  # fmt: skip
+        with Store(rig.station.journal) as store:
+            store.append([stone])
+        (rig.station.journal / IMAGES / image["path"]).unlink()
+
+
 def test_a_missing_picture_is_said(rig: WebRig, client: PageClient) -> None:
     name = rig.plates[9]
     _picture_file(rig, name).unlink()
@@ -318,17 +360,7 @@ def test_a_missing_picture_is_said(rig: WebRig, client: PageClient) -> None:
 
 def test_a_removed_picture_is_said_with_its_rule(rig: WebRig, client: PageClient) -> None:
     name = rig.plates[13]
-    with rig.web.reader() as reader:
-        images = reader.of_result(name)[0]["images"]
-    for image in images:
-        stone = TombstoneBody(
-            station_id="s", result_id=name, role=image["role"], path=image["path"],
-            sha256=image["sha256"], bytes=image["bytes"], picture_class="fail", rule="days",
-            measured=400.0, limit=365.0, why="older than 365 days",
-        )  # fmt: skip
-        with Store(rig.station.journal) as store:
-            store.append([stone])
-        (rig.station.journal / IMAGES / image["path"]).unlink()
+    _removed(rig, name, "evidence", "preview")
     picture = client.get(f"/plates/{name}.json").json()["picture"]
     assert (picture["trouble"], picture["removed"]["rule"]) == ("removed", "days")
     page = client.get(f"/plates/{name}").text

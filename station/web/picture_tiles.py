@@ -8,6 +8,7 @@ walk over the bands, and kept in the page's own cache folder, named by the pictu
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -16,10 +17,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from station.images import BandedPng, Pixels
 from station.record import ImageBody
-from station.web.stored_pictures import PictureError, PixelSource, StoredPictures, Trouble
+from station.web.stored_pictures import (
+    ArraySource,
+    Bounded,
+    PictureError,
+    PixelSource,
+    StoredPictures,
+    Trouble,
+)
 
 TILE_PX = 256
 TILE_BYTES = TILE_PX * TILE_PX
@@ -27,6 +36,7 @@ CACHE_BYTES = 2 * 10**9
 """Of the cache folder; what was not looked at for longest goes first."""
 FORMAT = 1
 """Of the cached files and of what is in a tile; part of every tile's ETag."""
+_THUMBNAIL_BYTES = 8 * 2**20
 _WALK_ROWS = 256
 MOST_CROP_PX = 4096
 """Of a part's side."""
@@ -171,6 +181,9 @@ class PictureTiles:
     pictures: StoredPictures
     cache: Path
     most_cache_bytes: int = CACHE_BYTES
+    _thumbnails: Bounded[tuple[str, int], bytes] = field(
+        default_factory=lambda: Bounded(_THUMBNAIL_BYTES, len)
+    )
     _making: dict[str, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _slots: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_SLOTS))
@@ -204,6 +217,26 @@ class PictureTiles:
                 return png_of(source.block(0, 0, source.columns, source.rows)), 1
             path = self._levels(image, front_end, source, pyramid)
             return png_of(_whole_level(path, pyramid, level)), 2**level
+
+    def thumbnail(self, image: ImageBody, side_px: int) -> bytes:
+        """The whole picture as a JPEG whose longer side is `side_px` at most; raises like
+        `tile`."""
+        with self._slot():
+            known = self._thumbnails.get((image.sha256, side_px))
+            if known is None:
+                known = _jpeg_of(self._small(image, side_px), side_px)
+                self._thumbnails.put((image.sha256, side_px), known)
+            return known
+
+    def _small(self, image: ImageBody, least_px: int) -> Pixels:
+        """The smallest level whose longer side is `least_px` at least."""
+        source = self._source(image, None)
+        pyramid = Pyramid(source.columns, source.rows)
+        sizes = reversed(list(enumerate(map(pyramid.size, range(pyramid.levels)))))
+        level = next((n for n, size in sizes if max(size) >= least_px), 0)
+        if level == 0 or isinstance(source, ArraySource):
+            return source.block(0, 0, source.columns, source.rows)
+        return _whole_level(self._levels(image, None, source, pyramid), pyramid, level)
 
     def crop(
         self, image: ImageBody, front_end: LocalContrast | None, box: Box, most_px: int
@@ -289,6 +322,14 @@ def png_of(pixels: Pixels) -> bytes:
     png = BandedPng(pixels.shape[1])
     png.add(np.ascontiguousarray(pixels), is_last=True)
     return b"".join(png.file())
+
+
+def _jpeg_of(pixels: Pixels, side_px: int) -> bytes:
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    picture.thumbnail((side_px, side_px))
+    taken = io.BytesIO()
+    picture.save(taken, "JPEG", quality=80)
+    return taken.getvalue()
 
 
 def _crop(source: PixelSource, box: Box, most_px: int) -> Pixels:

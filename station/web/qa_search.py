@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import Query
 from pydantic import BaseModel, Field
-from sqlalchemy import select
-from starlette.requests import Request
-from starlette.responses import Response
 
 from station.answers import Json, bodies, without_arrays
 from station.log_reader import Reader
 from station.questions import PAGE_ROWS, Key, Questions, Selection
-from station.record import PICTURE_NAME
-from station.tables import PLATE
-from station.thumbnails import smallest, thumbnail
 from station.web.context import Web
 from station.web.errors import not_found
 from station.web.pages import WebRouter
 from station.web.qa_choice import Asked, Choice, Clock, asked
 
 router = WebRouter()
-_THUMBNAIL_PX = 192
-"""Twice what is shown, for screens with small pixels."""
 
 
 class Order(StrEnum):
@@ -96,23 +87,3 @@ def _next(query: PlatesQuery, rows: list[Json], clock: Clock) -> str | None:
         return None
     given = query.canonical(clock) | {"after": str(rows[-1]["seq"])}
     return f"/plates?{urlencode(given)}"
-
-
-@router.data("/plates/{result_id}/thumbnail.jpg")
-def plate_thumbnail(web: Web, request: Request, result_id: str) -> Response:
-    """A small picture of a plate, where one is kept."""
-    with web.reader() as reader:
-        row = reader.ask(select(PLATE.c.seq).where(PLATE.c.result_id == result_id))
-        images = reader.bodies_at([row[0].seq]).popitem()[1]["images"] if row else []
-        kept = smallest(images)
-        folder = reader.images
-    if kept is None or not re.fullmatch(PICTURE_NAME, kept["path"]):
-        raise not_found("qa.no_picture")
-    headers = {"etag": f'"{kept["sha256"][:32]}"', "cache-control": "private, max-age=86400"}
-    if request.headers.get("if-none-match") == headers["etag"]:
-        return Response(status_code=304, headers=headers)
-    path = folder / kept["path"]
-    made = None if path.is_symlink() else thumbnail(path, _THUMBNAIL_PX)
-    if made is None:
-        raise not_found("qa.no_picture")
-    return Response(made, media_type="image/jpeg", headers=headers)

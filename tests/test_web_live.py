@@ -362,6 +362,19 @@ def test_the_kiosk_shows_the_line_alone(client: PageClient) -> None:
     assert 'class="line kiosk' not in client.get("/").text
 
 
+def test_who_acknowledges_says_which_plate_was_seen(rig: WebRig) -> None:
+    reviewer = rig.client_of(Role.REVIEWER)
+    for shown, seen in (
+        (lamp(LightState.FAIL, "s-7"), "s-7"),
+        (lamp(LightState.PASS, "s-8"), "none"),
+        (lamp(LightState.FAULT), "none"),
+    ):
+        rig.live.live = live(lamp=shown)
+        page = reviewer.get("/").text
+        assert f'<input type="hidden" name="seen" value="{seen}">' in page
+        assert f'data-held="{seen}"' in page
+
+
 def test_only_who_signed_in_acknowledges(rig: WebRig, client: PageClient) -> None:
     assert client.send_form("/line/acknowledge").status_code == 401
     answer = rig.client_of(Role.REVIEWER).send_json("/line/acknowledge.json", {})

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -30,7 +31,7 @@ from models.registry import shipped_model
 from station.config import load_configuration
 from station.images import Draft, ImageFolder, Pixels
 from station.qms import IMAGES, Store
-from station.record import ImageBody, ReviewBody, TombstoneBody, Verdict
+from station.record import ImageBody, ReviewBody, TombstoneBody, Verdict, current_boot_id
 from station.web.picture_tiles import (
     CONTRAST_PER_LEVEL,
     BusyError,
@@ -136,6 +137,19 @@ def test_the_networks_view_has_no_seams_and_is_what_the_network_sees(tmp_path: P
     assert np.abs(seen - shown).max() <= CONTRAST_PER_LEVEL
 
 
+def test_a_large_part_of_the_networks_view_takes_little_memory(tmp_path: Path) -> None:
+    image = stored(tmp_path / "images", noise(2048, 2048))
+    tiles = PictureTiles(StoredPictures(tmp_path / "images"), tmp_path / "cache")
+    front_end = LocalContrast(cell_px=4, window=9, dark_level=16.0)
+    tracemalloc.start()
+    try:
+        tiles.crop(image, front_end, (0, 0, 2048, 2048), 512)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 12 * 2048**2
+
+
 def test_the_cache_stays_below_its_size(tmp_path: Path) -> None:
     tiles = PictureTiles(StoredPictures(tmp_path / "images"), tmp_path / "cache", 2**18)
     images = [stored(tmp_path / "images", noise(400 + n, 400)) for n in range(6)]
@@ -154,6 +168,17 @@ def test_a_cached_level_that_was_cut_is_made_anew(tmp_path: Path) -> None:
     with pytest.raises(PictureError):
         tiles.tile(image, None, 1, 0, 0)
     assert tiles.tile(image, None, 1, 0, 0) == first
+
+
+def test_a_cached_level_of_a_boot_before_is_made_anew(tmp_path: Path) -> None:
+    image = stored(tmp_path / "images", noise(400, 400))
+    tiles = PictureTiles(StoredPictures(tmp_path / "images"), tmp_path / "cache")
+    first = tiles.tile(image, None, 1, 0, 0)
+    path = next((tmp_path / "cache").iterdir())
+    path.write_bytes(bytes(path.stat().st_size))  # as a power cut leaves what was not forced out
+    path.rename(path.with_name(path.name.replace(current_boot_id(), "0" * 36)))
+    assert tiles.tile(image, None, 1, 0, 0) == first
+    assert [one.name for one in (tmp_path / "cache").iterdir()] == [path.name]
 
 
 def test_more_than_can_be_served_is_refused_at_once(tmp_path: Path) -> None:

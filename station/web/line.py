@@ -6,13 +6,13 @@ all who look; who has no script loads the page anew.
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
 from station.web.context import Web
 from station.web.feed import NEWS, Shown, stream
-from station.web.line_view import LinePage, line_page
+from station.web.line_view import NOTHING, LinePage, line_page
 from station.web.pages import WebRouter
 from station.web.render import language_of
 from station.web.roles import Person, Role
@@ -60,6 +60,8 @@ SHOWN = Shown(
 class AcknowledgeForm(BaseModel):
     """Somebody has seen what the light holds."""
 
+    seen: str = Field(NOTHING, min_length=1, max_length=64)
+    """Its plate; the station refuses where another one is held by now."""
     back: str = ""
 
 
@@ -72,4 +74,4 @@ class Acknowledged(BaseModel):
 @router.action("/line/acknowledge", role=Role.REVIEWER)
 def acknowledge(web: Web, person: Person, form: AcknowledgeForm) -> Acknowledged:
     """Acknowledge a FAIL or UNDECIDED that the light holds; judges no plate."""
-    return Acknowledged(state=str(web.command("ack", "", person)["state"]))
+    return Acknowledged(state=str(web.command("ack", form.seen, person)["state"]))

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from station.images import BandedPng, Pixels
-from station.record import ImageBody
+from station.record import ImageBody, current_boot_id
 from station.web.stored_pictures import (
     ArraySource,
     Bounded,
@@ -171,7 +171,12 @@ class ContrastSource(PixelSource):
         self.columns, self.rows = source.columns, source.rows
 
     def block(self, x: int, y: int, right: int, bottom: int) -> Pixels:
-        return self._front_end.block(self._source, x, y, right, bottom)
+        """Some rows at a time: it takes twenty times the memory of what it shows."""
+        parts = [
+            self._front_end.block(self._source, x, top, right, min(bottom, top + _WALK_ROWS))
+            for top in range(y, bottom, _WALK_ROWS)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 @dataclass
@@ -272,7 +277,9 @@ class PictureTiles:
     ) -> Path:
         """The file of the levels above 0, made where it is not there."""
         view = "recorded" if front_end is None else front_end.name
-        path = self.cache / f"{image.sha256}-{view}-{FORMAT}.levels"
+        # A power cut may leave holes in what was not forced to the disk, and forcing it would hold
+        # up the log's disk: no file outlives the boot that wrote it.
+        path = self.cache / f"{image.sha256}-{view}-{FORMAT}-{current_boot_id()}.levels"
         if not _touched(path):
             with self._maker(path.name):
                 if not _touched(path):
@@ -299,7 +306,8 @@ class PictureTiles:
         self._bound()
 
     def _bound(self) -> None:
-        """The cache stays below its size; files of a process that died go at once."""
+        """The cache stays below its size; files of a process that died or of a boot before go at
+        once."""
         with self._lock:
             kept = 0
             found = []
@@ -308,7 +316,8 @@ class PictureTiles:
                     found.append((path.stat().st_mtime, path.stat().st_size, path))
             for _, size, path in sorted(found, reverse=True):
                 kept += size
-                is_left_over = path.suffix == ".new" and f".{os.getpid()}." not in path.name
+                is_unfinished = path.suffix == ".new" and f".{os.getpid()}." not in path.name
+                is_left_over = is_unfinished or current_boot_id() not in path.name
                 if kept > self.most_cache_bytes or is_left_over:
                     path.unlink(missing_ok=True)
 

@@ -1145,7 +1145,10 @@ class Station:
         elif op == "ack":
             held = self._policy.held(time.monotonic_ns())
             if text and held not in ("", text):
-                return {"ok": False, "error": f"{held} is held by now: look at it, then acknowledge"}
+                return {
+                    "ok": False,
+                    "error": f"{held} is held by now: look at it, then acknowledge",
+                }
             self._acknowledge(who, account)
         elif op == "relearn":
             self._say_health(self._health.relearn())

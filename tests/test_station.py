@@ -23,6 +23,7 @@ from PIL import Image
 from station_rig import Rig, check_conservation, children, shared_memory, vqi, wait_until
 from test_permissions import as_nobody
 
+from station.control import send_command
 from station.cores import cpu_seconds
 from station.ipc import Json
 from station.record import Reason

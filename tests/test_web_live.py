@@ -162,6 +162,8 @@ def test_no_light_is_shown_that_nobody_knows_of(silent: Json) -> None:
     page = line_page("a", LIGHT, live(**(green | silent)))
     assert page.light.state == "unknown"
     assert {one.mode for one in page.light.elements} == {"unknown"}
+    if silent.get("is_stale"):
+        assert (page.light.confirmation, page.light.is_held) == ("unknown", False)
     assert page.is_current is not silent.get("is_stale", False)
 
 

@@ -213,11 +213,11 @@ def _recipe(station: Json) -> str:
 
 def light_view(settings: LightSettings, live: Live) -> LightView:
     """The tower by the configured patterns, and what is known of it."""
-    lamp, table = live.lamp, settings.pattern_table
-    said = lamp["state"] if lamp and not live.is_stale else "unknown"
+    lamp, table = None if live.is_stale else live.lamp, settings.pattern_table
+    said = lamp["state"] if lamp else "unknown"
     pattern = None if said == "unknown" else table[LightState(said)]
     used = {element for other in table.values() for element in other}
-    plate = _shown_plate(live)
+    plate = _shown_plate(live) if lamp else None
     return LightView(
         state=said,
         elements=tuple(
@@ -344,7 +344,7 @@ def _calls_of_light(live: Live, lamp: Json) -> Iterator[CallView]:
 
 
 def _seen_held(live: Live) -> str:
-    lamp = live.lamp
+    lamp = None if live.is_stale else live.lamp
     return str(lamp["result_id"]) if lamp and lamp["state"] in _HELD else NOTHING
 
 

@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.requests import Request
 from station_rig import Rig
 from web_rig import serving, small_journal
 
@@ -23,7 +24,7 @@ from station.roles import Person, Role
 from station.web.app import create_app
 from station.web.context import Web
 from station.web.errors import PageError
-from station.web.people import StationPeople, Where, network_of
+from station.web.people import StationPeople, Where, is_by_hand, network_of
 from station.web.server import make_web
 from station.web.sessions import Sessions
 from station.web.sign_in import station_people
@@ -302,6 +303,13 @@ def test_badge_and_pin_or_name_and_pin_at_a_shared_screen(site: Site) -> None:
     assert why(site.browser().sign_in("rev", PIN)) == "wrong", "a PIN is no password"
     assert why(site.browser().form("/sign-in/pin", who="rev", pin=GOOD)) == "wrong"
     site.clock.now_s += 4000
+
+
+@pytest.mark.parametrize(("accept", "is_hand"), [("text/html", True), ("text/event-stream", False)])
+def test_a_stream_of_news_keeps_no_session_open(accept: str, is_hand: bool) -> None:
+    headers = [(b"accept", accept.encode())]
+    request = Request({"type": "http", "method": "GET", "headers": headers})
+    assert is_by_hand(request) is is_hand
 
 
 def test_a_shared_screen_signs_out_when_nothing_is_done(site: Site) -> None:

@@ -505,6 +505,14 @@ def test_samples_are_judged_plates_of_that_kind(rig: WebRig, client: PageClient)
     assert (said["verdict"], said["own_verdict"]) == ("PASS", "FAIL")
     assert said["defects"][0]["kind"] == "scratch"
     assert said["samples"]["kind"] == "scratch"
+    recipe = rig.station.folder / "recipe.toml"
+    text = recipe.read_text()
+    for changed, kinds in (("no recipe", []), (text + '[review]\nkinds = ["dent"]\n', ["dent"])):
+        recipe.write_text(changed)
+        try:
+            assert client.get(f"/plates/{FAILED}/samples.json").json()["kinds"] == kinds
+        finally:
+            recipe.write_text(text)
 
 
 @pytest.mark.parametrize(

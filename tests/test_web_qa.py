@@ -377,10 +377,6 @@ def test_every_chart_is_a_picture(viewer: PageClient, path: str) -> None:
         assert viewer.get(f"/{path}?lot=none").status_code == 404
 
 
-def test_a_plate_has_a_small_picture(viewer: PageClient, rig: WebRig) -> None:
-    assert f"/plates/{rig.plates[1]}/thumbnail.jpg" in viewer.get("/plates").text
-
-
 # --- exports --------------------------------------------------------------------------------------
 
 

@@ -80,6 +80,12 @@ class LightPolicy:
         state = LightState.PASS if is_production else LightState.PASS_NOT_PRODUCTION
         self._passed = _Result(state, result_id, now_ns)
 
+    def held(self, now_ns: int) -> str:
+        """The result that is held until somebody acknowledges it, also where a fault hides it;
+        empty: none."""
+        held = self._held_at(now_ns)
+        return "" if held is None else held.result_id
+
     def acknowledge(self) -> None:
         """A person has seen the held FAIL or UNDECIDED."""
         self._held = None

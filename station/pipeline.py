@@ -1143,6 +1143,12 @@ class Station:
             self._hand_test.end()
             self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
         elif op == "ack":
+            held = self._policy.held(time.monotonic_ns())
+            if text and held not in ("", text):
+                return {
+                    "ok": False,
+                    "error": f"{held} is held by now: look at it, then acknowledge",
+                }
             self._acknowledge(who, account)
         elif op == "relearn":
             self._say_health(self._health.relearn())

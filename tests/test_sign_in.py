@@ -31,7 +31,7 @@ from station.web.app import create_app
 from station.web.context import Web
 from station.web.devices import MOST_PEOPLE, Devices
 from station.web.errors import PageError
-from station.web.people import StationPeople, Where, network_of
+from station.web.people import StationPeople, Where, is_by_hand, network_of
 from station.web.server import make_web
 from station.web.sessions import Sessions
 from station.web.sign_in import Failure, as_page_error, station_people
@@ -353,6 +353,13 @@ def test_a_pin_is_for_a_screen_on_which_a_password_was_given(site: Site) -> None
     browser.form("/sign-out")
     assert 'name="pin"' in browser.get("/sign-in").text
     assert browser.form("/sign-in/pin", who="walks", pin=PIN).headers["location"] == "/"
+
+
+@pytest.mark.parametrize(("accept", "is_hand"), [("text/html", True), ("text/event-stream", False)])
+def test_a_stream_of_news_keeps_no_session_open(accept: str, is_hand: bool) -> None:
+    headers = [(b"accept", accept.encode())]
+    request = Request({"type": "http", "method": "GET", "headers": headers})
+    assert is_by_hand(request) is is_hand
 
 
 def test_a_shared_screen_signs_out_when_nothing_is_done(site: Site) -> None:

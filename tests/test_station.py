@@ -23,6 +23,7 @@ from PIL import Image
 from station_rig import Rig, check_conservation, children, shared_memory, vqi, wait_until
 from test_permissions import as_nobody
 
+from station.control import send_command
 from station.cores import cpu_seconds
 from station.ipc import Json
 from station.record import Reason
@@ -116,6 +117,10 @@ def test_fail_is_held_until_acknowledged(rig: Rig) -> None:
         plates = rig.status()["plates"]
         wait_until(lambda: rig.status()["plates"] > plates + 6, 20.0, "six more plates")
         assert rig.status()["light"] == "fail"
+        for seen in ("none", "another-1"):
+            refused = send_command(rig.runtime, "ack", seen)
+            assert not refused["ok"]
+            assert "is held by now" in refused["error"]
         assert vqi("control", "ack", "--config", str(rig.folder / "station.toml")).returncode == 0
         wait_until(
             lambda: rig.status()["light_result_id"] != held_id, 5.0, "light after acknowledgement"

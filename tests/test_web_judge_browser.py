@@ -53,7 +53,9 @@ def test_keys_judge_and_are_letters_where_somebody_writes(rig: WebRig, page: Pag
         page.locator("#judge-note").press_sequentially("cold x 1")
         page.locator("#judge-note").press("Enter")
         page.locator("h1").click()
+        page.wait_for_timeout(200)  # as a hand does: what follows at once is a scanner's
         page.keyboard.press("o")
+        page.locator(".judge-choose[open]").wait_for()
         page.keyboard.press("1")
         page.locator(".judge-done").wait_for()
         assert [(row["verdict"], row["note"]) for row in reviews(rig, plate)] == [
@@ -65,6 +67,28 @@ def test_keys_judge_and_are_letters_where_somebody_writes(rig: WebRig, page: Pag
         page.locator(".judge-history li").nth(3).wait_for()
     said = [(row["verdict"], row.get("disposition")) for row in reviews(rig, plate)]
     assert said == [("PASS", "use"), ("UNDECIDED", None), ("FAIL", "removed")]
+
+
+def test_a_scanner_that_writes_a_badge_judges_nothing(rig: WebRig, page: Page) -> None:
+    plate = rig.plates[7]
+    with running_journal(rig.station):
+        page.goto(f"{rig.url}/plates/{plate}/judge")
+        for badge in ("c", "xC0c", "7o1c"):
+            page.keyboard.type(badge, delay=10)
+            page.keyboard.press("Enter")
+            page.wait_for_timeout(200)
+        keys = page.locator(".judge-keys input")
+        keys.uncheck()
+        page.locator("h1").click()
+        page.keyboard.press("c")
+        page.wait_for_timeout(200)
+        assert reviews(rig, plate) == []
+        page.reload()
+        assert not keys.is_checked(), "kept for this screen"
+        keys.check()
+        page.keyboard.press("c")
+        page.locator(".judge-done").wait_for()
+    assert [row["disposition"] for row in reviews(rig, plate)] == ["removed"]
 
 
 def test_one_touch_of_two_fingers_is_one_row(rig: WebRig, page: Page) -> None:

@@ -7,9 +7,11 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,17 +23,25 @@ from web_rig import PageClient, WebRig, running_web, serving, small_journal, unt
 
 from drivers.stacklight import LightState
 from station.config import LightSettings, load_configuration
+from station.ipc import SOCKETS
+from station.ipc import Listener as Door
 from station.log_reader import Reader
 from station.packing import Contexts
 from station.plant import prepare
+from station.qms import DATABASE
 from station.quality import UNKNOWN
 from station.web.certificates import make_certificate
 from station.web.hub import Hub, Topic
-from station.web.line_log import LineLog, LogLook, ShownPlate
-from station.web.line_view import CallView, line_page, urgency
-from station.web.live import Live, Silence
+from station.web.line_log import LineLog, LogLook, ShownPlate, StripPlate
+from station.web.line_view import CallView, LineSummary, line_page, urgency
+from station.web.lines import LineRow, lines_page, rows_of
+from station.web.live import Live, Poller, Silence
+from station.web.others import Heard
+from station.web.plant_lines import PlantLine, PlantNews
+from station.web.render import environment
 from station.web.roles import Role
 from station.web.server import make_web
+from station.web.texts import Formatter, Translator
 
 Json = dict[str, Any]
 LIGHT = LightSettings.model_validate({"device": {"type": "simulated"}})
@@ -152,6 +162,8 @@ def test_no_light_is_shown_that_nobody_knows_of(silent: Json) -> None:
     page = line_page("a", LIGHT, live(**(green | silent)))
     assert page.light.state == "unknown"
     assert {one.mode for one in page.light.elements} == {"unknown"}
+    if silent.get("is_stale"):
+        assert (page.light.confirmation, page.light.is_held) == ("unknown", False)
     assert page.is_current is not silent.get("is_stale", False)
 
 
@@ -286,23 +298,83 @@ def test_what_is_read_of_the_log_and_what_is_kept_when_it_cannot_be(rig: WebRig)
     assert look.look({"rows": 26}, lamp(), station()).problem == ""
 
 
+def poller_of(rig: WebRig, folder: Path) -> tuple[Poller, list[Live]]:
+    """Of a log and processes in a folder, and what it tells."""
+    settings = rig.web.configuration.value
+    journal = settings.journal.model_copy(update={"directory": folder})
+    station = settings.station.model_copy(update={"runtime_dir": folder})
+    poller = Poller(settings.model_copy(update={"journal": journal, "station": station}))
+    heard = list[Live]()
+    poller.listen(heard.append)
+    return poller, heard
+
+
+def test_a_log_that_is_slow_to_read_holds_up_nobodys_news(rig: WebRig, tmp_path: Path) -> None:
+    small_journal(tmp_path, plates=2)
+    poller, heard = poller_of(rig, tmp_path)
+    with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode = DELETE")
+        other.execute("BEGIN EXCLUSIVE")
+        poller.turn()
+        assert heard[0].log == LineLog(), "told before the log could be read, or given up"
+
+    def has_read() -> bool:
+        poller.turn()
+        return heard[-1].newest_seq > 0
+
+    until(has_read, "the log")
+    poller.stop()
+
+
+def test_news_is_as_old_as_its_first_question(rig: WebRig, tmp_path: Path) -> None:
+    poller, heard = poller_of(rig, tmp_path)
+    asked = list[tuple[float, int]]()
+    door = Door(tmp_path / next(iter(SOCKETS.values())), mode=0o600)
+
+    def answer() -> None:
+        with door.accept() as channel:
+            channel.receive(timeout_s=30.0)
+            asked.append((time.time(), time.monotonic_ns()))
+
+    peer = threading.Thread(target=answer)
+    peer.start()
+    poller.turn()
+    peer.join()
+    poller.stop()
+    door.close()
+    assert heard[0].at <= asked[0][0]
+    assert heard[0].heard_ns <= asked[0][1]
+
+
+def test_an_escape_that_a_person_found_is_no_pass_in_the_strip(
+    rig: WebRig, client: PageClient
+) -> None:
+    plate = StripPlate("s-1", NOW_TEXT, None, "PASS", "FAIL", None, 0, has_picture=False)
+    rig.live.live = live(log=LineLog(plates=(plate,)))
+    page = client.get("/", headers={"accept-language": "en"}).text
+    strip = page.partition('class="strip"')[2].partition("</ol>")[0]
+    assert 'class="strip-plate verdict-fail"' in strip
+    assert '<span class="tag fail">FAIL</span>' in strip
+    assert "Plate s-1, FAIL, " in strip
+    assert "judged by a person; station: PASS" in strip
+
+
 def test_the_kiosk_shows_the_line_alone(client: PageClient) -> None:
     assert 'class="line kiosk' in client.get("/?kiosk").text
     assert 'class="line kiosk' not in client.get("/").text
 
 
-def test_thumbnails_are_served_by_id_and_through_no_link(rig: WebRig, client: PageClient) -> None:
-    answer = client.get(f"/line/thumbnails/{rig.plates[0]}")
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
-    assert "immutable" in answer.headers["cache-control"]
-    assert client.get("/line/thumbnails/s-99999999").status_code == 404
-    with rig.web.reader() as reader:
-        name = reader.of_result(rig.plates[3])[0]["images"][1]["path"]
-        picture = reader.images / name
-    aside = picture.with_suffix(".aside")
-    picture.rename(aside)
-    picture.symlink_to(aside)
-    assert client.get(f"/line/thumbnails/{rig.plates[3]}").status_code == 404
+def test_who_acknowledges_says_which_plate_was_seen(rig: WebRig) -> None:
+    reviewer = rig.client_of(Role.REVIEWER)
+    for shown, seen in (
+        (lamp(LightState.FAIL, "s-7"), "s-7"),
+        (lamp(LightState.PASS, "s-8"), "none"),
+        (lamp(LightState.FAULT), "none"),
+    ):
+        rig.live.live = live(lamp=shown)
+        page = reviewer.get("/").text
+        assert f'<input type="hidden" name="seen" value="{seen}">' in page
+        assert f'data-held="{seen}"' in page
 
 
 def test_only_who_signed_in_acknowledges(rig: WebRig, client: PageClient) -> None:
@@ -499,6 +571,54 @@ def test_another_line_is_asked_by_tls_and_with_its_token(tmp_path: Path) -> None
             until(lambda: why() == wanted, "who is answered and why the others are not")
 
 
+def said_by(station_id: str) -> LineSummary:
+    said = line_page(station_id, LIGHT, live()).model_dump(include=set(LineSummary.model_fields))
+    return LineSummary.model_validate(said)
+
+
+def plant_line(name: str, verdict: str = "PASS") -> PlantLine:
+    return PlantLine(name, f"{name}-1", NOW_TEXT, verdict, None, NOW_TEXT)
+
+
+def from_plant(line: PlantLine, asked_at: float, now: float) -> LineRow:
+    rows = rows_of(said_by("s"), [], PlantNews((line,), asked_at), now)
+    return next(row for row in rows if row.name == line.station_id)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "asked_s", "rows_s", "level"),
+    [
+        ("PASS", 1.0, 30.0, None),
+        ("PASS", 1.0, 3600.0, "attention"),
+        ("PASS", 60.0, 60.0, "fault"),
+        ("FAIL", 1.0, 3600.0, "fail"),
+        ("FAIL", 60.0, 60.0, "fault"),
+    ],
+)
+def test_a_line_of_the_plants_database_is_not_calm_where_nobody_knows(
+    verdict: str, asked_s: float, rows_s: float, level: str | None
+) -> None:
+    now = NOW + rows_s
+    row = from_plant(plant_line("line-9", verdict), now - asked_s, now)
+    assert (row.level, row.is_current) == (level, max(rows_s - 600, asked_s - 20) <= 0)
+    assert row.said_at == NOW_TEXT
+
+
+def test_a_line_that_nobody_here_asks_has_no_link(rig: WebRig) -> None:
+    row = from_plant(plant_line("line-9", "FAIL"), NOW, NOW)
+    template = environment().get_template("line/_lines.html")
+    page = lines_page(rig.web).model_copy(update={"lines": (row,)})
+    html = template.render(t=Translator("en"), fmt=Formatter("en", rig.web.zone), page=page)
+    assert "line-9" in html
+    assert "href" not in html
+
+
+def test_a_line_that_is_asked_and_in_the_plants_database_is_there_once() -> None:
+    heard = Heard("Hall 2", "https://hall2", said_by("line-9"), NOW, time.monotonic())
+    rows = rows_of(said_by("s"), [heard], PlantNews((plant_line("line-9"),), NOW), NOW)
+    assert sorted(row.name for row in rows) == ["Hall 2", "s"]
+
+
 @pytest.mark.long
 def test_the_plants_database_says_what_it_knows_of_lines_that_nobody_here_asks(
     tmp_path: Path,
@@ -559,7 +679,7 @@ def test_what_is_killed_while_the_page_is_open_is_said_and_no_green_stays(tmp_pa
             page.sees("light", "PASS", "record committed")
             page.sees("station", "inspects", "READY")
             page.sees("figures", "95 %")
-            page.sees("strip", "/line/thumbnails/test-1-")
+            page.sees("strip", "/plates/test-1-", "/thumbnail.jpg")
             until(lambda: bool(news.shown.get("newest")), "the newest plate")
             with nobody_replaces(run.pid) as kill:
                 kill("lamp")

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import struct
+import tracemalloc
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -30,7 +31,7 @@ from models.registry import shipped_model
 from station.config import load_configuration
 from station.images import Draft, ImageFolder, Pixels
 from station.qms import IMAGES, Store
-from station.record import ImageBody, ReviewBody, TombstoneBody, Verdict
+from station.record import ImageBody, ReviewBody, TombstoneBody, Verdict, current_boot_id
 from station.web.picture_tiles import (
     CONTRAST_PER_LEVEL,
     BusyError,
@@ -136,6 +137,19 @@ def test_the_networks_view_has_no_seams_and_is_what_the_network_sees(tmp_path: P
     assert np.abs(seen - shown).max() <= CONTRAST_PER_LEVEL
 
 
+def test_a_large_part_of_the_networks_view_takes_little_memory(tmp_path: Path) -> None:
+    image = stored(tmp_path / "images", noise(2048, 2048))
+    tiles = PictureTiles(StoredPictures(tmp_path / "images"), tmp_path / "cache")
+    front_end = LocalContrast(cell_px=4, window=9, dark_level=16.0)
+    tracemalloc.start()
+    try:
+        tiles.crop(image, front_end, (0, 0, 2048, 2048), 512)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 12 * 2048**2
+
+
 def test_the_cache_stays_below_its_size(tmp_path: Path) -> None:
     tiles = PictureTiles(StoredPictures(tmp_path / "images"), tmp_path / "cache", 2**18)
     images = [stored(tmp_path / "images", noise(400 + n, 400)) for n in range(6)]
@@ -154,6 +168,17 @@ def test_a_cached_level_that_was_cut_is_made_anew(tmp_path: Path) -> None:
     with pytest.raises(PictureError):
         tiles.tile(image, None, 1, 0, 0)
     assert tiles.tile(image, None, 1, 0, 0) == first
+
+
+def test_a_cached_level_of_a_boot_before_is_made_anew(tmp_path: Path) -> None:
+    image = stored(tmp_path / "images", noise(400, 400))
+    tiles = PictureTiles(StoredPictures(tmp_path / "images"), tmp_path / "cache")
+    first = tiles.tile(image, None, 1, 0, 0)
+    path = next((tmp_path / "cache").iterdir())
+    path.write_bytes(bytes(path.stat().st_size))  # as a power cut leaves what was not forced out
+    path.rename(path.with_name(path.name.replace(current_boot_id(), "0" * 36)))
+    assert tiles.tile(image, None, 1, 0, 0) == first
+    assert [one.name for one in (tmp_path / "cache").iterdir()] == [path.name]
 
 
 def test_more_than_can_be_served_is_refused_at_once(tmp_path: Path) -> None:
@@ -308,6 +333,48 @@ def test_a_wrong_preview_is_said_beside_the_true_picture(rig: WebRig, client: Pa
     assert client.get(f"/plates/{name}/pictures/preview").status_code == 409
 
 
+def test_a_small_picture_is_held_against_the_record(tmp_path: Path) -> None:
+    with web_rig(tmp_path, plates=2) as rig:
+        viewer, name = rig.client(), rig.plates[1]
+        address = f"/plates/{name}/thumbnail.jpg"
+        assert f'src="{address}"' in viewer.get("/plates").text
+        answer = viewer.get(address)
+        with Image.open(BytesIO(answer.content)) as picture:
+            assert (picture.format, max(picture.size)) == ("JPEG", 240)
+        again = {"if-none-match": answer.headers["etag"]}
+        assert viewer.get(address, headers=again).status_code == 304
+        assert viewer.get("/plates/none/thumbnail.jpg").status_code == 404
+        preview = _picture_file(rig, name, "preview")
+        preview.write_bytes(b"another picture")
+        assert viewer.get(address).status_code == 409
+        _removed(rig, name, "preview")
+        assert viewer.get(address).status_code == 200, "of the one that is kept"
+        target = preview.with_suffix(".aside")
+        evidence = _picture_file(rig, name)
+        evidence.rename(target)
+        evidence.symlink_to(target)
+        assert viewer.get(address).status_code == 422
+        _removed(rig, name, "evidence")
+        assert viewer.get(address).status_code == 410
+
+
+def _removed(rig: WebRig, name: str, *roles: str) -> None:
+    """As retention does it."""
+    with rig.web.reader() as reader:
+        images = reader.of_result(name)[0]["images"]
+    for image in images:
+        if image["role"] not in roles:
+            continue
+        stone = TombstoneBody(
+            station_id="s", result_id=name, role=image["role"], path=image["path"],
+            sha256=image["sha256"], bytes=image["bytes"], picture_class="fail", rule="days",
+            measured=400.0, limit=365.0, why="older than 365 days",
+        )  # fmt: skip
+        with Store(rig.station.journal) as store:
+            store.append([stone])
+        (rig.station.journal / IMAGES / image["path"]).unlink()
+
+
 def test_a_missing_picture_is_said(rig: WebRig, client: PageClient) -> None:
     name = rig.plates[9]
     _picture_file(rig, name).unlink()
@@ -318,17 +385,7 @@ def test_a_missing_picture_is_said(rig: WebRig, client: PageClient) -> None:
 
 def test_a_removed_picture_is_said_with_its_rule(rig: WebRig, client: PageClient) -> None:
     name = rig.plates[13]
-    with rig.web.reader() as reader:
-        images = reader.of_result(name)[0]["images"]
-    for image in images:
-        stone = TombstoneBody(
-            station_id="s", result_id=name, role=image["role"], path=image["path"],
-            sha256=image["sha256"], bytes=image["bytes"], picture_class="fail", rule="days",
-            measured=400.0, limit=365.0, why="older than 365 days",
-        )  # fmt: skip
-        with Store(rig.station.journal) as store:
-            store.append([stone])
-        (rig.station.journal / IMAGES / image["path"]).unlink()
+    _removed(rig, name, "evidence", "preview")
     picture = client.get(f"/plates/{name}.json").json()["picture"]
     assert (picture["trouble"], picture["removed"]["rule"]) == ("removed", "days")
     page = client.get(f"/plates/{name}").text
@@ -448,6 +505,14 @@ def test_samples_are_judged_plates_of_that_kind(rig: WebRig, client: PageClient)
     assert (said["verdict"], said["own_verdict"]) == ("PASS", "FAIL")
     assert said["defects"][0]["kind"] == "scratch"
     assert said["samples"]["kind"] == "scratch"
+    recipe = rig.station.folder / "recipe.toml"
+    text = recipe.read_text()
+    for changed, kinds in (("no recipe", []), (text + '[review]\nkinds = ["dent"]\n', ["dent"])):
+        recipe.write_text(changed)
+        try:
+            assert client.get(f"/plates/{FAILED}/samples.json").json()["kinds"] == kinds
+        finally:
+            recipe.write_text(text)
 
 
 @pytest.mark.parametrize(

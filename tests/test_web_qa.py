@@ -20,7 +20,6 @@ import httpx
 import pytest
 from hostile_texts import STORABLE
 from log_maker import LogMaker
-from PIL import Image
 from station_rig import wait_until
 from test_cli_questions import defect, review
 from test_qms import opened, result
@@ -30,7 +29,7 @@ from web_rig import PageClient, WebRig, web_rig
 from station.cli.log import app
 from station.config import ShiftSettings
 from station.export_rows import for_spreadsheet
-from station.qms import DATABASE, IMAGES, Store
+from station.qms import DATABASE, Store
 from station.record import Body, Provenance, Verdict, result_id
 from station.schema import TRIGGERS
 from station.web.qa_choice import Choice, Clock, Range
@@ -387,22 +386,6 @@ def test_every_chart_is_a_picture(viewer: PageClient, path: str) -> None:
     assert answer.content.startswith(begin)
     if path != "map.png" and not path.startswith("map"):
         assert viewer.get(f"/{path}?lot=none").status_code == 404
-
-
-def test_a_plate_has_a_small_picture(tmp_path: Path) -> None:
-    with web_rig(tmp_path, plates=2) as rig:
-        viewer, name = rig.client(), rig.plates[1]
-        assert f"/plates/{name}/thumbnail.jpg" in viewer.get("/plates").text
-        answer = viewer.get(f"/plates/{name}/thumbnail.jpg")
-        with Image.open(io.BytesIO(answer.content)) as picture:
-            assert (picture.format, max(picture.size)) == ("JPEG", 192)
-        again = {"if-none-match": answer.headers["etag"]}
-        assert viewer.get(f"/plates/{name}/thumbnail.jpg", headers=again).status_code == 304
-        for path in (rig.station.journal / IMAGES).glob("??/*"):
-            target = path.rename(tmp_path / path.name)
-            path.symlink_to(target)
-        assert viewer.get(f"/plates/{name}/thumbnail.jpg").status_code == 404
-        assert viewer.get("/plates/none/thumbnail.jpg").status_code == 404
 
 
 # --- exports --------------------------------------------------------------------------------------

@@ -29,6 +29,8 @@ LEVELS: tuple[Level, ...] = get_args(Level)
 _PLACES: tuple[Element, ...] = get_args(Element)
 _HELD = {LightState.FAIL: "fail", LightState.UNDECIDED: "undecided"}
 _MOST_CALLS = 64
+NOTHING = "none"
+"""In place of a plate's id: who acknowledges saw none that is held."""
 _SEEN_BY_STATION = {"lamp": "light", "journal": "writing"}
 """Problems that the station has with processes that may well answer."""
 _NOT_IN_THE_WAY = {"pictures"}
@@ -164,6 +166,8 @@ class LineSummary(Part):
 class LinePage(LineSummary):
     """The line view."""
 
+    held: str
+    """What an acknowledgement speaks of: the plate that the light holds, or `none`."""
     processes: tuple[ProcessView, ...]
     plates: tuple[PlateView, ...]
     log_problem: str = ""
@@ -185,6 +189,7 @@ def line_page(station_id: str, settings: LightSettings, live: Live) -> LinePage:
         not_ready=tuple(station.get("not_ready", ())),
         provenance=station.get("provenance"),
         recipe=_recipe(station),
+        held=_seen_held(live),
         processes=tuple(_processes(live)),
         calls=_by_urgency(_calls(live)),
         plates=tuple(_plate(plate) for plate in log.plates),
@@ -208,11 +213,11 @@ def _recipe(station: Json) -> str:
 
 def light_view(settings: LightSettings, live: Live) -> LightView:
     """The tower by the configured patterns, and what is known of it."""
-    lamp, table = live.lamp, settings.pattern_table
-    said = lamp["state"] if lamp and not live.is_stale else "unknown"
+    lamp, table = None if live.is_stale else live.lamp, settings.pattern_table
+    said = lamp["state"] if lamp else "unknown"
     pattern = None if said == "unknown" else table[LightState(said)]
     used = {element for other in table.values() for element in other}
-    plate = _shown_plate(live)
+    plate = _shown_plate(live) if lamp else None
     return LightView(
         state=said,
         elements=tuple(
@@ -336,6 +341,11 @@ def _calls_of_light(live: Live, lamp: Json) -> Iterator[CallView]:
         yield CallView.model_validate(
             {"level": level, "part": level, "since_at": since_at, "result_id": lamp["result_id"]}
         )
+
+
+def _seen_held(live: Live) -> str:
+    lamp = None if live.is_stale else live.lamp
+    return str(lamp["result_id"]) if lamp and lamp["state"] in _HELD else NOTHING
 
 
 def _by_urgency(calls: Iterator[CallView]) -> tuple[CallView, ...]:

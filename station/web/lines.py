@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hmac
+import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from pydantic import BaseModel
@@ -19,13 +21,17 @@ from station.web.line import page_of
 from station.web.line_view import LEVELS, CallView, Level, LightView, LineSummary, YieldView
 from station.web.others import SUMMARY_PATH, Heard, Why
 from station.web.pages import WebRouter
-from station.web.plant_lines import PlantLine, PlantNews
+from station.web.plant_lines import POLL_S, PlantLine, PlantNews
 from station.web.render import language_of
 
 router = WebRouter()
 _OF_VERDICT: dict[str, Level] = {Verdict.FAIL: "fail", Verdict.UNDECIDED: "undecided"}
 _SHORTEST_TOKEN = 32
 """Letters; anybody may try as often as this machine answers."""
+_PLANT_OLD_S = 4 * POLL_S
+"""A database that has not answered for so long: what it knows of a line is old."""
+_ROWS_OLD_S = 600.0
+"""A line of which no row came in for so long: nobody knows how it is."""
 _LOG = get_logger("web")
 
 
@@ -130,11 +136,7 @@ def lines_page(web: Web) -> LinesPage:
     """As they are known at this moment."""
     own = page_of(web)
     plant = web.plant.news if web.plant else PlantNews()
-    known = {line.station_id: line for line in plant.lines}
-    rows = [_own(own), *(_other(heard, known) for heard in web.others.heard)]
-    named = {row.name for row in rows} | {own.station_id}
-    rows += [_of_plant(line) for name, line in known.items() if name not in named]
-    rows.sort(key=_urgency)
+    rows = rows_of(own, web.others.heard, plant, time.time())
     return LinesPage(
         at=own.at,
         is_current=own.is_current,
@@ -144,6 +146,19 @@ def lines_page(web: Web) -> LinesPage:
         plant_problem=plant.problem,
         plant_asked_at=_text(plant.asked_at),
     )
+
+
+def rows_of(
+    own: LineSummary, others: Sequence[Heard], plant: PlantNews, now: float
+) -> list[LineRow]:
+    """Each line once, the most urgent first; `now` in seconds since 1970."""
+    known = {line.station_id: line for line in plant.lines}
+    rows = [_own(own), *(_other(heard, known) for heard in others)]
+    named = {row.name for row in rows} | {own.station_id}
+    named |= {heard.summary.station_id for heard in others if heard.summary is not None}
+    is_old = plant.asked_at is None or now - plant.asked_at > _PLANT_OLD_S
+    rows += [_of_plant(line, is_old, now) for name, line in known.items() if name not in named]
+    return sorted(rows, key=_urgency)
 
 
 SHOWN = Shown(lambda web, _: lines_page(web), {"lines": "line/_lines.html"})
@@ -189,13 +204,30 @@ def _of_summary(row: LineRow, said: LineSummary) -> LineRow:
     )
 
 
-def _of_plant(line: PlantLine) -> LineRow:
-    """Of a line that nobody here asks: its last plate calls until a person has judged it."""
-    is_judged = line.reviewed_verdict is not None
-    level = None if is_judged else _OF_VERDICT.get(line.verdict)
-    plate = _plant_plate(line)
-    since_at = line.written_at if level else None
-    return LineRow(name=line.station_id, url="", level=level, since_at=since_at, plant=plate)
+def _of_plant(line: PlantLine, is_plant_old: bool, now: float) -> LineRow:
+    """Of a line that nobody here asks: its last plate calls until a person has judged it, and so
+    does its silence. Unknown is never good."""
+    silence = _silence(line, is_plant_old, now)
+    held = None if line.reviewed_verdict is not None else _OF_VERDICT.get(line.verdict)
+    calls = [level for level in (silence, held) if level is not None]
+    level = min(calls, key=LEVELS.index, default=None)
+    return LineRow(
+        name=line.station_id,
+        url="",
+        is_current=silence is None,
+        said_at=line.arrived_at,
+        level=level,
+        since_at=(line.written_at if level is held else line.arrived_at) if level else None,
+        plant=_plant_plate(line),
+    )
+
+
+def _silence(line: PlantLine, is_plant_old: bool, now: float) -> Level | None:
+    """How urgent it is that nobody knows of this line; None where somebody does."""
+    if is_plant_old:
+        return "fault"
+    arrived_at = datetime.fromisoformat(line.arrived_at).timestamp()
+    return "attention" if now - arrived_at > _ROWS_OLD_S else None
 
 
 def _plant_plate(line: PlantLine) -> PlantPlate:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,8 @@ SILENT_S = 1.0
 all three hang, a reader knows within 2 s."""
 STALE_S = 1.5
 """Who has not been asked for so long: what is known of them is old."""
+_LOG_S = 0.2
+"""A log that takes longer to read is shown as it was read last: it holds up nobody's news."""
 WAITS_S = 2.0
 """A plate whose leading edge was seen so long ago and that has no durable verdict: that is said."""
 _TOOK_IT = "timed out"
@@ -49,7 +52,7 @@ class Live:
     """One look at the station. What does not answer now is None, and in `silent`."""
 
     at: float = field(default_factory=time.time)
-    """When it was heard, seconds since 1970."""
+    """When the first question was asked, seconds since 1970."""
     station: Json | None = None
     lamp: Json | None = None
     journal: Json | None = None
@@ -58,7 +61,7 @@ class Live:
     newest_seq: int = 0
     """Of the newest result; 0 if there is none."""
     heard_ns: int = 0
-    """When it was heard, on CLOCK_MONOTONIC; 0: nothing was heard yet."""
+    """The same on CLOCK_MONOTONIC; 0: nothing was heard yet."""
     silent: Mapping[str, Silence] = field(default_factory=dict)
     """Processes that do not answer, by name."""
     began: Mapping[str, float] = field(default_factory=dict)
@@ -101,6 +104,8 @@ class Poller:
         self._live = Live()
         self._runtime_dir = configuration.station.runtime_dir
         self._look = LogLook(configuration)
+        self._log_thread = ThreadPoolExecutor(1, "live-log")
+        self._looking: Future[LineLog] | None = None
         self._ears = {name: _Ear(name) for name in SOCKETS}
         self._standing: Mapping[str, _Value] = {}
         self._listeners: list[Callable[[Live], None]] = []
@@ -125,6 +130,7 @@ class Poller:
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
+        self._log_thread.shutdown()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -137,22 +143,34 @@ class Poller:
 
     def turn(self) -> None:
         """Ask everybody once, and tell who listens."""
+        at, began_ns = time.time(), time.monotonic_ns()
         heard = {name: ear.ask(self._runtime_dir) for name, ear in self._ears.items()}
         silent = {name: ear.silence for name, ear in self._ears.items() if ear.silence is not None}
-        log = self._look.look(heard["journal"], heard["lamp"], heard["station"])
+        log = self._log(heard["journal"], heard["lamp"], heard["station"])
         new = Live(
+            at=at,
             station=heard["station"],
             lamp=heard["lamp"],
             journal=heard["journal"],
             is_stale=False,
             newest_seq=log.newest_seq,
-            heard_ns=time.monotonic_ns(),
+            heard_ns=began_ns,
             silent=silent,
             log=log,
         )
         self._live = new = replace(new, began=self._began(new))
         for listener in self._listeners:
             listener(new)
+
+    def _log(self, journal: Json | None, lamp: Json | None, station: Json | None) -> LineLog:
+        """As it is now, or as it was read last while that takes long."""
+        if self._looking is None:
+            self._looking = self._log_thread.submit(self._look.look, journal, lamp, station)
+        done, _ = wait([self._looking], _LOG_S)
+        if not done:
+            return self._live.log
+        self._looking = None
+        return done.pop().result()
 
     def _began(self, new: Live) -> Mapping[str, float]:
         before, standing = self._standing, _standing(new)

@@ -464,6 +464,8 @@ def is_by_hand(request: Request) -> bool:
     somebody's click or key began says so; clients that say nothing are believed)."""
     if request.method not in ("GET", "HEAD"):
         return True
+    if "text/event-stream" in request.headers.get("accept", ""):
+        return False  # it asks again and again, for as long as the page is open
     if "sec-fetch-mode" not in request.headers:
         return "hx-request" not in request.headers
     return request.headers.get("sec-fetch-user") == "?1"

@@ -8,6 +8,7 @@ walk over the bands, and kept in the page's own cache folder, named by the pictu
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -16,10 +17,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from station.images import BandedPng, Pixels
-from station.record import ImageBody
-from station.web.stored_pictures import PictureError, PixelSource, StoredPictures, Trouble
+from station.record import ImageBody, current_boot_id
+from station.web.stored_pictures import (
+    ArraySource,
+    Bounded,
+    PictureError,
+    PixelSource,
+    StoredPictures,
+    Trouble,
+)
 
 TILE_PX = 256
 TILE_BYTES = TILE_PX * TILE_PX
@@ -27,6 +36,7 @@ CACHE_BYTES = 2 * 10**9
 """Of the cache folder; what was not looked at for longest goes first."""
 FORMAT = 1
 """Of the cached files and of what is in a tile; part of every tile's ETag."""
+_THUMBNAIL_BYTES = 8 * 2**20
 _WALK_ROWS = 256
 MOST_CROP_PX = 4096
 """Of a part's side."""
@@ -161,7 +171,12 @@ class ContrastSource(PixelSource):
         self.columns, self.rows = source.columns, source.rows
 
     def block(self, x: int, y: int, right: int, bottom: int) -> Pixels:
-        return self._front_end.block(self._source, x, y, right, bottom)
+        """Some rows at a time: it takes twenty times the memory of what it shows."""
+        parts = [
+            self._front_end.block(self._source, x, top, right, min(bottom, top + _WALK_ROWS))
+            for top in range(y, bottom, _WALK_ROWS)
+        ]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 @dataclass
@@ -171,6 +186,9 @@ class PictureTiles:
     pictures: StoredPictures
     cache: Path
     most_cache_bytes: int = CACHE_BYTES
+    _thumbnails: Bounded[tuple[str, int], bytes] = field(
+        default_factory=lambda: Bounded(_THUMBNAIL_BYTES, len)
+    )
     _making: dict[str, threading.Lock] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _slots: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(_SLOTS))
@@ -204,6 +222,26 @@ class PictureTiles:
                 return png_of(source.block(0, 0, source.columns, source.rows)), 1
             path = self._levels(image, front_end, source, pyramid)
             return png_of(_whole_level(path, pyramid, level)), 2**level
+
+    def thumbnail(self, image: ImageBody, side_px: int) -> bytes:
+        """The whole picture as a JPEG whose longer side is `side_px` at most; raises like
+        `tile`."""
+        with self._slot():
+            known = self._thumbnails.get((image.sha256, side_px))
+            if known is None:
+                known = _jpeg_of(self._small(image, side_px), side_px)
+                self._thumbnails.put((image.sha256, side_px), known)
+            return known
+
+    def _small(self, image: ImageBody, least_px: int) -> Pixels:
+        """The smallest level whose longer side is `least_px` at least."""
+        source = self._source(image, None)
+        pyramid = Pyramid(source.columns, source.rows)
+        sizes = reversed(list(enumerate(map(pyramid.size, range(pyramid.levels)))))
+        level = next((n for n, size in sizes if max(size) >= least_px), 0)
+        if level == 0 or isinstance(source, ArraySource):
+            return source.block(0, 0, source.columns, source.rows)
+        return _whole_level(self._levels(image, None, source, pyramid), pyramid, level)
 
     def crop(
         self, image: ImageBody, front_end: LocalContrast | None, box: Box, most_px: int
@@ -239,7 +277,9 @@ class PictureTiles:
     ) -> Path:
         """The file of the levels above 0, made where it is not there."""
         view = "recorded" if front_end is None else front_end.name
-        path = self.cache / f"{image.sha256}-{view}-{FORMAT}.levels"
+        # A power cut may leave holes in what was not forced to the disk, and forcing it would hold
+        # up the log's disk: no file outlives the boot that wrote it.
+        path = self.cache / f"{image.sha256}-{view}-{FORMAT}-{current_boot_id()}.levels"
         if not _touched(path):
             with self._maker(path.name):
                 if not _touched(path):
@@ -266,7 +306,8 @@ class PictureTiles:
         self._bound()
 
     def _bound(self) -> None:
-        """The cache stays below its size; files of a process that died go at once."""
+        """The cache stays below its size; files of a process that died or of a boot before go at
+        once."""
         with self._lock:
             kept = 0
             found = []
@@ -275,7 +316,8 @@ class PictureTiles:
                     found.append((path.stat().st_mtime, path.stat().st_size, path))
             for _, size, path in sorted(found, reverse=True):
                 kept += size
-                is_left_over = path.suffix == ".new" and f".{os.getpid()}." not in path.name
+                is_unfinished = path.suffix == ".new" and f".{os.getpid()}." not in path.name
+                is_left_over = is_unfinished or current_boot_id() not in path.name
                 if kept > self.most_cache_bytes or is_left_over:
                     path.unlink(missing_ok=True)
 
@@ -289,6 +331,14 @@ def png_of(pixels: Pixels) -> bytes:
     png = BandedPng(pixels.shape[1])
     png.add(np.ascontiguousarray(pixels), is_last=True)
     return b"".join(png.file())
+
+
+def _jpeg_of(pixels: Pixels, side_px: int) -> bytes:
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    picture.thumbnail((side_px, side_px))
+    taken = io.BytesIO()
+    picture.save(taken, "JPEG", quality=80)
+    return taken.getvalue()
 
 
 def _crop(source: PixelSource, box: Box, most_px: int) -> Pixels:

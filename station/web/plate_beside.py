@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-from station.config import ConfigError, load_recipe
 from station.log_reader import Reader
 from station.record import ImageBody, Verdict
 from station.reviews import effective_verdict
 from station.web.blind import is_blind_of
 from station.web.context import Web
+from station.web.judge_panel import recipe_of
 from station.web.plate_log import PlateRows, around, judged_defects, plate_rows
 from station.web.plate_model import OtherPlate, PlaceCrop, SamePlace, Sample, Samples
 from station.web.plate_pictures import ROLES, crop_url, plate_url
@@ -69,7 +67,7 @@ class Look:
             verdict=verdict,
             attempt=line.attempt,
             part_id=line.part_id,
-            picture_url="" if rows is None else _small_url(rows, is_hidden=verdict is None),
+            picture_url="" if rows is None else _small_url(rows),
             is_this=line.result_id == this,
         )
 
@@ -149,8 +147,9 @@ class Look:
     # --- samples ----------------------------------------------------------------------------------
 
     def samples(self, result_id: str, kind: str) -> Samples:
-        """Of a kind that the recipe knows; none of another."""
-        kinds = list(_kinds(self.web.configuration.value.station.recipe))
+        """Of a kind that the active recipe knows; none of another."""
+        recipe = recipe_of(self.web)
+        kinds = [] if recipe is None else list(recipe.kinds)
         asked = kind if kind in kinds else ""
         return Samples(
             result_id=result_id,
@@ -184,13 +183,9 @@ class Look:
         )
 
 
-def _small_url(rows: PlateRows, is_hidden: bool) -> str:
-    """Of a small picture; of the whole one where others are kept from this person."""
-    address = plate_url(rows.result["result_id"])
-    kept = _kept(rows)
-    if "preview" in kept and not is_hidden:
-        return f"{address}/pictures/preview"
-    return f"{address}/overview/evidence/recorded" if "evidence" in kept else ""
+def _small_url(rows: PlateRows) -> str:
+    """Of a small picture; empty without one."""
+    return f"{plate_url(rows.result['result_id'])}/thumbnail.jpg" if _kept(rows) else ""
 
 
 def _best_role(found: PlateRows) -> str:
@@ -201,10 +196,3 @@ def _best_role(found: PlateRows) -> str:
 
 def _kept(found: PlateRows) -> dict[str, ImageBody]:
     return {role: one for role, one in found.images.items() if found.tombstone(one) is None}
-
-
-@lru_cache(maxsize=8)
-def _kinds(recipe: str) -> tuple[str, ...]:
-    with suppress(ConfigError):
-        return load_recipe(recipe).value.review.kinds
-    return ()

@@ -61,6 +61,8 @@ _STATUS = {
 _MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg"}
 _OVERVIEW_PX = 1024
 _MOST_SHOWN_PX = 512
+_THUMBNAIL_PX = 240
+"""Twice what is shown, for screens with small pixels."""
 _CHUNK_BYTES = 2**18
 _RECENT_S = 5.0
 """A screen is forty tiles: the log is asked once for all of them."""
@@ -147,6 +149,22 @@ def crop(
     etag = f"{image.sha256}-{_view_name(front_end)}-crop-{'-'.join(map(str, box))}"
     make = partial(tiles_of(web).crop, image, front_end, box, _MOST_SHOWN_PX)
     return _answer(request, web, found, role, etag, make)
+
+
+@router.data("/plates/{result_id}/thumbnail.jpg", media_type="image/jpeg")
+def thumbnail(request: Request, web: Web, person: Person, result_id: str) -> Response:
+    """A small picture of a plate: of the one that is the least work. Who is to judge blind sees
+    the one that is kept whatever the verdict."""
+    with web.reader() as reader:
+        found = found_plate(reader, result_id)
+    roles = ROLES[:1] if is_blind_of(found.all, person) else ROLES[::-1]
+    named = [role for role in roles if role in found.images]
+    kept = [role for role in named if found.tombstone(found.images[role]) is None]
+    role = next(iter(kept or named), "")
+    image = _image(found, role)
+    make = partial(tiles_of(web).thumbnail, image, _THUMBNAIL_PX)
+    etag = f"{image.sha256}-thumbnail"
+    return _answer(request, web, found, role, etag, make, "image/jpeg")
 
 
 @router.data("/plates/{result_id}/tile-scores", media_type="application/json")
@@ -262,6 +280,7 @@ def _answer(
     role: str,
     etag: str,
     make: Callable[[], bytes],
+    media_type: str = "image/png",
 ) -> Response:
     if (unchanged := _unchanged(request, etag)) is not None:
         return unchanged
@@ -270,7 +289,7 @@ def _answer(
         shown_picture(web, found, role).close()
         return make()
 
-    return Response(_served(checked), media_type="image/png", headers=_headers(etag))
+    return Response(_served(checked), media_type=media_type, headers=_headers(etag))
 
 
 def _served(make: Callable[[], T]) -> T:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from enum import StrEnum
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -10,29 +9,20 @@ from urllib.parse import urlencode
 from fastapi import Query
 from pydantic import BaseModel, Field
 from sqlalchemy import func, select
-from starlette.requests import Request
-from starlette.responses import Response
 
 from station.answers import Json, bodies, without_arrays
 from station.log_reader import Reader
 from station.questions import PAGE_ROWS, Key, Questions, Selection, open_samples_select
-from station.record import PICTURE_NAME
-from station.tables import PLATE
-from station.thumbnails import smallest, thumbnail
-from station.web.blind import for_person, is_blind
+from station.web.blind import for_person
 from station.web.context import Web
 from station.web.errors import not_found
 from station.web.pages import WebRouter
-from station.web.plate_log import LONGEST_ID
-from station.web.plate_pictures import overview
 from station.web.qa_choice import Asked, Choice, Clock, asked
 from station.web.roles import Person
 
 router = WebRouter()
 MOST_WAITING = 1_000_000
 """Samples that are counted."""
-_THUMBNAIL_PX = 192
-"""Twice what is shown, for screens with small pixels."""
 
 
 class Order(StrEnum):
@@ -110,28 +100,3 @@ def _next(query: PlatesQuery, rows: list[Json], clock: Clock) -> str | None:
         return None
     given = query.canonical(clock) | {"after": str(rows[-1]["seq"])}
     return f"/plates?{urlencode(given)}"
-
-
-@router.data("/plates/{result_id}/thumbnail.jpg")
-def plate_thumbnail(web: Web, request: Request, person: Person, result_id: str) -> Response:
-    """A small picture of a plate, where one is kept. Who is to judge blind sees the one that is
-    kept whatever the verdict."""
-    with web.reader() as reader:
-        is_kept = len(result_id) <= LONGEST_ID and is_blind(reader, result_id, person)
-        row = reader.ask(select(PLATE.c.seq).where(PLATE.c.result_id == result_id))
-        images = reader.bodies_at([row[0].seq]).popitem()[1]["images"] if row else []
-        kept = smallest([one for one in images if not is_kept or one["role"] == "evidence"])
-        folder = reader.images
-    if kept is None or not re.fullmatch(PICTURE_NAME, kept["path"]):
-        raise not_found("qa.no_picture")
-    if kept["role"] == "evidence":  # too large to be decoded for each who looks
-        whole: Response = overview(request, web, person, result_id, "evidence", "recorded")
-        return whole
-    headers = {"etag": f'"{kept["sha256"][:32]}"', "cache-control": "private, max-age=86400"}
-    if request.headers.get("if-none-match") == headers["etag"]:
-        return Response(status_code=304, headers=headers)
-    path = folder / kept["path"]
-    made = None if path.is_symlink() else thumbnail(path, _THUMBNAIL_PX)
-    if made is None:
-        raise not_found("qa.no_picture")
-    return Response(made, media_type="image/jpeg", headers=headers)

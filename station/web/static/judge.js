@@ -5,6 +5,9 @@
 const TYPED = "input:not([type=checkbox]):not([type=radio]), textarea, select, [contenteditable]";
 const UNDO_S = 20;
 const ANSWER_S = 25;
+const ALONE_MS = 60; // keyboard-wedge scanners leave less between two letters
+const KEYS = "judge-keys";
+const MODIFIERS = ["Shift", "Control", "Alt", "AltGraph", "Meta", "CapsLock"];
 
 function frame(form) {
   return form.closest("[data-text-sending]") || document.querySelector("[data-text-sending]");
@@ -123,6 +126,7 @@ async function show(panel, address) {
 function prepare(root) {
   for (const undo of root.querySelectorAll(".judge-undo"))
     setTimeout(() => undo.classList.add("is-old"), UNDO_S * 1000);
+  (root.matches?.(".judge") ? [root] : root.querySelectorAll(".judge")).forEach(showKeys);
 }
 
 document.addEventListener("submit", (event) => {
@@ -158,18 +162,55 @@ function wanted(key) {
   return document.querySelector(`.judge [data-key="${CSS.escape(key)}"], .judge-done [data-key="${CSS.escape(key)}"]`);
 }
 
+// A scanner writes a badge or a serial letter by letter: only a key that comes alone judges.
+let lastKeyMs = -Infinity;
+let alone = 0;
+
+function isAlone(event) {
+  const sinceMs = event.timeStamp - lastKeyMs;
+  lastKeyMs = event.timeStamp;
+  clearTimeout(alone);
+  return sinceMs > ALONE_MS;
+}
+
+function judgeBy(found) {
+  if (!found.isConnected || found.disabled) return;
+  found.click();
+  if (found.matches("summary")) found.focus();
+}
+
+function areKeysOff() {
+  return localStorage.getItem(KEYS) === "off";
+}
+
+// Of this screen (WCAG 2.1.4): where a scanner or a voice writes, keys may be turned off.
+function showKeys(panel) {
+  panel.classList.toggle("has-no-keys", areKeysOff());
+  const box = panel.querySelector(".judge-keys input");
+  if (!box) return;
+  box.closest("label").hidden = false;
+  box.checked = !areKeysOff();
+}
+
+document.addEventListener("change", (event) => {
+  if (!event.target.matches(".judge-keys input")) return;
+  localStorage.setItem(KEYS, event.target.checked ? "on" : "off");
+  document.querySelectorAll(".judge").forEach(showKeys);
+});
+
 // Before other keys of the page: while reasons are offered, digits choose among them.
 document.addEventListener(
   "keydown",
   (event) => {
-    if (event.ctrlKey || event.altKey || event.metaKey || event.repeat || event.isComposing) return;
+    if (MODIFIERS.includes(event.key) || event.repeat) return;
+    const isByHand = isAlone(event);
+    if (event.ctrlKey || event.altKey || event.metaKey || event.isComposing || areKeysOff()) return;
     if (event.target.matches?.(TYPED) || event.key.length !== 1) return;
     const found = wanted(event.key.toLowerCase());
     if (!found || found.disabled) return;
     event.preventDefault();
     event.stopImmediatePropagation();
-    found.click();
-    if (found.matches("summary")) found.focus();
+    if (isByHand) alone = setTimeout(() => judgeBy(found), ALONE_MS);
   },
   true,
 );

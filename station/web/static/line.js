@@ -82,7 +82,14 @@ function put(name, html) {
   }
   const focused = region.contains(document.activeElement) && document.activeElement.getAttribute("href");
   region.replaceChildren(fresh.content);
+  tellHeld();
   if (focused) region.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+}
+
+// Who acknowledges says which plate was seen.
+function tellHeld() {
+  const seen = document.querySelector('#acknowledge [name="seen"]');
+  if (seen) seen.value = line.querySelector("[data-held]").dataset.held;
 }
 
 function look() {

@@ -637,10 +637,10 @@ function colourOf(score) {
 }
 
 // A plate on its way: its page as soon as there is a result.
-async function waitFor(address) {
+async function waitFor(address, pauseMs = 80) {
   const answer = await fetch(address).catch(() => null);
   if (answer && answer.ok && !(await answer.json()).is_waiting) window.location.reload();
-  else setTimeout(() => waitFor(address), 80);
+  else setTimeout(() => waitFor(address, Math.min(1.1 * pauseMs, 2000)), pauseMs);
 }
 
 document.addEventListener("keydown", turn);

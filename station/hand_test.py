@@ -3,11 +3,12 @@ through the lamp process, which owns them and ends what nobody renews."""
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Final
 
 from drivers.stacklight import LightState
-from station.ipc import Json
+from station.ipc import Json, PeerGone
 from station.lamp import LampClient
 from station.lease import LAMP_TEST_S
 from station.outputs import TEST_S
@@ -71,9 +72,13 @@ class HandTest:
             left_s = (self._until_ns - now_ns) / 1e9
             lamp.send_show(self._state, "", None, min(_LEASE_S, left_s))
 
-    def end(self) -> None:
-        """Plates may come again."""
+    def end(self, lamp: LampClient | None) -> None:
+        """Plates may come again. Without a lamp process nothing is on; one that does not read ends
+        it by the next plate."""
         self._until_ns, self._state = 0, None
+        if lamp is not None:
+            with contextlib.suppress(PeerGone, BlockingIOError):
+                lamp.send_end_tests()
 
     def answered(self, reason: str) -> None:
         """The lamp process says what became of it: empty if it was done."""

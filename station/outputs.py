@@ -238,6 +238,13 @@ class Outputs:
             return self._plc.test(name, time.monotonic_ns())
         return f"there is no such output: {name!r:.40}"
 
+    def end_tests(self) -> None:
+        """Plates come again."""
+        if self._accept is not None:
+            self._accept.end_test()
+        if self._plc is not None:
+            self._plc.end_test()
+
     def status(self) -> Json:
         return {
             "plc": None if self._plc is None else self._plc.status(),
@@ -364,6 +371,9 @@ class Plc:
         self._tested = (name, now_ns + int(TEST_S * 1e9))
         return ""
 
+    def end_test(self) -> None:
+        self._tested = ("", 0)
+
     def add_late(self) -> None:
         with self._lock:
             self._handshake.late += 1
@@ -472,6 +482,8 @@ class Accept:
         self._counts = dict.fromkeys(Fate, 0)
         self._is_tested = False
         """A person wants to see it on."""
+        self._is_test_on = False
+        """What is on is on because a person wants to see it."""
         self._changed = threading.Condition()
         """Guards everything above but the device, which is the thread's own."""
         self._is_closing = False
@@ -524,6 +536,17 @@ class Accept:
             self._expires_ns = 0
             self._changed.notify()
 
+    def end_test(self) -> None:
+        """Plates come: what a person wanted to see is over."""
+        with self._changed:
+            self._forget_test()
+            self._changed.notify()
+
+    def _forget_test(self) -> None:
+        self._is_tested = False
+        if self._is_test_on:
+            self._off_ns = 0
+
     def belt(self, news: BeltNews) -> None:
         lost = []
         with self._changed:
@@ -535,6 +558,7 @@ class Accept:
             for result_id, is_end, scan_line in news.plates:
                 enter = self._register.close if is_end else self._register.enter
                 enter(result_id, scan_line)
+                self._forget_test()
             self._changed.notify()
         for decision in lost:
             self._say(decision, None, 0, None)
@@ -574,10 +598,22 @@ class Accept:
         with self._changed:
             if self._device is None:
                 return self._problem or "its device is not open"
-            if self._register is not None and not self._register.is_empty:
-                return "a plate is on its way to the accept point"
+            if why := self._untestable(time.monotonic_ns()):
+                return why
             self._is_tested = True
             self._changed.notify()
+        return ""
+
+    def _untestable(self, now_ns: int) -> str:
+        """Why a plate may lie at the accept point, or come there at once; empty if none does."""
+        if self._register is None or now_ns >= self._expires_ns:
+            return "it is not known what the belt carries: the station reports an error, or began"
+        if self._register.clear_s(now_ns) <= 0:
+            distance = self._settings.distance_mm
+            return (
+                "a plate may be on its way to the accept point; let the belt travel "
+                f"{distance:g} mm without plates"
+            )
         return ""
 
     def status(self) -> Json:
@@ -634,7 +670,7 @@ class Accept:
     def _fail(self, problem: str) -> None:
         """Whatever it was: nothing is known of the belt, and the device is opened anew."""
         with self._changed:
-            self._register, self._off_ns = None, None
+            self._register, self._off_ns, self._is_test_on = None, None, False
         self._lose(problem)
         self._keep_device()
         with self._changed:
@@ -679,6 +715,7 @@ class Accept:
             self._say(_withheld(decision, str(error)), None, commanded_ns, None)
             return
         shown_ns = time.monotonic_ns()
+        self._off_ns, self._is_test_on = None, False
         if not self._device.times_pulses:
             self._off_ns = commanded_ns + int(seconds * 1e9)
         late_s = (shown_ns - decided_ns) / 1e9
@@ -700,18 +737,27 @@ class Accept:
         return ""
 
     def _pulse_for_test(self) -> None:
-        if self._device is None:
+        began_ns = time.monotonic_ns()
+        with self._changed:
+            # Looked at again: what was true when it was asked for may not be any more.
+            is_clear = self._register is not None and began_ns < self._expires_ns
+            clear_s = self._register.clear_s(began_ns) if is_clear and self._register else 0.0
+        seconds = min(TEST_S, clear_s)
+        if self._device is None or seconds <= 0:
             return
         try:
-            self._device.pulse(ACCEPT_OUTPUT, TEST_S)
+            self._device.pulse(ACCEPT_OUTPUT, seconds)
         except DeviceError as error:
             self._lose(str(error))
             return
-        if not self._device.times_pulses:
-            self._off_ns = time.monotonic_ns() + int(TEST_S * 1e9)
+        with self._changed:
+            # Also of a device that ends it: a plate that enters meanwhile ends it before.
+            self._off_ns, self._is_test_on = began_ns + int(seconds * 1e9), True
+            if not self._register or self._register.clear_s(time.monotonic_ns()) <= 0:
+                self._off_ns = 0
 
     def _end_pulse(self) -> None:
-        self._off_ns = None
+        self._off_ns, self._is_test_on = None, False
         if self._device is None:
             return
         try:

@@ -1140,7 +1140,7 @@ class Station:
         if op == "halt":
             self._set_state(StationState.HALTED)
         elif op == "resume" and self._state is StationState.HALTED:
-            self._hand_test.end()
+            self._hand_test.end(self._lamp)
             self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
         elif op == "ack":
             self._acknowledge(who, account)

@@ -547,10 +547,13 @@ class Station:
     def _end_now(self, why: str) -> None:
         """Not at the end of the plates: light and outputs leave what they say before anything else,
         and no pass that is still to be written shows."""
+        self._show_no_more()
+        self._end(why)
+
+    def _show_no_more(self) -> None:
         self._is_told_to_end = True
         self._set_fault()
         self._actuation.update(time.monotonic_ns())
-        self._end(why)
 
     def _stop(self) -> None:
         if self._lamp is not None:
@@ -649,6 +652,7 @@ class Station:
 
     def _take_up_recipe(self) -> None:
         """No plate is on the belt. Ends in order; whoever started this station starts it again."""
+        self._show_no_more()  # the belt may bring a plate that nobody sees
         why = self._switch.not_ready
         wanted = self._switch.wanted
         problem = self._switch.commit(is_halted=self._state is StationState.HALTED)

@@ -1,0 +1,93 @@
+"""A recipe that is taken up: what the station's main thread shows, keeps and writes meanwhile. No
+process runs; a feed that was told to end has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from station_rig import Rig
+
+from drivers.stacklight import LightState
+from station.actuation import Committed
+from station.config import load_configuration, load_recipe
+from station.feed import FeedCounts, FeedEnded
+from station.pipeline import Options, Station
+from station.recipe_switch import RecipeChecked
+from station.recipes import Named, RecipeFolder
+from station.record import ChangeBody, Provenance, Verdict
+from station.state import StationState
+
+SECOND = Named(id="small", version=2, sha256="0" * 64, who="eve")
+
+
+class EndedFeed:
+    """No scan lines come any more."""
+
+    def __init__(self) -> None:
+        self.counts = FeedCounts()
+        self.camera_pid = None
+        self.is_told = False
+
+    def end_between_plates(self) -> None:
+        self.is_told = True
+
+    def start(self) -> None:
+        """Nothing comes."""
+
+    stop = start
+
+
+@pytest.fixture
+def station(tmp_path: Path) -> Iterator[Station]:
+    rig = Rig(tmp_path)
+    loaded = load_configuration(str(rig.write()))
+    station = Station(loaded, load_recipe(loaded.value.station.recipe), Options(), said.append)
+    parts: Any = station
+    parts._context = SimpleNamespace(provenance=Provenance.PRODUCTION)
+    parts._feed = EndedFeed()
+    station._outbox._gone_at = time.monotonic()
+    station._state = StationState.OPERATIONAL
+    yield station
+    said.clear()
+
+
+said: list[dict[str, Any]] = []
+"""What the stations of this module told whoever watches."""
+
+
+def wanting(station: Station, is_checked: bool = True) -> None:
+    """Somebody wants the second version."""
+    station._switch.wanted, station._switch._stage = SECOND, "checking"
+    if is_checked:
+        station._dispatch(RecipeChecked(SECOND, ""))
+
+
+def changes(station: Station) -> list[tuple[str, str]]:
+    """Change rows, and what they say of a problem."""
+    rows = [row for one in station._outbox._unsent for row in one.rows]
+    return [
+        (row.what, row.detail.get("problem", "")) for row in rows if isinstance(row, ChangeBody)
+    ]
+
+
+def shown(station: Station) -> LightState:
+    return station._policy.wanted(time.monotonic_ns())[0]
+
+
+# --- the light ------------------------------------------------------------------------------------
+
+
+def test_no_pass_shows_once_the_feed_has_ended_for_a_switch(station: Station) -> None:
+    wanting(station)
+    assert shown(station) is not LightState.FAULT, "the plate on the belt is judged as ever"
+    station._dispatch(FeedEnded())
+    assert shown(station) is LightState.FAULT
+    last = Committed("a-1", 1, Verdict.PASS, is_production=True, is_late=False)
+    station._actuation.committed(last, time.monotonic_ns())
+    assert shown(station) is LightState.FAULT, "a plate may come that nobody sees"
+    assert {"restart": station._switch.not_ready} in said

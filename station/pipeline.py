@@ -235,6 +235,8 @@ class Station:
         self._switch = RecipeSwitch(configuration, recipe, self._post)
         self._hand_test = HandTest()
         self._starts_halted = False
+        self._has_begun = False
+        """Plates are judged, or were: the log took the start."""
         self._stages: dict[str, Json] = {}
         """Of results whose actuation row is not written yet: its stage times."""
         self._statistics = _Statistics()
@@ -484,11 +486,13 @@ class Station:
         """The log took the start: only now is it known that it can be written (I12)."""
         if self._is_ending:  # told so meanwhile: the camera is closed
             return
+        self._has_begun = True
         RecipeFolder.of(self._settings).forget_switch()
-        self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
         if self._starts_halted:  # by a person, who expects no plate to be judged
             self._set_state(StationState.HALTED)
-            self._set_fault()
+        else:
+            self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
+        self._set_fault()
         self._feed.start()
         notify("READY=1")
         threading.Thread(target=self._verify_log, name="verify", daemon=True).start()
@@ -1133,6 +1137,9 @@ class Station:
             if hasattr(self, "_feed"):
                 self._feed.look()
             return {"ok": True, "state": str(self._state)}
+        if self._is_ending:
+            # Said now, it would hold for nothing: what is started next does not know of it.
+            return {"ok": False, "error": f"{op}: the station is ending; say it to the next one"}
         if op == "recipe":
             return self._ask_for_recipe(text, who, account)
         if op in ("light", "output"):
@@ -1141,7 +1148,9 @@ class Station:
             refusal = self._say_given(op, text, who, account)
             state = {"ok": True, "state": str(self._state)}
             return {"ok": False, "error": refusal} if refusal else state
-        if op == "halt":
+        if op in ("halt", "resume") and not self._has_begun:
+            self._halt_start(op == "halt")
+        elif op == "halt":
             self._set_state(StationState.HALTED)
         elif op == "resume" and self._state is StationState.HALTED:
             self._hand_test.end(self._lamp)
@@ -1155,6 +1164,16 @@ class Station:
         if op != "ack":
             self._outbox.submit([self._change(op, who, {}, account)])
         return {"ok": True, "state": str(self._state)}
+
+    def _halt_start(self, is_halted: bool) -> None:
+        """Halted or resumed before the log took the start: it begins so, or its successor does."""
+        self._starts_halted = is_halted
+        self._hand_test.end(self._lamp)
+        self._set_state(StationState.HALTED if is_halted else StationState.PREOPERATIONAL)
+        try:
+            RecipeFolder.of(self._settings).keep_halted(is_halted)
+        except (OSError, ConfigError) as error:
+            _LOG.warning("halt not kept for another start", problem=str(error))
 
     def _ask_for_recipe(self, name: str, who: str, account: str) -> Json:
         if self._is_ending or not hasattr(self, "_feed"):

@@ -39,7 +39,7 @@ class EndedFeed:
     def start(self) -> None:
         """Nothing comes."""
 
-    stop = start
+    stop = look = start
 
 
 @pytest.fixture
@@ -91,3 +91,55 @@ def test_no_pass_shows_once_the_feed_has_ended_for_a_switch(station: Station) ->
     station._actuation.committed(last, time.monotonic_ns())
     assert shown(station) is LightState.FAULT, "a plate may come that nobody sees"
     assert {"restart": station._switch.not_ready} in said
+
+
+# --- a person's halt ------------------------------------------------------------------------------
+
+
+def said_to(station: Station, op: str, text: str = "") -> dict[str, Any]:
+    return station._control_command(op, "eve", "", text)
+
+
+@pytest.mark.parametrize("op", ["halt", "resume", "ack", "recipe", "light", "output", "lot"])
+def test_a_station_that_is_ending_takes_no_command(station: Station, op: str) -> None:
+    wanting(station)
+    station._dispatch(FeedEnded())
+    answer = said_to(station, op)
+    assert not answer["ok"]
+    assert "is ending" in answer["error"]
+    assert said_to(station, "look")["ok"]
+
+
+def test_a_halt_before_the_recipe_is_taken_up_is_kept(station: Station) -> None:
+    wanting(station)
+    assert said_to(station, "halt")["state"] == "HALTED"
+    station._dispatch(FeedEnded())
+    switch = RecipeFolder.of(station._settings).switch
+    assert switch is not None
+    assert switch.is_halted
+
+
+@pytest.mark.parametrize("is_halted_before", [False, True])
+def test_a_halt_before_the_log_took_the_start_holds(
+    station: Station, is_halted_before: bool
+) -> None:
+    folder = RecipeFolder.of(station._settings)
+    folder.ask(SECOND, is_halted=is_halted_before)
+    station._state, station._starts_halted = StationState.PREOPERATIONAL, is_halted_before
+    assert said_to(station, "halt")["state"] == "HALTED"
+    assert folder.switch is not None
+    assert folder.switch.is_halted, "also if this start fails"
+    station._on_started()
+    assert station._state is StationState.HALTED
+    assert shown(station) is LightState.FAULT
+
+
+def test_a_resume_before_the_log_took_the_start_judges_no_plate_before_it(
+    station: Station,
+) -> None:
+    RecipeFolder.of(station._settings).ask(SECOND, is_halted=True)
+    station._state, station._starts_halted = StationState.PREOPERATIONAL, True
+    said_to(station, "halt")
+    assert said_to(station, "resume")["state"] == "PREOPERATIONAL"
+    station._on_started()
+    assert station._state is StationState.OPERATIONAL

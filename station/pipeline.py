@@ -545,6 +545,7 @@ class Station:
             self._tell_outputs()
             self._feed.stop()
             self._drain_inbox()
+            self._drop_recipe(f"the station ended first: {why}")
             self._serials.end()
             self._outbox.submit([*self._audit.end(), self._change("stop", "station", {"why": why})])
 
@@ -637,7 +638,8 @@ class Station:
             case RecipeChecked():
                 self._on_recipe_checked(message)
             case FeedEnded() if self._switch.is_waiting and not self._is_complete:
-                self._take_up_recipe()
+                if not self._is_ending:
+                    self._take_up_recipe()
             case FeedEnded():
                 self._end("the source has ended")
             case FeedFailed(error):
@@ -647,6 +649,8 @@ class Station:
                 self._end_now(message.name)
 
     def _on_recipe_checked(self, message: RecipeChecked) -> None:
+        if self._is_ending:  # its row says that it was not taken up
+            return
         self._switch.checked(message)
         if message.problem:
             self._say_recipe_refused(message.wanted, message.problem)
@@ -664,6 +668,11 @@ class Station:
             self._say_recipe_refused(wanted, problem)
         self._emit({"restart": why})
         self._end(why)
+
+    def _drop_recipe(self, problem: str) -> None:
+        wanted = self._switch.drop(problem)
+        if wanted is not None:
+            self._say_recipe_refused(wanted, problem)
 
     def _say_recipe_refused(self, wanted: Named, problem: str) -> None:
         station_id = self._settings.station.id

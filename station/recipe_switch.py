@@ -50,6 +50,8 @@ class RecipeSwitch:
         self.wanted: Named | None = None
         self._stage = ""
         self._since = 0.0
+        self._is_kept = False
+        """For the next start."""
         self.problem = ""
         """Of the last activation that did not come about."""
 
@@ -116,7 +118,16 @@ class RecipeSwitch:
             self._folder.ask(self.wanted, is_halted)
         except OSError as error:
             self.refuse(f"{self._folder.path}: {error.strerror}")
+        else:
+            self._is_kept = True
         return self.problem
+
+    def drop(self, problem: str) -> Named | None:
+        """The station ends before it came to it; what was wanted, None if nothing was."""
+        wanted = None if self._is_kept else self.wanted
+        if wanted is not None:
+            self.refuse(problem)
+        return wanted
 
     def _check(self, wanted: Named) -> None:
         try:

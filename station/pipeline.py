@@ -931,6 +931,7 @@ class Station:
             self._lose_lamp()
             return
         for answer in answers:
+            self._hand_test.shown(answer)
             self._actuation.answered(answer)
         self._say_doubt()
         for event in self._lamp.take_events():
@@ -982,7 +983,7 @@ class Station:
             case "accept_problem":
                 self._set_problem("accept", event["problem"])
             case "test" | "output":
-                self._hand_test.answered(event["reason"])
+                self._hand_test.answered(event)
             case "accept":
                 self._on_accept({key: value for key, value in event.items() if key != "op"})
         self._set_attention()

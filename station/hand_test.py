@@ -52,11 +52,19 @@ class HandTest:
             return f"{text!r:.40} cannot be shown by hand; there are: {', '.join(names)}"
         return ""
 
-    def begin(self, lamp: LampClient, op: str, text: str, now_ns: int) -> None:
-        """Raises `PeerGone`; BlockingIOError if the lamp process does not read."""
+    def ask(self, op: str, text: str) -> None:
+        """It will be tried out once its row is durable."""
         self._said = {"what": text, "at": utc_now(), "problem": None}
         self._op = op
         self._shows.clear()
+
+    def refuse(self, problem: str) -> None:
+        """It was not tried out after all."""
+        self._learn(problem)
+
+    def begin(self, lamp: LampClient, op: str, text: str, now_ns: int) -> None:
+        """Raises `PeerGone`; BlockingIOError if the lamp process does not read."""
+        self.ask(op, text)
         if op == "output":
             lamp.send_output(text)
             self._state, seconds = None, TEST_S

@@ -638,11 +638,11 @@ class _Lamp:
         self._light.lease.tester = owner  # answered at its end
         return None
 
-    def _test_output(self, owner: int, name: str) -> Json:
-        """Only for the station, which knows that no plate comes."""
+    def _test_output(self, owner: int, name: str) -> Json | None:
+        """Only for the station, which knows that no plate comes; answered once it is done."""
         is_held = self._claims.holder == owner
         reason = self._outputs.test(name) if is_held else "no station that holds the lamp asks"
-        return {"op": "output", "name": name, "reason": reason}
+        return None if reason is None else {"op": "output", "name": name, "reason": reason}
 
     def _tell_tester(self) -> None:
         """The lamp test is over when something else is shown."""

@@ -1196,17 +1196,28 @@ class Station:
 
     def _try_out(self, op: str, text: str, who: str, account: str) -> Json:
         """Lamp or an output, by hand: recorded first, then shown."""
-        refusal = self._hand_test.refusal(self._state, len(self._opened_ns), op, text)
-        if self._lamp is None:
-            refusal = refusal or "no lamp process answers"
-        if refusal or self._lamp is None:
+        refusal = self._untestable(op, text)
+        if refusal:
             return {"ok": False, "error": refusal}
-        self._outbox.submit([self._change(op, who, {"tested": text[:40]}, account)])
+        self._hand_test.ask(op, text)
+        row = self._change(op, who, {"tested": text[:40]}, account)
+        self._outbox.submit([row], done=lambda _: self._begin_hand_test(op, text))
+        return {"ok": True, "state": str(self._state)}
+
+    def _untestable(self, op: str, text: str) -> str:
+        refusal = self._hand_test.refusal(self._state, len(self._opened_ns), op, text)
+        return refusal or ("no lamp process answers" if self._lamp is None else "")
+
+    def _begin_hand_test(self, op: str, text: str) -> None:
+        """Its row is durable; what was true when it was asked for is looked at again."""
+        refusal = "the station is ending" if self._is_ending else self._untestable(op, text)
+        if refusal or self._lamp is None:
+            self._hand_test.refuse(refusal)
+            return
         try:
             self._hand_test.begin(self._lamp, op, text, time.monotonic_ns())
         except (PeerGone, BlockingIOError) as error:
-            return {"ok": False, "error": f"the lamp process does not take it: {error}"}
-        return {"ok": True, "state": str(self._state)}
+            self._hand_test.refuse(f"the lamp process does not take it: {error}")
 
     def _renew_hand_test(self) -> None:
         if self._lamp is not None:

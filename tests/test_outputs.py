@@ -442,10 +442,10 @@ def test_a_plate_that_was_lost_on_its_way_has_its_row_too(site: Site) -> None:
         assert "the belt's place was lost" in str(successor.events)
 
 
-def tried(speaker: Speaker) -> str:
-    """What the lamp process says of accept, tried out by hand."""
+def tried(speaker: Speaker, name: str = "accept") -> str:
+    """What the lamp process says of an output, tried out by hand."""
     before = sum(event["op"] == "output" for event in speaker.hear())
-    speaker.client.send_output("accept")
+    speaker.client.send_output(name)
 
     def answers() -> list[Json]:
         return [event for event in speaker.hear() if event["op"] == "output"][before:]
@@ -471,7 +471,33 @@ def test_nobody_tries_accept_out_over_a_belt_that_is_not_known_to_be_empty(site:
         speaker._is_new = True
         speaker.travel(0.5)
         assert tried(speaker) == ""
-        eventually(lambda: len(site.pulses) == 1, "the pulse")
+        assert len(site.pulses) == 1
+        site.module.stop()
+        speaker.travel(0.4)
+        assert "127.0.0.1" in tried(speaker), "the module is gone"
+
+
+def test_a_word_tried_out_is_done_when_the_plc_has_it_and_says_nothing_of_a_plate(
+    site: Site,
+) -> None:
+    site.start()
+    with site.client() as client:
+        speaker = Speaker(client)
+        speaker.say()
+        assert "PLC" in tried(speaker, "busy"), "none asks"
+        with PollingPlc(site.port) as plc:
+            speaker.say()
+            eventually(lambda: bool(plc.last and plc.last.ready), "READY")
+            assert tried(speaker, "busy") == ""
+            eventually(lambda: bool(plc.last and plc.last.busy), "BUSY")
+            for name in ("ng", "undecided", "ok", "ready", "result_valid"):
+                assert "no such output" in tried(speaker, name)
+            plc.acknowledges = False
+            speaker.say()
+            speaker.result()
+            eventually(lambda: bool(plc.last and plc.last.result_valid), "a result")
+            speaker.say()
+            assert "a plate's result is valid" in tried(speaker, "error")
 
 
 def test_accept_is_off_when_the_process_begins_and_ends(site: Site) -> None:
@@ -624,8 +650,8 @@ def on_by_hand(accept: Accept) -> SimulatedIo:
     places = (Place(0, now_ns - 10**8), Place(1000, now_ns))
     accept.belt(BeltNews(64, True, places, ()))
     accept.renew(now_ns + 10**9)
-    assert accept.test() == ""
-    accept._pulse_for_test()
+    assert accept.test() is None
+    assert accept._pulse_for_test() == ""
     device = accept._device
     assert isinstance(device, SimulatedIo)
     assert device.lit["accept"]

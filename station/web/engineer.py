@@ -225,7 +225,7 @@ class LightForm(BaseModel):
 class OutputForm(BaseModel):
     """An output that is switched on for a second."""
 
-    name: Literal["accept", "busy", "ng", "undecided", "error", "attention"]
+    name: Literal["accept", "busy", "error", "attention"]
     back: str = ""
 
 

@@ -26,8 +26,8 @@ from station.lamp import LampClient, LampError
 from station.log_tail import LEVELS, Wanted, details, tail
 from station.precision import read_record
 from station.processes import temperatures_c
-from station.record import ChangeBody
 from station.recipes import RecipeFolder
+from station.record import ChangeBody
 from station.redaction import redact
 from station.state import NotCommissioned, StationState
 from station.web.context import Web

@@ -651,9 +651,9 @@ class Station:
     def _on_recipe_checked(self, message: RecipeChecked) -> None:
         if self._is_ending:  # its row says that it was not taken up
             return
-        self._switch.checked(message)
-        if message.problem:
-            self._say_recipe_refused(message.wanted, message.problem)
+        problem = self._switch.checked(message.problem)
+        if problem:
+            self._say_recipe_refused(message.wanted, problem)
         else:
             self._set_problem("recipe", self._switch.not_ready)
             self._feed.end_between_plates()

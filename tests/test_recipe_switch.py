@@ -172,3 +172,25 @@ def test_a_recipe_that_is_taken_up_is_not_refused_too(station: Station) -> None:
     station._end_now("SIGTERM")
     assert RecipeFolder.of(station._settings).switch is not None
     assert [what for what, _ in changes(station)] == ["stop"]
+
+
+# --- the configuration ----------------------------------------------------------------------------
+
+
+def test_an_activation_takes_no_edited_configuration_up(station: Station) -> None:
+    """Nobody asked for that, and nobody approved it."""
+    camera: Any = SimpleNamespace(driver="simulated", width=768)
+    file = Path(station._configuration.source)
+    before = file.read_text()
+    for text in (before + "\n# another\n", "[station"):
+        file.write_text(text)
+        assert str(file) in station._switch.ask("small@2", "eve", camera)
+    file.write_text(before)
+    assert "small@2" in station._switch.ask("small@2", "eve", camera), "it is not there"
+    wanting(station, is_checked=False)
+    file.write_text(before + "\n# while it was checked\n")
+    station._dispatch(RecipeChecked(SECOND, ""))
+    assert not station._switch.is_waiting
+    ((what, problem),) = changes(station)
+    assert what == "recipe_refused"
+    assert "was changed since the station started" in problem

@@ -89,6 +89,8 @@ class BeltRegister:
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._lost: list[Decision] = []
         """About plates that passed and are forgotten."""
+        self._empty_since: float | None = None
+        """Behind this place the belt carried nothing past the camera; None before the first."""
 
     def forget(self) -> list[Decision]:
         """Nothing is known any more, the camera or the station is gone; what that means for plates
@@ -98,14 +100,23 @@ class BeltRegister:
         self._lost = []
         return lost
 
-    @property
-    def is_empty(self) -> bool:
-        """No plate is on its way to the accept point."""
-        return not self._entries
+    def clear_s(self, now_ns: int) -> float:
+        """How long surely no plate reaches the accept point, whatever comes past the camera; 0
+        unless it is known that none is on its way: the belt went the whole way empty."""
+        if self._entries or self._place is None or self._speed is None:
+            return 0.0
+        assert self._empty_since is not None
+        if self._speed < 0 or self._place.scan_lines - self._empty_since < self._distance:
+            return 0.0
+        free = self._distance - (self.place_at(now_ns) or 0.0) + self._place.scan_lines
+        return max(0.0, free - self._reach) / self._speed if self._speed else math.inf
 
     def move(self, place: Place) -> None:
         """A frame says where the belt is."""
         last, self._place = self._place, place
+        is_at_camera = any(math.isinf(entry.point) for entry in self._entries.values())
+        if self._empty_since is None or is_at_camera:
+            self._empty_since = place.scan_lines
         if last is None or place.at_ns <= last.at_ns:
             return
         seconds = (place.at_ns - last.at_ns) / 1e9
@@ -125,12 +136,15 @@ class BeltRegister:
         entry = self._entries.get(result_id)
         if entry is not None:
             entry.point = trailing_edge + self._distance
+        self._empty_since = max(trailing_edge, self._empty_since or trailing_edge)
 
     def decide(self, result_id: str, is_pass: bool, refusal: str, now_ns: int) -> Decision | None:
         """A plate's record is durable; what that means if its point went by already, or if it never
         entered."""
         entry = self._entries.get(result_id)
         if entry is None:
+            # It may lie anywhere.
+            self._empty_since = None if self._place is None else self._place.scan_lines
             why = "nobody saw it pass the camera, or the belt's place was lost since"
             return Decision(result_id, Fate.WITHHELD, why) if is_pass else None
         self._mark_over(now_ns)

@@ -193,7 +193,8 @@ class Feed:
         self._silence_limit_s = _START_LIMIT_S
         """Once it has been heard, a tick comes every 250 ms."""
         self._is_stalled = False
-        self._live = LiveFrames(context.configuration.value.station.runtime_dir)
+        runtime_dir = context.configuration.value.station.runtime_dir
+        self._live = LiveFrames(runtime_dir, camera.info.width)
         self._ends_between_plates = False
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="acquire", daemon=True)

@@ -3,12 +3,13 @@ through the lamp process, which owns them and ends what nobody renews."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, field
 from typing import Final
 
 from drivers.stacklight import LightState
-from station.ipc import Json
-from station.lamp import LampClient
+from station.ipc import Json, PeerGone
+from station.lamp import LampAnswer, LampClient
 from station.lease import LAMP_TEST_S
 from station.outputs import TEST_S
 from station.record import utc_now
@@ -35,6 +36,10 @@ class HandTest:
     _until_ns: int = 0
     _state: LightState | None = None
     _said: Json | None = None
+    _op: str = ""
+    """Of what was tried out last: `light` or `output`."""
+    _shows: set[int] = field(default_factory=set)
+    """Numbers of its commands to the light that wait for their answers."""
 
     def refusal(self, state: StationState, open_plates: int, op: str, text: str) -> str:
         """Why nothing may be tried out now; empty if it may."""
@@ -47,9 +52,19 @@ class HandTest:
             return f"{text!r:.40} cannot be shown by hand; there are: {', '.join(names)}"
         return ""
 
+    def ask(self, op: str, text: str) -> None:
+        """It will be tried out once its row is durable."""
+        self._said = {"what": text, "at": utc_now(), "problem": None}
+        self._op = op
+        self._shows.clear()
+
+    def refuse(self, problem: str) -> None:
+        """It was not tried out after all."""
+        self._learn(problem)
+
     def begin(self, lamp: LampClient, op: str, text: str, now_ns: int) -> None:
         """Raises `PeerGone`; BlockingIOError if the lamp process does not read."""
-        self._said = {"what": text, "at": utc_now(), "problem": None}
+        self.ask(op, text)
         if op == "output":
             lamp.send_output(text)
             self._state, seconds = None, TEST_S
@@ -69,16 +84,34 @@ class HandTest:
         """Raises as `begin`."""
         if self._state is not None and self.is_on(now_ns):
             left_s = (self._until_ns - now_ns) / 1e9
-            lamp.send_show(self._state, "", None, min(_LEASE_S, left_s))
+            self._shows.add(lamp.send_show(self._state, "", None, min(_LEASE_S, left_s)))
 
-    def end(self) -> None:
-        """Plates may come again."""
+    def end(self, lamp: LampClient | None) -> None:
+        """Plates may come again. Without a lamp process nothing is on; one that does not read ends
+        it by the next plate."""
         self._until_ns, self._state = 0, None
+        if lamp is not None:
+            with contextlib.suppress(PeerGone, BlockingIOError):
+                lamp.send_end_tests()
 
-    def answered(self, reason: str) -> None:
-        """The lamp process says what became of it: empty if it was done."""
+    def shown(self, answer: LampAnswer) -> None:
+        """The lamp process says what became of a command to the light; of another, nothing is
+        done."""
+        if answer.number in self._shows:
+            self._shows.remove(answer.number)
+            self._learn(answer.reason)
+
+    def answered(self, event: Json) -> None:
+        """The lamp process says what became of a lamp test or an output: `reason` is empty if it
+        was done."""
+        tested = ("light", LAMP_TEST) if event["op"] == "test" else ("output", event["name"])
+        if self._said is not None and (self._op, self._said["what"]) == tested:
+            self._learn(event["reason"])
+
+    def _learn(self, reason: str) -> None:
+        """One that failed once was not done, whatever its renewals did."""
         if self._said is not None:
-            self._said["problem"] = reason
+            self._said["problem"] = self._said["problem"] or reason
 
     @property
     def status(self) -> Json | None:

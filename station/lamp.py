@@ -201,6 +201,10 @@ class LampClient:
         `output`. Raises as `send_show`."""
         self._connected().send({"op": "output", "name": name}, timeout_s=0)
 
+    def send_end_tests(self) -> None:
+        """End at once what `send_output` switched on. Raises as `send_show`."""
+        self._connected().send({"op": "end_tests"}, timeout_s=0)
+
     def close(self) -> None:
         """Give up the lamp: it leaves any pass at once. Safe to call twice."""
         if self._channel is not None:
@@ -602,6 +606,9 @@ class _Lamp:
                 return self._start_test(owner)
             case "output":
                 return self._test_output(owner, str(body["name"]))
+            case "end_tests":
+                self._outputs.end_tests()
+                return None
             case "word" | "result" | "belt":
                 self._tell_outputs(owner, body)
                 return None
@@ -631,11 +638,11 @@ class _Lamp:
         self._light.lease.tester = owner  # answered at its end
         return None
 
-    def _test_output(self, owner: int, name: str) -> Json:
-        """Only for the station, which knows that no plate comes."""
+    def _test_output(self, owner: int, name: str) -> Json | None:
+        """Only for the station, which knows that no plate comes; answered once it is done."""
         is_held = self._claims.holder == owner
         reason = self._outputs.test(name) if is_held else "no station that holds the lamp asks"
-        return {"op": "output", "name": name, "reason": reason}
+        return None if reason is None else {"op": "output", "name": name, "reason": reason}
 
     def _tell_tester(self) -> None:
         """The lamp test is over when something else is shown."""

@@ -31,6 +31,8 @@ _FIRST_S = 0.25
 _KEPT_LINES = 512
 _PICTURE = "live.pgm"
 _MOST_BYTES = 64_000_000
+"""Of a picture's file, with its head."""
+_HEAD_BYTES = 4096
 
 Pixels = NDArray[np.uint8]
 
@@ -51,53 +53,72 @@ class LivePicture:
 
 
 class LiveFrames:
-    """The station's side. `take` is for the acquire thread."""
+    """The station's side. `take` is for the acquire thread: it copies into memory that is there,
+    no more scan lines than are shown."""
 
-    def __init__(self, runtime_dir: Path) -> None:
+    def __init__(self, runtime_dir: Path, width: int) -> None:
         self._folder = runtime_dir
-        self._wanted_until = self._due = 0.0
-        self._lines: deque[Pixels] = deque()
+        self._wanted_until = 0.0
+        self._due: float | None = None
+        """When the next picture is; None while nobody asks."""
+        rows = max(1, min(_KEPT_LINES, (_MOST_BYTES - _HEAD_BYTES) // width))
+        # Written once here: the first touch of a page is slow.
+        self._ring: Pixels = np.full((rows, width), 0, np.uint8)
+        self._picture: Pixels = np.full((rows, width), 0, np.uint8)
+        """What is being written, or was."""
+        self._begin = self._filled = 0
+        """Of the ring: where its next scan line goes, and how many it holds."""
         self._stamps: deque[tuple[int, int]] = deque(maxlen=64)
         """Frame id and timestamp."""
-        self._orders: queue.SimpleQueue[tuple[Json, list[Pixels]]] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[tuple[Json, int]] = queue.SimpleQueue()
         self._is_writing = threading.Event()
-        self._thread: threading.Thread | None = None
+        with contextlib.suppress(RuntimeError):  # there is no thread to be had: no picture
+            threading.Thread(target=self._write_all, name="live", daemon=True).start()
 
     def look(self) -> None:
         """Somebody asks; from any thread."""
         self._wanted_until = time.monotonic() + FRESH_S
 
     def take(self, frame: Frame, counts: Callable[[], Json], now: float) -> None:
-        """Keep a copy of its pixels if somebody asks; `now` is time.monotonic()."""
+        """Keep a copy of its last scan lines if somebody asks; `now` is time.monotonic()."""
         if now >= self._wanted_until:
-            if self._lines:
-                self._lines.clear()
-                self._stamps.clear()
+            self._due = None
             return
-        if frame.pixel_format != MONO8 or not frame.height:
+        if frame.pixel_format != MONO8 or frame.pixels.shape[1] != self._ring.shape[1]:
             return
-        if not self._lines:
+        is_next = bool(self._stamps) and frame.frame_id == self._stamps[-1][0] + 1
+        if self._due is None or not is_next or frame.is_incomplete:
+            self._clear()
+        if self._due is None:
             self._due = now + _FIRST_S
+        if frame.is_incomplete or not frame.height:
+            return
         self._keep(frame)
         if now >= self._due and not self._is_writing.is_set():
             self._due = now + EVERY_S
             self._hand_over(frame, counts())
 
+    def _clear(self) -> None:
+        """What comes does not follow what came."""
+        self._begin = self._filled = 0
+        self._stamps.clear()
+
     def _keep(self, frame: Frame) -> None:
-        if self._lines and self._lines[-1].shape[1] != frame.pixels.shape[1]:
-            self._lines.clear()
-        self._lines.append(frame.pixels.copy())
+        ring, kept = self._ring, frame.pixels[-len(self._ring) :]
+        straight = min(len(kept), len(ring) - self._begin)
+        ring[self._begin : self._begin + straight] = kept[:straight]
+        ring[: len(kept) - straight] = kept[straight:]
+        self._begin = (self._begin + len(kept)) % len(ring)
+        self._filled = min(self._filled + len(kept), len(ring))
         self._stamps.append((frame.frame_id, frame.timestamp_ns))
-        while (len(self._lines) - 1) * frame.height >= _KEPT_LINES:
-            self._lines.popleft()
 
     def _hand_over(self, frame: Frame, counts: Json) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._write_all, name="live", daemon=True)
-            self._thread.start()
+        rows, oldest = self._filled, self._begin if self._filled == len(self._ring) else 0
+        self._picture[: rows - oldest] = self._ring[oldest:rows]
+        self._picture[rows - oldest : rows] = self._ring[:oldest]
         self._is_writing.set()
         about = {**counts, "frame_id": frame.frame_id, "line_rate_hz": self._rate_hz(frame.height)}
-        self._orders.put((about, list(self._lines)))
+        self._orders.put((about, rows))
 
     def _rate_hz(self, height: int) -> float | None:
         (first, start), (last, end) = self._stamps[0], self._stamps[-1]
@@ -105,21 +126,20 @@ class LiveFrames:
 
     def _write_all(self) -> None:
         while True:
-            about, lines = self._orders.get()
+            about, rows = self._orders.get()
             with contextlib.suppress(OSError):  # a disk that is full costs the picture alone
-                _write(self._folder, about, lines)
+                _write(self._folder, about, self._picture[:rows])
             self._is_writing.clear()
 
 
-def _write(folder: Path, about: Json, lines: list[Pixels]) -> None:
+def _write(folder: Path, about: Json, picture: Pixels) -> None:
     """A PGM file, whose comment says the rest (netpbm, pgm(5))."""
-    rows, width = sum(map(len, lines)), lines[0].shape[1]
+    rows, width = picture.shape
     said = json.dumps({**about, "at_ns": time.monotonic_ns()})
     temporary = folder / f"{_PICTURE}.new"
     with temporary.open("wb") as file:
         file.write(f"P5\n# {said}\n{width} {rows}\n255\n".encode())
-        for part in lines:
-            file.write(part.data)
+        file.write(picture.data)
     temporary.replace(folder / _PICTURE)
 
 

@@ -50,6 +50,11 @@ _LOOK_EVERY_STEPS = 10_000
 _FIRST_SEQ, _LAST_SEQ = -(2**63), 2**63 - 1
 """What SQLite has: a row that somebody put before the first one is read, too."""
 
+_LAST_LIFE = text("""
+    SELECT body ->> '$.what' FROM row
+    WHERE kind = 'change' AND body ->> '$.what' IN ('start', 'stop') ORDER BY +seq DESC LIMIT 1
+""")
+"""By the index of kinds, not backwards through all plates."""
 _ABOUT_PICTURES = text("""
     SELECT CASE kind WHEN 'result' THEN json_remove(body, '$.tile_grid', '$.tile_scores') ELSE body
     END FROM row WHERE result_id = :id AND +kind IN ('result', 'review', 'tombstone')
@@ -221,6 +226,12 @@ class Reader:
     def recipe_changes(self) -> list[Json]:
         """Bodies of the rows that propose, approve and activate recipes, in order."""
         return [json.loads(row[0]) for row in self._connection.execute(text(RECIPE_CHANGES))]
+
+    def ended_in_order(self) -> bool:
+        """The station's last life ended as it was told, or there was none: nothing starts it again
+        by itself."""
+        found = self._connection.execute(_LAST_LIFE).fetchone()
+        return found is None or found[0] == "stop"
 
     def stats(self, wanted: Filter) -> Json:
         """Counts by verdict and by reason."""

@@ -30,12 +30,13 @@ from station.record import Provenance, Verdict
 
 TEST_S = 1.0
 """How long an output is on that a person tries out."""
-TESTED_WORDS = ("busy", "ng", "undecided", "error", "attention")
-"""Of the words to the PLC: none that says that a plate is good or may come."""
+TESTED_WORDS = ("busy", "error", "attention")
+"""Of the words to the PLC: none that says anything of a plate, or that one may come."""
 _MOST_EVENTS = 1000
 """That nobody takes; the oldest is forgotten."""
 _TURN_S = 0.05
 _REOPEN_S = 0.5
+_ENDED = "ended: a plate came, or plates may come"
 
 Json = dict[str, Any]
 
@@ -230,13 +231,20 @@ class Outputs:
             if self._plc is not None and is_late:
                 self._plc.add_late()
 
-    def test(self, name: str) -> str:
-        """Switch one output on for a moment; why not, empty if it is done."""
+    def test(self, name: str) -> str | None:
+        """Switch one output on for a moment; why not, or None: the event `output` says it."""
         if name == ACCEPT_OUTPUT and self._accept is not None:
             return self._accept.test()
         if name in TESTED_WORDS and self._plc is not None:
             return self._plc.test(name, time.monotonic_ns())
         return f"there is no such output: {name!r:.40}"
+
+    def end_tests(self) -> None:
+        """Plates come again."""
+        if self._accept is not None:
+            self._accept.end_test()
+        if self._plc is not None:
+            self._plc.end_test()
 
     def status(self) -> Json:
         return {
@@ -295,6 +303,8 @@ class Plc:
         """Counts that the station knows."""
         self._tested = ("", 0)
         """A word that a person tries out, and until when."""
+        self._awaited = ""
+        """The same, while it is not known whether the PLC has it."""
         self._reopen_ns = 0
         self._opening: threading.Thread | None = None
 
@@ -357,12 +367,26 @@ class Plc:
             self._has_station = False
             self._handshake.revoke()
 
-    def test(self, name: str, now_ns: int) -> str:
-        """One word is on for a moment, whatever it says."""
-        if self._link is None:
-            return self._problem or "its link is not open"
-        self._tested = (name, now_ns + int(TEST_S * 1e9))
-        return ""
+    def test(self, name: str, now_ns: int) -> str | None:
+        """One word is on for a moment, whatever it says; why not, or None: its event says when the
+        PLC has it."""
+        if self._link is None or self._link.problem:
+            return (self._link and self._link.problem) or self._problem or "its link is not open"
+        with self._lock:
+            if self._handshake.look(now_ns).result_valid:
+                return "a plate's result is valid: let the PLC acknowledge it first"
+            self._tested, self._awaited = (name, now_ns + int(TEST_S * 1e9)), name
+        return None
+
+    def _answer_test(self, reason: str) -> None:
+        with self._lock:
+            name, self._awaited = self._awaited, ""
+        if name:
+            self._events.add(_tried(name, reason))
+
+    def end_test(self) -> None:
+        self._tested = ("", 0)
+        self._answer_test(_ENDED)
 
     def add_late(self) -> None:
         with self._lock:
@@ -370,6 +394,8 @@ class Plc:
 
     def keep(self, now_ns: int) -> None:
         """Look for a link that could not be opened; see whether the PLC lives."""
+        if now_ns >= self._tested[1]:
+            self._answer_test(self._problem or f"the PLC did not take it within {TEST_S:g} s")
         is_opening = self._opening is not None and self._opening.is_alive()
         if self._link is None and now_ns >= self._reopen_ns and not is_opening:
             self._open_aside()
@@ -430,11 +456,15 @@ class Plc:
         now_ns, (name, until_ns) = time.monotonic_ns(), self._tested
         with self._lock:
             said = self._handshake.look(now_ns)
-        return said if now_ns >= until_ns else replace(said, **{name: True})
+        # Beside a plate's result nothing is said that is not so.
+        is_tested = now_ns < until_ns and not said.result_valid
+        return replace(said, **{name: True}) if is_tested else said
 
     def _handed(self, said: PlcOutputs) -> None:
         with self._lock:
             self._handshake.handed(said, time.monotonic_ns())
+        if self._awaited and getattr(said, self._awaited):
+            self._answer_test("")
 
     def _take(self, inputs: PlcInputs) -> None:
         now_ns = time.monotonic_ns()
@@ -472,6 +502,8 @@ class Accept:
         self._counts = dict.fromkeys(Fate, 0)
         self._is_tested = False
         """A person wants to see it on."""
+        self._is_test_on = False
+        """What is on is on because a person wants to see it."""
         self._changed = threading.Condition()
         """Guards everything above but the device, which is the thread's own."""
         self._is_closing = False
@@ -524,6 +556,19 @@ class Accept:
             self._expires_ns = 0
             self._changed.notify()
 
+    def end_test(self) -> None:
+        """Plates come: what a person wanted to see is over."""
+        with self._changed:
+            self._forget_test()
+            self._changed.notify()
+
+    def _forget_test(self) -> None:
+        if self._is_tested:
+            self._events.add(_tried(ACCEPT_OUTPUT, _ENDED))
+        self._is_tested = False
+        if self._is_test_on:
+            self._off_ns = 0
+
     def belt(self, news: BeltNews) -> None:
         lost = []
         with self._changed:
@@ -535,6 +580,7 @@ class Accept:
             for result_id, is_end, scan_line in news.plates:
                 enter = self._register.close if is_end else self._register.enter
                 enter(result_id, scan_line)
+                self._forget_test()
             self._changed.notify()
         for decision in lost:
             self._say(decision, None, 0, None)
@@ -569,15 +615,27 @@ class Accept:
             return ""
         return f"the plate is {result.provenance}: only production is accepted"
 
-    def test(self) -> str:
-        """Switch it on once; why not, empty if it will be."""
+    def test(self) -> str | None:
+        """Switch it on once; why not, or None: its event says what became of it."""
         with self._changed:
             if self._device is None:
                 return self._problem or "its device is not open"
-            if self._register is not None and not self._register.is_empty:
-                return "a plate is on its way to the accept point"
+            if why := self._untestable(time.monotonic_ns()):
+                return why
             self._is_tested = True
             self._changed.notify()
+        return None
+
+    def _untestable(self, now_ns: int) -> str:
+        """Why a plate may lie at the accept point, or come there at once; empty if none does."""
+        if self._register is None or now_ns >= self._expires_ns:
+            return "it is not known what the belt carries: the station reports an error, or began"
+        if self._register.clear_s(now_ns) <= 0:
+            distance = self._settings.distance_mm
+            return (
+                "a plate may be on its way to the accept point; let the belt travel "
+                f"{distance:g} mm without plates"
+            )
         return ""
 
     def status(self) -> Json:
@@ -623,7 +681,7 @@ class Accept:
         if is_over:
             self._end_pulse()
         if is_tested:
-            self._pulse_for_test()
+            self._events.add(_tried(ACCEPT_OUTPUT, self._pulse_for_test()))
         for decision in decisions:
             self._carry_out(decision, decided_ns)
         self._keep_device()
@@ -634,7 +692,7 @@ class Accept:
     def _fail(self, problem: str) -> None:
         """Whatever it was: nothing is known of the belt, and the device is opened anew."""
         with self._changed:
-            self._register, self._off_ns = None, None
+            self._register, self._off_ns, self._is_test_on = None, None, False
         self._lose(problem)
         self._keep_device()
         with self._changed:
@@ -679,6 +737,7 @@ class Accept:
             self._say(_withheld(decision, str(error)), None, commanded_ns, None)
             return
         shown_ns = time.monotonic_ns()
+        self._off_ns, self._is_test_on = None, False
         if not self._device.times_pulses:
             self._off_ns = commanded_ns + int(seconds * 1e9)
         late_s = (shown_ns - decided_ns) / 1e9
@@ -699,19 +758,31 @@ class Accept:
             return f"{1000 * late_s:.0f} ms late, a pulse would have reached the next plate"
         return ""
 
-    def _pulse_for_test(self) -> None:
+    def _pulse_for_test(self) -> str:
+        """Why it is not on; empty if it is."""
+        began_ns = time.monotonic_ns()
+        with self._changed:
+            # Looked at again: what was true when it was asked for may not be any more.
+            if why := self._untestable(began_ns):
+                return why
+            assert self._register is not None
+            seconds = min(TEST_S, self._register.clear_s(began_ns))
         if self._device is None:
-            return
+            return self._problem or "its device is not open"
         try:
-            self._device.pulse(ACCEPT_OUTPUT, TEST_S)
+            self._device.pulse(ACCEPT_OUTPUT, seconds)
         except DeviceError as error:
             self._lose(str(error))
-            return
-        if not self._device.times_pulses:
-            self._off_ns = time.monotonic_ns() + int(TEST_S * 1e9)
+            return str(error)
+        with self._changed:
+            # Also of a device that ends it: a plate that enters meanwhile ends it before.
+            self._off_ns, self._is_test_on = began_ns + int(seconds * 1e9), True
+            if not self._register or self._register.clear_s(time.monotonic_ns()) <= 0:
+                self._off_ns = 0
+        return ""
 
     def _end_pulse(self) -> None:
-        self._off_ns = None
+        self._off_ns, self._is_test_on = None, False
         if self._device is None:
             return
         try:
@@ -763,6 +834,11 @@ class Accept:
                 "detail": detail,
             }
         )
+
+
+def _tried(name: str, reason: str) -> Json:
+    """What became of an output that a person tried out."""
+    return {"op": "output", "name": name, "reason": reason}
 
 
 def _withheld(decision: Decision, why: str) -> Decision:

@@ -235,6 +235,8 @@ class Station:
         self._switch = RecipeSwitch(configuration, recipe, self._post)
         self._hand_test = HandTest()
         self._starts_halted = False
+        self._has_begun = False
+        """Plates are judged, or were: the log took the start."""
         self._stages: dict[str, Json] = {}
         """Of results whose actuation row is not written yet: its stage times."""
         self._statistics = _Statistics()
@@ -484,11 +486,13 @@ class Station:
         """The log took the start: only now is it known that it can be written (I12)."""
         if self._is_ending:  # told so meanwhile: the camera is closed
             return
+        self._has_begun = True
         RecipeFolder.of(self._settings).forget_switch()
-        self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
         if self._starts_halted:  # by a person, who expects no plate to be judged
             self._set_state(StationState.HALTED)
-            self._set_fault()
+        else:
+            self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
+        self._set_fault()
         self._feed.start()
         notify("READY=1")
         threading.Thread(target=self._verify_log, name="verify", daemon=True).start()
@@ -541,16 +545,20 @@ class Station:
             self._tell_outputs()
             self._feed.stop()
             self._drain_inbox()
+            self._drop_recipe(f"the station ended first: {why}")
             self._serials.end()
             self._outbox.submit([*self._audit.end(), self._change("stop", "station", {"why": why})])
 
     def _end_now(self, why: str) -> None:
         """Not at the end of the plates: light and outputs leave what they say before anything else,
         and no pass that is still to be written shows."""
+        self._show_no_more()
+        self._end(why)
+
+    def _show_no_more(self) -> None:
         self._is_told_to_end = True
         self._set_fault()
         self._actuation.update(time.monotonic_ns())
-        self._end(why)
 
     def _stop(self) -> None:
         if self._lamp is not None:
@@ -630,7 +638,8 @@ class Station:
             case RecipeChecked():
                 self._on_recipe_checked(message)
             case FeedEnded() if self._switch.is_waiting and not self._is_complete:
-                self._take_up_recipe()
+                if not self._is_ending:
+                    self._take_up_recipe()
             case FeedEnded():
                 self._end("the source has ended")
             case FeedFailed(error):
@@ -640,15 +649,18 @@ class Station:
                 self._end_now(message.name)
 
     def _on_recipe_checked(self, message: RecipeChecked) -> None:
-        self._switch.checked(message)
-        if message.problem:
-            self._say_recipe_refused(message.wanted, message.problem)
+        if self._is_ending:  # its row says that it was not taken up
+            return
+        problem = self._switch.checked(message.problem)
+        if problem:
+            self._say_recipe_refused(message.wanted, problem)
         else:
             self._set_problem("recipe", self._switch.not_ready)
             self._feed.end_between_plates()
 
     def _take_up_recipe(self) -> None:
         """No plate is on the belt. Ends in order; whoever started this station starts it again."""
+        self._show_no_more()  # the belt may bring a plate that nobody sees
         why = self._switch.not_ready
         wanted = self._switch.wanted
         problem = self._switch.commit(is_halted=self._state is StationState.HALTED)
@@ -656,6 +668,11 @@ class Station:
             self._say_recipe_refused(wanted, problem)
         self._emit({"restart": why})
         self._end(why)
+
+    def _drop_recipe(self, problem: str) -> None:
+        wanted = self._switch.drop(problem)
+        if wanted is not None:
+            self._say_recipe_refused(wanted, problem)
 
     def _say_recipe_refused(self, wanted: Named, problem: str) -> None:
         station_id = self._settings.station.id
@@ -914,6 +931,7 @@ class Station:
             self._lose_lamp()
             return
         for answer in answers:
+            self._hand_test.shown(answer)
             self._actuation.answered(answer)
         self._say_doubt()
         for event in self._lamp.take_events():
@@ -965,7 +983,7 @@ class Station:
             case "accept_problem":
                 self._set_problem("accept", event["problem"])
             case "test" | "output":
-                self._hand_test.answered(event["reason"])
+                self._hand_test.answered(event)
             case "accept":
                 self._on_accept({key: value for key, value in event.items() if key != "op"})
         self._set_attention()
@@ -1129,6 +1147,9 @@ class Station:
             if hasattr(self, "_feed"):
                 self._feed.look()
             return {"ok": True, "state": str(self._state)}
+        if self._is_ending:
+            # Said now, it would hold for nothing: what is started next does not know of it.
+            return {"ok": False, "error": f"{op}: the station is ending; say it to the next one"}
         if op == "recipe":
             return self._ask_for_recipe(text, who, account)
         if op in ("light", "output"):
@@ -1137,10 +1158,12 @@ class Station:
             refusal = self._say_given(op, text, who, account)
             state = {"ok": True, "state": str(self._state)}
             return {"ok": False, "error": refusal} if refusal else state
-        if op == "halt":
+        if op in ("halt", "resume") and not self._has_begun:
+            self._halt_start(op == "halt")
+        elif op == "halt":
             self._set_state(StationState.HALTED)
         elif op == "resume" and self._state is StationState.HALTED:
-            self._hand_test.end()
+            self._hand_test.end(self._lamp)
             self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
         elif op == "ack":
             held = self._policy.held(time.monotonic_ns())
@@ -1158,6 +1181,16 @@ class Station:
             self._outbox.submit([self._change(op, who, {}, account)])
         return {"ok": True, "state": str(self._state)}
 
+    def _halt_start(self, is_halted: bool) -> None:
+        """Halted or resumed before the log took the start: it begins so, or its successor does."""
+        self._starts_halted = is_halted
+        self._hand_test.end(self._lamp)
+        self._set_state(StationState.HALTED if is_halted else StationState.PREOPERATIONAL)
+        try:
+            RecipeFolder.of(self._settings).keep_halted(is_halted)
+        except (OSError, ConfigError) as error:
+            _LOG.warning("halt not kept for another start", problem=str(error))
+
     def _ask_for_recipe(self, name: str, who: str, account: str) -> Json:
         if self._is_ending or not hasattr(self, "_feed"):
             return {"ok": False, "error": "the station is starting or ending; ask again"}
@@ -1169,17 +1202,28 @@ class Station:
 
     def _try_out(self, op: str, text: str, who: str, account: str) -> Json:
         """Lamp or an output, by hand: recorded first, then shown."""
-        refusal = self._hand_test.refusal(self._state, len(self._opened_ns), op, text)
-        if self._lamp is None:
-            refusal = refusal or "no lamp process answers"
-        if refusal or self._lamp is None:
+        refusal = self._untestable(op, text)
+        if refusal:
             return {"ok": False, "error": refusal}
-        self._outbox.submit([self._change(op, who, {"tested": text[:40]}, account)])
+        self._hand_test.ask(op, text)
+        row = self._change(op, who, {"tested": text[:40]}, account)
+        self._outbox.submit([row], done=lambda _: self._begin_hand_test(op, text))
+        return {"ok": True, "state": str(self._state)}
+
+    def _untestable(self, op: str, text: str) -> str:
+        refusal = self._hand_test.refusal(self._state, len(self._opened_ns), op, text)
+        return refusal or ("no lamp process answers" if self._lamp is None else "")
+
+    def _begin_hand_test(self, op: str, text: str) -> None:
+        """Its row is durable; what was true when it was asked for is looked at again."""
+        refusal = "the station is ending" if self._is_ending else self._untestable(op, text)
+        if refusal or self._lamp is None:
+            self._hand_test.refuse(refusal)
+            return
         try:
             self._hand_test.begin(self._lamp, op, text, time.monotonic_ns())
         except (PeerGone, BlockingIOError) as error:
-            return {"ok": False, "error": f"the lamp process does not take it: {error}"}
-        return {"ok": True, "state": str(self._state)}
+            self._hand_test.refuse(f"the lamp process does not take it: {error}")
 
     def _renew_hand_test(self) -> None:
         if self._lamp is not None:

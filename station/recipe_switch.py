@@ -16,7 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from drivers.camera import CameraInfo
-from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe
+from station.config import (
+    ConfigError,
+    Configuration,
+    Loaded,
+    Recipe,
+    load_configuration,
+    load_recipe,
+)
 from station.ipc import Json
 from station.log_lines import get_logger
 from station.product import geometry_of
@@ -50,6 +57,8 @@ class RecipeSwitch:
         self.wanted: Named | None = None
         self._stage = ""
         self._since = 0.0
+        self._is_kept = False
+        """For the next start."""
         self.problem = ""
         """Of the last activation that did not come about."""
 
@@ -82,6 +91,8 @@ class RecipeSwitch:
             return f"{self.wanted.name} is being activated; wait until it is"
         if camera.driver == "replay":
             return "a replay keeps the recipe that it began with; start it again with another"
+        if changed := self._changed_configuration():
+            return changed
         try:
             recipe = load_recipe(str(self._folder.file(name)))
             pitch_mm = self._configuration.value.camera.pixel_pitch_mm
@@ -97,12 +108,29 @@ class RecipeSwitch:
         threading.Thread(target=self._check, args=(self.wanted,), daemon=True).start()
         return ""
 
-    def checked(self, message: RecipeChecked) -> None:
-        """The check has ended: from here on the station waits for the plate's end, or goes on."""
-        if message.problem:
-            self.refuse(message.problem)
+    def checked(self, problem: str) -> str:
+        """The check has ended: from here on the station waits for the plate's end, or goes on; why
+        it goes on, empty if it waits."""
+        problem = problem or self._changed_configuration()
+        if problem:
+            self.refuse(problem)
         else:
             self._stage = "waiting"
+        return problem
+
+    def _changed_configuration(self) -> str:
+        """The next start would take up more than a recipe: what nobody asked for and approved."""
+        source = self._configuration.source
+        try:
+            sha256 = load_configuration(source).sha256
+        except ConfigError as error:
+            return str(error)
+        if sha256 == self._configuration.sha256:
+            return ""
+        return (
+            f"{source} was changed since the station started (sha256 {sha256[:12]}, running "
+            f"{self._configuration.sha256[:12]}); restart the station with it first, or undo that"
+        )
 
     def refuse(self, problem: str) -> None:
         _LOG.warning("recipe refused", wanted=self.wanted and self.wanted.name, problem=problem)
@@ -116,7 +144,16 @@ class RecipeSwitch:
             self._folder.ask(self.wanted, is_halted)
         except OSError as error:
             self.refuse(f"{self._folder.path}: {error.strerror}")
+        else:
+            self._is_kept = True
         return self.problem
+
+    def drop(self, problem: str) -> Named | None:
+        """The station ends before it came to it; what was wanted, None if nothing was."""
+        wanted = None if self._is_kept else self.wanted
+        if wanted is not None:
+            self.refuse(problem)
+        return wanted
 
     def _check(self, wanted: Named) -> None:
         try:

@@ -332,6 +332,13 @@ class RecipeFolder:
     def mark(self, switch: Switch, state: Literal["tried", "failed"], problem: str = "") -> None:
         self._write(_SWITCH, switch.model_copy(update={"state": state, "problem": problem}))
 
+    def keep_halted(self, is_halted: bool) -> None:
+        """A person halts or resumes a station that has not begun to judge yet: what is started
+        after it stays so. Raises also `ConfigError`."""
+        switch = self.switch
+        if switch is not None:
+            self._write(_SWITCH, switch.model_copy(update={"is_halted": is_halted}))
+
     def activate(self, wanted: Named) -> None:
         self._write(_ACTIVE, wanted)
 

@@ -238,3 +238,41 @@ def test_it_is_bounded() -> None:
     assert len(register._entries) <= 256
     lost = {decision.result_id for decision in register.due(0)}
     assert lost == {str(number) for number in range(0, 10_000 - 256, 2)}, "no passed plate vanishes"
+
+
+# --- is the way to the point empty? ---------------------------------------------------------------
+
+
+def moved(register: BeltRegister, *places: int) -> int:
+    """Frames at `SPEED`; the time of the last."""
+    for place in places:
+        register.move(Place(place, ns(place / SPEED)))
+    return ns(places[-1] / SPEED)
+
+
+def test_the_way_is_clear_once_the_belt_went_it_empty() -> None:
+    register = BeltRegister(DISTANCE, HEIGHT, PULSE_S, MAX_AGE_S)
+    assert register.clear_s(0) == 0, "nothing is known"
+    assert register.clear_s(moved(register, 0, 64, DISTANCE - 1)) == 0, "what lay there is unknown"
+    now_ns = moved(register, DISTANCE)
+    clear_s = register.clear_s(now_ns)
+    assert 0 < clear_s < DISTANCE / SPEED - HEIGHT / 2 / SPEED
+    assert register.clear_s(now_ns + ns(0.02)) < clear_s, "what enters now is on its way"
+
+
+def test_a_plate_is_on_its_way_also_where_nobody_can_say_what_it_is() -> None:
+    for how in ("judged", "endless", "unseen"):
+        register = BeltRegister(DISTANCE, HEIGHT, PULSE_S, MAX_AGE_S)
+        now_ns = moved(register, 0, DISTANCE)
+        if how != "unseen":
+            register.enter("1", DISTANCE - 10)
+        now_ns = moved(register, DISTANCE + 64)
+        if how == "judged":
+            register.close("1", DISTANCE + 64)
+        register.decide("1", is_pass=False, refusal="", now_ns=now_ns)
+        now_ns = moved(register, DISTANCE + 128, 2 * DISTANCE + 63)
+        register.due(now_ns)
+        assert register.clear_s(now_ns) == 0, how
+        now_ns = moved(register, 2 * DISTANCE + 64)
+        register.due(now_ns)
+        assert register.clear_s(now_ns) > 0, how

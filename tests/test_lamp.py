@@ -790,6 +790,23 @@ def test_an_answer_that_arrived_while_the_station_was_busy_is_no_silence(station
     assert last_row(station).shown_ns is not None
 
 
+def test_what_is_tried_out_by_hand_waits_for_its_row(site: Site, station: Station) -> None:
+    station._state = StationState.HALTED
+    assert station._control_command("light", "eve", "", "undecided")["ok"]
+    done = station._outbox._unsent[-1].done
+    assert done is not None
+    assert not station._hand_test.is_on(time.monotonic_ns())
+    done({})
+    assert station._hand_test.is_on(time.monotonic_ns())
+    assert station._control_command("light", "eve", "", "fail")["ok"]
+    late = station._outbox._unsent[-1].done
+    assert late is not None
+    station._control_command("resume", "eve", "", "")
+    late({})
+    assert station._hand_test.status is not None
+    assert "halt it first" in station._hand_test.status["problem"]
+
+
 # --- end ------------------------------------------------------------------------------------------
 
 

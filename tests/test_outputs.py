@@ -442,6 +442,64 @@ def test_a_plate_that_was_lost_on_its_way_has_its_row_too(site: Site) -> None:
         assert "the belt's place was lost" in str(successor.events)
 
 
+def tried(speaker: Speaker, name: str = "accept") -> str:
+    """What the lamp process says of an output, tried out by hand."""
+    before = sum(event["op"] == "output" for event in speaker.hear())
+    speaker.client.send_output(name)
+
+    def answers() -> list[Json]:
+        return [event for event in speaker.hear() if event["op"] == "output"][before:]
+
+    eventually(lambda: bool(answers()), "an answer")
+    return str(answers()[0]["reason"])
+
+
+def test_nobody_tries_accept_out_over_a_belt_that_is_not_known_to_be_empty(site: Site) -> None:
+    """100 mm to the point are 1000 scan lines, a third of a second."""
+    site.start()
+    with site.client() as client:
+        speaker = Speaker(client)
+        speaker.say()
+        assert "not known what the belt carries" in tried(speaker), "no frame came"
+        speaker.travel(0.1)
+        assert "may be on its way" in tried(speaker), "what was there before is unknown"
+        speaker.travel(0.4)
+        speaker.say(error=True)
+        assert "not known what the belt carries" in tried(speaker), "an error"
+        assert site.pulses == []
+        speaker.say()
+        speaker._is_new = True
+        speaker.travel(0.5)
+        assert tried(speaker) == ""
+        assert len(site.pulses) == 1
+        site.module.stop()
+        speaker.travel(0.4)
+        assert "127.0.0.1" in tried(speaker), "the module is gone"
+
+
+def test_a_word_tried_out_is_done_when_the_plc_has_it_and_says_nothing_of_a_plate(
+    site: Site,
+) -> None:
+    site.start()
+    with site.client() as client:
+        speaker = Speaker(client)
+        speaker.say()
+        assert "PLC" in tried(speaker, "busy"), "none asks"
+        with PollingPlc(site.port) as plc:
+            speaker.say()
+            eventually(lambda: bool(plc.last and plc.last.ready), "READY")
+            assert tried(speaker, "busy") == ""
+            eventually(lambda: bool(plc.last and plc.last.busy), "BUSY")
+            for name in ("ng", "undecided", "ok", "ready", "result_valid"):
+                assert "no such output" in tried(speaker, name)
+            plc.acknowledges = False
+            speaker.say()
+            speaker.result()
+            eventually(lambda: bool(plc.last and plc.last.result_valid), "a result")
+            speaker.say()
+            assert "a plate's result is valid" in tried(speaker, "error")
+
+
 def test_accept_is_off_when_the_process_begins_and_ends(site: Site) -> None:
     site.is_timed = False
     site.module.coils[0] = True
@@ -584,6 +642,50 @@ def test_a_decision_that_a_slow_module_held_up_is_looked_at_again() -> None:
     accept.renew(now_ns - 1)
     accept._carry_out(decision, now_ns)
     assert told(events) == [("withheld", "the station's word ended first")]
+
+
+def on_by_hand(accept: Accept) -> SimulatedIo:
+    """A belt that went its way empty, and a person who wants to see accept."""
+    now_ns = time.monotonic_ns()
+    places = (Place(0, now_ns - 10**8), Place(1000, now_ns))
+    accept.belt(BeltNews(64, True, places, ()))
+    accept.renew(now_ns + 10**9)
+    assert accept.test() is None
+    assert accept._pulse_for_test() == ""
+    device = accept._device
+    assert isinstance(device, SimulatedIo)
+    assert device.lit["accept"]
+    return device
+
+
+def test_accept_tried_out_is_off_before_a_plate_can_be_there() -> None:
+    """1000 scan lines to the point at 10,000 a second: a tenth of a second, not a whole one."""
+    accept, _ = accept_and_events()
+    device = on_by_hand(accept)
+    end_ns = device._ends_ns["accept"]
+    assert end_ns is not None
+    assert end_ns - accept._register._place.at_ns < 10**8  # type: ignore[union-attr]
+
+
+def plate(accept: Accept) -> None:
+    accept.belt(BeltNews(64, False, (), (("t-1", False, 1000),)))
+
+
+def error(accept: Accept) -> None:
+    accept.renew(0)
+
+
+@pytest.mark.parametrize("end", [plate, error, Accept.end_test, Accept.revoke])
+def test_accept_tried_out_ends_as_plates_may_come(end: Callable[[Accept], None]) -> None:
+    accept, _ = accept_and_events()
+    on_by_hand(accept)
+    accept._off_ns = time.monotonic_ns() + 10**10  # however slow this machine is
+    assert not accept._due(time.monotonic_ns())[1]
+    end(accept)
+    assert accept._due(time.monotonic_ns())[1]
+    accept._end_pulse()
+    assert isinstance(accept._device, SimulatedIo)
+    assert not accept._device.lit["accept"]
 
 
 def test_what_a_station_does_not_read_waits(tmp_path: Path) -> None:

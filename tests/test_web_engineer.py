@@ -13,11 +13,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from test_recipes import whole_under_each_recipe
+from test_recipes import submitted, whole_under_each_recipe
 from web_rig import PageClient, WebRig, running_journal, until, web_rig
 
 from station.processes import ask_all
 from station.recipe_form import fields
+from station.recipes import Named, RecipeFolder
+from station.record import ChangeBody
 from station.web.live import Live
 from station.web.pages import json_path
 from station.web.roles import Role
@@ -183,6 +185,25 @@ def test_health_names_the_cause_and_what_to_do(rig: WebRig) -> None:
     assert page["log"]["wal_mb"] == 5.0
     assert "&lt;b&gt;no answer" in text
     assert "<b>no answer" not in text
+
+
+def test_the_lamp_is_not_tried_out_while_a_station_comes_back(rig: WebRig, ann: PageClient) -> None:
+    """None answers; plates may run until it is there again."""
+
+    def said(what: str) -> int:
+        submitted(rig.station, ChangeBody(station_id="test-1", what=what, who="station", detail={}))
+        return ann.send_json("/engineer/light.json", {"what": "test"}).status_code
+
+    assert said("start") == 409
+    refused = ann.send_json("/engineer/light.json", {"what": "test"})
+    assert "did not end in order" in refused.json()["error"]
+    assert said("stop") == 503, "it ended; no lamp process runs here"
+    folder = RecipeFolder(rig.station.journal / "recipes")
+    folder.ask(Named(id="small", version=2, sha256="0" * 64, who="eve"))
+    try:
+        assert said("stop") == 409, "a recipe is taken up"
+    finally:
+        folder.forget_switch()
 
 
 # --- a station that runs --------------------------------------------------------------------------

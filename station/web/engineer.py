@@ -19,12 +19,14 @@ from starlette.responses import Response, StreamingResponse
 from models.card import ModelError
 from station.commissioned import CommissioningFile, read_commissioned
 from station.commissioning_report import REPORT_HTML
+from station.config import ConfigError
 from station.hand_test import LAMP_TEST, SHOWN
 from station.ipc import Json, PeerGone
 from station.lamp import LampClient, LampError
 from station.log_tail import LEVELS, Wanted, details, tail
 from station.precision import read_record
 from station.processes import temperatures_c
+from station.recipes import RecipeFolder
 from station.record import ChangeBody
 from station.redaction import redact
 from station.state import NotCommissioned, StationState
@@ -225,7 +227,7 @@ class LightForm(BaseModel):
 class OutputForm(BaseModel):
     """An output that is switched on for a second."""
 
-    name: Literal["accept", "busy", "ng", "undecided", "error", "attention"]
+    name: Literal["accept", "busy", "error", "attention"]
     back: str = ""
 
 
@@ -602,7 +604,7 @@ def lamp(web: Web) -> LampPage:
     last = station.get("hand_test")
     return LampPage(
         state=str(station.get("state") or ""),
-        refusal=_test_refusal(station, said),
+        refusal=_test_refusal(web, station, said),
         is_halted=station.get("state") == StationState.HALTED,
         shown=str(said.get("state") or ""),
         device=str(said.get("device") or ""),
@@ -613,17 +615,30 @@ def lamp(web: Web) -> LampPage:
     )
 
 
-def _test_refusal(station: Json, lamp: Json) -> str:
+def _test_refusal(web: Web, station: Json, lamp: Json) -> str:
     """Key of the text that says why the lamp may not be tried out now; empty if it may."""
     if not lamp:
         return "engineer.no_lamp"
     state = station.get("state")
+    if not station and _restart_is_due(web):
+        return "engineer.restart_due"
     if not station or state == StationState.PREOPERATIONAL:
         return "engineer.lamp_held" if lamp.get("is_held") else ""
     if state != StationState.HALTED:
         return "engineer.plates_run"
     is_open = (station.get("queues") or {}).get("plates_open")
     return "engineer.plate_open" if is_open else ""
+
+
+def _restart_is_due(web: Web) -> bool:
+    """No station answers, but one is, or may be, started again at once: plates run meanwhile."""
+    try:
+        switch = RecipeFolder.of(web.configuration.value).switch
+        is_asked = switch is not None and switch.state != "failed"
+        with web.reader() as reader:
+            return is_asked or not reader.ended_in_order()
+    except (ConfigError, PageError):
+        return True
 
 
 @router.action("/command", role=Role.ENGINEER, to="/engineer/lamp")
@@ -650,7 +665,9 @@ def try_output(web: Web, person: Person, form: OutputForm) -> Told:
 
 
 def _test_without_station(web: Web, person: Person) -> Told:
-    """The lamp process tests it itself, unless a station holds it; recorded first."""
+    """The lamp process tests it itself, unless a station holds it or comes back; recorded first."""
+    if _restart_is_due(web):
+        raise conflict("engineer.restart_due")
     settings = web.configuration.value
     detail = {"tested": LAMP_TEST}
     row = ChangeBody(

@@ -1,0 +1,196 @@
+"""A recipe that is taken up: what the station's main thread shows, keeps and writes meanwhile. No
+process runs; a feed that was told to end has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from station_rig import Rig
+
+from drivers.stacklight import LightState
+from station.actuation import Committed
+from station.config import load_configuration, load_recipe
+from station.feed import FeedCounts, FeedEnded
+from station.pipeline import Options, Station
+from station.recipe_switch import RecipeChecked
+from station.recipes import Named, RecipeFolder
+from station.record import ChangeBody, Provenance, Verdict
+from station.state import StationState
+
+SECOND = Named(id="small", version=2, sha256="0" * 64, who="eve")
+
+
+class EndedFeed:
+    """No scan lines come any more."""
+
+    def __init__(self) -> None:
+        self.counts = FeedCounts()
+        self.camera_pid = None
+        self.is_told = False
+
+    def end_between_plates(self) -> None:
+        self.is_told = True
+
+    def start(self) -> None:
+        """Nothing comes."""
+
+    stop = look = start
+
+
+@pytest.fixture
+def station(tmp_path: Path) -> Iterator[Station]:
+    rig = Rig(tmp_path)
+    loaded = load_configuration(str(rig.write()))
+    station = Station(loaded, load_recipe(loaded.value.station.recipe), Options(), said.append)
+    parts: Any = station
+    parts._context = SimpleNamespace(provenance=Provenance.PRODUCTION)
+    parts._feed = EndedFeed()
+    station._outbox._gone_at = time.monotonic()
+    station._state = StationState.OPERATIONAL
+    yield station
+    said.clear()
+
+
+said: list[dict[str, Any]] = []
+"""What the stations of this module told whoever watches."""
+
+
+def wanting(station: Station, is_checked: bool = True) -> None:
+    """Somebody wants the second version."""
+    station._switch.wanted, station._switch._stage = SECOND, "checking"
+    if is_checked:
+        station._dispatch(RecipeChecked(SECOND, ""))
+
+
+def changes(station: Station) -> list[tuple[str, str]]:
+    """Change rows, and what they say of a problem."""
+    rows = [row for one in station._outbox._unsent for row in one.rows]
+    return [
+        (row.what, row.detail.get("problem", "")) for row in rows if isinstance(row, ChangeBody)
+    ]
+
+
+def shown(station: Station) -> LightState:
+    return station._policy.wanted(time.monotonic_ns())[0]
+
+
+# --- the light ------------------------------------------------------------------------------------
+
+
+def test_no_pass_shows_once_the_feed_has_ended_for_a_switch(station: Station) -> None:
+    wanting(station)
+    assert shown(station) is not LightState.FAULT, "the plate on the belt is judged as ever"
+    station._dispatch(FeedEnded())
+    assert shown(station) is LightState.FAULT
+    last = Committed("a-1", 1, Verdict.PASS, is_production=True, is_late=False)
+    station._actuation.committed(last, time.monotonic_ns())
+    assert shown(station) is LightState.FAULT, "a plate may come that nobody sees"
+    assert "restart" in said[-1]
+
+
+# --- a person's halt ------------------------------------------------------------------------------
+
+
+def said_to(station: Station, op: str, text: str = "") -> dict[str, Any]:
+    return station._control_command(op, "eve", "", text)
+
+
+@pytest.mark.parametrize("op", ["halt", "resume", "ack", "recipe", "light", "output", "lot"])
+def test_a_station_that_is_ending_takes_no_command(station: Station, op: str) -> None:
+    wanting(station)
+    station._dispatch(FeedEnded())
+    answer = said_to(station, op)
+    assert not answer["ok"]
+    assert "is ending" in answer["error"]
+    assert said_to(station, "look")["ok"]
+
+
+def test_a_halt_before_the_recipe_is_taken_up_is_kept(station: Station) -> None:
+    wanting(station)
+    assert said_to(station, "halt")["state"] == "HALTED"
+    station._dispatch(FeedEnded())
+    switch = RecipeFolder.of(station._settings).switch
+    assert switch is not None
+    assert switch.is_halted
+
+
+@pytest.mark.parametrize("is_halted_before", [False, True])
+def test_a_halt_before_the_log_took_the_start_holds(
+    station: Station, is_halted_before: bool
+) -> None:
+    folder = RecipeFolder.of(station._settings)
+    folder.ask(SECOND, is_halted=is_halted_before)
+    station._state, station._starts_halted = StationState.PREOPERATIONAL, is_halted_before
+    assert said_to(station, "halt")["state"] == "HALTED"
+    assert folder.switch is not None
+    assert folder.switch.is_halted, "also if this start fails"
+    station._on_started()
+    assert station._state is StationState.HALTED
+    assert shown(station) is LightState.FAULT
+
+
+def test_a_resume_before_the_log_took_the_start_judges_no_plate_before_it(
+    station: Station,
+) -> None:
+    RecipeFolder.of(station._settings).ask(SECOND, is_halted=True)
+    station._state, station._starts_halted = StationState.PREOPERATIONAL, True
+    said_to(station, "halt")
+    assert said_to(station, "resume")["state"] == "PREOPERATIONAL"
+    station._on_started()
+    assert station._state is StationState.OPERATIONAL
+
+
+# --- a station that ends for another reason -------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_checked", [False, True])
+def test_a_station_that_is_told_to_end_takes_no_recipe_up(
+    station: Station, is_checked: bool
+) -> None:
+    """The feed says that it ended while it is stopped; the check may end then, too."""
+    wanting(station, is_checked)
+    if not is_checked:
+        station._post(RecipeChecked(SECOND, ""))
+    station._post(FeedEnded())
+    station._end_now("SIGTERM")
+    assert RecipeFolder.of(station._settings).switch is None, "a later start is as before"
+    assert not any("restart" in event for event in said)
+    refused = [problem for what, problem in changes(station) if what == "recipe_refused"]
+    assert refused == ["the station ended first: SIGTERM"]
+    station._dispatch(RecipeChecked(SECOND, "it cannot judge"))
+    assert len([what for what, _ in changes(station) if what == "recipe_refused"]) == 1
+
+
+def test_a_recipe_that_is_taken_up_is_not_refused_too(station: Station) -> None:
+    wanting(station)
+    station._dispatch(FeedEnded())
+    station._end_now("SIGTERM")
+    assert RecipeFolder.of(station._settings).switch is not None
+    assert [what for what, _ in changes(station)] == ["stop"]
+
+
+# --- the configuration ----------------------------------------------------------------------------
+
+
+def test_an_activation_takes_no_edited_configuration_up(station: Station) -> None:
+    """Nobody asked for that, and nobody approved it."""
+    camera: Any = SimpleNamespace(driver="simulated", width=768)
+    file = Path(station._configuration.source)
+    before = file.read_text()
+    for text in (before + "\n# another\n", "[station"):
+        file.write_text(text)
+        assert str(file) in station._switch.ask("small@2", "eve", camera)
+    file.write_text(before)
+    assert "small@2" in station._switch.ask("small@2", "eve", camera), "it is not there"
+    wanting(station, is_checked=False)
+    file.write_text(before + "\n# while it was checked\n")
+    station._dispatch(RecipeChecked(SECOND, ""))
+    assert not station._switch.is_waiting
+    ((what, problem),) = changes(station)
+    assert what == "recipe_refused"
+    assert "was changed since the station started" in problem

@@ -62,7 +62,7 @@ from station.qms import (
     StoreRefused,
     publish_snapshot,
 )
-from station.recipes import CHANGES, RecipeFolder, active_recipe, objection, register
+from station.recipes import CHANGES, RecipeError, RecipeFolder, active_recipe, objection, register
 from station.record import (
     AnyBody,
     Body,
@@ -597,8 +597,8 @@ class _Journal:
         folder = RecipeFolder.of(self._configuration)
         try:
             folder.keep_proposed(row)
-        except OSError as error:
-            return f"{folder.path}: {error.strerror}"
+        except (OSError, RecipeError) as error:
+            return f"{folder.path}: {error}"
         return ""
 
     def _completed(self, client: Channel, row: Body) -> Body:

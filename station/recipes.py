@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import re
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,7 +41,7 @@ Row = Mapping[str, Any]
 M = TypeVar("M", bound=BaseModel)
 
 
-class RecipeError(Exception):
+class RecipeError(ValueError):
     """It cannot be done; the message says why and what to do."""
 
 
@@ -164,10 +165,12 @@ def objection(known: Register, row: Row) -> str:
         return ""
     detail = row["detail"]
     try:
-        name = name_of(detail["id"], int(detail["version"]))
+        name = name_of(*parse_name(f"{detail['id']}@{detail['version']}"))
         sha256 = detail["sha256"]
-    except (KeyError, ValueError):
+    except KeyError:
         return f"a {row['what']} row names id, version and sha256"
+    except RecipeError as error:
+        return str(error)
     problem = name_problem("person", row["who"]) or words_problem("reason", _reason(row))
     if problem:
         return problem
@@ -192,7 +195,18 @@ def _no_proposal(known: Register, row: Row, name: str, sha256: str) -> str:
         return f"{name}: the next version of {detail['id']} is {least}"
     if hashlib.sha256(text.encode()).hexdigest() != sha256:
         return f"{name}: the text is not the one of its sha256"
+    table = _table(text)
+    if name_of(table.get("id", ""), table.get("version", 0)) != name:
+        return f"{name}: the text is not a recipe of that id and version"
     return ""
+
+
+def _table(text: str) -> Row:
+    """Of a recipe's text; empty for what is no TOML, or is nested too deep to be read."""
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError):
+        return {}
 
 
 def _no_approval(version: Version, row: Row) -> str:

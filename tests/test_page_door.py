@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import selectors
 import subprocess
@@ -62,6 +64,21 @@ def test_what_the_page_may_write_and_what_not(rig: Rig) -> None:
 def test_the_page_asks_for_nothing_else(rig: Rig, op: str) -> None:
     with connect(way_in(journal_path(rig.runtime))) as channel, pytest.raises(PeerGone):
         channel.request({"op": op, "n": 1, "result_id": "s-1"})
+
+
+@pytest.mark.parametrize("id", ["X Y/..", "../../x", "a\n"])
+def test_a_recipe_of_a_strange_name_is_refused_and_the_journal_goes_on(rig: Rig, id: str) -> None:
+    text = f"id = {json.dumps(id)}\nversion = 1\n"
+    detail = {"id": id, "version": "1", "reason": "because", "toml": text}
+    detail["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    row = ChangeBody(station_id="s", what="recipe_proposed", who="ada", detail=detail)
+    client = JournalClient(rig.runtime, is_page=True)
+    client.connect(5.0)
+    refused = client.submit([row])
+    assert not refused["ok"]
+    assert "ID@NUMBER" in refused["error"]
+    assert client.submit([change("user_added")])["ok"]
+    client.close()
 
 
 def test_rows_of_the_stations_own_name_no_account(rig: Rig) -> None:

@@ -77,6 +77,7 @@ def changed(rig: Rig, version: int, **plate: object) -> str:
 
 def change(what: str, who: str, name: str, text: str, reason: str = "because") -> Json:
     id, _, version = name.partition("@")
+    text = f'id = "{id}"\nversion = {version}\nproduct = "{text}"\n'
     detail = {"id": id, "version": version, "reason": reason, "toml": text}
     detail["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     return ChangeBody(station_id="s", what=what, who=who, detail=detail).as_json()
@@ -137,6 +138,24 @@ def test_a_proposal_says_why_and_is_what_its_sum_says() -> None:
     row = change(PROPOSED, "ann", "a@1", "text")
     row["detail"]["toml"] = "another"
     assert "not the one of its sha256" in objection(Register(), row)
+
+
+@pytest.mark.parametrize(
+    ("id", "version", "text"),
+    [
+        ("X Y/..", "1", 'id = "X Y/.."\nversion = 1\n'),
+        ("a", " 1", 'id = "a"\nversion = 1\n'),
+        ("a", "1", 'id = "b"\nversion = 1\n'),
+        ("a", "1", 'id = "a"\nversion = 2\n'),
+        ("a", "1", "no toml"),
+        ("a", "1", "a = " + 100_000 * "["),
+    ],
+)
+def test_a_proposal_is_of_the_version_that_it_names(id: str, version: str, text: str) -> None:
+    detail = {"id": id, "version": version, "reason": "because", "toml": text}
+    detail["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    row = ChangeBody(station_id="s", what=PROPOSED, who="ann", detail=detail).as_json()
+    assert objection(Register(), row)
 
 
 # --- a recipe key by key -------------------------------------------------------------------------

@@ -62,7 +62,15 @@ from station.qms import (
     StoreRefused,
     publish_snapshot,
 )
-from station.recipes import CHANGES, RecipeError, RecipeFolder, active_recipe, objection, register
+from station.recipes import (
+    CHANGES,
+    RecipeError,
+    RecipeFolder,
+    Register,
+    active_recipe,
+    objection,
+    register,
+)
 from station.record import (
     AnyBody,
     Body,
@@ -590,13 +598,13 @@ class _Journal:
         before = [row for row in waiting if row.get("what") in CHANGES]
         known = register([*self._store.recipe_changes(), *before])
         problem = objection(known, steps[0].as_json()) if len(steps) == 1 else "one step at a time"
-        return problem or self._keep_recipe(steps[0])
+        return problem or self._keep_recipe(steps[0], known)
 
-    def _keep_recipe(self, row: ChangeBody) -> str:
+    def _keep_recipe(self, row: ChangeBody, known: Register) -> str:
         """The file of a version is durable before its row; why it is not, empty if it is."""
         folder = RecipeFolder.of(self._configuration)
         try:
-            folder.keep_proposed(row)
+            folder.keep_proposed(row, known)
         except (OSError, RecipeError) as error:
             return f"{folder.path}: {error}"
         return ""

@@ -183,7 +183,9 @@ def objection(known: Register, row: Row) -> str:
 
 
 def _no_proposal(known: Register, row: Row, name: str, sha256: str) -> str:
-    detail, text = row["detail"], row["detail"].get("toml", "")
+    detail = row["detail"]
+    if problem := _not_its_text(name, sha256, detail.get("toml", "")):
+        return problem
     there = known.versions.get(name)
     if there is not None:
         is_again = (there.sha256, there.proposed.who) == (sha256, row["who"])
@@ -193,6 +195,10 @@ def _no_proposal(known: Register, row: Row, name: str, sha256: str) -> str:
     least = known.next_version(detail["id"])
     if int(detail["version"]) < least:
         return f"{name}: the next version of {detail['id']} is {least}"
+    return ""
+
+
+def _not_its_text(name: str, sha256: str, text: str) -> str:
     if hashlib.sha256(text.encode()).hexdigest() != sha256:
         return f"{name}: the text is not the one of its sha256"
     table = _table(text)
@@ -300,10 +306,13 @@ class RecipeFolder:
         """Write a version durably, before its row."""
         _write_durably(self.file(name), data, mode=0o444)
 
-    def keep_proposed(self, row: ChangeBody) -> None:
-        """Write the version that a row proposes; the row holds all of it. Raises OSError."""
-        if row.what == PROPOSED:
-            name = name_of(row.detail["id"], int(row.detail["version"]))
+    def keep_proposed(self, row: ChangeBody, known: Register) -> None:
+        """Write the version that a row proposes, which holds all of it; never over the file of one
+        that is known. Raises OSError."""
+        if row.what != PROPOSED:
+            return
+        name = name_of(row.detail["id"], int(row.detail["version"]))
+        if name not in known.versions or not self.file(name).exists():
             self.keep(name, row.detail["toml"].encode())
 
     def load(self, name: str, sha256: str) -> Loaded[Recipe]:

@@ -140,6 +140,18 @@ def test_a_proposal_says_why_and_is_what_its_sum_says() -> None:
     assert "not the one of its sha256" in objection(Register(), row)
 
 
+def test_a_proposal_that_comes_again_changes_no_text(tmp_path: Path) -> None:
+    row = change(PROPOSED, "ann", "a@1", "text")
+    known, folder = register([row]), RecipeFolder(tmp_path)
+    folder.keep_proposed(ChangeBody.model_validate(row), Register())
+    assert not objection(known, row)
+    other = change(PROPOSED, "ann", "a@1", "another")["detail"]["toml"]
+    again = {**row, "detail": {**row["detail"], "toml": other}}
+    assert "not the one of its sha256" in objection(known, again)
+    folder.keep_proposed(ChangeBody.model_validate(again), known)
+    assert folder.file("a@1").read_text() == row["detail"]["toml"]
+
+
 @pytest.mark.parametrize(
     ("id", "version", "text"),
     [
@@ -196,7 +208,7 @@ def stocked(rig: Rig) -> tuple[Any, list[Json]]:
         desk = Desk(configuration, register(rows))
         text = changed(rig, version, tolerance_mm=float(version))
         row = desk.propose(text, "ann", "because")
-        desk.folder.keep_proposed(row)
+        desk.folder.keep_proposed(row, desk.known)
         rows.append(row.as_json())
     desk = Desk(configuration, register(rows))
     rows.append(desk.approve("small@2", "bob", "").as_json())

@@ -610,10 +610,11 @@ class _Journal:
         return ""
 
     def _completed(self, client: Channel, row: Body) -> Body:
-        """A review with what its reviewer does not say. Raises ValueError if none may say it."""
+        """What a person says, with the account that it came from; a review with all that its
+        reviewer does not say. Raises ValueError if none may say it."""
         is_of_page = client in self._of_page
         account = page_door.ACCOUNT if is_of_page else user_name(client.peer_uid())
-        if isinstance(row, ChangeBody) and is_of_page:
+        if isinstance(row, ChangeBody) and (is_of_page or page_door.is_of_person(row)):
             return row.model_copy(update={"account": account})
         if not isinstance(row, ReviewBody):
             return row

@@ -47,6 +47,11 @@ def way_in(path: Path) -> Path:
     return door if os.access(door, os.W_OK) else path
 
 
+def is_of_person(row: AnyBody | Body) -> bool:
+    """Whether a person asked for this change, not the station itself."""
+    return isinstance(row, ChangeBody) and row.what not in _MACHINE_SAYS
+
+
 def objection(row: AnyBody | Body) -> str:
     """Why the page may not write this; empty if it may."""
     if not isinstance(row, KINDS):

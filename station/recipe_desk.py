@@ -10,6 +10,7 @@ from models.card import ModelError
 from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe, parse_recipe
 from station.log_reader import Reader
 from station.machine import test_on_this_machine
+from station.page_door import ACCOUNT
 from station.precision import load_classifier
 from station.product import fitting
 from station.qms import DATABASE, StoreError
@@ -20,6 +21,7 @@ from station.recipes import (
     RecipeError,
     RecipeFolder,
     Register,
+    Version,
     active_recipe,
     approved_change,
     name_of,
@@ -40,6 +42,13 @@ def read_register(directory: Path) -> Register:
             return register(reader.recipe_changes())
     except StoreError as error:
         raise RecipeError(str(error)) from error
+
+
+def is_claimed_by_one_account(version: Version) -> bool:
+    """Whether both steps came from one login name that several people may use: that they were two
+    is what was typed there, not what was proven."""
+    accounts = {version.proposed.account, version.approved.account if version.approved else ""}
+    return len(accounts) == 1 and not accounts & {"", ACCOUNT}
 
 
 @dataclass(frozen=True, slots=True)

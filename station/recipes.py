@@ -80,6 +80,8 @@ class Step:
     who: str
     at: str
     reason: str
+    account: str = ""
+    """Login name that it came from; `page_door.ACCOUNT` where the page knows who it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +220,15 @@ def _table(text: str) -> Row:
 def _no_approval(version: Version, row: Row) -> str:
     if version.approved is not None and version.approved.who != row["who"]:
         return f"{version.name}: {version.approved.who} has approved it already"
-    if person(version.proposed.who) == person(row["who"]):
+    if is_one_person(version.proposed.who, row["who"]):
         return f"{version.name}: {version.proposed.who} proposed it; another person approves it"
     return ""
+
+
+def is_one_person(one: str, other: str) -> bool:
+    """A full stop, a blank or another case makes nobody else."""
+    first, second = ("".join(filter(str.isalnum, person(name))) for name in (one, other))
+    return first == second
 
 
 def _no_activation(version: Version) -> str:
@@ -235,7 +243,7 @@ def _after(before: Register, row: Row) -> Register:
         return before
     detail = row["detail"]
     name = name_of(detail["id"], int(detail["version"]))
-    step = Step(row["who"], row["written_at"], _reason(row))
+    step = Step(row["who"], row["written_at"], _reason(row), row.get("account", ""))
     version = before.versions.get(name)
     if version is None:
         version = Version(detail["id"], int(detail["version"]), detail["sha256"], step)

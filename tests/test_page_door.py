@@ -81,6 +81,15 @@ def test_a_recipe_of_a_strange_name_is_refused_and_the_journal_goes_on(rig: Rig,
     client.close()
 
 
+def test_what_a_person_sends_from_the_command_line_names_the_account(rig: Rig) -> None:
+    client = JournalClient(rig.runtime)
+    client.connect(5.0)
+    assert client.submit([change("user_removed")])["ok"]
+    client.close()
+    (row,) = [row for row in rig.rows("change") if row["what"] == "user_removed"]
+    assert (row["who"], row["account"]) == ("ada", user_name(os.getuid()))
+
+
 def test_rows_of_the_stations_own_name_no_account(rig: Rig) -> None:
     client = JournalClient(rig.runtime)
     client.connect(5.0)

@@ -26,7 +26,7 @@ from station.control import send_command
 from station.journal import JournalClient
 from station.log_reader import Reader
 from station.log_verify import verify
-from station.recipe_desk import Desk
+from station.recipe_desk import Desk, is_claimed_by_one_account
 from station.recipe_form import (
     NotARecipe,
     as_toml,
@@ -120,6 +120,7 @@ def test_nothing_is_active_that_two_people_did_not_want(rows: list[tuple[str, ..
     [
         ([(PROPOSED, "ann", "a@1"), (APPROVED, "ann", "a@1")], "another person"),
         ([(PROPOSED, "ann", "a@1"), (APPROVED, "ANN", "a@1")], "another person"),
+        ([(PROPOSED, "ann", "a@1"), (APPROVED, "ann.", "a@1")], "another person"),
         ([(PROPOSED, "ann", "a@1"), (PROPOSED, "bob", "a@1")], "the next number"),
         ([(PROPOSED, "ann", "a@2"), (PROPOSED, "bob", "a@1")], "the next version of a is 3"),
         ([(APPROVED, "bob", "a@1")], "nobody proposed it"),
@@ -138,6 +139,21 @@ def test_a_proposal_says_why_and_is_what_its_sum_says() -> None:
     row = change(PROPOSED, "ann", "a@1", "text")
     row["detail"]["toml"] = "another"
     assert "not the one of its sha256" in objection(Register(), row)
+
+
+@pytest.mark.parametrize(
+    ("accounts", "is_claimed"),
+    [(("root", "root"), True), (("root", "vqi-page"), False), (("vqi-page", "vqi-page"), False)],
+)
+def test_two_names_that_one_account_gave_are_marked(
+    accounts: tuple[str, str], is_claimed: bool
+) -> None:
+    rows = [change(PROPOSED, "ann", "a@1", "text"), change(APPROVED, "bob", "a@1", "text")]
+    for row, account in zip(rows, accounts, strict=True):
+        row["account"] = account
+    version = register(rows).of("a@1")
+    assert version.proposed.account == accounts[0]
+    assert is_claimed_by_one_account(version) == is_claimed
 
 
 def test_a_proposal_that_comes_again_changes_no_text(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,8 +19,15 @@ from station.recipe_form import (
     read_form,
     written,
 )
-from station.recipes import RecipeError, Register, Step, Version, name_of, register
-from station.reviews import person as person_named
+from station.recipes import (
+    RecipeError,
+    Register,
+    Step,
+    Version,
+    is_one_person,
+    name_of,
+    register,
+)
 from station.web.context import Web
 from station.web.errors import PageError, not_found
 from station.web.pages import WebRouter
@@ -37,6 +45,8 @@ class StepShown(BaseModel):
     who: str
     at: str
     reason: str
+    account: str
+    """Login name that it came from; the page's own where the person was signed in there."""
 
 
 class VersionShown(BaseModel):
@@ -375,7 +385,7 @@ def _of_log(known: Register, version: Version, problem: str) -> VersionShown:
 
 
 def _step(step: Step | None) -> StepShown | None:
-    return None if step is None else StepShown(who=step.who, at=step.at, reason=step.reason)
+    return None if step is None else StepShown(**asdict(step))
 
 
 def _problems(desk: Desk) -> dict[str, str]:
@@ -392,7 +402,7 @@ def _why_not_approve(desk: Desk, name: str, person: Person) -> str:
     version = desk.known.versions.get(name)
     if version is None:
         return ""
-    is_own = person_named(version.proposed.who) == person_named(person.name)
+    is_own = is_one_person(version.proposed.who, person.name)
     return "engineer.own_proposal" if is_own else ""
 
 

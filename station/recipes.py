@@ -92,6 +92,9 @@ class Version:
     version: int
     sha256: str
     proposed: Step
+    is_bound: bool
+    """Its text names the model's bytes and the threshold: who approves it approves what will
+    judge."""
     approved: Step | None = None
     activated: Step | None = None
     """The last time."""
@@ -217,7 +220,17 @@ def _table(text: str) -> Row:
         return {}
 
 
+def _is_bound(text: str) -> bool:
+    model = _table(text).get("model")
+    return isinstance(model, dict) and {"sha256", "threshold"} <= model.keys()
+
+
 def _no_approval(version: Version, row: Row) -> str:
+    if not version.is_bound:
+        return (
+            f"{version.name}: its text leaves out model.sha256 or model.threshold, so that another "
+            "model could judge than the one approved; propose it again as the next version"
+        )
     if version.approved is not None and version.approved.who != row["who"]:
         return f"{version.name}: {version.approved.who} has approved it already"
     if is_one_person(version.proposed.who, row["who"]):
@@ -246,7 +259,8 @@ def _after(before: Register, row: Row) -> Register:
     step = Step(row["who"], row["written_at"], _reason(row), row.get("account", ""))
     version = before.versions.get(name)
     if version is None:
-        version = Version(detail["id"], int(detail["version"]), detail["sha256"], step)
+        is_bound = _is_bound(detail["toml"])
+        version = Version(detail["id"], int(detail["version"]), detail["sha256"], step, is_bound)
     elif row["what"] == APPROVED and version.approved is None:
         version = replace(version, approved=step)
     elif row["what"] == ACTIVATED:

@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from station_rig import Rig, vqi, wait_until
 
+from models.card import read_card
+from models.registry import shipped_model
 from station.config import (
     ConfigError,
     Loaded,
@@ -78,6 +80,7 @@ def changed(rig: Rig, version: int, **plate: object) -> str:
 def change(what: str, who: str, name: str, text: str, reason: str = "because") -> Json:
     id, _, version = name.partition("@")
     text = f'id = "{id}"\nversion = {version}\nproduct = "{text}"\n'
+    text += f'[model]\nsha256 = "{64 * "0"}"\nthreshold = 0.5\n'
     detail = {"id": id, "version": version, "reason": reason, "toml": text}
     detail["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     return ChangeBody(station_id="s", what=what, who=who, detail=detail).as_json()
@@ -156,6 +159,16 @@ def test_two_names_that_one_account_gave_are_marked(
     assert is_claimed_by_one_account(version) == is_claimed
 
 
+@pytest.mark.parametrize("key", ["sha256", "threshold"])
+def test_what_leaves_the_model_open_is_not_approved(key: str) -> None:
+    row = change(PROPOSED, "ann", "a@1", "text")
+    text = "\n".join(one for one in row["detail"]["toml"].splitlines() if key not in one)
+    row["detail"] |= {"toml": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    known = register([row])
+    approval = approved_change("s", known.of("a@1"), "bob", "").as_json()
+    assert f"model.{key}" in objection(known, approval)
+
+
 def test_a_proposal_that_comes_again_changes_no_text(tmp_path: Path) -> None:
     row = change(PROPOSED, "ann", "a@1", "text")
     known, folder = register([row]), RecipeFolder(tmp_path)
@@ -229,6 +242,21 @@ def stocked(rig: Rig) -> tuple[Any, list[Json]]:
     desk = Desk(configuration, register(rows))
     rows.append(desk.approve("small@2", "bob", "").as_json())
     return configuration, rows
+
+
+def test_a_proposal_binds_the_model_of_the_day(rig: Rig) -> None:
+    configuration = loaded(rig)
+    desk = Desk(configuration, Register())
+    model = load_recipe(str(rig.folder / "recipe.toml")).value.model
+    assert (model.sha256, model.threshold) == (None, None)
+    row = desk.propose(changed(rig, 2), "ann", "because")
+    bound = parse_recipe(row.detail["toml"].encode(), "row").value.model
+    card = read_card(shipped_model(model.id))
+    assert (bound.sha256, bound.threshold) == (card.sha256, card.threshold.value)
+    assert row.detail["sha256"] == hashlib.sha256(row.detail["toml"].encode()).hexdigest()
+    other = row.detail["toml"].replace(card.sha256, 64 * "0")
+    with pytest.raises(RecipeError, match="holds another model"):
+        desk.propose(other, "ann", "because")
 
 
 def wanted(rows: list[Json], name: str, who: str = "eve") -> Named:

@@ -56,7 +56,10 @@ def read(*paths: Path) -> Settings:
 
 
 def settings_of(service: str) -> Settings:
-    return read(UNITS / "vqi-.service.d" / "10-vqi.conf", UNITS / f"{service}.service")
+    """As systemd reads them: the unit's file, then all drop-ins by their names."""
+    own = UNITS / f"{service}.service.d" / "20-own.conf"
+    files = [UNITS / f"{service}.service", UNITS / "vqi-.service.d" / "10-vqi.conf"]
+    return read(*files, *([own] if own.exists() else []))
 
 
 def seconds(text: str) -> float:
@@ -100,8 +103,39 @@ def exposure(machine: Path, unit: str, tenths: int) -> str:
 
 @needs_systemd
 @pytest.mark.parametrize("unit", SERVICES)
-def test_no_unit_is_exposed_beyond_1_2(machine: Path, unit: str) -> None:
-    assert not exposure(machine, unit, 12)
+def test_no_unit_is_exposed_beyond_1_3(machine: Path, unit: str) -> None:
+    assert not exposure(machine, unit, 13)
+
+
+GIVES_WAY = ("vqi-journal", "vqi-station", "vqi-web", "vqi-ship", "vqi-report")
+
+
+def refused_calls(machine: Path, unit: str) -> set[str]:
+    """Sets of system calls that no process of the unit may make, as systemd itself says."""
+    done = analyze(
+        *("security", "--offline=yes", "--no-pager", "--json=short", f"--root={machine}"),
+        f"{unit}.service",
+    )
+    rows = json.loads(done.stdout)
+    return {row["json_field"] for row in rows if row["set"] and "SystemCall" in row["json_field"]}
+
+
+@needs_systemd
+@pytest.mark.parametrize("unit", [*SERVICES, "vqi-report"])
+def test_what_lets_others_go_first_may_do_so_and_no_other(machine: Path, unit: str) -> None:
+    refused = refused_calls(machine, unit)
+    assert ("SystemCallFilter_resources" in refused) == (unit not in GIVES_WAY)
+    reads_clock = unit in ("vqi-journal", "vqi-metrics")
+    assert ("SystemCallFilter_clock" in refused) != reads_clock
+    assert "SystemCallFilter_swap" in refused
+
+
+@pytest.mark.parametrize("service", [*SERVICES, "vqi-report"])
+def test_no_unit_says_what_the_shared_drop_in_takes_back(service: str) -> None:
+    """A drop-in is read after the unit's file, whatever it is named."""
+    shared = read(UNITS / "vqi-.service.d" / "10-vqi.conf")
+    own = read(UNITS / f"{service}.service")
+    assert own.keys() & shared.keys() <= {"Environment"}
 
 
 @needs_systemd

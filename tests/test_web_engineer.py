@@ -16,8 +16,10 @@ import pytest
 from test_recipes import whole_under_each_recipe
 from web_rig import PageClient, WebRig, running_journal, until, web_rig
 
+from station.live_frames import LivePicture
 from station.processes import ask_all
 from station.recipe_form import fields
+from station.web.camera import _Desk
 from station.web.live import Live
 from station.web.pages import json_path
 from station.web.roles import Role
@@ -183,6 +185,39 @@ def test_health_names_the_cause_and_what_to_do(rig: WebRig) -> None:
     assert page["log"]["wal_mb"] == 5.0
     assert "&lt;b&gt;no answer" in text
     assert "<b>no answer" not in text
+
+
+def test_what_does_not_answer_or_is_old_is_not_shown_as_good(rig: WebRig) -> None:
+    station = {"state": "OPERATIONAL", "ready": True, "problems": {}, "tick_age_s": 0.1}
+
+    def health(**said: Any) -> tuple[Json, dict[str, set[str]]]:
+        rig.live.live = Live(station=station, **said)
+        page = rig.client().get("/engineer.json").json()
+        levels: dict[str, set[str]] = {}
+        for one in page["checks"]:
+            levels.setdefault(one["part"], set()).add(one["level"])
+        return page, levels
+
+    try:
+        _, levels = health(is_stale=False)
+        assert (levels["lamp"], levels["journal"], levels["camera"]) == ({"bad"}, {"bad"}, {"ok"})
+        page, levels = health(journal={}, lamp={}, is_stale=True)
+        assert not page["is_ready"]
+        assert set().union(*levels.values()) == {"unknown"}
+        assert rig.client().get("/engineer").status_code == 200
+    finally:
+        rig.live.live = Live()
+
+
+def test_a_camera_that_began_anew_shows_its_own_picture() -> None:
+    def picture(at_ns: int, level: int) -> LivePicture:
+        pixels = np.full((64, 256), level, np.uint8)
+        return LivePicture(pixels, 1, at_ns, None, 1, 0, 0)
+
+    desk = _Desk()
+    before = desk.seen(picture(1, 20)).jpeg
+    assert desk.seen(picture(1, 20)).jpeg is before
+    assert desk.seen(picture(2, 200)).jpeg != before
 
 
 # --- a station that runs --------------------------------------------------------------------------

@@ -98,6 +98,12 @@ class ProofPage(BaseModel):
     checkpoints: list[CheckpointRow] = Field(description="The newest first.")
     running: Verified | None
     last: Verified | None = Field(description="The last one that came to its end.")
+    last_problem: Verified | None = Field(
+        description="A later one that did not come to its end; what the last one found stands."
+    )
+    is_last_of_this_log: bool | None = Field(
+        description="Whether the row that it ended with stands in the log as it was then."
+    )
 
 
 @router.page("/proof", template="qa/proof.html")

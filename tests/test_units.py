@@ -27,6 +27,7 @@ from station_rig import Rig
 from drivers.plc.settings import ModbusServerSettings
 from drivers.stacklight import LightState
 from station.config import WebSettings, load_configuration
+from station.idle import _FIRST_TO_GO
 from station.lamp import LampClient
 from station.page_door import ACCOUNT, door_of
 from station.supervisor import JOURNAL, LAMP, METRICS, STATION, WEB, Role
@@ -216,6 +217,13 @@ def test_the_page_comes_to_the_others_by_their_doors_and_listens_at_its_port_onl
     assert "m vqi-web vqi\n" not in users
     assert settings["SocketBindDeny"] == ["any"]
     assert settings["SocketBindAllow"] == [f"tcp:{WebSettings().port}"]
+
+
+def test_what_a_unit_starts_goes_first_and_does_not_stop_it() -> None:
+    for service in ("vqi-journal", "vqi-station", "vqi-web"):
+        settings = settings_of(service)
+        assert settings["OOMPolicy"] == ["continue"]
+        assert int(settings["OOMScoreAdjust"][-1]) < int(_FIRST_TO_GO)
 
 
 def test_memory_and_cores_go_to_the_lamp_first() -> None:

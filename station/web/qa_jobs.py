@@ -206,6 +206,9 @@ class Jobs:
         ended = [job for job in self._jobs.values() if job.kind is kind]
         ended.sort(key=lambda job: -job.begun_at)
         kept_bytes = 0
+        # What a verification found stands until another one comes to its end.
+        if kind is Kind.VERIFY and (found := [job for job in ended if job.state is State.DONE]):
+            ended.remove(found[0])
         for number, job in enumerate(ended, start=1):
             kept_bytes += sum(one.stat().st_size for one in self.folder_of(job).glob("*"))
             if number >= _KEPT or (number > 1 and kept_bytes > _KEPT_BYTES):

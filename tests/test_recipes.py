@@ -210,6 +210,23 @@ def test_every_key_has_a_meaning_and_comes_back_from_form_and_file() -> None:
     assert parse_recipe(as_toml(recipe).encode(), "text").value == recipe
 
 
+def test_what_nobody_touched_in_a_form_stays_as_it_is() -> None:
+    shipped = load_recipe("shipped:demo-lgp").value
+    plate = {"width_mm": 100 + 1 / 3, "dot_pitch_mm": 1.5}
+    plate |= {"dot_pitch_map": ((0.0, 1.0000000001), (1 / 3, 2.0))}
+    base = shipped.model_copy(
+        update={
+            "plate": shipped.plate.model_copy(update=plate),
+            "review": shipped.review.model_copy(update={"kinds": ()}),
+        }
+    )
+    texts = {one.key: written(one.kind, flat(base)[one.key]) for one in fields()}
+    assert differences(base, read_form(texts, base)) == []
+    sent = {key: text.replace("\n", "\r\n") for key, text in texts.items()}
+    changed = read_form(sent | {"plate.width_mm": "90"}, base)
+    assert [one.key for one in differences(base, changed)] == ["plate.width_mm"]
+
+
 def test_a_form_names_the_field_that_is_wrong() -> None:
     recipe = load_recipe("shipped:demo-lgp").value
     texts = {one.key: written(one.kind, flat(recipe)[one.key]) for one in fields()}

@@ -18,10 +18,13 @@ from web_rig import PageClient, WebRig, running_journal, until, web_rig
 
 from station.live_frames import LivePicture
 from station.processes import ask_all
+from station.recipe_desk import Desk
 from station.recipe_form import fields
+from station.recipes import Finding
 from station.web.camera import _Desk
 from station.web.live import Live
 from station.web.pages import json_path
+from station.web.recipes import _problems, _versions
 from station.web.roles import Role
 from station.web.texts import catalogue
 
@@ -137,6 +140,21 @@ def test_a_mistake_is_said_at_its_field(ann: PageClient) -> None:
     assert lost.status_code == 422
 
 
+def test_a_list_of_versions_reads_their_files_once(rig: WebRig, ann: PageClient) -> None:
+    for _ in range(3):
+        propose(ann)
+    looks: list[int] = []
+
+    class Counted(Desk):
+        def findings(self) -> list[Finding]:
+            looks.append(1)
+            return Desk.findings(self)
+
+    desk = Counted.at(rig.web.configuration)
+    assert len(_versions(desk, _problems(desk))) > 3
+    assert len(looks) == 1
+
+
 def test_a_file_changed_by_hand_is_named(rig: WebRig, ann: PageClient, bob: PageClient) -> None:
     name = propose(ann, **{"plate.tolerance_mm": "2.25"})
     path = rig.station.journal / "recipes" / f"{name}.toml"
@@ -218,6 +236,30 @@ def test_a_camera_that_began_anew_shows_its_own_picture() -> None:
     before = desk.seen(picture(1, 20)).jpeg
     assert desk.seen(picture(1, 20)).jpeg is before
     assert desk.seen(picture(2, 200)).jpeg != before
+
+
+@pytest.mark.parametrize(
+    ("state", "refusal"), [("ERROR", "engineer.not_halted"), ("OPERATIONAL", "engineer.plates_run")]
+)
+def test_the_lamp_is_told_of_in_the_readers_words(
+    rig: WebRig, ann: PageClient, state: str, refusal: str
+) -> None:
+    rig.live.live = Live(
+        station={"state": state, "light_confirmation": "read back"},
+        lamp={"state": "undecided", "device": "tower"},
+        is_stale=False,
+    )
+    try:
+        assert ann.get("/engineer/lamp.json").json()["refusal"] == refusal
+        german = ann.get("/engineer/lamp", headers={"accept-language": "de"}).text
+    finally:
+        rig.live.live = Live()
+    texts = catalogue()
+    for key in (f"line.state.{state}", "line.light.undecided", "engineer.confirmed_read_back"):
+        assert texts[key]["de"] in german
+    assert "Fehlerhaft" in german
+    assert f"{state}<" not in german
+    assert "read back" not in german
 
 
 # --- a station that runs --------------------------------------------------------------------------

@@ -625,7 +625,8 @@ def _test_refusal(station: Json, lamp: Json) -> str:
     if not station or state == StationState.PREOPERATIONAL:
         return "engineer.lamp_held" if lamp.get("is_held") else ""
     if state != StationState.HALTED:
-        return "engineer.plates_run"
+        is_running = state == StationState.OPERATIONAL
+        return "engineer.plates_run" if is_running else "engineer.not_halted"
     is_open = (station.get("queues") or {}).get("plates_open")
     return "engineer.plate_open" if is_open else ""
 

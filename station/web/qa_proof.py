@@ -373,10 +373,14 @@ def _report_row(span: Span, clock: Clock) -> ReportRow:
 def shift_report(web: Web, query: Annotated[ReportQuery, Query()]) -> Response:
     """A shift on a sheet of paper, as `vqi log report` writes it, as of now."""
     span = _span_of(web, query.shift)
-    with _one_at_a_time(), web.reader(_DOCUMENT_LIMIT_S) as reader, Source(reader.path) as source:
+    with _one_at_a_time(), web.reader(_DOCUMENT_LIMIT_S) as reader, _source(reader) as source:
         if note := reader.lag_note:
             raise PageError(503, "qa.report_lags", why=note, retry_s=5)
         return document(report(reader, source, web.station_id, span).encode())
+
+
+def _source(reader: Reader) -> Source:
+    return Source(reader.path, _DOCUMENT_LIMIT_S)
 
 
 def _span_of(web: Web, name: str) -> Span:

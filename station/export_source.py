@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -122,6 +123,10 @@ class Chosen:
         return {name: value for name, value in values.items() if value is not None}
 
 
+_LOOK_EVERY_STEPS = 10_000
+"""Of SQLite's machine."""
+
+
 class Head(NamedTuple):
     """A row of the chain: whoever knows it can tell whether the log is still the one it was."""
 
@@ -133,15 +138,21 @@ class Source:
     """A connection of its own that cannot write. For one thread. Each question raises `StoreError`
     if the log cannot be read."""
 
-    def __init__(self, path: Path) -> None:
-        """`path` is the database, as a `Reader` names it. Raises `StoreError`."""
+    def __init__(self, path: Path, limit_s: float | None = None) -> None:
+        """`path` is the database, as a `Reader` names it. With `limit_s` all questions together
+        may take so long; what takes longer raises sqlite3.OperationalError. Raises `StoreError`."""
         self.path = path
+        self._until = time.monotonic() + limit_s if limit_s else float("inf")
         try:
             self._log = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
             self._log.execute("PRAGMA query_only = ON")
+            self._log.set_progress_handler(self._is_over, _LOOK_EVERY_STEPS)
         except sqlite3.Error as error:
             raise StoreError(f"{path}: {error}") from error
         self._contexts = Contexts(self.body_of)
+
+    def _is_over(self) -> bool:
+        return time.monotonic() > self._until
 
     def head(self) -> Head:
         """The newest row."""
@@ -244,6 +255,8 @@ class Source:
         try:
             yield from self._log.execute(query, values)
         except sqlite3.Error as error:
+            if self._is_over():
+                raise
             raise StoreError(f"{self.path}: {error}; see `vqi log verify`") from error
 
     def close(self) -> None:

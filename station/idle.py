@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-_FIRST_TO_GO = "500"
-"""Where memory is short, rather this process than the one that writes the log."""
+_FIRST_TO_GO = "900"
+"""Where memory is short, rather this process than any that starts one (OOMScoreAdjust of the
+units)."""
 
 
 def start_idle(*arguments: str, is_awaited: bool = False, **options: Any) -> subprocess.Popen[str]:

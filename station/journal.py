@@ -62,7 +62,15 @@ from station.qms import (
     StoreRefused,
     publish_snapshot,
 )
-from station.recipes import CHANGES, RecipeFolder, active_recipe, objection, register
+from station.recipes import (
+    CHANGES,
+    RecipeError,
+    RecipeFolder,
+    Register,
+    active_recipe,
+    objection,
+    register,
+)
 from station.record import (
     AnyBody,
     Body,
@@ -609,22 +617,23 @@ class _Journal:
         before = [row for row in waiting if row.get("what") in CHANGES]
         known = register([*self._store.recipe_changes(), *before])
         problem = objection(known, steps[0].as_json()) if len(steps) == 1 else "one step at a time"
-        return problem or self._keep_recipe(steps[0])
+        return problem or self._keep_recipe(steps[0], known)
 
-    def _keep_recipe(self, row: ChangeBody) -> str:
+    def _keep_recipe(self, row: ChangeBody, known: Register) -> str:
         """The file of a version is durable before its row; why it is not, empty if it is."""
         folder = RecipeFolder.of(self._configuration)
         try:
-            folder.keep_proposed(row)
-        except OSError as error:
-            return f"{folder.path}: {error.strerror}"
+            folder.keep_proposed(row, known)
+        except (OSError, RecipeError) as error:
+            return f"{folder.path}: {error}"
         return ""
 
     def _completed(self, client: Channel, row: Body) -> Body:
-        """A review with what its reviewer does not say. Raises ValueError if none may say it."""
+        """What a person says, with the account that it came from; a review with all that its
+        reviewer does not say. Raises ValueError if none may say it."""
         is_of_page = client in self._of_page
         account = page_door.ACCOUNT if is_of_page else user_name(client.peer_uid())
-        if isinstance(row, ChangeBody) and is_of_page:
+        if isinstance(row, ChangeBody) and (is_of_page or page_door.is_of_person(row)):
             return row.model_copy(update={"account": account})
         if not isinstance(row, ReviewBody):
             return row

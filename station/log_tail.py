@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from station.ipc import Json
+from station.logs import is_journal
 from station.redaction import redact
 
 LEVELS: Final = ("debug", "info", "warning", "error", "critical")
@@ -63,7 +64,7 @@ class Tail:
 def tail(runtime_dir: Path, wanted: Wanted, most: int = MOST_LINES) -> Tail:
     """Takes some seconds at most; raises nothing."""
     # Whoever writes to journald is a unit, and so are the others.
-    if "JOURNAL_STREAM" in os.environ:
+    if is_journal(2):
         (texts, problem), source = _from_journald(), f"journald, namespace {_NAMESPACE}"
     else:
         folder = log_folder(runtime_dir)

@@ -29,6 +29,15 @@ _CHANGES = ("recipe_proposed", "recipe_approved", "lamp_test")
 _OF_ACCOUNTS = "user "
 """Changes that the page may say; by all others later rows are judged, or they are nobody's yet."""
 
+_STATION_SAYS = frozenset(
+    (
+        *("start", "stop", "recording", "withheld_late", "commissioned"),
+        *("halt", "resume", "ack", "relearn", "operator", "lot", "job", "serial"),
+        *("recipe", "recipe_activated", "recipe_refused", "light", "output"),
+    )
+)
+"""Changes that only the station and `vqi commission sign` write; who asked is in them already."""
+
 
 def door_of(path: Path) -> Path:
     """Beside a process's socket."""
@@ -47,6 +56,11 @@ def way_in(path: Path) -> Path:
     page that runs as the station's own user."""
     door = door_of(path)
     return door if os.access(door, os.W_OK) else path
+
+
+def is_of_person(row: AnyBody | Body) -> bool:
+    """Whether a person asked for this change, not the station itself."""
+    return isinstance(row, ChangeBody) and row.what not in _STATION_SAYS
 
 
 def objection(row: AnyBody | Body) -> str:

@@ -6,12 +6,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from models.card import ModelError
+from models.card import ModelError, read_card
 from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe, parse_recipe
 from station.log_reader import Reader
 from station.machine import test_on_this_machine
+from station.page_door import ACCOUNT
 from station.precision import load_classifier
-from station.product import fitting
+from station.product import fitting, model_folder
 from station.qms import DATABASE, StoreError
 from station.recipe_form import as_toml
 from station.recipes import (
@@ -20,6 +21,7 @@ from station.recipes import (
     RecipeError,
     RecipeFolder,
     Register,
+    Version,
     active_recipe,
     approved_change,
     name_of,
@@ -40,6 +42,31 @@ def read_register(directory: Path) -> Register:
             return register(reader.recipe_changes())
     except StoreError as error:
         raise RecipeError(str(error)) from error
+
+
+def is_claimed_by_one_account(version: Version) -> bool:
+    """Whether both steps came from one login name that several people may use: that they were two
+    is what was typed there, not what was proven."""
+    accounts = {version.proposed.account, version.approved.account if version.approved else ""}
+    return len(accounts) == 1 and not accounts & {"", ACCOUNT}
+
+
+def _bound(recipe: Loaded[Recipe]) -> Recipe:
+    """With the sha256 and the threshold of its model's card where it says none itself. Raises
+    `ConfigError`."""
+    model, folder = recipe.value.model, model_folder(recipe)
+    try:
+        card = read_card(folder)
+    except ModelError as error:
+        raise ConfigError(f"{recipe.source}: model.id: {error}") from error
+    if model.sha256 not in (None, card.sha256):
+        raise ConfigError(
+            f"{recipe.source}: model.sha256: {folder} holds another model ({card.sha256}); leave "
+            "the key out to take that one"
+        )
+    threshold = card.threshold.value if model.threshold is None else model.threshold
+    update = {"sha256": card.sha256, "threshold": threshold}
+    return recipe.value.model_copy(update={"model": model.model_copy(update=update)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +127,8 @@ class Desk:
         return recipe.model_copy(update=update)
 
     def propose(self, text: str, who: str, reason: str) -> ChangeBody:
-        """The row that proposes a version. Raises `RecipeError`."""
+        """The row that proposes a version; where its text leaves the model's sha256 or threshold
+        out, they are written into it, and with them every other key. Raises `RecipeError`."""
         data = text.encode()
         if len(data) > MOST_BYTES:
             raise RecipeError(f"a recipe of {len(data)} bytes; {MOST_BYTES} at most")
@@ -109,6 +137,7 @@ class Desk:
             name = name_of(recipe.value.id, recipe.value.version)
             recipe = replace(recipe, source=str(self.folder.file(name)))
             fitting(self.configuration, recipe)
+            bound = _bound(recipe)
         except ConfigError as error:
             raise RecipeError(str(error)) from error
         if name not in self.known.versions and recipe.value.version < self.next_version(
@@ -119,6 +148,9 @@ class Desk:
                 f"{self.next_version(recipe.value.id)}"
             )
         station_id = self.configuration.value.station.id
+        if bound != recipe.value:
+            text = as_toml(bound)
+            recipe = parse_recipe(text.encode(), recipe.source)
         row = proposed_change(station_id, recipe, text, who, reason)
         self._must_be_allowed(row)
         return row

@@ -182,33 +182,49 @@ def written(kind: Kind, value: Any) -> str:
         case "pairs":
             return "\n".join(f"{code} = {text}" for code, text in value.items())
         case "places":
-            return ", ".join(f"{place:g}: {pitch:g}" for place, pitch in value)
+            return ", ".join(f"{_number(place)}: {_number(pitch)}" for place, pitch in value)
         case "switch":
             return "true" if value else "false"
         case "number":
-            return f"{value:.12g}"
+            return _number(value)
     return str(value)
 
 
-def read_form(given: Mapping[str, str]) -> Recipe:
-    """The recipe of a form's texts, by their keys; an empty one leaves its key out. Raises
-    `NotARecipe`."""
+def _number(value: float) -> str:
+    """Short, where that says the same number."""
+    short = f"{value:.12g}"
+    return short if float(short) == value else repr(value)
+
+
+def read_form(given: Mapping[str, str], base: Recipe | None = None) -> Recipe:
+    """The recipe of a form's texts, by their keys; an empty one leaves its key out. A text that is
+    as the form of `base` shows it says what `base` says. Raises `NotARecipe`."""
     known = {one.key: one for one in fields()}
     strange = sorted(given.keys() - known.keys())
     if strange:
         raise NotARecipe((Mistake(strange[0], "there is no such key"),))
+    before = {} if base is None else flat(base)
     table: dict[str, Any] = {}
     for key, text in given.items():
-        if text.strip():
+        value = _said(known[key].kind, text, before.get(key))
+        if value is not None:
             *tables, name = key.split(".")
             place = table.setdefault(tables[0], {}) if tables else table
-            place[name] = _value(known[key].kind, text.strip())
+            place[name] = value
     for name in ("plate", "model"):
         table.setdefault(name, {})
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:
         raise NotARecipe(tuple(_mistakes(error))) from error
+
+
+def _said(kind: Kind, text: str, before: Any) -> Any:
+    """None leaves the key out."""
+    text = "\n".join(text.split("\r\n")).strip()
+    if text == written(kind, before).strip():
+        return before
+    return _value(kind, text) if text else None
 
 
 def _value(kind: Kind, text: str) -> Any:

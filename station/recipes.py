@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import re
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,7 +41,7 @@ Row = Mapping[str, Any]
 M = TypeVar("M", bound=BaseModel)
 
 
-class RecipeError(Exception):
+class RecipeError(ValueError):
     """It cannot be done; the message says why and what to do."""
 
 
@@ -79,6 +80,8 @@ class Step:
     who: str
     at: str
     reason: str
+    account: str = ""
+    """Login name that it came from; `page_door.ACCOUNT` where the page knows who it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,9 @@ class Version:
     version: int
     sha256: str
     proposed: Step
+    is_bound: bool
+    """Its text names the model's bytes and the threshold: who approves it approves what will
+    judge."""
     approved: Step | None = None
     activated: Step | None = None
     """The last time."""
@@ -164,10 +170,12 @@ def objection(known: Register, row: Row) -> str:
         return ""
     detail = row["detail"]
     try:
-        name = name_of(detail["id"], int(detail["version"]))
+        name = name_of(*parse_name(f"{detail['id']}@{detail['version']}"))
         sha256 = detail["sha256"]
-    except (KeyError, ValueError):
+    except KeyError:
         return f"a {row['what']} row names id, version and sha256"
+    except RecipeError as error:
+        return str(error)
     problem = name_problem("person", row["who"]) or words_problem("reason", _reason(row))
     if problem:
         return problem
@@ -180,7 +188,9 @@ def objection(known: Register, row: Row) -> str:
 
 
 def _no_proposal(known: Register, row: Row, name: str, sha256: str) -> str:
-    detail, text = row["detail"], row["detail"].get("toml", "")
+    detail = row["detail"]
+    if problem := _not_its_text(name, sha256, detail.get("toml", "")):
+        return problem
     there = known.versions.get(name)
     if there is not None:
         is_again = (there.sha256, there.proposed.who) == (sha256, row["who"])
@@ -190,17 +200,48 @@ def _no_proposal(known: Register, row: Row, name: str, sha256: str) -> str:
     least = known.next_version(detail["id"])
     if int(detail["version"]) < least:
         return f"{name}: the next version of {detail['id']} is {least}"
+    return ""
+
+
+def _not_its_text(name: str, sha256: str, text: str) -> str:
     if hashlib.sha256(text.encode()).hexdigest() != sha256:
         return f"{name}: the text is not the one of its sha256"
+    table = _table(text)
+    if name_of(table.get("id", ""), table.get("version", 0)) != name:
+        return f"{name}: the text is not a recipe of that id and version"
     return ""
+
+
+def _table(text: str) -> Row:
+    """Of a recipe's text; empty for what is no TOML, or is nested too deep to be read."""
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _is_bound(text: str) -> bool:
+    model = _table(text).get("model")
+    return isinstance(model, dict) and {"sha256", "threshold"} <= model.keys()
 
 
 def _no_approval(version: Version, row: Row) -> str:
+    if not version.is_bound:
+        return (
+            f"{version.name}: its text leaves out model.sha256 or model.threshold, so that another "
+            "model could judge than the one approved; propose it again as the next version"
+        )
     if version.approved is not None and version.approved.who != row["who"]:
         return f"{version.name}: {version.approved.who} has approved it already"
-    if person(version.proposed.who) == person(row["who"]):
+    if is_one_person(version.proposed.who, row["who"]):
         return f"{version.name}: {version.proposed.who} proposed it; another person approves it"
     return ""
+
+
+def is_one_person(one: str, other: str) -> bool:
+    """A full stop, a blank or another case makes nobody else."""
+    first, second = ("".join(filter(str.isalnum, person(name))) for name in (one, other))
+    return first == second
 
 
 def _no_activation(version: Version) -> str:
@@ -215,10 +256,11 @@ def _after(before: Register, row: Row) -> Register:
         return before
     detail = row["detail"]
     name = name_of(detail["id"], int(detail["version"]))
-    step = Step(row["who"], row["written_at"], _reason(row))
+    step = Step(row["who"], row["written_at"], _reason(row), row.get("account", ""))
     version = before.versions.get(name)
     if version is None:
-        version = Version(detail["id"], int(detail["version"]), detail["sha256"], step)
+        is_bound = _is_bound(detail["toml"])
+        version = Version(detail["id"], int(detail["version"]), detail["sha256"], step, is_bound)
     elif row["what"] == APPROVED and version.approved is None:
         version = replace(version, approved=step)
     elif row["what"] == ACTIVATED:
@@ -286,10 +328,13 @@ class RecipeFolder:
         """Write a version durably, before its row."""
         _write_durably(self.file(name), data, mode=0o444)
 
-    def keep_proposed(self, row: ChangeBody) -> None:
-        """Write the version that a row proposes; the row holds all of it. Raises OSError."""
-        if row.what == PROPOSED:
-            name = name_of(row.detail["id"], int(row.detail["version"]))
+    def keep_proposed(self, row: ChangeBody, known: Register) -> None:
+        """Write the version that a row proposes, which holds all of it; never over the file of one
+        that is known. Raises OSError."""
+        if row.what != PROPOSED:
+            return
+        name = name_of(row.detail["id"], int(row.detail["version"]))
+        if name not in known.versions or not self.file(name).exists():
             self.keep(name, row.detail["toml"].encode())
 
     def load(self, name: str, sha256: str) -> Loaded[Recipe]:

@@ -420,7 +420,8 @@ class ChangeBody(Body):
     who: str
     detail: dict[str, str] = Field(default_factory=dict)
     account: str = ""
-    """Login name of the process that sent it for `who`; empty where that is `who` itself."""
+    """Login name of the process that sent it for `who`, as the journal process saw it; empty where
+    that is `who` itself, or nobody is."""
 
     def as_json(self) -> dict[str, Any]:
         """As of a result."""

@@ -21,6 +21,16 @@ def _not_in_a_unit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("JOURNAL_STREAM", raising=False)
 
 
+def test_another_units_variable_hides_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a terminal or a `vqi run` that a unit started: its lines go elsewhere."""
+    monkeypatch.setenv("JOURNAL_STREAM", "1:2")
+    file = LogFile(log_folder(tmp_path) / "station.jsonl")
+    assert file.write(line(1))
+    assert [one["event"] for one in tail(tmp_path, Wanted()).lines] == ["result"]
+
+
 def test_two_files_hold_the_last_lines_and_no_more(tmp_path: Path) -> None:
     file = LogFile(log_folder(tmp_path) / "station.jsonl")
     written = 0

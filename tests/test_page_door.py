@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import selectors
 import subprocess
@@ -109,6 +111,30 @@ def the_journal_takes(rig: Rig, number: int) -> bool:
     said = client.submit([opened(number)])
     client.close()
     return bool(said["ok"])
+
+
+@pytest.mark.parametrize("id", ["X Y/..", "../../x", "a\n"])
+def test_a_recipe_of_a_strange_name_is_refused_and_the_journal_goes_on(rig: Rig, id: str) -> None:
+    text = f"id = {json.dumps(id)}\nversion = 1\n"
+    detail = {"id": id, "version": "1", "reason": "because", "toml": text}
+    detail["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    row = ChangeBody(station_id="s", what="recipe_proposed", who="ada", detail=detail)
+    client = JournalClient(rig.runtime, is_page=True)
+    client.connect(5.0)
+    refused = client.submit([row])
+    assert not refused["ok"]
+    assert "ID@NUMBER" in refused["error"]
+    assert client.submit([change("user_added")])["ok"]
+    client.close()
+
+
+def test_what_a_person_sends_from_the_command_line_names_the_account(rig: Rig) -> None:
+    client = JournalClient(rig.runtime)
+    client.connect(5.0)
+    assert client.submit([change("user_removed")])["ok"]
+    client.close()
+    (row,) = [row for row in rig.rows("change") if row["what"] == "user_removed"]
+    assert (row["who"], row["account"]) == ("ada", user_name(os.getuid()))
 
 
 def test_rows_of_the_stations_own_name_no_account(rig: Rig) -> None:

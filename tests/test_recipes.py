@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from station_rig import Rig, vqi, wait_until
 
+from models.card import read_card
+from models.registry import shipped_model
 from station.config import (
     ConfigError,
     Loaded,
@@ -26,7 +28,7 @@ from station.control import send_command
 from station.journal import JournalClient
 from station.log_reader import Reader
 from station.log_verify import verify
-from station.recipe_desk import Desk
+from station.recipe_desk import Desk, is_claimed_by_one_account
 from station.recipe_form import (
     NotARecipe,
     as_toml,
@@ -77,6 +79,8 @@ def changed(rig: Rig, version: int, **plate: object) -> str:
 
 def change(what: str, who: str, name: str, text: str, reason: str = "because") -> Json:
     id, _, version = name.partition("@")
+    text = f'id = "{id}"\nversion = {version}\nproduct = "{text}"\n'
+    text += f'[model]\nsha256 = "{64 * "0"}"\nthreshold = 0.5\n'
     detail = {"id": id, "version": version, "reason": reason, "toml": text}
     detail["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     return ChangeBody(station_id="s", what=what, who=who, detail=detail).as_json()
@@ -119,6 +123,7 @@ def test_nothing_is_active_that_two_people_did_not_want(rows: list[tuple[str, ..
     [
         ([(PROPOSED, "ann", "a@1"), (APPROVED, "ann", "a@1")], "another person"),
         ([(PROPOSED, "ann", "a@1"), (APPROVED, "ANN", "a@1")], "another person"),
+        ([(PROPOSED, "ann", "a@1"), (APPROVED, "ann.", "a@1")], "another person"),
         ([(PROPOSED, "ann", "a@1"), (PROPOSED, "bob", "a@1")], "the next number"),
         ([(PROPOSED, "ann", "a@2"), (PROPOSED, "bob", "a@1")], "the next version of a is 3"),
         ([(APPROVED, "bob", "a@1")], "nobody proposed it"),
@@ -139,6 +144,61 @@ def test_a_proposal_says_why_and_is_what_its_sum_says() -> None:
     assert "not the one of its sha256" in objection(Register(), row)
 
 
+@pytest.mark.parametrize(
+    ("accounts", "is_claimed"),
+    [(("root", "root"), True), (("root", "vqi-page"), False), (("vqi-page", "vqi-page"), False)],
+)
+def test_two_names_that_one_account_gave_are_marked(
+    accounts: tuple[str, str], is_claimed: bool
+) -> None:
+    rows = [change(PROPOSED, "ann", "a@1", "text"), change(APPROVED, "bob", "a@1", "text")]
+    for row, account in zip(rows, accounts, strict=True):
+        row["account"] = account
+    version = register(rows).of("a@1")
+    assert version.proposed.account == accounts[0]
+    assert is_claimed_by_one_account(version) == is_claimed
+
+
+@pytest.mark.parametrize("key", ["sha256", "threshold"])
+def test_what_leaves_the_model_open_is_not_approved(key: str) -> None:
+    row = change(PROPOSED, "ann", "a@1", "text")
+    text = "\n".join(one for one in row["detail"]["toml"].splitlines() if key not in one)
+    row["detail"] |= {"toml": text, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+    known = register([row])
+    approval = approved_change("s", known.of("a@1"), "bob", "").as_json()
+    assert f"model.{key}" in objection(known, approval)
+
+
+def test_a_proposal_that_comes_again_changes_no_text(tmp_path: Path) -> None:
+    row = change(PROPOSED, "ann", "a@1", "text")
+    known, folder = register([row]), RecipeFolder(tmp_path)
+    folder.keep_proposed(ChangeBody.model_validate(row), Register())
+    assert not objection(known, row)
+    other = change(PROPOSED, "ann", "a@1", "another")["detail"]["toml"]
+    again = {**row, "detail": {**row["detail"], "toml": other}}
+    assert "not the one of its sha256" in objection(known, again)
+    folder.keep_proposed(ChangeBody.model_validate(again), known)
+    assert folder.file("a@1").read_text() == row["detail"]["toml"]
+
+
+@pytest.mark.parametrize(
+    ("id", "version", "text"),
+    [
+        ("X Y/..", "1", 'id = "X Y/.."\nversion = 1\n'),
+        ("a", " 1", 'id = "a"\nversion = 1\n'),
+        ("a", "1", 'id = "b"\nversion = 1\n'),
+        ("a", "1", 'id = "a"\nversion = 2\n'),
+        ("a", "1", "no toml"),
+        ("a", "1", "a = " + 100_000 * "["),
+    ],
+)
+def test_a_proposal_is_of_the_version_that_it_names(id: str, version: str, text: str) -> None:
+    detail = {"id": id, "version": version, "reason": "because", "toml": text}
+    detail["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    row = ChangeBody(station_id="s", what=PROPOSED, who="ann", detail=detail).as_json()
+    assert objection(Register(), row)
+
+
 # --- a recipe key by key -------------------------------------------------------------------------
 
 
@@ -148,6 +208,23 @@ def test_every_key_has_a_meaning_and_comes_back_from_form_and_file() -> None:
     texts = {one.key: written(one.kind, flat(recipe)[one.key]) for one in fields()}
     assert read_form(texts) == recipe
     assert parse_recipe(as_toml(recipe).encode(), "text").value == recipe
+
+
+def test_what_nobody_touched_in_a_form_stays_as_it_is() -> None:
+    shipped = load_recipe("shipped:demo-lgp").value
+    plate = {"width_mm": 100 + 1 / 3, "dot_pitch_mm": 1.5}
+    plate |= {"dot_pitch_map": ((0.0, 1.0000000001), (1 / 3, 2.0))}
+    base = shipped.model_copy(
+        update={
+            "plate": shipped.plate.model_copy(update=plate),
+            "review": shipped.review.model_copy(update={"kinds": ()}),
+        }
+    )
+    texts = {one.key: written(one.kind, flat(base)[one.key]) for one in fields()}
+    assert differences(base, read_form(texts, base)) == []
+    sent = {key: text.replace("\n", "\r\n") for key, text in texts.items()}
+    changed = read_form(sent | {"plate.width_mm": "90"}, base)
+    assert [one.key for one in differences(base, changed)] == ["plate.width_mm"]
 
 
 def test_a_form_names_the_field_that_is_wrong() -> None:
@@ -177,11 +254,26 @@ def stocked(rig: Rig) -> tuple[Any, list[Json]]:
         desk = Desk(configuration, register(rows))
         text = changed(rig, version, tolerance_mm=float(version))
         row = desk.propose(text, "ann", "because")
-        desk.folder.keep_proposed(row)
+        desk.folder.keep_proposed(row, desk.known)
         rows.append(row.as_json())
     desk = Desk(configuration, register(rows))
     rows.append(desk.approve("small@2", "bob", "").as_json())
     return configuration, rows
+
+
+def test_a_proposal_binds_the_model_of_the_day(rig: Rig) -> None:
+    configuration = loaded(rig)
+    desk = Desk(configuration, Register())
+    model = load_recipe(str(rig.folder / "recipe.toml")).value.model
+    assert (model.sha256, model.threshold) == (None, None)
+    row = desk.propose(changed(rig, 2), "ann", "because")
+    bound = parse_recipe(row.detail["toml"].encode(), "row").value.model
+    card = read_card(shipped_model(model.id))
+    assert (bound.sha256, bound.threshold) == (card.sha256, card.threshold.value)
+    assert row.detail["sha256"] == hashlib.sha256(row.detail["toml"].encode()).hexdigest()
+    other = row.detail["toml"].replace(card.sha256, 64 * "0")
+    with pytest.raises(RecipeError, match="holds another model"):
+        desk.propose(other, "ann", "because")
 
 
 def wanted(rows: list[Json], name: str, who: str = "eve") -> Named:

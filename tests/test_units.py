@@ -27,6 +27,7 @@ from station_rig import Rig
 from drivers.plc.settings import ModbusServerSettings
 from drivers.stacklight import LightState
 from station.config import WebSettings, load_configuration
+from station.idle import _FIRST_TO_GO
 from station.lamp import LampClient
 from station.page_door import ACCOUNT, door_of
 from station.supervisor import JOURNAL, LAMP, METRICS, STATION, WEB, Role
@@ -56,7 +57,10 @@ def read(*paths: Path) -> Settings:
 
 
 def settings_of(service: str) -> Settings:
-    return read(UNITS / "vqi-.service.d" / "10-vqi.conf", UNITS / f"{service}.service")
+    """As systemd reads them: the unit's file, then all drop-ins by their names."""
+    own = UNITS / f"{service}.service.d" / "20-own.conf"
+    files = [UNITS / f"{service}.service", UNITS / "vqi-.service.d" / "10-vqi.conf"]
+    return read(*files, *([own] if own.exists() else []))
 
 
 def seconds(text: str) -> float:
@@ -100,8 +104,39 @@ def exposure(machine: Path, unit: str, tenths: int) -> str:
 
 @needs_systemd
 @pytest.mark.parametrize("unit", SERVICES)
-def test_no_unit_is_exposed_beyond_1_2(machine: Path, unit: str) -> None:
-    assert not exposure(machine, unit, 12)
+def test_no_unit_is_exposed_beyond_1_3(machine: Path, unit: str) -> None:
+    assert not exposure(machine, unit, 13)
+
+
+GIVES_WAY = ("vqi-journal", "vqi-station", "vqi-web", "vqi-ship", "vqi-report")
+
+
+def refused_calls(machine: Path, unit: str) -> set[str]:
+    """Sets of system calls that no process of the unit may make, as systemd itself says."""
+    done = analyze(
+        *("security", "--offline=yes", "--no-pager", "--json=short", f"--root={machine}"),
+        f"{unit}.service",
+    )
+    rows = json.loads(done.stdout)
+    return {row["json_field"] for row in rows if row["set"] and "SystemCall" in row["json_field"]}
+
+
+@needs_systemd
+@pytest.mark.parametrize("unit", [*SERVICES, "vqi-report"])
+def test_what_lets_others_go_first_may_do_so_and_no_other(machine: Path, unit: str) -> None:
+    refused = refused_calls(machine, unit)
+    assert ("SystemCallFilter_resources" in refused) == (unit not in GIVES_WAY)
+    reads_clock = unit in ("vqi-journal", "vqi-metrics")
+    assert ("SystemCallFilter_clock" in refused) != reads_clock
+    assert "SystemCallFilter_swap" in refused
+
+
+@pytest.mark.parametrize("service", [*SERVICES, "vqi-report"])
+def test_no_unit_says_what_the_shared_drop_in_takes_back(service: str) -> None:
+    """A drop-in is read after the unit's file, whatever it is named."""
+    shared = read(UNITS / "vqi-.service.d" / "10-vqi.conf")
+    own = read(UNITS / f"{service}.service")
+    assert own.keys() & shared.keys() <= {"Environment"}
 
 
 @needs_systemd
@@ -187,6 +222,13 @@ def test_the_page_comes_to_the_others_by_their_doors_and_listens_at_its_port_onl
     assert settings["BindReadOnlyPaths"] == [own]
     assert settings["SocketBindDeny"] == ["any"]
     assert settings["SocketBindAllow"] == [f"tcp:{WebSettings().port}"]
+
+
+def test_what_a_unit_starts_goes_first_and_does_not_stop_it() -> None:
+    for service in ("vqi-journal", "vqi-station", "vqi-web"):
+        settings = settings_of(service)
+        assert settings["OOMPolicy"] == ["continue"]
+        assert int(settings["OOMScoreAdjust"][-1]) < int(_FIRST_TO_GO)
 
 
 def test_memory_and_cores_go_to_the_lamp_first() -> None:

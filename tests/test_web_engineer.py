@@ -16,12 +16,16 @@ import pytest
 from test_recipes import submitted, whole_under_each_recipe
 from web_rig import PageClient, WebRig, running_journal, until, web_rig
 
+from station.live_frames import LivePicture
 from station.processes import ask_all
+from station.recipe_desk import Desk
 from station.recipe_form import fields
-from station.recipes import Named, RecipeFolder
+from station.recipes import Finding, Named, RecipeFolder
 from station.record import ChangeBody
+from station.web.camera import _Desk
 from station.web.live import Live
 from station.web.pages import json_path
+from station.web.recipes import _problems, _versions
 from station.web.roles import Role
 from station.web.texts import catalogue
 
@@ -111,9 +115,9 @@ def test_a_recipe_goes_from_a_form_to_an_approved_version(
     assert away.status_code == 503, "no station runs"
     query = f"before={FIRST}&after={name}"
     found = bob.get(f"/engineer/recipes/compare.json?{query}").json()["differences"]
-    assert [(one["key"], one["before"], one["after"]) for one in found] == [
-        ("plate.tolerance_mm", "3", "2.5")
-    ]
+    changes = {one["key"]: (one["before"], one["after"]) for one in found}
+    assert changes.pop("plate.tolerance_mm") == ("3", "2.5")
+    assert set(changes) == {"model.sha256", "model.threshold"}, "bound to the model of that day"
     rows = [row for row in rig.station.rows("change") if row["what"].startswith("recipe")]
     assert [(row["what"], row["who"]) for row in rows] == [
         ("recipe_proposed", "ann"),
@@ -135,6 +139,21 @@ def test_a_mistake_is_said_at_its_field(ann: PageClient) -> None:
     assert "no such key" in strange.json()["error"]
     lost = ann.send_json("/engineer/recipes/active/propose.json", {**form, "model.id": "none"})
     assert lost.status_code == 422
+
+
+def test_a_list_of_versions_reads_their_files_once(rig: WebRig, ann: PageClient) -> None:
+    for _ in range(3):
+        propose(ann)
+    looks: list[int] = []
+
+    class Counted(Desk):
+        def findings(self) -> list[Finding]:
+            looks.append(1)
+            return Desk.findings(self)
+
+    desk = Counted.at(rig.web.configuration)
+    assert len(_versions(desk, _problems(desk))) > 3
+    assert len(looks) == 1
 
 
 def test_a_file_changed_by_hand_is_named(rig: WebRig, ann: PageClient, bob: PageClient) -> None:
@@ -204,6 +223,63 @@ def test_the_lamp_is_not_tried_out_while_a_station_comes_back(rig: WebRig, ann: 
         assert said("stop") == 409, "a recipe is taken up"
     finally:
         folder.forget_switch()
+
+
+def test_what_does_not_answer_or_is_old_is_not_shown_as_good(rig: WebRig) -> None:
+    station = {"state": "OPERATIONAL", "ready": True, "problems": {}, "tick_age_s": 0.1}
+
+    def health(**said: Any) -> tuple[Json, dict[str, set[str]]]:
+        rig.live.live = Live(station=station, **said)
+        page = rig.client().get("/engineer.json").json()
+        levels: dict[str, set[str]] = {}
+        for one in page["checks"]:
+            levels.setdefault(one["part"], set()).add(one["level"])
+        return page, levels
+
+    try:
+        _, levels = health(is_stale=False)
+        assert (levels["lamp"], levels["journal"], levels["camera"]) == ({"bad"}, {"bad"}, {"ok"})
+        page, levels = health(journal={}, lamp={}, is_stale=True)
+        assert not page["is_ready"]
+        assert set().union(*levels.values()) == {"unknown"}
+        assert rig.client().get("/engineer").status_code == 200
+    finally:
+        rig.live.live = Live()
+
+
+def test_a_camera_that_began_anew_shows_its_own_picture() -> None:
+    def picture(at_ns: int, level: int) -> LivePicture:
+        pixels = np.full((64, 256), level, np.uint8)
+        return LivePicture(pixels, 1, at_ns, None, 1, 0, 0)
+
+    desk = _Desk()
+    before = desk.seen(picture(1, 20)).jpeg
+    assert desk.seen(picture(1, 20)).jpeg is before
+    assert desk.seen(picture(2, 200)).jpeg != before
+
+
+@pytest.mark.parametrize(
+    ("state", "refusal"), [("ERROR", "engineer.not_halted"), ("OPERATIONAL", "engineer.plates_run")]
+)
+def test_the_lamp_is_told_of_in_the_readers_words(
+    rig: WebRig, ann: PageClient, state: str, refusal: str
+) -> None:
+    rig.live.live = Live(
+        station={"state": state, "light_confirmation": "read back"},
+        lamp={"state": "undecided", "device": "tower"},
+        is_stale=False,
+    )
+    try:
+        assert ann.get("/engineer/lamp.json").json()["refusal"] == refusal
+        german = ann.get("/engineer/lamp", headers={"accept-language": "de"}).text
+    finally:
+        rig.live.live = Live()
+    texts = catalogue()
+    for key in (f"line.state.{state}", "line.light.undecided", "engineer.confirmed_read_back"):
+        assert texts[key]["de"] in german
+    assert "Fehlerhaft" in german
+    assert f"{state}<" not in german
+    assert "read back" not in german
 
 
 # --- a station that runs --------------------------------------------------------------------------

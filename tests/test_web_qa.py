@@ -7,8 +7,13 @@ import csv
 import io
 import json
 import sqlite3
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from html.parser import HTMLParser
 from pathlib import Path
@@ -29,12 +34,15 @@ from web_rig import PageClient, WebRig, web_rig
 from station.cli.log import app
 from station.config import ShiftSettings
 from station.export_rows import for_spreadsheet
+from station.export_source import Source
+from station.log_reader import Reader
 from station.qms import DATABASE, Store
 from station.record import Body, Provenance, Verdict, result_id
 from station.schema import TRIGGERS
 from station.web.qa_choice import Choice, Clock, Range
-from station.web.qa_jobs import Jobs, State, jobs_of
-from station.web.roles import Role
+from station.web.qa_figures import Kept
+from station.web.qa_jobs import Job, Jobs, Kind, State, jobs_of
+from station.web.roles import Person, Role
 
 Json = dict[str, Any]
 SHIFTS = '[journal.shifts]\ntimezone = "Europe/Berlin"\nearly = "06:00"\nlate = "14:00"\n'
@@ -405,7 +413,7 @@ def test_a_small_export_is_there_at_once(rig: WebRig, viewer: PageClient, tmp_pa
         answer = viewer.get(f"/plates.{format_}?lot=A&verdict=FAIL")
         options = ("--format", format_, "--lot", "A", "--verdict", "FAIL")
         written = exported(rig, tmp_path, *options)
-        assert answer.content == written.removeprefix("\ufeff".encode())
+        assert answer.content == written
         assert len(written) > 100
 
 
@@ -506,6 +514,93 @@ def test_a_verification_names_the_first_bad_row(tmp_path: Path) -> None:
         assert {name: found[name] for name in expected} == expected
         assert (found["ok"], found["first_bad_row"]) == (False, 5)
         assert "The first bad row is 5" in engineer.get("/proof").text
+
+
+def test_what_a_verification_found_stands_until_another_comes_to_its_end(tmp_path: Path) -> None:
+    with signed_log(tmp_path) as (rig, _):
+        jobs = jobs_of(rig.web)
+        found = {"ok": True, "rows": 3, "head": "", "findings": [], "findings_in_all": 0}
+        found |= dict.fromkeys(("results", "open_plates", "images", "tombstones", "holds"), 0)
+        found |= {
+            "anchors": 0,
+            "notes": [],
+            "anchor_states": [],
+            "pictures": False,
+            "first_bad_row": None,
+        }
+        with Reader(rig.station.journal) as reader:
+            found["head"] = reader.chain_at(3)
+        done = Job("0" * 16, Kind.VERIFY, {}, "eve", 1.0, State.DONE, result=found, ended_at=2.0)
+        jobs._jobs[done.id] = done
+        for number in range(1, 13):
+            failed = replace(done, id=f"{number:016x}", state=State.FAILED, begun_at=2.0 + number)
+            jobs._jobs[failed.id] = replace(failed, result={}, said="no memory")
+        jobs._make_room(Kind.VERIFY)
+        page = got(rig.client(), "/proof.json")
+        assert page["last"]["id"] == done.id
+        assert page["last_problem"]["said"] == "no memory"
+        assert page["is_last_of_this_log"] is True
+        assert "no memory" in rig.client().get("/proof").text
+        jobs._jobs[done.id] = replace(done, result=found | {"head": "0" * 64})
+        assert got(rig.client(), "/proof.json")["is_last_of_this_log"] is False
+        assert "no longer the one" in rig.client().get("/proof").text
+
+
+def test_figures_wait_for_their_own_kind_only_and_are_bounded_by_bytes() -> None:
+    kept: Kept[bytes] = Kept(most_bytes=3000)
+    is_begun, may_end = threading.Event(), threading.Event()
+
+    def slow() -> bytes:
+        is_begun.set()
+        assert may_end.wait(30.0)
+        return b"slow"
+
+    with ThreadPoolExecutor(1) as other:
+        waiting = other.submit(kept.get, "slow", slow)
+        try:
+            assert is_begun.wait(30.0)
+            with ThreadPoolExecutor(1) as second:
+                assert second.submit(kept.get, "quick", lambda: b"quick").result(30.0) == b"quick"
+        finally:
+            may_end.set()
+        assert waiting.result(30.0) == b"slow"
+    made = []
+    for number in (1, 2, 3, 1, 3):
+        kept.get(number, lambda number=number: made.append(number) or bytes(1200))  # type: ignore[misc]
+    assert made == [1, 2, 3, 1]
+
+
+def test_a_job_whose_process_fails_says_why_and_ends(tmp_path: Path) -> None:
+    with signed_log(tmp_path) as (rig, _):
+        jobs, eve = jobs_of(rig.web), Person("eve", "Eve", Role.ENGINEER)
+        job = jobs.start(Kind.VERIFY, {}, eve)
+        wait_until(lambda: jobs.get(job.id).state is not State.RUNNING, 60.0, "an end")
+        assert (jobs.get(job.id).state, jobs.get(job.id).said) == (
+            State.FAILED,
+            "KeyError: 'config'",
+        )
+        silent = Job("f" * 16, Kind.VERIFY, {}, "eve", 1.0)
+        jobs._jobs[silent.id] = silent
+        command = [sys.executable, "-c", "print('{')"]
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            jobs._finish(silent, process)
+        assert jobs.get(silent.id).state is State.FAILED
+        assert jobs.get(silent.id).said
+
+
+def test_what_a_source_is_asked_ends_with_its_time(tmp_path: Path) -> None:
+    with signed_log(tmp_path) as (rig, _), Reader(rig.station.journal) as reader:
+        endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) "
+        with Source(reader.path, 0.2) as source:
+            assert source.one("SELECT 1")[0] == 1
+            with pytest.raises(sqlite3.OperationalError, match="interrupted"):
+                source.one(endless + "SELECT count(*) FROM n")
 
 
 def test_a_printed_head_is_held_against_the_log(tmp_path: Path) -> None:

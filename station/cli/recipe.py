@@ -15,7 +15,7 @@ from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, pri
 from station.config import Configuration, Loaded
 from station.control import send_command
 from station.ipc import Json, PeerGone
-from station.recipe_desk import Desk
+from station.recipe_desk import Desk, is_claimed_by_one_account
 from station.recipe_form import differences, fields, flat, written
 from station.recipes import Named, RecipeError, Version
 from station.record import ChangeBody
@@ -75,6 +75,8 @@ def _row(desk: Desk, version: Version, problem: str) -> Json:
         "sha256": version.sha256,
         **{f"{what}_by": step.who if step else None for what, step in steps.items()},
         **{f"{what}_at": step.at if step else None for what, step in steps.items()},
+        **{f"{what}_account": step.account if step else None for what, step in steps.items()},
+        "is_claimed_by_one_account": is_claimed_by_one_account(version),
         "reason": version.proposed.reason,
         "problem": problem,
     }
@@ -83,6 +85,8 @@ def _row(desk: Desk, version: Version, problem: str) -> Json:
 def _line(row: Json) -> str:
     people = f"proposed by {row['proposed_by']}"
     people += f", approved by {row['approved_by']}" if row["approved_by"] else ""
+    if row["is_claimed_by_one_account"]:
+        people += f" (both names given by account {row['approved_account']})"
     problem = f"  FILE {row['problem']}" if row["problem"] else ""
     return f"{row['recipe']:24} {row['state']:9} {people}: {row['reason']}{problem}"
 

@@ -85,7 +85,8 @@ class CameraPage(BaseModel):
 class _Seen:
     """A picture and what was made of it, for everybody who looks."""
 
-    frame_id: int
+    taken: tuple[int, int]
+    """Frame id and time: ids begin anew with the camera."""
     shown: PictureShown
     jpeg: bytes
 
@@ -99,9 +100,9 @@ class _Desk:
 
     def seen(self, picture: LivePicture) -> _Seen:
         with self._lock:
-            if self._seen is None or self._seen.frame_id != picture.frame_id:
-                shown = _shown(picture)
-                self._seen = _Seen(picture.frame_id, shown, _jpeg(picture))
+            taken = (picture.frame_id, picture.at_ns)
+            if self._seen is None or self._seen.taken != taken:
+                self._seen = _Seen(taken, _shown(picture), _jpeg(picture))
             return self._seen
 
 

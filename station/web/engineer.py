@@ -250,7 +250,7 @@ def engineer(web: Web) -> HealthPage:
         at=live.at,
         is_stale=live.is_stale,
         state=str(station.get("state") or ""),
-        is_ready=bool(station.get("ready")),
+        is_ready=bool(station.get("ready")) and not live.is_stale,
         not_ready=list(station.get("not_ready") or []),
         checks=list(_checks(web)),
         processes=[_process(name, getattr(live, name)) for name in _PROCESSES],
@@ -289,7 +289,11 @@ def _checks(web: Web) -> Iterator[CheckShown]:
                 cause=str(cause),
                 advice="engineer.advice_attention",
             )
-    yield from _looked_at(station, problems)
+    silent = {name for name in _PROCESSES if getattr(live, name) is None}
+    for check in _looked_at(station, {*problems, *silent}):
+        # What was in order when it was last heard is not known to be so now.
+        is_known = check.level != "ok" or not live.is_stale
+        yield check if is_known else check.model_copy(update={"level": "unknown"})
 
 
 def _problem(part: str, cause: str) -> CheckShown:
@@ -317,7 +321,7 @@ _JUDGED_ALL_THE_SAME: Final = frozenset(
 )
 
 
-def _looked_at(station: Json, problems: Json) -> Iterator[CheckShown]:
+def _looked_at(station: Json, problems: set[str]) -> Iterator[CheckShown]:
     if not station:
         return
     tick_s = station.get("tick_age_s")
@@ -625,7 +629,8 @@ def _test_refusal(web: Web, station: Json, lamp: Json) -> str:
     if not station or state == StationState.PREOPERATIONAL:
         return "engineer.lamp_held" if lamp.get("is_held") else ""
     if state != StationState.HALTED:
-        return "engineer.plates_run"
+        is_running = state == StationState.OPERATIONAL
+        return "engineer.plates_run" if is_running else "engineer.not_halted"
     is_open = (station.get("queues") or {}).get("plates_open")
     return "engineer.plate_open" if is_open else ""
 

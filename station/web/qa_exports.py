@@ -18,7 +18,7 @@ from station.answers import Json
 from station.export import MANIFEST, Wish, chosen_for_people, stream
 from station.export_rows import ExportError
 from station.export_source import Source
-from station.web.context import Web
+from station.web.context import READ_LIMIT_S, Web
 from station.web.errors import PageError, conflict, not_found
 from station.web.pages import WebRouter
 from station.web.qa_choice import Choice, Clock
@@ -53,7 +53,7 @@ def plates_jsonl(web: Web, query: Annotated[Choice, Query()]) -> Response:
 
 def _at_once(web: Web, query: Choice, format_: str) -> Response:
     shifts = web.configuration.value.journal.shifts
-    with web.reader() as reader, Source(reader.path) as source:
+    with web.reader() as reader, Source(reader.path, READ_LIMIT_S) as source:
         selection = query.selection(Clock.of(web))
         count = count_of(reader, selection)
         if count > MOST_AT_ONCE:
@@ -62,7 +62,9 @@ def _at_once(web: Web, query: Choice, format_: str) -> Response:
         timezone = shifts.timezone if shifts else None
         stream(source, Wish(format_, chosen_for_people(reader, selection), timezone), taken)
     headers = {"content-disposition": f'attachment; filename="plates.{format_}"'}
-    return Response(taken.getvalue().encode(), media_type=_MEDIA[format_], headers=headers)
+    # A spreadsheet takes what has no mark for the machine's old code page.
+    content = ("\ufeff" if format_ == "csv" else "") + taken.getvalue()
+    return Response(content.encode(), media_type=_MEDIA[format_], headers=headers)
 
 
 class ExportForm(BaseModel):

@@ -8,12 +8,13 @@ what came since is read.
 from __future__ import annotations
 
 import operator
+import pickle
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from dataclasses import fields, replace
 from typing import Any, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 from sqlalchemy import func, select, text
 
@@ -39,40 +40,42 @@ from station.recipes import active_recipe
 from station.tables import HOURLY, PLATE
 from station.web.context import Web
 from station.web.errors import PageError
+from station.web.stored_pictures import Bounded
 
 T = TypeVar("T")
-_KEPT = 64
+_KEPT_BYTES = 32 * 2**20
+"""As they would be written down; in memory they take a few times as much."""
+_SIMULATION_LIMIT_S = 10.0
+_one_simulation = threading.Lock()
+"""The machine is the line's."""
 _REVIEWS = text("SELECT count(*) FROM row WHERE kind = 'review'")
 
 
-@dataclass(slots=True)
-class Kept(Generic[T]):
-    """Answers by what they depend on; those not asked for longest go. What is not there is made by
-    one at a time: the machine is the line's."""
+def _size_bytes(value: Any) -> int:
+    return len(pickle.dumps(value))
 
-    _found: OrderedDict[Hashable, T] = field(default_factory=OrderedDict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _making: threading.Lock = field(default_factory=threading.Lock)
+
+class Kept(Generic[T]):
+    """Answers by what they depend on, none of them None; those not asked for longest go. Whoever
+    asks for one that is being made waits for it, and for no other."""
+
+    def __init__(self, most_bytes: int = _KEPT_BYTES) -> None:
+        self._found: Bounded[Hashable, T] = Bounded(most_bytes, _size_bytes)
+        self._lock = threading.Lock()
+        self._making: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        found = self._look_up(key)
-        if found:
-            return found[0]
-        with self._making:
-            found = self._look_up(key) or [make()]
+        found = self._found.get(key)
+        if found is not None:
+            return found
         with self._lock:
-            self._found[key] = found[0]
-            if len(self._found) > _KEPT:
-                self._found.popitem(last=False)
-        return found[0]
-
-    def _look_up(self, key: Hashable) -> list[T]:
-        """What is kept, or nothing."""
-        with self._lock:
-            if key not in self._found:
-                return []
-            self._found.move_to_end(key)
-            return [self._found[key]]
+            making = self._making.setdefault(key, threading.Lock())
+        with making:
+            found = self._found.get(key)
+            if found is None:
+                found = make()
+                self._found.put(key, found)
+        return found
 
 
 _kept: Kept[Any] = Kept()
@@ -166,9 +169,21 @@ def false_alarms_per_1000(kind: ChartKind, groups: Sequence[Group]) -> float | N
     return _chart(kind.value, tuple(groups), True).false_alarms_per_1000
 
 
-@lru_cache(maxsize=_KEPT)
 def _chart(kind: Any, groups: tuple[Group, ...], with_false_alarms: bool) -> Chart:
-    return chart(kind, groups, with_false_alarms)
+    make = _simulated if with_false_alarms else chart
+    key = ("chart", kind, groups, with_false_alarms)
+    found: Chart = _kept.get(key, lambda: make(kind, groups, with_false_alarms))
+    return found
+
+
+def _simulated(kind: Any, groups: tuple[Group, ...], with_false_alarms: bool) -> Chart:
+    """One at a time. Raises `PageError` 503 where others come first for too long."""
+    if not _one_simulation.acquire(timeout=_SIMULATION_LIMIT_S):
+        raise PageError(503, "errors.busy", retry_s=5)
+    try:
+        return chart(kind, groups, with_false_alarms)
+    finally:
+        _one_simulation.release()
 
 
 def chart_rows(found: Chart) -> list[Json]:

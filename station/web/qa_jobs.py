@@ -148,7 +148,15 @@ class Jobs:
             self._processes[job.id] = process
             if self._jobs[job.id].state is State.CANCELLED:
                 process.terminate()
-        self._end(job.id, process, self._talk(job, process))
+        self._finish(job, process)
+
+    def _finish(self, job: Job, process: subprocess.Popen[str]) -> None:
+        """Whatever it says, the job ends."""
+        try:
+            said = self._talk(job, process)
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            said = {"error": f"its process said nothing that can be understood: {error}"}
+        self._end(job.id, process, said)
 
     def _talk(self, job: Job, process: subprocess.Popen[str]) -> Json:
         """What it says last."""
@@ -181,17 +189,19 @@ class Jobs:
         status = process.wait()
         if status < 0 and "result" not in said:
             said = {"error": f"its process was killed by signal {-status}; is memory short?"}
+        elif not said.keys() & {"result", "error"}:
+            said = {"error": f"its process ended with status {status}"}
         self._settle(job_id, said)
 
     def _settle(self, job_id: str, said: Json) -> None:
         with self._lock:
             self._processes.pop(job_id, None)
             job = _ended(self._jobs[job_id], said)
-            if job.state is not State.DONE:
-                _empty(self.folder_of(job))
-            with contextlib.suppress(OSError):
-                self._write(job)
             self._jobs[job_id] = job
+            with contextlib.suppress(OSError):
+                if job.state is not State.DONE:
+                    _empty(self.folder_of(job))
+                self._write(job)
 
     # --- what is kept -----------------------------------------------------------------------------
 
@@ -206,6 +216,9 @@ class Jobs:
         ended = [job for job in self._jobs.values() if job.kind is kind]
         ended.sort(key=lambda job: -job.begun_at)
         kept_bytes = 0
+        # What a verification found stands until another one comes to its end.
+        if kind is Kind.VERIFY and (found := [job for job in ended if job.state is State.DONE]):
+            ended.remove(found[0])
         for number, job in enumerate(ended, start=1):
             kept_bytes += sum(one.stat().st_size for one in self.folder_of(job).glob("*"))
             if number >= _KEPT or (number > 1 and kept_bytes > _KEPT_BYTES):

@@ -8,6 +8,7 @@ import hashlib
 import re
 import tempfile
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +24,7 @@ from station.certificate import CertificateError, make_certificates
 from station.checkpoint import CheckpointError, keys_of
 from station.export_source import Source
 from station.log_reader import Reader
+from station.qms import StoreError
 from station.record import CheckpointBody, rfc3339
 from station.shift_report import Span, report, span_named, spans
 from station.signed_note import NoteError, fingerprint, parsed
@@ -99,6 +101,14 @@ class ProofPage(BaseModel):
     checkpoints: list[CheckpointRow] = Field(description="The newest first.")
     running: Verified | None
     last: Verified | None = Field(description="The last one that came to its end.")
+    last_problem: Verified | None = Field(
+        description="A later one that did not come to its end; what the last one found stands."
+    )
+    is_last_of_this_log: bool | None = Field(
+        description="Whether the row that it ended with stands in the log as it was then; null: it "
+        "found something wrong, or there is none."
+    )
+    last_age_s: float | None
 
 
 @router.page("/proof", template="qa/proof.html")
@@ -108,13 +118,33 @@ def proof(web: Web, query: Annotated[ProofQuery, Query()]) -> ProofPage:
         head = head_anchor(reader, web.station_id, rfc3339(datetime.now(UTC)))
         found = _checkpoints(reader)
         compared = _compared(reader, query.printed) if query.printed.strip() else None
-    jobs = [_verified(job) for job in jobs_of(web).of(Kind.VERIFY)]
+        jobs = [_verified(job) for job in jobs_of(web).of(Kind.VERIFY)]
+        last = next((job for job in jobs if job.state is State.DONE), None)
+        is_of_this_log = _is_of_this_log(reader, last)
+    ended = (State.DONE, State.FAILED, State.INTERRUPTED)
+    newest = next((job for job in jobs if job.state in ended), None)
     return ProofPage(
         head_row=head.seq, head_chain=head.chain_sha256, anchor=head.printed(),
         printed=query.printed, compared=compared, checkpoints=found,
         running=next((job for job in jobs if job.state is State.RUNNING), None),
-        last=next((job for job in jobs if job.state in (State.DONE, State.FAILED)), None),
+        last=last, last_problem=None if newest is last else newest,
+        is_last_of_this_log=is_of_this_log, last_age_s=_age_s(last),
     )  # fmt: skip
+
+
+def _age_s(last: Verified | None) -> float | None:
+    return None if last is None or last.ended_at is None else time.time() - last.ended_at
+
+
+def _is_of_this_log(reader: Reader, last: Verified | None) -> bool | None:
+    """Where it found nothing wrong, so that its rows are the log's first ones; else None."""
+    found = last.result if last else None
+    if not found or not found["ok"] or not found["rows"]:
+        return None
+    try:
+        return reader.chain_at(found["rows"]) == str(found["head"])
+    except StoreError:
+        return False
 
 
 @router.data("/proof/checkpoints.csv", media_type="text/csv")
@@ -345,10 +375,14 @@ def _report_row(span: Span, clock: Clock) -> ReportRow:
 def shift_report(web: Web, query: Annotated[ReportQuery, Query()]) -> Response:
     """A shift on a sheet of paper, as `vqi log report` writes it, as of now."""
     span = _span_of(web, query.shift)
-    with _one_at_a_time(), web.reader(_DOCUMENT_LIMIT_S) as reader, Source(reader.path) as source:
+    with _one_at_a_time(), web.reader(_DOCUMENT_LIMIT_S) as reader, _source(reader) as source:
         if note := reader.lag_note:
             raise PageError(503, "qa.report_lags", why=note, retry_s=5)
         return document(report(reader, source, web.station_id, span).encode())
+
+
+def _source(reader: Reader) -> Source:
+    return Source(reader.path, _DOCUMENT_LIMIT_S)
 
 
 def _span_of(web: Web, name: str) -> Span:

@@ -56,6 +56,9 @@ def main() -> int:
     except (StoreError, ExportError, ConfigError, OSError) as error:
         _tell({"error": str(error)})
         return 1
+    except Exception as error:  # noqa: BLE001  whoever waits is told of every other, too
+        _tell({"error": f"{type(error).__name__}: {error}"})
+        return 1
     return 0
 
 

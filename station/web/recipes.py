@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,8 +20,15 @@ from station.recipe_form import (
     read_form,
     written,
 )
-from station.recipes import RecipeError, Register, Step, Version, name_of, register
-from station.reviews import person as person_named
+from station.recipes import (
+    RecipeError,
+    Register,
+    Step,
+    Version,
+    is_one_person,
+    name_of,
+    register,
+)
 from station.web.context import Web
 from station.web.errors import PageError, not_found
 from station.web.pages import WebRouter
@@ -37,6 +46,8 @@ class StepShown(BaseModel):
     who: str
     at: str
     reason: str
+    account: str
+    """Login name that it came from; the page's own where the person was signed in there."""
 
 
 class VersionShown(BaseModel):
@@ -183,7 +194,7 @@ def recipes(web: Web) -> RecipesPage:
     others = [f"{file}: {why}" for file, why in problems.items() if file not in named]
     return RecipesPage(
         active=_active_name(desk),
-        versions=_versions(desk),
+        versions=_versions(desk, problems),
         findings=others,
         switch=_switch(web),
         is_running=web.live.station is not None,
@@ -259,7 +270,7 @@ def propose_recipe(
     given = {**form.keys, "id": draft.id, "version": str(draft.version)}
     page = EditPage(base=name, next_version=draft.version, fields=_fields(given), reason=reason)
     try:
-        row = desk.propose_changed(read_form(given), person.name, reason)
+        row = desk.propose_changed(read_form(given, draft), person.name, reason)
     except NotARecipe as refused:
         return _with_mistakes(request, page, refused)
     except RecipeError as refused:
@@ -339,11 +350,12 @@ def _names(desk: Desk) -> list[str]:
     return names if active in names or not active else [*names, active]
 
 
-def _versions(desk: Desk) -> list[VersionShown]:
-    return [_version(desk, name) for name in _names(desk)]
+def _versions(desk: Desk, problems: Mapping[str, str]) -> list[VersionShown]:
+    """With what is wrong with files: every file is read for that, once."""
+    return [_version(desk, name, problems) for name in _names(desk)]
 
 
-def _version(desk: Desk, name: str) -> VersionShown:
+def _version(desk: Desk, name: str, problems: Mapping[str, str] | None = None) -> VersionShown:
     """Raises `PageError` if there is no such version."""
     if name == "active":
         name = _active_name(desk)
@@ -357,7 +369,9 @@ def _version(desk: Desk, name: str) -> VersionShown:
             state=CONFIGURED,
             sha256=found.sha256,
         )
-    return _of_log(desk.known, version, _problems(desk).get(f"{name}.toml", ""))
+    if problems is None:
+        problems = _problems(desk)
+    return _of_log(desk.known, version, problems.get(f"{name}.toml", ""))
 
 
 def _of_log(known: Register, version: Version, problem: str) -> VersionShown:
@@ -375,7 +389,7 @@ def _of_log(known: Register, version: Version, problem: str) -> VersionShown:
 
 
 def _step(step: Step | None) -> StepShown | None:
-    return None if step is None else StepShown(who=step.who, at=step.at, reason=step.reason)
+    return None if step is None else StepShown(**asdict(step))
 
 
 def _problems(desk: Desk) -> dict[str, str]:
@@ -392,7 +406,7 @@ def _why_not_approve(desk: Desk, name: str, person: Person) -> str:
     version = desk.known.versions.get(name)
     if version is None:
         return ""
-    is_own = person_named(version.proposed.who) == person_named(person.name)
+    is_own = is_one_person(version.proposed.who, person.name)
     return "engineer.own_proposal" if is_own else ""
 
 

@@ -124,16 +124,16 @@ def test_a_recipe_of_a_strange_name_is_refused_and_the_journal_goes_on(rig: Rig,
     refused = client.submit([row])
     assert not refused["ok"]
     assert "ID@NUMBER" in refused["error"]
-    assert client.submit([change("user_added")])["ok"]
+    assert client.submit([change("user added")])["ok"]
     client.close()
 
 
 def test_what_a_person_sends_from_the_command_line_names_the_account(rig: Rig) -> None:
     client = JournalClient(rig.runtime)
     client.connect(5.0)
-    assert client.submit([change("user_removed")])["ok"]
+    assert client.submit([change("user removed")])["ok"]
     client.close()
-    (row,) = [row for row in rig.rows("change") if row["what"] == "user_removed"]
+    (row,) = [row for row in rig.rows("change") if row["what"] == "user removed"]
     assert (row["who"], row["account"]) == ("ada", user_name(os.getuid()))
 
 

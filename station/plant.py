@@ -463,7 +463,7 @@ def _copy(
     cursor.execute(
         f"INSERT INTO {table} ({names}) SELECT {names} FROM arriving_{table} ON CONFLICT DO NOTHING"
     )
-    return cursor.rowcount
+    return int(cursor.rowcount)
 
 
 def _with_driver(settings: PlantSettings) -> dict[str, Any]:

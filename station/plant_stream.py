@@ -205,7 +205,7 @@ class Stream:
             self._pull = await self._js.pull_subscribe(
                 f"{_SUBJECT}.*", durable=_DURABLE, stream=STREAM
             )
-        return await self._pull.fetch(_FETCHED, timeout=1.0)
+        return list(await self._pull.fetch(_FETCHED, timeout=1.0))
 
     def _run(self, work: Coroutine[Any, Any, _Value]) -> _Value:
         return self._runner.run(work)

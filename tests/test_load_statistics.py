@@ -176,6 +176,7 @@ def test_a_soak_that_was_ended_early_has_not_shown_it(
     assert exit_status(result, 90.0) == status
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_soak_that_is_told_to_stop_before_it_began_says_so(
     number: signal.Signals, tmp_path: Path

@@ -91,7 +91,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGINT, too: a shell's background job begins with it ignored.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     bench = Bench(options.folder.resolve(), _DEFECTIVE_SHARE)
     bench.folder.mkdir(parents=True, exist_ok=True)
     rate_hz = options.rate_hz or highest_rate_hz(bench, say) / 2

@@ -25,9 +25,9 @@ from web_rig import PageClient, WebRig, plate
 from station.images import ImageFolder
 from station.qms import IMAGES, Store
 from station.record import AttentionBody, ChangeBody, ResultBody, ReviewBody, Verdict
+from station.roles import Person, Role
 from station.web.context import Web
 from station.web.pages import Declared
-from station.web.roles import Person, Role
 
 MAY_BE_SLOW_S = 20.0
 _PARAMETER = re.compile(r"\{(\w+)(:\w+)?\}")

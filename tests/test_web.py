@@ -25,6 +25,7 @@ from web_rig import WebRig, running_journal, running_web, until, web_rig
 from station.config import ConfigError, WebSettings, load_configuration
 from station.record import ChangeBody, ReviewBody, Verdict
 from station.reviews import last_judged
+from station.roles import ANONYMOUS, Person, Role
 from station.web.certificates import (
     TlsFiles,
     certificate_at,
@@ -34,7 +35,6 @@ from station.web.certificates import (
 )
 from station.web.errors import PageError
 from station.web.live import Live
-from station.web.roles import ANONYMOUS, Person, Role
 from station.web.server import refusal, serve
 
 

@@ -12,7 +12,7 @@ from web_rig import PageClient, WebRig, web_rig
 
 from station.qms import Store
 from station.record import ReviewBody, Verdict
-from station.web.roles import Role
+from station.roles import Role
 
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 _SCORE = 0.98765432

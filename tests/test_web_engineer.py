@@ -22,11 +22,11 @@ from station.recipe_desk import Desk
 from station.recipe_form import fields
 from station.recipes import Finding, Named, RecipeFolder
 from station.record import ChangeBody
+from station.roles import Role
 from station.web.camera import _Desk
 from station.web.live import Live
 from station.web.pages import json_path
 from station.web.recipes import _problems, _versions
-from station.web.roles import Role
 from station.web.texts import catalogue
 
 Json = dict[str, Any]

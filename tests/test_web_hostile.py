@@ -24,8 +24,8 @@ from station.images import ImageFolder
 from station.log_reader import Reader
 from station.qms import IMAGES, Store
 from station.record import ResultBody
+from station.roles import Role
 from station.web.pages import Declared
-from station.web.roles import Role
 
 SPAWN = ("begin_export", "begin_verify", "doctor_archive")
 RUNS_LONG = os.environ.get("VQI_LONG") == "1"

@@ -17,10 +17,10 @@ import pytest
 from starlette.responses import Response, StreamingResponse
 from web_rig import WebRig, until, web_rig
 
+from station.roles import Role
 from station.web import listening, server
 from station.web.certificates import make_certificate
 from station.web.pages import Declared, WebRouter
-from station.web.roles import Role
 
 MUST_HAVE = {
     "content-security-policy": "default-src 'self'",

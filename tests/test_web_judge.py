@@ -27,10 +27,10 @@ from station.log_reader import Reader
 from station.log_verify import verify
 from station.qms import DATABASE
 from station.record import ReviewBody, Verdict
+from station.roles import Person, Role
 from station.web import judge
 from station.web.blind import is_blind
 from station.web.errors import PageError
-from station.web.roles import Person, Role
 
 Json = dict[str, Any]
 FAIL, PASS, UNDECIDED = Verdict.FAIL, Verdict.PASS, Verdict.UNDECIDED

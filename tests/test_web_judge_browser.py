@@ -10,7 +10,7 @@ import pytest
 from web_rig import WebRig, running_journal, until, web_rig
 
 from station.log_reader import Reader
-from station.web.roles import Role
+from station.roles import Role
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="no Chromium here")
 CHROMIUM = Path("/usr/bin/chromium")

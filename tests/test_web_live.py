@@ -30,6 +30,7 @@ from station.packing import Contexts
 from station.plant import prepare
 from station.qms import DATABASE
 from station.quality import UNKNOWN
+from station.roles import Role
 from station.web.certificates import make_certificate
 from station.web.hub import Hub, Topic
 from station.web.line_log import LineLog, LogLook, ShownPlate, StripPlate
@@ -39,7 +40,6 @@ from station.web.live import Live, Poller, Silence
 from station.web.others import Heard
 from station.web.plant_lines import PlantLine, PlantNews
 from station.web.render import environment
-from station.web.roles import Role
 from station.web.server import make_web
 from station.web.texts import Formatter, Translator
 

@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 from web_rig import WebRig, running_journal, web_rig
 
-from station.web.roles import Role
+from station.roles import Role
 
 schemathesis = pytest.importorskip("schemathesis", reason="no schemathesis here")
 requests = pytest.importorskip("requests", reason="no schemathesis here")

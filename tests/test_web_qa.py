@@ -38,11 +38,11 @@ from station.export_source import Source
 from station.log_reader import Reader
 from station.qms import DATABASE, Store
 from station.record import Body, Provenance, Verdict, result_id
+from station.roles import Person, Role
 from station.schema import TRIGGERS
 from station.web.qa_choice import Choice, Clock, Range
 from station.web.qa_figures import Kept
 from station.web.qa_jobs import Job, Jobs, Kind, State, jobs_of
-from station.web.roles import Person, Role
 
 Json = dict[str, Any]
 SHIFTS = '[journal.shifts]\ntimezone = "Europe/Berlin"\nearly = "06:00"\nlate = "14:00"\n'

@@ -26,11 +26,11 @@ from station.ipc import PeerGone, connect
 from station.journal import journal_path
 from station.qms import IMAGES, Store
 from station.record import ActuationBody, Body, ResultBody, Verdict, rfc3339
+from station.roles import ANONYMOUS, Person, Role
 from station.web.context import Web
 from station.web.errors import PageError
-from station.web.live import Live, SilentSource
+from station.web.live import Live
 from station.web.pages import WebRouter, add_routes
-from station.web.roles import ANONYMOUS, Person, Role
 from station.web.server import Server, address_of, listen, make_web, server_of
 
 Json = dict[str, Any]
@@ -135,10 +135,14 @@ class GivenPeople:
 
 
 @dataclass
-class GivenLive(SilentSource):
+class GivenLive:
     """What a test says that the station's processes said."""
 
     live: Live = field(default_factory=Live)
+
+    def listen(self, listener: Callable[[Live], None]) -> None: ...
+    def start(self) -> None: ...
+    def stop(self) -> None: ...
 
 
 # --- the page -------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 from station.log_reader import Reader
 from station.record import Verdict
 from station.reviews import effective_verdict, person
-from station.web.roles import Person
+from station.roles import Person
 
 Json = dict[str, Any]
 _IDENTITY = (

@@ -15,10 +15,10 @@ from starlette.responses import Response
 
 from station.focus import measure_focus
 from station.live_frames import FRESH_S, LivePicture, read_live
+from station.roles import Person, Role
 from station.web.context import Web
 from station.web.errors import PageError, not_found
 from station.web.pages import WebRouter
-from station.web.roles import Person, Role
 
 router = WebRouter("/engineer")
 # Threads of its own spin while they wait, on the cores that the tiles need.

@@ -24,6 +24,7 @@ from station.log_lines import get_logger
 from station.log_reader import ASK_LIMIT_S, Reader
 from station.qms import StoreError
 from station.record import Body
+from station.roles import Person
 from station.web.certificates import Certificate
 from station.web.errors import PageError, conflict, not_found
 from station.web.hub import Hub
@@ -31,7 +32,6 @@ from station.web.live import Live, LiveSource
 from station.web.others import OtherStations
 from station.web.people import People
 from station.web.plant_lines import PlantWatch
-from station.web.roles import Person
 from station.web.tokens import Tokens
 
 _LOG = get_logger("web")

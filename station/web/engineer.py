@@ -29,11 +29,11 @@ from station.processes import temperatures_c
 from station.recipes import RecipeFolder
 from station.record import ChangeBody
 from station.redaction import redact
+from station.roles import Person, Role
 from station.state import NotCommissioned, StationState
 from station.web.context import Web
 from station.web.errors import PageError, conflict, not_found
 from station.web.pages import WebRouter
-from station.web.roles import Person, Role
 
 router = WebRouter("/engineer")
 

@@ -9,10 +9,10 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.types import Message, Receive
 
+from station.roles import Person, Role
 from station.web.context import Web
 from station.web.cookies import cookie_name
 from station.web.errors import PageError, SignInNeeded
-from station.web.roles import Person, Role
 
 VISIT_COOKIE = "visit"
 TOKEN_HEADER = "x-csrf-token"

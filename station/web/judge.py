@@ -10,11 +10,11 @@ from station.ingress import name_problem
 from station.log_reader import Reader
 from station.record import Disposition, NamedDefectBody, ReviewBody, Verdict
 from station.reviews import ReviewRefused, effective_verdict, sent_before
+from station.roles import Person, Role
 from station.web.context import Web
 from station.web.errors import PageError, conflict, not_found
 from station.web.judge_panel import MOST_DEFECTS, Panel, is_signed, panel_of
 from station.web.pages import WebRouter
-from station.web.roles import Person, Role
 
 Json = dict[str, Any]
 router = WebRouter()

@@ -16,10 +16,10 @@ from station.recipes import active_recipe
 from station.record import Disposition, NamedDefectBody, Reason, Verdict
 from station.reviews import Judgement, effective_verdict, last_judged
 from station.reviews import person as one_spelling
+from station.roles import Person, Role
 from station.unsettled import State
 from station.web.blind import is_blind_of
 from station.web.context import Web
-from station.web.roles import Person, Role
 
 Json = dict[str, Any]
 CONFIRMING, MISSED, OTHER = "confirmed", "missed", "other"

@@ -10,12 +10,12 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from station.roles import Person, Role
 from station.web.context import Web
 from station.web.feed import NEWS, Shown, stream
 from station.web.line_view import NOTHING, LinePage, line_page
 from station.web.pages import WebRouter
 from station.web.render import language_of
-from station.web.roles import Person, Role
 
 router = WebRouter()
 REGIONS = ("light", "station", "calls", "figures", "strip")

@@ -87,16 +87,6 @@ class LiveSource(Protocol):
     def stop(self) -> None: ...
 
 
-class SilentSource:
-    """Hears nothing."""
-
-    live = Live()
-
-    def listen(self, listener: Callable[[Live], None]) -> None: ...
-    def start(self) -> None: ...
-    def stop(self) -> None: ...
-
-
 class Poller:
     """Asks until it is stopped, on a thread of its own."""
 

@@ -17,6 +17,7 @@ from station.log_reader import Reader
 from station.questions import Selection, open_samples_select
 from station.record import Verdict, rfc3339
 from station.reviews import Judgement, effective_verdict, last_judged
+from station.roles import Person, Role
 from station.unsettled import State
 from station.web.context import Web
 from station.web.judge_panel import (
@@ -32,7 +33,6 @@ from station.web.judge_panel import (
     verdict_to_confirm,
 )
 from station.web.pages import WebRouter
-from station.web.roles import Person, Role
 
 Json = dict[str, Any]
 router = WebRouter()

@@ -20,11 +20,11 @@ from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
+from station.roles import Person, Role
 from station.web.context import Web
 from station.web.errors import ErrorBody
 from station.web.guard import TOKEN_FIELD, form_of, guard, limited
 from station.web.render import render
-from station.web.roles import Person, Role
 
 MAX_BODY_BYTES = 64_000
 _IN_ADDRESSES = ":/%#?=@[]!$&'()*+,;"

@@ -9,6 +9,7 @@ from fastapi import Query
 
 from station.qms import Json
 from station.reviews import effective_verdict, last_judged
+from station.roles import Person
 from station.web.blind import is_blind_of
 from station.web.context import Web
 from station.web.errors import not_found
@@ -45,7 +46,6 @@ from station.web.plate_pictures import (
     tiles_of,
 )
 from station.web.plate_place import pitch_of, pixels_per_pixel
-from station.web.roles import Person
 from station.web.stored_pictures import PictureError, Trouble
 
 router = WebRouter()

@@ -8,6 +8,7 @@ from typing import Any
 from station.log_reader import Reader
 from station.record import ImageBody, Verdict
 from station.reviews import effective_verdict
+from station.roles import Person
 from station.web.blind import is_blind_of
 from station.web.context import Web
 from station.web.judge_panel import recipe_of
@@ -15,7 +16,6 @@ from station.web.plate_log import PlateRows, around, judged_defects, plate_rows
 from station.web.plate_model import OtherPlate, PlaceCrop, SamePlace, Sample, Samples
 from station.web.plate_pictures import ROLES, crop_url, plate_url
 from station.web.plate_place import Pose, pitch_of
-from station.web.roles import Person
 
 _LAST_PLATES = 6
 _SAMPLES = 4

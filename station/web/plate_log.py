@@ -15,11 +15,11 @@ from sqlalchemy import desc, select, text
 from station.log_reader import Reader
 from station.qms import Json
 from station.record import ImageBody, Verdict
+from station.roles import Person
 from station.tables import PLATE
 from station.tiling import TILE_PX
 from station.web.blind import is_blind, is_blind_of
 from station.web.errors import PageError, not_found
-from station.web.roles import Person
 
 _MOST_ATTEMPTS = 20
 _REVIEWS_LOOKED_AT = 1000

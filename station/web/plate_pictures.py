@@ -23,6 +23,7 @@ from models.registry import shipped_model
 from station.config import ConfigError, load_recipe
 from station.qms import IMAGES, Json
 from station.record import ImageBody
+from station.roles import Person
 from station.web.blind import is_blind_of
 from station.web.context import Web
 from station.web.errors import PageError, not_found
@@ -38,7 +39,6 @@ from station.web.picture_tiles import (
 )
 from station.web.plate_log import PlateRows, found_plate, seen_plate, tile_scores
 from station.web.plate_place import pixels_per_pixel
-from station.web.roles import Person
 from station.web.stored_pictures import Bounded, PictureError, StoredPictures, Trouble
 
 router = WebRouter()

@@ -18,13 +18,13 @@ from station.answers import Json
 from station.export import MANIFEST, Wish, chosen_for_people, stream
 from station.export_rows import ExportError
 from station.export_source import Source
+from station.roles import Person, Role
 from station.web.context import READ_LIMIT_S, Web
 from station.web.errors import PageError, conflict, not_found
 from station.web.pages import WebRouter
 from station.web.qa_choice import Choice, Clock
 from station.web.qa_jobs import Job, Kind, State, jobs_of
 from station.web.qa_search import count_of, open_sample_count
-from station.web.roles import Person, Role
 
 router = WebRouter()
 MOST_AT_ONCE = 2000

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from station.idle import start_idle
+from station.roles import Person, Role
 from station.web.context import Web
 from station.web.errors import PageError, conflict, not_found
-from station.web.roles import Person, Role
 
 Json = dict[str, Any]
 _KEPT = 10

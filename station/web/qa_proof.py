@@ -26,6 +26,7 @@ from station.export_source import Source
 from station.log_reader import Reader
 from station.qms import StoreError
 from station.record import CheckpointBody, rfc3339
+from station.roles import Person, Role
 from station.shift_report import Span, report, span_named, spans
 from station.signed_note import NoteError, fingerprint, parsed
 from station.tables import PLATE
@@ -37,7 +38,6 @@ from station.web.qa_choice import Clock, Word
 from station.web.qa_exports import NoFields
 from station.web.qa_jobs import Job, Kind, State, jobs_of
 from station.web.qa_pages import csv_file
-from station.web.roles import Person, Role
 
 router = WebRouter()
 _CHECKPOINTS = 24

@@ -13,12 +13,12 @@ from sqlalchemy import func, select
 from station.answers import Json, bodies, without_arrays
 from station.log_reader import Reader
 from station.questions import PAGE_ROWS, Key, Questions, Selection, open_samples_select
+from station.roles import Person
 from station.web.blind import for_person
 from station.web.context import Web
 from station.web.errors import not_found
 from station.web.pages import WebRouter
 from station.web.qa_choice import Asked, Choice, Clock, asked
-from station.web.roles import Person
 
 router = WebRouter()
 MOST_WAITING = 1_000_000

@@ -29,10 +29,10 @@ from station.recipes import (
     name_of,
     register,
 )
+from station.roles import Person, Role
 from station.web.context import Web
 from station.web.errors import PageError, not_found
 from station.web.pages import WebRouter
-from station.web.roles import Person, Role
 
 router = WebRouter("/engineer")
 

@@ -14,10 +14,10 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from station.release import program_version
+from station.roles import ANONYMOUS, Person
 from station.web.context import Web
 from station.web.cookies import cookie_name
 from station.web.guard import TOKEN_FIELD, VISIT_COOKIE, visit_of
-from station.web.roles import ANONYMOUS, Person
 from station.web.static import static_url
 from station.web.texts import (
     LANGUAGES,

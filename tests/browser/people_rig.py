@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 from browser_rig import Screen
 
-from station.web.roles import Role
+from station.roles import Role
 
 PASSWORD, PIN = "a-lamp-beside-the-belt", "735194"
 _FIRST_PASSWORD = "given-at-the-terminal"

@@ -13,7 +13,7 @@ from hostile_requests import texts
 from hostile_rig import Slot, slots_of, write_hostile_log
 from web_rig import WebRig, web_rig
 
-from station.web.roles import Role
+from station.roles import Role
 
 pytestmark = pytest.mark.long
 

@@ -8,10 +8,11 @@ looks like nobody. Whoever comes in speaks for the person that it names; the row
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from station.ipc import Listener
-from station.record import AnyBody, Body, ChangeBody, ReviewBody
+from station.record import AnyBody, Body, ChangeBody, ReviewBody, rfc3339
 
 _FOLDER = "page"
 ACCOUNT = "vqi-page"
@@ -28,7 +29,8 @@ measured."""
 _CHANGES = ("recipe_proposed", "recipe_approved", "lamp_test")
 _OF_ACCOUNTS = "user "
 """Changes that the page may say; by all others later rows are judged, or they are nobody's yet."""
-
+_AHEAD = timedelta(minutes=1)
+"""Of a row's time, by this machine's clock, which is the page's too."""
 _STATION_SAYS = frozenset(
     (
         *("start", "stop", "recording", "withheld_late", "commissioned"),
@@ -69,7 +71,18 @@ def objection(row: AnyBody | Body) -> str:
         return f"the page may not write a row of kind {getattr(row, 'kind', '')!r}"
     if isinstance(row, ChangeBody) and not _may_say(row.what):
         return f"the page may not say {row.what!r}: send the station the command"
+    if not _is_of_now_or_before(row.written_at):
+        return f"the page may not write for {row.written_at[:40]!r}: no time, or one to come"
     return ""
+
+
+def _is_of_now_or_before(label: str) -> bool:
+    """A time to come would make every picture look old (I5)."""
+    try:
+        at = datetime.fromisoformat(label)
+        return rfc3339(at) == label and at <= datetime.now(UTC) + _AHEAD
+    except ValueError:
+        return False
 
 
 def _may_say(what: str) -> bool:

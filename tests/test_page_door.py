@@ -64,6 +64,18 @@ def test_what_the_page_may_write_and_what_not(rig: Rig) -> None:
     assert (row["who"], row["account"]) == ("ada", ACCOUNT)
 
 
+@pytest.mark.parametrize(
+    "label", ["9999-12-31T23:59:59.000000Z", "soon", "", "2026-11-26T12:00:00+00:00"]
+)
+def test_the_page_writes_for_no_time_to_come(rig: Rig, label: str) -> None:
+    client = JournalClient(rig.runtime, is_page=True)
+    client.connect(5.0)
+    refused = client.submit([change("user added").model_copy(update={"written_at": label})])
+    assert not refused["ok"]
+    assert "no time, or one to come" in refused["error"]
+    client.close()
+
+
 @pytest.mark.parametrize("op", ["hello", "tick", "arriving", "prune", "checkpoint"])
 def test_the_page_asks_for_nothing_else(rig: Rig, op: str) -> None:
     with connect(way_in(journal_path(rig.runtime))) as channel, pytest.raises(PeerGone):

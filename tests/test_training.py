@@ -48,8 +48,10 @@ from models.training.loss import DISCREPANCY_LIMIT, DISCREPANCY_WEIGHT, two_head
 from models.training.networks import build  # noqa: E402
 from models.training.report import evaluate_run  # noqa: E402
 from models.training.train import (  # noqa: E402
+    FROM_NOTHING_LONG,
     LARGE,
     LEARNED_FILE,
+    RECIPES,
     Plan,
     _judge,
     calibrate,
@@ -121,6 +123,21 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(chosen, "vqi model train", progress)
     assert progress.done == progress.planned > 0
     return run
+
+
+def test_the_best_front_end_is_also_trained_from_nothing_and_longer(
+    folder: Path, tmp_path: Path
+) -> None:
+    summary = train(plan(folder, tmp_path / "run", recipes=RECIPES), "", Quiet())
+    judged = {each["recipe"]["name"]: each["auroc"] for each in summary["candidates"]}
+    begun = {recipe.name: recipe for recipe in RECIPES}
+    best = max(begun, key=lambda name: judged[name])
+    longer = FROM_NOTHING_LONG[begun[best].front_end]
+    assert set(judged) == {*begun, longer.name}
+    assert summary["out_of_fold"]["auroc"] == max(judged.values())
+    assert default_epochs("lightdefectnet", 400, is_long=True) > default_epochs(
+        "lightdefectnet", 400
+    )
 
 
 def test_another_seed_gives_other_weights(run: Path) -> None:
@@ -404,10 +421,10 @@ def test_of_one_held_out_part_the_last_epochs_count() -> None:
     scores = np.stack([useless, perfect, perfect, perfect, useless, useless, useless])
     result = FitResult({}, scores, 1.0, "cpu", "")
     part = np.arange(20)
-    one = SimpleNamespace(epochs=7, labels=labels, choosing_folds=[part])
+    one = SimpleNamespace(epochs=lambda _: 7, labels=labels, choosing_folds=[part])
     choice = _judge(cast(Any, one), PLAIN, [result])
     assert (choice.epoch, choice.auroc) == (7, 0.5)
-    two = SimpleNamespace(epochs=7, labels=labels, choosing_folds=[part, part])
+    two = SimpleNamespace(epochs=lambda _: 7, labels=labels, choosing_folds=[part, part])
     choice = _judge(cast(Any, two), PLAIN, [result, result])
     assert (choice.epoch, choice.auroc) == (4, 1.0)
 

@@ -43,6 +43,8 @@ class TrainingRecipe:
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     batch: int = 16
+    is_long: bool = False
+    """Trained for more epochs: what begins with random weights learns on for long."""
 
 
 @dataclass(frozen=True, slots=True)

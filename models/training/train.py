@@ -68,6 +68,10 @@ _VISITS = 480.0
 """Epochs times the square root of the number of tiles."""
 _BASELINE_VISITS = 240.0
 _EPOCHS = (6, 40)
+_LONG_VISITS = 8_760.0
+"""Epochs times the number of tiles to the power of 3/4: 96 for 411 tiles, 43 for 1,200, so that
+both are trained within half an hour on two cores."""
+_LONG_EPOCHS = (6, 160)
 _SMOOTH_EPOCHS = 3
 DIVERGED = -1.0
 _WORTH_PROCESSES = 30
@@ -84,8 +88,15 @@ FROM_NOTHING = (
     TrainingRecipe("contrast, from nothing", "contrast", is_pretrained=False),
     TrainingRecipe("fine, from nothing", "fine", is_pretrained=False),
 )
-"""Only by name: for the weights that others begin with, and to compare what must not have any. They
-were never the best of a small set."""
+"""Only by name: for the weights that others begin with, and to compare what must not have any."""
+FROM_NOTHING_LONG = {
+    front_end: TrainingRecipe(
+        f"{front_end}, from nothing, long", front_end, is_pretrained=False, is_long=True
+    )
+    for front_end in ("contrast", "fine", "raw")
+}
+"""The best front end once more, from random weights and four times as long: better where a surface
+is unlike what the shipped weights were trained on."""
 BASELINE_RECIPES = (
     TrainingRecipe("contrast", "contrast", is_pretrained=False),
     TrainingRecipe("fine", "fine", is_pretrained=False),
@@ -149,9 +160,10 @@ def recipes_for(network: str, name: str | None = None) -> tuple[TrainingRecipe, 
     )
     if name is None:
         return chosen_from
-    named = tuple(recipe for recipe in (*chosen_from, *others) if recipe.name == name)
+    by_name = (*chosen_from, *others, *(FROM_NOTHING_LONG.values() if others else ()))
+    named = tuple(recipe for recipe in by_name if recipe.name == name)
     if not named:
-        known = "; ".join(recipe.name for recipe in (*chosen_from, *others))
+        known = "; ".join(recipe.name for recipe in by_name)
         raise DataError(f"no recipe {name!r} of {network}; there are: {known}")
     return named
 
@@ -169,8 +181,7 @@ def train(plan: Plan, command: str, progress: Progress) -> dict[str, Any]:
     if plan.init and not any(recipe.is_pretrained for recipe in plan.recipes):
         raise DataError("--init: none of the recipes begins with weights; name one that does")
     sha256 = data_sha256(known)
-    epochs = plan.epochs or default_epochs(plan.network, len(known))
-    work = _Work(plan, known, sha256, epochs, progress)
+    work = _Work(plan, known, sha256, progress)
     choice, candidates = _choose(work)
     fits = _final_fits(work, choice)
     results = work.run_all(fits, "training")
@@ -221,8 +232,10 @@ def _train_hand(plan: Plan, samples: list[Sample], command: str) -> dict[str, An
     return summary
 
 
-def default_epochs(network: str, samples: int) -> int:
+def default_epochs(network: str, samples: int, is_long: bool = False) -> int:
     """Epochs for a set of this size: the smaller the set, the more often it is seen."""
+    if is_long:
+        return int(np.clip(round(_LONG_VISITS / samples**0.75), *_LONG_EPOCHS))
     visits = _BASELINE_VISITS if network in BASELINES else _VISITS
     return int(np.clip(round(visits / math.sqrt(samples)), *_EPOCHS))
 
@@ -273,10 +286,8 @@ class _Part:
 class _Work:
     """The samples of a run and the processes that train on them."""
 
-    def __init__(
-        self, plan: Plan, known: list[Sample], sha256: str, epochs: int, progress: Progress
-    ) -> None:
-        self.plan, self.known, self.sha256, self.epochs = plan, known, sha256, epochs
+    def __init__(self, plan: Plan, known: list[Sample], sha256: str, progress: Progress) -> None:
+        self.plan, self.known, self.sha256 = plan, known, sha256
         self.labels = labels_of(known)
         self.folds = cut_folds(known, plan.seeds[0])
         self.is_large = len(self.folds) == 1
@@ -287,11 +298,16 @@ class _Work:
         """The folds that recipes are compared on."""
         return self.folds[:1] if self.plan.network in BASELINES else self.folds
 
+    def epochs(self, recipe: TrainingRecipe) -> int:
+        """Of the recipe's schedule."""
+        given = self.plan.epochs
+        return given or default_epochs(self.plan.network, len(self.known), recipe.is_long)
+
     def part(self, name: str, recipe: TrainingRecipe, seed: int, held: Any, stop: int) -> _Part:
         init = ""
         if recipe.is_pretrained:
             init = str(self.plan.init or pretrained_weights(recipe.front_end))
-        fit = Fit(name, self.plan.network, recipe, seed, self.epochs, stop, init)
+        fit = Fit(name, self.plan.network, recipe, seed, self.epochs(recipe), stop, init)
         out = set(map(int, held))
         seen = tuple(i for i in range(len(self.known)) if i not in out)
         return _Part(fit, seen, tuple(sorted(out)))
@@ -419,28 +435,34 @@ def _folds(known: Sequence[Sample], count: int, seed: int) -> list[NDArray[np.in
 
 def _choose(work: _Work) -> tuple[Choice, list[dict[str, Any]]]:
     """The recipe whose out-of-fold AUROC is best, with its epoch and threshold."""
-    recipes = work.plan.recipes
-    parts = [part for recipe in recipes for part in _choosing_parts(work, recipe)]
-    results = work.run_all(parts, "choosing")
-    count = len(work.choosing_folds)
-    choices = [
-        _judge(work, recipe, results[i * count : (i + 1) * count])
-        for i, recipe in enumerate(recipes)
-    ]
+    choices = _compare(work, work.plan.recipes)
+    best = max(choices, key=lambda choice: choice.auroc)
+    if work.plan.recipes == RECIPES and not work.is_large and not work.plan.init:
+        choices += _compare(work, [FROM_NOTHING_LONG[best.recipe.front_end]])
+        best = max(choices, key=lambda choice: choice.auroc)
+    if best.auroc == DIVERGED:
+        raise DataError(f"{work.plan.data}: every recipe's training diverged (scores of NaN)")
     candidates = [
         {"recipe": asdict(choice.recipe), "epoch": choice.epoch, "auroc": choice.auroc}
         for choice in choices
     ]
-    best = max(choices, key=lambda choice: choice.auroc)
-    if best.auroc == DIVERGED:
-        raise DataError(f"{work.plan.data}: every recipe's training diverged (scores of NaN)")
     return best, candidates
+
+
+def _compare(work: _Work, recipes: Sequence[TrainingRecipe]) -> list[Choice]:
+    parts = [part for recipe in recipes for part in _choosing_parts(work, recipe)]
+    results = work.run_all(parts, "choosing")
+    count = len(work.choosing_folds)
+    return [
+        _judge(work, recipe, results[i * count : (i + 1) * count])
+        for i, recipe in enumerate(recipes)
+    ]
 
 
 def _choosing_parts(work: _Work, recipe: TrainingRecipe) -> list[_Part]:
     name, seed = recipe.name.replace(",", "").replace(" ", "-"), work.plan.seeds[0] * 10
     return [
-        work.part(f"{name}-fold-{k}", recipe, seed + k, held, work.epochs)
+        work.part(f"{name}-fold-{k}", recipe, seed + k, held, work.epochs(recipe))
         for k, held in enumerate(work.choosing_folds)
     ]
 
@@ -449,7 +471,7 @@ def _judge(work: _Work, recipe: TrainingRecipe, results: list[FitResult]) -> Cho
     """Epoch, calibration and threshold of a recipe from its out-of-fold scores."""
     held = np.concatenate(work.choosing_folds)
     if not all(np.isfinite(result.held_scores).all() for result in results):
-        return Choice(recipe, work.epochs, 0.5, 0.0, 0.0, DIVERGED, 0.0, len(held))
+        return Choice(recipe, work.epochs(recipe), 0.5, 0.0, 0.0, DIVERGED, 0.0, len(held))
     labels = work.labels[held]
     by_fold = [
         [auroc(work.labels[fold], scores) for scores in result.held_scores]
@@ -458,7 +480,7 @@ def _judge(work: _Work, recipe: TrainingRecipe, results: list[FitResult]) -> Cho
     area, epoch = _best_epoch(np.mean(by_fold, axis=0))
     if len(results) == 1:
         # One part's best epoch is noise; and of a large set this training's weights are kept.
-        epoch, area = work.epochs, float(np.mean(by_fold[0][-_SMOOTH_EPOCHS:]))
+        epoch, area = work.epochs(recipe), float(np.mean(by_fold[0][-_SMOOTH_EPOCHS:]))
     scores = np.concatenate([result.held_scores[epoch - 1] for result in results])
     slope, offset = calibrate(labels, scores)
     threshold = float(expit(-offset / slope)) if slope > 0 else 0.5
@@ -521,7 +543,7 @@ def _summary(
         "defective": int((work.labels == 1).sum()),
         "groups": len({sample.group for sample in known}),
         "recipe": asdict(choice.recipe),
-        "epochs": work.epochs,
+        "epochs": work.epochs(choice.recipe),
         "epoch": choice.epoch,
         "threshold": choice.threshold,
         "calibration": {"slope": choice.slope, "offset": choice.offset},

@@ -9,7 +9,6 @@ reports a death as end-of-file, so no lock or name can be left behind.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import os
 import signal
@@ -46,6 +45,7 @@ from drivers.errors import (
 from station.ipc import Channel, Json, PeerGone, channel_pair
 from station.log_lines import get_logger
 from station.logs import set_up_logging
+from station.tied import die_with
 
 _LOG = get_logger("camera")
 TICK_S = 0.25
@@ -330,22 +330,10 @@ def _wait_for_end_of_file(channel: Channel) -> None:
         channel.receive()
 
 
-def _die_with(station_pid: int) -> None:
-    """Let the kernel end this process when the station dies: a vendor's library that hangs would
-    keep any thread of its own from doing so, and the camera from being opened again."""
-    if _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"prctl: {os.strerror(number)}")
-    if os.getppid() != station_pid:
-        os._exit(0)
-
-
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None, use_errno=True)
-
-
 def main() -> int:
-    _die_with(int(sys.argv[2]))
+    # A vendor's library that hangs would keep any thread of its own from noticing the station's
+    # death, and the camera from being opened again.
+    die_with(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     set_up_logging("camera")
     with (

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ from station.product import geometry_of
 from station.qms import DATABASE
 from station.recipes import active_recipe
 from station.strip import PlateOpened, StripCutter, TileRowReady, buffer_lines
+from station.tied import tied
 from station.tiling import CHUNK_TILES, TILE_PX, Geometry, TileRow, cut_tiles
 
 _GAP_MM = 10.0
@@ -253,12 +255,13 @@ def _run_watched(config: Path, seconds: float) -> tuple[int, list[str], dict[str
     """Exit status and output of `vqi run`, and the share of a core that each of its processes took
     in the middle of it."""
     process = subprocess.Popen(
-        [
-            # It ends with this process, however that ends.
-            *("setpriv", "--pdeathsig", "TERM", "--"),
-            *(sys.executable, "-P", "-m", "station.cli", "run"),
-            *("--config", str(config), "--json", "--seconds", str(seconds)),
-        ],
+        tied(
+            [
+                *(sys.executable, "-P", "-m", "station.cli", "run"),
+                *("--config", str(config), "--json", "--seconds", str(seconds)),
+            ],
+            signal.SIGTERM,
+        ),
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from station.tied import tied
+
 _FIRST_TO_GO = "900"
 """Where memory is short, rather this process than any that starts one (OOMScoreAdjust of the
 units)."""
@@ -19,12 +21,12 @@ units)."""
 def start_idle(*arguments: str, is_awaited: bool = False, **options: Any) -> subprocess.Popen[str]:
     """Start this program's interpreter with `arguments`, to talk with in text. One that somebody
     waits for is only nice: on busy cores an idle one may take minutes. The thread that starts it
-    must stay until it has ended: it dies with that thread (prctl(2), PR_SET_PDEATHSIG)."""
-    polite = ["setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", "19"]
+    must stay until it has ended: it dies with that thread."""
+    polite = ["nice", "-n", "19"]
     if shutil.which("ionice"):
         polite += ["ionice", "-c", "3", "-t"]
     process = subprocess.Popen(
-        [*polite, sys.executable, "-P", *arguments], text=True, close_fds=True, **options
+        tied([*polite, sys.executable, "-P", *arguments]), text=True, close_fds=True, **options
     )
     with contextlib.suppress(OSError):
         Path(f"/proc/{process.pid}/oom_score_adj").write_text(_FIRST_TO_GO)

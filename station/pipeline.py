@@ -107,6 +107,7 @@ from station.serials import Serials
 from station.state import Origin, StationState, provenance
 from station.strip import Joined, StripCutter, buffer_lines
 from station.systemd import exit_with_starter, notify
+from station.tied import tied
 
 _LOG = get_logger("station")
 _CONNECT_TIMEOUT_S = 15.0
@@ -501,12 +502,14 @@ class Station:
         """The whole log and its anchors, in a process that gives way to every other one (I12)."""
         log, config = self._settings.journal.directory, self._configuration.source
         command = [sys.executable, "-P", "-m", "station.cli", "log", "verify", "--no-pictures"]
-        # With --pdeathsig it goes when this process does: a log that is being read is not closed.
+        # It goes when this process does: a log that is being read is not closed.
         reader = subprocess.Popen(
-            [
-                *("setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", "19"),
-                *(*command, "--config", config, "--journal", str(log), "--json"),
-            ],
+            tied(
+                [
+                    *("nice", "-n", "19"),
+                    *(*command, "--config", config, "--journal", str(log), "--json"),
+                ]
+            ),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -28,6 +28,7 @@ from station.ipc import Json
 from station.log_lines import get_logger
 from station.product import geometry_of
 from station.recipes import Named, RecipeError, RecipeFolder
+from station.tied import tied
 
 _LOG = get_logger("recipe")
 _CHECK_LIMIT_S = 120.0
@@ -168,10 +169,7 @@ class RecipeSwitch:
         source = self._configuration.source
         command = [sys.executable, "-P", "-m", "station.cli", "recipe", "check", name]
         done = subprocess.run(
-            [
-                *("setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", "19"),
-                *(*command, "--config", source, "--json"),
-            ],
+            tied(["nice", "-n", "19", *command, "--config", source, "--json"]),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_CHECK_LIMIT_S,

@@ -620,11 +620,13 @@ class _Journal:
         return problem or self._keep_recipe(steps[0], known)
 
     def _keep_recipe(self, row: ChangeBody, known: Register) -> str:
-        """The file of a version is durable before its row; why it is not, empty if it is."""
+        """The file of a version, and the one that says which version judges, are durable before
+        their rows; why one is not, empty if it is."""
         folder = RecipeFolder.of(self._configuration)
         try:
             folder.keep_proposed(row, known)
-        except (OSError, RecipeError) as error:
+            folder.keep_active(row)
+        except (OSError, ConfigError, RecipeError) as error:
             return f"{folder.path}: {error}"
         return ""
 

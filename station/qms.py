@@ -65,8 +65,12 @@ SIGNED_FILES = """
 """
 
 RECIPE_CHANGES = """
-    SELECT body FROM row WHERE kind = 'change' AND body ->> '$.what' GLOB 'recipe_*'
-    ORDER BY seq
+    SELECT body FROM row WHERE kind = 'change' AND (body ->> '$.what' GLOB 'recipe_*'
+    OR body ->> '$.what' = 'model_parity') ORDER BY seq
+"""
+MODEL_CHANGES = """
+    SELECT seq, body FROM row WHERE kind = 'change' AND (body ->> '$.what' GLOB 'model_*'
+    OR body ->> '$.what' GLOB 'limit_samples*') ORDER BY seq
 """
 
 _LAST_BACKUP = """

@@ -18,6 +18,7 @@ from station.recipe_form import as_toml
 from station.recipes import (
     MOST_BYTES,
     Finding,
+    Named,
     RecipeError,
     RecipeFolder,
     Register,
@@ -174,6 +175,20 @@ class Desk:
         if version.approved is None:
             raise RecipeError(f"{name}: nobody has approved it; another than its author must")
         return self.load(name)
+
+    def may_be_gone_back_to(self) -> str:
+        """Name of the version that judged before the active one, whole as it was. Raises
+        `RecipeError`."""
+        former = self.known.former
+        if former is None:
+            raise RecipeError("nothing judged before the active version, by the log")
+        self.load(former.name)
+        return former.name
+
+    def named(self, name: str, who: str) -> Named:
+        """A version as it is asked for. Raises `RecipeError`."""
+        version = self.known.of(name)
+        return Named(id=version.id, version=version.version, sha256=version.sha256, who=who)
 
     def test(self, recipe: Loaded[Recipe]) -> None:
         """Load its model, which must reproduce its golden scores here. Raises `RecipeError`."""

@@ -17,7 +17,7 @@ from station.control import send_command
 from station.ipc import Json, PeerGone
 from station.recipe_desk import Desk, is_claimed_by_one_account
 from station.recipe_form import differences, fields, flat, written
-from station.recipes import Named, RecipeError, Version
+from station.recipes import RecipeError, Version
 from station.record import ChangeBody
 from station.signing import SigningError, journal_at_hand, station_stopped
 
@@ -210,7 +210,7 @@ def activate(name: NameArgument, config: ConfigOption, is_json: JsonOption = Fal
         else:
             if not answer["ok"]:
                 raise RecipeError(str(answer["error"]))
-            _wait_until_active(settings, name, recipe.sha256)
+            wait_until_active(settings, name, recipe.sha256)
             state = "active"
     if is_json:
         print_json({"recipe": name, "state": state})
@@ -219,8 +219,7 @@ def activate(name: NameArgument, config: ConfigOption, is_json: JsonOption = Fal
 
 
 def _ask_next_start(desk: Desk, name: str, who: str) -> None:
-    version = desk.known.of(name)
-    wanted = Named(id=version.id, version=version.version, sha256=version.sha256, who=who)
+    wanted = desk.named(name, who)
     with station_stopped(desk.configuration.value):
         try:
             desk.folder.ask(wanted)
@@ -228,11 +227,11 @@ def _ask_next_start(desk: Desk, name: str, who: str) -> None:
             raise RecipeError(f"{desk.folder.path}: {error.strerror}") from error
 
 
-def _wait_until_active(settings: Configuration, name: str, sha256: str) -> None:
+def wait_until_active(settings: Configuration, name: str, sha256: str) -> None:
     """Raises `RecipeError` where the former recipe goes on."""
     deadline = time.monotonic() + _SWITCH_LIMIT_S
     while time.monotonic() < deadline:
-        said = _status(settings)
+        said = station_status(settings)
         if said.get("recipe", {}).get("sha256") == sha256:
             return
         switch = said.get("recipe_switch", {})
@@ -242,7 +241,7 @@ def _wait_until_active(settings: Configuration, name: str, sha256: str) -> None:
     raise RecipeError(f"{name} is not taken up yet; see `vqi control status`")
 
 
-def _status(settings: Configuration) -> dict[str, Any]:
+def station_status(settings: Configuration) -> dict[str, Any]:
     """Empty while the station starts."""
     with contextlib.suppress(PeerGone, TimeoutError):
         status: Json = send_command(settings.station.runtime_dir, "status")["status"]

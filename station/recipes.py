@@ -105,9 +105,8 @@ class Version:
     is_bound: bool
     """Its text names the model's bytes and the threshold: who approves it approves what will
     judge."""
-    model_sha256: str = ""
-    evidence: tuple[str, ...] = ()
-    """What it asks of the version after it that has another model."""
+    table: Row = field(default_factory=dict, compare=False)
+    """Its text as TOML has it."""
     approved: Step | None = None
     activated: Step | None = None
     """The last time."""
@@ -259,14 +258,9 @@ def _table(text: str) -> Row:
         return {}
 
 
-def _asked_of_model(table: Row) -> tuple[bool, str, tuple[str, ...]]:
-    """Whether a recipe's table names its model's bytes and threshold; the sha256 of those bytes;
-    what it asks of another model."""
-    model, promotion = table.get("model"), table.get("promotion")
-    model = model if isinstance(model, dict) else {}
-    asked = promotion.get("evidence", ()) if isinstance(promotion, dict) else ()
-    evidence = tuple(map(str, asked)) if isinstance(asked, list) else ()
-    return {"sha256", "threshold"} <= model.keys(), str(model.get("sha256", "")), evidence
+def _is_bound(table: Row) -> bool:
+    model = table.get("model")
+    return isinstance(model, dict) and {"sha256", "threshold"} <= model.keys()
 
 
 def _no_approval(version: Version, row: Row) -> str:
@@ -315,9 +309,8 @@ def _after(before: Register, row: Row) -> Register:
     step = Step(row["who"], row["written_at"], _reason(row), row.get("account", ""))
     version = before.versions.get(name)
     if version is None:
-        is_bound, model_sha256, evidence = _asked_of_model(_table(detail["toml"]))
-        named = detail["id"], int(detail["version"]), detail["sha256"]
-        version = Version(*named, step, is_bound, model_sha256, evidence)
+        table, named = _table(detail["toml"]), (detail["id"], int(detail["version"]))
+        version = Version(*named, detail["sha256"], step, _is_bound(table), table)
     elif row["what"] == APPROVED and version.approved is None:
         version = replace(version, approved=step)
     elif row["what"] == ACTIVATED:
@@ -359,6 +352,12 @@ def activated_change(station_id: str, switch: Switch, said: Mapping[str, str]) -
     return ChangeBody(
         station_id=station_id, what=ACTIVATED, who=wanted.who, detail={**detail, **said}
     )
+
+
+def activation_of(station_id: str, version: Version) -> ChangeBody:
+    """As it would be, for a rule that is held against it."""
+    wanted = Named(id=version.id, version=version.version, sha256=version.sha256, who="station")
+    return activated_change(station_id, Switch(wanted=wanted), {})
 
 
 def refused_change(station_id: str, name: str, who: str, problem: str) -> ChangeBody:

@@ -92,7 +92,7 @@ def check_parity(configuration: Loaded[Configuration], recipe: Loaded[Recipe]) -
         for body in _records(reader, recipe):
             picture = None
             if body["runtime"] == classifier.runtime and body["tiles"]:
-                picture = _whole_plate(directory / IMAGES, body)
+                picture = whole_plate(directory / IMAGES, body)
             if picture is None:
                 passed_over += 1
                 continue
@@ -122,7 +122,7 @@ def _records(reader: Reader, recipe: Loaded[Recipe]) -> Iterator[Json]:
             yield body
 
 
-def _whole_plate(images: Path, body: Json) -> Pixels | None:
+def whole_plate(images: Path, body: Json) -> Pixels | None:
     """The plate's pixels as they were scored; None where they were not kept, or are gone or
     damaged, which `vqi log verify` looks for."""
     kept = next((one for one in body["images"] if one["role"] == "evidence"), None)

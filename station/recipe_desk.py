@@ -12,7 +12,8 @@ from station.log_reader import Reader
 from station.machine import test_on_this_machine
 from station.page_door import ACCOUNT
 from station.precision import load_classifier
-from station.product import fitting, model_folder
+from station.product import configured_judging, fitting, model_folder
+from station.promotion import Shown, evidence, judging
 from station.qms import DATABASE, StoreError
 from station.recipe_form import as_toml
 from station.recipes import (
@@ -165,6 +166,7 @@ class Desk:
         `RecipeError`."""
         version = self.known.of(name)
         self.load(name)
+        self.must_be_shown(name)
         row = approved_change(self.configuration.value.station.id, version, who, reason)
         self._must_be_allowed(row)
         return row
@@ -184,6 +186,30 @@ class Desk:
             raise RecipeError("nothing judged before the active version, by the log")
         self.load(former.name)
         return former.name
+
+    def evidence(self, name: str) -> list[Shown]:
+        """What the version in force asks of this one, which has another model, and what rows show
+        of it; nothing where nothing is asked. Raises `RecipeError`."""
+        known, settings = self.known, self.configuration.value
+        version = known.of(name)
+        if not version.is_bound:
+            return []
+        try:
+            active = known.active
+            before = judging(active.name, active.table) if active else configured_judging(settings)
+            wanted = judging(version.name, version.table)
+            if before.model_sha256 == wanted.model_sha256:
+                return []
+            with Reader(settings.journal.directory) as reader:
+                return evidence(before, wanted, reader.model_changes())
+        except (ConfigError, StoreError, ValueError) as error:
+            raise RecipeError(f"{name}: {error}") from error
+
+    def must_be_shown(self, name: str) -> None:
+        """Raises `RecipeError` with what is not."""
+        lacking = [f"{one.kind}: {one.problem}" for one in self.evidence(name) if one.problem]
+        if lacking:
+            raise RecipeError(f"{name}: {'; '.join(lacking)}")
 
     def named(self, name: str, who: str) -> Named:
         """A version as it is asked for. Raises `RecipeError`."""

@@ -1,25 +1,340 @@
-"""Another model on a running line: taken up between two plates, gone back from, never a mixture."""
+"""Another model: what must be shown of it first, how a running line takes it up between two plates
+and goes back from it, and what a death at each step leaves."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import os
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from model_rig import SHIPPED, other_model
-from station_rig import Rig, check_conservation, vqi, wait_until
+from station_rig import Rig, check_conservation, children, vqi, wait_until
 from test_recipes import submitted
 
 from models.card import read_card
-from station.config import load_configuration
+from models.classifier import Classifier
+from station.config import Evidence, PromotionRecipe, Recipe, load_configuration, load_recipe
+from station.control import send_command
 from station.log_reader import Reader
 from station.log_verify import verify
+from station.offline import PictureInspector
+from station.parity import whole_plate
+from station.promotion import (
+    COMPARED,
+    GATE,
+    LIMIT_SAMPLES,
+    SHADOWED,
+    SIGNED,
+    Judging,
+    evidence,
+    objection,
+)
 from station.recipe_desk import Desk
-from station.recipe_form import as_toml
+from station.recipes import (
+    ACTIVATED,
+    APPROVED,
+    PARITY,
+    PROPOSED,
+    ROLLBACK,
+    Named,
+    RecipeFolder,
+    Switch,
+    activated_change,
+    activation_of,
+    approved_change,
+    register,
+    settle_start,
+    starting_recipe,
+)
+from station.recipes import objection as recipe_objection
+from station.record import ChangeBody
 
 Json = dict[str, Any]
+A, B = 64 * "a", 64 * "b"
+ALL: tuple[Evidence, ...] = ("limit_samples", "audit", "compare", "shadow", "precision")
+
+
+# --- what must be shown ---------------------------------------------------------------------------
+
+
+def said(what: str, **detail: str) -> Json:
+    return {"what": what, "who": "eve", "detail": detail}
+
+
+def compared(flips: list[str], confirmed: list[str], **other: str) -> Json:
+    named = {"a_sha256": A, "b_sha256": B, "b_threshold": "0.5", "report_sha256": 64 * "c"}
+    named |= {"to_sign": json.dumps(flips), "confirmed": json.dumps(confirmed), "plates": "300"}
+    return said(COMPARED, **(named | {"differing": "0"} | other))
+
+
+def signed(names: list[str], opinion: str = "accepted", **other: str) -> Json:
+    named = {"comparison": 64 * "c", "result_ids": json.dumps(names), "opinion": opinion}
+    return said(SIGNED, **named, **other)
+
+
+def gated(which: str, **other: str) -> Json:
+    named = {"set": which, "model_sha256": B, "threshold": "0.5", "problem": ""}
+    return said(GATE, **(named | other))
+
+
+SHOWN = [
+    said(LIMIT_SAMPLES, model_sha256=B, result="passed"),
+    gated("audit"),
+    gated("precision"),
+    compared(["s-1"], []),
+    signed(["s-1"]),
+    said(SHADOWED, model_sha256=B, threshold="0.5", judging_model_sha256=A, plates="200"),
+]
+
+
+def missing(rows: list[Json], threshold: float = 0.5) -> dict[str, str]:
+    active = Judging("r@1", A, 0.4, PromotionRecipe(evidence=ALL))
+    wanted = Judging("r@2", B, threshold, PromotionRecipe())
+    return {one.kind: one.problem for one in evidence(active, wanted, rows) if one.problem}
+
+
+def test_all_that_is_asked_for_is_shown_by_rows_of_this_model_at_this_threshold() -> None:
+    assert missing(SHOWN) == {}
+    assert missing([]).keys() == set(ALL)
+    others = {"audit", "precision", "compare", "shadow"}
+    assert missing(SHOWN, threshold=0.6).keys() == others, "figures are of one threshold"
+    for row in SHOWN:
+        left = [one for one in SHOWN if one is not row]
+        assert len(missing(left)) == 1, row
+        of_another = {**row, "detail": {**row["detail"], "b_sha256": A, "model_sha256": A}}
+        if row["what"] != SIGNED:
+            assert len(missing([*left, of_another])) == 1, "of another model"
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind", "words"),
+    [
+        ([said(LIMIT_SAMPLES, model_sha256=B, result="failed")], "limit_samples", "should"),
+        ([gated("audit", problem="it lets one escape")], "audit", "escape"),
+        ([gated("precision", problem="too slow")], "precision", "slow"),
+        ([compared(["s-1", "s-2"], [])], "compare", "not signed (1 in all)"),
+        ([signed(["s-1"], "escape")], "compare", "called an escape"),
+        ([compared([], [], plates="0")], "compare", "no plate"),
+        ([compared([], [], differing="2")], "compare", "did not come out"),
+        ([compared([], [], a_sha256=64 * "d")], "", ""),
+    ],
+)
+def test_what_came_last_counts(rows: list[Json], kind: str, words: str) -> None:
+    found = missing(SHOWN + rows)
+    assert found.keys() == ({kind} if kind else set())
+    assert words in found.get(kind, "")
+
+
+def test_a_stated_sample_stands_for_flips_that_nobody_judged_defective() -> None:
+    flips = [f"s-{number}" for number in range(100)]
+    rows = [*SHOWN[:3], SHOWN[5], compared(flips, flips[:1])]
+    assert "s-0" in missing([*rows, signed(flips[1:60], sample="59")])["compare"]
+    assert missing([*rows, signed(flips[1:60], sample="59"), signed(flips[:1])]) == {}
+    assert "not signed" in missing([*rows, signed(flips[1:59], sample="58")])["compare"]
+
+
+def version(number: int, model: str, asks: str = "", who: str = "ann") -> Json:
+    text = f'id = "r"\nversion = {number}\n[model]\nsha256 = "{model}"\nthreshold = 0.5\n{asks}'
+    detail = {"id": "r", "version": str(number), "reason": "because", "toml": text}
+    detail["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    return ChangeBody(station_id="s", what=PROPOSED, who=who, detail=detail).as_json()
+
+
+def step(what: str, proposal: Json, who: str = "bob", **more: str) -> Json:
+    detail = {key: proposal["detail"][key] for key in ("id", "version", "sha256")} | more
+    return ChangeBody(station_id="s", what=what, who=who, detail=detail).as_json()
+
+
+def in_force(proposal: Json) -> list[Json]:
+    return [proposal, step(APPROVED, proposal), step(ACTIVATED, proposal)]
+
+
+def no_configured() -> Judging:
+    raise AssertionError("the log names what judges")
+
+
+def test_the_version_in_force_says_what_the_next_one_shows() -> None:
+    """Not the next one itself, which could ask for nothing; another plate table alone is no other
+    model; what judged before is gone back to without."""
+    asks = '[promotion]\nevidence = ["compare"]\n'
+    first, second, same = version(1, A, asks), version(2, B), version(3, A)
+    known = register([*in_force(first), second, same])
+    for what in (APPROVED, ACTIVATED):
+        problem = objection(known, step(what, second), no_configured, list)
+        assert "r@2: compare: not compared with r@1" in problem
+        shown = [compared([], [])]
+        assert not objection(known, step(what, second), no_configured, lambda rows=shown: rows)
+        assert not objection(known, step(what, same), no_configured, list)
+    configured = Judging("r@0", A, 0.5, PromotionRecipe(evidence=("shadow",)))
+    fresh = register([second])
+    assert "shadow" in objection(fresh, step(APPROVED, second), lambda: configured, list)
+    back = [*in_force(first), second, step(APPROVED, second), step(ACTIVATED, second)]
+    back.append(step(ACTIVATED, first, **{ROLLBACK: "yes"}))
+    assert not objection(register(back[:-1]), back[-1], no_configured, list)
+
+
+def test_a_roll_back_goes_to_what_judged_before_and_nowhere_else() -> None:
+    one, two, three = (version(number, letter * 64) for number, letter in enumerate("abc", 1))
+    rows = [*in_force(one), *in_force(two), three, step(APPROVED, three)]
+    back = {name: step(ACTIVATED, name_, **{ROLLBACK: "yes"}) for name, name_ in
+            (("one", one), ("three", three))}  # fmt: skip
+    assert "only r@1 judged before it" in recipe_objection(register(rows), back["three"])
+    rows.append(back["one"])
+    known = register(rows)
+    assert known.strange == ()
+    assert (known.active and known.active.name, known.former) == ("r@1", None)
+    twice = step(ACTIVATED, two, **{ROLLBACK: "yes"})
+    assert "nothing judged before it" in recipe_objection(known, twice), "not forward again"
+    differs = {"result": "differs", "problem": "other bits"}
+    parity = ChangeBody(station_id="s", what=PARITY, who="station", detail=differs).as_json()
+    assert register([*rows, parity]).brief()["parity_problem"] == "other bits"
+    assert register([*rows, parity, step(ACTIVATED, two)]).parity_problem == ""
+
+
+# --- a death at each step -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return other_model(folder, "model-a", 1.0), other_model(folder, "model-b", 0.9)
+
+
+@pytest.fixture
+def stocked(rig: Rig, models: tuple[Path, Path]) -> tuple[Any, list[Json]]:
+    """A configuration, and rows by which small@2 judges and small@3 is approved."""
+    configuration = load_configuration(str(rig.write()))
+    rows: list[Json] = []
+    for model in models:
+        desk = Desk(configuration, register(rows))
+        row = desk.propose_changed(drafted(desk, model), "ann", "because")
+        desk.folder.keep_proposed(row, desk.known)
+        version = register([*rows, row.as_json()]).of(f"small@{row.detail['version']}")
+        rows += [row.as_json(), approved_change("test-1", version, "bob", "").as_json()]
+        if not rows[2:]:
+            row = activation_of("test-1", version)
+            desk.folder.keep_active(row)
+            rows.append(row.as_json())
+    return configuration, rows
+
+
+def start(configuration: Any, rows: list[Json]) -> int:
+    """What a start of the station does, up to its first row: the version that judges."""
+    recipe = starting_recipe(configuration.value)
+    row = settle_start(configuration.value, recipe, register(rows).brief())
+    rows += [] if row is None else [row.as_json()]
+    RecipeFolder.of(configuration.value).forget_switch()
+    return recipe.value.version
+
+
+@pytest.mark.parametrize("step_", ["asked", "active file", "row", "settled"])
+@pytest.mark.parametrize("goes_back", [False, True])
+def test_a_death_at_each_step_leaves_one_model_and_the_log_says_which(
+    stocked: tuple[Any, list[Json]], step_: str, goes_back: bool
+) -> None:
+    """The station is left where it dies: `asked` is also loaded, and loading; the journal process
+    writes file and row, in this order."""
+    configuration, rows = stocked
+    folder = RecipeFolder.of(configuration.value)
+    if goes_back:
+        row = activation_of("test-1", register(rows).of("small@3"))
+        folder.keep_active(row)
+        rows.append(row.as_json())
+    before, after = (3, 2) if goes_back else (2, 3)
+    version = register(rows).of(f"small@{after}")
+    wanted = Named(id="small", version=after, sha256=version.sha256, who="eve")
+    switch = Switch(wanted=wanted, state="hot", is_rollback=goes_back, reason="because")
+    folder.keep_switch(switch)
+    row = activated_change("test-1", switch, {})
+    if step_ != "asked":
+        folder.keep_active(row)
+    if step_ in ("row", "settled"):
+        rows.append(row.as_json())
+    if step_ == "settled":
+        folder.forget_switch()
+    expected = before if step_ == "asked" else after
+    count = len(rows)
+    assert start(configuration, rows) == expected
+    known = register(rows)
+    assert known.strange == ()
+    assert known.active is not None
+    assert known.active.name == f"small@{expected}"
+    added = [row["what"] for row in rows[count:]]
+    assert added == {"asked": ["recipe_refused"], "active file": [ACTIVATED]}.get(step_, [])
+    if step_ == "asked":
+        assert "before it was taken up" in rows[-1]["detail"]["problem"]
+    assert start(configuration, rows) == expected
+    assert len(rows) == count + len(added), "settled once"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("moment", ["checking", "loading", "active.json", "row"])
+def test_kill_9_on_a_running_line(rig: Rig, models: tuple[Path, Path], moment: str) -> None:
+    """All processes at once, at each step of a promotion: after the restart one model judges, the
+    log says which, and each plate's record is of the model that made its scores."""
+    with rig.running() as run:
+        activated(rig, models[0])
+        b = proposed(rig, models[1])
+        plates(rig, 2)
+        active = rig.journal / "recipes" / "active.json"
+        was = active.read_bytes()
+        family = [run.pid, *children(run.pid).values()]
+        assert send_command(rig.runtime, "recipe", b)["ok"]
+        reached = {
+            "checking": lambda: rig.status()["recipe_switch"]["stage"] == "checking",
+            "loading": lambda: (
+                rig.status()["recipe_switch"]["stage"] in ("loading", "taking_up", "")
+            ),
+            "active.json": lambda: active.read_bytes() != was,
+            "row": lambda: activations(rig) == 2,
+        }[moment]
+        while not reached():
+            pass
+        for pid in family:
+            os.kill(pid, signal.SIGKILL)
+        run.wait(10.0)
+    with rig.running():
+        plates(rig, 2)
+        judges = rig.status()
+    version = json.loads(active.read_text())["version"]
+    assert (judges["recipe"]["version"], activations(rig)) == (version, version - 1)
+    assert version == {"checking": 2, "row": 3}.get(moment, version)
+    judged_as_recorded(rig, {read_card(model).sha256: model for model in (SHIPPED, *models)})
+    after = [row for row in rig.rows("result") if row["reason"] is None]
+    assert after[-1]["recipe_version"] == version
+    with Reader(rig.journal) as reader:
+        assert verify(reader).findings == []
+
+
+def activations(rig: Rig) -> int:
+    return [row["what"] for row in rig.rows("change")].count(ACTIVATED)
+
+
+def judged_as_recorded(rig: Rig, folders: dict[str, Path]) -> None:
+    """Every whole plate, scored again by the model that its record names, has the recorded bits: no
+    plate was judged by a mixture."""
+    loaded = {sha: Classifier.load(folder) for sha, folder in folders.items()}
+    recipe = load_recipe(str(rig.folder / "recipe.toml"))
+    compared = Counter[str]()
+    for body in rig.rows("result"):
+        picture = whole_plate(rig.journal / "images", body)
+        if picture is None or not body["tiles"] or body["reason"] is not None:
+            continue
+        found = PictureInspector(recipe, loaded[body["model_sha256"]], 0.1, 1).inspect(picture)
+        scores = np.array([tile.score for tile in found.tiles], "<f4").tobytes()
+        assert scores == base64.b64decode(body["tile_scores"]), body["result_id"]
+        compared[body["model_sha256"]] += 1
+    assert len(compared) > 1
+
+
+# --- a running line -------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -33,18 +348,30 @@ def command(rig: Rig, *words: str) -> Any:
     return vqi(*words, "--config", str(rig.folder / "station.toml"))
 
 
+def drafted(desk: Desk, model: Path, **update: object) -> Recipe:
+    card = read_card(model)
+    draft = desk.draft(desk.active())
+    said = {"id": card.id, "folder": str(model), "sha256": card.sha256, "threshold": 0.9, **update}
+    return draft.model_copy(update={"model": draft.model.model_copy(update=said)})
+
+
 def proposed(rig: Rig, model: Path, **update: object) -> str:
     """The next version of what judges, with another model; proposed and approved."""
     configuration = load_configuration(str(rig.folder / "station.toml"))
     desk = Desk.at(configuration)
-    card = read_card(model)
-    draft = desk.draft(desk.active())
-    said = {"id": card.id, "folder": str(model), "sha256": card.sha256, "threshold": 0.9, **update}
-    draft = draft.model_copy(update={"model": draft.model.model_copy(update=said)})
-    row = desk.propose(as_toml(draft), "ann", "another model")
+    draft = drafted(desk, model, **update)
+    row = desk.propose_changed(draft, "ann", "another model")
     submitted(rig, row)
     name = f"small@{draft.version}"
     submitted(rig, Desk.at(configuration).approve(name, "bob", "seen"))
+    return name
+
+
+def activated(rig: Rig, model: Path) -> str:
+    name = proposed(rig, model)
+    assert send_command(rig.runtime, "recipe", name)["ok"]
+    version = int(name.partition("@")[2])
+    wait_until(lambda: rig.status()["recipe"]["version"] == version, 60.0, name)
     return name
 
 
@@ -54,26 +381,24 @@ def plates(rig: Rig, more: int) -> None:
     wait_until(lambda: rig.status().get("plates", 0) >= before + more, 40.0, f"{more} plates")
 
 
-def test_a_model_is_taken_up_and_gone_back_from_while_plates_pass(rig: Rig) -> None:
-    first, second = (other_model(rig.folder, f"model-{s}", s) for s in (1.0, 0.9))
+def test_a_model_is_taken_up_and_gone_back_from_while_plates_pass(
+    rig: Rig, models: tuple[Path, Path]
+) -> None:
+    first, second = models
     with rig.running():
         pid = rig.status()["pid"]
-        a = proposed(rig, first)
-        assert command(rig, "model", "activate", a).returncode == 0
-        plates(rig, 4)
-        b = proposed(rig, second)
-        assert command(rig, "model", "activate", b).returncode == 0
-        plates(rig, 4)
+        a = activated(rig, first)
+        plates(rig, 2)
+        b = activated(rig, second)
+        plates(rig, 2)
         done = command(rig, "model", "rollback", "--who", "eve", "--reason", "scratches", "--json")
         assert done.returncode == 0, done.stderr
         said = json.loads(done.stdout)
         assert (said["recipe"], said["from"], said["parity"]["result"]) == (a, b, "equal")
         assert int(said["parity"]["plates"]) > 0
-        plates(rig, 3)
+        plates(rig, 2)
         status = rig.status()
         assert (status["pid"], status["ready"], status["recipe"]["version"]) == (pid, True, 2)
-        again = command(rig, "model", "rollback", "--who", "eve", "--reason", "once more")
-        assert "nothing judged before" in again.stderr
     results = rig.rows("result")
     assert [row["reason"] for row in results[:-1] if row["verdict"] == "UNDECIDED"] == []
     shas = [read_card(folder).sha256 for folder in (SHIPPED, first, second)]
@@ -86,6 +411,7 @@ def test_a_model_is_taken_up_and_gone_back_from_while_plates_pass(rig: Rig) -> N
         (3, shas[2]),
     }
     check_conservation(rig)
+    judged_as_recorded(rig, dict(zip(shas, (SHIPPED, first, second), strict=True)))
     whats = Counter(row["what"] for row in rig.rows("change"))
     assert (whats["start"], whats["recipe_activated"], whats["model_parity"]) == (1, 3, 1)
     with Reader(rig.journal) as reader:

@@ -438,6 +438,10 @@ def benchmark_(
         Path | None,
         typer.Option(help="Put a station's model through the gate for faster precisions instead."),
     ] = None,
+    version: Annotated[
+        str | None,
+        typer.Option(help="With --config: of this recipe version, before it judges: ID@NUMBER."),
+    ] = None,
     is_json: JsonOption = False,
 ) -> None:
     """Size and speed beside the baselines, all in turn on one thread; takes a minute.
@@ -449,7 +453,7 @@ def benchmark_(
     if config:
         from station.cli.gate import report_gate
 
-        report_gate(config, is_json)
+        report_gate(config, is_json, version)
         return
     with _needs_train_extra():
         from station.cli.benchmark import report_benchmark

@@ -148,6 +148,7 @@ def _check(desk: Desk, name: str) -> None:
     desk.test(recipe)
     if name in desk.known.versions:
         desk.may_be_activated(name)
+        desk.must_be_shown(name)
 
 
 @app.command()
@@ -165,7 +166,7 @@ def propose(
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{file}: cannot be read: {error}") from error
         row = desk.propose(text, who or getpass.getuser(), reason)
-        _submit(desk.configuration, row, is_json)
+        submit(desk.configuration, row, is_json)
 
 
 @app.command()
@@ -179,10 +180,25 @@ def approve(
     """Let a version judge that another person proposed."""
     with _desk(config) as desk:
         row = desk.approve(name, who or getpass.getuser(), reason)
-        _submit(desk.configuration, row, is_json)
+        submit(desk.configuration, row, is_json)
 
 
-def _submit(configuration: Loaded[Configuration], row: ChangeBody, is_json: bool) -> None:
+@app.command()
+def adopt(
+    config: ConfigOption, reason: ReasonOption, who: WhoOption = None, is_json: JsonOption = False
+) -> None:
+    """Propose what judges as its next version, with its model's bytes and threshold written in:
+    what judges by the configuration alone can then be gone back to."""
+    with _desk(config) as desk:
+        draft = desk.draft(desk.active())
+        submit(
+            desk.configuration,
+            desk.propose_changed(draft, who or getpass.getuser(), reason),
+            is_json,
+        )
+
+
+def submit(configuration: Loaded[Configuration], row: ChangeBody, is_json: bool) -> None:
     with journal_at_hand(configuration.source, configuration.value) as journal:
         answer = journal.submit([row])
     if not answer["ok"]:
@@ -202,6 +218,7 @@ def activate(name: NameArgument, config: ConfigOption, is_json: JsonOption = Fal
     with _desk(config) as desk:
         settings = desk.configuration.value
         recipe = desk.may_be_activated(name)
+        desk.must_be_shown(name)
         try:
             answer = send_command(settings.station.runtime_dir, "recipe", name)
         except (PeerGone, TimeoutError):

@@ -3,11 +3,13 @@ submitted to the journal process, which holds it against the log once more."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.card import ModelError, read_card
 from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe, parse_recipe
+from station.ipc import Json
 from station.log_reader import Reader
 from station.machine import test_on_this_machine
 from station.page_door import ACCOUNT
@@ -187,9 +189,9 @@ class Desk:
         self.load(former.name)
         return former.name
 
-    def evidence(self, name: str) -> list[Shown]:
-        """What the version in force asks of this one, which has another model, and what rows show
-        of it; nothing where nothing is asked. Raises `RecipeError`."""
+    def evidence(self, name: str, rows: Callable[[], list[Json]] | None = None) -> list[Shown]:
+        """What the version in force asks of this one, which has another model, and what rows of the
+        log show of it; nothing where nothing is asked. Raises `RecipeError`."""
         known, settings = self.known, self.configuration.value
         version = known.of(name)
         if not version.is_bound:
@@ -200,6 +202,8 @@ class Desk:
             wanted = judging(version.name, version.table)
             if before.model_sha256 == wanted.model_sha256:
                 return []
+            if rows is not None:
+                return evidence(before, wanted, rows())
             with Reader(settings.journal.directory) as reader:
                 return evidence(before, wanted, reader.model_changes())
         except (ConfigError, StoreError, ValueError) as error:

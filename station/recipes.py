@@ -126,8 +126,9 @@ class Register:
     """Of what was activated last; empty if the log names none."""
     judged: tuple[str, ...] = ()
     """Names of what was activated, one after another; a roll-back takes the last one off."""
-    parity_problem: str = ""
-    """The version that was gone back to does not score as it did; empty if it does."""
+    parity: Row = field(default_factory=dict)
+    """What scoring stored plates again said of the version that was gone back to; empty of one that
+    was not."""
     strange: tuple[str, ...] = ()
     """Rows that no journal process takes."""
 
@@ -137,6 +138,12 @@ class Register:
         if known is None:
             raise RecipeError(f"{name}: no such version; there are: {_listed(self.versions)}")
         return known
+
+    @property
+    def parity_problem(self) -> str:
+        """The version that was gone back to does not score as it did; empty if it does."""
+        is_other = self.parity.get("result") == DIFFERS
+        return str(self.parity.get("problem", "")) if is_other else ""
 
     @property
     def active(self) -> Version | None:
@@ -300,8 +307,7 @@ def _after(before: Register, row: Row) -> Register:
     if problem:
         return replace(before, strange=(*before.strange, problem))
     if row["what"] == PARITY:
-        said = row["detail"].get("result"), row["detail"].get("problem", "")
-        return replace(before, parity_problem=said[1] if said[0] == DIFFERS else "")
+        return replace(before, parity=dict(row["detail"]))
     if row["what"] not in (PROPOSED, APPROVED, ACTIVATED):
         return before
     detail = row["detail"]
@@ -321,7 +327,7 @@ def _after(before: Register, row: Row) -> Register:
     judged = before.judged[:-1] if is_rollback(row) else (*before.judged, name)
     if before.judged[-1:] == (name,):  # a start said it again
         judged = before.judged
-    return replace(known, active_sha256=version.sha256, judged=judged, parity_problem="")
+    return replace(known, active_sha256=version.sha256, judged=judged, parity={})
 
 
 def _reason(row: Row) -> str:

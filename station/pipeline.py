@@ -73,6 +73,7 @@ from station.processes import said_figures
 from station.product import check_strip, geometry_of, load_flat_field
 from station.recipe_switch import RecipeChecked, RecipeSwitch
 from station.recipes import (
+    ACTIVATED,
     DIFFERS,
     PARITY,
     Named,
@@ -343,8 +344,11 @@ class Station:
         switch = RecipeFolder.of(self._settings).switch
         self._starts_halted = switch is not None and switch.is_halted
         row = settle_start(self._settings, self._recipe, hello["recipes"])
-        self._is_gone_back = row is not None and is_rollback(row.as_json())
-        self._set_problem("parity", hello["recipes"]["parity_problem"])
+        is_taken_up = row is not None and row.what == ACTIVATED
+        known = hello["recipes"]
+        goes_back = row is not None and is_rollback(row.as_json())
+        self._is_gone_back = goes_back or (known["lacks_parity"] and not is_taken_up)
+        self._set_problem("parity", "" if is_taken_up else known["parity_problem"])
         if switch is not None and switch.state == "failed":
             self._switch.refuse(f"{switch.wanted.name}: {switch.problem}")
         return [] if row is None else [row]

@@ -19,10 +19,12 @@ from station.recipes import ACTIVATED, APPROVED, Register, is_rollback, name_of
 from station.record import ChangeBody
 
 GATE = "model_gate"
-"""Figures that `vqi model gate` measured, of one set: `AUDIT` or `PRECISION`."""
+"""Figures that `vqi model gate` measured, of one kind of evidence: `AUDIT`, `PRECISION` or
+`LIMIT_SAMPLES`."""
 AUDIT, PRECISION = "audit", "precision"
 COMPARED, SIGNED = "model_compared", "model_flip_signed"
 LIMIT_SAMPLES = "limit_samples"
+"""Also a row of its own: what came of showing them to the model that judges."""
 SHADOWED = "shadowed"
 """No row of its own: how many plates rows of kind `shadow` name, for each pair of models."""
 LEAST_SAMPLE = 59
@@ -81,9 +83,9 @@ def objection(
 def evidence(active: Judging, wanted: Judging, rows: Sequence[Row]) -> list[Shown]:
     """What the active version asks for, and what rows show of it."""
     shown: dict[Evidence, Callable[[], Shown]] = {
-        "limit_samples": lambda: _limit_samples(wanted, rows),
-        "audit": lambda: _gate(AUDIT, wanted, rows),
-        "precision": lambda: _gate(PRECISION, wanted, rows),
+        "limit_samples": lambda: _gate("limit_samples", wanted, rows),
+        "audit": lambda: _gate("audit", wanted, rows),
+        "precision": lambda: _gate("precision", wanted, rows),
         "compare": lambda: _compared(active, wanted, rows),
         "shadow": lambda: _shadowed(active, wanted, rows),
     }
@@ -126,24 +128,24 @@ def _of(rows: Iterable[Row], what: str) -> list[Row]:
     return [row["detail"] for row in rows if row["what"] == what]
 
 
-def _gate(which: str, wanted: Judging, rows: Sequence[Row]) -> Shown:
-    kind: Evidence = "audit" if which == AUDIT else "precision"
-    said = [one for one in _of(rows, GATE) if one.get("set") == which]
+def _gate(kind: Evidence, wanted: Judging, rows: Sequence[Row]) -> Shown:
+    said = [one for one in map(_measured, rows) if one.get("set") == kind]
     said = [one for one in said if _is_of(one, wanted, "model_")]
     if not said:
         return Shown(kind, f"nothing measured yet: `vqi model gate {wanted.name}`")
     return Shown(kind, str(said[-1].get("problem", "")), str(said[-1].get("words", "")))
 
 
-def _limit_samples(wanted: Judging, rows: Sequence[Row]) -> Shown:
-    said = [
-        one for one in _of(rows, LIMIT_SAMPLES) if one.get("model_sha256") == wanted.model_sha256
-    ]
-    if not said:
-        return Shown("limit_samples", "no row says that they fail and pass as they should")
-    if said[-1].get("result") == "passed":
-        return Shown("limit_samples", "", str(said[-1].get("words", "as they should")))
-    return Shown("limit_samples", str(said[-1].get("problem") or "not as they should"))
+def _measured(row: Row) -> Row:
+    """A row of figures; limit samples that a station has shown to this model count as well."""
+    if row["what"] == GATE:
+        return dict(row["detail"])
+    if row["what"] != LIMIT_SAMPLES:
+        return {}
+    detail = dict(row["detail"])
+    is_passed = detail.get("passed") == "yes"
+    problem = "" if is_passed else detail.get("problem") or "not as they should"
+    return {**detail, "set": LIMIT_SAMPLES, "problem": problem, "words": "as they should"}
 
 
 def _compared(active: Judging, wanted: Judging, rows: Sequence[Row]) -> Shown:

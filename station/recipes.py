@@ -126,6 +126,8 @@ class Register:
     """Of what was activated last; empty if the log names none."""
     judged: tuple[str, ...] = ()
     """Names of what was activated, one after another; a roll-back takes the last one off."""
+    is_gone_back_to: bool = False
+    """The version that judges was taken up by a roll-back."""
     parity: Row = field(default_factory=dict)
     """What scoring stored plates again said of the version that was gone back to; empty of one that
     was not."""
@@ -172,6 +174,7 @@ class Register:
             "former": self.former.sha256 if self.former else "",
             "approved": approved[-2000:],
             "parity_problem": self.parity_problem,
+            "lacks_parity": self.is_gone_back_to and not self.parity,
         }
 
 
@@ -327,7 +330,14 @@ def _after(before: Register, row: Row) -> Register:
     judged = before.judged[:-1] if is_rollback(row) else (*before.judged, name)
     if before.judged[-1:] == (name,):  # a start said it again
         judged = before.judged
-    return replace(known, active_sha256=version.sha256, judged=judged, parity={})
+    went_back = is_rollback(row)
+    return replace(
+        known,
+        active_sha256=version.sha256,
+        judged=judged,
+        is_gone_back_to=went_back,
+        parity={},
+    )
 
 
 def _reason(row: Row) -> str:

@@ -13,10 +13,11 @@ from typing import Annotated
 
 import typer
 
+from drivers.camera.picture import PictureError
 from models.card import ModelCard, ModelError
 from models.classifier import Classifier
 from models.registry import find_model, list_models
-from station.candidate import measure_audit, measure_precision
+from station.candidate import measure_audit, measure_precision, measure_samples
 from station.cli.common import (
     ConfigOption,
     JsonOption,
@@ -34,11 +35,11 @@ from station.cli.recipe import (
     station_status,
     wait_until_active,
 )
-from station.config import ConfigError, Configuration, Recipe
+from station.config import ConfigError, Configuration, Loaded, Recipe
 from station.control import send_command
 from station.ipc import Json, PeerGone
 from station.parity import check_parity
-from station.promotion import AUDIT, PRECISION, Shown, gate_change, judging
+from station.promotion import AUDIT, LIMIT_SAMPLES, PRECISION, Shown, gate_change, judging
 from station.qms import StoreError
 from station.recipe_desk import Desk
 from station.recipes import DIFFERS, RecipeError, Switch, name_of
@@ -195,11 +196,16 @@ def evidence(name: NameArgument, config: ConfigOption, is_json: JsonOption = Fal
 def gate(
     name: NameArgument,
     config: ConfigOption,
+    samples: Annotated[
+        Path | None,
+        typer.Option(help="Limit samples: a CSV of file,expected, or a folder with samples.csv."),
+    ] = None,
     who: WhoOption = None,
     is_json: JsonOption = False,
 ) -> None:
     """Measure a version's model on audit samples that people have judged, beside the judging model,
-    and its speed on this processor; a row for each. Exit 1 if one does not do."""
+    its speed on this processor, and whether limit samples pass and fail as they should; a row for
+    each. Exit 1 if one does not do."""
     with _desk(config) as desk:
         version, active = desk.known.of(name), desk.active()
         wanted, by = desk.load(name), who or getpass.getuser()
@@ -209,6 +215,8 @@ def gate(
             AUDIT: measure_audit(desk.configuration, active, wanted).as_detail(),
             PRECISION: measure_precision(desk.configuration, active, wanted),
         }
+        if samples is not None:
+            measured[LIMIT_SAMPLES] = _shown_samples(desk, wanted, samples)
         station_id, bound = desk.configuration.value.station.id, judging(name, version.table)
         for which, figures in measured.items():
             _submitted(desk, [gate_change(station_id, which, bound, figures, by)])
@@ -219,6 +227,15 @@ def gate(
             refused = figures["problem"]
             say(f"{which:10} " + (f"REFUSED: {refused}" if refused else figures["words"]))
     raise typer.Exit(1 if any(figures["problem"] for figures in measured.values()) else 0)
+
+
+def _shown_samples(desk: Desk, wanted: Loaded[Recipe], path: Path) -> dict[str, str]:
+    """Raises `RecipeError`."""
+    file = path / "samples.csv" if path.is_dir() else path
+    try:
+        return measure_samples(desk.configuration, wanted, file)
+    except (OSError, ValueError, KeyError, AttributeError, PictureError) as error:
+        raise RecipeError(f"{file}: {error}") from error
 
 
 def rollback(

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
@@ -14,15 +15,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from other_models import SHIPPED, other_model
 from station_rig import Rig, check_conservation, children, vqi, wait_until
 from test_recipes import submitted
+from typer.testing import CliRunner
+from web_rig import running_journal
 
 from models.card import read_card
 from models.classifier import Classifier
+from station.cli.model import app as app_of_model
+from station.cli.recipe import app as app_of_recipe
 from station.config import Evidence, PromotionRecipe, Recipe, load_configuration, load_recipe
 from station.control import send_command
-from station.log_reader import Reader
+from station.log_reader import Filter, Reader
 from station.log_verify import verify
 from station.offline import PictureInspector
 from station.parity import whole_plate
@@ -54,7 +60,7 @@ from station.recipes import (
     starting_recipe,
 )
 from station.recipes import objection as recipe_objection
-from station.record import ChangeBody
+from station.record import ChangeBody, ReviewBody, Verdict
 
 Json = dict[str, Any]
 A, B = 64 * "a", 64 * "b"
@@ -338,6 +344,88 @@ def judged_as_recorded(rig: Rig, folders: dict[str, Path]) -> None:
     assert len(compared) > 1
 
 
+# --- from a model to an approved version ----------------------------------------------------------
+
+
+def here(app: typer.Typer, rig: Rig, *words: str) -> Any:
+    """A command in this process; its status and what it printed."""
+    return CliRunner().invoke(app, [*words, "--config", str(rig.folder / "station.toml")])
+
+
+def review_by_truth(rig: Rig) -> None:
+    with Reader(rig.journal) as reader:
+        results = list(reader.results(Filter()))
+    for row in results:
+        verdict = Verdict.FAIL if row["truth_is_defective"] else Verdict.PASS
+        review = {"result_id": row["result_id"], "verdict": verdict, "reviewer": "qa"}
+        review |= {"reason": "confirmed", "supersedes": row["seq"], "station_id": "test-1"}
+        review |= {"nonce": f"nonce-{row['result_id']}"}
+        submitted(rig, ReviewBody.model_validate(review))
+
+
+def limit_samples(rig: Rig) -> Path:
+    """One plate that failed and one that passed, as they are stored."""
+    kept = {row["verdict"]: row["images"][0]["path"] for row in rig.rows("result")}
+    file = rig.folder / "samples.csv"
+    lines = [f"{rig.journal / 'images' / kept[name]},{name}" for name in ("FAIL", "PASS")]
+    file.write_text("\n".join(["file,expected", *lines]))
+    return file
+
+
+def test_a_planted_bad_model_is_refused_at_each_gate(rig: Rig, models: tuple[Path, Path]) -> None:
+    rig.camera = {"line_rate_hz": 4000.0}
+    rig.recipe_lines += '[promotion]\nevidence = ["limit_samples", "audit", "precision"]\n'
+    assert rig.run("--plates", "6").status == 0
+    bad = other_model(rig.folder, "model-bad", 0.0)
+    model, recipe = app_of_model, app_of_recipe
+    with running_journal(rig):
+        review_by_truth(rig)
+        samples = limit_samples(rig)
+        said = ("--recipe", "small", "--who", "ann", "--reason", "because")
+        early = here(model, rig, "promote", str(bad), *said, "--threshold", "0.9")
+        assert "judges by the configuration alone" in early.output
+        assert here(recipe, rig, "adopt", "--who", "ann", "--reason", "base").exit_code == 0
+        assert here(recipe, rig, "approve", "small@2", "--who", "bob").exit_code == 0, "same model"
+        configuration = load_configuration(str(rig.folder / "station.toml"))
+        submitted(rig, activation_of("test-1", Desk.at(configuration).known.of("small@2")))
+        damaged = rig.folder / "model-damaged"
+        shutil.copytree(models[1], damaged)
+        data = bytearray((damaged / "model.onnx").read_bytes())
+        data[-9] ^= 1
+        (damaged / "model.onnx").write_bytes(data)
+        card = (damaged / "card.json").read_text().replace("model-b", "model-damaged")
+        (damaged / "card.json").write_text(card)
+        refused = here(model, rig, "promote", str(damaged), *said, "--threshold", "0.9")
+        assert (refused.exit_code, "is not the card's" in refused.output) == (1, True)
+
+        planted = here(model, rig, "promote", str(bad), *said, "--threshold", "0.9")
+        assert planted.exit_code == 0, planted.output
+        assert planted.output.count("MISSING: nothing measured yet") == 3
+        approved = here(recipe, rig, "approve", "small@3", "--who", "bob")
+        assert (approved.exit_code, "nothing measured" in approved.output) == (1, True)
+        gated = here(model, rig, "gate", "small@3", "--samples", str(samples), "--who", "qa")
+        assert gated.exit_code == 1
+        assert "defective audit samples escape" in gated.output
+        assert "is PASS, not FAIL" in gated.output
+        version = Desk.at(configuration).known.of("small@3")
+        with pytest.raises(AssertionError, match=r"small@3: limit_samples.*small@3: audit"):
+            submitted(rig, approved_change("test-1", version, "bob", ""))
+
+        good = here(model, rig, "promote", str(models[0]), *said, "--plates", "200", "--json")
+        assert good.exit_code == 0, good.output
+        chosen = json.loads(good.output.splitlines()[-1])
+        assert "false-reject target 1.00%" in chosen["chosen_by"]
+        name = chosen["recipe"]
+        gated = here(model, rig, "gate", name, "--samples", str(samples), "--who", "qa", "--json")
+        assert gated.exit_code == 0, gated.output
+        assert here(model, rig, "evidence", name).exit_code == 0
+        assert here(recipe, rig, "approve", name, "--who", "bob").exit_code == 0
+        asked = Desk.at(configuration).load(name).value.model
+        assert (asked.id, asked.threshold) == ("model-a", float(chosen["threshold"]))
+    whats = Counter(row["what"] for row in rig.rows("change"))
+    assert (whats["model_gate"], whats["model_threshold"], whats["recipe_approved"]) == (6, 2, 2)
+
+
 # --- a running line -------------------------------------------------------------------------------
 
 
@@ -395,11 +483,16 @@ def test_a_model_is_taken_up_and_gone_back_from_while_plates_pass(
         plates(rig, 2)
         b = activated(rig, second)
         plates(rig, 2)
+        assert send_command(rig.runtime, "rollback", "small@3 for nothing")["error"], "it is active"
         done = command(rig, "model", "rollback", "--who", "eve", "--reason", "scratches", "--json")
         assert done.returncode == 0, done.stderr
         said = json.loads(done.stdout)
         assert (said["recipe"], said["from"], said["parity"]["result"]) == (a, b, "equal")
         assert int(said["parity"]["plates"]) > 0
+        forward = send_command(rig.runtime, "rollback", f"{b} once more")
+        assert forward["ok"], "held against the log by the journal process"
+        wait_until(lambda: bool(rig.status()["recipe_switch"]["problem"]), 30.0, "a refusal")
+        assert "nothing judged before it" in rig.status()["recipe_switch"]["problem"]
         plates(rig, 2)
         status = rig.status()
         assert (status["pid"], status["ready"], status["recipe"]["version"]) == (pid, True, 2)

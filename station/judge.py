@@ -26,7 +26,7 @@ class Judge:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TestedJudge:
+class LoadedJudge:
     """A judge that may judge here, and what its tests said."""
 
     judge: Judge
@@ -47,7 +47,7 @@ class TestedJudge:
         }
 
 
-def load_judge(configuration: Loaded[Configuration], recipe: Loaded[Recipe]) -> TestedJudge:
+def load_judge(configuration: Loaded[Configuration], recipe: Loaded[Recipe]) -> LoadedJudge:
     """Load the recipe's model from the very bytes that are hashed, with a session for each inspect
     thread, in the fastest precision that its gate has passed here; it must reproduce its golden
     scores and this machine's bits of them (I12). Raises `ConfigError`, `ModelError`."""
@@ -61,4 +61,4 @@ def load_judge(configuration: Loaded[Configuration], recipe: Loaded[Recipe]) -> 
         ) from error
     threshold = classifier.threshold_for(recipe.value.model.threshold)
     judge = Judge(recipe, classifier, threshold, is_self_tested=True)
-    return TestedJudge(judge, chosen.why, scores)
+    return LoadedJudge(judge, chosen.why, scores)

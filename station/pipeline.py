@@ -61,7 +61,7 @@ from station.identity import UNSEEN
 from station.ingress import Refused, admit, words_problem
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Json, PeerGone
-from station.judge import TestedJudge, load_judge
+from station.judge import LoadedJudge, load_judge
 from station.lamp import LampClient, LampError
 from station.light_policy import LightPolicy
 from station.line_side import LineSide, Word
@@ -429,7 +429,7 @@ class Station:
             [AttentionBody.of_log(body) for body in hello["attentions"]],
         )
 
-    def _say_start(self, hello: Json, taken_up: list[Body], tested: TestedJudge) -> None:
+    def _say_start(self, hello: Json, taken_up: list[Body], tested: LoadedJudge) -> None:
         """Write what the last life left open, and that a new one begins."""
         self._joined_since = hello["last_tick_at"]
         for result_id in hello["without_actuation"]:
@@ -682,7 +682,7 @@ class Station:
         self._emit({"restart": why})
         self._end(why)
 
-    def _activate_judge(self, wanted: Named, tested: TestedJudge) -> None:
+    def _activate_judge(self, wanted: Named, tested: LoadedJudge) -> None:
         """Loaded and tested: it has the plates that come once its row is in the log."""
         row = self._switch.activation(self._settings.station.id, tested)
 
@@ -692,7 +692,7 @@ class Station:
 
         self._outbox.submit([row], done=lambda _: self._take_up_judge(tested), refused=refused)
 
-    def _take_up_judge(self, tested: TestedJudge) -> None:
+    def _take_up_judge(self, tested: LoadedJudge) -> None:
         """Between two plates: one whose leading edge was seen keeps the judge that it has."""
         self._judge = self._feed.judge = tested.judge
         goes_back, name = self._switch.is_rollback, self._switch.wanted

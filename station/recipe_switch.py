@@ -30,7 +30,7 @@ from station.config import (
     load_recipe,
 )
 from station.ipc import Json
-from station.judge import TestedJudge, load_judge
+from station.judge import LoadedJudge, load_judge
 from station.log_lines import get_logger
 from station.product import fitting, geometry_of
 from station.recipes import (
@@ -56,7 +56,7 @@ class RecipeChecked:
 
     wanted: Named
     problem: str
-    tested: TestedJudge | None = None
+    tested: LoadedJudge | None = None
     """Loaded beside the one that judges, where it is taken up hot."""
 
 
@@ -120,6 +120,8 @@ class RecipeSwitch:
             return f"{self.wanted.name} is being activated; wait until it is"
         if camera.driver == "replay":
             return "a replay keeps the recipe that it began with; start it again with another"
+        if not is_rollback and (changed := self._changed_configuration()):
+            return changed
         try:
             recipe = load_recipe(str(self._folder.file(name)))
             pitch_mm = self._configuration.value.camera.pixel_pitch_mm
@@ -134,8 +136,6 @@ class RecipeSwitch:
                 f"{name} differs from the active one in more than [model]; `vqi recipe activate` "
                 "takes it up with a restart"
             )
-        if not is_hot and (changed := self._changed_configuration()):
-            return changed
         wanted = Named(
             id=recipe.value.id, version=recipe.value.version, sha256=recipe.sha256, who=who
         )
@@ -161,7 +161,7 @@ class RecipeSwitch:
             self._is_kept = is_hot
         return problem
 
-    def activation(self, station_id: str, tested: TestedJudge) -> ChangeBody:
+    def activation(self, station_id: str, tested: LoadedJudge) -> ChangeBody:
         """The row from which on a hot one judges."""
         assert self._switch is not None
         return activated_change(station_id, self._switch, tested.detail)

@@ -62,6 +62,7 @@ def measure(rig: Rig, wanted: argparse.Namespace) -> None:
             asked.append(change(rig, "recipe", b, b))
             plates(rig, wanted.plates)
             asked.append(change(rig, "rollback", f"{a} measured", a))
+            wait_until(lambda: bool(rig.status()["parity"]), 120.0, "parity")
             plates(rig, wanted.plates)
         memory.append(rig.status()["process"])
     check_conservation(rig)
@@ -105,8 +106,8 @@ def report(rig: Rig, asked: list[Json], quiet: tuple[int, int], memory: list[Jso
         "starts": sum(row["what"] == "start" for row in rig.rows("change")),
         "parity": Counter(row["detail"]["result"] for row in rig.rows("change")
                           if row["what"] == "model_parity"),
-        "process_before": memory[0],
-        "process_after": memory[1],
+        "rss_mb": [round(one["rss_bytes"] / 1e6) for one in memory],
+        "descriptors": [one["descriptors"] for one in memory],
     }))  # fmt: skip
 
 

@@ -4,12 +4,20 @@ recipe's next version differs in `[model]` only (station/recipe_switch.py)."""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import time
+import weakref
 from dataclasses import dataclass
 
 from models.classifier import Classifier
 from station.config import ConfigError, Configuration, Loaded, Recipe
 from station.machine import test_on_this_machine
 from station.precision import load_classifier
+from station.recipes import name_of
+
+_IN_USE_LIMIT_S = 60.0
+_LOOK_EVERY_S = 0.25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,6 +31,11 @@ class Judge:
     """Of the classifier's precision."""
     is_self_tested: bool
     """The classifier reproduced its golden scores in this process."""
+
+    @property
+    def name(self) -> str:
+        """Of the recipe's version."""
+        return name_of(self.recipe.value.id, self.recipe.value.version)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -45,6 +58,18 @@ class LoadedJudge:
             "precision": self.why_precision,
             **{f"machine_{key}": value for key, value in self.machine_scores.items()},
         }
+
+
+def give_back_memory(former: weakref.ref[Classifier]) -> None:
+    """Once no plate has the former judge any more, let the kernel have what its sessions took: the
+    C library keeps freed memory for each thread that ever asked for some, and a station that
+    changed its judge twenty times would hold twenty models' worth. Takes some ms; not for a thread
+    that somebody waits for."""
+    deadline = time.monotonic() + _IN_USE_LIMIT_S
+    while former() is not None and time.monotonic() < deadline:
+        time.sleep(_LOOK_EVERY_S)
+    with contextlib.suppress(AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def load_judge(configuration: Loaded[Configuration], recipe: Loaded[Recipe]) -> LoadedJudge:

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
@@ -61,7 +62,7 @@ from station.identity import UNSEEN
 from station.ingress import Refused, admit, words_problem
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Json, PeerGone
-from station.judge import LoadedJudge, load_judge
+from station.judge import LoadedJudge, give_back_memory, load_judge
 from station.lamp import LampClient, LampError
 from station.light_policy import LightPolicy
 from station.line_side import LineSide, Word
@@ -79,7 +80,6 @@ from station.recipes import (
     Named,
     RecipeFolder,
     is_rollback,
-    name_of,
     refused_change,
     settle_start,
 )
@@ -503,7 +503,7 @@ class Station:
         notify("READY=1")
         threading.Thread(target=self._verify_log, name="verify", daemon=True).start()
         if self._is_gone_back:
-            threading.Thread(target=self._check_parity, name="parity", daemon=True).start()
+            self._begin_parity()
 
     def _verify_log(self) -> None:
         """The whole log and its anchors, in a process that gives way to every other one (I12)."""
@@ -694,19 +694,26 @@ class Station:
 
     def _take_up_judge(self, tested: LoadedJudge) -> None:
         """Between two plates: one whose leading edge was seen keeps the judge that it has."""
+        former = weakref.ref(self._judge.classifier)
         self._judge = self._feed.judge = tested.judge
-        goes_back, name = self._switch.is_rollback, self._switch.wanted
+        threading.Thread(target=give_back_memory, args=(former,), daemon=True).start()
+        goes_back = self._switch.is_rollback
         self._switch.taken_up(tested.judge.recipe)
+        self._parity = {}
         self._set_problem("parity", "")
         self._set_attention()
-        self._emit({"judge": tested.detail | {"recipe": name.name if name else ""}})
+        self._emit({"judge": tested.detail | {"recipe": self._judge.name}})
         if goes_back and not self._is_ending:
-            threading.Thread(target=self._check_parity, name="parity", daemon=True).start()
+            self._begin_parity()
 
-    def _check_parity(self) -> None:
+    def _begin_parity(self) -> None:
+        name = self._judge.name
+        threading.Thread(target=self._check_parity, args=(name,), daemon=True).start()
+
+    def _check_parity(self, name: str) -> None:
         """What the restored model makes of stored plates that it judged before (I9), in a process
         that gives way to every other one."""
-        command = [sys.executable, "-P", "-m", "station.cli", "model", "parity"]
+        command = [sys.executable, "-P", "-m", "station.cli", "model", "parity", name]
         done = subprocess.run(
             [
                 *("setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", "19"),
@@ -719,14 +726,16 @@ class Station:
         try:
             self._post(ParityChecked(json.loads(done.stdout)))
         except ValueError:
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            why = said[-1] if said else f"exit status {done.returncode}"
-            detail = {"result": DIFFERS, "problem": f"stored plates could not be judged: {why}"}
-            self._post(ParityChecked(detail))
+            lines = done.stderr.decode(errors="replace").strip().splitlines()
+            why = lines[-1] if lines else f"exit status {done.returncode}"
+            problem = f"{name}: stored plates could not be judged again: {why}"
+            said = {"result": DIFFERS, "recipe": name, "problem": problem}
+            self._post(ParityChecked(said))
 
     def _on_parity_checked(self, detail: dict[str, str]) -> None:
-        self._parity = detail
-        if detail["result"] == DIFFERS:
+        is_of_this = detail["recipe"] == self._judge.name
+        self._parity = detail if is_of_this else self._parity
+        if is_of_this and detail["result"] == DIFFERS:
             self._set_problem("parity", detail["problem"])
             self._set_attention()
         if not self._is_ending:
@@ -1277,8 +1286,7 @@ class Station:
         refusal = self._switch.ask(name, who, self._context.camera, True, reason)
         if refusal:
             return {"ok": False, "error": refusal}
-        active = self._judge.recipe.value
-        detail = {"recipe": name, "from": name_of(active.id, active.version), "reason": reason}
+        detail = {"recipe": name, "from": self._judge.name, "reason": reason}
         self._outbox.submit([self._change("model_rollback", who, detail, account)])
         return {"ok": True, "state": str(self._state)}
 

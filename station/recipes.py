@@ -310,7 +310,8 @@ def _after(before: Register, row: Row) -> Register:
     if problem:
         return replace(before, strange=(*before.strange, problem))
     if row["what"] == PARITY:
-        return replace(before, parity=dict(row["detail"]))
+        is_of_active = before.judged[-1:] == (row["detail"].get("recipe"),)
+        return replace(before, parity=dict(row["detail"])) if is_of_active else before
     if row["what"] not in (PROPOSED, APPROVED, ACTIVATED):
         return before
     detail = row["detail"]

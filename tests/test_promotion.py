@@ -202,7 +202,7 @@ def test_a_roll_back_goes_to_what_judged_before_and_nowhere_else() -> None:
     assert (known.active and known.active.name, known.former) == ("r@1", None)
     twice = step(ACTIVATED, two, **{ROLLBACK: "yes"})
     assert "nothing judged before it" in recipe_objection(known, twice), "not forward again"
-    differs = {"result": "differs", "problem": "other bits"}
+    differs = {"result": "differs", "recipe": "r@1", "problem": "other bits"}
     parity = ChangeBody(station_id="s", what=PARITY, who="station", detail=differs).as_json()
     assert register([*rows, parity]).brief()["parity_problem"] == "other bits"
     assert register([*rows, parity, step(ACTIVATED, two)]).parity_problem == ""

@@ -275,13 +275,13 @@ def test_other_bits_after_a_roll_back_drop_ready_until_another_version_judges(
     station: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked: list[bool] = []
-    monkeypatch.setattr(station, "_check_parity", lambda: checked.append(True))
+    monkeypatch.setattr(station, "_check_parity", lambda name: checked.append(name == "small@2"))
     loaded(station, is_rollback=True)
     answered(station, "recipe_activated")
     until = time.monotonic() + 5.0
     while not checked and time.monotonic() < until:
         time.sleep(0.001)
-    assert checked
+    assert checked == [True]
     station._dispatch(ParityChecked({"result": "equal", "recipe": "small@2"}))
     assert not station._not_ready
     problem = "small@2 does not score as it did"

@@ -299,11 +299,15 @@ def _words(row: Json) -> str:
     return f"{words}; {said['plates']} stored plates, {said['tiles']} tiles: {said['result']}"
 
 
-def parity(config: ConfigOption, is_json: JsonOption = False) -> None:
-    """Score whole stored plates of the active version again, and hold each tile's score against its
-    record, bit for bit. Exit 1 if any differs."""
+def parity(
+    config: ConfigOption,
+    name: Annotated[str, typer.Argument(help="ID@VERSION, or the active one.")] = "active",
+    is_json: JsonOption = False,
+) -> None:
+    """Score whole stored plates of a version again, and hold each tile's score against its record,
+    bit for bit. Exit 1 if any differs."""
     with _desk(config) as desk:
-        found = check_parity(desk.configuration, desk.active())
+        found = check_parity(desk.configuration, desk.load(name))
     if is_json:
         print_json(found.detail)
     else:

@@ -712,11 +712,11 @@ class Station:
 
     def _check_parity(self, name: str) -> None:
         """What the restored model makes of stored plates that it judged before (I9), in a process
-        that gives way to every other one."""
+        that gives way to this one; some seconds' work that somebody waits for."""
         command = [sys.executable, "-P", "-m", "station.cli", "model", "parity", name]
         done = subprocess.run(
             [
-                *("setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", "19"),
+                *("setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", "10"),
                 *(*command, "--config", self._configuration.source, "--json"),
             ],
             stdin=subprocess.DEVNULL,

@@ -437,7 +437,7 @@ def rig(tmp_path: Path) -> Rig:
 
 
 def command(rig: Rig, *words: str) -> Any:
-    return vqi(*words, "--config", str(rig.folder / "station.toml"))
+    return vqi(*words, "--config", str(rig.folder / "station.toml"), timeout_s=240.0)
 
 
 def drafted(desk: Desk, model: Path, **update: object) -> Recipe:

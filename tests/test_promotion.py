@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from web_rig import running_journal
 
 from models.card import read_card
 from models.classifier import Classifier
+from models.runtimes import Findings
+from station import parity
 from station.cli.model import app as app_of_model
 from station.cli.recipe import app as app_of_recipe
 from station.config import Evidence, PromotionRecipe, Recipe, load_configuration, load_recipe
@@ -31,7 +34,9 @@ from station.control import send_command
 from station.log_reader import Filter, Reader
 from station.log_verify import verify
 from station.offline import PictureInspector
-from station.parity import whole_plate
+from station.parity import check_parity, whole_plate
+from station.precision import load_classifier
+from station.product import load_product
 from station.promotion import (
     COMPARED,
     GATE,
@@ -46,6 +51,9 @@ from station.recipe_desk import Desk
 from station.recipes import (
     ACTIVATED,
     APPROVED,
+    DIFFERS,
+    EQUAL,
+    NOTHING,
     PARITY,
     PROPOSED,
     ROLLBACK,
@@ -344,6 +352,42 @@ def judged_as_recorded(rig: Rig, folders: dict[str, Path]) -> None:
     assert len(compared) > 1
 
 
+# --- the same bits --------------------------------------------------------------------------------
+
+
+class Nudged:
+    """A classifier whose first score of each chunk is one bit off."""
+
+    def __init__(self, real: Classifier) -> None:
+        self._real = real
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def find(self, tiles: Any, session: int = 0) -> Findings:
+        found = self._real.find(tiles, session)
+        found.scores[0] = np.nextafter(found.scores[0], np.float32(1))
+        return found
+
+
+def other_bits_are_found(rig: Rig) -> None:
+    """Of a log whose plates were kept whole."""
+    configuration = load_configuration(str(rig.folder / "station.toml"))
+    recipe = load_product(configuration)
+    kept = sum(row["tiles"] > 0 for row in rig.rows("result"))
+    same = check_parity(configuration, recipe)
+    assert (same.result, len(same.results), same.problem) == (EQUAL, kept, "")
+    chosen = load_classifier(configuration, recipe, 1)
+    nudged: Any = Nudged(chosen.classifier)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parity, "load_classifier", lambda *_: replace(chosen, classifier=nudged))
+        other = check_parity(configuration, recipe)
+        assert (other.result, len(other.differing)) == (DIFFERS, kept)
+        assert "tile scores have other bits" in other.detail["problem"]
+        nudged.runtime = "another processor"
+        assert check_parity(configuration, recipe).result == NOTHING, "no other bits, none at all"
+
+
 # --- from a model to an approved version ----------------------------------------------------------
 
 
@@ -376,6 +420,7 @@ def test_a_planted_bad_model_is_refused_at_each_gate(rig: Rig, models: tuple[Pat
     rig.camera = {"line_rate_hz": 4000.0}
     rig.recipe_lines += '[promotion]\nevidence = ["limit_samples", "audit", "precision"]\n'
     assert rig.run("--plates", "6").status == 0
+    other_bits_are_found(rig)
     bad = other_model(rig.folder, "model-bad", 0.0)
     model, recipe = app_of_model, app_of_recipe
     with running_journal(rig):

@@ -748,8 +748,8 @@ class Station:
 
     def _say_recipe_refused(self, wanted: Named, problem: str) -> None:
         station_id = self._settings.station.id
-        row = refused_change(station_id, wanted.name, wanted.who, problem)
-        self._outbox.submit([row], done=lambda _: self._switch.forget())
+        row, hot = refused_change(station_id, wanted.name, wanted.who, problem), self._switch.hot
+        self._outbox.submit([row], done=lambda _: self._switch.forget(hot))
 
     @property
     def _is_complete(self) -> bool:

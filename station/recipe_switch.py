@@ -169,13 +169,17 @@ class RecipeSwitch:
     def taken_up(self, recipe: Loaded[Recipe]) -> None:
         """Its row is durable, and so is the file that says which one judges."""
         _LOG.info("recipe taken up", name=self.wanted and self.wanted.name)
-        self._recipe, self.wanted, self._stage = recipe, None, ""
-        self.forget()
+        self._recipe, self.wanted, self._stage, self._is_kept = recipe, None, "", False
+        self.forget(self._switch)
 
-    def forget(self) -> None:
-        """Of a hot one nothing is left for a start to settle."""
-        self._is_kept = False
-        if self._switch is None:
+    @property
+    def hot(self) -> Switch | None:
+        """What is, or was last, to be taken up hot, as it lies in the folder."""
+        return self._switch
+
+    def forget(self, switch: Switch | None) -> None:
+        """Of this hot one a start has nothing to settle; another may be asked for by now."""
+        if switch is None or self._switch is not switch:
             return
         self._switch = None
         with contextlib.suppress(OSError):  # the next start says once more that it is settled

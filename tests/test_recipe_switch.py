@@ -261,6 +261,15 @@ def test_what_the_journal_refuses_leaves_the_judge(station: Station) -> None:
     assert station._switch.status["problem"] == problem
 
 
+def test_what_is_asked_for_again_is_not_forgotten_with_what_was_refused(station: Station) -> None:
+    loaded(station)
+    answered(station, "recipe_activated", ok=False, error="no")
+    again = loaded(station)
+    answered(station, "recipe_refused")
+    answered(station, "recipe_activated")
+    assert station._judge is again.judge
+
+
 def test_a_hot_judge_that_is_not_taken_up_is_refused_and_one_that_was_asked_is_kept(
     station: Station,
 ) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from other_models import other_model
+from second_model import other_model
 from station_rig import Rig, check_conservation, wait_until
 from test_promotion import activated, plates, proposed
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from other_models import SHIPPED, other_model
+from second_model import SHIPPED, other_model
 from station_rig import Rig, check_conservation, children, vqi, wait_until
 from test_recipes import submitted
 from typer.testing import CliRunner

@@ -58,11 +58,13 @@ class AuditDraw:
         _write_file(self._path, b"".join([self._secret, *known[: UNREVEALED - 1]]))
         return [*self._reveal_old(known, unrevealed), self._commit(shift)]
 
-    def turn(self, shift: str) -> list[Body]:
-        """Rows for the log before a plate: none while the shift lasts; then the seed that drew its
-        plates, and the hash of the next one."""
-        if shift == self._shift:
+    def turn(self, shift: str, recipe: Loaded[Recipe] | None = None) -> list[Body]:
+        """Rows for the log before a plate: none while shift and recipe last; then the seed that
+        drew their plates, and the hash of the next one."""
+        recipe = recipe or self._recipe
+        if (shift, recipe.sha256) == (self._shift, self._recipe.sha256):
             return []
+        self._recipe = recipe
         return [*self.end(), self._commit(shift)]
 
     def end(self) -> list[Body]:

@@ -254,6 +254,23 @@ class ReviewRecipe(Settings):
     )
 
 
+Evidence = Literal["limit_samples", "audit", "compare", "shadow", "precision"]
+"""Of another model; see station/promotion.py."""
+
+
+class PromotionRecipe(Settings):
+    """What must be shown of another model before it may judge in this version's place."""
+
+    evidence: tuple[Evidence, ...] = Field(
+        (),
+        description="What rows of the log must show before a version with another model is "
+        "approved or activated: limit_samples, audit, compare, shadow, precision.",
+    )
+    shadow_plates: Count = Field(
+        200, ge=1, le=10**7, description="Plates that it has judged in the shadow, at least."
+    )
+
+
 class Recipe(Settings):
     """What defines a product's inspection."""
 
@@ -267,6 +284,7 @@ class Recipe(Settings):
     keep: KeepRecipe = KeepRecipe()
     health: HealthRecipe = HealthRecipe()
     review: ReviewRecipe = ReviewRecipe()
+    promotion: PromotionRecipe = PromotionRecipe()
     deadline_s: Number = Field(
         2.0,
         gt=0,

@@ -18,7 +18,19 @@ from station.page_door import open_door, way_in
 _MAX_CLIENTS, _MAX_OF_PAGE = 16, 8
 SAYINGS = (*GIVEN, "serial")
 """Commands that carry a text."""
-_OPS = ("status", "halt", "resume", "ack", "relearn", "recipe", "light", "output", "look", *SAYINGS)
+_OPS = (
+    "status",
+    "halt",
+    "resume",
+    "ack",
+    "relearn",
+    "recipe",
+    "rollback",
+    "light",
+    "output",
+    "look",
+    *SAYINGS,
+)
 
 
 def control_path(runtime_dir: Path) -> Path:

@@ -20,6 +20,7 @@ from station.belt_register import Place
 from station.flat_field import correct, correction_of
 from station.inspection import BufferPool, Inspector, PlateWork
 from station.ipc import Json
+from station.judge import Judge
 from station.live_frames import LiveFrames
 from station.record import Reason
 from station.results import Context
@@ -163,6 +164,7 @@ class Feed:
         camera: CameraProcess,
         settings: CameraSettings,
         context: Context,
+        judge: Judge,
         cutter: StripCutter,
         pool: BufferPool,
         inspector: Inspector,
@@ -176,6 +178,8 @@ class Feed:
         self._camera: CameraProcess | None = camera
         self._settings = settings
         self._context = context
+        self.judge = judge
+        """Of the plates whose leading edge comes next; another thread may set another one."""
         self._cutter = cutter
         self._pool = pool
         self._inspector = inspector
@@ -382,6 +386,7 @@ class Feed:
             result_id=self._context.result_id(sequence),
             sequence=sequence,
             buffer=self._pool.holding(event.plate.pixels),
+            judge=self.judge,
             belt_place=self._belt_place(event.plate),
         )
         self._post(PlateStarted(self._work))
@@ -417,7 +422,7 @@ class Feed:
     def _check_silence(self) -> None:
         if self._context.camera.is_patient:  # its belt stands still whenever nobody looks
             return
-        timeout_s = self._context.recipe.value.plate.belt_stop_timeout_s
+        timeout_s = self._context.belt_stop_timeout_s
         silent_s = time.monotonic() - self._last_frame_at
         if self._work is not None and silent_s > timeout_s:
             self._break_off(Break("belt_stopped", f"no scan line for {timeout_s:g} s"))

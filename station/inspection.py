@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from models.classifier import Classifier
 from models.localise import Box, defect_boxes
 from models.runtimes import Findings
 from station.acquisition import Tick
 from station.given import Given
 from station.identity import Association
+from station.judge import Judge
 from station.record import Reason
 from station.strip import Pixels, Plate
 from station.tiling import (
@@ -93,6 +93,8 @@ class PlateWork:
     result_id: str
     sequence: int
     buffer: PlateBuffer | None
+    judge: Judge
+    """The one that judged when its leading edge was seen."""
     is_audit_sample: bool = False
     """Drawn by whoever reports the plate's opening to the log, before any tile has a score."""
     problem: Reason | None = None
@@ -146,19 +148,11 @@ Report = Callable[[FailingTile | PlateScored | Tick], None]
 
 
 class Inspector:
-    """Scores tile rows on `threads` threads and reports to one callback, from any thread."""
+    """Scores tile rows on `threads` threads, each by its plate's own judge, and reports to one
+    callback, from any thread."""
 
-    def __init__(
-        self,
-        classifier: Classifier,
-        geometry: Geometry,
-        threshold: float,
-        threads: int,
-        report: Report,
-    ) -> None:
-        self._classifier = classifier
+    def __init__(self, geometry: Geometry, threads: int, report: Report) -> None:
         self._geometry = geometry
-        self._threshold = threshold
         self._report = report
         self._jobs: queue.SimpleQueue[_Job | Tick | None] = queue.SimpleQueue()
         self._busy_since_ns = [0] * threads
@@ -243,30 +237,37 @@ class Inspector:
         row, chunk, pixels = job.row, job.chunk, job.work.plate.pixels
         assert pixels is not None
         count = cut_tiles(self._geometry, pixels, row, chunk, block, batch)
-        found = self._classifier.find(batch[:count], session)
+        judge = job.work.judge
+        found = judge.classifier.find(batch[:count], session)
         places = zip(row.columns[chunk], row.x_px[chunk], found.scores.tolist(), strict=True)
         return [
-            TileScore(column, row.index, x, row.y_px, score, self._boxes(row, x, score, found, i))
+            TileScore(
+                column,
+                row.index,
+                x,
+                row.y_px,
+                score,
+                _boxes(row, x, found, i) if is_failing(score, judge.threshold) else (),
+            )
             for i, (column, x, score) in enumerate(places)
         ]
 
-    def _boxes(
-        self, row: TileRow, x_px: int, score: float, found: Findings, number: int
-    ) -> tuple[Box, ...]:
-        """Where a failing tile sees its defects; looked for in no other."""
-        if found.defect_maps is None or not is_failing(score, self._threshold):
-            return ()
-        boxes = (box for box, _ in defect_boxes(found.defect_maps[number]))
-        return boxes_on_plate(row, x_px, boxes)
-
     def _add(self, work: PlateWork, scores: list[TileScore]) -> None:
-        fails = any(is_failing(tile.score, self._threshold) for tile in scores)
+        fails = any(is_failing(tile.score, work.judge.threshold) for tile in scores)
         with work.lock:
             work.scores += scores
             is_first = fails and not work.is_failing
             work.is_failing = work.is_failing or fails
         if is_first:
             self._report(FailingTile(work))
+
+
+def _boxes(row: TileRow, x_px: int, found: Findings, number: int) -> tuple[Box, ...]:
+    """Where a failing tile sees its defects; looked for in no other."""
+    if found.defect_maps is None:
+        return ()
+    boxes = (box for box, _ in defect_boxes(found.defect_maps[number]))
+    return boxes_on_plate(row, x_px, boxes)
 
 
 def _count_unlit(work: PlateWork, row: TileRow, geometry: Geometry) -> None:

@@ -30,7 +30,7 @@ import cv2
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from station import page_door, reviews
+from station import page_door, promotion, reviews
 from station.audit import UNREVEALED
 from station.clock import Clock
 from station.config import EX_CONFIG, ConfigError, Configuration
@@ -52,6 +52,7 @@ from station.log_lines import get_logger
 from station.maintenance import Upkeep
 from station.page_door import open_door, way_in
 from station.processes import said_figures
+from station.product import configured_judging
 from station.qms import (
     DATABASE,
     IMAGES,
@@ -67,6 +68,7 @@ from station.recipes import (
     RecipeError,
     RecipeFolder,
     Register,
+    activation_of,
     active_recipe,
     objection,
     register,
@@ -502,9 +504,23 @@ class _Journal:
             "signed_files": self._store.signed_files(),
             "given": self._store.given(),
             "audit_seeds": self._store.unrevealed_seeds(UNREVEALED),
-            "recipes": register(self._store.recipe_changes()).brief(),
+            "recipes": self._recipes(),
             "head": {"seq": seq, "chain_sha256": chain},
         }
+
+    def _recipes(self) -> Json:
+        """As much of them as a start needs; approved is what evidence lets judge, too."""
+        known = register(self._store.recipe_changes())
+        brief = known.brief()
+        shown = {
+            version.sha256
+            for version in known.versions.values()
+            if version.approved is not None
+            and not self._evidence_objection(
+                activation_of(self._configuration.station.id, version), known
+            )
+        }
+        return brief | {"approved": [sha for sha in brief["approved"] if sha in shown]}
 
     def _status(self) -> Json:
         """How this process and what it writes are now; nothing here waits."""
@@ -617,14 +633,31 @@ class _Journal:
         before = [row for row in waiting if row.get("what") in CHANGES]
         known = register([*self._store.recipe_changes(), *before])
         problem = objection(known, steps[0].as_json()) if len(steps) == 1 else "one step at a time"
+        problem = problem or self._evidence_objection(steps[0], known)
         return problem or self._keep_recipe(steps[0], known)
 
+    def _evidence_objection(self, row: ChangeBody, known: Register) -> str:
+        """What is not shown of another model that is to judge; empty if all is."""
+
+        def rows() -> list[Json]:
+            waiting = [one.as_json() for item in self._waiting for one in item.rows]
+            return self._store.model_changes() + [one for one in waiting if one.get("what")]
+
+        try:
+            return promotion.objection(
+                known, row.as_json(), lambda: configured_judging(self._configuration), rows
+            )
+        except (ConfigError, LookupError, ValueError) as error:
+            return f"what is asked of another model cannot be read: {error}"
+
     def _keep_recipe(self, row: ChangeBody, known: Register) -> str:
-        """The file of a version is durable before its row; why it is not, empty if it is."""
+        """The file of a version, and the one that says which version judges, are durable before
+        their rows; why one is not, empty if it is."""
         folder = RecipeFolder.of(self._configuration)
         try:
             folder.keep_proposed(row, known)
-        except (OSError, RecipeError) as error:
+            folder.keep_active(row)
+        except (OSError, ConfigError, RecipeError) as error:
             return f"{folder.path}: {error}"
         return ""
 

@@ -30,7 +30,9 @@ from station.qms import (
     DATABASE,
     HOLDS,
     IMAGES,
+    MODEL_CHANGES,
     RECIPE_CHANGES,
+    SHADOWED,
     SIGNED_FILES,
     SNAPSHOT,
     Json,
@@ -226,6 +228,13 @@ class Reader:
     def recipe_changes(self) -> list[Json]:
         """Bodies of the rows that propose, approve and activate recipes, in order."""
         return [json.loads(row[0]) for row in self._connection.execute(text(RECIPE_CHANGES))]
+
+    def model_changes(self) -> list[Json]:
+        """As `Store.model_changes`."""
+        queries = (MODEL_CHANGES, SHADOWED)
+        return [
+            json.loads(row[0]) for query in queries for row in self._connection.execute(text(query))
+        ]
 
     def ended_in_order(self) -> bool:
         """The station's last life ended as it was told, or there was none: nothing starts it again

@@ -13,6 +13,7 @@ from station.acquisition import Tick
 from station.config import Loaded, Recipe
 from station.flat_field import FlatField, correct, correction_of
 from station.inspection import FailingTile, Inspector, PlateScored, PlateWork
+from station.judge import Judge
 from station.product import geometry_of
 from station.record import DefectBody, Reason, Verdict
 from station.results import judge
@@ -61,11 +62,10 @@ class PictureInspector:
         """`classifier` has at least `threads` sessions. Its self-test runs here. With `flat_field`
         pictures are scan lines as the camera delivers them; a station keeps corrected ones."""
         classifier.self_test()
-        self._recipe = recipe
-        self._classifier = classifier
+        threshold = classifier.threshold_for(recipe.value.model.threshold)
+        self._by = Judge(recipe, classifier, threshold, is_self_tested=True)
         self._pixel_pitch_mm = pixel_pitch_mm
         self._threads = threads
-        self._threshold = classifier.threshold_for(recipe.value.model.threshold)
         self._flat_field = flat_field
 
     def inspect(self, picture: Pixels) -> Inspection:
@@ -77,7 +77,7 @@ class PictureInspector:
                 f"{columns} x {rows} px is too small to be judged; "
                 f"at least {MIN_SIDE_PX} x {MIN_SIDE_PX} px"
             )
-        geometry = geometry_of(self._recipe, self._pixel_pitch_mm, picture.shape[1])
+        geometry = geometry_of(self._by.recipe, self._pixel_pitch_mm, picture.shape[1])
         if self._flat_field is not None:
             picture = _flattened(picture, self._flat_field)
         events = self._cut(picture, geometry)
@@ -105,12 +105,12 @@ class PictureInspector:
             if isinstance(message, PlateScored):
                 done.put(message.work)
 
-        inspector = Inspector(self._classifier, geometry, self._threshold, self._threads, report)
+        inspector = Inspector(geometry, self._threads, report)
         try:
             work: PlateWork | None = None
             for event in events:
                 if isinstance(event, PlateOpened):
-                    work = PlateWork(event.plate, "", 0, None)
+                    work = PlateWork(event.plate, "", 0, None, self._by)
                 elif isinstance(event, TileRowReady) and work is not None:
                     inspector.score(work, event.row)
                 elif isinstance(event, PlateClosed) and work is not None:
@@ -122,8 +122,8 @@ class PictureInspector:
             inspector.stop()
 
     def _judge(self, work: PlateWork, geometry: Geometry) -> Inspection:
-        plate = self._recipe.value.plate
-        judged = judge(work, geometry, plate, self._threshold, is_self_tested=True)
+        plate, threshold = self._by.recipe.value.plate, self._by.threshold
+        judged = judge(work, geometry, plate, threshold, is_self_tested=True)
         return Inspection(
             judged.verdict,
             judged.reason,

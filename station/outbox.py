@@ -36,6 +36,7 @@ class _Submission:
     pixels: Json | None
     descriptor: int | None
     done: Done | None
+    refused: Done | None
 
 
 class Outbox:
@@ -83,10 +84,13 @@ class Outbox:
         pixels: Json | None = None,
         descriptor: int | None = None,
         done: Done | None = None,
+        refused: Done | None = None,
     ) -> None:
-        """Rows of one result; `done` gets the answer once they are durable. Raises `OutboxError`
-        if the journal has been silent for too many of them."""
-        self._unsent.append(_Submission(next(self._order), rows, pixels, descriptor, done))
+        """Rows of one result; `done` gets the answer once they are durable, `refused` the answer
+        that they may not follow on the log: without it, that ends the station. Raises
+        `OutboxError` if the journal has been silent for too many of them."""
+        item = _Submission(next(self._order), rows, pixels, descriptor, done, refused)
+        self._unsent.append(item)
         if len(self._unsent) + len(self._unanswered) > _MAX_WAITING:
             raise OutboxError(f"the journal has not answered {_MAX_WAITING} rows")
         self._send()
@@ -163,6 +167,9 @@ class Outbox:
             self._put_back([item])
             self._retry_at = time.monotonic() + _RETRY_S
             self._on_problem(answer["error"])
+            return
+        if not answer["ok"] and item.refused is not None:
+            item.refused(answer)
             return
         if not answer["ok"]:
             raise OutboxError(f"the journal refused a row: {answer['error']}")

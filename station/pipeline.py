@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field
@@ -34,7 +35,6 @@ from drivers.camera import CameraInfo
 from drivers.camera.recorder import Bounds, StripRecorder
 from drivers.camera.recording import RecordingError
 from drivers.stacklight import LightState
-from models.classifier import Classifier
 from station.acquisition import CameraProcess, Tick
 from station.actuation import Actuated, Actuation, Committed, Meaning
 from station.audit import AuditDraw
@@ -59,22 +59,30 @@ from station.given import VALUE, Given
 from station.hand_test import HandTest
 from station.health import CameraHealth, Health, HealthRow, look_at, reference_key
 from station.identity import UNSEEN
-from station.ingress import Refused, admit
+from station.ingress import Refused, admit, words_problem
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Json, PeerGone
+from station.judge import LoadedJudge, give_back_memory, load_judge
 from station.lamp import LampClient, LampError
 from station.light_policy import LightPolicy
 from station.line_side import LineSide, Word
 from station.lock import STATION_LOCK, take_lock
 from station.log_lines import get_logger
-from station.machine import test_on_this_machine
 from station.maintenance import READY_LEVEL
 from station.outbox import Outbox
-from station.precision import load_classifier
 from station.processes import said_figures
 from station.product import check_strip, geometry_of, load_flat_field
 from station.recipe_switch import RecipeChecked, RecipeSwitch
-from station.recipes import Named, RecipeFolder, refused_change, settle_start
+from station.recipes import (
+    ACTIVATED,
+    DIFFERS,
+    PARITY,
+    Named,
+    RecipeFolder,
+    is_rollback,
+    refused_change,
+    settle_start,
+)
 from station.record import (
     HAS_ACCEPT,
     AcceptBody,
@@ -115,9 +123,9 @@ _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
 _NOT_BLOCKING = {
     *("lamp", "log", "recording", "plc", "accept", "late", "pictures", "disk", "upkeep"),
-    *("scanner", "serials", "recipe"),
+    *("scanner", "serials", "recipe", "parity"),
 }
-_DROPS_READY = {"lamp", "accept", "late", "disk", "recipe"}
+_DROPS_READY = {"lamp", "accept", "late", "disk", "recipe", "parity"}
 """Problems that keep no plate from being judged, but must keep the next one from coming."""
 _LATE = "a plate passed, but was past its accept point first; acknowledge it"
 _UNCLAIMED = "a serial was read that no plate took; see `vqi log serials`, acknowledge it"
@@ -144,6 +152,13 @@ class RecordingProblem:
     """The strip is not, or not wholly, recorded; plates are inspected all the same."""
 
     problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class ParityChecked:
+    """Stored plates were judged again by the model that was gone back to."""
+
+    detail: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,8 +249,12 @@ class Station:
         )
         self._given = Given()
         self._switch = RecipeSwitch(configuration, recipe, self._post)
+        self._parity: dict[str, str] = {}
+        """What the last roll-back's check said."""
         self._hand_test = HandTest()
         self._starts_halted = False
+        self._is_gone_back = False
+        """This start took up what judged before: its stored plates are judged again."""
         self._has_begun = False
         """Plates are judged, or were: the log took the start."""
         self._stages: dict[str, Json] = {}
@@ -297,7 +316,8 @@ class Station:
 
     def _start(self) -> None:
         settings = self._settings
-        classifier = self._load_classifier()
+        tested = load_judge(self._configuration, self._recipe)
+        self._judge = tested.judge
         hello = self._outbox.open(_CONNECT_TIMEOUT_S)
         self._control = ControlServer(
             settings.station.runtime_dir, self._selector, self._control_command
@@ -312,12 +332,12 @@ class Station:
             settings.commissioning_file, settings.station.id, hello["signed_files"]
         )
         self._origin = provenance(camera.info, commissioned)
-        self._context = self._make_context(camera, classifier)
+        self._context = self._make_context(camera)
         self._health = self._make_health(hello)
         self._feed = self._make_feed(camera, hello)
         # Last: what was only asked for is active once all of it has been seen to work.
         taken_up = self._settle_recipe(hello)
-        self._say_start(hello, taken_up)
+        self._say_start(hello, taken_up, tested)
 
     def _settle_recipe(self, hello: Json) -> list[Body]:
         """Hold the recipe against the log; the row of one that is taken up, or was not. Raises
@@ -325,36 +345,24 @@ class Station:
         switch = RecipeFolder.of(self._settings).switch
         self._starts_halted = switch is not None and switch.is_halted
         row = settle_start(self._settings, self._recipe, hello["recipes"])
+        is_taken_up = row is not None and row.what == ACTIVATED
+        known = hello["recipes"]
+        goes_back = row is not None and is_rollback(row.as_json())
+        self._is_gone_back = goes_back or (known["lacks_parity"] and not is_taken_up)
+        self._set_problem("parity", "" if is_taken_up else known["parity_problem"])
         if switch is not None and switch.state == "failed":
             self._switch.refuse(f"{switch.wanted.name}: {switch.problem}")
         return [] if row is None else [row]
 
-    def _load_classifier(self) -> Classifier:
-        """Load from the hashed bytes and reproduce the golden scores (I12)."""
-        sessions = self._settings.station.inspect_threads
-        chosen = load_classifier(self._configuration, self._recipe, sessions)
-        classifier, self._why_precision = chosen.classifier, chosen.why
-        folder = self._settings.journal.directory
-        try:
-            self._machine_scores = test_on_this_machine(classifier, folder)
-        except OSError as error:
-            raise ConfigError(
-                f"{self._configuration.source}: journal.directory: {folder} cannot be used: "
-                f"{error.strerror}"
-            ) from error
-        return classifier
-
-    def _make_context(self, camera: CameraProcess, classifier: Classifier) -> Context:
+    def _make_context(self, camera: CameraProcess) -> Context:
         pitch_mm = self._settings.camera.pixel_pitch_mm
         return Context(
             configuration=self._configuration,
-            recipe=self._recipe,
             geometry=geometry_of(self._recipe, pitch_mm, camera.info.width),
-            classifier=classifier,
-            threshold=classifier.threshold_for(self._recipe.value.model.threshold),
+            deadline_s=self._recipe.value.deadline_s,
+            belt_stop_timeout_s=self._recipe.value.plate.belt_stop_timeout_s,
             camera=camera.info,
             provenance=self._origin.provenance,
-            is_self_tested=True,
             flat_field=load_flat_field(self._configuration, camera.info),
         )
 
@@ -364,9 +372,7 @@ class Station:
         self._pool = BufferPool(
             settings.plate_buffers, buffer_lines(geometry), geometry.scan_line_px
         )
-        self._inspector = Inspector(
-            context.classifier, geometry, context.threshold, settings.inspect_threads, self._post
-        )
+        self._inspector = Inspector(geometry, settings.inspect_threads, self._post)
         # A belt does not wait, a recording does: only the belt's plates can be overrun.
         patience_s = _PATIENCE_S if camera.info.is_patient else 0.0
         cutter = StripCutter(
@@ -380,6 +386,7 @@ class Station:
             camera,
             self._settings.camera,
             context,
+            self._judge,
             cutter,
             self._pool,
             self._inspector,
@@ -423,7 +430,7 @@ class Station:
             [AttentionBody.of_log(body) for body in hello["attentions"]],
         )
 
-    def _say_start(self, hello: Json, taken_up: list[Body]) -> None:
+    def _say_start(self, hello: Json, taken_up: list[Body], tested: LoadedJudge) -> None:
         """Write what the last life left open, and that a new one begins."""
         self._joined_since = hello["last_tick_at"]
         for result_id in hello["without_actuation"]:
@@ -437,19 +444,18 @@ class Station:
             self._set_problem("late", _LATE)
         for body in hello["open_plates"]:
             opened = OpenedBody.of_log(body)
-            self._write_result(interrupted_body(self._context, opened, self._given), None)
+            body = interrupted_body(self._context, self._judge, opened, self._given)
+            self._write_result(body, None)
         detail = {
             "recipe_sha256": self._recipe.sha256,
             "configuration_sha256": self._configuration.sha256,
-            "model_sha256": self._context.classifier.model_sha256,
-            "precision": self._why_precision,
+            **tested.detail,
             "camera_serial": self._context.camera.serial,
             **_commissioning_name(self._origin, hello),
             "provenance": self._origin.provenance,
             "provenance_why": self._origin.why,
             **_feature_detail(self._context.camera),
             **_flat_field_names(self._context.flat_field),
-            **{f"machine_{key}": value for key, value in self._machine_scores.items()},
             **({HAS_ACCEPT: "yes"} if self._line_side.has_accept else {}),
         }
         if self._recorder is not None:
@@ -497,6 +503,8 @@ class Station:
         self._feed.start()
         notify("READY=1")
         threading.Thread(target=self._verify_log, name="verify", daemon=True).start()
+        if self._is_gone_back:
+            self._begin_parity()
 
     def _verify_log(self) -> None:
         """The whole log and its anchors, in a process that gives way to every other one (I12)."""
@@ -624,7 +632,8 @@ class Station:
                 self._set_problem("scanner", problem)
                 self._set_attention()
             case GapSeen(sequence, gap):
-                self._write_result(gap_body(self._context, sequence, gap, self._given), None)
+                body = gap_body(self._context, self._judge, sequence, gap, self._given)
+                self._write_result(body, None)
             case Joined():
                 self._on_joined(message)
             case Tick():
@@ -640,6 +649,8 @@ class Station:
                 self._outbox.submit([self._change("recording", "station", {"problem": problem})])
             case RecipeChecked():
                 self._on_recipe_checked(message)
+            case ParityChecked(detail):
+                self._on_parity_checked(detail)
             case FeedEnded() if self._switch.is_waiting and not self._is_complete:
                 if not self._is_ending:
                     self._take_up_recipe()
@@ -654,9 +665,11 @@ class Station:
     def _on_recipe_checked(self, message: RecipeChecked) -> None:
         if self._is_ending:  # its row says that it was not taken up
             return
-        problem = self._switch.checked(message.problem)
+        problem = self._switch.checked(message)
         if problem:
             self._say_recipe_refused(message.wanted, problem)
+        elif message.tested is not None:
+            self._activate_judge(message.wanted, message.tested)
         else:
             self._set_problem("recipe", self._switch.not_ready)
             self._feed.end_between_plates()
@@ -672,6 +685,65 @@ class Station:
         self._emit({"restart": why})
         self._end(why)
 
+    def _activate_judge(self, wanted: Named, tested: LoadedJudge) -> None:
+        """Loaded and tested: it has the plates that come once its row is in the log."""
+        row = self._switch.activation(self._settings.station.id, tested)
+
+        def refused(answer: Json) -> None:
+            self._switch.refuse(answer["error"])
+            self._say_recipe_refused(wanted, answer["error"])
+
+        self._outbox.submit([row], done=lambda _: self._take_up_judge(tested), refused=refused)
+
+    def _take_up_judge(self, tested: LoadedJudge) -> None:
+        """Between two plates: one whose leading edge was seen keeps the judge that it has."""
+        former = weakref.ref(self._judge.classifier)
+        self._judge = self._feed.judge = tested.judge
+        threading.Thread(target=give_back_memory, args=(former,), daemon=True).start()
+        goes_back = self._switch.is_rollback
+        self._switch.taken_up(tested.judge.recipe)
+        self._parity = {}
+        self._set_problem("parity", "")
+        self._set_attention()
+        self._emit({"judge": tested.detail | {"recipe": self._judge.name}})
+        if goes_back and not self._is_ending:
+            self._begin_parity()
+
+    def _begin_parity(self) -> None:
+        name = self._judge.name
+        threading.Thread(target=self._check_parity, args=(name,), daemon=True).start()
+
+    def _check_parity(self, name: str) -> None:
+        """What the restored model makes of stored plates that it judged before (I9), in a process
+        that gives way to this one; some seconds' work that somebody waits for."""
+        command = [sys.executable, "-P", "-m", "station.cli", "model", "parity", name]
+        done = subprocess.run(
+            [
+                *("setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", "10"),
+                *(*command, "--config", self._configuration.source, "--json"),
+            ],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+        )
+        try:
+            self._post(ParityChecked(json.loads(done.stdout)))
+        except ValueError:
+            lines = done.stderr.decode(errors="replace").strip().splitlines()
+            why = lines[-1] if lines else f"exit status {done.returncode}"
+            problem = f"{name}: stored plates could not be judged again: {why}"
+            said = {"result": DIFFERS, "recipe": name, "problem": problem}
+            self._post(ParityChecked(said))
+
+    def _on_parity_checked(self, detail: dict[str, str]) -> None:
+        is_of_this = detail["recipe"] == self._judge.name
+        self._parity = detail if is_of_this else self._parity
+        if is_of_this and detail["result"] == DIFFERS:
+            self._set_problem("parity", detail["problem"])
+            self._set_attention()
+        if not self._is_ending:
+            self._outbox.submit([self._change(PARITY, "station", detail)])
+
     def _drop_recipe(self, problem: str) -> None:
         wanted = self._switch.drop(problem)
         if wanted is not None:
@@ -679,7 +751,8 @@ class Station:
 
     def _say_recipe_refused(self, wanted: Named, problem: str) -> None:
         station_id = self._settings.station.id
-        self._outbox.submit([refused_change(station_id, wanted.name, wanted.who, problem)])
+        row, hot = refused_change(station_id, wanted.name, wanted.who, problem), self._switch.hot
+        self._outbox.submit([row], done=lambda _: self._switch.forget(hot))
 
     @property
     def _is_complete(self) -> bool:
@@ -692,7 +765,7 @@ class Station:
         self._opened_ns[work.result_id] = time.monotonic_ns()
         work.given = self._given
         # In the order of the rows: the plate is drawn by the seed that the log knows by then.
-        if rows := self._audit.turn(self._audit_shift()):
+        if rows := self._audit.turn(self._audit_shift(), work.judge.recipe):
             self._outbox.submit(rows)
         work.is_audit_sample = self._audit.draw(work.result_id)
         self._line_side.plate_began(work.result_id, work.belt_place)
@@ -874,6 +947,7 @@ class Station:
             "upkeep",
             "scanner",
             "serials",
+            "parity",
         )
         texts = [self._problems[part] for part in parts if part in self._problems]
         return texts + (self._attentions if hasattr(self, "_health") else [])
@@ -1155,6 +1229,8 @@ class Station:
             return {"ok": False, "error": f"{op}: the station is ending; say it to the next one"}
         if op == "recipe":
             return self._ask_for_recipe(text, who, account)
+        if op == "rollback":
+            return self._ask_for_rollback(text, who, account)
         if op in ("light", "output"):
             return self._try_out(op, text, who, account)
         if op in SAYINGS:
@@ -1201,6 +1277,20 @@ class Station:
         if refusal:
             return {"ok": False, "error": refusal}
         self._outbox.submit([self._change("recipe", who, {"recipe": name}, account)])
+        return {"ok": True, "state": str(self._state)}
+
+    def _ask_for_rollback(self, text: str, who: str, account: str) -> Json:
+        """`text`: the version that judged before, a blank, and why."""
+        name, _, reason = text.partition(" ")
+        if problem := words_problem("reason", reason) or ("" if reason else "a roll-back says why"):
+            return {"ok": False, "error": problem}
+        if not hasattr(self, "_feed"):
+            return {"ok": False, "error": "the station is starting; ask again"}
+        refusal = self._switch.ask(name, who, self._context.camera, True, reason)
+        if refusal:
+            return {"ok": False, "error": refusal}
+        detail = {"recipe": name, "from": self._judge.name, "reason": reason}
+        self._outbox.submit([self._change("model_rollback", who, detail, account)])
         return {"ok": True, "state": str(self._state)}
 
     def _try_out(self, op: str, text: str, who: str, account: str) -> Json:
@@ -1254,6 +1344,7 @@ class Station:
             "upkeep": self._upkeep,
             "given": asdict(self._given),
             "recipe_switch": self._switch.status,
+            "parity": self._parity,
             "hand_test": self._hand_test.status,
             "serials": dict(self._serials.counts),
             "light": str(state),
@@ -1284,7 +1375,7 @@ class Station:
 
     def _parts(self) -> Json:
         """What judges, and what it is judged by."""
-        recipe, classifier = self._context.recipe, self._context.classifier
+        recipe, classifier = self._judge.recipe, self._judge.classifier
         return {
             "recipe": {
                 "id": recipe.value.id,
@@ -1297,6 +1388,7 @@ class Station:
                 "sha256": classifier.model_sha256,
                 "runtime": classifier.runtime,
                 "precision": classifier.precision,
+                "threshold": self._judge.threshold,
             },
         }
 

@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from drivers.camera import CameraInfo
-from models.card import ModelError
+from models.card import ModelError, read_card
 from models.registry import exported_model, shipped_model
-from station.config import ConfigError, Configuration, Loaded, Recipe
+from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe
 from station.flat_field import FlatField, FlatFieldRefused, load
-from station.recipes import active_recipe
+from station.promotion import Judging
+from station.recipes import active_recipe, name_of
 from station.tiling import Geometry
 
 
@@ -49,6 +50,20 @@ def model_folder(recipe: Loaded[Recipe]) -> Path:
         return exported_model(Path(recipe.source).parent / wanted.folder, wanted.id)
     except ModelError as error:
         raise ConfigError(f"{recipe.source}: model.id: {error}") from error
+
+
+def configured_judging(configuration: Configuration) -> Judging:
+    """What judges while nothing was ever activated: the configured recipe, with its model's card
+    where it names neither bytes nor threshold. Raises `ConfigError`."""
+    recipe = load_recipe(configuration.station.recipe)
+    try:
+        card = read_card(model_folder(recipe))
+    except ModelError as error:
+        raise ConfigError(f"{recipe.source}: model.id: {error}") from error
+    model, asks = recipe.value.model, recipe.value.promotion
+    threshold = card.threshold.value if model.threshold is None else model.threshold
+    name = name_of(recipe.value.id, recipe.value.version)
+    return Judging(name, model.sha256 or card.sha256, threshold, asks)
 
 
 def geometry_of(recipe: Loaded[Recipe], pixel_pitch_mm: float, scan_line_px: int) -> Geometry:

@@ -65,8 +65,20 @@ SIGNED_FILES = """
 """
 
 RECIPE_CHANGES = """
-    SELECT body FROM row WHERE kind = 'change' AND body ->> '$.what' GLOB 'recipe_*'
-    ORDER BY seq
+    SELECT body FROM row WHERE kind = 'change' AND (body ->> '$.what' GLOB 'recipe_*'
+    OR body ->> '$.what' = 'model_parity') ORDER BY seq
+"""
+MODEL_CHANGES = """
+    SELECT body FROM row WHERE kind = 'change' AND (body ->> '$.what' GLOB 'model_*'
+    OR body ->> '$.what' GLOB 'limit_samples*') ORDER BY seq
+"""
+SHADOWED = """
+    SELECT json_object('what', 'shadowed', 'detail', json_object(
+        'model_sha256', body ->> '$.model_sha256', 'threshold', body ->> '$.threshold',
+        'judging_model_sha256', body ->> '$.judging_model_sha256',
+        'plates', sum(json_array_length(body, '$.plates')))) AS body
+    FROM row WHERE kind = 'shadow'
+    GROUP BY body ->> '$.model_sha256', body ->> '$.threshold', body ->> '$.judging_model_sha256'
 """
 
 _LAST_BACKUP = """
@@ -427,6 +439,12 @@ class Store:
     def recipe_changes(self) -> list[Json]:
         """Bodies of the rows that propose, approve and activate recipes, in order."""
         return [json.loads(row.body) for row in self._query(RECIPE_CHANGES, {})]
+
+    def model_changes(self) -> list[Json]:
+        """Bodies of the rows that show what a model does, in order; of plates in the shadow, how
+        many for each pair of models."""
+        queries = (MODEL_CHANGES, SHADOWED)
+        return [json.loads(row.body) for query in queries for row in self._query(query, {})]
 
     def of_result(self, result_id: str) -> list[Json]:
         """Bodies of every row about a result, in order."""

@@ -3,21 +3,25 @@ submitted to the journal process, which holds it against the log once more."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.card import ModelError, read_card
 from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe, parse_recipe
+from station.ipc import Json
 from station.log_reader import Reader
 from station.machine import test_on_this_machine
 from station.page_door import ACCOUNT
 from station.precision import load_classifier
-from station.product import fitting, model_folder
+from station.product import configured_judging, fitting, model_folder
+from station.promotion import Shown, evidence, judging
 from station.qms import DATABASE, StoreError
 from station.recipe_form import as_toml
 from station.recipes import (
     MOST_BYTES,
     Finding,
+    Named,
     RecipeError,
     RecipeFolder,
     Register,
@@ -164,6 +168,7 @@ class Desk:
         `RecipeError`."""
         version = self.known.of(name)
         self.load(name)
+        self.must_be_shown(name)
         row = approved_change(self.configuration.value.station.id, version, who, reason)
         self._must_be_allowed(row)
         return row
@@ -174,6 +179,46 @@ class Desk:
         if version.approved is None:
             raise RecipeError(f"{name}: nobody has approved it; another than its author must")
         return self.load(name)
+
+    def may_be_gone_back_to(self) -> str:
+        """Name of the version that judged before the active one, whole as it was. Raises
+        `RecipeError`."""
+        former = self.known.former
+        if former is None:
+            raise RecipeError("nothing judged before the active version, by the log")
+        self.load(former.name)
+        return former.name
+
+    def evidence(self, name: str, rows: Callable[[], list[Json]] | None = None) -> list[Shown]:
+        """What the version in force asks of this one, which has another model, and what rows of the
+        log show of it; nothing where nothing is asked. Raises `RecipeError`."""
+        known, settings = self.known, self.configuration.value
+        version = known.of(name)
+        if not version.is_bound:
+            return []
+        try:
+            active = known.active
+            before = judging(active.name, active.table) if active else configured_judging(settings)
+            wanted = judging(version.name, version.table)
+            if before.model_sha256 == wanted.model_sha256:
+                return []
+            if rows is not None:
+                return evidence(before, wanted, rows())
+            with Reader(settings.journal.directory) as reader:
+                return evidence(before, wanted, reader.model_changes())
+        except (ConfigError, StoreError, ValueError) as error:
+            raise RecipeError(f"{name}: {error}") from error
+
+    def must_be_shown(self, name: str) -> None:
+        """Raises `RecipeError` with what is not."""
+        lacking = [f"{one.kind}: {one.problem}" for one in self.evidence(name) if one.problem]
+        if lacking:
+            raise RecipeError(f"{name}: {'; '.join(lacking)}")
+
+    def named(self, name: str, who: str) -> Named:
+        """A version as it is asked for. Raises `RecipeError`."""
+        version = self.known.of(name)
+        return Named(id=version.id, version=version.version, sha256=version.sha256, who=who)
 
     def test(self, recipe: Loaded[Recipe]) -> None:
         """Load its model, which must reproduce its golden scores here. Raises `RecipeError`."""

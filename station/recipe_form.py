@@ -34,6 +34,7 @@ _SPECIAL: dict[str, tuple[Kind, str]] = {
     "review.reasons": ("pairs", ""),
     "review.kinds": ("words", ""),
     "review.four_eyes": ("words", ""),
+    "promotion.evidence": ("words", ""),
     "model.threshold": ("number", "score"),
 }
 # Of a key that may be left out, the schema keeps pydantic's own names.

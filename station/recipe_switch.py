@@ -1,13 +1,17 @@
 """Another recipe, between two plates.
 
-What was asked for is checked in a process of its own while plates are judged as ever; then the
-plate on the belt is finished, and the station ends in order and is started again with the new
-recipe, tested as at any start. What is found wrong leaves the former recipe where it is.
+What was asked for is checked in a process of its own while plates are judged as ever. One that
+differs from the active one in `[model]` only is then taken up hot: its judge is loaded beside the
+one that judges, and has the plates whose leading edge comes after its row is in the log. For any
+other the plate on the belt is finished, and the station ends in order and is started again with the
+new recipe, tested as at any start. What is found wrong leaves the former recipe where it is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -16,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from drivers.camera import CameraInfo
+from models.card import ModelError
 from station.config import (
     ConfigError,
     Configuration,
@@ -25,13 +30,25 @@ from station.config import (
     load_recipe,
 )
 from station.ipc import Json
+from station.judge import LoadedJudge, load_judge
 from station.log_lines import get_logger
-from station.product import geometry_of
-from station.recipes import Named, RecipeError, RecipeFolder
+from station.product import fitting, geometry_of
+from station.recipes import (
+    Named,
+    RecipeError,
+    RecipeFolder,
+    Switch,
+    activated_change,
+    is_model_change,
+)
+from station.record import ChangeBody
 from station.tied import tied
 
 _LOG = get_logger("recipe")
 _CHECK_LIMIT_S = 120.0
+_LOADING_NICE = 10
+"""Of the thread that loads a model beside the one that judges. Not 19: it holds the interpreter for
+some milliseconds now and then, and nobody in this process goes on before it does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +57,8 @@ class RecipeChecked:
 
     wanted: Named
     problem: str
+    tested: LoadedJudge | None = None
+    """Loaded beside the one that judges, where it is taken up hot."""
 
 
 class RecipeSwitch:
@@ -58,6 +77,8 @@ class RecipeSwitch:
         self.wanted: Named | None = None
         self._stage = ""
         self._since = 0.0
+        self._switch: Switch | None = None
+        """Of a hot one, as it lies in the folder."""
         self._is_kept = False
         """For the next start."""
         self.problem = ""
@@ -67,6 +88,11 @@ class RecipeSwitch:
     def is_waiting(self) -> bool:
         """The station is to end between two plates."""
         return self._stage == "waiting"
+
+    @property
+    def is_rollback(self) -> bool:
+        """What is wanted judged before."""
+        return self._switch is not None and self._switch.is_rollback
 
     @property
     def status(self) -> Json:
@@ -86,13 +112,16 @@ class RecipeSwitch:
             return ""
         return f"recipe {self.wanted.name} is taken up after the plate on the belt"
 
-    def ask(self, name: str, who: str, camera: CameraInfo) -> str:
-        """Begin to check a version; why it is refused at once, empty if it is not."""
+    def ask(
+        self, name: str, who: str, camera: CameraInfo, is_rollback: bool = False, reason: str = ""
+    ) -> str:
+        """Begin to check a version; why it is refused at once, empty if it is not. A roll-back's is
+        not checked aside: it judged before, and the journal process holds it against the log."""
         if self.wanted is not None:
             return f"{self.wanted.name} is being activated; wait until it is"
         if camera.driver == "replay":
             return "a replay keeps the recipe that it began with; start it again with another"
-        if changed := self._changed_configuration():
+        if not is_rollback and (changed := self._changed_configuration()):
             return changed
         try:
             recipe = load_recipe(str(self._folder.file(name)))
@@ -102,22 +131,60 @@ class RecipeSwitch:
             return str(error)
         if recipe.sha256 == self._recipe.sha256:
             return f"{name} is the active one"
-        self.wanted = Named(
+        is_hot = is_model_change(self._recipe.value, recipe.value)
+        if is_rollback and not is_hot:
+            return (
+                f"{name} differs from the active one in more than [model]; `vqi recipe activate` "
+                "takes it up with a restart"
+            )
+        wanted = Named(
             id=recipe.value.id, version=recipe.value.version, sha256=recipe.sha256, who=who
         )
+        self.wanted = wanted
         self._stage, self._since, self.problem = "checking", time.monotonic(), ""
-        threading.Thread(target=self._check, args=(self.wanted,), daemon=True).start()
+        self._switch = None
+        if is_hot:
+            said = {"is_rollback": is_rollback, "reason": reason}
+            self._switch = Switch.model_validate({"wanted": wanted, "state": "hot", **said})
+        check = (self._check, (wanted,)) if not is_hot else (self._load, (self._switch, recipe))
+        threading.Thread(target=check[0], args=check[1], name="recipe", daemon=True).start()
         return ""
 
-    def checked(self, problem: str) -> str:
-        """The check has ended: from here on the station waits for the plate's end, or goes on; why
-        it goes on, empty if it waits."""
-        problem = problem or self._changed_configuration()
+    def checked(self, checked: RecipeChecked) -> str:
+        """The check has ended: from here on the station waits for the plate's end, or for the row
+        of a hot one, or goes on; why it goes on, empty if it waits."""
+        is_hot = checked.tested is not None
+        problem = checked.problem or ("" if is_hot else self._changed_configuration())
         if problem:
             self.refuse(problem)
         else:
-            self._stage = "waiting"
+            self._stage = "taking_up" if is_hot else "waiting"
+            self._is_kept = is_hot
         return problem
+
+    def activation(self, station_id: str, tested: LoadedJudge) -> ChangeBody:
+        """The row from which on a hot one judges."""
+        assert self._switch is not None
+        return activated_change(station_id, self._switch, tested.detail)
+
+    def taken_up(self, recipe: Loaded[Recipe]) -> None:
+        """Its row is durable, and so is the file that says which one judges."""
+        _LOG.info("recipe taken up", name=self.wanted and self.wanted.name)
+        self._recipe, self.wanted, self._stage, self._is_kept = recipe, None, "", False
+        self.forget(self._switch)
+
+    @property
+    def hot(self) -> Switch | None:
+        """What is, or was last, to be taken up hot, as it lies in the folder."""
+        return self._switch
+
+    def forget(self, switch: Switch | None) -> None:
+        """Of this hot one a start has nothing to settle; another may be asked for by now."""
+        if switch is None or self._switch is not switch:
+            return
+        self._switch = None
+        with contextlib.suppress(OSError):  # the next start says once more that it is settled
+            self._folder.forget_switch()
 
     def _changed_configuration(self) -> str:
         """The next start would take up more than a recipe: what nobody asked for and approved."""
@@ -136,6 +203,7 @@ class RecipeSwitch:
     def refuse(self, problem: str) -> None:
         _LOG.warning("recipe refused", wanted=self.wanted and self.wanted.name, problem=problem)
         self.wanted, self._stage, self.problem = None, "", problem
+        self._is_kept = False
 
     def commit(self, is_halted: bool) -> str:
         """Nothing is on the belt: let the next start take it up. Why this cannot be kept; empty if
@@ -162,6 +230,22 @@ class RecipeSwitch:
         except (OSError, ValueError, subprocess.TimeoutExpired) as error:
             problem = f"it could not be checked: {error}"
         self._post(RecipeChecked(wanted, problem))
+
+    def _load(self, switch: Switch, recipe: Loaded[Recipe]) -> None:
+        """Check a hot one aside, then load its judge beside the one that judges."""
+        tested, wanted = None, switch.wanted
+        try:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADING_NICE)
+            self._folder.keep_switch(switch)
+            problem = "" if switch.is_rollback else self._checked_aside(wanted.name)
+            if not problem:
+                self._stage = "loading"
+                tested = load_judge(self._configuration, fitting(self._configuration, recipe))
+        except (ConfigError, ModelError) as error:
+            problem = str(error)
+        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+            problem = f"it could not be checked: {error}"
+        self._post(RecipeChecked(wanted, problem, tested))
 
     def _checked_aside(self, name: str) -> str:
         """In a process that gives way to this one: a model is loaded, and must reproduce its golden

@@ -30,11 +30,18 @@ APPROVED = "recipe_approved"
 ACTIVATED = "recipe_activated"
 REFUSED = "recipe_refused"
 """Names of the change rows; the last: an activation that did not come about, and why."""
-CHANGES = (PROPOSED, APPROVED, ACTIVATED, REFUSED)
+PARITY = "model_parity"
+"""What came of judging stored plates again after a roll-back (station/parity.py)."""
+CHANGES = (PROPOSED, APPROVED, ACTIVATED, REFUSED, PARITY)
+ROLLBACK = "rollback"
+"""Key of an activation's detail: it goes back to what judged before."""
+EQUAL, DIFFERS, NOTHING = "equal", "differs", "nothing to compare"
+"""Results of a parity row."""
 MOST_BYTES = 100_000
 """Of a recipe's file; it stands in the row that proposes it."""
 _ACTIVE, _SWITCH = "active.json", "switch.json"
 _NAME = re.compile(r"([a-z0-9][a-z0-9_-]*)@([1-9][0-9]{0,8})")
+_TOO_EARLY = "the station ended before it was taken up"
 _ASK_AGAIN = "say which one is meant: `vqi recipe activate ID@VERSION`"
 
 Row = Mapping[str, Any]
@@ -67,7 +74,10 @@ class Switch(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     wanted: Named
-    state: Literal["asked", "tried", "failed"] = "asked"
+    state: Literal["asked", "tried", "failed", "hot"] = "asked"
+    """`hot`: a running station takes it up between two plates, without a start."""
+    is_rollback: bool = False
+    reason: str = ""
     problem: str = ""
     is_halted: bool = False
     """A person had halted the station: it stays so."""
@@ -95,6 +105,8 @@ class Version:
     is_bound: bool
     """Its text names the model's bytes and the threshold: who approves it approves what will
     judge."""
+    table: Row = field(default_factory=dict, compare=False)
+    """Its text as TOML has it."""
     approved: Step | None = None
     activated: Step | None = None
     """The last time."""
@@ -112,6 +124,13 @@ class Register:
     """By name, in the order in which they were proposed."""
     active_sha256: str = ""
     """Of what was activated last; empty if the log names none."""
+    judged: tuple[str, ...] = ()
+    """Names of what was activated, one after another; a roll-back takes the last one off."""
+    is_gone_back_to: bool = False
+    """The version that judges was taken up by a roll-back."""
+    parity: Row = field(default_factory=dict)
+    """What scoring stored plates again said of the version that was gone back to; empty of one that
+    was not."""
     strange: tuple[str, ...] = ()
     """Rows that no journal process takes."""
 
@@ -121,6 +140,22 @@ class Register:
         if known is None:
             raise RecipeError(f"{name}: no such version; there are: {_listed(self.versions)}")
         return known
+
+    @property
+    def parity_problem(self) -> str:
+        """The version that was gone back to does not score as it did; empty if it does."""
+        is_other = self.parity.get("result") == DIFFERS
+        return str(self.parity.get("problem", "")) if is_other else ""
+
+    @property
+    def active(self) -> Version | None:
+        """What was activated last; None where the configured recipe judges."""
+        return self.versions[self.judged[-1]] if self.judged else None
+
+    @property
+    def former(self) -> Version | None:
+        """What judged before it, by the log: a roll-back goes there."""
+        return self.versions[self.judged[-2]] if len(self.judged) > 1 else None
 
     def state(self, version: Version) -> Literal["proposed", "approved", "active"]:
         if version.approved is None:
@@ -134,7 +169,13 @@ class Register:
     def brief(self) -> dict[str, Any]:
         """As much of it as a start needs."""
         approved = [v.sha256 for v in self.versions.values() if v.approved is not None]
-        return {"active": self.active_sha256, "approved": approved[-2000:]}
+        return {
+            "active": self.active_sha256,
+            "former": self.former.sha256 if self.former else "",
+            "approved": approved[-2000:],
+            "parity_problem": self.parity_problem,
+            "lacks_parity": self.is_gone_back_to and not self.parity,
+        }
 
 
 def name_of(id: str, version: int) -> str:
@@ -184,7 +225,14 @@ def objection(known: Register, row: Row) -> str:
     version = known.versions.get(name)
     if version is None or version.sha256 != sha256:
         return f"{name}: nobody proposed it with sha256 {sha256[:12]}"
-    return _no_approval(version, row) if row["what"] == APPROVED else _no_activation(version)
+    if row["what"] == APPROVED:
+        return _no_approval(version, row)
+    return _no_rollback(known, version) if is_rollback(row) else _no_activation(version)
+
+
+def is_rollback(row: Row) -> bool:
+    """Whether an activation goes back to what judged before."""
+    return bool(row["what"] == ACTIVATED and row["detail"].get(ROLLBACK))
 
 
 def _no_proposal(known: Register, row: Row, name: str, sha256: str) -> str:
@@ -220,8 +268,8 @@ def _table(text: str) -> Row:
         return {}
 
 
-def _is_bound(text: str) -> bool:
-    model = _table(text).get("model")
+def _is_bound(table: Row) -> bool:
+    model = table.get("model")
     return isinstance(model, dict) and {"sha256", "threshold"} <= model.keys()
 
 
@@ -248,10 +296,22 @@ def _no_activation(version: Version) -> str:
     return "" if version.approved is not None else f"{version.name}: nobody has approved it"
 
 
+def _no_rollback(known: Register, version: Version) -> str:
+    """It judged before, so it was approved: nobody else has to."""
+    if version in (known.former, known.active):
+        return ""
+    former = known.former
+    goes_to = f"only {former.name} judged before it" if former else "nothing judged before it"
+    return f"{version.name}: no roll-back goes there: {goes_to}, by the log"
+
+
 def _after(before: Register, row: Row) -> Register:
     problem = objection(before, row)
     if problem:
         return replace(before, strange=(*before.strange, problem))
+    if row["what"] == PARITY:
+        is_of_active = before.judged[-1:] == (row["detail"].get("recipe"),)
+        return replace(before, parity=dict(row["detail"])) if is_of_active else before
     if row["what"] not in (PROPOSED, APPROVED, ACTIVATED):
         return before
     detail = row["detail"]
@@ -259,14 +319,26 @@ def _after(before: Register, row: Row) -> Register:
     step = Step(row["who"], row["written_at"], _reason(row), row.get("account", ""))
     version = before.versions.get(name)
     if version is None:
-        is_bound = _is_bound(detail["toml"])
-        version = Version(detail["id"], int(detail["version"]), detail["sha256"], step, is_bound)
+        table, named = _table(detail["toml"]), (detail["id"], int(detail["version"]))
+        version = Version(*named, detail["sha256"], step, _is_bound(table), table)
     elif row["what"] == APPROVED and version.approved is None:
         version = replace(version, approved=step)
     elif row["what"] == ACTIVATED:
         version = replace(version, activated=step)
-    active = version.sha256 if row["what"] == ACTIVATED else before.active_sha256
-    return replace(before, versions={**before.versions, name: version}, active_sha256=active)
+    known = replace(before, versions={**before.versions, name: version})
+    if row["what"] != ACTIVATED:
+        return known
+    judged = before.judged[:-1] if is_rollback(row) else (*before.judged, name)
+    if before.judged[-1:] == (name,):  # a start said it again
+        judged = before.judged
+    went_back = is_rollback(row)
+    return replace(
+        known,
+        active_sha256=version.sha256,
+        judged=judged,
+        is_gone_back_to=went_back,
+        parity={},
+    )
 
 
 def _reason(row: Row) -> str:
@@ -286,6 +358,23 @@ def approved_change(station_id: str, version: Version, who: str, reason: str) ->
     return ChangeBody(
         station_id=station_id, what=APPROVED, who=who, detail={**named, "reason": reason}
     )
+
+
+def activated_change(station_id: str, switch: Switch, said: Mapping[str, str]) -> ChangeBody:
+    """The row with which a version begins to judge; `said`: what its model's tests said."""
+    wanted = switch.wanted
+    detail = {"id": wanted.id, "version": str(wanted.version), "sha256": wanted.sha256}
+    detail |= {ROLLBACK: "yes"} if switch.is_rollback else {}
+    detail |= {"reason": switch.reason} if switch.reason else {}
+    return ChangeBody(
+        station_id=station_id, what=ACTIVATED, who=wanted.who, detail={**detail, **said}
+    )
+
+
+def activation_of(station_id: str, version: Version) -> ChangeBody:
+    """As it would be, for a rule that is held against it."""
+    wanted = Named(id=version.id, version=version.version, sha256=version.sha256, who="station")
+    return activated_change(station_id, Switch(wanted=wanted), {})
 
 
 def refused_change(station_id: str, name: str, who: str, problem: str) -> ChangeBody:
@@ -372,7 +461,21 @@ class RecipeFolder:
 
     def ask(self, wanted: Named, is_halted: bool = False) -> None:
         """Let the next start take up this version."""
-        self._write(_SWITCH, Switch(wanted=wanted, is_halted=is_halted))
+        self.keep_switch(Switch(wanted=wanted, is_halted=is_halted))
+
+    def keep_switch(self, switch: Switch) -> None:
+        """An activation on its way: what is cut off here, the next start settles."""
+        self._write(_SWITCH, switch)
+
+    def keep_active(self, row: ChangeBody) -> None:
+        """Make `active.json` name what a row activates, before the row; a start has done so."""
+        if row.what != ACTIVATED:
+            return
+        detail, active = row.detail, self.active
+        if active is None or active.sha256 != detail["sha256"]:
+            named = detail["id"], int(detail["version"]), detail["sha256"]
+            wanted = dict(zip(("id", "version", "sha256"), named, strict=True))
+            self.activate(Named(**wanted, who=row.who))
 
     def mark(self, switch: Switch, state: Literal["tried", "failed"], problem: str = "") -> None:
         self._write(_SWITCH, switch.model_copy(update={"state": state, "problem": problem}))
@@ -439,6 +542,13 @@ def active_recipe(configuration: Configuration) -> Loaded[Recipe]:
     return folder.load(active.name, active.sha256)
 
 
+def is_model_change(before: Recipe, after: Recipe) -> bool:
+    """Whether two versions of a recipe differ in `[model]` only: what is cut, scored and kept of a
+    plate stays the same, so that one plate can be judged by the one and the next by the other."""
+    update = {"version": before.version, "model": before.model}
+    return after.model_copy(update=update) == before
+
+
 def next_recipe(configuration: Configuration) -> Loaded[Recipe]:
     """What the next start will load, as far as that can be said before it. Raises `ConfigError`."""
     folder = RecipeFolder.of(configuration)
@@ -454,7 +564,7 @@ def starting_recipe(configuration: Configuration) -> Loaded[Recipe]:
     `ConfigError`."""
     folder = RecipeFolder.of(configuration)
     switch = folder.switch
-    if switch is None or switch.state == "failed":
+    if switch is None or switch.state in ("failed", "hot"):
         return active_recipe(configuration)
     if switch.state == "asked":
         folder.mark(switch, "tried")
@@ -483,22 +593,28 @@ def settle_start(
     it was asked for; the row that says so. Raises `ConfigError` if the log does not bear it out."""
     folder, station_id = RecipeFolder.of(configuration), configuration.station.id
     switch = folder.switch
-    if switch is not None and switch.state == "tried":
-        _must_be_approved(recipe, known)
+    if switch is not None and _is_to_be_settled(switch, recipe, known):
+        if not (switch.is_rollback and recipe.sha256 == known["former"]):
+            _must_be_approved(recipe, known)
         folder.activate(switch.wanted)
-        detail = _named(recipe.value, recipe.sha256)
-        return ChangeBody(
-            station_id=station_id, what=ACTIVATED, who=switch.wanted.who, detail=detail
-        )
+        return activated_change(station_id, switch, {})
     active = folder.active
     if (active or known["active"]) and recipe.sha256 != known["active"]:
         raise ConfigError(
             f"{folder.path / _ACTIVE}: not what was activated last by the log (sha256 "
             f"{known['active'][:12] or 'none'}, here {recipe.sha256[:12]}); {_ASK_AGAIN}"
         )
-    if switch is None or switch.state != "failed":
+    if switch is None or switch.wanted.sha256 == known["active"]:
         return None
-    return refused_change(station_id, switch.wanted.name, switch.wanted.who, switch.problem)
+    problem = switch.problem if switch.state == "failed" else _TOO_EARLY
+    return refused_change(station_id, switch.wanted.name, switch.wanted.who, problem)
+
+
+def _is_to_be_settled(switch: Switch, recipe: Loaded[Recipe], known: Mapping[str, Any]) -> bool:
+    """This start takes it up; or a running station was about to: the file that says which one
+    judges was replaced, and no row says so yet."""
+    is_cut_off = switch.state == "hot" and recipe.sha256 == switch.wanted.sha256
+    return switch.state == "tried" or (is_cut_off and known["active"] != recipe.sha256)
 
 
 def _must_be_approved(recipe: Loaded[Recipe], known: Mapping[str, Any]) -> None:

@@ -11,12 +11,12 @@ from datetime import datetime
 import numpy as np
 
 from drivers.camera import CameraInfo
-from models.classifier import Classifier
-from station.config import Configuration, Loaded, PlateRecipe, Recipe
+from station.config import Configuration, Loaded, PlateRecipe
 from station.crossweb import streak_share
 from station.flat_field import FlatField
 from station.given import Given
 from station.inspection import PlateWork
+from station.judge import Judge
 from station.record import (
     DefectBody,
     OpenedBody,
@@ -35,17 +35,14 @@ from station.verdict import MAX_DEFECTS, Evidence, TileScore, decide, find_defec
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What stays the same from plate to plate."""
+    """What stays the same from plate to plate, whoever judges them."""
 
     configuration: Loaded[Configuration]
-    recipe: Loaded[Recipe]
     geometry: Geometry
-    classifier: Classifier
-    threshold: float
+    deadline_s: float
+    belt_stop_timeout_s: float
     camera: CameraInfo
     provenance: Provenance
-    is_self_tested: bool
-    """The classifier reproduced its golden scores in this process."""
     flat_field: FlatField | None = None
 
     @property
@@ -64,7 +61,7 @@ class Context:
         """True if a plate's deadline has passed; a source that can wait sets none."""
         if last_scan_line_ns is None or self.camera.is_patient:
             return False
-        return (time.monotonic_ns() - last_scan_line_ns) / 1e9 > self.recipe.value.deadline_s
+        return (time.monotonic_ns() - last_scan_line_ns) / 1e9 > self.deadline_s
 
 
 def opened_body(context: Context, work: PlateWork) -> OpenedBody:
@@ -127,15 +124,16 @@ def scored_body(context: Context, work: PlateWork) -> ResultBody:
     judged = judge(
         work,
         context.geometry,
-        context.recipe.value.plate,
-        context.threshold,
-        context.is_self_tested,
+        work.judge.recipe.value.plate,
+        work.judge.threshold,
+        work.judge.is_self_tested,
         is_late=context.is_late(work.plate.last_scan_line_ns),
     )
     plate, scores, defects = work.plate, judged.scores, judged.defects
     shape = measure(plate) if plate.length_px > 2 and not context.geometry.is_whole else None
     return _body(
         context,
+        work.judge,
         sequence=work.sequence,
         plate_ordinal=plate.ordinal,
         verdict=judged.verdict,
@@ -163,11 +161,12 @@ def scored_body(context: Context, work: PlateWork) -> ResultBody:
     )
 
 
-def gap_body(context: Context, sequence: int, gap: Gap, given: Given) -> ResultBody:
-    """The record of scan lines that nobody saw."""
+def gap_body(context: Context, judge: Judge, sequence: int, gap: Gap, given: Given) -> ResultBody:
+    """The record of scan lines that nobody saw, under the judge of that moment."""
     now = time.monotonic_ns()
     return _body(
         context,
+        judge,
         sequence=sequence,
         triggers=gap.triggers,
         plate_ordinal=gap.to_ordinal,
@@ -183,11 +182,14 @@ def gap_body(context: Context, sequence: int, gap: Gap, given: Given) -> ResultB
     )
 
 
-def interrupted_body(context: Context, opened: OpenedBody, given: Given) -> ResultBody:
+def interrupted_body(
+    context: Context, judge: Judge, opened: OpenedBody, given: Given
+) -> ResultBody:
     """The record of a plate that was on the belt when the station died; its shift is that of its
     leading edge, not of the start that finds it."""
     return _body(
         context,
+        judge,
         sequence=opened.sequence,
         plate_ordinal=opened.plate_ordinal,
         verdict=Verdict.UNDECIDED,
@@ -202,8 +204,8 @@ def interrupted_body(context: Context, opened: OpenedBody, given: Given) -> Resu
     )
 
 
-def _body(context: Context, *, sequence: int, **fields: object) -> ResultBody:
-    recipe, classifier = context.recipe, context.classifier
+def _body(context: Context, judge: Judge, *, sequence: int, **fields: object) -> ResultBody:
+    recipe, classifier = judge.recipe, judge.classifier
     written_at = utc_now()
     values: dict[str, object] = {
         "station_id": context.station_id,
@@ -213,7 +215,7 @@ def _body(context: Context, *, sequence: int, **fields: object) -> ResultBody:
         "sequence": sequence,
         "provenance": context.provenance,
         "is_simulated": context.provenance is not Provenance.PRODUCTION,
-        "threshold": context.threshold,
+        "threshold": judge.threshold,
         "recipe_id": recipe.value.id,
         "recipe_version": recipe.value.version,
         "recipe_sha256": recipe.sha256,

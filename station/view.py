@@ -127,6 +127,8 @@ def plain_line(event: Json) -> str | None:
         return f"station {event['state']}{': ' + problems if problems else ''}"
     if "problem" in event:
         return f"{event['problem']['part']}: {event['problem']['text']}"
+    if "judge" in event:
+        return f"{event['judge']['recipe']} judges: {event['judge']['model_id']}"
     if "attention" in event:
         row = event["attention"]
         return f"ATTENTION{'' if row['is_begin'] else ' ended'}: {row['text']}"

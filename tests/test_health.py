@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -46,6 +47,8 @@ RECIPE = Recipe.model_validate(
     }
 )
 GEOMETRY = Geometry.of(RECIPE, PITCH_MM, WIDTH_PX)
+JUDGE: Any = None
+"""No plate is judged here."""
 
 
 # --- plates -------------------------------------------------------------------------------------
@@ -98,7 +101,7 @@ def look(plate: Plate, number: int, problem: Reason | None = None) -> Seen:
         width_px=round(shape.width_px),
         length_px=plate.length_px,
     )
-    work = PlateWork(plate, body.result_id, number, None, False, problem, sampled_px=100)
+    work = PlateWork(plate, body.result_id, number, None, JUDGE, False, problem, sampled_px=100)
     return look_at(body, work, GEOMETRY)
 
 
@@ -290,7 +293,7 @@ def test_boxes_of_whole_tiles_say_nothing_of_the_place(wide: tuple[int, int]) ->
         width_px=round(shape.width_px),
         length_px=plate.length_px,
     )
-    assert look_at(body, PlateWork(plate, "t-1", 1, None, False), GEOMETRY).defects == ()
+    assert look_at(body, PlateWork(plate, "t-1", 1, None, JUDGE, False), GEOMETRY).defects == ()
 
 
 def test_plates_that_all_lie_alike_tell_nothing_of_dirt() -> None:

@@ -4,6 +4,7 @@ process runs; a feed that was told to end has ended."""
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,9 +17,10 @@ from drivers.stacklight import LightState
 from station.actuation import Committed
 from station.config import load_configuration, load_recipe
 from station.feed import FeedCounts, FeedEnded
-from station.pipeline import Options, Station
+from station.judge import Judge, LoadedJudge
+from station.pipeline import Options, ParityChecked, Station
 from station.recipe_switch import RecipeChecked
-from station.recipes import Named, RecipeFolder
+from station.recipes import Named, RecipeFolder, Switch
 from station.record import ChangeBody, Provenance, Verdict
 from station.state import StationState
 
@@ -194,3 +196,108 @@ def test_an_activation_takes_no_edited_configuration_up(station: Station) -> Non
     ((what, problem),) = changes(station)
     assert what == "recipe_refused"
     assert "was changed since the station started" in problem
+
+
+# --- a judge that is taken up hot -----------------------------------------------------------------
+
+
+class FakeModel:
+    """Can be seen to be gone."""
+
+    model_id, model_sha256, runtime, precision = "m", "0" * 64, "none", "fp32"
+
+
+def judge_of(version: int, model: Any) -> LoadedJudge:
+    value: Any = SimpleNamespace(id="small", version=version)
+    recipe: Any = SimpleNamespace(value=value, sha256=str(version))
+    return LoadedJudge(Judge(recipe, model, 0.5, True), "fp32", {})
+
+
+def loaded(station: Station, is_rollback: bool = False) -> LoadedJudge:
+    """The second version is loaded beside the first, which judges."""
+    before, parts = FakeModel(), station._feed
+    station._judge = judge_of(1, before).judge
+    setattr(parts, "judge", station._judge)  # noqa: B010  the feed of these tests has none
+    wanting(station, is_checked=False)
+    station._switch._switch = Switch(wanted=SECOND, state="hot", is_rollback=is_rollback)
+    tested = judge_of(2, FakeModel())
+    station._dispatch(RecipeChecked(SECOND, "", tested))
+    return tested
+
+
+def answered(station: Station, what: str, **answer: Any) -> None:
+    """The journal process answers the row of this name."""
+    item = next(one for one in station._outbox._unsent if one.rows[0].as_json()["what"] == what)
+    station._outbox._unsent.remove(item)
+    done = item.done if answer.get("ok", True) else item.refused
+    assert done is not None
+    done(answer)
+
+
+def test_a_hot_judge_has_the_plates_after_its_row_and_the_old_one_is_freed(
+    station: Station,
+) -> None:
+    tested = loaded(station)
+    before = weakref.ref(station._judge.classifier)
+    feed: Any = station._feed
+    assert feed.judge is not tested.judge, "its row is not durable yet"
+    assert not station._not_ready
+    assert not feed.is_told, "the feed goes on"
+    answered(station, "recipe_activated")
+    assert feed.judge is station._judge is tested.judge
+    assert (station._switch.status["wanted"], station._not_ready) == ("", [])
+    assert before() is None
+    assert not any("restart" in event for event in said)
+
+
+def test_what_the_journal_refuses_leaves_the_judge(station: Station) -> None:
+    tested = loaded(station)
+    answered(station, "recipe_activated", ok=False, error="small@2: audit: it lets one escape")
+    feed: Any = station._feed
+    assert feed.judge is station._judge is not tested.judge
+    ((what, problem),) = changes(station)
+    assert what == "recipe_refused"
+    assert "it lets one escape" in problem
+    assert station._switch.status["problem"] == problem
+
+
+def test_what_is_asked_for_again_is_not_forgotten_with_what_was_refused(station: Station) -> None:
+    loaded(station)
+    answered(station, "recipe_activated", ok=False, error="no")
+    again = loaded(station)
+    answered(station, "recipe_refused")
+    answered(station, "recipe_activated")
+    assert station._judge is again.judge
+
+
+def test_a_hot_judge_that_is_not_taken_up_is_refused_and_one_that_was_asked_is_kept(
+    station: Station,
+) -> None:
+    loaded(station)
+    station._end_now("SIGTERM")
+    assert "recipe_refused" not in [what for what, _ in changes(station)], "its row is on its way"
+    answered(station, "recipe_activated")
+    assert station._judge.recipe.value.version == 2
+
+
+def test_other_bits_after_a_roll_back_drop_ready_until_another_version_judges(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[bool] = []
+    monkeypatch.setattr(station, "_check_parity", lambda name: checked.append(name == "small@2"))
+    loaded(station, is_rollback=True)
+    answered(station, "recipe_activated")
+    until = time.monotonic() + 5.0
+    while not checked and time.monotonic() < until:
+        time.sleep(0.001)
+    assert checked == [True]
+    station._dispatch(ParityChecked({"result": "equal", "recipe": "small@2"}))
+    assert not station._not_ready
+    problem = "small@2 does not score as it did"
+    station._dispatch(ParityChecked({"result": "differs", "recipe": "small@2", "problem": problem}))
+    assert station._not_ready == [f"parity: {problem}"]
+    assert station._state is StationState.OPERATIONAL, "plates that come are judged and recorded"
+    assert [what for what, _ in changes(station)].count("model_parity") == 2
+    loaded(station)
+    answered(station, "recipe_activated")
+    assert not station._not_ready

@@ -13,14 +13,17 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from second_model import other_model
 from test_recipes import submitted, whole_under_each_recipe
 from web_rig import PageClient, WebRig, running_journal, until, web_rig
 
+from models.card import read_card
 from station.live_frames import LivePicture
+from station.log_reader import Reader
 from station.processes import ask_all
 from station.recipe_desk import Desk
 from station.recipe_form import fields
-from station.recipes import Finding, Named, RecipeFolder
+from station.recipes import PARITY, Finding, Named, RecipeFolder, activation_of, register
 from station.record import ChangeBody
 from station.roles import Role
 from station.web.camera import _Desk
@@ -223,6 +226,58 @@ def test_the_lamp_is_not_tried_out_while_a_station_comes_back(rig: WebRig, ann: 
         assert said("stop") == 409, "a recipe is taken up"
     finally:
         folder.forget_switch()
+
+
+def test_what_judged_before_is_gone_back_to_in_one_touch(tmp_path: Path) -> None:
+    asks = '[promotion]\nevidence = ["shadow"]\n'
+    with web_rig(tmp_path) as rig:
+        rig.station.recipe_lines = asks
+        rig.station.write()
+        with running_journal(rig.station):
+            ann, bob = (rig.client_of(Role.ENGINEER, name) for name in ("ann", "bob"))
+            for threshold in ("0.9", "0.8"):
+                name = propose(ann, **{"model.threshold": threshold})
+                assert bob.send_form(f"/engineer/recipes/{name}/approve").status_code == 303
+                known = register(changes_of(rig))
+                assert "rollback" not in ann.get("/engineer/recipes").text
+                submitted(rig.station, activation_of("test-1", known.of(name)))
+            page = ann.get("/engineer/recipes")
+            assert "Back to small@2, from the next plate on" in page.text
+            assert "rollback" not in rig.client_of(Role.VIEWER).get("/engineer/recipes").text
+            untold = ann.send_json("/engineer/recipes/rollback.json", {"reason": ""})
+            assert untold.status_code == 422
+            away = ann.send_json("/engineer/recipes/rollback.json", {"reason": "scratches"})
+            assert away.status_code == 503, "no station runs"
+            goes_back = {"reason": "scratches", "rollback": "yes"}
+            row = activation_of("test-1", known.of("small@2"))
+            submitted(rig.station, row.model_copy(update={"detail": row.detail | goes_back}))
+            said = {"result": "differs", "recipe": "small@2", "problem": "2 of 8 have other bits"}
+            submitted(
+                rig.station,
+                ChangeBody(station_id="test-1", what=PARITY, who="station", detail=said),
+            )
+            page = ann.get("/engineer/recipes")
+            assert "2 of 8 have other bits" in page.text
+            assert 'action="/engineer/recipes/rollback"' not in page.text, "nothing judged before"
+            name = propose_model(rig, ann, other_model(tmp_path, "model-b"))
+            assert (
+                "0 plates beside small@2, 200 asked for"
+                in ann.get(f"/engineer/recipes/{name}").text
+            )
+            refused = bob.send_json(f"/engineer/recipes/{name}/approve.json", {})
+            assert refused.status_code == 409
+            assert "shadow" in refused.json()["error"]
+
+
+def changes_of(rig: WebRig) -> list[Json]:
+    with Reader(rig.station.journal) as reader:
+        return reader.recipe_changes()
+
+
+def propose_model(rig: WebRig, client: PageClient, folder: Path) -> str:
+    sha256 = read_card(folder).sha256
+    named = {"model.id": folder.name, "model.folder": str(folder), "model.sha256": sha256}
+    return propose(client, **named)
 
 
 def test_what_does_not_answer_or_is_old_is_not_shown_as_good(rig: WebRig) -> None:

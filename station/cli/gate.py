@@ -14,19 +14,22 @@ from rich.progress import track
 from models.card import ModelError
 from models.classifier import Classifier
 from station.cli.common import command_line, exit_on_config_error, fail, load_or_exit, print_json
+from station.config import ConfigError, Configuration, Loaded, Recipe
 from station.gate import GatePlan, plates_to_render, run_gate
 from station.precision import CandidateRecord, ChangedPlate, GateRecord, load_classifier
-from station.product import load_product, model_folder
+from station.product import fitting, load_product, model_folder
+from station.recipe_desk import Desk
+from station.recipes import RecipeError
 from station.synthesize import SynthesisError
 
 
-def report_gate(config: Path, is_json: bool) -> None:
+def report_gate(config: Path, is_json: bool, version: str | None = None) -> None:
     """Put this station's model through the gate in every precision, record and print what came out.
     A refusal is a result; exit status 1 if the gate could not be run."""
     loaded = load_or_exit(str(config))
     command = command_line()
     with exit_on_config_error():
-        recipe = load_product(loaded)
+        recipe = _product(loaded, version)
         try:
             sessions, sha256 = loaded.value.station.inspect_threads, recipe.value.model.sha256
             fp32 = Classifier.load(model_folder(recipe), sessions, sha256)
@@ -43,6 +46,16 @@ def report_gate(config: Path, is_json: bool) -> None:
         print_json(row)
     for line in [] if is_json else [*_lines(record), f"this station judges in {why}"]:
         typer.echo(line)
+
+
+def _product(configuration: Loaded[Configuration], version: str | None) -> Loaded[Recipe]:
+    """What judges here, or a version that is to. Raises `ConfigError`."""
+    if version is None:
+        return load_product(configuration)
+    try:
+        return fitting(configuration, Desk.at(configuration).load(version))
+    except RecipeError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _rows(record: GateRecord) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from rich.progress import Progress as Bar
 from models.card import ModelError, read_card, write_card
 from models.classifier import Classifier
 from models.registry import find_model, list_models
+from station.cli import model_promotion
 from station.cli.common import (
     JsonOption,
     command_line,
@@ -44,6 +45,7 @@ from station.synthesize import (
 )
 
 app = typer.Typer(no_args_is_help=True)
+model_promotion.add_to(app)
 
 DataOption = Annotated[Path, typer.Option(help="Folder with labels.csv, or good/ and defective/.")]
 RecipeOption = Annotated[str, typer.Option(help="Recipe file, or shipped:<id>.")]
@@ -436,6 +438,10 @@ def benchmark_(
         Path | None,
         typer.Option(help="Put a station's model through the gate for faster precisions instead."),
     ] = None,
+    version: Annotated[
+        str | None,
+        typer.Option(help="With --config: of this recipe version, before it judges: ID@NUMBER."),
+    ] = None,
     is_json: JsonOption = False,
 ) -> None:
     """Size and speed beside the baselines, all in turn on one thread; takes a minute.
@@ -447,7 +453,7 @@ def benchmark_(
     if config:
         from station.cli.gate import report_gate
 
-        report_gate(config, is_json)
+        report_gate(config, is_json, version)
         return
     with _needs_train_extra():
         from station.cli.benchmark import report_benchmark

@@ -39,7 +39,7 @@ def evaluate_plates(
 ) -> dict[str, Any]:
     """What a model does on fresh plates; half of them calibrate, the others say how well. Raises
     `SynthesisError`."""
-    scores = _shown(score_plates(source, classifier, plates, seed), plates)
+    scores = shown(score_plates(source, classifier, plates, seed), plates)
     half = plates // 2
     return {
         "plates": plates,
@@ -54,7 +54,7 @@ def set_threshold(
 ) -> None:
     """Choose the card's threshold on half of the plates, measure it on the others. `target` is the
     share of good plates that may fail. Raises `SynthesisError`, OSError, `TooFewPlates`."""
-    scores = _shown(score_plates(source, Classifier.load(folder), plates, seed), plates)
+    scores = shown(score_plates(source, Classifier.load(folder), plates, seed), plates)
     choosing, measuring = scores[: plates // 2], scores[plates // 2 :]
     chosen = choose_threshold(choosing, target)
     card = read_card(folder)
@@ -97,7 +97,7 @@ def detect(
 ) -> list[Trial]:
     """Every defect of the plates, and whether it was found. Raises ValueError if the plate is too
     small for one, `SynthesisError`."""
-    tried = _shown(try_plates(source, classifier, threshold, plates, seed), plates)
+    tried = shown(try_plates(source, classifier, threshold, plates, seed), plates)
     return [trial for of_plate in tried for trial in of_plate]
 
 
@@ -140,6 +140,6 @@ def draw_detection(path: Path, title: str, trials: list[Trial]) -> None:
     draw(path, title, [[panel(kind, name) for kind in nominal_defects()] for name in PROPERTIES])
 
 
-def _shown(plates: Iterable[T], count: int) -> list[T]:
+def shown(plates: Iterable[T], count: int) -> list[T]:
     """What comes of each plate, with a bar on stderr."""
     return list(track(plates, "scoring plates", total=count, console=Console(stderr=True)))

@@ -17,7 +17,7 @@ from station.control import send_command
 from station.ipc import Json, PeerGone
 from station.recipe_desk import Desk, is_claimed_by_one_account
 from station.recipe_form import differences, fields, flat, written
-from station.recipes import Named, RecipeError, Version
+from station.recipes import RecipeError, Version
 from station.record import ChangeBody
 from station.signing import SigningError, journal_at_hand, station_stopped
 
@@ -148,6 +148,7 @@ def _check(desk: Desk, name: str) -> None:
     desk.test(recipe)
     if name in desk.known.versions:
         desk.may_be_activated(name)
+        desk.must_be_shown(name)
 
 
 @app.command()
@@ -165,7 +166,7 @@ def propose(
         except (OSError, UnicodeDecodeError) as error:
             raise RecipeError(f"{file}: cannot be read: {error}") from error
         row = desk.propose(text, who or getpass.getuser(), reason)
-        _submit(desk.configuration, row, is_json)
+        submit(desk.configuration, row, is_json)
 
 
 @app.command()
@@ -179,10 +180,25 @@ def approve(
     """Let a version judge that another person proposed."""
     with _desk(config) as desk:
         row = desk.approve(name, who or getpass.getuser(), reason)
-        _submit(desk.configuration, row, is_json)
+        submit(desk.configuration, row, is_json)
 
 
-def _submit(configuration: Loaded[Configuration], row: ChangeBody, is_json: bool) -> None:
+@app.command()
+def adopt(
+    config: ConfigOption, reason: ReasonOption, who: WhoOption = None, is_json: JsonOption = False
+) -> None:
+    """Propose what judges as its next version, with its model's bytes and threshold written in:
+    what judges by the configuration alone can then be gone back to."""
+    with _desk(config) as desk:
+        draft = desk.draft(desk.active())
+        submit(
+            desk.configuration,
+            desk.propose_changed(draft, who or getpass.getuser(), reason),
+            is_json,
+        )
+
+
+def submit(configuration: Loaded[Configuration], row: ChangeBody, is_json: bool) -> None:
     with journal_at_hand(configuration.source, configuration.value) as journal:
         answer = journal.submit([row])
     if not answer["ok"]:
@@ -202,6 +218,7 @@ def activate(name: NameArgument, config: ConfigOption, is_json: JsonOption = Fal
     with _desk(config) as desk:
         settings = desk.configuration.value
         recipe = desk.may_be_activated(name)
+        desk.must_be_shown(name)
         try:
             answer = send_command(settings.station.runtime_dir, "recipe", name)
         except (PeerGone, TimeoutError):
@@ -210,7 +227,7 @@ def activate(name: NameArgument, config: ConfigOption, is_json: JsonOption = Fal
         else:
             if not answer["ok"]:
                 raise RecipeError(str(answer["error"]))
-            _wait_until_active(settings, name, recipe.sha256)
+            wait_until_active(settings, name, recipe.sha256)
             state = "active"
     if is_json:
         print_json({"recipe": name, "state": state})
@@ -219,8 +236,7 @@ def activate(name: NameArgument, config: ConfigOption, is_json: JsonOption = Fal
 
 
 def _ask_next_start(desk: Desk, name: str, who: str) -> None:
-    version = desk.known.of(name)
-    wanted = Named(id=version.id, version=version.version, sha256=version.sha256, who=who)
+    wanted = desk.named(name, who)
     with station_stopped(desk.configuration.value):
         try:
             desk.folder.ask(wanted)
@@ -228,11 +244,11 @@ def _ask_next_start(desk: Desk, name: str, who: str) -> None:
             raise RecipeError(f"{desk.folder.path}: {error.strerror}") from error
 
 
-def _wait_until_active(settings: Configuration, name: str, sha256: str) -> None:
+def wait_until_active(settings: Configuration, name: str, sha256: str) -> None:
     """Raises `RecipeError` where the former recipe goes on."""
     deadline = time.monotonic() + _SWITCH_LIMIT_S
     while time.monotonic() < deadline:
-        said = _status(settings)
+        said = station_status(settings)
         if said.get("recipe", {}).get("sha256") == sha256:
             return
         switch = said.get("recipe_switch", {})
@@ -242,7 +258,7 @@ def _wait_until_active(settings: Configuration, name: str, sha256: str) -> None:
     raise RecipeError(f"{name} is not taken up yet; see `vqi control status`")
 
 
-def _status(settings: Configuration) -> dict[str, Any]:
+def station_status(settings: Configuration) -> dict[str, Any]:
     """Empty while the station starts."""
     with contextlib.suppress(PeerGone, TimeoutError):
         status: Json = send_command(settings.station.runtime_dir, "status")["status"]

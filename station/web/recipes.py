@@ -74,10 +74,32 @@ class SwitchShown(BaseModel):
     problem: str = ""
 
 
+class ParityShown(BaseModel):
+    """What scoring stored plates again said after a roll-back."""
+
+    result: str
+    recipe: str = ""
+    plates: int = 0
+    tiles: int = 0
+    problem: str = ""
+
+
+class EvidenceShown(BaseModel):
+    """One thing that must be shown of another model; `problem` is empty where it is."""
+
+    kind: str
+    problem: str
+    words: str
+
+
 class RecipesPage(BaseModel):
     """Every version, newest first."""
 
     active: str
+    former: str
+    """What judged before, and can be gone back to; empty if nothing did."""
+    parity: ParityShown | None
+    """Of the last roll-back, where the active version was gone back to."""
     versions: list[VersionShown]
     findings: list[str]
     """Files that are not what the log says."""
@@ -113,6 +135,8 @@ class RecipePage(BaseModel):
     why_not_approve: str
     may_activate: bool
     switch: SwitchShown
+    evidence: list[EvidenceShown]
+    """What the version in force asks of this one's model, if that is another."""
 
 
 class EditPage(BaseModel):
@@ -176,6 +200,13 @@ class ApprovalForm(BaseModel):
     back: str = ""
 
 
+class RollbackForm(BaseModel):
+    """Go back to the version that judged before."""
+
+    reason: str = Field(min_length=1, max_length=1000)
+    back: str = ""
+
+
 class ActivationForm(BaseModel):
     """Take up a version between two plates."""
 
@@ -194,6 +225,8 @@ def recipes(web: Web) -> RecipesPage:
     others = [f"{file}: {why}" for file, why in problems.items() if file not in named]
     return RecipesPage(
         active=_active_name(desk),
+        former=desk.known.former.name if desk.known.former else "",
+        parity=_parity(desk),
         versions=_versions(desk, problems),
         findings=others,
         switch=_switch(web),
@@ -241,6 +274,7 @@ def recipe(web: Web, person: Person, name: str) -> RecipePage:
         why_not_approve=why_not if shown.state == "proposed" else "",
         may_activate=shown.state == "approved" and person.may(Role.ENGINEER),
         switch=_switch(web),
+        evidence=_evidence(web, desk, shown),
     )
 
 
@@ -302,6 +336,18 @@ def activate_recipe(web: Web, person: Person, name: str, form: ActivationForm) -
     except RecipeError as refused:
         raise PageError(409, "errors.refused", why=str(refused)) from refused
     web.command("recipe", name, person)
+    return Done(recipe=name, state="asked")
+
+
+@router.action("/recipes/rollback", role=Role.ENGINEER, to="/engineer/recipes")
+def roll_back_recipe(web: Web, person: Person, form: RollbackForm) -> Done:
+    """Let the running station go back to the version that judged before, from the next plate on."""
+    desk = _desk(web)
+    try:
+        name = desk.may_be_gone_back_to()
+    except RecipeError as refused:
+        raise PageError(409, "errors.refused", why=str(refused)) from refused
+    web.command("rollback", f"{name} {' '.join(form.reason.split())}", person)
     return Done(recipe=name, state="asked")
 
 
@@ -399,6 +445,23 @@ def _problems(desk: Desk) -> dict[str, str]:
 def _switch(web: Web) -> SwitchShown:
     said = (web.live.station or {}).get("recipe_switch") or {}
     return SwitchShown(**{key: str(said.get(key) or "") for key in SwitchShown.model_fields})
+
+
+def _parity(desk: Desk) -> ParityShown | None:
+    """By the log's last row of it, which stands until another version judges."""
+    said = desk.known.parity
+    return None if not said else ParityShown(**said)
+
+
+def _evidence(web: Web, desk: Desk, shown: VersionShown) -> list[EvidenceShown]:
+    if shown.state not in ("proposed", "approved") or shown.recipe not in desk.known.versions:
+        return []
+    try:
+        with web.reader() as reader:
+            found = desk.evidence(shown.recipe, reader.model_changes)
+    except RecipeError as error:
+        raise PageError(409, "errors.refused", why=str(error)) from error
+    return [EvidenceShown(**asdict(one)) for one in found]
 
 
 def _why_not_approve(desk: Desk, name: str, person: Person) -> str:

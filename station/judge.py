@@ -1,0 +1,89 @@
+"""By what one plate is judged: recipe, model, threshold. A plate has one judge from its leading
+edge to its record; a station changes its judge between two plates, without a restart, where a
+recipe's next version differs in `[model]` only (station/recipe_switch.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import time
+import weakref
+from dataclasses import dataclass
+
+from models.classifier import Classifier
+from station.config import ConfigError, Configuration, Loaded, Recipe
+from station.machine import test_on_this_machine
+from station.precision import load_classifier
+from station.recipes import name_of
+
+_IN_USE_LIMIT_S = 60.0
+_LOOK_EVERY_S = 0.25
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judge:
+    """What stands in a plate's record beside its scores. Frozen: nothing of it changes while a
+    plate is judged."""
+
+    recipe: Loaded[Recipe]
+    classifier: Classifier
+    threshold: float
+    """Of the classifier's precision."""
+    is_self_tested: bool
+    """The classifier reproduced its golden scores in this process."""
+
+    @property
+    def name(self) -> str:
+        """Of the recipe's version."""
+        return name_of(self.recipe.value.id, self.recipe.value.version)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedJudge:
+    """A judge that may judge here, and what its tests said."""
+
+    judge: Judge
+    why_precision: str
+    machine_scores: dict[str, str]
+    """This machine's own bits of the golden scores."""
+
+    @property
+    def detail(self) -> dict[str, str]:
+        """For the row with which it begins to judge."""
+        classifier = self.judge.classifier
+        return {
+            "model_id": classifier.model_id,
+            "model_sha256": classifier.model_sha256,
+            "threshold": repr(self.judge.threshold),
+            "precision": self.why_precision,
+            **{f"machine_{key}": value for key, value in self.machine_scores.items()},
+        }
+
+
+def give_back_memory(former: weakref.ref[Classifier]) -> None:
+    """Once no plate has the former judge any more, let the kernel have what its sessions took: the
+    C library keeps freed memory for each thread that ever asked for some, and a station that
+    changed its judge twenty times would hold twenty models' worth. Takes some ms; not for a thread
+    that somebody waits for."""
+    deadline = time.monotonic() + _IN_USE_LIMIT_S
+    while former() is not None and time.monotonic() < deadline:
+        time.sleep(_LOOK_EVERY_S)
+    with contextlib.suppress(AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def load_judge(configuration: Loaded[Configuration], recipe: Loaded[Recipe]) -> LoadedJudge:
+    """Load the recipe's model from the very bytes that are hashed, with a session for each inspect
+    thread, in the fastest precision that its gate has passed here; it must reproduce its golden
+    scores and this machine's bits of them (I12). Raises `ConfigError`, `ModelError`."""
+    chosen = load_classifier(configuration, recipe, configuration.value.station.inspect_threads)
+    classifier, folder = chosen.classifier, configuration.value.journal.directory
+    try:
+        scores = test_on_this_machine(classifier, folder)
+    except OSError as error:
+        raise ConfigError(
+            f"{configuration.source}: journal.directory: {folder} cannot be used: {error.strerror}"
+        ) from error
+    threshold = classifier.threshold_for(recipe.value.model.threshold)
+    judge = Judge(recipe, classifier, threshold, is_self_tested=True)
+    return LoadedJudge(judge, chosen.why, scores)

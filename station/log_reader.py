@@ -31,6 +31,7 @@ from station.qms import (
     HOLDS,
     IMAGES,
     RECIPE_CHANGES,
+    SHADOW_CHANGES,
     SIGNED_FILES,
     SNAPSHOT,
     Json,
@@ -226,6 +227,10 @@ class Reader:
     def recipe_changes(self) -> list[Json]:
         """Bodies of the rows that propose, approve and activate recipes, in order."""
         return [json.loads(row[0]) for row in self._connection.execute(text(RECIPE_CHANGES))]
+
+    def shadow_changes(self) -> list[Json]:
+        """Bodies of the rows that begin and end a model's shadow, in order."""
+        return [json.loads(row[0]) for row in self._connection.execute(text(SHADOW_CHANGES))]
 
     def ended_in_order(self) -> bool:
         """The station's last life ended as it was told, or there was none: nothing starts it again

@@ -63,6 +63,7 @@ from station.ingress import Refused, admit
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Json, PeerGone
 from station.lamp import LampClient, LampError
+from station.lending import Lending
 from station.light_policy import LightPolicy
 from station.line_side import LineSide, Word
 from station.lock import STATION_LOCK, take_lock
@@ -301,6 +302,7 @@ class Station:
         self._control = ControlServer(
             settings.station.runtime_dir, self._selector, self._control_command
         )
+        self._lending = Lending(settings.station.runtime_dir, self._selector)
         self._open_lamp(_CONNECT_TIMEOUT_S)
         self._test_lamp(is_restart=self._options.is_restart or bool(hello["open_plates"]))
         self._given = Given.of_log(hello["given"])
@@ -314,6 +316,7 @@ class Station:
         self._context = self._make_context(camera, classifier)
         self._health = self._make_health(hello)
         self._feed = self._make_feed(camera, hello)
+        self._on_shadow(hello.get("shadow"))
         # Last: what was only asked for is active once all of it has been seen to work.
         taken_up = self._settle_recipe(hello)
         self._say_start(hello, taken_up)
@@ -572,6 +575,8 @@ class Station:
             self._emit({"summary": self.summary()})
         if hasattr(self, "_control"):
             self._control.close()
+        if hasattr(self, "_lending"):
+            self._lending.close()
         self._serials.close()
         self._outbox.close()
 
@@ -776,7 +781,8 @@ class Station:
         if work is not None:
             # After the lamp's command: no light waits for what a plate says of the station.
             self._say_health(self._health.plate(look_at(body, work, self._context.geometry)))
-            self._pool.give_back(work.buffer)
+            if not self._lending.lend(body, work, self._context):
+                self._pool.give_back(work.buffer)
 
     def _count_times(self, body: ResultBody, work: PlateWork, latency_ms: float) -> None:
         last_ns = body.last_scan_line_ns or 0
@@ -811,6 +817,7 @@ class Station:
 
     def _on_journal_tick(self, answer: Json) -> None:
         self._on_upkeep(answer["upkeep"])
+        self._on_shadow(answer.get("shadow"))
         self._set_problem("journal", "" if answer["ok"] else answer["error"])
         if answer["ok"]:
             self._on_durable_tick()
@@ -825,6 +832,12 @@ class Station:
         self._set_problem("disk", "" if is_ready else upkeep["disk"])
         self._set_problem("upkeep", "; ".join(upkeep["attentions"]))
         self._set_attention()
+
+    def _on_shadow(self, wanted: Json | None) -> None:
+        """What the log says is in the shadow; who started this process starts that one."""
+        if wanted != self._lending.wanted:
+            self._lending.want(wanted, self._pool, self._context)
+            self._emit({"shadow": wanted})
 
     def _on_durable_tick(self) -> None:
         """The tick has been everywhere: the lease is renewed and the watchdog fed, also while the
@@ -1071,6 +1084,7 @@ class Station:
         self._say_doubt()
         self._check_liveness()
         self._settle_accepts()
+        self._lending.keep()
         self._outbox.keep_connected()
         if self._lamp is None:
             with contextlib.suppress(PeerGone, TimeoutError):
@@ -1289,6 +1303,7 @@ class Station:
                 "sha256": recipe.sha256,
             },
             "configuration_sha256": self._configuration.sha256,
+            "shadow": self._lending.status,
             "model": {
                 "id": classifier.model_id,
                 "sha256": classifier.model_sha256,
@@ -1312,7 +1327,7 @@ class Station:
             "queues": {
                 "ring": tick.ring_filled if tick else 0,
                 "inspect": self._inspector.waiting,
-                "plate_buffers": self._pool.in_use,
+                "plate_buffers": self._pool.in_use - self._lending.lent,
                 "outbox_unsent": unsent,
                 "outbox_unanswered": unanswered,
                 "lamp_answers": self._actuation.waiting,

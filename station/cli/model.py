@@ -23,6 +23,7 @@ from rich.progress import Progress as Bar
 from models.card import ModelError, read_card, write_card
 from models.classifier import Classifier
 from models.registry import find_model, list_models
+from station.cli import model_shadow
 from station.cli.common import (
     JsonOption,
     command_line,
@@ -44,6 +45,7 @@ from station.synthesize import (
 )
 
 app = typer.Typer(no_args_is_help=True)
+app.add_typer(model_shadow.app, name="shadow")
 
 DataOption = Annotated[Path, typer.Option(help="Folder with labels.csv, or good/ and defective/.")]
 RecipeOption = Annotated[str, typer.Option(help="Recipe file, or shipped:<id>.")]

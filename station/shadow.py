@@ -23,7 +23,7 @@ from models.card import ModelError
 from models.classifier import Classifier
 from models.runtimes import Findings
 from station.acquisition import Tick
-from station.config import EX_CONFIG, ConfigError, Configuration, Loaded, PlateRecipe, Recipe
+from station.config import ConfigError, Configuration, Loaded, PlateRecipe, Recipe
 from station.inspection import FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Channel, Json, NotAMessage, Packet, PeerGone, connect
 from station.journal import JournalClient
@@ -98,24 +98,40 @@ def candidate(
 
 
 def serve(configuration: Loaded[Configuration], shadow: Shadow, life: Life) -> int:
-    """Run until told to stop, or until another model, or none, is in the shadow. Exit status 0, 78
-    if the model cannot be used."""
+    """Run until told to stop, or until another model, or none, is in the shadow. Exit status 0."""
     try:
         recipe = load_product(configuration)
         classifier = candidate(configuration, recipe, shadow)
     except (ConfigError, ModelError) as error:
         _LOG.error("the model cannot be in the shadow", problem=str(error))
-        _tell_problem(configuration.value, str(error))
-        return EX_CONFIG
+        _say_problem(configuration.value, shadow, life, str(error))
+        return 0
     return _Shadow(configuration.value, shadow, classifier, life).run()
 
 
-def _tell_problem(configuration: Configuration, problem: str) -> None:
-    with (
-        contextlib.suppress(OSError),
-        connect(shadow_path(configuration.station.runtime_dir)) as channel,
-    ):
-        channel.send({"op": "problem", "text": problem})
+def _say_problem(settings: Configuration, shadow: Shadow, life: Life, problem: str) -> None:
+    """To the station, for as long as this model is in the shadow: nothing mends it here."""
+    while not life.is_ending:
+        notify("WATCHDOG=1")
+        try:
+            with connect(shadow_path(settings.station.runtime_dir)) as station:
+                while not life.is_ending:
+                    notify("WATCHDOG=1")
+                    with contextlib.suppress(TimeoutError):
+                        packet = station.receive(1.0)
+                        packet.close()
+                        if _is_another(packet.body, shadow):
+                            return
+                        station.send({"op": "problem", "text": problem})
+        except (PeerGone, NotAMessage):
+            time.sleep(_RETRY_S)
+
+
+def _is_another(said: Json, shadow: Shadow) -> bool:
+    """Whether the station says that something else, or nothing, is in the shadow."""
+    return said.get("op") == "shadow" and (
+        said["shadow"] is None or Shadow(**said["shadow"]) != shadow
+    )
 
 
 class _Ending(Exception):
@@ -219,7 +235,7 @@ class _Shadow:
         if packet.body.get("op") != "shadow":
             return packet
         packet.close()
-        if packet.body["shadow"] is None or Shadow(**packet.body["shadow"]) != self._shadow:
+        if _is_another(packet.body, self._shadow):
             raise _Ending
         return None
 

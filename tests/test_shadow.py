@@ -39,6 +39,8 @@ from station.signing import journal_at_hand
 
 Json = dict[str, Any]
 MODEL = "lightdefectnet-v3"
+SLOW = {"line_rate_hz": 2000.0}
+"""Two and a half plates a second: nothing is overrun beside other work."""
 _SLOW_S = 90.0
 """The lowest priority there is may wait long for its turn on a machine that has other work."""
 
@@ -88,7 +90,7 @@ def test_the_active_model_in_the_shadow_agrees_bit_for_bit_and_outlives_the_stat
     # The belt goes on while nobody looks.
     belt = tmp_path / "belt.json"
     belt.write_text(json.dumps({"epoch_monotonic_ns": time.monotonic_ns()}))
-    rig, share = Rig(tmp_path, camera={"belt_file": str(belt)}), 0.5
+    rig, share = Rig(tmp_path, camera={**SLOW, "belt_file": str(belt)}), 0.5
     config = rig.write()
     began = begin(config, "--share", str(share))
     with rig.running() as run:
@@ -134,7 +136,7 @@ def test_the_active_model_in_the_shadow_agrees_bit_for_bit_and_outlives_the_stat
 
 @pytest.mark.alone
 def test_a_shadow_that_disagrees_hangs_and_is_killed_touches_no_plate(tmp_path: Path) -> None:
-    rig = Rig(tmp_path)
+    rig = Rig(tmp_path, camera=SLOW)
     config = rig.write()
     begin(config, "--share", "1", "--threshold", "1")
     with rig.running() as run:
@@ -148,11 +150,9 @@ def test_a_shadow_that_disagrees_hangs_and_is_killed_touches_no_plate(tmp_path: 
         wait_until(lambda: children(run.pid).get("shadow") not in (None, pid), 30.0, "another one")
         known = scored(rig)
         wait_until(lambda: scored(rig) >= known + 5, _SLOW_S, "scored plates")
-        # While it has a plate in hand.
-        for _ in range(3):
-            wait_until(lambda: of_shadow(rig)["is_there"], _SLOW_S, "a shadow")
-            os.kill(children(run.pid)["shadow"], signal.SIGKILL)
-            wait_until(lambda: not of_shadow(rig)["is_lent"], 5.0, "the plate back")
+        os.kill(children(run.pid)["shadow"], signal.SIGKILL)  # in whatever it is doing
+        wait_until(lambda: not of_shadow(rig)["is_there"], 5.0, "word of its death")
+        assert not of_shadow(rig)["is_lent"]
         status = rig.status()
         assert status["queues"]["plate_buffers"] <= status["capacities"]["plate_buffers"]
         assert status["state"] == "OPERATIONAL"

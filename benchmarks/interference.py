@@ -10,8 +10,9 @@ load shares the processor: the share that it takes itself is said. A block count
 the program has changed since, and if no process was replaced in it.
 
 Loads: readers (QA's queries, mode=ro, with a pause of --pause-s between rounds), scrape (metrics),
-verify, export, backup, clients (`vqi web` and 500 browsers that look at the line). Everything is
-kept in --folder: a run that was ended goes on where it was.
+verify, export, backup, clients (`vqi web` and 500 browsers that look at the line), shadow (a model
+in the shadow, with --share of a core; a round is a plate that it scored). Everything is kept in
+--folder: a run that was ended goes on where it was.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from loaded_station import (
     lives,
     running,
     state,
+    status,
     vqi,
 )
 
@@ -65,6 +67,10 @@ _CROWD_LIMIT_S = 120.0
 """Until the page is there and all its clients."""
 _CROWD_IS_THERE = "crowd-is-there"
 _CLIENTS = 500
+SHADOW = "shadow"
+_SHADOWED = "lightdefectnet-v3"
+_SHADOW_LIMIT_S = 120.0
+NO_LOAD: Json = {"cpu_s": 0.0, "rounds": 0, "alive_s": 0.0}
 _PAGE_NICE = "10"
 """As its unit has it."""
 _RESAMPLES = 4000
@@ -74,11 +80,12 @@ _TARGETS = {99: 1.10, 95: 1.03}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("load", choices=LOADS)
+    parser.add_argument("load", choices=(*LOADS, SHADOW))
     parser.add_argument("--plates", type=int, default=5000, help="of each side, at least")
     parser.add_argument("--blocks", type=int, default=10, help="of each side")
     parser.add_argument("--rate-hz", type=float, help="half of the highest rate, if it is known")
     parser.add_argument("--pause-s", type=float, default=0.1, help="between rounds of the load")
+    parser.add_argument("--share", type=float, default=0.2, help="of one core, for shadow")
     parser.add_argument("--folder", type=Path, default=Path("var/interference"))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
@@ -96,7 +103,9 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace) -> Json:
-    bench = Bench(options.folder.resolve() / options.load)
+    is_shadow = options.load == SHADOW
+    name = f"{options.load}-{options.share:g}" if is_shadow else options.load
+    bench = Bench(options.folder.resolve() / name)
     bench.folder.mkdir(parents=True, exist_ok=True)
     rate_hz = options.rate_hz or highest_rate_hz(bench, say) / 2
     bench.write(rate_hz)
@@ -130,18 +139,10 @@ def block_order(blocks: int, seed: int) -> list[bool]:
 def run_block(
     bench: Bench, options: argparse.Namespace, is_on: bool, block_s: float, pid: int
 ) -> Json:
-    served_s = cpu_seconds(pid)["metrics"]
-    load = start_load(bench, options) if is_on else None
-    if is_on and options.load == "clients":
-        wait_for_crowd(bench.folder / _CROWD_IS_THERE)
-    time.sleep(_SETTLE_S)
-    begin_ns = time.monotonic_ns()
-    time.sleep(block_s)
-    end_ns = time.monotonic_ns()
-    said = stop_load(load) if load is not None else {"cpu_s": 0.0, "rounds": 0, "alive_s": 0.0}
-    if options.load == "scrape":
-        # Who answers is a part of this load.
-        said["cpu_s"] += cpu_seconds(pid)["metrics"] - served_s
+    if options.load == SHADOW:
+        begin_ns, end_ns, said = with_shadow(bench, options.share, is_on, block_s)
+    else:
+        begin_ns, end_ns, said = with_load(bench, options, is_on, block_s, pid)
     say(f"{'with' if is_on else 'without':8} {said['rounds']:6} rounds, {said['cpu_s']:.1f} s")
     return {
         "load": options.load,
@@ -154,6 +155,70 @@ def run_block(
         **state(),
         **said,
     }
+
+
+def with_load(
+    bench: Bench, options: argparse.Namespace, is_on: bool, block_s: float, pid: int
+) -> tuple[int, int, Json]:
+    """Begin and end of the block, and what a load of its own process took in it."""
+    served_s = cpu_seconds(pid)["metrics"]
+    load = start_load(bench, options) if is_on else None
+    if is_on and options.load == "clients":
+        wait_for_crowd(bench.folder / _CROWD_IS_THERE)
+    time.sleep(_SETTLE_S)
+    begin_ns = time.monotonic_ns()
+    time.sleep(block_s)
+    end_ns = time.monotonic_ns()
+    said = stop_load(load) if load is not None else dict(NO_LOAD)
+    if options.load == "scrape":
+        # Who answers is a part of this load.
+        said["cpu_s"] += cpu_seconds(pid)["metrics"] - served_s
+    return begin_ns, end_ns, said
+
+
+def with_shadow(bench: Bench, share: float, is_on: bool, block_s: float) -> tuple[int, int, Json]:
+    """The same of a model in the shadow, which the station's own run starts and ends. It is counted
+    from its first plate on, once it has paid for its start."""
+    if is_on:
+        known = status(bench)["shadow"]["scored"]
+        shadow_command(bench, "start", _SHADOWED, "--share", f"{share:g}")
+        wait_for_shadow(bench, lambda said: said.get("scored", 0) > known)
+    time.sleep(_SETTLE_S)
+    before, began = shadow_figures(bench) if is_on else (0.0, 0), time.monotonic()
+    begin_ns = time.monotonic_ns()
+    time.sleep(block_s)
+    end_ns = time.monotonic_ns()
+    if not is_on:
+        return begin_ns, end_ns, dict(NO_LOAD)
+    after, alive_s = shadow_figures(bench), time.monotonic() - began
+    shadow_command(bench, "stop")
+    wait_for_shadow(bench, lambda said: not said["is_there"])
+    said = {"cpu_s": after[0] - before[0], "rounds": after[1] - before[1], "alive_s": alive_s}
+    return begin_ns, end_ns, said
+
+
+def shadow_figures(bench: Bench) -> tuple[float, int]:
+    """Processor seconds of its process and plates that it scored, so far."""
+    found = status(bench)
+    supervisor = parent_of(found["pid"])
+    return cpu_seconds(supervisor).get(SHADOW, 0.0), found["shadow"]["scored"]
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def wait_for_shadow(bench: Bench, is_so: Callable[[Json], bool]) -> None:
+    deadline = time.monotonic() + _SHADOW_LIMIT_S
+    while not is_so(status(bench).get("shadow", {"is_there": True})):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"the shadow does not come or go: see {bench.folder / 'stderr.log'}")
+        time.sleep(0.1)
+
+
+def shadow_command(bench: Bench, *arguments: str) -> None:
+    reason = ("--config", str(bench.config), "--reason", "interference is measured")
+    _command("model", "shadow", *arguments, *reason)
 
 
 def wait_for_crowd(sign: Path) -> None:
@@ -178,6 +243,7 @@ def evaluate(bench: Bench, blocks: list[Json], options: argparse.Namespace) -> J
     counts = {is_on: sum(map(len, found)) for is_on, found in sides.items()}
     return {
         "load": options.load,
+        **({"share": options.share} if options.load == SHADOW else {}),
         "rate_hz": blocks[0]["rate_hz"],
         "blocks": len(on_blocks),
         "plates": {"with": counts[True], "without": counts[False]},

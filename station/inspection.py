@@ -66,6 +66,12 @@ class BufferPool:
         if buffer is not None:
             self._free.put(buffer)
 
+    def grow(self, lines: int, scan_line_px: int) -> None:
+        """One buffer more; takes as long as its memory does to be given."""
+        buffer = _plate_buffer(lines, scan_line_px)
+        self._buffers.append(buffer)
+        self._free.put(buffer)
+
     @property
     def in_use(self) -> int:
         return len(self._buffers) - self._free.qsize()

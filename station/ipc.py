@@ -25,6 +25,9 @@ Json = dict[str, Any]
 SOCKETS = {"lamp": "lamp.sock", "journal": "journal.sock", "station": "control.sock"}
 """Where each process listens, in the runtime folder; all of them answer `{"op": "status"}`."""
 
+SHADOW_SOCKET = "shadow.sock"
+"""Where the station lends plates to a model in the shadow, which answers no status."""
+
 
 class PeerGone(ConnectionError):
     """The other process closed its end or died."""

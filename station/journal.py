@@ -30,7 +30,7 @@ import cv2
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from station import page_door, promotion, reviews
+from station import page_door, promotion, reviews, shadows
 from station.audit import UNREVEALED
 from station.clock import Clock
 from station.config import EX_CONFIG, ConfigError, Configuration
@@ -80,6 +80,7 @@ from station.record import (
     ImageBody,
     ResultBody,
     ReviewBody,
+    ShadowBody,
     rfc3339,
     utc_now,
 )
@@ -130,7 +131,8 @@ class JournalClient:
         has_late_plates, last_plate_ordinal, attentions and references (bodies), last_tick_at,
         signed_files (sha256 of commissioning files, the latest first), given (what people said
         holds from plate to plate), audit_seeds (bodies of those not revealed), recipes (sha256 of
-        the active one and of those approved), head (seq, chain)."""
+        the active one and of those approved), shadow (the model in the shadow, or None), head (seq,
+        chain)."""
         return self._connected.request({"op": "hello"}, timeout_s=30.0)
 
     def ask(self, op: str, **given: str) -> Json:
@@ -323,6 +325,7 @@ class _Journal:
             lambda: os.eventfd_write(self._wake, 1),
             clock,
         )
+        self._shadows = shadows.register(self._store.shadow_changes())
         self._waiting: deque[_Waiting] = deque()
         self._clients: set[Channel] = set()
         self._drafts: dict[tuple[Channel, str], Draft] = {}
@@ -505,6 +508,7 @@ class _Journal:
             "given": self._store.given(),
             "audit_seeds": self._store.unrevealed_seeds(UNREVEALED),
             "recipes": self._recipes(),
+            "shadow": self._shadows.brief(),
             "head": {"seq": seq, "chain_sha256": chain},
         }
 
@@ -561,10 +565,11 @@ class _Journal:
             self._last_tick_at, self._last_tick_s = utc_now(), time.monotonic()
             if time.monotonic() - self._tick_written > _TICK_FILE_EVERY_S:
                 self._write_last_tick()
-            self._answer(client, {"ok": True, "n": body["n"], "upkeep": self._upkeep.brief()})
+            answer = {"ok": True, "n": body["n"]}
         else:
             answer = {"ok": False, "n": body["n"], "error": error}
-            self._answer(client, answer | {"upkeep": self._upkeep.brief()})
+        said = {"upkeep": self._upkeep.brief(), "shadow": self._shadows.brief()}
+        self._answer(client, answer | said)
 
     def _refusal(self) -> str | None:
         """Why nothing may be written now; None if it may."""
@@ -619,7 +624,7 @@ class _Journal:
         """Raises ValueError if a client may not write one of these."""
         of_page = map(page_door.objection, rows if client in self._of_page else ())
         problem = next(filter(None, of_page), "") or self._upkeep.objection(rows)
-        problem = problem or self._recipe_objection(rows)
+        problem = problem or self._recipe_objection(rows) or self._shadow_objection(rows)
         if problem:
             raise ValueError(problem)
 
@@ -649,6 +654,23 @@ class _Journal:
             )
         except (ConfigError, LookupError, ValueError) as error:
             return f"what is asked of another model cannot be read: {error}"
+
+    def _shadow_objection(self, rows: list[Body]) -> str:
+        """A beginning or an end of a shadow that may not follow, or what none that began says."""
+        steps = [row for row in rows if isinstance(row, ChangeBody) and row.what in shadows.CHANGES]
+        said = [row for row in rows if isinstance(row, ShadowBody)]
+        if not steps and not said:
+            return ""
+        known = self._shadows
+        for row in (row for item in self._waiting for row in item.rows):
+            if isinstance(row, ChangeBody):
+                known = shadows.after(known, row.as_json())
+        for row in steps:
+            problem = shadows.objection(known, row.as_json())
+            if problem:
+                return problem
+            known = shadows.after(known, row.as_json())
+        return next(filter(None, (shadows.row_objection(known, row) for row in said)), "")
 
     def _keep_recipe(self, row: ChangeBody, known: Register) -> str:
         """The file of a version, and the one that says which version judges, are durable before
@@ -783,6 +805,8 @@ class _Journal:
 
     def _acknowledge(self, item: _Waiting, seqs: list[int], committed_ns: int) -> None:
         self._upkeep.noted(item.rows)
+        if any(isinstance(row, ChangeBody) and row.what in shadows.CHANGES for row in item.rows):
+            self._shadows = shadows.register(self._store.shadow_changes())
         answer = {"ok": True, "id": item.number, "seq": seqs, "pictures": item.pictures}
         times = {
             "received_ns": item.received_ns,

@@ -11,6 +11,8 @@ STATION_LOCK = "station.lock"
 """Held by the one station of a runtime folder."""
 LAMP_LOCK = "lamp.lock"
 """Held by whoever owns the stack light and the outputs."""
+SHADOW_LOCK = "shadow.lock"
+"""Held by the process that scores plates with a model in the shadow."""
 WAIT_S = 3.0
 """A predecessor that is just ending is waited for so long."""
 _RETRY_S = 0.02

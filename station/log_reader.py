@@ -32,6 +32,7 @@ from station.qms import (
     IMAGES,
     MODEL_CHANGES,
     RECIPE_CHANGES,
+    SHADOW_CHANGES,
     SHADOWED,
     SIGNED_FILES,
     SNAPSHOT,
@@ -235,6 +236,10 @@ class Reader:
         return [
             json.loads(row[0]) for query in queries for row in self._connection.execute(text(query))
         ]
+
+    def shadow_changes(self) -> list[Json]:
+        """Bodies of the rows that begin and end a model's shadow, in order."""
+        return [json.loads(row[0]) for row in self._connection.execute(text(SHADOW_CHANGES))]
 
     def ended_in_order(self) -> bool:
         """The station's last life ended as it was told, or there was none: nothing starts it again

@@ -64,6 +64,7 @@ from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, 
 from station.ipc import Json, PeerGone
 from station.judge import LoadedJudge, give_back_memory, load_judge
 from station.lamp import LampClient, LampError
+from station.lending import Lending
 from station.light_policy import LightPolicy
 from station.line_side import LineSide, Word
 from station.lock import STATION_LOCK, take_lock
@@ -322,6 +323,7 @@ class Station:
         self._control = ControlServer(
             settings.station.runtime_dir, self._selector, self._control_command
         )
+        self._lending = Lending(settings.station.runtime_dir, self._selector)
         self._open_lamp(_CONNECT_TIMEOUT_S)
         self._test_lamp(is_restart=self._options.is_restart or bool(hello["open_plates"]))
         self._given = Given.of_log(hello["given"])
@@ -335,6 +337,7 @@ class Station:
         self._context = self._make_context(camera)
         self._health = self._make_health(hello)
         self._feed = self._make_feed(camera, hello)
+        self._on_shadow(hello.get("shadow"))
         # Last: what was only asked for is active once all of it has been seen to work.
         taken_up = self._settle_recipe(hello)
         self._say_start(hello, taken_up, tested)
@@ -583,6 +586,8 @@ class Station:
             self._emit({"summary": self.summary()})
         if hasattr(self, "_control"):
             self._control.close()
+        if hasattr(self, "_lending"):
+            self._lending.close()
         self._serials.close()
         self._outbox.close()
 
@@ -852,7 +857,8 @@ class Station:
         if work is not None:
             # After the lamp's command: no light waits for what a plate says of the station.
             self._say_health(self._health.plate(look_at(body, work, self._context.geometry)))
-            self._pool.give_back(work.buffer)
+            if not self._lending.lend(body, work, self._context):
+                self._pool.give_back(work.buffer)
 
     def _count_times(self, body: ResultBody, work: PlateWork, latency_ms: float) -> None:
         last_ns = body.last_scan_line_ns or 0
@@ -887,6 +893,7 @@ class Station:
 
     def _on_journal_tick(self, answer: Json) -> None:
         self._on_upkeep(answer["upkeep"])
+        self._on_shadow(answer.get("shadow"))
         self._set_problem("journal", "" if answer["ok"] else answer["error"])
         if answer["ok"]:
             self._on_durable_tick()
@@ -901,6 +908,12 @@ class Station:
         self._set_problem("disk", "" if is_ready else upkeep["disk"])
         self._set_problem("upkeep", "; ".join(upkeep["attentions"]))
         self._set_attention()
+
+    def _on_shadow(self, wanted: Json | None) -> None:
+        """What the log says is in the shadow; who started this process starts that one."""
+        if wanted != self._lending.wanted:
+            self._lending.want(wanted, self._pool, self._context)
+            self._emit({"shadow": wanted})
 
     def _on_durable_tick(self) -> None:
         """The tick has been everywhere: the lease is renewed and the watchdog fed, also while the
@@ -1148,6 +1161,7 @@ class Station:
         self._say_doubt()
         self._check_liveness()
         self._settle_accepts()
+        self._lending.keep()
         self._outbox.keep_connected()
         if self._lamp is None:
             with contextlib.suppress(PeerGone, TimeoutError):
@@ -1383,6 +1397,7 @@ class Station:
                 "sha256": recipe.sha256,
             },
             "configuration_sha256": self._configuration.sha256,
+            "shadow": self._lending.status,
             "model": {
                 "id": classifier.model_id,
                 "sha256": classifier.model_sha256,
@@ -1407,7 +1422,7 @@ class Station:
             "queues": {
                 "ring": tick.ring_filled if tick else 0,
                 "inspect": self._inspector.waiting,
-                "plate_buffers": self._pool.in_use,
+                "plate_buffers": self._pool.in_use - self._lending.lent,
                 "outbox_unsent": unsent,
                 "outbox_unanswered": unanswered,
                 "lamp_answers": self._actuation.waiting,

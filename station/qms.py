@@ -81,6 +81,11 @@ SHADOWED = """
     GROUP BY body ->> '$.model_sha256', body ->> '$.threshold', body ->> '$.judging_model_sha256'
 """
 
+SHADOW_CHANGES = """
+    SELECT body FROM row WHERE kind = 'change' AND body ->> '$.what' GLOB 'model_shadow_*'
+    ORDER BY seq
+"""
+
 _LAST_BACKUP = """
     SELECT body FROM row WHERE kind = 'backup' AND body ->> '$.is_ok'
     AND body ->> '$.directory' = :directory ORDER BY seq DESC LIMIT 1
@@ -445,6 +450,10 @@ class Store:
         many for each pair of models."""
         queries = (MODEL_CHANGES, SHADOWED)
         return [json.loads(row.body) for query in queries for row in self._query(query, {})]
+
+    def shadow_changes(self) -> list[Json]:
+        """Bodies of the rows that begin and end a model's shadow, in order."""
+        return [json.loads(row.body) for row in self._query(SHADOW_CHANGES, {})]
 
     def of_result(self, result_id: str) -> list[Json]:
         """Bodies of every row about a result, in order."""

@@ -644,6 +644,52 @@ class CheckpointBody(Body):
     """base64 of the 32 bytes of the Ed25519 key; None where nobody signed."""
 
 
+class ShadowedPlate(BaseModel):
+    """What a model in the shadow makes of a plate that another model has judged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+    result_id: str
+    verdict: Verdict
+    reason: Reason | None = None
+    score: float | None
+    """Highest tile score."""
+    failing_tiles: int
+    is_same_bits: bool
+    """Each tile has the very score that the judging model gave it."""
+    took_ms: float
+    """From the plate's pixels in hand to its verdict, with the pauses that the share imposes."""
+    cpu_ms: float
+
+
+MOST_SHADOWED = 64
+"""Plates of one row."""
+
+
+class ShadowBody(Body):
+    """Plates that a model in the shadow has scored; no light, no output and no verdict knows of it.
+    All of one judging model and one recipe version."""
+
+    kind: Literal["shadow"] = "shadow"
+    started_at: str
+    """`written_at` of the `model_shadow_started` row."""
+    model_id: str
+    model_sha256: str
+    threshold: float
+    runtime: str
+    judging_model_id: str
+    judging_model_sha256: str
+    judging_threshold: float
+    recipe_id: str
+    recipe_version: int
+    recipe_sha256: str
+    plates: tuple[ShadowedPlate, ...] = Field(min_length=1, max_length=MOST_SHADOWED)
+    cpu_s: float
+    """Processor time of the shadow's process since its row before, or since it began."""
+    wall_s: float
+    """Time since then."""
+
+
 AnyBody = Annotated[
     OpenedBody
     | ResultBody
@@ -664,7 +710,8 @@ AnyBody = Annotated[
     | BackupBody
     | AuditSeedBody
     | AuditRevealBody
-    | CheckpointBody,
+    | CheckpointBody
+    | ShadowBody,
     Field(discriminator="kind"),
 ]
 

@@ -130,6 +130,7 @@ def scored_body(context: Context, work: PlateWork) -> ResultBody:
         is_late=context.is_late(work.plate.last_scan_line_ns),
     )
     plate, scores, defects = work.plate, judged.scores, judged.defects
+    grid, tile_scores = packed(scores)
     shape = measure(plate) if plate.length_px > 2 and not context.geometry.is_whole else None
     return _body(
         context,
@@ -149,8 +150,8 @@ def scored_body(context: Context, work: PlateWork) -> ResultBody:
         length_px=plate.length_px,
         skew_deg=round(shape.skew_deg, 3) if shape else None,
         tiles=len(scores),
-        tile_grid=_pack([(t.x_px, t.y_px) for t in scores], np.dtype("<u2")),
-        tile_scores=_pack([t.score for t in scores], np.dtype("<f4")),
+        tile_grid=grid,
+        tile_scores=tile_scores,
         defects=tuple(defects[:MAX_DEFECTS]),
         defects_omitted=max(0, len(defects) - MAX_DEFECTS),
         is_audit_sample=work.is_audit_sample,
@@ -243,6 +244,12 @@ def _highest(scores: list[TileScore]) -> float | None:
     if not scores:
         return None
     return max((tile.score for tile in scores), key=lambda s: math.inf if math.isnan(s) else s)
+
+
+def packed(scores: list[TileScore]) -> tuple[str, str]:
+    """Places and scores of tiles in grid order, as a record has them."""
+    grid = _pack([(t.x_px, t.y_px) for t in scores], np.dtype("<u2"))
+    return grid, _pack([t.score for t in scores], np.dtype("<f4"))
 
 
 def _pack(values: list[float] | list[tuple[int, int]], dtype: np.dtype[np.generic]) -> str:

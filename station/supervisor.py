@@ -29,8 +29,9 @@ from station.lock import LAMP_LOCK, take_lock
 from station.systemd import LIFELINE_VARIABLE, pauses_after
 
 _STOP_LIMIT_S = 15.0
-_LAMP_STOP_LIMIT_S = 2.0
-"""Until its light is put out from here: the stated limit of a pass that nobody keeps alive."""
+_STOP_LIMITS_S = {"lamp": 2.0, "shadow": 3.0}
+"""Of others. Lamp: until its light is put out from here: the stated limit of a pass that nobody
+keeps alive. Shadow: it loses what it has not written yet, which is no plate's record."""
 _RETRY_S = 0.5
 """A process that cannot even be started is tried again after so long."""
 _AWAY_S = 0.5
@@ -58,6 +59,9 @@ JOURNAL = Role("journal", watchdog_s=10.0, nice=-5)
 STATION = Role("station", watchdog_s=10.0)
 METRICS = Role("metrics", watchdog_s=10.0, nice=10, is_needed=False)
 WEB = Role("web", watchdog_s=10.0, nice=10, is_needed=False)
+SHADOW = Role("shadow", watchdog_s=30.0, nice=19, is_needed=False)
+"""Runs while the station says that a model is in the shadow. On busy cores it may get no turn for
+many seconds, which is no hang."""
 
 
 @dataclass(slots=True, eq=False)
@@ -154,6 +158,7 @@ class Supervisor:
         self._was_operational = False
         self._is_stopping = False
         self._is_station_told = False
+        self._is_shadow_wanted = False
         self._is_restart_wanted = False
         """The station ends, and is to be started again: it takes up another recipe."""
 
@@ -306,10 +311,20 @@ class Supervisor:
         if "summary" in event or "figures" in event:
             self._figures = event.get("summary") or event["figures"]
         self._is_restart_wanted |= "restart" in event
+        if "shadow" in event:
+            self._want_shadow(event["shadow"] is not None)
+            return
         if "record" in event:
             self.report.add(event["record"])
         if "summary" not in event:
             self._show(event)
+
+    def _want_shadow(self, is_wanted: bool) -> None:
+        """It ends by itself where it is no longer wanted: the station tells it."""
+        self._is_shadow_wanted = is_wanted
+        self._due.pop(SHADOW.name, None)
+        if is_wanted and SHADOW.name not in self._children and self._status is None:
+            self._due[SHADOW.name] = time.monotonic()
 
     def _end_life(self) -> None:
         """The station ended; one that was killed told its figures up to a second before."""
@@ -327,6 +342,7 @@ class Supervisor:
             self._show({"lamp": {"state": "fault", "result_id": ""}})
         if child.role is STATION:
             self._end_life()
+            self._want_shadow(False)  # until the next one says so
         self._release(child)
         name = child.role.name
         if self._status is not None:
@@ -356,6 +372,10 @@ class Supervisor:
 
     def _end_unneeded(self, child: _Child, status: int) -> None:
         """It never ends the run; one that cannot do its work as configured is not tried again."""
+        if child.role is SHADOW and (status == 0 or not self._is_shadow_wanted):
+            # It ended in order: what is in the shadow is another model, or none.
+            self._want_shadow(self._is_shadow_wanted)
+            return
         if status == EX_CONFIG:
             self._log(f"the {child.role.name} process cannot run as configured; going on without")
         else:
@@ -372,7 +392,7 @@ class Supervisor:
         self._start_due()
 
     def _start_due(self) -> None:
-        for role in self._roles:
+        for role in (*self._roles, SHADOW):
             if role.name in self._due and self._due[role.name] <= time.monotonic():
                 del self._due[role.name]
                 self._start(role)
@@ -418,7 +438,7 @@ class Supervisor:
         """Station, journal, lamp: each ends before what it reports to. The last word to the light
         is FAULT, however the lamp process ended."""
         self._status = 1 if self._status is None else self._status
-        for role in (WEB, METRICS, STATION, JOURNAL, LAMP):
+        for role in (WEB, METRICS, SHADOW, STATION, JOURNAL, LAMP):
             child = self._children.get(role.name)
             if child is not None:
                 self._stop(child)
@@ -429,7 +449,7 @@ class Supervisor:
         self._selector.close()
 
     def _stop(self, child: _Child) -> None:
-        limit_s = _LAMP_STOP_LIMIT_S if child.role is LAMP else _STOP_LIMIT_S
+        limit_s = _STOP_LIMITS_S.get(child.role.name, _STOP_LIMIT_S)
         deadline = time.monotonic() + limit_s
         child.process.terminate()
         while child.process.poll() is None and time.monotonic() < deadline:

@@ -30,13 +30,21 @@ from station.config import WebSettings, load_configuration
 from station.idle import _FIRST_TO_GO
 from station.lamp import LampClient
 from station.page_door import ACCOUNT, door_of
-from station.supervisor import JOURNAL, LAMP, METRICS, STATION, WEB, Role
+from station.supervisor import JOURNAL, LAMP, METRICS, SHADOW, STATION, WEB, Role
 from station.systemd import LONGEST_PAUSE_S, STEADY_S, UnitLife, pauses_after
 
 CHECKOUT = Path(__file__).parents[1]
 DEPLOY = CHECKOUT / "deploy"
 UNITS = DEPLOY / "systemd"
-SERVICES = ("vqi-lamp", "vqi-journal", "vqi-station", "vqi-metrics", "vqi-web", "vqi-ship")
+SERVICES = (
+    "vqi-lamp",
+    "vqi-journal",
+    "vqi-station",
+    "vqi-metrics",
+    "vqi-web",
+    "vqi-ship",
+    "vqi-shadow",
+)
 RUN_TIME_CODE = DEPLOY / "drop-ins" / "run-time-code.conf"
 Settings = dict[str, list[str]]
 
@@ -108,7 +116,7 @@ def test_no_unit_is_exposed_beyond_1_3(machine: Path, unit: str) -> None:
     assert not exposure(machine, unit, 13)
 
 
-GIVES_WAY = ("vqi-journal", "vqi-station", "vqi-web", "vqi-ship", "vqi-report")
+GIVES_WAY = ("vqi-journal", "vqi-station", "vqi-web", "vqi-ship", "vqi-report", "vqi-shadow")
 
 
 def refused_calls(machine: Path, unit: str) -> set[str]:
@@ -153,7 +161,7 @@ def test_code_made_at_run_time_stays_below_1_5_and_is_the_stations_alone(machine
         assert settings_of(service)["MemoryDenyWriteExecute"] == ["yes"]
 
 
-@pytest.mark.parametrize("role", [LAMP, JOURNAL, STATION, METRICS, WEB])
+@pytest.mark.parametrize("role", [LAMP, JOURNAL, STATION, METRICS, WEB, SHADOW])
 def test_units_and_supervisor_wait_equally_long(role: Role) -> None:
     settings = settings_of(f"vqi-{role.name}")
     assert seconds(settings["WatchdogSec"][-1]) == role.watchdog_s

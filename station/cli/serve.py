@@ -19,10 +19,11 @@ from station.cli.common import (
     load_or_exit,
 )
 from station.config import DEFAULT_RECORD_GB, EX_CONFIG, ConfigError, Configuration, Loaded
+from station.lock import SHADOW_LOCK, take_lock
 from station.logs import set_up_logging
 from station.outlet import Outlet, write_json_line
-from station.supervisor import JOURNAL, LAMP, METRICS, STATION, WEB, Role
-from station.systemd import UnitLife, is_unit
+from station.supervisor import JOURNAL, LAMP, METRICS, SHADOW, STATION, WEB, Role
+from station.systemd import UnitLife, exit_with_starter, is_unit
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -97,6 +98,28 @@ def _start_again_if_recipe(settings: Configuration, error: Exception, events: Ou
     if give_up(settings, str(error)):
         events.emit({"restart": f"the former recipe goes on: {error}"})
         raise typer.Exit(0) from error
+
+
+@app.command()
+def shadow(config: ConfigOption) -> None:
+    """Score plates with the model that is in the shadow; wait where none is."""
+    loaded = _begin("shadow", config)
+    with _unit_life(SHADOW, loaded.value):
+        # Light until there is something to do: no numpy, no runtime.
+        from station.shadows import Life, wait_for_shadow
+
+        exit_with_starter()
+        folder = loaded.value.station.runtime_dir
+        lock = take_lock(folder / SHADOW_LOCK)
+        if lock is None:
+            fail(f"{folder}: another shadow process runs there", EX_CONFIG)
+        life = Life()
+        wanted = wait_for_shadow(folder, life)
+        if wanted is None:
+            raise typer.Exit(0)
+        from station.shadow import serve
+
+        raise typer.Exit(serve(loaded, wanted, life))
 
 
 @app.command()

@@ -26,7 +26,7 @@ MAX_WAITING = 16
 KINDS: tuple[type[Body], ...] = (ReviewBody, ChangeBody)
 """What a person may say, each with the account. No verdict, no actuation, nothing that a machine
 measured."""
-_CHANGES = ("recipe_proposed", "recipe_approved", "lamp_test")
+_CHANGES = ("recipe_proposed", "recipe_approved", "lamp_test", "model_flip_signed")
 _OF_ACCOUNTS = "user "
 """Changes that the page may say; by all others later rows are judged, or they are nobody's yet."""
 _AHEAD = timedelta(minutes=1)

@@ -23,6 +23,7 @@ from rich.progress import Progress as Bar
 from models.card import ModelError, read_card, write_card
 from models.classifier import Classifier
 from models.registry import find_model, list_models
+from station.cli import model_compare
 from station.cli.common import (
     JsonOption,
     command_line,
@@ -44,6 +45,9 @@ from station.synthesize import (
 )
 
 app = typer.Typer(no_args_is_help=True)
+app.command("compare")(model_compare.compare)
+app.command("flips")(model_compare.flips)
+app.command("sign-flip")(model_compare.sign_flip)
 
 DataOption = Annotated[Path, typer.Option(help="Folder with labels.csv, or good/ and defective/.")]
 RecipeOption = Annotated[str, typer.Option(help="Recipe file, or shipped:<id>.")]

@@ -36,6 +36,7 @@ _STATION_SAYS = frozenset(
         *("start", "stop", "recording", "withheld_late", "commissioned"),
         *("halt", "resume", "ack", "relearn", "operator", "lot", "job", "serial"),
         *("recipe", "recipe_activated", "recipe_refused", "light", "output"),
+        *("limit_samples", "limit_samples_asked"),
     )
 )
 """Changes that only the station and `vqi commission sign` write; who asked is in them already."""

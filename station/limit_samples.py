@@ -228,6 +228,21 @@ def findings_offline(
     return [one.text for one in shown if not one.is_right]
 
 
+def run_aside(
+    recipe: Loaded[Recipe], classifier: Classifier, pixel_pitch_mm: float, cause: str, shift: str
+) -> Run:
+    """A run with a classifier that judges no plates yet; it passes only where the recipe asks for
+    samples and all get their verdicts. Raises `ConfigError`."""
+    sha256, shown, problem = "", tuple[Shown, ...](), ""
+    try:
+        if samples_folder(recipe) is not None:
+            sha256 = load_samples(recipe)[0]
+            shown = show_offline(recipe, classifier, pixel_pitch_mm)
+    except SamplesError as error:
+        problem = str(error)
+    return Run(cause, shift, sha256, shown, problem)
+
+
 # --- in the running station -----------------------------------------------------------------------
 
 
@@ -324,6 +339,14 @@ class LimitSamples:
     def scored(self, work: PlateWork) -> None:
         """A sample's tiles have their scores."""
         self._scored.put(work)
+
+    def adopt(self, recipe: Loaded[Recipe], run: Run) -> None:
+        """Another recipe judges, between two plates; its samples were shown aside (`run_aside`)
+        with the classifier that judges now."""
+        self._recipe, self._shift = recipe, run.shift
+        self.state = "none"
+        if samples_folder(recipe) is not None:
+            self.settle(run)
 
     def settle(self, run: Run) -> None:
         """Its row is in the log: from here on it counts."""

@@ -16,16 +16,19 @@ from other_models import SHIPPED, leaning_model
 from station_rig import Rig, start_vqi, vqi, wait_until
 from test_recipe_switch import EndedFeed
 
+from models.classifier import Classifier
 from station.config import ConfigError, Loaded, load_configuration, load_recipe
 from station.control import send_command
 from station.limit_samples import (
     SAMPLES_FILE,
+    LimitSamples,
     Run,
     SamplesError,
     SamplesShown,
     Shown,
     findings_offline,
     load_samples,
+    run_aside,
     show_offline,
 )
 from station.log_reader import Reader
@@ -104,6 +107,28 @@ def test_the_list_is_the_one_that_the_recipe_names(rig: Rig) -> None:
         load_samples(recipe)
     path.unlink()
     assert "restore the limit samples" in findings_offline(recipe, classifier, 0.1)[0]
+
+
+def test_another_recipe_is_adopted_with_what_its_samples_came_to(rig: Rig) -> None:
+    """As a change of the model between two plates does it, without a new process."""
+    loaded, recipe = recipe_of(rig)
+    good = load_classifier(loaded, recipe, 1).classifier
+    bad = Classifier.load(leaning_model(rig.folder / "lenient", 9.0))
+    samples = LimitSamples(recipe, lambda _: None)
+    assert not samples.may_judge
+    samples.adopt(recipe, run_aside(recipe, good, 0.1, "promotion", "today"))
+    assert samples.may_judge
+    samples.turn("today")
+    assert samples.may_judge
+    samples.adopt(recipe, run_aside(recipe, bad, 0.1, "promotion", "today"))
+    assert not samples.may_judge
+    assert "not FAIL" in samples.problem
+    swap(rig.folder / "samples")
+    assert not run_aside(recipe, good, 0.1, "promotion", "today").is_passed
+    rig.recipe_lines = ""
+    without = recipe_of(rig)[1]
+    samples.adopt(without, run_aside(without, bad, 0.1, "promotion", "today"))
+    assert samples.state == "none"
 
 
 @pytest.mark.parametrize(

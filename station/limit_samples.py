@@ -163,7 +163,7 @@ def load_samples(recipe: Loaded[Recipe]) -> tuple[str, list[Sample]]:
     samples = _parse(path, data[:_MOST_BYTES])
     if unbound := [one for one in samples if not one.sha256]:
         raise SamplesError(
-            f"{path}: {unbound[0].path.name} has no sha256; `vqi samples add` names it"
+            f"{path}: {unbound[0].path.name} has no sha256; `vqi recipe samples add` names it"
         )
     kinds = {one.expected for one in samples}
     if not {Verdict.PASS, Verdict.FAIL} <= kinds or len(samples) > _MOST_SAMPLES:

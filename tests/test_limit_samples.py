@@ -43,8 +43,8 @@ Json = dict[str, Any]
 
 @pytest.fixture(scope="module")
 def taken(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Samples that `vqi samples add` took from a station's log: two that must fail, two that must
-    pass."""
+    """Samples that `vqi recipe samples add` took from a station's log: two that must fail, two that
+    must pass."""
     folder = tmp_path_factory.mktemp("taken")
     rig = Rig(folder, recipe_lines="[keep]\npass_whole_share = 1.0\n")
     assert rig.run("--plates", "8").status == 0
@@ -53,8 +53,8 @@ def taken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         found = [row["result_id"] for row in rig.rows("result") if row["verdict"] == verdict]
         for result_id in found[:2]:
             done = vqi(
-                "samples", "add", result_id, "--expected", verdict, "--folder", str(samples),
-                "--config", str(folder / "station.toml"),
+                "recipe", "samples", "add", result_id, "--expected", verdict,
+                "--folder", str(samples), "--config", str(folder / "station.toml"),
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
     assert hashlib.sha256((samples / SAMPLES_FILE).read_bytes()).hexdigest() in done.stdout
@@ -156,11 +156,11 @@ def test_a_sum_without_a_folder_is_a_mistake(rig: Rig) -> None:
 
 def test_check_says_what_a_model_makes_of_them(rig: Rig) -> None:
     config = str(rig.write())
-    done = vqi("samples", "check", "--config", config, "--json")
+    done = vqi("recipe", "samples", "check", "--config", config, "--json")
     assert done.returncode == 0, done.stderr
     assert all(json.loads(line)["is_right"] for line in done.stdout.splitlines())
     lenient = leaning_model(rig.folder / "lenient", 9.0)
-    done = vqi("samples", "check", "--config", config, "--model", str(lenient), "--json")
+    done = vqi("recipe", "samples", "check", "--config", config, "--model", str(lenient), "--json")
     assert done.returncode == 1
     wrong = [row for row in map(json.loads, done.stdout.splitlines()) if not row["is_right"]]
     assert {(row["expected"], row["verdict"]) for row in wrong} == {("FAIL", "PASS")}

@@ -18,7 +18,6 @@ _COMMANDS = {
     "light": "show a state, test the lamp",
     "control": "a running station: status, halt, resume, ack",
     "recipe": "versions of recipes: propose, approve, activate between plates",
-    "samples": "limit samples: take them from the log, see that they get their verdicts",
     "commission": "a guided acceptance run, its report, the signature",
     "bench": "the highest line rate without loss",
     "user": "people of the page: add, reset, list, lock, unlock, remove",

@@ -1,4 +1,4 @@
-"""`vqi samples`: known plates that a recipe's station must judge right before it judges others."""
+"""`vqi recipe samples`: known plates that a station must judge right before it judges others."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ from station.recipe_desk import Desk
 from station.recipes import RecipeError
 from station.record import Verdict
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Limit samples: take them from the log, see that they get their verdicts.",
+)
 
 
 @app.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -247,6 +248,26 @@ def test_they_are_judged_between_two_plates_when_a_person_asks(rig: Rig) -> None
     assert second["passed"] == "yes"
     assert second["cause"].startswith("asked for by")
     assert [row["reason"] for row in rig.rows("result") if row["reason"] == "halted"] == []
+
+
+@pytest.mark.long
+def test_they_are_judged_between_two_plates_when_a_shift_begins(rig: Rig) -> None:
+    """On the wall clock: the next shift begins with the minute after the next."""
+    rig.specimen = {"gap_mm": 1600.0}
+    at = datetime.now(UTC) + timedelta(seconds=110)
+    rig.tables = f'[journal.shifts]\ntimezone = "UTC"\nlate = "{at:%H:%M}"\n'
+    rig.tables += f'early = "{at - timedelta(hours=8):%H:%M}"\n'
+    with rig.running():
+        wait_until(lambda: len(runs(rig)) == 2, 180.0, "the shift's run")
+        wait_until(lambda: rig.status()["state"] == "OPERATIONAL", 30.0, "OPERATIONAL")
+        count = len(rig.rows("result"))
+        wait_until(lambda: len(rig.rows("result")) > count, 60.0, "a plate of the new shift")
+    first, second = runs(rig)
+    assert second["passed"] == "yes"
+    assert second["cause"] == f"shift {second['shift']}"
+    assert (first["shift"].split()[1], second["shift"].split()[1]) == ("early", "late")
+    assert not [row for row in rig.rows("result") if row["reason"] == "halted"], "none is touched"
+    assert {row["shift"].split()[1] for row in rig.rows("result")} == {"early", "late"}
 
 
 def test_a_station_whose_recipe_names_none_is_as_ever(rig: Rig) -> None:

@@ -51,8 +51,9 @@ _FRAME_LEVEL = 255
 
 Agreement = Literal["bit for bit", "same verdict", "other verdict", "not comparable", "differs"]
 """How the first model's replay stands to the record: the very scores at the very places; or, where
-another processor, runtime or precision judged then, the same verdict or another one; not to be
-compared, where another model or threshold judged then; or not what it should be."""
+another processor, runtime or precision judged then, with its own threshold, the same verdict or
+another one; not to be compared, where another model judged then, or none could; or not what it
+should be."""
 
 
 class CompareError(Exception):
@@ -437,7 +438,7 @@ def _held_against(recorded: Recorded, body: Json, a: Model, found: Inspection) -
     is_same = scores.tobytes() == now.tobytes() and grid.tobytes() == places.tobytes()
     if recorded.runtime == a.runtime and is_there:
         agreement = "bit for bit" if is_same else "differs"
-    elif recorded.threshold != a.threshold or recorded.reason is not None:
+    elif not is_there or recorded.reason is not None:
         agreement = "not comparable"
     else:
         agreement = "same verdict" if recorded.verdict is found.verdict else "other verdict"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from station.commissioning import (
 )
 from station.commissioning_camera import first_look
 from station.ipc import Json
+from station.limit_samples import SAMPLES_FILE, Sample, SamplesError, read_list
 from station.log_reader import Reader
 from station.log_verify import verify
 from station.msa import (
@@ -54,7 +54,6 @@ _UNDECIDED_SHARE = 0.01
 _DRY_RUN_LIMIT_S = 4 * 3600.0
 _STATE_S = 1.0
 """A light state is shown this long before its confirmation is asked for."""
-_SAMPLES_FILE = "samples.csv"
 
 
 # --- lamp and I/O ---------------------------------------------------------------------------------
@@ -246,16 +245,16 @@ def _preview(images: Path, plates: list[Json], verdict: Verdict) -> Iterator[byt
 
 def limit_samples(bench: Bench, found: Findings) -> None:
     """Pictures of plates at the limit get the verdicts that were agreed for them."""
-    path = Path(bench.answers.text("limit_samples", f"folder with {_SAMPLES_FILE}, or that file"))
-    samples = _read_samples(path / _SAMPLES_FILE if path.is_dir() else path)
+    path = Path(bench.answers.text("limit_samples", f"folder with {SAMPLES_FILE}, or that file"))
+    samples = _read_samples(path / SAMPLES_FILE if path.is_dir() else path)
     classifier = load_classifier(bench.configuration, bench.recipe, 1).classifier
     pitch_mm = bench.settings.camera.pixel_pitch_mm
     inspector = PictureInspector(bench.recipe, classifier, pitch_mm, 1)
     for verdict in (Verdict.PASS, Verdict.FAIL):
-        count = sum(wanted is verdict for _, wanted in samples)
+        count = sum(one.expected is verdict for one in samples)
         found.check(f"samples that must be {verdict}", float(count), ">= 1", count >= 1)
-    for file, wanted in samples:
-        _check_sample(found, inspector, file, wanted)
+    for one in samples:
+        _check_sample(found, inspector, one.path, one.expected)
 
 
 def _check_sample(
@@ -275,23 +274,13 @@ def _check_sample(
         found.show_pixels(f"wrong-{file.stem}", pixels, f"{file.name}: {judged.verdict}")
 
 
-def _read_samples(path: Path) -> list[tuple[Path, Verdict]]:
-    """Rows of a CSV with the columns file (relative to it) and expected."""
+def _read_samples(path: Path) -> list[Sample]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+        return read_list(path)
     except FileNotFoundError as error:
         raise NotDone(f"{path}: no such file; it lists limit samples: file,expected") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise StepFailed(f"{path}: cannot be read: {error}") from error
-    samples = []
-    for number, row in enumerate(rows, start=2):
-        wanted = (row.get("expected") or "").strip().upper()
-        if not row.get("file") or wanted not in set(Verdict):
-            verdicts = ", ".join(Verdict)
-            raise StepFailed(f"{path}, row {number}: file and expected ({verdicts}) are needed")
-        samples.append((path.parent / row["file"], Verdict(wanted)))
-    return samples
+    except SamplesError as error:
+        raise StepFailed(str(error)) from error
 
 
 # --- attribute study ------------------------------------------------------------------------------

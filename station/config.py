@@ -229,6 +229,26 @@ class HealthRecipe(Settings):
         return self
 
 
+class LimitSampleRecipe(Settings):
+    """Known plates that must get their verdicts before the station judges others."""
+
+    folder: str | None = Field(
+        None,
+        min_length=1,
+        description="Holds samples.csv and its pictures; relative to the recipe's file.",
+    )
+    sha256: str | None = Field(
+        None, pattern="^[0-9a-f]{64}$", description="Of samples.csv, which names the pictures'."
+    )
+    at_shift_start: bool = Field(True, description="Judge them again when a shift begins.")
+
+    @model_validator(mode="after")
+    def _sha256_is_of_a_folder(self) -> LimitSampleRecipe:
+        if self.sha256 is not None and self.folder is None:
+            raise ValueError("sha256 is of samples.csv in folder, which is left out")
+        return self
+
+
 class ReviewRecipe(Settings):
     """What a person may say of a plate afterwards, and when one person is not enough."""
 
@@ -285,6 +305,7 @@ class Recipe(Settings):
     health: HealthRecipe = HealthRecipe()
     review: ReviewRecipe = ReviewRecipe()
     promotion: PromotionRecipe = PromotionRecipe()
+    limit_samples: LimitSampleRecipe = LimitSampleRecipe()
     deadline_s: Number = Field(
         2.0,
         gt=0,

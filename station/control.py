@@ -1,6 +1,6 @@
 """Commands to a running station over its control socket: status, halt, resume, acknowledge, learn
-the light anew, take up another recipe, try out lamp and outputs, show the camera's picture; and
-what a person says of the plates: operator, lot, job, the next one's serial."""
+the light anew, take up another recipe, judge the limit samples, try out lamp and outputs, show the
+camera's picture; and what a person says of plates: operator, lot, job, the next one's serial."""
 
 from __future__ import annotations
 
@@ -19,17 +19,8 @@ _MAX_CLIENTS, _MAX_OF_PAGE = 16, 8
 SAYINGS = (*GIVEN, "serial")
 """Commands that carry a text."""
 _OPS = (
-    "status",
-    "halt",
-    "resume",
-    "ack",
-    "relearn",
-    "recipe",
-    "rollback",
-    "light",
-    "output",
-    "look",
-    *SAYINGS,
+    *("status", "halt", "resume", "ack", "relearn", "recipe", "rollback", "limit_samples"),
+    *("light", "output", "look", *SAYINGS),
 )
 
 

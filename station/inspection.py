@@ -121,6 +121,8 @@ class PlateWork:
     """With its serial; None where none is looked for."""
     belt_place: int | None = None
     """Scan lines of belt travel at the leading edge; None where nobody asked."""
+    is_limit_sample: bool = False
+    """A stored plate that is no production: it gets no record, no light and no output."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property

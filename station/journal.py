@@ -30,7 +30,7 @@ import cv2
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from station import page_door, promotion, reviews, shadows
+from station import comparisons, page_door, promotion, reviews, shadows
 from station.audit import UNREVEALED
 from station.clock import Clock
 from station.config import EX_CONFIG, ConfigError, Configuration
@@ -625,6 +625,7 @@ class _Journal:
         of_page = map(page_door.objection, rows if client in self._of_page else ())
         problem = next(filter(None, of_page), "") or self._upkeep.objection(rows)
         problem = problem or self._recipe_objection(rows) or self._shadow_objection(rows)
+        problem = problem or self._comparison_objection(rows)
         if problem:
             raise ValueError(problem)
 
@@ -671,6 +672,21 @@ class _Journal:
                 return problem
             known = shadows.after(known, row.as_json())
         return next(filter(None, (shadows.row_objection(known, row) for row in said)), "")
+
+    def _comparison_objection(self, rows: list[Body]) -> str:
+        """A comparison of models, or a signature below one, that may not follow on the rows before
+        it; empty if there is none."""
+        steps = [r for r in rows if isinstance(r, ChangeBody) and r.what in comparisons.CHANGES]
+        if not steps:
+            return ""
+        waiting = [row.as_json() for item in self._waiting for row in item.rows]
+        before = [row for row in waiting if row.get("what") in comparisons.CHANGES]
+        for step in steps:
+            known = comparisons.register([*self._store.comparison_changes(), *before])
+            if problem := comparisons.objection(known, step.as_json()):
+                return problem
+            before.append(step.as_json())
+        return ""
 
     def _keep_recipe(self, row: ChangeBody, known: Register) -> str:
         """The file of a version, and the one that says which version judges, are durable before

@@ -211,7 +211,8 @@ def _message(number: int, body: ResultBody, work: PlateWork, context: Context) -
             "region_lines": plate.region_lines,
         },
         "geometry": asdict(context.geometry),
-        "recipe": context.recipe.value.plate.model_dump(mode="json"),
+        "recipe": work.judge.recipe.value.model_dump(mode="json"),
+        "recipe_sha256": work.judge.recipe.sha256,
         "judged": {
             "result_id": body.result_id,
             "tile_grid": body.tile_grid,

@@ -27,6 +27,7 @@ from sqlalchemy.pool import StaticPool
 
 from station.packing import UNREADABLE, Contexts
 from station.qms import (
+    COMPARISON_CHANGES,
     DATABASE,
     HOLDS,
     IMAGES,
@@ -240,6 +241,10 @@ class Reader:
     def shadow_changes(self) -> list[Json]:
         """Bodies of the rows that begin and end a model's shadow, in order."""
         return [json.loads(row[0]) for row in self._connection.execute(text(SHADOW_CHANGES))]
+
+    def comparison_changes(self) -> list[Json]:
+        """Bodies of the rows of comparisons of models and of what people signed, in order."""
+        return [json.loads(row[0]) for row in self._connection.execute(text(COMPARISON_CHANGES))]
 
     def ended_in_order(self) -> bool:
         """The station's last life ended as it was told, or there was none: nothing starts it again

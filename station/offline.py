@@ -21,6 +21,7 @@ from station.strip import (
     Event,
     Gap,
     Pixels,
+    Plate,
     PlateClosed,
     PlateOpened,
     StripCutter,
@@ -80,25 +81,13 @@ class PictureInspector:
         geometry = geometry_of(self._by.recipe, self._pixel_pitch_mm, picture.shape[1])
         if self._flat_field is not None:
             picture = _flattened(picture, self._flat_field)
-        events = self._cut(picture, geometry)
-        plates = [event.plate for event in events if isinstance(event, PlateOpened)]
-        gaps = [event for event in events if isinstance(event, Gap)]
-        if gaps:
-            return _undecided(gaps[0].reason, gaps[0].detail)
-        if len(plates) != 1:
-            return _undecided(Reason.OUTLINE, f"the picture shows {len(plates)} plates, not one")
-        return self._judge(self._score(events, geometry), geometry)
+        events = cut_picture(picture, geometry)
+        plate = plate_of(events)
+        if isinstance(plate, Gap):
+            return _undecided(plate.reason, plate.detail)
+        return self._judge(self._score(events, plate, geometry), geometry)
 
-    def _cut(self, picture: Pixels, geometry: Geometry) -> list[Event]:
-        strip = picture if geometry.is_whole else _on_belt(picture, geometry)
-        buffers = [np.empty((_lines(strip, geometry), strip.shape[1]), np.uint8)]
-        cutter = StripCutter(
-            geometry, len(strip), lambda: buffers.pop() if buffers else None, is_height_fixed=False
-        )
-        frame = Frame(np.ascontiguousarray(strip), strip.shape[1], frame_id=0, timestamp_ns=0)
-        return cutter.feed(frame) + cutter.finish()
-
-    def _score(self, events: list[Event], geometry: Geometry) -> PlateWork:
+    def _score(self, events: list[Event], plate: Plate, geometry: Geometry) -> PlateWork:
         done: queue.SimpleQueue[PlateWork] = queue.SimpleQueue()
 
         def report(message: FailingTile | PlateScored | Tick) -> None:
@@ -107,16 +96,7 @@ class PictureInspector:
 
         inspector = Inspector(geometry, self._threads, report)
         try:
-            work: PlateWork | None = None
-            for event in events:
-                if isinstance(event, PlateOpened):
-                    work = PlateWork(event.plate, "", 0, None, self._by)
-                elif isinstance(event, TileRowReady) and work is not None:
-                    inspector.score(work, event.row)
-                elif isinstance(event, PlateClosed) and work is not None:
-                    if event.reason is not None:
-                        work.problem, work.detail = event.reason, event.detail
-                    inspector.close(work)
+            hand_over(events, PlateWork(plate, "", 0, None, self._by), inspector)
             return done.get()
         finally:
             inspector.stop()
@@ -132,6 +112,40 @@ class PictureInspector:
             tuple(judged.scores),
             tuple(judged.defects),
         )
+
+
+def cut_picture(picture: Pixels, geometry: Geometry) -> list[Event]:
+    """What the strip makes of a picture, uint8 (rows, columns)."""
+    strip = picture if geometry.is_whole else _on_belt(picture, geometry)
+    buffers = [np.empty((_lines(strip, geometry), strip.shape[1]), np.uint8)]
+    cutter = StripCutter(
+        geometry, len(strip), lambda: buffers.pop() if buffers else None, is_height_fixed=False
+    )
+    frame = Frame(np.ascontiguousarray(strip), strip.shape[1], frame_id=0, timestamp_ns=0)
+    return cutter.feed(frame) + cutter.finish()
+
+
+def plate_of(events: list[Event]) -> Plate | Gap:
+    """The picture's one plate, or why there is none."""
+    plates = [event.plate for event in events if isinstance(event, PlateOpened)]
+    gaps = [event for event in events if isinstance(event, Gap)]
+    if gaps:
+        return gaps[0]
+    if len(plates) != 1:
+        detail = f"the picture shows {len(plates)} plates, not one"
+        return Gap(Reason.OUTLINE, detail, (0, 0), 0, None, None)
+    return plates[0]
+
+
+def hand_over(events: list[Event], work: PlateWork, inspector: Inspector) -> None:
+    """Let a picture's plate be scored, as the acquire thread does with those of a belt."""
+    for event in events:
+        if isinstance(event, TileRowReady):
+            inspector.score(work, event.row)
+        elif isinstance(event, PlateClosed):
+            if event.reason is not None:
+                work.problem, work.detail = event.reason, event.detail
+            inspector.close(work)
 
 
 def _flattened(picture: Pixels, flat_field: FlatField) -> Pixels:

@@ -26,7 +26,7 @@ MAX_WAITING = 16
 KINDS: tuple[type[Body], ...] = (ReviewBody, ChangeBody)
 """What a person may say, each with the account. No verdict, no actuation, nothing that a machine
 measured."""
-_CHANGES = ("recipe_proposed", "recipe_approved", "lamp_test")
+_CHANGES = ("recipe_proposed", "recipe_approved", "lamp_test", "model_flip_signed")
 _OF_ACCOUNTS = "user "
 """Changes that the page may say; by all others later rows are judged, or they are nobody's yet."""
 _AHEAD = timedelta(minutes=1)
@@ -36,7 +36,7 @@ _STATION_SAYS = frozenset(
         *("start", "stop", "recording", "withheld_late", "commissioned"),
         *("halt", "resume", "ack", "relearn", "operator", "lot", "job", "serial"),
         *("recipe", "recipe_activated", "recipe_refused", "light", "output"),
-        *("model_rollback", "model_parity"),
+        *("model_rollback", "model_parity", "limit_samples", "limit_samples_asked"),
     )
 )
 """Changes that only the station and `vqi commission sign` write; who asked is in them already."""

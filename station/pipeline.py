@@ -23,7 +23,7 @@ import time
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -66,6 +66,7 @@ from station.judge import LoadedJudge, give_back_memory, load_judge
 from station.lamp import LampClient, LampError
 from station.lending import Lending
 from station.light_policy import LightPolicy
+from station.limit_samples import LimitSamples, Run, SamplesShown
 from station.line_side import LineSide, Word
 from station.lock import STATION_LOCK, take_lock
 from station.log_lines import get_logger
@@ -124,9 +125,9 @@ _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
 _NOT_BLOCKING = {
     *("lamp", "log", "recording", "plc", "accept", "late", "pictures", "disk", "upkeep"),
-    *("scanner", "serials", "recipe", "parity"),
+    *("scanner", "serials", "recipe", "parity", "samples_due"),
 }
-_DROPS_READY = {"lamp", "accept", "late", "disk", "recipe", "parity"}
+_DROPS_READY = {"lamp", "accept", "late", "disk", "recipe", "parity", "samples_due"}
 """Problems that keep no plate from being judged, but must keep the next one from coming."""
 _LATE = "a plate passed, but was past its accept point first; acknowledge it"
 _UNCLAIMED = "a serial was read that no plate took; see `vqi log serials`, acknowledge it"
@@ -253,11 +254,14 @@ class Station:
         self._parity: dict[str, str] = {}
         """What the last roll-back's check said."""
         self._hand_test = HandTest()
+        self._samples = LimitSamples(recipe, self._post)
         self._starts_halted = False
         self._is_gone_back = False
         """This start took up what judged before: its stored plates are judged again."""
         self._has_begun = False
-        """Plates are judged, or were: the log took the start."""
+        """The log took the start."""
+        self._is_watching = False
+        """Plates are seen: what must be known before any may pass is known."""
         self._stages: dict[str, Json] = {}
         """Of results whose actuation row is not written yet: its stage times."""
         self._statistics = _Statistics()
@@ -498,11 +502,17 @@ class Station:
             return
         self._has_begun = True
         RecipeFolder.of(self._settings).forget_switch()
-        if self._starts_halted:  # by a person, who expects no plate to be judged
-            self._set_state(StationState.HALTED)
-        else:
-            self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
+        # Halted by a person, who expects no plate to be judged.
+        self._set_state(StationState.HALTED if self._starts_halted else self._working_state)
         self._set_fault()
+        if self._samples.may_judge:
+            self._begin_to_watch()
+        else:
+            self._begin_samples()
+
+    def _begin_to_watch(self) -> None:
+        """From here on plates are seen."""
+        self._is_watching = True
         self._feed.start()
         notify("READY=1")
         threading.Thread(target=self._verify_log, name="verify", daemon=True).start()
@@ -544,6 +554,7 @@ class Station:
             self._actuation.update(time.monotonic_ns())
             self._tell_outputs()
             self._say_serials()
+            self._turn_samples()
             if deadline is not None and time.monotonic() >= deadline:
                 deadline = None
                 self._end_now("time is up")
@@ -615,6 +626,12 @@ class Station:
         match message:
             case PlateStarted(work):
                 self._on_opened(work)
+            case FailingTile(work) if work.is_limit_sample:
+                pass
+            case PlateScored(work) if work.is_limit_sample:
+                self._samples.scored(work)
+            case SamplesShown():
+                self._on_samples_shown(message)
             case FailingTile(work):
                 self._actuation.failing_tile(work.result_id, time.monotonic_ns())
                 self._on_grew(work)
@@ -674,7 +691,7 @@ class Station:
         if problem:
             self._say_recipe_refused(message.wanted, problem)
         elif message.tested is not None:
-            self._activate_judge(message.wanted, message.tested)
+            self._activate_judge(message.wanted, message.tested, message.samples)
         else:
             self._set_problem("recipe", self._switch.not_ready)
             self._feed.end_between_plates()
@@ -690,23 +707,30 @@ class Station:
         self._emit({"restart": why})
         self._end(why)
 
-    def _activate_judge(self, wanted: Named, tested: LoadedJudge) -> None:
+    def _activate_judge(self, wanted: Named, tested: LoadedJudge, samples: Run) -> None:
         """Loaded and tested: it has the plates that come once its row is in the log."""
-        row = self._switch.activation(self._settings.station.id, tested)
+        samples = replace(samples, shift=self._audit_shift())
+        rows: list[Body] = [self._switch.activation(self._settings.station.id, tested)]
+        if tested.judge.recipe.value.limit_samples.folder is not None:
+            rows.append(self._samples.row(samples, self._context, tested.judge))
 
         def refused(answer: Json) -> None:
             self._switch.refuse(answer["error"])
             self._say_recipe_refused(wanted, answer["error"])
 
-        self._outbox.submit([row], done=lambda _: self._take_up_judge(tested), refused=refused)
+        self._outbox.submit(
+            rows, done=lambda _: self._take_up_judge(tested, samples), refused=refused
+        )
 
-    def _take_up_judge(self, tested: LoadedJudge) -> None:
+    def _take_up_judge(self, tested: LoadedJudge, samples: Run) -> None:
         """Between two plates: one whose leading edge was seen keeps the judge that it has."""
         former = weakref.ref(self._judge.classifier)
         self._judge = self._feed.judge = tested.judge
         threading.Thread(target=give_back_memory, args=(former,), daemon=True).start()
         goes_back = self._switch.is_rollback
         self._switch.taken_up(tested.judge.recipe)
+        self._samples.adopt(tested.judge.recipe, samples)
+        self._set_problem("limit_samples", self._samples.problem)
         self._parity = {}
         self._set_problem("parity", "")
         self._set_attention()
@@ -723,10 +747,7 @@ class Station:
         that gives way to this one; some seconds' work that somebody waits for."""
         command = [sys.executable, "-P", "-m", "station.cli", "model", "parity", name]
         done = subprocess.run(
-            [
-                *("setpriv", "--pdeathsig", "KILL", "--", "nice", "-n", "10"),
-                *(*command, "--config", self._configuration.source, "--json"),
-            ],
+            tied(["nice", "-n", "10", *command, "--config", self._configuration.source, "--json"]),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
@@ -973,6 +994,51 @@ class Station:
         else:
             self._policy.clear_attention()
 
+    # --- limit samples --------------------------------------------------------------------------
+
+    def _turn_samples(self) -> None:
+        """With a new shift, or when a person asks: READY drops, and between two plates the station
+        leaves OPERATIONAL until known plates got their verdicts."""
+        if self._samples.state == "none" or not self._has_begun or self._is_ending:
+            return
+        self._samples.turn(self._audit_shift())
+        self._set_problem("samples_due", self._samples.waiting)
+        if self._samples.is_to_begin(is_belt_empty=not self._in_work):
+            self._begin_samples()
+
+    def _begin_samples(self) -> None:
+        shift = self._audit_shift()
+        self._samples.begin(self._context, self._judge, self._inspector, shift)
+        self._set_problem("samples_due", "")
+        self._settle_state()
+
+    def _on_samples_shown(self, message: SamplesShown) -> None:
+        if self._is_ending or self._samples.state != "running":  # another judge came meanwhile
+            return
+        run = message.run
+        for finding in run.findings:
+            _LOG.error("limit sample", cause=run.cause, finding=finding)
+        row = self._samples.row(run, self._context, self._judge)
+        self._outbox.submit([row], done=lambda _: self._on_samples_written(message))
+
+    def _on_samples_written(self, message: SamplesShown) -> None:
+        """The log has it: only from here on may plates be judged."""
+        if self._is_ending or self._samples.state != "running":
+            return
+        self._samples.settle(message.run)
+        self._set_problem("limit_samples", self._samples.problem)
+        self._settle_state()
+        if not self._is_watching:
+            self._begin_to_watch()
+
+    def _ask_for_samples(self, who: str, account: str) -> Json:
+        refusal = self._samples.ask(f"asked for by {who}")
+        if refusal:
+            return {"ok": False, "error": refusal}
+        self._outbox.submit([self._change("limit_samples_asked", who, {}, account)])
+        self._turn_samples()
+        return {"ok": True, "state": str(self._state)}
+
     # --- lamp -----------------------------------------------------------------------------------
 
     def _open_lamp(self, timeout_s: float) -> None:
@@ -998,7 +1064,8 @@ class Station:
 
     def _send_show(self, wanted: Meaning) -> int | None:
         """The command's number; None if no lamp process takes it."""
-        if self._lamp is None or self._state is StationState.PREOPERATIONAL:
+        is_starting = self._state is StationState.PREOPERATIONAL and not self._has_begun
+        if self._lamp is None or is_starting:
             return None
         if self._hand_test.is_on(time.monotonic_ns()):
             return None
@@ -1202,9 +1269,23 @@ class Station:
             self._emit({"problem": {"part": part, "text": problem}})
         else:
             self._problems.pop(part, None)
-        if self._state in (StationState.OPERATIONAL, StationState.ERROR):
-            self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
+        self._settle_state()
+
+    def _settle_state(self) -> None:
+        """What problems and limit samples allow, unless a person halted it or it has not begun."""
+        is_working = self._state in (StationState.OPERATIONAL, StationState.ERROR)
+        if is_working or (self._has_begun and self._state is StationState.PREOPERATIONAL):
+            self._set_state(self._working_state)
         self._set_fault()
+
+    @property
+    def _working_state(self) -> StationState:
+        """Of a station that nobody halted; the only place that says OPERATIONAL."""
+        if self._blocking:
+            return StationState.ERROR
+        if self._samples.may_judge or self._samples.waiting:
+            return StationState.OPERATIONAL
+        return StationState.PREOPERATIONAL
 
     @property
     def _blocking(self) -> list[str]:
@@ -1226,6 +1307,8 @@ class Station:
         """The light shows FAULT while anything blocks, and after a person's halt or stop."""
         reasons = [*self._blocking, *(["halted"] if self._state is StationState.HALTED else [])]
         reasons += ["the station is ending"] if self._is_told_to_end else []
+        if self._has_begun and self._state is StationState.PREOPERATIONAL:
+            reasons.append("limit samples are judged")
         if reasons:
             self._policy.set_fault("; ".join(reasons))
         else:
@@ -1245,6 +1328,8 @@ class Station:
             return self._ask_for_recipe(text, who, account)
         if op == "rollback":
             return self._ask_for_rollback(text, who, account)
+        if op == "limit_samples":
+            return self._ask_for_samples(who, account)
         if op in ("light", "output"):
             return self._try_out(op, text, who, account)
         if op in SAYINGS:
@@ -1257,7 +1342,7 @@ class Station:
             self._set_state(StationState.HALTED)
         elif op == "resume" and self._state is StationState.HALTED:
             self._hand_test.end(self._lamp)
-            self._set_state(StationState.ERROR if self._blocking else StationState.OPERATIONAL)
+            self._set_state(self._working_state)
         elif op == "ack":
             held = self._policy.held(time.monotonic_ns())
             if text and held not in ("", text):
@@ -1360,6 +1445,7 @@ class Station:
             "recipe_switch": self._switch.status,
             "parity": self._parity,
             "hand_test": self._hand_test.status,
+            "limit_samples": self._samples.status,
             "serials": dict(self._serials.counts),
             "light": str(state),
             "light_result_id": shown_id,

@@ -86,6 +86,11 @@ SHADOW_CHANGES = """
     ORDER BY seq
 """
 
+COMPARISON_CHANGES = """
+    SELECT body FROM row WHERE kind = 'change'
+    AND body ->> '$.what' IN ('model_compared', 'model_flip_signed') ORDER BY seq
+"""
+
 _LAST_BACKUP = """
     SELECT body FROM row WHERE kind = 'backup' AND body ->> '$.is_ok'
     AND body ->> '$.directory' = :directory ORDER BY seq DESC LIMIT 1
@@ -454,6 +459,10 @@ class Store:
     def shadow_changes(self) -> list[Json]:
         """Bodies of the rows that begin and end a model's shadow, in order."""
         return [json.loads(row.body) for row in self._query(SHADOW_CHANGES, {})]
+
+    def comparison_changes(self) -> list[Json]:
+        """Bodies of the rows of comparisons of models and of what people signed, in order."""
+        return [json.loads(row.body) for row in self._query(COMPARISON_CHANGES, {})]
 
     def of_result(self, result_id: str) -> list[Json]:
         """Bodies of every row about a result, in order."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from models.card import ModelError, read_card
+from station import limit_samples
 from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe, parse_recipe
 from station.ipc import Json
 from station.log_reader import Reader
@@ -56,8 +57,8 @@ def is_claimed_by_one_account(version: Version) -> bool:
 
 
 def _bound(recipe: Loaded[Recipe]) -> Recipe:
-    """With the sha256 and the threshold of its model's card where it says none itself. Raises
-    `ConfigError`."""
+    """With the sha256 and the threshold of its model's card, and the sha256 of its list of limit
+    samples, where it says none itself. Raises `ConfigError`."""
     model, folder = recipe.value.model, model_folder(recipe)
     try:
         card = read_card(folder)
@@ -70,7 +71,7 @@ def _bound(recipe: Loaded[Recipe]) -> Recipe:
         )
     threshold = card.threshold.value if model.threshold is None else model.threshold
     update = {"sha256": card.sha256, "threshold": threshold}
-    return recipe.value.model_copy(update={"model": model.model_copy(update=update)})
+    return limit_samples.bound(recipe).model_copy(update={"model": model.model_copy(update=update)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +124,14 @@ class Desk:
         """A recipe to be changed into the next version of `base`. Its model is found from the
         folder of versions, too."""
         recipe = base.value
-        model = recipe.model
-        if model.folder is not None and Path(base.source).parent != self.folder.path:
-            folder = (Path(base.source).parent / model.folder).resolve()
-            model = model.model_copy(update={"folder": str(folder)})
-        update = {"version": self.next_version(recipe.id), "model": model}
+        model, samples = recipe.model, recipe.limit_samples
+        place = Path(base.source).parent
+        if model.folder is not None and place != self.folder.path:
+            model = model.model_copy(update={"folder": str((place / model.folder).resolve())})
+        if samples.folder is not None and place != self.folder.path:
+            folder = str((place / samples.folder).resolve())
+            samples = samples.model_copy(update={"folder": folder})
+        update = {"version": self.next_version(recipe.id), "model": model, "limit_samples": samples}
         return recipe.model_copy(update=update)
 
     def propose(self, text: str, who: str, reason: str) -> ChangeBody:
@@ -221,14 +225,19 @@ class Desk:
         return Named(id=version.id, version=version.version, sha256=version.sha256, who=who)
 
     def test(self, recipe: Loaded[Recipe]) -> None:
-        """Load its model, which must reproduce its golden scores here. Raises `RecipeError`."""
+        """Load its model, which must reproduce its golden scores here and give the limit samples
+        their verdicts. Raises `RecipeError`."""
         directory = self.configuration.value.journal.directory
         try:
             fitting(self.configuration, recipe)
             chosen = load_classifier(self.configuration, recipe, 1)
             test_on_this_machine(chosen.classifier, directory)
+            pitch_mm = self.configuration.value.camera.pixel_pitch_mm
+            findings = limit_samples.findings_offline(recipe, chosen.classifier, pitch_mm)
         except (ConfigError, ModelError, OSError) as error:
             raise RecipeError(f"{recipe.source}: {error}") from error
+        if findings:
+            raise RecipeError(f"{recipe.source}: limit samples: {'; '.join(findings[:5])}")
 
     def _must_be_allowed(self, row: ChangeBody) -> None:
         problem = objection(self.known, row.as_json())

@@ -31,6 +31,7 @@ from station.config import (
 )
 from station.ipc import Json
 from station.judge import LoadedJudge, load_judge
+from station.limit_samples import NO_SAMPLES, Run, run_aside
 from station.log_lines import get_logger
 from station.product import fitting, geometry_of
 from station.recipes import (
@@ -59,6 +60,8 @@ class RecipeChecked:
     problem: str
     tested: LoadedJudge | None = None
     """Loaded beside the one that judges, where it is taken up hot."""
+    samples: Run = NO_SAMPLES
+    """What the limit samples came to with it."""
 
 
 class RecipeSwitch:
@@ -233,7 +236,7 @@ class RecipeSwitch:
 
     def _load(self, switch: Switch, recipe: Loaded[Recipe]) -> None:
         """Check a hot one aside, then load its judge beside the one that judges."""
-        tested, wanted = None, switch.wanted
+        tested, samples, wanted = None, NO_SAMPLES, switch.wanted
         try:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADING_NICE)
             self._folder.keep_switch(switch)
@@ -241,11 +244,19 @@ class RecipeSwitch:
             if not problem:
                 self._stage = "loading"
                 tested = load_judge(self._configuration, fitting(self._configuration, recipe))
+                samples = self._show_samples(tested, wanted)
+                # What judged before is gone back to in any case, but judges nothing after this.
+                if samples.findings and not switch.is_rollback:
+                    tested, problem = None, f"limit samples: {'; '.join(samples.findings[:3])}"
         except (ConfigError, ModelError) as error:
             problem = str(error)
         except (OSError, ValueError, subprocess.TimeoutExpired) as error:
             problem = f"it could not be checked: {error}"
-        self._post(RecipeChecked(wanted, problem, tested))
+        self._post(RecipeChecked(wanted, problem, tested, samples))
+
+    def _show_samples(self, tested: LoadedJudge, wanted: Named) -> Run:
+        by, pitch_mm = tested.judge, self._configuration.value.camera.pixel_pitch_mm
+        return run_aside(by.recipe, by.classifier, pitch_mm, f"recipe {wanted.name}", "")
 
     def _checked_aside(self, name: str) -> str:
         """In a process that gives way to this one: a model is loaded, and must reproduce its golden

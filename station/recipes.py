@@ -269,15 +269,17 @@ def _table(text: str) -> Row:
 
 
 def _is_bound(table: Row) -> bool:
-    model = table.get("model")
-    return isinstance(model, dict) and {"sha256", "threshold"} <= model.keys()
+    model, samples = table.get("model"), table.get("limit_samples", {})
+    has_model = isinstance(model, dict) and {"sha256", "threshold"} <= model.keys()
+    return has_model and ("folder" not in samples or "sha256" in samples)
 
 
 def _no_approval(version: Version, row: Row) -> str:
     if not version.is_bound:
         return (
-            f"{version.name}: its text leaves out model.sha256 or model.threshold, so that another "
-            "model could judge than the one approved; propose it again as the next version"
+            f"{version.name}: its text leaves out model.sha256, model.threshold or "
+            "limit_samples.sha256, so that something else could judge than what was approved; "
+            "propose it again as the next version"
         )
     if version.approved is not None and version.approved.who != row["who"]:
         return f"{version.name}: {version.approved.who} has approved it already"

@@ -23,10 +23,11 @@ from models.card import ModelError
 from models.classifier import Classifier
 from models.runtimes import Findings
 from station.acquisition import Tick
-from station.config import ConfigError, Configuration, Loaded, PlateRecipe, Recipe
+from station.config import ConfigError, Configuration, Loaded, Recipe
 from station.inspection import FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Channel, Json, NotAMessage, Packet, PeerGone, connect
 from station.journal import JournalClient
+from station.judge import Judge
 from station.lending import lent_plate
 from station.log_lines import get_logger
 from station.precision import load_classifier
@@ -288,8 +289,11 @@ class _Shadow:
             if isinstance(message, PlateScored):
                 done.put(message.work)
 
-        work = PlateWork(plate, said["judged"]["result_id"], 0, None)
-        inspector = Inspector(self._classifier, geometry, self._threshold, 1, report)
+        recipe = Recipe.model_validate(said["recipe"])
+        loaded = Loaded(recipe, "the station's", said["recipe_sha256"])
+        by = Judge(loaded, self._classifier, self._threshold, is_self_tested=True)
+        work = PlateWork(plate, said["judged"]["result_id"], 0, None, by)
+        inspector = Inspector(geometry, 1, report)
         try:
             for index in range(-(-plate.length_px // geometry.step_px)):
                 row = tile_row(geometry, index, *plate.region)
@@ -302,8 +306,7 @@ class _Shadow:
             self._classifier.is_abandoned = True
             inspector.stop()
             self._classifier.is_abandoned = False
-        recipe = PlateRecipe.model_validate(said["recipe"])
-        return judge(work, geometry, recipe, self._threshold, is_self_tested=True)
+        return judge(work, geometry, recipe.plate, self._threshold, is_self_tested=True)
 
     def _wait(self, station: Channel, loan: int, done: queue.SimpleQueue[PlateWork]) -> bool:
         """True once it is scored; meanwhile the station hears that it goes on."""

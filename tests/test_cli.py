@@ -63,10 +63,10 @@ def test_check_says_what_it_found(rig: Rig) -> None:
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, rows
     assert [row["part"] for row in rows] == [
-        *("configuration", "recipe", "model", "camera", "light", "journal")
+        *("configuration", "recipe", "model", "limit samples", "camera", "light", "journal")
     ]
     assert all(row["ok"] for row in rows)
-    assert "SIM-3" in rows[3]["found"]
+    assert "SIM-3" in rows[4]["found"]
 
 
 def test_check_names_what_is_missing_and_goes_on(rig: Rig) -> None:

@@ -32,6 +32,7 @@ from station.commissioned import read_commissioned
 from station.config import ACCEPT_OUTPUT, AcceptSettings, Configuration, Loaded, Recipe
 from station.control import send_command
 from station.ipc import PeerGone
+from station.limit_samples import SamplesError, samples_folder, show_offline
 from station.log_reader import Reader
 from station.log_verify import verify_tail
 from station.machine import accept_scores, test_on_this_machine
@@ -68,6 +69,7 @@ def check(
             ("configuration", lambda: f"{loaded.source} sha256 {loaded.sha256[:12]}"),
             ("recipe", lambda: f"{recipe.value.id} version {recipe.value.version}"),
             ("model", lambda: _check_model(loaded, recipe, accept)),
+            ("limit samples", lambda: _check_samples(loaded, recipe)),
             ("camera", lambda: _check_camera(loaded, recipe, is_running)),
             ("light", lambda: _check_light(loaded.value, is_running)),
             ("journal", lambda: _check_journal(loaded.value)),
@@ -106,6 +108,23 @@ def _check_model(loaded: Loaded[Configuration], recipe: Loaded[Recipe], accept: 
         f"{classifier.model_id} sha256 {classifier.model_sha256[:12]}, golden scores reproduced, "
         f"{classifier.runtime}; {_precision(chosen)}"
     )
+
+
+def _check_samples(loaded: Loaded[Configuration], recipe: Loaded[Recipe]) -> str:
+    if samples_folder(recipe) is None:
+        return (
+            "none: the recipe has no [limit_samples]; nothing shows before plates pass that a bad "
+            "one would fail"
+        )
+    classifier = load_classifier(loaded, recipe, 1).classifier
+    try:
+        shown = show_offline(recipe, classifier, loaded.value.camera.pixel_pitch_mm)
+    except SamplesError as error:
+        raise Problem(str(error)) from error
+    if wrong := [one.text for one in shown if not one.is_right]:
+        raise Problem("; ".join(wrong))
+    again = " and when a shift begins" if recipe.value.limit_samples.at_shift_start else ""
+    return f"{len(shown)} get their verdicts; judged at each start{again}"
 
 
 def _precision(chosen: Chosen) -> str:

@@ -85,6 +85,12 @@ def relearn(config: ConfigOption, is_json: JsonOption = False) -> None:
     _command(config, "relearn", is_json)
 
 
+@app.command("limit-samples")
+def limit_samples(config: ConfigOption, is_json: JsonOption = False) -> None:
+    """Judge the recipe's limit samples now: between two plates, READY off."""
+    _command(config, "limit_samples", is_json)
+
+
 @app.command()
 def operator(name: str, config: ConfigOption, is_json: JsonOption = False) -> None:
     """Sign on: plates from here on name this person; "" signs off."""

@@ -23,7 +23,7 @@ from rich.progress import Progress as Bar
 from models.card import ModelError, read_card, write_card
 from models.classifier import Classifier
 from models.registry import find_model, list_models
-from station.cli import model_promotion, model_shadow
+from station.cli import model_compare, model_promotion, model_shadow
 from station.cli.common import (
     JsonOption,
     command_line,
@@ -47,6 +47,9 @@ from station.synthesize import (
 app = typer.Typer(no_args_is_help=True)
 model_promotion.add_to(app)
 app.add_typer(model_shadow.app, name="shadow")
+app.command("compare")(model_compare.compare)
+app.command("flips")(model_compare.flips)
+app.command("sign-flip")(model_compare.sign_flip)
 
 DataOption = Annotated[Path, typer.Option(help="Folder with labels.csv, or good/ and defective/.")]
 RecipeOption = Annotated[str, typer.Option(help="Recipe file, or shipped:<id>.")]

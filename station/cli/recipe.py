@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from station.cli import recipe_samples
 from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json, say
 from station.config import Configuration, Loaded
 from station.control import send_command
@@ -22,6 +23,7 @@ from station.record import ChangeBody
 from station.signing import SigningError, journal_at_hand, station_stopped
 
 app = typer.Typer(no_args_is_help=True)
+app.add_typer(recipe_samples.app, name="samples")
 
 _SWITCH_LIMIT_S = 180.0
 _ASK_EVERY_S = 0.25

@@ -1,0 +1,416 @@
+"""Known plates before others: a station whose samples do not get their verdicts judges no plate."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from other_models import SHIPPED, leaning_model
+from station_rig import Rig, start_vqi, vqi, wait_until
+from test_recipe_switch import EndedFeed
+
+from models.classifier import Classifier
+from station.config import ConfigError, Loaded, load_configuration, load_recipe
+from station.control import send_command
+from station.limit_samples import (
+    SAMPLES_FILE,
+    LimitSamples,
+    Run,
+    SamplesError,
+    SamplesShown,
+    Shown,
+    findings_offline,
+    load_samples,
+    run_aside,
+    show_offline,
+)
+from station.log_reader import Reader
+from station.log_verify import verify
+from station.pipeline import Options, Station
+from station.precision import load_classifier
+from station.record import Provenance, Verdict
+from station.state import StationState
+
+Json = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def taken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Samples that `vqi recipe samples add` took from a station's log: two that must fail, two that
+    must pass."""
+    folder = tmp_path_factory.mktemp("taken")
+    rig = Rig(folder, recipe_lines="[keep]\npass_whole_share = 1.0\n")
+    assert rig.run("--plates", "8").status == 0
+    samples = folder / "samples"
+    for verdict in ("PASS", "FAIL"):
+        found = [row["result_id"] for row in rig.rows("result") if row["verdict"] == verdict]
+        for result_id in found[:2]:
+            done = vqi(
+                "recipe", "samples", "add", result_id, "--expected", verdict,
+                "--folder", str(samples), "--config", str(folder / "station.toml"),
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+    assert hashlib.sha256((samples / SAMPLES_FILE).read_bytes()).hexdigest() in done.stdout
+    return samples
+
+
+def lines(samples: Path, sha256: str | None = None, more: str = "") -> str:
+    sha256 = sha256 or hashlib.sha256((samples / SAMPLES_FILE).read_bytes()).hexdigest()
+    return f'[limit_samples]\nfolder = "{samples}"\nsha256 = "{sha256}"\n{more}'
+
+
+@pytest.fixture
+def rig(tmp_path: Path, taken: Path) -> Rig:
+    """A station that asks for the samples, which lie in a folder of its own."""
+    samples = tmp_path / "samples"
+    shutil.copytree(taken, samples)
+    return Rig(tmp_path, recipe_lines=lines(samples))
+
+
+def runs(rig: Rig) -> list[Json]:
+    return [row["detail"] for row in rig.rows("change") if row["what"] == "limit_samples"]
+
+
+def swap(samples: Path) -> str:
+    """A good plate under the name of a bad one; the name."""
+    rows = [one.split(",") for one in (samples / SAMPLES_FILE).read_text().splitlines()[1:]]
+    good, bad = (next(row[0] for row in rows if row[1] == word) for word in ("PASS", "FAIL"))
+    shutil.copyfile(samples / good, samples / bad)
+    return bad
+
+
+# --- the list -------------------------------------------------------------------------------------
+
+
+def recipe_of(rig: Rig) -> Any:
+    loaded = load_configuration(str(rig.write()))
+    return loaded, load_recipe(loaded.value.station.recipe)
+
+
+def test_the_list_is_the_one_that_the_recipe_names(rig: Rig) -> None:
+    loaded, recipe = recipe_of(rig)
+    _, samples = load_samples(recipe)
+    assert [one.expected for one in samples].count(Verdict.FAIL) == 2
+    classifier = load_classifier(loaded, recipe, 1).classifier
+    assert all(one.is_right for one in show_offline(recipe, classifier, 0.1))
+    path = rig.folder / "samples" / SAMPLES_FILE
+    text = path.read_text()
+    path.write_text(text.replace("FAIL", "PASS"))
+    with pytest.raises(SamplesError, match="changed"):
+        load_samples(recipe)
+    path.unlink()
+    assert "restore the limit samples" in findings_offline(recipe, classifier, 0.1)[0]
+
+
+def test_another_recipe_is_adopted_with_what_its_samples_came_to(rig: Rig) -> None:
+    """As a change of the model between two plates does it, without a new process."""
+    loaded, recipe = recipe_of(rig)
+    good = load_classifier(loaded, recipe, 1).classifier
+    bad = Classifier.load(leaning_model(rig.folder / "lenient", 9.0))
+    samples = LimitSamples(recipe, lambda _: None)
+    assert not samples.may_judge
+    samples.adopt(recipe, run_aside(recipe, good, 0.1, "promotion", "today"))
+    assert samples.may_judge
+    samples.turn("today")
+    assert samples.may_judge
+    samples.adopt(recipe, run_aside(recipe, bad, 0.1, "promotion", "today"))
+    assert not samples.may_judge
+    assert "not FAIL" in samples.problem
+    swap(rig.folder / "samples")
+    assert not run_aside(recipe, good, 0.1, "promotion", "today").is_passed
+    rig.recipe_lines = ""
+    without = recipe_of(rig)[1]
+    samples.adopt(without, run_aside(without, bad, 0.1, "promotion", "today"))
+    assert samples.state == "none"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("file,expected,sha256\na.png,FAIL,00\n", "must PASS and one that must FAIL"),
+        ("file,expected\na.png,FAIL\nb.png,PASS\n", "no sha256"),
+        ("file,expected\na.png,GOOD\n", "row 2"),
+        ("\xff\xfe", "must PASS"),
+    ],
+)
+def test_a_list_that_proves_nothing_is_refused(rig: Rig, text: str, said: str) -> None:
+    path = rig.folder / "samples" / SAMPLES_FILE
+    path.write_text(text)
+    rig.recipe_lines = lines(path.parent)
+    with pytest.raises(SamplesError, match=said):
+        load_samples(recipe_of(rig)[1])
+
+
+def test_a_sum_without_a_folder_is_a_mistake(rig: Rig) -> None:
+    rig.recipe_lines = f'[limit_samples]\nsha256 = "{"0" * 64}"\n'
+    with pytest.raises(ConfigError, match="left out"):
+        recipe_of(rig)
+
+
+def test_check_says_what_a_model_makes_of_them(rig: Rig) -> None:
+    config = str(rig.write())
+    done = vqi("recipe", "samples", "check", "--config", config, "--json")
+    assert done.returncode == 0, done.stderr
+    assert all(json.loads(line)["is_right"] for line in done.stdout.splitlines())
+    lenient = leaning_model(rig.folder / "lenient", 9.0)
+    done = vqi("recipe", "samples", "check", "--config", config, "--model", str(lenient), "--json")
+    assert done.returncode == 1
+    wrong = [row for row in map(json.loads, done.stdout.splitlines()) if not row["is_right"]]
+    assert {(row["expected"], row["verdict"]) for row in wrong} == {("FAIL", "PASS")}
+
+
+# --- a station's life -----------------------------------------------------------------------------
+
+
+def test_samples_are_judged_before_any_plate_and_are_none(rig: Rig) -> None:
+    run = rig.run("--plates", "4")
+    assert run.status == 0, run.stderr
+    assert run.summary["undecided"] == 0
+    (detail,) = runs(rig)
+    assert detail["passed"] == "yes"
+    assert detail["cause"] == "start"
+    shown = json.loads(detail["samples"])
+    assert {(one["expected"], one["verdict"]) for one in shown} == {
+        ("FAIL", "FAIL"),
+        ("PASS", "PASS"),
+    }
+    with Reader(rig.journal) as reader:
+        kinds = [row.kind for row in reader.rows()]
+        assert not verify(reader).findings
+    whats = [row["what"] for row in rig.rows("change")]
+    assert whats.index("start") < whats.index("limit_samples") < whats.index("stop")
+    assert kinds.count("result") == kinds.count("opened") == 4, "a sample is no plate"
+    assert kinds.count("actuation") == 4
+
+
+def test_a_swapped_sample_keeps_the_station_from_judging(rig: Rig) -> None:
+    bad = swap(rig.folder / "samples")
+    run = rig.run("--plates", "3")
+    assert run.status == 0, run.stderr
+    assert run.summary["undecided"] == 3
+    assert {row["reason"] for row in rig.rows("result")} == {"halted"}
+    assert "pass" not in {row["command"] for row in rig.rows("actuation")}
+    (detail,) = runs(rig)
+    assert detail["passed"] == "no"
+    assert f"{bad} is not the sample of the list" in detail["problem"]
+
+
+def test_a_model_that_passes_the_bad_one_judges_nothing_until_it_is_put_right(rig: Rig) -> None:
+    lenient = leaning_model(rig.folder / "lenient", 9.0)
+    asked = rig.recipe_lines
+    rig.recipe_lines = f'folder = "{lenient}"\n' + asked
+    text = str(rig.write())
+    recipe = rig.folder / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace(f'id = "{SHIPPED}"', 'id = "lenient"'))
+    process = start_vqi("run", "--config", text)
+    try:
+        wait_until(lambda: rig.status().get("state") == "ERROR", 60.0, "ERROR")
+        status = rig.status()
+        assert not status["ready"]
+        assert status["light"] == "fault"
+        assert status["limit_samples"]["state"] == "failed"
+        assert "is PASS" in status["problems"]["limit_samples"]
+        assert "not FAIL" in status["problems"]["limit_samples"]
+        # A person cannot talk it out of that.
+        for op in ("halt", "resume", "ack"):
+            send_command(rig.runtime, op)
+        assert rig.status()["state"] == "ERROR"
+        before = len(runs(rig))
+        assert send_command(rig.runtime, "limit_samples")["ok"]
+        wait_until(lambda: len(runs(rig)) > before, 30.0, "another run")
+        wait_until(lambda: rig.status()["limit_samples"]["state"] == "failed", 30.0, "its end")
+        assert rig.status()["state"] == "ERROR"
+    finally:
+        process.terminate()
+        process.wait(30.0)
+    assert "PASS" not in {row["verdict"] for row in rig.rows("result")}
+
+
+def test_they_are_judged_between_two_plates_when_a_person_asks(rig: Rig) -> None:
+    """As when a shift begins: no plate is touched where the belt leaves room."""
+    rig.specimen = {"gap_mm": 400.0}
+    with rig.running():
+        wait_until(lambda: len(rig.rows("result")) >= 2, 60.0, "two plates")
+        assert send_command(rig.runtime, "limit_samples")["ok"]
+        wait_until(lambda: len(runs(rig)) == 2, 30.0, "a second run")
+        wait_until(lambda: rig.status()["state"] == "OPERATIONAL", 30.0, "OPERATIONAL")
+        count = len(rig.rows("result"))
+        wait_until(lambda: len(rig.rows("result")) >= count + 2, 60.0, "two more plates")
+    second = runs(rig)[1]
+    assert second["passed"] == "yes"
+    assert second["cause"].startswith("asked for by")
+    assert [row["reason"] for row in rig.rows("result") if row["reason"] == "halted"] == []
+
+
+@pytest.mark.long
+def test_they_are_judged_between_two_plates_when_a_shift_begins(rig: Rig) -> None:
+    """On the wall clock: the next shift begins with the minute after the next."""
+    rig.specimen = {"gap_mm": 1600.0}
+    at = datetime.now(UTC) + timedelta(seconds=110)
+    rig.tables = f'[journal.shifts]\ntimezone = "UTC"\nlate = "{at:%H:%M}"\n'
+    rig.tables += f'early = "{at - timedelta(hours=8):%H:%M}"\n'
+    with rig.running():
+        wait_until(lambda: len(runs(rig)) == 2, 180.0, "the shift's run")
+        wait_until(lambda: rig.status()["state"] == "OPERATIONAL", 30.0, "OPERATIONAL")
+        count = len(rig.rows("result"))
+        wait_until(lambda: len(rig.rows("result")) > count, 60.0, "a plate of the new shift")
+    first, second = runs(rig)
+    assert second["passed"] == "yes"
+    assert second["cause"] == f"shift {second['shift']}"
+    assert (first["shift"].split()[1], second["shift"].split()[1]) == ("early", "late")
+    assert not [row for row in rig.rows("result") if row["reason"] == "halted"], "none is touched"
+    assert {row["shift"].split()[1] for row in rig.rows("result")} == {"early", "late"}
+
+
+def test_a_station_whose_recipe_names_none_is_as_ever(rig: Rig) -> None:
+    rig.recipe_lines = ""
+    run = rig.run("--plates", "2")
+    assert run.summary["undecided"] == 0
+    assert runs(rig) == []
+    config = str(rig.folder / "station.toml")
+    rows = [
+        json.loads(one) for one in vqi("check", "--config", config, "--json").stdout.splitlines()
+    ]
+    (row,) = [row for row in rows if row["part"] == "limit samples"]
+    assert row["ok"]
+    assert "no [limit_samples]" in row["found"]
+
+
+def test_a_version_is_bound_to_its_samples_and_refused_with_wrong_ones(rig: Rig) -> None:
+    samples = rig.folder / "samples"
+    rig.recipe_lines = f'[limit_samples]\nfolder = "{samples}"\n'
+    config = str(rig.write())
+    second = rig.folder / "second.toml"
+    second.write_text(
+        (rig.folder / "recipe.toml").read_text().replace("version = 1", "version = 2")
+    )
+
+    def recipe(*words: str) -> Any:
+        return vqi("recipe", *words, "--config", config)
+
+    done = recipe("propose", str(second), "--reason", "samples", "--who", "ann")
+    assert done.returncode == 0, done.stderr
+    text = (rig.journal / "recipes" / "small@2.toml").read_text()
+    assert hashlib.sha256((samples / SAMPLES_FILE).read_bytes()).hexdigest() in text
+    assert recipe("approve", "small@2", "--who", "bob").returncode == 0
+    assert recipe("check", "small@2").returncode == 0
+    swap(samples)
+    done = recipe("check", "small@2")
+    assert done.returncode == 1
+    assert "is not the sample of the list" in done.stderr
+
+
+# --- no OPERATIONAL without a passed run ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def asking(tmp_path_factory: pytest.TempPathFactory, taken: Path) -> tuple[Any, Any]:
+    rig = Rig(tmp_path_factory.mktemp("asking"), recipe_lines=lines(taken))
+    return recipe_of(rig)
+
+
+class Outbox:
+    """Rows are durable when the test says so."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Any] = []
+
+    def submit(self, rows: Any, done: Any = None, **more: Any) -> None:
+        if done is not None:
+            self.waiting.append(done)
+
+
+def station_of(asking: tuple[Loaded[Any], Loaded[Any]]) -> Any:
+    station: Any = Station(*asking, Options(), lambda _: None)
+    station._context = SimpleNamespace(
+        provenance=Provenance.PRODUCTION,
+        station_id="test-1",
+        threshold=0.5,
+        camera=SimpleNamespace(serial="c"),
+        classifier=SimpleNamespace(model_sha256="0" * 64, runtime="r"),
+        shift_at=lambda _: station.shift,
+    )
+    station.shift = "2026-11-26 early"
+    station._feed, station._outbox, station._inspector = EndedFeed(), Outbox(), None
+    station._verify_log = lambda: None
+    # The thread that shows them is played by the test.
+    station._samples._run = lambda *given: None
+    return station
+
+
+STEPS = ("passes", "fails", "written", "shift", "turn", "ask", "halt", "resume", "plate", "gone",
+         "camera", "camera back")  # fmt: skip
+
+
+@given(st.lists(st.sampled_from(STEPS), max_size=40))
+def test_operational_is_never_without_a_passed_run(
+    asking: tuple[Loaded[Any], Loaded[Any]], steps: list[str]
+) -> None:
+    """Whatever people, shifts, devices and samples do, held against a plain account: the last run
+    whose row is durable passed, and none is under way."""
+    station = station_of(asking)
+    station._on_started()
+    is_running, last = True, ""
+    queue: list[tuple[Any, str]] = []
+    for step in steps:
+        samples = station._samples
+        if step in ("passes", "fails") and samples.state == "running" and not queue:
+            shown = Shown("a", "", Verdict.FAIL, Verdict.FAIL, None, 0.9)
+            problem = "" if step == "passes" else "it is gone"
+            run = Run(samples._cause, samples._shift, "", (shown,), problem)
+            station._dispatch(SamplesShown(run))
+            queue.append((station._outbox.waiting.pop(), step))
+        elif step == "written" and queue:
+            done, last = queue.pop()
+            is_running = False
+            done({})
+        elif step == "shift":
+            station.shift += "+"
+        elif step == "turn":
+            station._turn_samples()
+        elif step == "plate":
+            station._in_work.add("test-1-00000001")
+        elif step == "gone":
+            station._in_work.clear()
+        elif step in ("halt", "resume"):
+            station._control_command(step, "eve", "", "")
+        elif step == "ask":
+            station._control_command("limit_samples", "eve", "", "")
+        elif step.startswith("camera"):
+            station._set_problem("camera", "" if step.endswith("back") else "it is gone")
+        is_running = is_running or samples.state == "running"
+        if station._state is StationState.OPERATIONAL:
+            assert last == "passes"
+            assert not is_running
+            assert "camera" not in station._problems
+        if samples.state in ("due", "running", "failed"):
+            assert station._not_ready, "no plate may be called for"
+        if station._in_work and step == "turn":
+            assert samples.state != "running" or is_running
+
+
+def test_a_shift_is_waited_for_no_longer_than_a_belt_may_be_full(
+    asking: tuple[Loaded[Any], Loaded[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    station = station_of(asking)
+    station._on_started()
+    shown = Shown("a", "", Verdict.FAIL, Verdict.FAIL, None, 0.9)
+    station._on_samples_written(SamplesShown(Run("start", "", "", (shown,))))
+    assert station._state is StationState.OPERATIONAL
+    station._samples._shift = station.shift
+    station._in_work.add("test-1-00000001")
+    station.shift = "2026-11-26 late"
+    station._turn_samples()
+    assert station._state is StationState.OPERATIONAL, "the plate on the belt is judged as ever"
+    assert station._not_ready
+    monkeypatch.setattr("station.limit_samples._BELT_LIMIT_S", -1.0)
+    station._turn_samples()
+    assert station._state is StationState.PREOPERATIONAL

@@ -84,15 +84,14 @@ def candidate(
     its golden scores are what they should be. Raises `ModelError`, `ConfigError`."""
     own = recipe.value.model
     if own.sha256 != shadow.sha256 or own.threshold != shadow.threshold:
-        own = own.model_copy(
-            update={
-                "id": shadow.model_id,
-                "folder": shadow.folder,
-                "sha256": shadow.sha256,
-                "threshold": shadow.threshold,
-            }
-        )
-    recipe = replace(recipe, value=recipe.value.model_copy(update={"model": own}))
+        update = {
+            "id": shadow.model_id,
+            "folder": shadow.folder,
+            "sha256": shadow.sha256,
+            "threshold": shadow.threshold,
+        }
+        value = recipe.value.model_copy(update={"model": own.model_copy(update=update)})
+        recipe = replace(recipe, value=value, source="the model in the shadow")
     classifier = load_classifier(configuration, recipe, sessions=1).classifier
     classifier.self_test()
     return classifier

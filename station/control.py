@@ -1,6 +1,7 @@
 """Commands to a running station over its control socket: status, halt, resume, acknowledge, learn
-the light anew, take up another recipe, try out lamp and outputs, show the camera's picture; and
-what a person says of the plates: operator, lot, job, the next one's serial."""
+the light or the limits of drift anew, take up another recipe, try out lamp and outputs, show the
+camera's picture; and what a person says of the plates: operator, lot, job, the next one's serial.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +19,10 @@ from station.page_door import open_door, way_in
 _MAX_CLIENTS, _MAX_OF_PAGE = 16, 8
 SAYINGS = (*GIVEN, "serial")
 """Commands that carry a text."""
-_OPS = ("status", "halt", "resume", "ack", "relearn", "recipe", "light", "output", "look", *SAYINGS)
+_OPS = (
+    *("status", "halt", "resume", "ack", "relearn", "drift", "recipe", "light", "output", "look"),
+    *SAYINGS,
+)
 
 
 def control_path(runtime_dir: Path) -> Path:

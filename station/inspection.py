@@ -99,6 +99,8 @@ class PlateWork:
     detail: str = ""
     tiles_expected: int = 0
     scores: list[TileScore] = field(default_factory=list)
+    maps: list[NDArray[np.float32]] = field(default_factory=list)
+    """What the network said of where, (n, 7, 7) for each chunk; in no order."""
     sampled_px: int = 0
     unlit_px: int = 0
     is_failing: bool = False
@@ -244,6 +246,8 @@ class Inspector:
         assert pixels is not None
         count = cut_tiles(self._geometry, pixels, row, chunk, block, batch)
         found = self._classifier.find(batch[:count], session)
+        if found.defect_maps is not None:
+            job.work.maps.append(found.defect_maps)
         places = zip(row.columns[chunk], row.x_px[chunk], found.scores.tolist(), strict=True)
         return [
             TileScore(column, row.index, x, row.y_px, score, self._boxes(row, x, score, found, i))

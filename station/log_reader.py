@@ -28,6 +28,7 @@ from sqlalchemy.pool import StaticPool
 from station.packing import UNREADABLE, Contexts
 from station.qms import (
     DATABASE,
+    DRIFT_CHANGES,
     HOLDS,
     IMAGES,
     RECIPE_CHANGES,
@@ -226,6 +227,10 @@ class Reader:
     def recipe_changes(self) -> list[Json]:
         """Bodies of the rows that propose, approve and activate recipes, in order."""
         return [json.loads(row[0]) for row in self._connection.execute(text(RECIPE_CHANGES))]
+
+    def drift_changes(self) -> list[Json]:
+        """As `Store.drift_changes`."""
+        return [json.loads(row[0]) for row in self._connection.execute(text(DRIFT_CHANGES))]
 
     def ended_in_order(self) -> bool:
         """The station's last life ended as it was told, or there was none: nothing starts it again

@@ -36,6 +36,7 @@ _STATION_SAYS = frozenset(
         *("start", "stop", "recording", "withheld_late", "commissioned"),
         *("halt", "resume", "ack", "relearn", "operator", "lot", "job", "serial"),
         *("recipe", "recipe_activated", "recipe_refused", "light", "output"),
+        *("drift_limits", "drift_alarm", "drift_cleared", "drift_relearn"),
     )
 )
 """Changes that only the station and `vqi commission sign` write; who asked is in them already."""

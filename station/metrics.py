@@ -266,6 +266,13 @@ def _states(status: dict[str, Json]) -> Iterator[Metric]:
     calls = station.get("calls")
     count = len(calls) if isinstance(calls, list) else None
     yield _single("vqi_attentions", "Calls for a person that stand, of every part", count)
+    drift = station.get("drift") or {}
+    yield _labelled("vqi_drift_ratio", "A chart of drift, in multiples of its limit", "chart",
+                    drift.get("ratios") or {})  # fmt: skip
+    is_watching = drift.get("state") == "watching" if drift else None
+    yield _single("vqi_drift_watching", "Limits of drift are learned: 1", is_watching)
+    yield _single("vqi_drift_unmeasured_plates", "Judged plates that the drift watch could not "
+                  "measure", drift.get("unmeasured"))  # fmt: skip
     yield _build(station, status["journal"])
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 from numpy.typing import NDArray
 
 from station.config import DriftRecipe
@@ -268,7 +269,7 @@ class Drift:
         temporary = self._file.with_suffix(".new")
         try:
             self._file.parent.mkdir(exist_ok=True)
-            temporary.write_text(json.dumps({"key": self._key, **said}, allow_nan=False))
+            temporary.write_bytes(orjson.dumps({"key": self._key, **said}))
             temporary.rename(self._file)
         except OSError as error:
             if not self._problem:
@@ -280,7 +281,7 @@ class Drift:
     def _read(self, has_limits: bool) -> _State:
         self._forget_old_files()
         try:
-            said = json.loads(self._file.read_bytes())
+            said = orjson.loads(self._file.read_bytes())
             if said.pop("key") != self._key:
                 raise ValueError("of another key")
             state = _State(**said)

@@ -235,7 +235,7 @@ class DriftRecipe(Settings):
 
     learn_plates: Count = Field(
         1600,
-        ge=96,
+        ge=48,
         le=3200,
         description="Judged plates that limits are learned from, in eights; up to twice as many, "
         "3,200 at most, where each is much like the one before it.",

@@ -43,6 +43,7 @@ _WELL_POINTS = 6
 _SUSPECT = 0.5
 """Share of its limit from which a chart of the image counts when scores are to be explained."""
 _MOST_CORRELATION = 0.95
+_ONE_SIDED = 1.645
 _LEAST_FREEDOM = 4.0
 _WANTED_FREEDOM = 40.0
 """Degrees of freedom of the least known spread; with less the limits are wide for want of plates.
@@ -189,7 +190,7 @@ def learn(points: Sequence[Floats] | Floats, wanted: Wanted) -> Limits:
     charts = int(is_used[_CHARTED].sum()) * 2 + 1
     tail = BATCH_PLATES / TARGET_PLATES / charts
     of_mean = spread * np.sqrt(_mean_gain(correlation) + _centre_gain(correlation, count))
-    of_jump = spread * np.sqrt(1 - correlation**2 + _centre_gain(correlation, count))
+    of_jump = _jump_spread(seen, centre, correlation) * np.sqrt(1 + 1 / count)
     times = _student(tail / 2, _freedom(correlation, count))
     times_jump = _student(tail / 2, np.full(len(NAMES), count - 2.0))
     inverse, distance = _map_limit(seen, correlation, is_used, floors, tail)
@@ -216,7 +217,7 @@ def _spreads(seen: Floats) -> Floats:
 
 def _series(values: Floats) -> tuple[float, float, float]:
     """Mean, standard deviation and autocorrelation of points, the last at the upper end of what so
-    few leave open (one standard error above the estimate without its bias)."""
+    few leave open (a one-sided interval of 95 % about the estimate without its bias)."""
     count, mean = len(values), float(values.mean())
     rest = values - mean
     power = float(rest @ rest)
@@ -224,12 +225,22 @@ def _series(values: Floats) -> tuple[float, float, float]:
         return mean, _LEAST_SPREAD, 0.0
     r = float(rest[1:] @ rest[:-1]) / power
     unbiased = r + (1 + 4 * r) / count
-    upper = unbiased + np.sqrt(max(1 - r * r, 0.0) / count)
+    upper = unbiased + _ONE_SIDED * np.sqrt(max(1 - r * r, 0.0) / count)
     correlation = float(np.clip(upper, 0.0, _MOST_CORRELATION))
     # The sample's own mean follows slow changes: it takes them out of the spread.
     independent = max(count * (1 - correlation) / (1 + correlation), 2.0)
     variance = power / count / (1 - 1 / independent)
     return mean, max(float(np.sqrt(variance)), _LEAST_SPREAD), correlation
+
+
+def _jump_spread(seen: Floats, centre: Floats, correlation: Floats) -> Floats:
+    """Standard deviation of what the points learned from jump by, as they will be watched."""
+    change = seen - centre
+    jumps = change[1:] - correlation * change[:-1]
+    known = np.isfinite(jumps)
+    squares = np.where(known, jumps, 0.0) ** 2
+    spread = np.sqrt(squares.sum(axis=0) / np.maximum(known.sum(axis=0) - 1, 1))
+    return np.asarray(np.where(np.isfinite(centre), np.maximum(spread, _LEAST_SPREAD), np.nan))
 
 
 def _mean_gain(correlation: Floats) -> Floats:
@@ -301,12 +312,12 @@ class Charts:
         """One point more. What a point does not say stays as it was."""
         limits, change = self.limits, point - self.limits.centre
         is_known = np.isfinite(change)
-        # It begins at what was learned: a first point far off is seen by its jump.
+        # It begins at what was learned; after a point that said nothing there is no jump.
         before = np.where(np.isfinite(self.mean), self.mean, 0.0)
         self.mean = np.where(is_known, before + WEIGHT * (change - before), self.mean)
-        foretold = limits.correlation * np.where(np.isfinite(self.last), self.last, 0.0)
+        jump = change - limits.correlation * self.last
         self.last = change
-        return Reading(self.mean.copy(), change - foretold, self._distance())
+        return Reading(self.mean.copy(), jump, self._distance())
 
     def _distance(self) -> Floats:
         said = self.mean[..., _IN_MAP]

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import signal, stats
 
 from drivers.camera.settings import SimulatedCameraSettings
 from drivers.camera.simulated import SimulatedCamera
@@ -83,6 +83,7 @@ _NOISE_LEVELS = 2.2
 _WEIGHT_NOISE = 0.1
 _WANDER = {"level": 0.005, "contrast": 0.02, "noise": 0.03, "section": 0.003}
 _WANDER_ODDS = 0.1
+_POINTS_AT_ONCE = 25
 _PERIODS = (2_000, 20_000)
 
 
@@ -181,29 +182,33 @@ class Streams:
         self._plates, self._rng, self._correlation = plates, rng, correlation
         self._count, self._at = count, 0
         size = (count, len(NAMES))
-        spread = np.nan_to_num(np.nanstd(plates["none"], axis=0))
-        self._spread = spread if correlation else 0 * spread
-        self._slow = rng.standard_normal(size) * self._spread
+        self._spread = np.nan_to_num(np.nanstd(plates["none"], axis=0))
+        self._slow = rng.standard_normal(size)
         periods = np.exp(rng.uniform(*np.log(_PERIODS), size))
         self._turn, self._phase = 2 * np.pi / periods, rng.uniform(0, 2 * np.pi, size)
         self._amplitude = np.array([_amplitude(name) for name in NAMES])
 
-    def take(self, count: int, drift: str = "none", begun_at: int = 0, ramp: int = 0) -> Floats:
-        """The next plates, those from `begun_at` of them on under a drift, which grows over `ramp`
-        plates."""
+    def take(
+        self, count: int, drift: str = "none", begun_at: Floats | None = None, ramp: int = 0
+    ) -> Floats:
+        """The next plates, those from `begun_at` (streams,) of them on under a drift, which grows
+        over `ramp` plates."""
         rng, clean = self._rng, self._plates["none"]
         which = rng.integers(len(clean), size=(self._count, count))
         found = clean[which]
-        if drift != "none":
-            done = np.arange(count) - begun_at
+        if begun_at is not None:
+            done = np.arange(count) - begun_at[:, None]
             share = np.clip((done + 1) / ramp, 0, 1) if ramp else (done >= 0).astype(float)
-            found = found + share[:, None] * (self._plates[drift] - clean)[which]
-        steps = rng.standard_normal((count, self._count, len(NAMES)))
-        gain = np.sqrt(1 - self._correlation**2) * self._spread
-        for number in range(count):
-            self._slow = self._correlation * self._slow + gain * steps[number]
-            wander = np.sin(self._turn * (self._at + number) + self._phase)
-            found[:, number] += self._slow + self._amplitude * wander
+            found += share[..., None] * (self._plates[drift] - clean)[which]
+        if self._correlation:
+            new = rng.standard_normal(found.shape) * np.sqrt(1 - self._correlation**2)
+            before = self._correlation * self._slow[:, None]
+            slow, _ = signal.lfilter([1.0], [1.0, -self._correlation], new, axis=1, zi=before)
+            self._slow = slow[:, -1]
+            found += slow * self._spread
+        at = self._at + np.arange(count)
+        turns = self._turn[:, None] * at[:, None] + self._phase[:, None]
+        found += self._amplitude * np.sin(turns)
         self._at += count
         return found
 
@@ -264,16 +269,20 @@ def run_length(
     streams = Streams(plates, options.streams, correlation, rng)
     charts = learned(streams, options.streams, options.learn)
     watched, alarms = 0, 0
-    for _ in range(options.horizon // BATCH_PLATES):
-        reading = charts.take(points_of(streams.take(BATCH_PLATES))[:, 0])
-        off = _is_beyond(reading, charts.limits)
-        watched += BATCH_PLATES * len(off)
-        if off.any():
-            alarms += int(off.sum())
-            streams.keep(~off)
-            charts = Charts(_some(charts.limits, ~off), charts.mean[~off], charts.last[~off])
-            if not len(charts.mean):
-                break
+    for _ in range(options.horizon // BATCH_PLATES // _POINTS_AT_ONCE):
+        coming = points_of(streams.take(BATCH_PLATES * _POINTS_AT_ONCE))
+        calls = np.full(len(coming), _POINTS_AT_ONCE)
+        for number in range(_POINTS_AT_ONCE):
+            reading = charts.take(coming[:, number])
+            off = _is_beyond(reading, charts.limits)
+            calls[off] = np.minimum(calls[off], number)
+        is_well = calls == _POINTS_AT_ONCE
+        watched += BATCH_PLATES * int(np.minimum(calls + 1, _POINTS_AT_ONCE).sum())
+        alarms += int((~is_well).sum())
+        if not is_well.any():
+            break
+        streams.keep(is_well)
+        charts = Charts(_some(charts.limits, is_well), charts.mean[is_well], charts.last[is_well])
     low = 2 * watched / stats.chi2.ppf(0.975, 2 * alarms + 2)
     high = 2 * watched / stats.chi2.ppf(0.025, 2 * alarms) if alarms else None
     return {
@@ -298,7 +307,7 @@ def delays(
     before = 10 * BATCH_PLATES
     for point in points_of(streams.take(before)).transpose(1, 0, 2):
         charts.take(point)
-    begun_at = int(rng.integers(BATCH_PLATES))
+    begun_at = rng.integers(BATCH_PLATES, size=count).astype(np.float64)
     name = drift.partition(" in ")[0]
     coming = points_of(streams.take(options.longest, name, begun_at, ramp)).transpose(1, 0, 2)
     waited = np.full(count, np.inf)
@@ -306,7 +315,7 @@ def delays(
     for number, point in enumerate(coming):
         reading = charts.take(point)
         for at in np.flatnonzero(_is_beyond(reading, charts.limits) & np.isinf(waited)):
-            waited[at] = (number + 1) * BATCH_PLATES - begun_at
+            waited[at] = (number + 1) * BATCH_PLATES - begun_at[at]
             one = Reading(reading.mean[at], reading.jump[at], reading.distance[at])
             said = finding(one, _some(charts.limits, at))
             named[at] = said is not None and said.cause == CAUSES[drift]

@@ -24,6 +24,8 @@ import argparse
 import json
 import queue
 import time
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -237,7 +239,9 @@ def learned(streams: Streams, count: int, learn_plates: int) -> Charts:
     points = points_of(streams.take(2 * least * BATCH_PLATES))
     limits = []
     for seen in points:
-        enough = next(n for n in range(least, 2 * least + 1, 10) if is_enough(seen[:n], least))
+        enough = next(
+            n for n in range(least, 2 * least + 1, least // 4) if is_enough(seen[:n], least)
+        )
         limits.append(learn(seen[:enough], wanted))
     return Charts(_stacked(limits))
 
@@ -297,19 +301,28 @@ def run_length(
 
 
 def delays(
-    plates: dict[str, Floats], correlation: float, drift: str, options: argparse.Namespace
-) -> dict[str, Any]:
-    """Plates from the first one that is off to the last of the batch that calls."""
+    plates: dict[str, Floats], correlation: float, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """Under each drift, the same stations: plates from the first one that is off to the last of the
+    batch that calls."""
     rng = np.random.default_rng((options.seed, round(1000 * correlation), 2))
-    count, ramp = options.streams, 400 if "in 400" in drift else 0
+    count = options.streams
     streams = Streams(plates, count, correlation, rng)
     charts = learned(streams, count, options.learn)
-    before = 10 * BATCH_PLATES
-    for point in points_of(streams.take(before)).transpose(1, 0, 2):
+    for point in points_of(streams.take(10 * BATCH_PLATES)).transpose(1, 0, 2):
         charts.take(point)
     begun_at = rng.integers(BATCH_PLATES, size=count).astype(np.float64)
+    for drift in CAUSES:
+        said = _delay(deepcopy(streams), deepcopy(charts), drift, begun_at, options.longest)
+        yield {"drift": drift, "correlation": correlation, "streams": count, **said}
+
+
+def _delay(
+    streams: Streams, charts: Charts, drift: str, begun_at: Floats, longest: int
+) -> dict[str, Any]:
+    count, ramp = len(begun_at), 400 if "in 400" in drift else 0
     name = drift.partition(" in ")[0]
-    coming = points_of(streams.take(options.longest, name, begun_at, ramp)).transpose(1, 0, 2)
+    coming = points_of(streams.take(longest, name, begun_at, ramp)).transpose(1, 0, 2)
     waited = np.full(count, np.inf)
     named = np.zeros(count, bool)
     for number, point in enumerate(coming):
@@ -322,9 +335,6 @@ def delays(
     is_found = np.isfinite(waited)
     median, late = np.quantile(waited, [0.5, 0.95], method="higher")
     return {
-        "drift": drift,
-        "correlation": correlation,
-        "streams": count,
         "median": float(median),
         "p95": float(late) if np.isfinite(late) else None,
         "not_found": int((~is_found).sum()),
@@ -391,8 +401,8 @@ def main() -> None:
     for correlation in correlations:
         if options.what == "arl":
             print(json.dumps(run_length(plates, correlation, options)), flush=True)
-        for drift in CAUSES if options.what == "delay" else ():
-            print(json.dumps(delays(plates, correlation, drift, options)), flush=True)
+        for row in delays(plates, correlation, options) if options.what == "delay" else ():
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

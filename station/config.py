@@ -249,6 +249,31 @@ class LimitSampleRecipe(Settings):
         return self
 
 
+class DriftRecipe(Settings):
+    """From which changes on slow drifts are to be found (docs/drift.md). No verdict depends on
+    it."""
+
+    learn_plates: Count = Field(
+        1600,
+        ge=48,
+        le=3200,
+        description="Judged plates that limits are learned from, in eights; up to twice as many, "
+        "3,200 at most, where each is much like the one before it.",
+    )
+    light_change: Number = Field(
+        0.05, gt=0, lt=1, description="Change of the plates' level that is to be found."
+    )
+    contrast_change: Number = Field(
+        0.2, gt=0, lt=1, description="Of the contrast of their lattice of dots, relative."
+    )
+    noise_change: Number = Field(
+        0.3, gt=0, lt=1, description="Of the noise of their pixels, relative."
+    )
+    score_change: Number = Field(
+        1.0, gt=0, le=10, description="Of passing tiles' scores, in log odds."
+    )
+
+
 class ReviewRecipe(Settings):
     """What a person may say of a plate afterwards, and when one person is not enough."""
 
@@ -303,6 +328,7 @@ class Recipe(Settings):
     model: ModelRecipe
     keep: KeepRecipe = KeepRecipe()
     health: HealthRecipe = HealthRecipe()
+    drift: DriftRecipe = DriftRecipe()
     review: ReviewRecipe = ReviewRecipe()
     promotion: PromotionRecipe = PromotionRecipe()
     limit_samples: LimitSampleRecipe = LimitSampleRecipe()

@@ -1,6 +1,7 @@
 """Commands to a running station over its control socket: status, halt, resume, acknowledge, learn
-the light anew, take up another recipe, judge the limit samples, try out lamp and outputs, show the
-camera's picture; and what a person says of plates: operator, lot, job, the next one's serial."""
+the light or the limits of drift anew, take up another recipe, judge the limit samples, try out lamp
+and outputs, show the camera's picture; and what a person says of plates: operator, lot, job, the
+next one's serial."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ _MAX_CLIENTS, _MAX_OF_PAGE = 16, 8
 SAYINGS = (*GIVEN, "serial")
 """Commands that carry a text."""
 _OPS = (
-    *("status", "halt", "resume", "ack", "relearn", "recipe", "rollback", "limit_samples"),
-    *("light", "output", "look", *SAYINGS),
+    *("status", "halt", "resume", "ack", "relearn", "drift", "recipe", "rollback"),
+    *("limit_samples", "light", "output", "look", *SAYINGS),
 )
 
 

@@ -107,6 +107,8 @@ class PlateWork:
     detail: str = ""
     tiles_expected: int = 0
     scores: list[TileScore] = field(default_factory=list)
+    maps: list[NDArray[np.float32]] = field(default_factory=list)
+    """What the network said of where, (n, 7, 7) for each chunk; in no order."""
     sampled_px: int = 0
     unlit_px: int = 0
     is_failing: bool = False
@@ -247,6 +249,8 @@ class Inspector:
         count = cut_tiles(self._geometry, pixels, row, chunk, block, batch)
         judge = job.work.judge
         found = judge.classifier.find(batch[:count], session)
+        if found.defect_maps is not None:
+            job.work.maps.append(found.defect_maps)
         places = zip(row.columns[chunk], row.x_px[chunk], found.scores.tolist(), strict=True)
         return [
             TileScore(

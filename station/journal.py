@@ -30,7 +30,7 @@ import cv2
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from station import comparisons, page_door, promotion, reviews, shadows
+from station import comparisons, drift_log, page_door, promotion, reviews, shadows
 from station.audit import UNREVEALED
 from station.clock import Clock
 from station.config import EX_CONFIG, ConfigError, Configuration
@@ -131,7 +131,8 @@ class JournalClient:
         has_late_plates, last_plate_ordinal, attentions and references (bodies), last_tick_at,
         signed_files (sha256 of commissioning files, the latest first), given (what people said
         holds from plate to plate), audit_seeds (bodies of those not revealed), recipes (sha256 of
-        the active one and of those approved), shadow (the model in the shadow, or None), head (seq,
+        the active one and of those approved), shadow (the model in the shadow, or None), drift
+        (limits and standing alarms by key), head (seq,
         chain)."""
         return self._connected.request({"op": "hello"}, timeout_s=30.0)
 
@@ -509,6 +510,7 @@ class _Journal:
             "audit_seeds": self._store.unrevealed_seeds(UNREVEALED),
             "recipes": self._recipes(),
             "shadow": self._shadows.brief(),
+            "drift": drift_log.register(self._store.drift_changes()).brief(),
             "head": {"seq": seq, "chain_sha256": chain},
         }
 
@@ -625,7 +627,7 @@ class _Journal:
         of_page = map(page_door.objection, rows if client in self._of_page else ())
         problem = next(filter(None, of_page), "") or self._upkeep.objection(rows)
         problem = problem or self._recipe_objection(rows) or self._shadow_objection(rows)
-        problem = problem or self._comparison_objection(rows)
+        problem = problem or self._comparison_objection(rows) or self._drift_objection(rows)
         if problem:
             raise ValueError(problem)
 
@@ -687,6 +689,17 @@ class _Journal:
                 return problem
             before.append(step.as_json())
         return ""
+
+    def _drift_objection(self, rows: list[Body]) -> str:
+        """Limits of drift over others, without a person's command between; empty if there are
+        none."""
+        steps = [row for row in rows if isinstance(row, ChangeBody) and _is_of_drift(row.what)]
+        if not steps:
+            return ""
+        waiting = [row.as_json() for item in self._waiting for row in item.rows]
+        before = [row for row in waiting if _is_of_drift(row.get("what"))]
+        before = [*self._store.drift_changes(), *before, *(row.as_json() for row in steps[:-1])]
+        return drift_log.objection(drift_log.register(before), steps[-1].as_json())
 
     def _keep_recipe(self, row: ChangeBody, known: Register) -> str:
         """The file of a version, and the one that says which version judges, are durable before
@@ -894,6 +907,10 @@ def _what_is_missing(problem: BaseException) -> str:
         return "no memory for its pictures"
     is_full = problem.errno in _DISK_FULL
     return f"{problem.strerror}; free some space" if is_full else str(problem)
+
+
+def _is_of_drift(what: str | None) -> bool:
+    return what in drift_log.CHANGES
 
 
 def _size(path: Path) -> int:

@@ -29,6 +29,7 @@ from station.packing import UNREADABLE, Contexts
 from station.qms import (
     COMPARISON_CHANGES,
     DATABASE,
+    DRIFT_CHANGES,
     HOLDS,
     IMAGES,
     MODEL_CHANGES,
@@ -245,6 +246,10 @@ class Reader:
     def comparison_changes(self) -> list[Json]:
         """Bodies of the rows of comparisons of models and of what people signed, in order."""
         return [json.loads(row[0]) for row in self._connection.execute(text(COMPARISON_CHANGES))]
+
+    def drift_changes(self) -> list[Json]:
+        """As `Store.drift_changes`."""
+        return [json.loads(row[0]) for row in self._connection.execute(text(DRIFT_CHANGES))]
 
     def ended_in_order(self) -> bool:
         """The station's last life ended as it was told, or there was none: nothing starts it again

@@ -122,6 +122,8 @@ OPTIONAL_FIGURES: Final = (
              "Plates whose serial is not certain"),
     _counter("station", "serials.unclaimed", "vqi_serials_unclaimed",
              "Serials that no plate took"),
+    _counter("station", "drift.unmeasured", "vqi_drift_unmeasured_plates",
+             "Judged plates that the drift watch could not measure"),
     _gauge("journal", "disk.level", "vqi_disk_watermark_level", "",
            "0: room enough; each level gives up more, from the third on READY drops"),
     _counter("journal", "retention.tombstones", "vqi_retention_tombstones", "Tombstones written"),
@@ -266,6 +268,11 @@ def _states(status: dict[str, Json]) -> Iterator[Metric]:
     calls = station.get("calls")
     count = len(calls) if isinstance(calls, list) else None
     yield _single("vqi_attentions", "Calls for a person that stand, of every part", count)
+    drift = station.get("drift") or {}
+    yield _labelled("vqi_drift_ratio", "A chart of drift, in multiples of its limit", "chart",
+                    drift.get("ratios") or {})  # fmt: skip
+    is_watching = drift.get("state") == "watching" if drift else None
+    yield _single("vqi_drift_watching", "Limits of drift are learned: 1", is_watching)
     yield _build(station, status["journal"])
 
 

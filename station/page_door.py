@@ -37,6 +37,7 @@ _STATION_SAYS = frozenset(
         *("halt", "resume", "ack", "relearn", "operator", "lot", "job", "serial"),
         *("recipe", "recipe_activated", "recipe_refused", "light", "output"),
         *("model_rollback", "model_parity", "limit_samples", "limit_samples_asked"),
+        *("drift_limits", "drift_alarm", "drift_cleared", "drift_relearn"),
     )
 )
 """Changes that only the station and `vqi commission sign` write; who asked is in them already."""

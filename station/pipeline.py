@@ -42,6 +42,8 @@ from station.commissioned import read_commissioned
 from station.config import DEFAULT_RECORD_GB, ConfigError, Configuration, Loaded, Recipe
 from station.control import SAYINGS, ControlServer
 from station.counters import StageTimes
+from station.drift import Drift
+from station.drift_log import DriftRegister, follow
 from station.feed import (
     BeltBegan,
     BeltMoved,
@@ -57,7 +59,7 @@ from station.feed import (
 from station.flat_field import FlatField
 from station.given import VALUE, Given
 from station.hand_test import HandTest
-from station.health import CameraHealth, Health, HealthRow, look_at, reference_key
+from station.health import CameraHealth, Health, HealthRow, Seen, look_at, reference_key
 from station.identity import UNSEEN
 from station.ingress import Refused, admit, words_problem
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
@@ -72,6 +74,7 @@ from station.lock import STATION_LOCK, take_lock
 from station.log_lines import get_logger
 from station.maintenance import READY_LEVEL
 from station.outbox import Outbox
+from station.plate_features import plate_features
 from station.processes import said_figures
 from station.product import check_strip, geometry_of, load_flat_field
 from station.recipe_switch import RecipeChecked, RecipeSwitch
@@ -132,6 +135,8 @@ _DROPS_READY = {"lamp", "accept", "late", "disk", "recipe", "parity", "samples_d
 _LATE = "a plate passed, but was past its accept point first; acknowledge it"
 _UNCLAIMED = "a serial was read that no plate took; see `vqi log serials`, acknowledge it"
 _PATIENCE_S = 5.0
+_SPOILS_LIMITS = {"dirt", "light", "exposure", "length"}
+"""Attentions under which no limits of drift are learned."""
 _WITHOUT_END = {Reason.INTERRUPTED, Reason.BELT_STOPPED}
 """Why a plate's last scan line was never seen."""
 _LATENCIES = 10_000
@@ -340,6 +345,8 @@ class Station:
         self._origin = provenance(camera.info, commissioned)
         self._context = self._make_context(camera)
         self._health = self._make_health(hello)
+        self._drift_log = DriftRegister(**hello["drift"])
+        self._drift = self._make_drift(self._drift_log)
         self._feed = self._make_feed(camera, hello)
         self._on_shadow(hello.get("shadow"))
         # Last: what was only asked for is active once all of it has been seen to work.
@@ -424,9 +431,7 @@ class Station:
 
     def _make_health(self, hello: Json) -> Health:
         """With what the log knows: a restart forgets neither dirt nor how bright the light was."""
-        context, recipe = self._context, self._recipe.value
-        flat_field = context.flat_field
-        key = reference_key(recipe.id, context.camera, flat_field.id if flat_field else None)
+        context, recipe, key = self._context, self._recipe.value, self._light_key
         known = [ReferenceBody.of_log(body) for body in hello["references"]]
         return Health(
             recipe,
@@ -436,6 +441,25 @@ class Station:
             next((body for body in known if body.key == key), None),
             [AttentionBody.of_log(body) for body in hello["attentions"]],
         )
+
+    def _make_drift(self, known: DriftRegister) -> Drift:
+        judge, directory = self._judge, self._settings.journal.directory
+        classifier = judge.classifier
+        names = {
+            "recipe": judge.name,
+            "model_id": classifier.model_id,
+            "model_sha256": classifier.model_sha256,
+        }
+        key = f"{self._light_key} {classifier.model_sha256} {classifier.precision}"
+        recipe, station_id = judge.recipe.value.drift, self._settings.station.id
+        return Drift(recipe, station_id, key, names, directory, known)
+
+    @property
+    def _light_key(self) -> str:
+        """What levels of plates may be compared by."""
+        flat_field = self._context.flat_field
+        recipe_id = self._recipe.value.id
+        return reference_key(recipe_id, self._context.camera, flat_field.id if flat_field else None)
 
     def _say_start(self, hello: Json, taken_up: list[Body], tested: LoadedJudge) -> None:
         """Write what the last life left open, and that a new one begins."""
@@ -595,6 +619,8 @@ class Station:
             self._feed.stop()
             self._inspector.stop()
             self._emit({"summary": self.summary()})
+        if hasattr(self, "_drift"):
+            self._drift.save()
         if hasattr(self, "_control"):
             self._control.close()
         if hasattr(self, "_lending"):
@@ -730,6 +756,8 @@ class Station:
         goes_back = self._switch.is_rollback
         self._switch.taken_up(tested.judge.recipe)
         self._samples.adopt(tested.judge.recipe, samples)
+        self._drift.save()
+        self._drift = self._make_drift(self._drift_log)
         self._set_problem("limit_samples", self._samples.problem)
         self._parity = {}
         self._set_problem("parity", "")
@@ -877,7 +905,9 @@ class Station:
         self._emit({"record": record | answer["pictures"], "latency_ms": latency_ms})
         if work is not None:
             # After the lamp's command: no light waits for what a plate says of the station.
-            self._say_health(self._health.plate(look_at(body, work, self._context.geometry)))
+            seen = look_at(body, work, self._context.geometry)
+            self._say_health(self._health.plate(seen))
+            self._watch_drift(body, work, seen)
             if not self._lending.lend(body, work, self._context):
                 self._pool.give_back(work.buffer)
 
@@ -960,6 +990,26 @@ class Station:
                 _LOG.warning(word, result_id=row.result_id, name=row.name, text=row.text)
                 self._say_attentions({"attention": row.as_json()})
 
+    def _watch_drift(self, body: ResultBody, work: PlateWork, seen: Seen) -> None:
+        context = self._context
+        if work.judge is not self._judge:  # of the one before: its charts are closed
+            return
+        width = context.geometry.scan_line_px
+        features = plate_features(work, seen.profile, work.judge.threshold, width)
+        begun = {attention.name for attention in self._health.attentions}
+        is_calm = body.verdict is not Verdict.UNDECIDED and not begun & _SPOILS_LIMITS
+        rows = self._drift.plate(body.result_id, features, is_calm, "dirt" in begun)
+        self._say_drift(rows)
+
+    def _say_drift(self, rows: list[ChangeBody]) -> None:
+        follow(self._drift_log, (row.as_json() for row in rows))
+        for row in rows:
+            self._outbox.submit([row])
+            said = {name: row.detail[name] for name in ("cause", "text") if name in row.detail}
+            _LOG.warning(row.what, result_id=row.detail.get("result_id"), **said)
+        if rows:
+            self._say_attentions({"drift": [row.as_json() for row in rows]})
+
     def _say_attentions(self, event: Json) -> None:
         """Tell whoever watches, and the light."""
         self._emit({**event, "attentions": self._attentions})
@@ -967,7 +1017,7 @@ class Station:
 
     @property
     def _attentions(self) -> list[str]:
-        return [body.text for body in self._health.attentions]
+        return [body.text for body in self._health.attentions] + self._drift.attentions
 
     @property
     def _attention_texts(self) -> list[str]:
@@ -984,7 +1034,7 @@ class Station:
             "parity",
         )
         texts = [self._problems[part] for part in parts if part in self._problems]
-        return texts + (self._attentions if hasattr(self, "_health") else [])
+        return texts + (self._attentions if hasattr(self, "_drift") else [])
 
     def _set_attention(self) -> None:
         """The light calls a person, where no plate's result is shown, until nothing is left."""
@@ -1324,6 +1374,8 @@ class Station:
         if self._is_ending:
             # Said now, it would hold for nothing: what is started next does not know of it.
             return {"ok": False, "error": f"{op}: the station is ending; say it to the next one"}
+        if op == "drift":
+            return self._relearn_drift(text, who, account)
         if op == "recipe":
             return self._ask_for_recipe(text, who, account)
         if op == "rollback":
@@ -1368,6 +1420,15 @@ class Station:
             RecipeFolder.of(self._settings).keep_halted(is_halted)
         except (OSError, ConfigError) as error:
             _LOG.warning("halt not kept for another start", problem=str(error))
+
+    def _relearn_drift(self, reason: str, who: str, account: str) -> Json:
+        if not hasattr(self, "_drift"):
+            return {"ok": False, "error": "the station is starting; ask again"}
+        problem = words_problem("reason", reason) or ("" if reason else "say why: a reason")
+        if problem:
+            return {"ok": False, "error": problem}
+        self._say_drift(self._drift.relearn(who, reason, account))
+        return {"ok": True, "state": str(self._state)}
 
     def _ask_for_recipe(self, name: str, who: str, account: str) -> Json:
         if self._is_ending or not hasattr(self, "_feed"):
@@ -1438,7 +1499,8 @@ class Station:
             "ready": not self._not_ready,
             "not_ready": self._not_ready,
             **self._origin_words(),
-            "attentions": self._attentions if hasattr(self, "_health") else [],
+            "attentions": self._attentions if hasattr(self, "_drift") else [],
+            "drift": self._drift.status() if hasattr(self, "_drift") else None,
             "calls": self._attention_texts,
             "upkeep": self._upkeep,
             "given": asdict(self._given),

@@ -90,6 +90,10 @@ COMPARISON_CHANGES = """
     SELECT body FROM row WHERE kind = 'change'
     AND body ->> '$.what' IN ('model_compared', 'model_flip_signed') ORDER BY seq
 """
+DRIFT_CHANGES = """
+    SELECT body FROM row WHERE kind = 'change' AND body ->> '$.what' GLOB 'drift_*'
+    ORDER BY seq
+"""
 
 _LAST_BACKUP = """
     SELECT body FROM row WHERE kind = 'backup' AND body ->> '$.is_ok'
@@ -463,6 +467,10 @@ class Store:
     def comparison_changes(self) -> list[Json]:
         """Bodies of the rows of comparisons of models and of what people signed, in order."""
         return [json.loads(row.body) for row in self._query(COMPARISON_CHANGES, {})]
+
+    def drift_changes(self) -> list[Json]:
+        """Bodies of the rows of drift, in order; see station/drift_log.py."""
+        return [json.loads(row.body) for row in self._query(DRIFT_CHANGES, {})]
 
     def of_result(self, result_id: str) -> list[Json]:
         """Bodies of every row about a result, in order."""

@@ -132,6 +132,10 @@ def plain_line(event: Json) -> str | None:
     if "attention" in event:
         row = event["attention"]
         return f"ATTENTION{'' if row['is_begin'] else ' ended'}: {row['text']}"
+    if "drift" in event:
+        ended = [row["detail"] for row in event["drift"] if row["what"] == "drift_cleared"]
+        said = [f"ATTENTION ended: {detail['text']}" for detail in ended]
+        return "\n".join([*said, *(f"ATTENTION: {text}" for text in event["attentions"])]) or None
     if event.get("attentions"):
         return "\n".join(f"ATTENTION: {text}" for text in event["attentions"])
     return None

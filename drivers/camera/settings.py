@@ -88,6 +88,12 @@ class WearSettings(Settings):
         -0.05, ge=-1, le=1, description="Relative change of brightness below the dirt."
     )
     light_level: Number = Field(1.0, gt=0, le=10, description="Brightness, relative.")
+    light_fade_frames: Count = Field(
+        0, ge=0, description="Frames in which the light gets there, evenly; 0: at once."
+    )
+    dot_contrast: Number = Field(
+        1.0, gt=0, le=2, description="Contrast of the plates' dots, relative: another material."
+    )
     stretch: Number = Field(
         1.0, ge=0.8, le=1.2, description="Length of plates in scan lines: a belt that slips."
     )

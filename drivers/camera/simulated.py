@@ -67,7 +67,7 @@ class SimulatedCamera(Camera):
         self._frame_s = settings.frame_height / settings.line_rate_hz
         self._epoch_s = None if settings.belt_file is None else _read_epoch_s(settings)
         self._bank = render_bank(settings)
-        self._stretched = _stretched(self._bank, settings.wear.stretch)
+        self._worn = _worn_pictures(settings, self._bank)
         self._belt = render_empty_belt(settings)
         labels, slots = settings.labels, self._slots
         pitch_mm = settings.pixel_pitch_mm
@@ -226,7 +226,7 @@ class SimulatedCamera(Camera):
             if top < bottom:
                 pixels[top:bottom] = picture[top - start : bottom - start]
         if _is_worn(self._settings.wear, number):
-            _wear_out(pixels, self._settings.wear, self._settings.pixel_pitch_mm)
+            _wear_out(pixels, self._settings.wear, number, self._settings.pixel_pitch_mm)
 
     def _truth(self, number: int) -> tuple[PlateTruth, ...]:
         """The plates whose leading edge lies in a belt frame."""
@@ -242,10 +242,10 @@ class SimulatedCamera(Camera):
         return self._bank[self._place(ordinal)]
 
     def _picture(self, ordinal: int) -> Pixels:
-        """A plate as the belt's travel makes it look when it arrives."""
+        """A plate as its material and the belt's travel make it look when it arrives."""
         arrives = self._slots.start(ordinal) // self._settings.frame_height
-        if self._stretched and _is_worn(self._settings.wear, arrives):
-            return self._stretched[self._place(ordinal)]
+        if self._worn and _is_worn(self._settings.wear, arrives):
+            return self._worn[self._place(ordinal)]
         return self._plate(ordinal).pixels
 
     def _place(self, ordinal: int) -> int:
@@ -265,15 +265,18 @@ def render_empty_belt(settings: SimulatedCameraSettings) -> Pixels:
     return render_belt(_BELT_ROWS, settings.width, np.random.default_rng([settings.seed, 1]))
 
 
-def render_bank(settings: SimulatedCameraSettings) -> list[RenderedPlate]:
+def render_bank(
+    settings: SimulatedCameraSettings, dot_contrast: float = 1.0
+) -> list[RenderedPlate]:
     """The belt's different plates, `defective_share` of them with defects."""
     specimen, count = settings.specimen, settings.bank_plates
     defective = round(specimen.defective_share * count)
 
     def make(number: int) -> RenderedPlate:
         rng = np.random.default_rng([settings.seed, 0, number])
+        plate = Specimen.random(specimen, rng, is_defective=number < defective)
         return render(
-            Specimen.random(specimen, rng, is_defective=number < defective),
+            plate.with_contrast(dot_contrast),
             settings.pixel_pitch_mm,
             settings.width,
             float(rng.uniform(-1, 1)) * specimen.lateral_offset_mm,
@@ -290,10 +293,20 @@ def _is_worn(wear: WearSettings, number: int) -> bool:
     return number >= wear.from_frame and not is_over
 
 
-def _stretched(bank: list[RenderedPlate], stretch: float) -> list[Pixels]:
-    """The plates' pictures with more (or fewer) scan lines; none where it changes nothing."""
-    if stretch == 1.0:
+def _worn_pictures(settings: SimulatedCameraSettings, bank: list[RenderedPlate]) -> list[Pixels]:
+    """The plates' pictures of the worn material, with more (or fewer) scan lines; none where wear
+    changes no plate."""
+    wear = settings.wear
+    if wear.dot_contrast != 1.0:
+        bank = render_bank(settings, wear.dot_contrast)
+    elif wear.stretch == 1.0:
         return []
+    if wear.stretch == 1.0:
+        return [plate.pixels for plate in bank]
+    return _stretched(bank, wear.stretch)
+
+
+def _stretched(bank: list[RenderedPlate], stretch: float) -> list[Pixels]:
     sizes = [(plate.pixels.shape[1], round(len(plate.pixels) * stretch)) for plate in bank]
     return [
         np.asarray(cv2.resize(plate.pixels, size, interpolation=cv2.INTER_LINEAR), np.uint8)
@@ -301,10 +314,11 @@ def _stretched(bank: list[RenderedPlate], stretch: float) -> list[Pixels]:
     ]
 
 
-def _wear_out(pixels: Pixels, wear: WearSettings, pixel_pitch_mm: float) -> None:
+def _wear_out(pixels: Pixels, wear: WearSettings, number: int, pixel_pitch_mm: float) -> None:
     """Weaken the light, then what lies below the dirt."""
     if wear.light_level != 1.0:
-        cv2.convertScaleAbs(pixels, dst=pixels, alpha=wear.light_level)
+        share = min((number - wear.from_frame + 1) / max(wear.light_fade_frames, 1), 1.0)
+        cv2.convertScaleAbs(pixels, dst=pixels, alpha=1 + share * (wear.light_level - 1))
     if wear.dirt_mm is not None:
         start, end = (round(at / pixel_pitch_mm) for at in wear.dirt_mm)
         below = pixels[:, start : max(end, start + 1)]

@@ -87,6 +87,21 @@ class Specimen:
     def defects(self) -> tuple[TrueDefect, ...]:
         return tuple(mark.truth for mark in self.marks)
 
+    def with_contrast(self, scale: float) -> Specimen:
+        """The same plate with dots of another contrast to what is between them, about as bright."""
+        if self.lattice is None or scale == 1.0:
+            return self
+        light, lattice = self.lighting, self.lattice
+        middle_mm = lattice.diameter_mm * (1 + lattice.growth / 2)
+        share = math.pi / 4 * (middle_mm / lattice.pitch_mm) ** 2
+        less = (1 - scale) * (light.dot_level - light.base_level)
+        changed = replace(
+            light,
+            base_level=light.base_level + less * share,
+            dot_level=light.dot_level - less * (1 - share),
+        )
+        return replace(self, lighting=changed)
+
     @classmethod
     def random(
         cls,

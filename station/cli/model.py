@@ -31,6 +31,7 @@ from station.cli.common import (
     fail,
     print_json,
 )
+from station.cli.model_drift import drift
 from station.config import Recipe, load_recipe
 from station.gate_set import measure_gate_set
 from station.plates import FALSE_REJECT_TARGET, plates_needed
@@ -50,6 +51,7 @@ app.add_typer(model_shadow.app, name="shadow")
 app.command("compare")(model_compare.compare)
 app.command("flips")(model_compare.flips)
 app.command("sign-flip")(model_compare.sign_flip)
+app.command("drift")(drift)
 
 DataOption = Annotated[Path, typer.Option(help="Folder with labels.csv, or good/ and defective/.")]
 RecipeOption = Annotated[str, typer.Option(help="Recipe file, or shipped:<id>.")]

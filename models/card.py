@@ -13,7 +13,9 @@ MODEL_FILE = "model.onnx"
 MODEL_ID = r"^[a-z0-9][a-z0-9._-]*$"
 GOLDEN_FILE = "golden.npz"
 _SHA256 = "^[0-9a-f]{64}$"
-_MAX_CARD_BYTES = 1_000_000
+MAX_CARD_BYTES = 1_000_000
+MAX_MODEL_BYTES = 200_000_000
+MAX_GOLDEN_BYTES = 20_000_000
 
 
 class ModelError(Exception):
@@ -145,7 +147,7 @@ def read_card(folder: Path) -> ModelCard:
     """The card of the model in `folder`. Raises `ModelError` if it is missing or does not parse."""
     path = folder / CARD_FILE
     try:
-        card = ModelCard.model_validate_json(read_bounded(path, _MAX_CARD_BYTES))
+        card = ModelCard.model_validate_json(read_bounded(path, MAX_CARD_BYTES))
     except ValidationError as error:
         raise ModelError(f"{path}: not a model card: {_first_mistake(error)}") from error
     if card.id != folder.resolve().name:

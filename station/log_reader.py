@@ -30,6 +30,7 @@ from station.qms import (
     DATABASE,
     HOLDS,
     IMAGES,
+    MODEL_CHANGES,
     RECIPE_CHANGES,
     SIGNED_FILES,
     SNAPSHOT,
@@ -226,6 +227,10 @@ class Reader:
     def recipe_changes(self) -> list[Json]:
         """Bodies of the rows that propose, approve and activate recipes, in order."""
         return [json.loads(row[0]) for row in self._connection.execute(text(RECIPE_CHANGES))]
+
+    def model_changes(self) -> list[Json]:
+        """Bodies of the rows of the life of models, in order."""
+        return [json.loads(row[0]) for row in self._connection.execute(text(MODEL_CHANGES))]
 
     def ended_in_order(self) -> bool:
         """The station's last life ended as it was told, or there was none: nothing starts it again

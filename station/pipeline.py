@@ -69,10 +69,12 @@ from station.lock import STATION_LOCK, take_lock
 from station.log_lines import get_logger
 from station.machine import test_on_this_machine
 from station.maintenance import READY_LEVEL
+from station.model_signatures import SignedModel, UnsignedModel
+from station.model_store import ModelStore, judge_folder
 from station.outbox import Outbox
 from station.precision import load_classifier
 from station.processes import said_figures
-from station.product import check_strip, geometry_of, load_flat_field
+from station.product import check_strip, geometry_of, load_flat_field, model_folder
 from station.recipe_switch import RecipeChecked, RecipeSwitch
 from station.recipes import Named, RecipeFolder, refused_change, settle_start
 from station.record import (
@@ -310,7 +312,8 @@ class Station:
         commissioned = read_commissioned(
             settings.commissioning_file, settings.station.id, hello["signed_files"]
         )
-        self._origin = provenance(camera.info, commissioned)
+        self._signed = self._judge_model(classifier)
+        self._origin = provenance(camera.info, commissioned, self._signed)
         self._context = self._make_context(camera, classifier)
         self._health = self._make_health(hello)
         self._feed = self._make_feed(camera, hello)
@@ -342,6 +345,14 @@ class Station:
                 f"{error.strerror}"
             ) from error
         return classifier
+
+    def _judge_model(self, classifier: Classifier) -> SignedModel | UnsignedModel:
+        """Who vouches for the very weights that were loaded."""
+        folder = model_folder(self._recipe, ModelStore.of(self._settings))
+        judged = judge_folder(self._settings, folder)
+        if isinstance(judged, SignedModel) and judged.model_sha256 != classifier.model_sha256:
+            return UnsignedModel(f"{folder}: changed since the station loaded it")
+        return judged
 
     def _make_context(self, camera: CameraProcess, classifier: Classifier) -> Context:
         pitch_mm = self._settings.camera.pixel_pitch_mm
@@ -441,6 +452,7 @@ class Station:
             "recipe_sha256": self._recipe.sha256,
             "configuration_sha256": self._configuration.sha256,
             "model_sha256": self._context.classifier.model_sha256,
+            **_signed_names(self._signed),
             "precision": self._why_precision,
             "camera_serial": self._context.camera.serial,
             **_commissioning_name(self._origin, hello),
@@ -1377,6 +1389,13 @@ def _feature_detail(camera: CameraInfo) -> dict[str, str]:
     if camera.rounded:
         detail["camera_rounded"] = json.dumps(camera.rounded)
     return detail
+
+
+def _signed_names(model: SignedModel | UnsignedModel) -> dict[str, str]:
+    """Of a start: whose word there is for the model, or that there is none."""
+    if isinstance(model, UnsignedModel):
+        return {"model_signed_by": ""}
+    return {"model_signed_by": model.words, "model_digest": model.digest}
 
 
 def _commissioning_name(origin: Origin, hello: Json) -> dict[str, str]:

@@ -69,6 +69,11 @@ RECIPE_CHANGES = """
     ORDER BY seq
 """
 
+MODEL_CHANGES = """
+    SELECT body FROM row WHERE kind = 'change' AND body ->> '$.what' GLOB 'model_*'
+    ORDER BY seq
+"""
+
 _LAST_BACKUP = """
     SELECT body FROM row WHERE kind = 'backup' AND body ->> '$.is_ok'
     AND body ->> '$.directory' = :directory ORDER BY seq DESC LIMIT 1
@@ -427,6 +432,10 @@ class Store:
     def recipe_changes(self) -> list[Json]:
         """Bodies of the rows that propose, approve and activate recipes, in order."""
         return [json.loads(row.body) for row in self._query(RECIPE_CHANGES, {})]
+
+    def model_changes(self) -> list[Json]:
+        """Bodies of the rows of the life of models, in order."""
+        return [json.loads(row.body) for row in self._query(MODEL_CHANGES, {})]
 
     def of_result(self, result_id: str) -> list[Json]:
         """Bodies of every row about a result, in order."""

@@ -37,6 +37,7 @@ from station.commissioning_line import DRY_RUN_PLATES
 from station.commissioning_report import REPORT_HTML, Report, build_report, write_report
 from station.commissioning_steps import STEPS
 from station.config import EX_CONFIG, Configuration, Loaded, Recipe
+from station.model_store import ModelStore
 from station.product import load_product, model_folder
 from station.signing import SigningError, sign_report, station_stopped, verify_signature
 
@@ -187,7 +188,7 @@ def _folders(
 
 
 def _basis(loaded: Loaded[Configuration], recipe: Loaded[Recipe]) -> Basis:
-    card = read_card(model_folder(recipe))
+    card = read_card(model_folder(recipe, ModelStore.of(loaded.value)))
     return Basis(
         configuration_sha256=loaded.sha256,
         recipe_id=recipe.value.id,

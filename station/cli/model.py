@@ -20,9 +20,10 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from models.card import ModelError, read_card, write_card
+from models.card import ModelError, write_card
 from models.classifier import Classifier
-from models.registry import find_model, list_models
+from models.registry import find_model
+from station.cli import model_signed
 from station.cli.common import (
     JsonOption,
     command_line,
@@ -44,6 +45,8 @@ from station.synthesize import (
 )
 
 app = typer.Typer(no_args_is_help=True)
+for _name, _command in model_signed.COMMANDS.items():
+    app.command(_name)(_command)
 
 DataOption = Annotated[Path, typer.Option(help="Folder with labels.csv, or good/ and defective/.")]
 RecipeOption = Annotated[str, typer.Option(help="Recipe file, or shipped:<id>.")]
@@ -402,28 +405,6 @@ def _set_threshold(
     pitch_mm = source.geometry.pixel_pitch_mm
     made_by = f"plates of recipe {loaded.id} at {pitch_mm:g} mm a pixel; {command_line()}"
     set_threshold(out, source, plates, target, seed, made_by)
-
-
-@app.command("list")
-def list_(is_json: JsonOption = False) -> None:
-    """Models that a recipe can name."""
-    for name, folder in list_models().items():
-        try:
-            card = read_card(folder)
-        except ModelError as error:
-            fail(str(error))
-        row = {
-            "id": name,
-            "sha256": card.sha256,
-            "parameters": card.parameters,
-            "mflops": card.mflops,
-            "threshold": card.threshold.value,
-            "folder": str(folder),
-        }
-        if is_json:
-            print_json(row)
-        else:
-            typer.echo("  ".join(f"{key} {value}" for key, value in row.items()))
 
 
 @app.command("benchmark")

@@ -80,6 +80,18 @@ class TrainingCard(CardPart):
     code_revision: str
 
 
+class ForeignCard(CardPart):
+    """A network that was trained elsewhere: what is known of it (`vqi model adopt`)."""
+
+    origin: str = Field(min_length=1)
+    """Who trained it, on what, as far as that was said."""
+    file: str
+    file_sha256: str = Field(pattern=_SHA256)
+    """Of the file as it came; the graph around it is ours."""
+    opset: int
+    command: str
+
+
 class GateSetCard(CardPart):
     """Labelled tiles of rendered plates, on which a faster precision is held against fp32. Anybody
     can render them again; whether they came out the same, `sha256` and `auroc` tell."""
@@ -127,7 +139,7 @@ class ModelCard(CardPart):
     output: OutputCard = OutputCard()
     threshold: ThresholdCard
     golden: GoldenCard
-    training: TrainingCard
+    training: TrainingCard | ForeignCard
     gate: GateSetCard | None = None
     measured: tuple[MeasuredCard, ...] = ()
     licence: str = "MIT"

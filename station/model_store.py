@@ -73,6 +73,8 @@ _LIMITS = {
 }
 _MAX_ARCHIVE_BYTES = sum(_LIMITS.values()) + 100_000
 _LOCK, _COMING = ".lock", ".coming-"
+_PLAIN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+"""Follows no link and waits for no pipe."""
 _ID = re.compile(MODEL_ID)
 
 Row = Mapping[str, Any]
@@ -133,7 +135,7 @@ def read_folder(path: Path) -> Bundle:
         for entry in sorted(os.scandir(path), key=lambda each: each.name):
             where = f"{path}/{entry.name}"
             limit = _limit_of(entry.name, where)
-            descriptor = os.open(entry.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            descriptor = os.open(entry.path, _PLAIN)
             with os.fdopen(descriptor, "rb") as file:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise ModelError(f"{where}: not a plain file")

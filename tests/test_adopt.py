@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from model_rig import People
 from numpy.typing import NDArray
-from station_rig import Rig
+from station_rig import Rig, vqi
 
 onnx = pytest.importorskip("onnx", reason="needs onnx (the `train` extra) to make models")
 pytest.importorskip("torch", reason="needs torch (the `train` extra)")
@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
 from models import limited  # noqa: E402
 from models.adopt import Wrapping, wrap  # noqa: E402
-from models.card import ForeignCard, ModelError, read_card  # noqa: E402
+from models.card import ForeignCard, ModelError, read_card, sha256_of, write_card  # noqa: E402
 from models.classifier import Classifier  # noqa: E402
 from models.graph import OPSETS, GraphRefused, check_self_contained  # noqa: E402
 from models.probe import probe, scores_of  # noqa: E402
@@ -153,7 +153,7 @@ def people(tmp_path: Path) -> People:
 
 
 def test_a_station_inspects_with_an_adopted_network(tmp_path: Path) -> None:
-    """Boxes are whole tiles, for it has no map."""
+    """Boxes are whole tiles, and touching ones together, for it has no map."""
     out = tmp_path / "plant-net"
     origin = Origin(write(tmp_path, a_network()), "the plant's own", "proprietary", "vqi …")
     adopt(origin, AS_3, tiles(), out)
@@ -166,8 +166,6 @@ def test_a_station_inspects_with_an_adopted_network(tmp_path: Path) -> None:
             'id = "lightdefectnet-v3"', f'id = "plant-net"\nfolder = "{out}"'
         )
     )
-    from station_rig import vqi
-
     done = vqi("run", "--config", str(path), "--json", "--plates", "2", timeout_s=200.0)
     assert done.returncode == 0, done.stderr
     rows = rig.rows("result")
@@ -175,7 +173,7 @@ def test_a_station_inspects_with_an_adopted_network(tmp_path: Path) -> None:
     assert {row["verdict"] for row in rows} == {"FAIL"}
     boxes = [defect for row in rows for defect in row["defects"]]
     assert boxes
-    assert all((box["w_px"], box["h_px"]) == (224, 224) for box in boxes)
+    assert all(min(box["w_px"], box["h_px"]) >= 192 for box in boxes), "no part of a tile"
 
 
 def test_a_network_that_is_no_better_than_chance_is_refused(tmp_path: Path) -> None:
@@ -426,8 +424,6 @@ def test_a_store_takes_no_hostile_graph_even_if_it_is_signed(
     out = tmp_path / "plant-net"
     origin = Origin(write(tmp_path, a_network()), "the plant's own", "unknown", "vqi …")
     card, _ = adopt(origin, AS_3, tiles(), out)
-    from models.card import sha256_of, write_card
-
     model = with_loop(onnx.load(out / "model.onnx")).SerializeToString()
     (out / "model.onnx").write_bytes(model)
     write_card(out, card.model_copy(update={"sha256": sha256_of(model)}))

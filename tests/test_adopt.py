@@ -24,6 +24,7 @@ from models.card import ForeignCard, ModelError, read_card, sha256_of, write_car
 from models.classifier import Classifier  # noqa: E402
 from models.graph import OPSETS, GraphRefused, check_self_contained  # noqa: E402
 from models.probe import probe, scores_of  # noqa: E402
+from models.registry import shipped_model  # noqa: E402
 from station.cli.model_adopt import Origin, PlatePlan, adopt, measure  # noqa: E402
 from station.config import load_configuration, load_recipe  # noqa: E402
 from station.gate_set import GateSet  # noqa: E402
@@ -433,3 +434,19 @@ def test_a_store_takes_no_hostile_graph_even_if_it_is_signed(
         desk.take_in(read_folder(out), "Carla", "a folder")
     with pytest.raises(ModelError):
         probe(out)
+
+
+def test_our_own_graph_is_adopted_bit_by_bit_with_its_map(tmp_path: Path) -> None:
+    """8-bit levels, probabilities and a map: what is put around it changes nothing."""
+    file = shipped_model("lightdefectnet-v3") / "model.onnx"
+    origin = Origin(file, "this project", "MIT", "vqi …")
+    wrapping = Wrapping(is_uint8=True, gives="probabilities")
+    adopt(origin, wrapping, tiles(), tmp_path / "ours-again")
+    again, ours = Classifier.load(tmp_path / "ours-again"), Classifier.load(file.parent)
+    given = np.concatenate([tiles(6), ours.golden_tiles()])
+    found, known = again.find(given), ours.find(given)
+    assert found.scores.tobytes() == known.scores.tobytes()
+    assert found.defect_maps is not None
+    assert known.defect_maps is not None
+    assert found.defect_maps.tobytes() == known.defect_maps.tobytes()
+    assert again.card.mflops == ours.card.mflops

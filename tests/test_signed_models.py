@@ -43,6 +43,7 @@ from station.model_store import (
     Bundle,
     ModelRegister,
     ModelStore,
+    imported_change,
     judge_bundle,
     model_register,
     pack,
@@ -50,7 +51,10 @@ from station.model_store import (
     read_bundle,
     read_folder,
 )
+from station.recipe_desk import Desk
+from station.recipes import RecipeError
 from station.sbom import bill_of_materials, station_subject
+from station.signing import journal_at_hand
 
 Json = dict[str, Any]
 OTHER = "plant-model-1"
@@ -295,6 +299,20 @@ def test_a_key_file_that_is_none_is_refused(tmp_path: Path, text: str, reason: s
     path.write_text(text)
     with pytest.raises(SignatureError, match=reason):
         read_trusted(path, owner=os.getuid())
+
+
+def test_a_commissioned_line_takes_up_no_recipe_of_an_unsigned_model(
+    tmp_path: Path, people: People
+) -> None:
+    commissioned = f'[commissioning]\nfile = "{tmp_path}/commissioning.json"\n'
+    rig = Rig(tmp_path, tables=people.tables + commissioned)
+    configuration = load_configuration(str(rig.write()))
+    desk = Desk.at(configuration)
+    with pytest.raises(RecipeError, match=r"may not judge production: .* no key that is trusted"):
+        desk.test(desk.active())
+    store = ModelStore.of(configuration.value)
+    store.add(people.sign(read_folder(shipped_model(SHIPPED))), nothing)
+    desk.test(desk.active())
 
 
 def test_without_trusted_keys_no_model_is_signed(tmp_path: Path, given: Bundle) -> None:
@@ -595,6 +613,12 @@ def test_a_model_goes_from_one_station_to_another(tmp_path: Path, people: People
             assert verify(reader).findings == []
         assert [row["what"] for row in rows] == whats
         assert {row["detail"]["digest"] for row in rows} == {signed["digest"]}
+    other = people.sign(read_folder(shipped_model(SHIPPED)))
+    row = imported_change("test-1", other, [], "Mallory", "nowhere")
+    with journal_at_hand(configs[1], load_configuration(configs[1]).value) as journal:
+        answer = journal.submit([row])
+    assert not answer["ok"]
+    assert "a model never changes" in answer["error"]
     model = Path(listed["folder"]) / MODEL_FILE
     model.chmod(0o644)
     model.write_bytes(flipped(model.read_bytes(), 900_000))

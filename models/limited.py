@@ -38,12 +38,12 @@ def run_limited(module: str, asked: Json) -> Json:
     )
     try:
         answer, _ = process.communicate(timeout=WALL_S)
-    except subprocess.TimeoutExpired as error:
+    except BaseException as error:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
         raise ModelError(f"it takes more than {WALL_S:g} s to be tried") from error
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
     if process.returncode or len(answer) > _MAX_ANSWER_BYTES:
         raise ModelError(_how_it_ended(process.returncode))
     found: Json = json.loads(answer)

@@ -21,6 +21,7 @@ from models.limited import Json, run_limited, serve_limited
 from models.runtimes import CHUNK_TILES, TILE_PX, class_probabilities
 
 _SUM_TOLERANCE = 1e-4
+_TOLERANCE = 1e-4
 _TIMED_RUNS = 9
 _TILES_FILE = "tiles.npy"
 _MIB = 2**20
@@ -62,6 +63,9 @@ def _score(folder: Path) -> Json:
     scores = class_probabilities("the graph", model, tiles)[:, 1]
     if not np.isfinite(scores).all():
         raise ModelError("the graph gives NaN or infinity for tiles of plates")
+    first = tiles[:CHUNK_TILES]
+    alone = [class_probabilities("the graph", model, tile[None])[0, 1] for tile in first]
+    _check_batch("the graph", float(np.abs(scores[:CHUNK_TILES] - alone).max()), _TOLERANCE)
     return {"scores": [float(score) for score in scores]}
 
 
@@ -74,10 +78,7 @@ def _probe(asked: Json) -> Json:
     tiles = np.concatenate([extreme_tiles(), classifier.golden_tiles()])
     _check_probabilities(folder, tiles)
     batch = _batch_difference(classifier, tiles)
-    if not batch <= classifier.card.golden.tolerance:
-        raise ModelError(
-            f"{folder}: a tile scores otherwise among other tiles than alone, by {batch:.2g}"
-        )
+    _check_batch(str(folder), batch, classifier.card.golden.tolerance)
     found = classifier.find(tiles[:CHUNK_TILES])
     return asdict(
         Probed(
@@ -118,6 +119,13 @@ def _check_probabilities(folder: Path, tiles: NDArray[np.uint8]) -> None:
         )
     if first.tobytes() != second.tobytes():
         raise ModelError(f"{name}: gives other bits for the same picture the second time")
+
+
+def _check_batch(name: str, difference: float, tolerance: float) -> None:
+    if not difference <= tolerance:
+        raise ModelError(
+            f"{name}: a tile scores otherwise among other tiles than alone, by {difference:.2g}"
+        )
 
 
 def _batch_difference(classifier: Classifier, tiles: NDArray[np.uint8]) -> float:

@@ -353,6 +353,7 @@ class ModelStore:
         outer = self.path / f"{_COMING}{secrets.token_hex(4)}"
         folder = outer / bundle.id
         folder.mkdir(parents=True)
+        folder.chmod(0o755)
         try:
             for name, data in bundle.files.items():
                 _write_new(folder / name, data)
@@ -378,6 +379,7 @@ class ModelStore:
 def _write_new(path: Path, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o444)
     with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, 0o444)  # the station reads what root took in, whatever root's umask
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -182,8 +182,9 @@ def test_a_network_that_is_no_better_than_chance_is_refused(tmp_path: Path) -> N
     out = tmp_path / "plant-net"
     origin = Origin(write(tmp_path, a_network(gain=-40.0)), "no good", "unknown", "vqi …")
     adopt(origin, AS_3, tiles(), out)
-    gate_set = GateSet("shipped:demo-lgp", 0.4, 1024, plates=10, seed=1)
-    source = PlateSource(load_recipe("shipped:demo-lgp").value, 0.4, 1024)
+    recipe = str(Rig(tmp_path).write().with_name("recipe.toml"))
+    gate_set = GateSet(recipe, 0.1, 768, plates=10, seed=1)
+    source = PlateSource(load_recipe(recipe).value, 0.1, 768)
     with pytest.raises(ModelError, match="no better than chance on rendered plates"):
         measure(out, source, PlatePlan(400, 0.01, 1, "a test"), gate_set)
 
@@ -325,12 +326,14 @@ def after(network: Model, nodes: list[Any], constants: dict[str, Any]) -> Model:
 def nan_for_black() -> Model:
     """0 / 0 where all is flat."""
     nodes = [
-        helper.make_node("ReduceMax", ["sizes"], ["most"], axes=[1, 2, 3], keepdims=0),
-        helper.make_node("Unsqueeze", ["most", "one"], ["column"]),
+        helper.make_node("ReduceMax", ["picture"], ["most"], axes=[2, 3], keepdims=0),
+        helper.make_node("ReduceMin", ["picture"], ["least"], axes=[2, 3], keepdims=0),
+        helper.make_node("Sub", ["most", "least"], ["range"]),
+        helper.make_node("ReduceMax", ["range"], ["column"], axes=[1], keepdims=1),
         helper.make_node("Div", ["column", "column"], ["ones"]),
         helper.make_node("Mul", ["raw", "ones"], ["logits"]),
     ]
-    return after(a_network(), nodes, {"one": np.array([1])})
+    return after(a_network(), nodes, {})
 
 
 def mean_of_the_batch() -> Model:

@@ -476,6 +476,18 @@ def test_a_model_never_changes_and_its_signatures_grow(
     assert read_folder(folder).digest == first.digest
 
 
+def test_an_import_that_died_before_its_row_writes_it_the_next_time(
+    desk: ModelDesk, given: Bundle
+) -> None:
+    first = desk.take_in(given, "Carla", "a file").row
+    again = desk.take_in(given, "Carla", "a file").row
+    assert first is not None
+    assert again is not None
+    assert first.detail == again.detail
+    known = model_register([again.as_json()])
+    assert ModelDesk(desk.configuration, known).take_in(given, "Carla", "a file").row is None
+
+
 def test_what_fails_its_trial_leaves_nothing(tmp_path: Path, given: Bundle) -> None:
     store = ModelStore(tmp_path / "store")
 

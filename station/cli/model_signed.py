@@ -16,7 +16,7 @@ from models.card import ModelCard, ModelError, read_card
 from models.runtimes import processor_name
 from station.cli.common import JsonOption, fail, load_or_exit, print_json, say
 from station.config import ConfigError, Configuration, Loaded
-from station.model_desk import ModelDesk, ModelRefused, signed_bundle, with_bill
+from station.model_desk import ModelDesk, ModelRefused, signed_bundle
 from station.model_signatures import (
     ROLES,
     SIGNATURES_FILE,
@@ -121,17 +121,21 @@ def sign(
         bundle = desk.named(model) if desk else named_bundle(model, None)
         signer = who or getpass.getuser()
         signed, signature, probed = signed_bundle(bundle, chosen, signer, private)
+        keys = trusted_keys(desk.configuration.value) if desk else None
         place, rows = _keep(desk, model, signed, bundle, signature, signer)
+    doubt = "" if keys is None else signers_of(signed.signed, signed.hashes, keys)[-1].doubt
     if is_json:
         print_json(
             {"id": signed.id, "digest": signed.digest, "role": chosen, "who": signer,
              "key": signature.key_id, "folder": place, "rows": rows,
-             "ms_per_tile": probed.ms_per_tile}
+             "doubt": doubt, "ms_per_tile": probed.ms_per_tile}
         )  # fmt: skip
     else:
         written = f", row {', '.join(map(str, rows))}" if rows else ""
         say(f"{signed.id} signed as {chosen} by {signer} (key {signature.key_id[:12]}){written}")
         say(f"{place}: digest {signed.digest}, {probed.ms_per_tile:.2f} ms a tile here")
+        if doubt:
+            say(f"warning: it does not count at this station: {doubt}")
 
 
 def _keep(
@@ -218,7 +222,6 @@ def pack_(
         bundle = named_bundle(model, ModelStore.of(settings) if settings else None)
         check_bundle(bundle)
         signers = signers_of(bundle.signed, bundle.hashes, {})
-        bundle = with_bill(bundle)
         data = pack(bundle)
         archive.parent.mkdir(parents=True, exist_ok=True)
         with archive.open("xb") as file:

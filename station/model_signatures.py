@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import os
 import stat
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -55,7 +56,7 @@ class Signature(_Part):
     """One person's word for one model's files."""
 
     role: Role
-    who: str
+    who: str = Field(pattern="^[ -~]{1,64}$")
     at: str = Field(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z$")
     public_key: str
     """base64 of 32 bytes."""
@@ -180,7 +181,7 @@ def read_trusted(path: Path, owner: int = 0) -> TrustedKeys:
     (a user id: root) can write it."""
     try:
         with path.open("rb") as file:
-            data, found = file.read(_MAX_KEYS_BYTES + 1), path.stat()
+            data, found = file.read(_MAX_KEYS_BYTES + 1), os.fstat(file.fileno())
     except OSError as error:
         raise SignatureError(
             f"{path}: the trusted keys cannot be read: {error.strerror}"

@@ -13,7 +13,9 @@ MODEL_FILE = "model.onnx"
 MODEL_ID = r"^[a-z0-9][a-z0-9._-]*$"
 GOLDEN_FILE = "golden.npz"
 _SHA256 = "^[0-9a-f]{64}$"
-_MAX_CARD_BYTES = 1_000_000
+MAX_CARD_BYTES = 1_000_000
+MAX_MODEL_BYTES = 200_000_000
+MAX_GOLDEN_BYTES = 20_000_000
 
 
 class ModelError(Exception):
@@ -78,6 +80,18 @@ class TrainingCard(CardPart):
     code_revision: str
 
 
+class ForeignCard(CardPart):
+    """A network that was trained elsewhere: what is known of it (`vqi model adopt`)."""
+
+    origin: str = Field(min_length=1)
+    """Who trained it, on what, as far as that was said."""
+    file: str
+    file_sha256: str = Field(pattern=_SHA256)
+    """Of the file as it came; the graph around it is ours."""
+    opset: int
+    command: str
+
+
 class GateSetCard(CardPart):
     """Labelled tiles of rendered plates, on which a faster precision is held against fp32. Anybody
     can render them again; whether they came out the same, `sha256` and `auroc` tell."""
@@ -125,7 +139,7 @@ class ModelCard(CardPart):
     output: OutputCard = OutputCard()
     threshold: ThresholdCard
     golden: GoldenCard
-    training: TrainingCard
+    training: TrainingCard | ForeignCard
     gate: GateSetCard | None = None
     measured: tuple[MeasuredCard, ...] = ()
     licence: str = "MIT"
@@ -145,7 +159,7 @@ def read_card(folder: Path) -> ModelCard:
     """The card of the model in `folder`. Raises `ModelError` if it is missing or does not parse."""
     path = folder / CARD_FILE
     try:
-        card = ModelCard.model_validate_json(read_bounded(path, _MAX_CARD_BYTES))
+        card = ModelCard.model_validate_json(read_bounded(path, MAX_CARD_BYTES))
     except ValidationError as error:
         raise ModelError(f"{path}: not a model card: {_first_mistake(error)}") from error
     if card.id != folder.resolve().name:

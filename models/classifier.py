@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.card import (
+    MAX_GOLDEN_BYTES,
+    MAX_MODEL_BYTES,
     MODEL_FILE,
     ModelCard,
     read_bounded,
@@ -32,8 +36,8 @@ from models.runtimes import (
 )
 from models.runtimes import processor_name as processor_name
 
-_MAX_MODEL_BYTES = 200_000_000
-_MAX_GOLDEN_BYTES = 20_000_000
+_NPY_HEADER_BYTES = 1_000
+"""At most, before the pixels."""
 
 
 class BitsChanged(ModelError):
@@ -206,20 +210,10 @@ class Classifier:
         """The card's golden tiles, uint8 (n, 1, 224, 224). Raises `ModelError`."""
         golden = self.card.golden
         path = self._folder / golden.file
-        data = read_bounded(path, _MAX_GOLDEN_BYTES)
+        data = read_bounded(path, MAX_GOLDEN_BYTES)
         if sha256_of(data) != golden.sha256:
             raise ModelError(f"{path}: not the golden tiles of this card; restore the model")
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-                tiles: NDArray[np.uint8] = archive["tiles"]
-        except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-            raise ModelError(f"{path}: no archive with `tiles`: {error}") from error
-        wanted = (len(golden.scores), 1, TILE_PX, TILE_PX)
-        if tiles.dtype != np.uint8 or tiles.shape != wanted:
-            raise ModelError(
-                f"{path}: tiles are {tiles.dtype} {tiles.shape}, uint8 {wanted} wanted"
-            )
-        return tiles
+        return _read_tiles(path, data, len(golden.scores))
 
     def _compare_bits(self, recorded: dict[str, str], found: dict[str, str]) -> None:
         changed = [
@@ -241,7 +235,7 @@ def read_verified(folder: Path, expected_sha256: str | None = None) -> tuple[Mod
     """Card and graph of a model, once its bytes are the card's and the recipe's and hold all that
     they need. Raises `ModelError`."""
     card, path = read_card(folder), folder / MODEL_FILE
-    model = read_bounded(path, _MAX_MODEL_BYTES)
+    model = read_bounded(path, MAX_MODEL_BYTES)
     found = sha256_of(model)
     if found != card.sha256:
         raise ModelError(
@@ -260,7 +254,7 @@ def read_verified(folder: Path, expected_sha256: str | None = None) -> tuple[Mod
 def _read_derived(variant: Variant) -> bytes:
     """int8 bytes, which judge only if they are the very ones that the gate measured."""
     assert variant.derived is not None
-    model = read_bounded(variant.derived, _MAX_MODEL_BYTES)
+    model = read_bounded(variant.derived, MAX_MODEL_BYTES)
     if sha256_of(model) != variant.derived_sha256:
         raise ModelError(f"{variant.derived}: not the bytes that the gate measured")
     _check_graph(variant.derived, model)
@@ -272,6 +266,27 @@ def _check_graph(path: Path, model: bytes) -> None:
         check_self_contained(model)
     except GraphRefused as error:
         raise ModelError(f"{path}: refused: {error}") from error
+
+
+def _read_tiles(path: Path, data: bytes, count: int) -> NDArray[np.uint8]:
+    """Of an .npz, uint8 (count, 1, 224, 224); nothing larger is unpacked. Raises `ModelError`."""
+    wanted = (count, 1, TILE_PX, TILE_PX)
+    limit = math.prod(wanted) + _NPY_HEADER_BYTES
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive, archive.open("tiles.npy") as file:
+            unpacked = io.BytesIO(file.read(limit + 1))
+        version = np.lib.format.read_magic(unpacked)
+        if version != (1, 0):
+            raise ValueError(f"of version {version}")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(unpacked)
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as error:
+        raise ModelError(f"{path}: no archive with `tiles`: {error}") from error
+    rest = unpacked.getvalue()[unpacked.tell() :]
+    if dtype != np.uint8 or shape != wanted or len(rest) != math.prod(wanted):
+        raise ModelError(
+            f"{path}: tiles are {dtype} {shape}, {len(rest)} bytes; uint8 {wanted} wanted"
+        )
+    return np.frombuffer(rest, np.uint8).reshape(wanted)
 
 
 def _sha256(scores: NDArray[np.float32]) -> str:

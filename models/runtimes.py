@@ -97,6 +97,14 @@ def defect_scores(runner: Runner, tiles: Tiles) -> NDArray[np.float32]:
     return find(runner, tiles).scores
 
 
+def class_probabilities(name: str, model: bytes, tiles: Tiles) -> NDArray[np.float32]:
+    """What the graph gives in fp32 for both classes, as it is, (n, 2). Raises `ModelError`."""
+    runner = _OnnxRunner(name, model)
+    starts = range(0, len(tiles), CHUNK_TILES)
+    chunks = [runner.outputs(tiles[start : start + CHUNK_TILES])[0] for start in starts]
+    return np.concatenate(chunks)
+
+
 def _findings(outputs: Sequence[NDArray[np.float32]]) -> Findings:
     """From the graph's outputs: probabilities (n, 2), and mostly maps (n, 1, 7, 7)."""
     maps = outputs[1][:, 0] if len(outputs) > 1 else None
@@ -129,7 +137,14 @@ class _OnnxRunner:
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, tiles: Tiles) -> Findings:
-        return _findings(self._session.run(self._outputs, {self._input: tiles}))
+        return _findings(self.outputs(tiles))
+
+    def outputs(self, tiles: Tiles) -> Sequence[NDArray[np.float32]]:
+        """What the graph gives, as it is."""
+        given: Sequence[NDArray[np.float32]] = self._session.run(
+            self._outputs, {self._input: tiles}
+        )
+        return given
 
 
 def _session(name: str, model: bytes) -> ort.InferenceSession:

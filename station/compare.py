@@ -24,12 +24,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from drivers.camera.picture import PictureError, read_grey_picture
 from models.card import ModelError, read_card
 from models.classifier import Classifier
-from models.registry import find_model
 from station.comparisons import Comparisons, Side, register
 from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe
 from station.images import Pixels, encode_preview
 from station.ipc import Json
 from station.log_reader import Filter, Reader
+from station.model_store import ModelStore
 from station.offline import Inspection, PictureInspector
 from station.product import model_folder
 from station.qms import DATABASE, StoreError
@@ -199,9 +199,9 @@ def _found(settings: Configuration, name: str) -> tuple[Path, float | None]:
     try:
         parse_name(name)
     except RecipeError:
-        return find_model(name), None
+        return ModelStore.of(settings).named(name), None
     recipe = load_recipe(str(RecipeFolder.of(settings).file(name)))
-    folder, wanted = model_folder(recipe), recipe.value.model
+    folder, wanted = model_folder(recipe, ModelStore.of(settings)), recipe.value.model
     if wanted.sha256 not in (None, found := read_card(folder).sha256):
         raise ModelError(f"{folder} holds another model ({found[:12]}) than the recipe names")
     return folder, wanted.threshold
@@ -211,7 +211,7 @@ def _own_threshold(settings: Configuration, classifier: Classifier) -> float:
     recipe = active_recipe(settings)
     wanted = recipe.value.model
     if wanted.threshold is not None and (
-        read_card(model_folder(recipe)).sha256 == classifier.model_sha256
+        read_card(model_folder(recipe, ModelStore.of(settings))).sha256 == classifier.model_sha256
     ):
         return wanted.threshold
     return classifier.threshold

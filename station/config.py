@@ -357,6 +357,11 @@ class StationSettings(Settings):
         description="Versions of recipes, with approval; default: recipes in the journal's "
         "directory. What is activated there judges in place of `recipe`.",
     )
+    model_dir: Path | None = Field(
+        None,
+        description="Models of this station, one folder an id (`vqi model import`); default: "
+        "models in the journal's directory. One that is not there is looked for among the shipped.",
+    )
     ring_s: Number = Field(0.75, ge=0.5, le=10, description="Frames the ring holds, in seconds.")
 
 
@@ -611,6 +616,19 @@ class CommissioningSettings(Settings):
     file: Path = Field(description="Written by `vqi commission sign`; names camera and producer.")
 
 
+class ModelsSettings(Settings):
+    """Whose signatures let a model judge production."""
+
+    trusted_keys: Path | None = Field(
+        None,
+        description="TOML file of [[key]] with who, public_key and roles, that only root may "
+        "write. Left out: no model is signed, and no plate is production.",
+    )
+    needs_two_people: bool = Field(
+        True, description="One signed as `trained`, another as `approved`; else approval alone."
+    )
+
+
 class FlatFieldSettings(Settings):
     """The flat field that `vqi camera calibrate` measured and somebody approved."""
 
@@ -787,6 +805,7 @@ class Configuration(Settings):
     retention: RetentionSettings = RetentionSettings()
     proof: ProofSettings = ProofSettings()
     light: LightSettings
+    models: ModelsSettings = ModelsSettings()
     flat_field: FlatFieldSettings | None = None
     commissioning: CommissioningSettings | None = None
     plc: PlcSettings | None = None
@@ -823,6 +842,11 @@ class Configuration(Settings):
     def precision_dir(self) -> Path:
         """Where the precision gate's records lie."""
         return self.station.precision_dir or self.journal.directory / "precision"
+
+    @property
+    def model_dir(self) -> Path:
+        """Where the station's models lie."""
+        return self.station.model_dir or self.journal.directory / "models"
 
     @property
     def recipe_dir(self) -> Path:

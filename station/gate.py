@@ -46,6 +46,7 @@ from station.gate_set import (
     stack,
 )
 from station.machine import accept_scores
+from station.model_store import ModelStore
 from station.precision import (
     CandidateRecord,
     ChangedPlate,
@@ -153,7 +154,8 @@ def run_gate(
 
     Raises `ConfigError`, `ModelError`, `SynthesisError`, OSError.
     """
-    settings, folder = configuration.value, model_folder(recipe)
+    settings = configuration.value
+    folder = model_folder(recipe, ModelStore.of(settings))
     classifier.self_test()
     gate = Gate(classifier, recipe, settings.camera, plan, on_plate)
     candidates = gate.candidates(folder)

@@ -30,7 +30,7 @@ import cv2
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from station import comparisons, drift_log, page_door, promotion, reviews, shadows
+from station import comparisons, drift_log, model_store, page_door, promotion, reviews, shadows
 from station.audit import UNREVEALED
 from station.clock import Clock
 from station.config import EX_CONFIG, ConfigError, Configuration
@@ -50,6 +50,7 @@ from station.ipc import (
 from station.lock import take_lock
 from station.log_lines import get_logger
 from station.maintenance import Upkeep
+from station.model_store import model_register
 from station.page_door import open_door, way_in
 from station.processes import said_figures
 from station.product import configured_judging
@@ -626,8 +627,9 @@ class _Journal:
         """Raises ValueError if a client may not write one of these."""
         of_page = map(page_door.objection, rows if client in self._of_page else ())
         problem = next(filter(None, of_page), "") or self._upkeep.objection(rows)
-        problem = problem or self._recipe_objection(rows) or self._shadow_objection(rows)
-        problem = problem or self._comparison_objection(rows) or self._drift_objection(rows)
+        problem = problem or self._recipe_objection(rows) or self._model_objection(rows)
+        problem = problem or self._shadow_objection(rows) or self._comparison_objection(rows)
+        problem = problem or self._drift_objection(rows)
         if problem:
             raise ValueError(problem)
 
@@ -700,6 +702,17 @@ class _Journal:
         before = [row for row in waiting if _is_of_drift(row.get("what"))]
         before = [*self._store.drift_changes(), *before, *(row.as_json() for row in steps[:-1])]
         return drift_log.objection(drift_log.register(before), steps[-1].as_json())
+
+    def _model_objection(self, rows: list[Body]) -> str:
+        """A row of the store of models that may not follow on those before it; empty if there is
+        none."""
+        steps = [row.as_json() for row in rows if isinstance(row, ChangeBody)]
+        if not any(step["what"] in model_store.CHANGES for step in steps):
+            return ""
+        waiting = [row.as_json() for item in self._waiting for row in item.rows]
+        before = [row for row in waiting if row["kind"] == "change"]
+        known = model_register([*self._store.model_changes(), *before])
+        return next(filter(None, map(known.objection, steps)), "")
 
     def _keep_recipe(self, row: ChangeBody, known: Register) -> str:
         """The file of a version, and the one that says which version judges, are durable before

@@ -20,6 +20,7 @@ from models.card import ModelCard, ModelError, read_bounded, read_card
 from models.classifier import Classifier, Variant
 from models.runtimes import Faster, processor_name, runtime_name
 from station.config import Configuration, Loaded, Recipe
+from station.model_store import ModelStore
 from station.product import model_folder
 
 RUN_THE_GATE = "`vqi model benchmark --config FILE`"
@@ -134,7 +135,8 @@ def load_classifier(
 ) -> Chosen:
     """The recipe's model in the fastest precision that may judge. Raises `ConfigError` for a model
     that is missing, `ModelError` for one that fp32 cannot run either."""
-    folder, wanted = model_folder(recipe), recipe.value.model
+    folder = model_folder(recipe, ModelStore.of(configuration.value))
+    wanted = recipe.value.model
     variant, why, is_warning = _choose(configuration.value, recipe, folder)
     if variant is not None:
         try:

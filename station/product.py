@@ -10,6 +10,7 @@ from models.card import ModelError, read_card
 from models.registry import exported_model, shipped_model
 from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe
 from station.flat_field import FlatField, FlatFieldRefused, load
+from station.model_store import ModelStore
 from station.promotion import Judging
 from station.recipes import active_recipe, name_of
 from station.tiling import Geometry
@@ -29,7 +30,7 @@ def load_product(
 
 def fitting(configuration: Loaded[Configuration], recipe: Loaded[Recipe]) -> Loaded[Recipe]:
     """The recipe, if this station can inspect by it. Raises `ConfigError`."""
-    model_folder(recipe)
+    model_folder(recipe, ModelStore.of(configuration.value))
     camera = configuration.value.camera
     if recipe.value.plate.outline == "whole":
         raise ConfigError(
@@ -41,13 +42,14 @@ def fitting(configuration: Loaded[Configuration], recipe: Loaded[Recipe]) -> Loa
     return recipe
 
 
-def model_folder(recipe: Loaded[Recipe]) -> Path:
-    """Where the recipe's model lies. Raises `ConfigError`."""
+def model_folder(recipe: Loaded[Recipe], store: ModelStore | None) -> Path:
+    """Where the recipe's model lies: in the folder that it names, in the station's store, or among
+    the shipped ones. Raises `ConfigError`."""
     wanted = recipe.value.model
     try:
-        if wanted.folder is None:
-            return shipped_model(wanted.id)
-        return exported_model(Path(recipe.source).parent / wanted.folder, wanted.id)
+        if wanted.folder is not None:
+            return exported_model(Path(recipe.source).parent / wanted.folder, wanted.id)
+        return (store and store.find(wanted.id)) or shipped_model(wanted.id)
     except ModelError as error:
         raise ConfigError(f"{recipe.source}: model.id: {error}") from error
 
@@ -57,7 +59,7 @@ def configured_judging(configuration: Configuration) -> Judging:
     where it names neither bytes nor threshold. Raises `ConfigError`."""
     recipe = load_recipe(configuration.station.recipe)
     try:
-        card = read_card(model_folder(recipe))
+        card = read_card(model_folder(recipe, ModelStore.of(configuration)))
     except ModelError as error:
         raise ConfigError(f"{recipe.source}: model.id: {error}") from error
     model, asks = recipe.value.model, recipe.value.promotion

@@ -95,6 +95,7 @@ DRIFT_CHANGES = """
     ORDER BY seq
 """
 
+
 _LAST_BACKUP = """
     SELECT body FROM row WHERE kind = 'backup' AND body ->> '$.is_ok'
     AND body ->> '$.directory' = :directory ORDER BY seq DESC LIMIT 1

@@ -13,6 +13,8 @@ from station.config import ConfigError, Configuration, Loaded, Recipe, load_reci
 from station.ipc import Json
 from station.log_reader import Reader
 from station.machine import test_on_this_machine
+from station.model_signatures import UnsignedModel
+from station.model_store import ModelStore, judge_folder
 from station.page_door import ACCOUNT
 from station.precision import load_classifier
 from station.product import configured_judging, fitting, model_folder
@@ -56,10 +58,10 @@ def is_claimed_by_one_account(version: Version) -> bool:
     return len(accounts) == 1 and not accounts & {"", ACCOUNT}
 
 
-def _bound(recipe: Loaded[Recipe]) -> Recipe:
+def _bound(recipe: Loaded[Recipe], store: ModelStore) -> Recipe:
     """With the sha256 and the threshold of its model's card, and the sha256 of its list of limit
     samples, where it says none itself. Raises `ConfigError`."""
-    model, folder = recipe.value.model, model_folder(recipe)
+    model, folder = recipe.value.model, model_folder(recipe, store)
     try:
         card = read_card(folder)
     except ModelError as error:
@@ -145,7 +147,7 @@ class Desk:
             name = name_of(recipe.value.id, recipe.value.version)
             recipe = replace(recipe, source=str(self.folder.file(name)))
             fitting(self.configuration, recipe)
-            bound = _bound(recipe)
+            bound = _bound(recipe, ModelStore.of(self.configuration.value))
         except ConfigError as error:
             raise RecipeError(str(error)) from error
         if name not in self.known.versions and recipe.value.version < self.next_version(
@@ -225,11 +227,13 @@ class Desk:
         return Named(id=version.id, version=version.version, sha256=version.sha256, who=who)
 
     def test(self, recipe: Loaded[Recipe]) -> None:
-        """Load its model, which must reproduce its golden scores here and give the limit samples
-        their verdicts. Raises `RecipeError`."""
+        """Load its model, which must reproduce its golden scores here, give the limit samples their
+        verdicts, and on a line that was commissioned be signed by people whose keys are trusted.
+        Raises `RecipeError`."""
         directory = self.configuration.value.journal.directory
         try:
             fitting(self.configuration, recipe)
+            self._must_be_signed(recipe)
             chosen = load_classifier(self.configuration, recipe, 1)
             test_on_this_machine(chosen.classifier, directory)
             pitch_mm = self.configuration.value.camera.pixel_pitch_mm
@@ -238,6 +242,14 @@ class Desk:
             raise RecipeError(f"{recipe.source}: {error}") from error
         if findings:
             raise RecipeError(f"{recipe.source}: limit samples: {'; '.join(findings[:5])}")
+
+    def _must_be_signed(self, recipe: Loaded[Recipe]) -> None:
+        settings = self.configuration.value
+        if settings.commissioning_file is None:
+            return
+        judged = judge_folder(settings, model_folder(recipe, ModelStore.of(settings)))
+        if isinstance(judged, UnsignedModel):
+            raise ConfigError(f"may not judge production: {judged.why}")
 
     def _must_be_allowed(self, row: ChangeBody) -> None:
         problem = objection(self.known, row.as_json())

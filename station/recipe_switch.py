@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from drivers.camera import CameraInfo
@@ -165,10 +165,10 @@ class RecipeSwitch:
             self._is_kept = is_hot
         return problem
 
-    def activation(self, station_id: str, tested: LoadedJudge) -> ChangeBody:
+    def activation(self, station_id: str, said: Mapping[str, str]) -> ChangeBody:
         """The row from which on a hot one judges."""
         assert self._switch is not None
-        return activated_change(station_id, self._switch, tested.detail)
+        return activated_change(station_id, self._switch, said)
 
     def taken_up(self, recipe: Loaded[Recipe]) -> None:
         """Its row is durable, and so is the file that says which one judges."""

@@ -140,13 +140,13 @@ def make_key(private: Path, public: Path) -> str:
     return fingerprint(key.public_key().public_bytes_raw())
 
 
-def load_key(key_file: Path | None) -> Ed25519PrivateKey | None:
-    """The configured key, or else the unit's credential; None where there is neither. Raises
+def load_key(key_file: Path | None, credential: str = CREDENTIAL) -> Ed25519PrivateKey | None:
+    """The given key, or else the unit's credential; None where there is neither. Raises
     `SigningKeyError`."""
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
-    path = key_file or _credential()
+    path = key_file or _credential(credential)
     if path is None:
         return None
     try:
@@ -158,7 +158,7 @@ def load_key(key_file: Path | None) -> Ed25519PrivateKey | None:
     except (ValueError, TypeError) as error:
         raise SigningKeyError(f"{path}: no private key in PEM: {error}") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise SigningKeyError(f"{path}: an Ed25519 key is needed; make one with `vqi log key make`")
+        raise SigningKeyError(f"{path}: an Ed25519 key is needed (`vqi log key make`)")
     return key
 
 
@@ -191,8 +191,8 @@ def fingerprint(public: bytes) -> str:
     return hashlib.sha256(public).hexdigest()
 
 
-def _credential() -> Path | None:
-    path = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / CREDENTIAL
+def _credential(name: str) -> Path | None:
+    path = Path(os.environ.get("CREDENTIALS_DIRECTORY", "/nonexistent")) / name
     return path if path.exists() else None
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from drivers.camera import CameraInfo
+from station.model_signatures import SignedModel, UnsignedModel
 from station.record import Provenance
 
 SIMULATOR_VENDOR = "VQI"
@@ -46,19 +47,26 @@ class Origin:
     why: str
 
 
-def provenance(camera: CameraInfo, commissioned: Commissioned | NotCommissioned) -> Origin:
+def provenance(
+    camera: CameraInfo,
+    commissioned: Commissioned | NotCommissioned,
+    model: SignedModel | UnsignedModel,
+) -> Origin:
     """Where this camera's frames come from; the only place that says `production`.
 
     A GenICam camera is production only if its serial and its producer's sha256 are those that
-    commissioning signed and it is not the simulator; otherwise it counts as simulated, for GenTL
-    producers simulate too.
+    commissioning signed, it is not the simulator, and people whose keys are trusted here signed the
+    model that judges; otherwise it counts as simulated, for GenTL producers simulate too.
     """
     if camera.driver == "replay":
         return Origin(Provenance.REPLAYED, "the camera is a replay")
     doubt = _doubt(camera, commissioned)
     if doubt is not None:
         return Origin(Provenance.SIMULATED, doubt)
-    return Origin(Provenance.PRODUCTION, f"camera {camera.serial} is the one that was signed")
+    if isinstance(model, UnsignedModel):
+        return Origin(Provenance.SIMULATED, model.why)
+    why = f"camera {camera.serial} is the one that was signed; model {model.words}"
+    return Origin(Provenance.PRODUCTION, why)
 
 
 def _doubt(camera: CameraInfo, commissioned: Commissioned | NotCommissioned) -> str | None:

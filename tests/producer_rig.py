@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from model_rig import trust_shipped
 from station_rig import FRAME_HEIGHT, LINE_RATE_HZ, Rig
 
 from drivers.camera import CameraInfo, open_camera
@@ -83,11 +84,11 @@ def producer_rig(
 
 def viky_rig(folder: Path) -> tuple[Rig, Path]:
     """A station with a demonstration camera of the genicam package, a real producer without a
-    compiler, and the commissioning file that it names."""
+    compiler, the commissioning file that it names, and a model that trusted people signed."""
     rig, file = Rig(folder, recipe_lines="[lane]\nend_mm = 30.0\n"), folder / "commissioning.json"
     features = {"Width": 320, "Height": 240, "PixelFormat": "Mono8"}
     rig.camera = {"type": "genicam", "producer": "viky", "serial": "1", "features": features}
-    rig.tables = f'[commissioning]\nfile = "{file}"\n'
+    rig.tables = trust_shipped(rig).tables + f'[commissioning]\nfile = "{file}"\n'
     return rig, file
 
 
@@ -119,7 +120,8 @@ def a_file(**changes: Any) -> CommissioningFile:
 
 
 class SignedLine:
-    """A line under the C producer, and a commissioning file that was signed for its camera."""
+    """A line under the C producer, a commissioning file that was signed for its camera, and a model
+    that trusted people signed."""
 
     def __init__(
         self,
@@ -132,7 +134,8 @@ class SignedLine:
         """Raises `DriverMissing` without gcc."""
         self.rig = producer_rig(folder, vendor, features, specimen)
         self.file = folder / "commissioning.json"
-        self.rig.tables = f'[commissioning]\nfile = "{self.file}"\n'
+        self.people = trust_shipped(self.rig)
+        self.rig.tables = self.people.tables + f'[commissioning]\nfile = "{self.file}"\n'
         self.rig.light = {"device": light or {"type": "simulated"}}
         self.config = str(self.rig.write())
         self.settings = load_configuration(self.config).value

@@ -350,10 +350,10 @@ def test_a_recipe_names_an_exported_model_by_its_folder(folder: Path, tmp_path: 
     recipe = tmp_path / "mine.toml"
     lines = f'id = "brightness"\nfolder = "{os.path.relpath(folder, tmp_path)}"'
     recipe.write_text(text.replace('id = "lightdefectnet-v3"', lines))
-    assert model_folder(load_recipe(str(recipe))).samefile(folder)
+    assert model_folder(load_recipe(str(recipe)), None).samefile(folder)
     recipe.write_text(recipe.read_text().replace('id = "brightness"', 'id = "other"'))
     with pytest.raises(ConfigError, match=r"model\.id: .*: holds the model brightness, not other"):
-        model_folder(load_recipe(str(recipe)))
+        model_folder(load_recipe(str(recipe)), None)
 
 
 # The weights that come with the package

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from model_rig import trust_shipped
 from producer_rig import PITCH_MM, producer_rig
 from station_rig import LINE_RATE_HZ, Rig, vqi
 from test_commission import write_study
@@ -40,7 +41,10 @@ class Line:
             pytest.skip(str(error))
         self.rig.recipe_lines = "[keep]\npass_whole_share = 1.0\n"
         self.features: Json = self.rig.camera["features"]
-        self.tables = f'[commissioning]\nfile = "{folder}/commissioning.json"\n'
+        self.tables = (
+            trust_shipped(self.rig).tables
+            + f'[commissioning]\nfile = "{folder}/commissioning.json"\n'
+        )
         self.answers = folder / "answers.toml"
         self.answers.write_text(
             f"belt_mm_s = {BELT_MM_S}\nencoder_counts_per_mm = {1 / PITCH_MM}\n"

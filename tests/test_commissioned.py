@@ -20,6 +20,7 @@ from station.config import load_configuration
 from station.lock import STATION_LOCK, take_lock
 from station.log_reader import Reader
 from station.log_verify import verify
+from station.model_signatures import SignedModel, UnsignedModel
 from station.record import Provenance
 from station.signing import SigningError, sign
 from station.state import SIMULATOR_VENDOR, Commissioned, NotCommissioned, provenance
@@ -36,6 +37,7 @@ CAMERA = CameraInfo(
     producer_sha256=SHA,
 )
 SIGNED = Commissioned("22334455", SHA)
+MODEL = SignedModel("a-model", SHA, SHA, ())
 
 
 # --- the pure function ----------------------------------------------------------------------------
@@ -49,6 +51,7 @@ words = st.sampled_from(["", "22334455", "22334456", SHA, "cd" * 32, "genicam", 
     serial=words,
     producer=st.none() | words,
     signed=st.builds(Commissioned, words, words) | st.builds(NotCommissioned, words),
+    model=st.sampled_from([MODEL, UnsignedModel("nobody signed it")]),
 )
 def test_production_is_only_the_genicam_camera_that_was_signed(
     driver: str,
@@ -56,6 +59,7 @@ def test_production_is_only_the_genicam_camera_that_was_signed(
     serial: str,
     producer: str | None,
     signed: Commissioned | NotCommissioned,
+    model: SignedModel | UnsignedModel,
 ) -> None:
     camera = replace(CAMERA, driver=driver, vendor=vendor, serial=serial, producer_sha256=producer)
     is_signed = (
@@ -65,8 +69,9 @@ def test_production_is_only_the_genicam_camera_that_was_signed(
         and serial != ""
         and producer not in (None, "")
         and (serial, producer) == (signed.camera_serial, signed.producer_sha256)
+        and isinstance(model, SignedModel)
     )
-    origin = provenance(camera, signed)
+    origin = provenance(camera, signed, model)
     assert (origin.provenance is Provenance.PRODUCTION) == is_signed
     if driver == "replay":
         assert origin.provenance is Provenance.REPLAYED
@@ -86,9 +91,15 @@ def test_production_is_only_the_genicam_camera_that_was_signed(
 def test_why_it_is_not_production_is_said(
     camera: CameraInfo, signed: Commissioned | NotCommissioned, why: str
 ) -> None:
-    origin = provenance(camera, signed)
+    origin = provenance(camera, signed, MODEL)
     assert origin.provenance is Provenance.SIMULATED
     assert why in origin.why
+
+
+def test_a_model_that_nobody_signed_is_not_production() -> None:
+    origin = provenance(CAMERA, SIGNED, UnsignedModel("nobody signed it"))
+    assert (origin.provenance, origin.why) == (Provenance.SIMULATED, "nobody signed it")
+    assert provenance(CAMERA, SIGNED, MODEL).provenance is Provenance.PRODUCTION
 
 
 # --- the file -------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from station.config import (
     IdentitySettings,
     JournalSettings,
     LightSettings,
+    ModelsSettings,
     Recipe,
     StationSettings,
     load_configuration,
@@ -75,6 +76,7 @@ def test_the_references_name_every_key() -> None:
     for model in (
         StationSettings,
         JournalSettings,
+        ModelsSettings,
         LightSettings,
         GenicamCameraSettings,
         SerialTowerSettings,

@@ -64,6 +64,11 @@ def _change_the_producer(line: SignedLine) -> None:
     path.write_bytes(path.read_bytes() + b"\0")
 
 
+def _take_the_signatures(line: SignedLine) -> None:
+    folder = Path(line.rig.station["model_dir"]) / "lightdefectnet-v3"
+    (folder / "signatures.json").unlink()
+
+
 def test_only_a_signed_camera_lights_the_production_pass(line: SignedLine) -> None:
     with PtyRecorder(line.rig.folder / "tower") as tower:
         provenances, patterns = run(line, tower)
@@ -74,6 +79,8 @@ def test_only_a_signed_camera_lights_the_production_pass(line: SignedLine) -> No
         assert "pass" in commands
         assert "pass_not_production" not in commands
         assert not any(row["is_simulated"] for row in line.rig.rows("result"))
+        start = next(row for row in line.rig.rows("change") if row["what"] == "start")
+        assert "trained by Anna Trainer" in start["detail"]["model_signed_by"]
 
 
 @pytest.mark.parametrize(
@@ -81,6 +88,7 @@ def test_only_a_signed_camera_lights_the_production_pass(line: SignedLine) -> No
     [
         (_tamper, "changed since"),
         (_change_the_producer, "is not the file that was signed"),
+        (_take_the_signatures, "no key that is trusted here signed it"),
     ],
 )
 def test_anything_else_never_does(

@@ -124,8 +124,8 @@ def export(
         )
     model = to_onnx(network)
     scores = check_against_torch(network, model, tiles)
-    chosen = _spread(scores, GOLDEN_TILES)
-    golden = _archive(tiles[chosen])
+    chosen = spread(scores, GOLDEN_TILES)
+    golden = golden_archive(tiles[chosen])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MODEL_FILE).write_bytes(model)
     (folder / GOLDEN_FILE).write_bytes(golden)
@@ -166,13 +166,14 @@ def _training_card(summary: dict[str, Any]) -> TrainingCard:
     )
 
 
-def _spread(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+def spread(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """Indices of `count` scores at even ranks from the lowest to the highest."""
     ranks = np.linspace(0, len(scores) - 1, min(count, len(scores))).round().astype(np.int64)
     return np.argsort(scores, kind="stable")[ranks]
 
 
-def _archive(tiles: NDArray[np.uint8]) -> bytes:
+def golden_archive(tiles: NDArray[np.uint8]) -> bytes:
+    """`golden.npz`."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, tiles=tiles)
     return buffer.getvalue()

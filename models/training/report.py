@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.card import TrainingCard
 from models.classifier import Classifier
 from models.training.data import (
     SPLITS,
@@ -137,7 +138,11 @@ def evaluate_model(data: Path, classifier: Classifier, split: str) -> dict[str, 
 
 
 def _is_trained_on(classifier: Classifier, data: Path) -> bool:
-    return data_sha256(read_folder(data)) == classifier.card.training.data_sha256
+    training = classifier.card.training
+    return (
+        isinstance(training, TrainingCard)
+        and data_sha256(read_folder(data)) == training.data_sha256
+    )
 
 
 def _samples(data: Path, split: str) -> list[Sample]:

@@ -36,8 +36,16 @@ from station.limit_samples import SamplesError, samples_folder, show_offline
 from station.log_reader import Reader
 from station.log_verify import verify_tail
 from station.machine import accept_scores, test_on_this_machine
+from station.model_signatures import SignedModel
+from station.model_store import ModelStore, judge_folder
 from station.precision import Chosen, load_classifier
-from station.product import check_strip, geometry_of, load_flat_field, load_product
+from station.product import (
+    check_strip,
+    geometry_of,
+    load_flat_field,
+    load_product,
+    model_folder,
+)
 from station.qms import DATABASE, StoreError
 from station.record import Provenance
 from station.state import Origin, provenance
@@ -106,7 +114,7 @@ def _check_model(loaded: Loaded[Configuration], recipe: Loaded[Recipe], accept: 
     test_on_this_machine(classifier, directory)
     return (
         f"{classifier.model_id} sha256 {classifier.model_sha256[:12]}, golden scores reproduced, "
-        f"{classifier.runtime}; {_precision(chosen)}"
+        f"{classifier.runtime}; {_precision(chosen)}; {_signed(loaded.value, recipe)}"
     )
 
 
@@ -125,6 +133,14 @@ def _check_samples(loaded: Loaded[Configuration], recipe: Loaded[Recipe]) -> str
         raise Problem("; ".join(wrong))
     again = " and when a shift begins" if recipe.value.limit_samples.at_shift_start else ""
     return f"{len(shown)} get their verdicts; judged at each start{again}"
+
+
+def _signed(settings: Configuration, recipe: Loaded[Recipe]) -> str:
+    """Who vouches for the model; production, and that alone, needs it."""
+    judged = judge_folder(settings, model_folder(recipe, ModelStore.of(settings)))
+    if isinstance(judged, SignedModel):
+        return judged.words
+    return f"notice: may not judge production: {judged.why}"
 
 
 def _precision(chosen: Chosen) -> str:
@@ -155,7 +171,7 @@ def _check_camera(loaded: Loaded[Configuration], recipe: Loaded[Recipe], is_runn
             f"{info.vendor} {info.model} {info.serial}, {info.width} px {info.pixel_format}{rate}"
             f"{_rounded(info)}{_flat_field(loaded, info)}"
         )
-        origin = _origin(settings, info)
+        origin = _origin(settings, recipe, info)
     finally:
         camera.close()
     if origin.provenance is Provenance.PRODUCTION:
@@ -166,14 +182,15 @@ def _check_camera(loaded: Loaded[Configuration], recipe: Loaded[Recipe], is_runn
     return text
 
 
-def _origin(settings: Configuration, info: CameraInfo) -> Origin:
+def _origin(settings: Configuration, recipe: Loaded[Recipe], info: CameraInfo) -> Origin:
     """Whose plates these would be."""
     directory, signed = settings.journal.directory, list[str]()
     if (directory / DATABASE).exists():
         with Reader(directory) as reader:
             signed = reader.signed_files()
     file = settings.commissioning_file
-    return provenance(info, read_commissioned(file, settings.station.id, signed))
+    model = judge_folder(settings, model_folder(recipe, ModelStore.of(settings)))
+    return provenance(info, read_commissioned(file, settings.station.id, signed), model)
 
 
 def _rounded(info: CameraInfo) -> str:

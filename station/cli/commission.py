@@ -37,6 +37,8 @@ from station.commissioning_line import DRY_RUN_PLATES
 from station.commissioning_report import REPORT_HTML, Report, build_report, write_report
 from station.commissioning_steps import STEPS
 from station.config import EX_CONFIG, Configuration, Loaded, Recipe
+from station.model_signatures import UnsignedModel
+from station.model_store import ModelStore, judge_folder
 from station.product import load_product, model_folder
 from station.signing import SigningError, sign_report, station_stopped, verify_signature
 
@@ -109,12 +111,17 @@ def sign_(
         basis = _basis(loaded, recipe)
         report = build_report(loaded.value.station.id, kept, _TITLES, basis, before)
         signed = sign_report(loaded, report, kept, who)
+        model = judge_folder(loaded.value, model_folder(recipe, ModelStore.of(loaded.value)))
+    lack = model.why if isinstance(model, UnsignedModel) else ""
     if is_json:
         print_json(
-            {"file": str(signed.path), "sha256": signed.sha256, "row": signed.row, "who": who}
-        )
-    else:
-        typer.echo(f"{signed.path} signed by {who}: sha256 {signed.sha256}, row {signed.row}")
+            {"file": str(signed.path), "sha256": signed.sha256, "row": signed.row, "who": who,
+             "model_problem": lack}
+        )  # fmt: skip
+        return
+    typer.echo(f"{signed.path} signed by {who}: sha256 {signed.sha256}, row {signed.row}")
+    if lack:
+        typer.echo(f"notice: no plate is production yet: {lack}")
 
 
 @app.command()
@@ -187,7 +194,7 @@ def _folders(
 
 
 def _basis(loaded: Loaded[Configuration], recipe: Loaded[Recipe]) -> Basis:
-    card = read_card(model_folder(recipe))
+    card = read_card(model_folder(recipe, ModelStore.of(loaded.value)))
     return Basis(
         configuration_sha256=loaded.sha256,
         recipe_id=recipe.value.id,

@@ -16,6 +16,7 @@ from models.classifier import Classifier
 from station.cli.common import command_line, exit_on_config_error, fail, load_or_exit, print_json
 from station.config import ConfigError, Configuration, Loaded, Recipe
 from station.gate import GatePlan, plates_to_render, run_gate
+from station.model_store import ModelStore
 from station.precision import CandidateRecord, ChangedPlate, GateRecord, load_classifier
 from station.product import fitting, load_product, model_folder
 from station.recipe_desk import Desk
@@ -32,7 +33,9 @@ def report_gate(config: Path, is_json: bool, version: str | None = None) -> None
         recipe = _product(loaded, version)
         try:
             sessions, sha256 = loaded.value.station.inspect_threads, recipe.value.model.sha256
-            fp32 = Classifier.load(model_folder(recipe), sessions, sha256)
+            fp32 = Classifier.load(
+                model_folder(recipe, ModelStore.of(loaded.value)), sessions, sha256
+            )
             count = plates_to_render(fp32, GatePlan())
             progress = iter(track(range(count), "judging plates", console=Console(stderr=True)))
             record, path = run_gate(

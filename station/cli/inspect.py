@@ -109,7 +109,7 @@ def _flat_field(config: str | None) -> FlatField:
 def _load_fp32(recipe: Loaded[Recipe], model: str | None, threads: int) -> Classifier:
     if model is not None:
         return Classifier.load(find_model(model), threads)
-    return Classifier.load(model_folder(recipe), threads, recipe.value.model.sha256)
+    return Classifier.load(model_folder(recipe, None), threads, recipe.value.model.sha256)
 
 
 def _pictures(paths: list[str]) -> Iterator[tuple[Path, PictureError | None]]:

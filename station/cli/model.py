@@ -20,10 +20,10 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from models.card import ModelError, read_card, write_card
+from models.card import ModelError, write_card
 from models.classifier import Classifier
-from models.registry import find_model, list_models
-from station.cli import model_compare, model_promotion, model_shadow
+from models.registry import find_model
+from station.cli import model_compare, model_promotion, model_shadow, model_signed
 from station.cli.common import (
     JsonOption,
     command_line,
@@ -52,6 +52,8 @@ app.command("compare")(model_compare.compare)
 app.command("flips")(model_compare.flips)
 app.command("sign-flip")(model_compare.sign_flip)
 app.command("drift")(drift)
+for _name, _command in model_signed.COMMANDS.items():
+    app.command(_name)(_command)
 
 DataOption = Annotated[Path, typer.Option(help="Folder with labels.csv, or good/ and defective/.")]
 RecipeOption = Annotated[str, typer.Option(help="Recipe file, or shipped:<id>.")]
@@ -60,6 +62,7 @@ WidthOption = Annotated[int, typer.Option(min=224, help="Pixels in a scan line."
 _PIXEL_PITCH_MM, _SCAN_LINE_PX = 0.1, 4096
 _DEMO = "shipped:demo-lgp"
 _LEAST_PLATES = 20
+_GOLDEN_PLATES = 4
 
 
 @contextlib.contextmanager
@@ -412,26 +415,73 @@ def _set_threshold(
     set_threshold(out, source, plates, target, seed, made_by)
 
 
-@app.command("list")
-def list_(is_json: JsonOption = False) -> None:
-    """Models that a recipe can name."""
-    for name, folder in list_models().items():
+@app.command("adopt")
+def adopt_(
+    file: Annotated[Path, typer.Argument(help="An ONNX classifier with two outputs.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; its name is the model's id.")],
+    origin: Annotated[str, typer.Option(help="Who trained it, on what; stands on the card.")],
+    channels: Annotated[int, typer.Option(help="1, or 3: the grey picture three times.")] = 1,
+    is_uint8: Annotated[
+        bool, typer.Option("--uint8", help="It takes 8-bit levels; else floats, scaled so:")
+    ] = False,
+    scale: Annotated[float, typer.Option(help="(level * scale - mean) / deviation.")] = 1 / 255,
+    mean: Annotated[
+        list[float] | None, typer.Option(help="One, or one a channel. [0]", show_default=False)
+    ] = None,
+    deviation: Annotated[
+        list[float] | None, typer.Option(help="One, or one a channel. [1]", show_default=False)
+    ] = None,
+    gives: Annotated[str, typer.Option(help="logits, or probabilities.")] = "logits",
+    defective: Annotated[int, typer.Option(help="Which output is that of a defect.")] = 1,
+    licence: Annotated[str, typer.Option(help="Of the network.")] = "unknown",
+    recipe: RecipeOption = _DEMO,
+    plates: Annotated[int, typer.Option(min=1, help="Fresh plates that choose it.")] = 400,
+    false_reject_target: Annotated[
+        float, typer.Option(min=1e-4, max=0.5, help="Share of good plates that may fail.")
+    ] = FALSE_REJECT_TARGET,
+    seed: Annotated[int, typer.Option(min=0, help="Of the fresh plates.")] = 1000,
+    pixel_pitch_mm: PitchOption = _PIXEL_PITCH_MM,
+    width: WidthOption = _SCAN_LINE_PX,
+) -> None:
+    """Bring your own network: wrapped, tried in a throw-away process, measured on plates."""
+    needed = 4 * plates_needed(false_reject_target)
+    if plates < needed:
+        fail(f"--plates {plates}: too few for this target; {needed} or more", 2)
+    if (
+        channels not in (1, 3)
+        or defective not in (0, 1)
+        or gives not in ("logits", "probabilities")
+    ):
+        fail("--channels is 1 or 3, --defective 0 or 1, --gives logits or probabilities", 2)
+    source, loaded = _source(recipe, pixel_pitch_mm, width)
+    with _needs_train_extra():
+        from models.adopt import Wrapping
+        from station.cli import model_adopt as adoption
+
+        wrapping = Wrapping(
+            channels=3 if channels == 3 else 1,
+            is_uint8=is_uint8,
+            scale=scale,
+            mean=tuple(mean or (0.0,)),
+            deviation=tuple(deviation or (1.0,)),
+            gives="logits" if gives == "logits" else "probabilities",
+            defective=1 if defective else 0,
+        )
+        made_by = f"plates of recipe {loaded.id} at {pixel_pitch_mm:g} mm a pixel; {command_line()}"
+        plan = adoption.PlatePlan(plates, false_reject_target, seed, made_by)
         try:
-            card = read_card(folder)
-        except ModelError as error:
+            tiles = adoption.gate_tiles(source, _GOLDEN_PLATES, seed)
+            named = adoption.Origin(file, origin, licence, command_line())
+            card, probed = adoption.adopt(named, wrapping, tiles, out)
+            typer.echo(
+                f"{out}: {card.parameters} parameters, {card.mflops:g} MFLOPs, "
+                f"{probed.ms_per_tile:.2f} ms a tile, {probed.peak_mb:.0f} MB"
+                + ("" if probed.has_defect_map else "; it has no map: boxes are whole tiles")
+            )
+            adoption.measure(out, source, plan)
+        except (ModelError, SynthesisError, OSError, ValueError) as error:
             fail(str(error))
-        row = {
-            "id": name,
-            "sha256": card.sha256,
-            "parameters": card.parameters,
-            "mflops": card.mflops,
-            "threshold": card.threshold.value,
-            "folder": str(folder),
-        }
-        if is_json:
-            print_json(row)
-        else:
-            typer.echo("  ".join(f"{key} {value}" for key, value in row.items()))
+    typer.echo(f"{out}: adopted; have it signed (`vqi model sign`)")
 
 
 @app.command("benchmark")

@@ -16,7 +16,7 @@ import typer
 from drivers.camera.picture import PictureError
 from models.card import ModelCard, ModelError
 from models.classifier import Classifier
-from models.registry import find_model, list_models
+from models.registry import list_models
 from station.candidate import measure_audit, measure_precision, measure_samples
 from station.cli.common import (
     ConfigOption,
@@ -38,6 +38,7 @@ from station.cli.recipe import (
 from station.config import ConfigError, Configuration, Loaded, Recipe
 from station.control import send_command
 from station.ipc import Json, PeerGone
+from station.model_store import ModelStore
 from station.parity import check_parity
 from station.promotion import AUDIT, LIMIT_SAMPLES, PRECISION, Shown, gate_change, judging
 from station.qms import StoreError
@@ -90,7 +91,7 @@ def promote(
     """
     name = who or getpass.getuser()
     with _desk(config) as desk:
-        folder = find_model(model)
+        folder = ModelStore.of(desk.configuration.value).named(model)
         classifier = Classifier.load(folder)
         classifier.self_test()
         draft = _draft(desk, recipe, folder, classifier.card)
@@ -131,7 +132,8 @@ def _draft(desk: Desk, recipe_id: str, folder: Path, card: ModelCard) -> Recipe:
             "proposes"
         )
     draft = desk.draft(active)
-    place = None if list_models().get(card.id) == folder else str(folder.resolve())
+    known = (list_models().get(card.id), ModelStore.of(desk.configuration.value).find(card.id))
+    place = None if folder in known else str(folder.resolve())
     update = {"id": card.id, "folder": place, "sha256": card.sha256, "threshold": None}
     if draft.model.sha256 == card.sha256:
         raise RecipeError(f"{card.id} (sha256 {card.sha256[:12]}) judges already")

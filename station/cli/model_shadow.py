@@ -11,12 +11,12 @@ from typing import Annotated
 import typer
 
 from models.card import ModelError, read_card
-from models.registry import find_model
 from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, print_json, say
 from station.config import ConfigError, Configuration, Loaded
 from station.control import send_command
 from station.ipc import Json, PeerGone
 from station.log_reader import Reader
+from station.model_store import ModelStore
 from station.product import load_product, model_folder
 from station.qms import DATABASE, StoreError
 from station.record import ChangeBody, score_text
@@ -89,10 +89,11 @@ def start(
     """Let a model score plates in the shadow, once card, bytes and golden scores are right."""
     loaded = load_or_exit(config)
     with _plain_errors():
-        folder = find_model(model).resolve()
+        store = ModelStore.of(loaded.value)
+        folder = store.named(model).resolve()
         card, recipe = read_card(folder), load_product(loaded)
         if threshold is None:
-            judges = read_card(model_folder(recipe)).sha256 == card.sha256
+            judges = read_card(model_folder(recipe, store)).sha256 == card.sha256
             own = recipe.value.model.threshold if judges else None
             threshold = card.threshold.value if own is None else own
         row = started_change(

@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from models.card import ModelError, read_card
 from models.registry import shipped_model
 from station.config import ConfigError, load_recipe
+from station.model_store import ModelStore
 from station.qms import IMAGES, Json
 from station.record import ImageBody
 from station.roles import Person
@@ -234,8 +235,9 @@ def _front_end(web: Web, found: PlateRows, view: View) -> LocalContrast | None:
 def front_end_of(web: Web, result: Json) -> LocalContrast | None:
     """What the plate's network sees of it; None where its card is not here, or where it sees the
     grey levels as they are."""
+    settings = web.configuration.value
     constants = _constants(
-        result["model_id"], result["model_sha256"], web.configuration.value.station.recipe
+        result["model_id"], result["model_sha256"], settings.station.recipe, settings.model_dir
     )
     if constants is None:
         return None
@@ -246,9 +248,11 @@ def front_end_of(web: Web, result: Json) -> LocalContrast | None:
 
 
 @lru_cache(maxsize=64)
-def _constants(model_id: str, sha256: str, recipe: str) -> tuple[int, int, float] | None:
+def _constants(
+    model_id: str, sha256: str, recipe: str, model_dir: Path
+) -> tuple[int, int, float] | None:
     """Cell, window and dark level of the front end of exactly these weights."""
-    for folder in _model_folders(model_id, recipe):
+    for folder in _model_folders(model_id, recipe, model_dir):
         try:
             card = read_card(folder)
         except ModelError:
@@ -259,7 +263,10 @@ def _constants(model_id: str, sha256: str, recipe: str) -> tuple[int, int, float
     return None
 
 
-def _model_folders(model_id: str, recipe: str) -> Iterator[Path]:
+def _model_folders(model_id: str, recipe: str, model_dir: Path) -> Iterator[Path]:
+    stored = ModelStore(model_dir).find(model_id)
+    if stored is not None:
+        yield stored
     with contextlib.suppress(ModelError):
         yield shipped_model(model_id)
     try:

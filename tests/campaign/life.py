@@ -99,6 +99,7 @@ class Life:
         journal = self.disk.folder / "journal"
         line = _CampaignLine(self.line, features, SPECIMEN, light, journal)
         line.rig.station = _STATION
+        line.people.sign_folder(self.model)
         return line.rig, belt
 
     def _simulated(self, light: Json, epoch_ns: int) -> tuple[Rig, Belt]:

@@ -155,10 +155,13 @@ class Inspector:
         threshold: float,
         threads: int,
         report: Report,
+        unsure_above: float | None = None,
     ) -> None:
+        """`unsure_above`: tiles between it and `threshold` say where, too, but do not fail."""
         self._classifier = classifier
         self._geometry = geometry
         self._threshold = threshold
+        self._seen_above = threshold if unsure_above is None else min(threshold, unsure_above)
         self._report = report
         self._jobs: queue.SimpleQueue[_Job | Tick | None] = queue.SimpleQueue()
         self._busy_since_ns = [0] * threads
@@ -253,8 +256,8 @@ class Inspector:
     def _boxes(
         self, row: TileRow, x_px: int, score: float, found: Findings, number: int
     ) -> tuple[Box, ...]:
-        """Where a failing tile sees its defects; looked for in no other."""
-        if found.defect_maps is None or not is_failing(score, self._threshold):
+        """Where a failing or doubtful tile sees its defects; looked for in no other."""
+        if found.defect_maps is None or not is_failing(score, self._seen_above):
             return ()
         boxes = (box for box, _ in defect_boxes(found.defect_maps[number]))
         return boxes_on_plate(row, x_px, boxes)

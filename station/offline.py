@@ -65,7 +65,9 @@ class PictureInspector:
         self._classifier = classifier
         self._pixel_pitch_mm = pixel_pitch_mm
         self._threads = threads
-        self._threshold = classifier.threshold_for(recipe.value.model.threshold)
+        model = recipe.value.model
+        self._threshold = classifier.threshold_for(model.threshold)
+        self._unsure_above = classifier.unsure_above_for(model.unsure_above)
         self._flat_field = flat_field
 
     def inspect(self, picture: Pixels) -> Inspection:
@@ -105,7 +107,9 @@ class PictureInspector:
             if isinstance(message, PlateScored):
                 done.put(message.work)
 
-        inspector = Inspector(self._classifier, geometry, self._threshold, self._threads, report)
+        inspector = Inspector(
+            self._classifier, geometry, self._threshold, self._threads, report, self._unsure_above
+        )
         try:
             work: PlateWork | None = None
             for event in events:
@@ -123,11 +127,13 @@ class PictureInspector:
 
     def _judge(self, work: PlateWork, geometry: Geometry) -> Inspection:
         plate = self._recipe.value.plate
-        judged = judge(work, geometry, plate, self._threshold, is_self_tested=True)
+        judged = judge(
+            work, geometry, plate, self._threshold, True, unsure_above=self._unsure_above
+        )
         return Inspection(
             judged.verdict,
             judged.reason,
-            work.detail,
+            judged.detail,
             judged.score,
             tuple(judged.scores),
             tuple(judged.defects),

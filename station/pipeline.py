@@ -355,6 +355,7 @@ class Station:
             provenance=self._origin.provenance,
             is_self_tested=True,
             flat_field=load_flat_field(self._configuration, camera.info),
+            unsure_above=classifier.unsure_above_for(self._recipe.value.model.unsure_above),
         )
 
     def _make_feed(self, camera: CameraProcess, hello: Json) -> Feed:
@@ -364,7 +365,12 @@ class Station:
             settings.plate_buffers, buffer_lines(geometry), geometry.scan_line_px
         )
         self._inspector = Inspector(
-            context.classifier, geometry, context.threshold, settings.inspect_threads, self._post
+            context.classifier,
+            geometry,
+            context.threshold,
+            settings.inspect_threads,
+            self._post,
+            context.unsure_above,
         )
         # A belt does not wait, a recording does: only the belt's plates can be overrun.
         patience_s = _PATIENCE_S if camera.info.is_patient else 0.0

@@ -52,7 +52,7 @@ def is_claimed_by_one_account(version: Version) -> bool:
 
 
 def _bound(recipe: Loaded[Recipe]) -> Recipe:
-    """With the sha256 and the threshold of its model's card where it says none itself. Raises
+    """With the sha256 and the limits of its model's card where it says none itself. Raises
     `ConfigError`."""
     model, folder = recipe.value.model, model_folder(recipe)
     try:
@@ -66,6 +66,9 @@ def _bound(recipe: Loaded[Recipe]) -> Recipe:
         )
     threshold = card.threshold.value if model.threshold is None else model.threshold
     update = {"sha256": card.sha256, "threshold": threshold}
+    if model.unsure_above is None and card.threshold.unsure_above is not None:
+        # A threshold of one's own below the card's doubt leaves nothing to doubt.
+        update["unsure_above"] = min(card.threshold.unsure_above, threshold)
     return recipe.value.model_copy(update={"model": model.model_copy(update=update)})
 
 

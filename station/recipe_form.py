@@ -35,6 +35,7 @@ _SPECIAL: dict[str, tuple[Kind, str]] = {
     "review.kinds": ("words", ""),
     "review.four_eyes": ("words", ""),
     "model.threshold": ("number", "score"),
+    "model.unsure_above": ("number", "score"),
 }
 # Of a key that may be left out, the schema keeps pydantic's own names.
 _LIMITS = {

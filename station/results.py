@@ -47,6 +47,8 @@ class Context:
     is_self_tested: bool
     """The classifier reproduced its golden scores in this process."""
     flat_field: FlatField | None = None
+    unsure_above: float | None = None
+    """See `Evidence`."""
 
     @property
     def station_id(self) -> str:
@@ -85,11 +87,14 @@ class Judgement:
 
     verdict: Verdict
     reason: Reason | None
+    detail: str
+    """Figures behind the reason."""
     score: float | None
     """Highest tile score; NaN counts as highest."""
     scores: list[TileScore]
     """In grid order."""
     defects: list[DefectBody]
+    """Where failing tiles see them; of a plate that is UNDECIDED as unsure, where doubt lies."""
     left_px: int
 
 
@@ -100,6 +105,7 @@ def judge(
     threshold: float,
     is_self_tested: bool,
     is_late: bool = False,
+    unsure_above: float | None = None,
 ) -> Judgement:
     """Judge a plate whose tiles all have their scores."""
     scores = sorted(work.scores, key=lambda tile: (tile.row, tile.column))
@@ -109,6 +115,7 @@ def judge(
             tiles_expected=work.tiles_expected,
             scores=scores,
             threshold=threshold,
+            unsure_above=unsure_above,
             unlit_share=work.unlit_share,
             max_unlit_share=plate_recipe.max_unlit_share,
             streak_share=streak_share(work.plate, geometry.pixel_pitch_mm),
@@ -117,9 +124,12 @@ def judge(
             is_late=is_late,
         )
     )
-    left = _left_px(work)
-    defects = find_defects(scores, threshold, left, geometry.pixel_pitch_mm)
-    return Judgement(verdict, reason, _highest(scores), scores, defects, left)
+    left, score, detail, from_score = _left_px(work), _highest(scores), work.detail, threshold
+    if reason is Reason.UNSURE and unsure_above is not None:
+        detail = f"score {score:.4g}: above {unsure_above:.4g}, fails above {threshold:.4g}"
+        from_score = unsure_above
+    defects = find_defects(scores, from_score, left, geometry.pixel_pitch_mm)
+    return Judgement(verdict, reason, detail, score, scores, defects, left)
 
 
 def scored_body(context: Context, work: PlateWork) -> ResultBody:
@@ -131,6 +141,7 @@ def scored_body(context: Context, work: PlateWork) -> ResultBody:
         context.threshold,
         context.is_self_tested,
         is_late=context.is_late(work.plate.last_scan_line_ns),
+        unsure_above=context.unsure_above,
     )
     plate, scores, defects = work.plate, judged.scores, judged.defects
     shape = measure(plate) if plate.length_px > 2 and not context.geometry.is_whole else None
@@ -140,7 +151,7 @@ def scored_body(context: Context, work: PlateWork) -> ResultBody:
         plate_ordinal=plate.ordinal,
         verdict=judged.verdict,
         reason=judged.reason,
-        detail=work.detail,
+        detail=judged.detail,
         score=judged.score,
         opened_ns=plate.opened_ns,
         last_scan_line_ns=plate.last_scan_line_ns,
@@ -214,6 +225,7 @@ def _body(context: Context, *, sequence: int, **fields: object) -> ResultBody:
         "provenance": context.provenance,
         "is_simulated": context.provenance is not Provenance.PRODUCTION,
         "threshold": context.threshold,
+        "unsure_above": context.unsure_above,
         "recipe_id": recipe.value.id,
         "recipe_version": recipe.value.version,
         "recipe_sha256": recipe.sha256,

@@ -43,6 +43,8 @@ class TrainingRecipe:
     learning_rate: float = 2e-3
     weight_decay: float = 0.02
     batch: int = 16
+    is_norm_frozen: bool = False
+    """Norms keep the statistics that they begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,8 @@ def run_fit(
     """
     folder = run / fit.name
     identity = {"data_sha256": data_sha256, "held": len(held), **asdict(fit)}
+    if not fit.recipe.is_norm_frozen:
+        del identity["recipe"]["is_norm_frozen"]  # finished runs of before it came are still read
     if fit.init:
         identity["init"] = _sha256(Path(fit.init))
     if (folder / RESULT_FILE).is_file():
@@ -191,6 +195,8 @@ def _one_epoch(
     batches = math.ceil(len(tiles) / size)
     device = training_device()
     state.network.train()
+    if fit.recipe.is_norm_frozen:
+        _freeze_norms(state.network)
     for number in range(batches):
         chosen = order[number * size : (number + 1) * size]
         if len(chosen) == 1 and batches > 1:
@@ -200,6 +206,12 @@ def _one_epoch(
         batch = augment(torch.from_numpy(tiles[chosen]), generator).to(device)
         _step(state, fit, batch, torch.from_numpy(labels[chosen]).to(device))
         on_batch()
+
+
+def _freeze_norms(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
 
 
 def _step(state: _State, fit: Fit, batch: Tensor, labels: Tensor) -> None:

@@ -163,12 +163,12 @@ def few_shot(rows: list[Row], root: Path, out: Path, options: argparse.Namespace
         areas.append(found["auroc"]["value"])
         say(f"{out.name}, draw {draw}: {len(few)} tiles, AUROC {areas[-1]:.4f}")
     full = options.full or full_data(rows, root, out)
-    mean, low, high = interval(areas)
+    found = interval(areas)
     return {
         "auroc": [round(area, 4) for area in areas],
         "full_auroc": full,
-        "share": [round(value / full, 4) for value in (mean, low, high)],
-        "chance_corrected_share": round((mean - 0.5) / (full - 0.5), 4),
+        "share": [round(value / full, 4) for value in found],
+        "chance_corrected_share": round((found[0] - 0.5) / (full - 0.5), 4),
     }
 
 
@@ -182,11 +182,11 @@ def full_data(rows: list[Row], root: Path, out: Path) -> float:
     return area
 
 
-def interval(values: list[float]) -> tuple[float, float, float]:
-    """Mean and its 95 % interval over draws (Student's t)."""
+def interval(values: list[float]) -> tuple[float, ...]:
+    """Mean and its 95 % interval over draws (Student's t); of one draw there is none."""
     mean = float(np.mean(values))
     if len(values) < 2:
-        return mean, float("nan"), float("nan")
+        return (mean,)
     reach = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
     return mean, mean - reach, mean + reach
 

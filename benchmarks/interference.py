@@ -10,8 +10,9 @@ load shares the processor: the share that it takes itself is said. A block count
 the program has changed since, and if no process was replaced in it.
 
 Loads: readers (QA's queries, mode=ro, with a pause of --pause-s between rounds), scrape (metrics),
-verify, export, backup, clients (`vqi web` and 500 browsers that look at the line), shadow (a model
-in the shadow, with --share of a core; a round is a plate that it scored). Everything is kept in
+verify, export, backup, clients (`vqi web` and 500 browsers that look at the line), train (`vqi
+model train --background` on rendered tiles, which goes on from block to block), shadow (a model in
+the shadow, with --share of a core; a round is a plate that it scored). Everything is kept in
 --folder: a run that was ended goes on where it was.
 """
 
@@ -23,6 +24,7 @@ import json
 import os
 import random
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -71,6 +73,7 @@ SHADOW = "shadow"
 _SHADOWED = "lightdefectnet-v3"
 _SHADOW_LIMIT_S = 120.0
 NO_LOAD: Json = {"cpu_s": 0.0, "rounds": 0, "alive_s": 0.0}
+_TRAINING_SET = "training-set"
 _PAGE_NICE = "10"
 """As its unit has it."""
 _RESAMPLES = 4000
@@ -107,6 +110,8 @@ def measure(options: argparse.Namespace) -> Json:
     name = f"{options.load}-{options.share:g}" if is_shadow else options.load
     bench = Bench(options.folder.resolve() / name)
     bench.folder.mkdir(parents=True, exist_ok=True)
+    if options.load == "train":
+        render_training_set(bench.folder / _TRAINING_SET)
     rate_hz = options.rate_hz or highest_rate_hz(bench, say) / 2
     bench.write(rate_hz)
     ledger = bench.folder / "ledger.jsonl"
@@ -360,7 +365,7 @@ def be_load(round_: Callable[[str], None], config: str, pause_s: float) -> None:
         round_(config)
         rounds += 1
         time.sleep(pause_s)
-    if isinstance(round_, Crowd):
+    if isinstance(round_, Crowd | Training):
         round_.close()
     print(rounds)
 
@@ -440,6 +445,41 @@ class Crowd:
             self._page.wait(30.0)
 
 
+class Training:
+    """A training beside the station; a round is a second of it. Killed at the end of a block, it
+    goes on in the next one after its last whole epoch."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __call__(self, config: str) -> None:
+        folder = Path(config).parent
+        if self._process is not None and self._process.poll() is not None:
+            if self._process.returncode:
+                raise SystemExit(f"the training ended with status {self._process.returncode}")
+            shutil.rmtree(folder / "training", ignore_errors=True)
+            self._process = None
+        if self._process is None:
+            data, run = str(folder / _TRAINING_SET), str(folder / "training")
+            command = vqi("model", "train", "--data", data, "--out", run, "--background")
+            self._process = subprocess.Popen(
+                [*ENDS_WITH_US, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+        time.sleep(1.0)
+
+    def close(self) -> None:
+        """Its time counts as the load's."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(30.0)
+
+
+def render_training_set(folder: Path) -> None:
+    """Some hundred tiles, before the station starts."""
+    if not (folder / "labels.csv").exists():
+        _command("model", "synthesize", "--out", str(folder), "--plates", "40")
+
+
 def _start_page(config: Path) -> tuple[subprocess.Popen[bytes], str]:
     own = config.with_name("page.toml")
     own.write_text(config.read_text() + "\n[web]\nport = 0\n")
@@ -471,6 +511,7 @@ LOADS: dict[str, Callable[[str], None]] = {
     "export": export,
     "backup": backup,
     "clients": Crowd(),
+    "train": Training(),
 }
 
 

@@ -52,8 +52,16 @@ class ThresholdCard(CardPart):
 
     value: float = Field(ge=0, le=1)
     """A tile whose probability of a defect is above this fails its plate."""
+    unsure_above: float | None = Field(None, ge=0, le=1)
+    """A plate with a tile above this does not pass, even if none fails; None: `value` divides."""
     chosen_by: str
     """On what, for which target, with what interval."""
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> ThresholdCard:
+        if self.unsure_above is not None and self.unsure_above > self.value:
+            raise ValueError(f"unsure_above {self.unsure_above:g} is above value {self.value:g}")
+        return self
 
 
 class GoldenCard(CardPart):

@@ -142,6 +142,12 @@ class Classifier:
             return self.variant.threshold
         return self.threshold if recipe_threshold is None else recipe_threshold
 
+    def unsure_above_for(self, recipe_unsure_above: float | None) -> float | None:
+        """Above what a tile's score is too high to pass without failing: the recipe's own or the
+        card's. Known in fp32 only: where there is one, no other precision judges."""
+        own = self.card.threshold.unsure_above
+        return own if recipe_unsure_above is None else recipe_unsure_above
+
     @property
     def runtime(self) -> str:
         """Runtime, version, precision and processor: what the last bit of a score depends on."""

@@ -162,6 +162,22 @@ class ModelRecipe(Settings):
     threshold: Number | None = Field(
         None, ge=0, le=1, description="Tile score above which a plate fails; default: the card's."
     )
+    unsure_above: Number | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="Tile score above which a plate that does not fail is UNDECIDED; default: the "
+        "card's, or none.",
+    )
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> ModelRecipe:
+        unsure, fails = self.unsure_above, self.threshold
+        if unsure is not None and fails is not None and unsure > fails:
+            raise ValueError(
+                f"unsure_above {unsure:g} is above threshold {fails:g}, from where a plate fails"
+            )
+        return self
 
 
 class KeepRecipe(Settings):

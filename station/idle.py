@@ -9,13 +9,31 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from station.tied import tied
 
 _FIRST_TO_GO = "900"
 """Where memory is short, rather this process than any that starts one (OOMScoreAdjust of the
 units)."""
+
+
+def is_idle() -> bool:
+    """Whether this process runs only where nobody else wants to."""
+    return os.sched_getscheduler(0) == os.SCHED_IDLE
+
+
+def be_idle(*arguments: str) -> NoReturn:
+    """Become this program's interpreter with `arguments`, which gives way as `start_idle`'s does
+    and uses one core: all threads it ever starts are on that one, and every other stays free.
+    Raises OSError if the machine has no `chrt`."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text(_FIRST_TO_GO)
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    polite = ["nice", "-n", "19", "chrt", "--idle", "0"]
+    if shutil.which("ionice"):
+        polite += ["ionice", "-c", "3", "-t"]
+    os.execvp(polite[0], [*polite, sys.executable, "-P", *arguments])
 
 
 def start_idle(*arguments: str, is_awaited: bool = False, **options: Any) -> subprocess.Popen[str]:

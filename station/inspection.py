@@ -259,7 +259,7 @@ class Inspector:
                 x,
                 row.y_px,
                 score,
-                _boxes(row, x, found, i) if is_failing(score, judge.threshold) else (),
+                _boxes(row, x, found, i) if is_failing(score, judge.seen_above) else (),
             )
             for i, (column, x, score) in enumerate(places)
         ]

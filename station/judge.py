@@ -31,6 +31,24 @@ class Judge:
     """Of the classifier's precision."""
     is_self_tested: bool
     """The classifier reproduced its golden scores in this process."""
+    unsure_above: float | None = None
+    """A tile's score between it and `threshold` keeps its plate from passing, without failing it;
+    None where `threshold` alone divides."""
+
+    @property
+    def seen_above(self) -> float:
+        """Tiles with a higher score say where."""
+        unsure = self.unsure_above
+        return self.threshold if unsure is None else min(self.threshold, unsure)
+
+    @classmethod
+    def of(cls, recipe: Loaded[Recipe], classifier: Classifier) -> Judge:
+        """By the limits of the recipe, or of the model's card where it says none; `classifier`
+        reproduced its golden scores."""
+        model = recipe.value.model
+        threshold = classifier.threshold_for(model.threshold)
+        unsure_above = classifier.unsure_above_for(model.unsure_above)
+        return cls(recipe, classifier, threshold, True, unsure_above)
 
     @property
     def name(self) -> str:
@@ -84,6 +102,4 @@ def load_judge(configuration: Loaded[Configuration], recipe: Loaded[Recipe]) -> 
         raise ConfigError(
             f"{configuration.source}: journal.directory: {folder} cannot be used: {error.strerror}"
         ) from error
-    threshold = classifier.threshold_for(recipe.value.model.threshold)
-    judge = Judge(recipe, classifier, threshold, is_self_tested=True)
-    return LoadedJudge(judge, chosen.why, scores)
+    return LoadedJudge(Judge.of(recipe, classifier), chosen.why, scores)

@@ -418,7 +418,7 @@ class LimitSamples:
         except queue.Empty:
             return _not_shown(sample, f"{name}: no scores within {_SCORE_LIMIT_S:g} s")
         plate_recipe = by.recipe.value.plate
-        judged = judge(work, geometry, plate_recipe, by.threshold, by.is_self_tested)
+        judged = judge(work, geometry, plate_recipe)
         said = (judged.verdict, judged.reason, judged.score)
         return Shown(name, sample.sha256, sample.expected, *said)
 

@@ -63,8 +63,7 @@ class PictureInspector:
         """`classifier` has at least `threads` sessions. Its self-test runs here. With `flat_field`
         pictures are scan lines as the camera delivers them; a station keeps corrected ones."""
         classifier.self_test()
-        threshold = classifier.threshold_for(recipe.value.model.threshold)
-        self._by = Judge(recipe, classifier, threshold, is_self_tested=True)
+        self._by = Judge.of(recipe, classifier)
         self._pixel_pitch_mm = pixel_pitch_mm
         self._threads = threads
         self._flat_field = flat_field
@@ -102,12 +101,12 @@ class PictureInspector:
             inspector.stop()
 
     def _judge(self, work: PlateWork, geometry: Geometry) -> Inspection:
-        plate, threshold = self._by.recipe.value.plate, self._by.threshold
-        judged = judge(work, geometry, plate, threshold, is_self_tested=True)
+        plate = self._by.recipe.value.plate
+        judged = judge(work, geometry, plate)
         return Inspection(
             judged.verdict,
             judged.reason,
-            work.detail,
+            judged.detail,
             judged.score,
             tuple(judged.scores),
             tuple(judged.defects),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special
 
-from models.training.evaluate import Figure, clopper_pearson, rate
+from models.training.evaluate import Figure, clopper_pearson, order_statistic, rate
 from models.training.train import calibrate
 from station.synthesize import PlateSource, TileScorer
 
@@ -129,7 +129,7 @@ def choose_threshold(
             f"{len(good)} good plates cannot show a false-reject rate of {target:.2%}; "
             f"{needed} or more are needed"
         )
-    above = math.floor(target * (len(good) + 1) + 1e-9) - 1
+    above = order_statistic(len(good), target)
     value = float(good[len(good) - 1 - above])
     seen = rate(int((good > value).sum()), len(good))
     return ChosenThreshold(value, target, (above + 1) / (len(good) + 1), seen)

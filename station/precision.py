@@ -153,6 +153,8 @@ def _choose(
 ) -> tuple[Variant | None, str, bool]:
     """The variant that may judge, why, and whether that needs somebody's attention."""
     card, directory = read_card(folder), settings.precision_dir
+    if recipe.value.model.unsure_above is not None or card.threshold.unsure_above is not None:
+        return None, "fp32: the gate compares no plates that are neither PASS nor FAIL", False
     try:
         record = read_record(directory, recipe.value.id, card.sha256)
         if record is None:

@@ -59,7 +59,7 @@ def is_claimed_by_one_account(version: Version) -> bool:
 
 
 def _bound(recipe: Loaded[Recipe], store: ModelStore) -> Recipe:
-    """With the sha256 and the threshold of its model's card, and the sha256 of its list of limit
+    """With the sha256 and the limits of its model's card, and the sha256 of its list of limit
     samples, where it says none itself. Raises `ConfigError`."""
     model, folder = recipe.value.model, model_folder(recipe, store)
     try:
@@ -73,6 +73,9 @@ def _bound(recipe: Loaded[Recipe], store: ModelStore) -> Recipe:
         )
     threshold = card.threshold.value if model.threshold is None else model.threshold
     update = {"sha256": card.sha256, "threshold": threshold}
+    if model.unsure_above is None and card.threshold.unsure_above is not None:
+        # A threshold of one's own below the card's doubt leaves nothing to doubt.
+        update["unsure_above"] = min(card.threshold.unsure_above, threshold)
     return limit_samples.bound(recipe).model_copy(update={"model": model.model_copy(update=update)})
 
 

@@ -36,6 +36,7 @@ _SPECIAL: dict[str, tuple[Kind, str]] = {
     "review.four_eyes": ("words", ""),
     "promotion.evidence": ("words", ""),
     "model.threshold": ("number", "score"),
+    "model.unsure_above": ("number", "score"),
 }
 # Of a key that may be left out, the schema keeps pydantic's own names.
 _LIMITS = {

@@ -80,6 +80,8 @@ class Reason(StrEnum):
     """The camera repeated the same pixels."""
     UNCOVERED = "uncovered"
     """Not every tile of the region has a score."""
+    UNSURE = "unsure"
+    """No tile fails, but one scores too high to pass: only a person can tell."""
     HALTED = "halted"
     """The station was not OPERATIONAL while the plate passed."""
 
@@ -197,6 +199,7 @@ _LATER_IN_RESULT = (
     "job_id",
     "operator",
     "shift",
+    "unsure_above",
 )
 _LATER_IN_ACTUATION = ("scored_us", "received_us", "durable_us", "committed_us")
 """Fields that came after the first release."""
@@ -244,6 +247,8 @@ class ResultBody(Body):
     score: float | None
     """Highest tile score; None if no tile was scored."""
     threshold: float
+    unsure_above: float | None = None
+    """A plate with a tile score above it does not pass; None: `threshold` alone divides."""
     recipe_id: str
     recipe_version: int
     recipe_sha256: str

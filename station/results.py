@@ -82,11 +82,14 @@ class Judgement:
 
     verdict: Verdict
     reason: Reason | None
+    detail: str
+    """Figures behind the reason."""
     score: float | None
     """Highest tile score; NaN counts as highest."""
     scores: list[TileScore]
     """In grid order."""
     defects: list[DefectBody]
+    """Where failing tiles see them; of a plate that is UNDECIDED as unsure, where doubt lies."""
     left_px: int
 
 
@@ -94,11 +97,11 @@ def judge(
     work: PlateWork,
     geometry: Geometry,
     plate_recipe: PlateRecipe,
-    threshold: float,
-    is_self_tested: bool,
     is_late: bool = False,
 ) -> Judgement:
     """Judge a plate whose tiles all have their scores."""
+    by = work.judge
+    threshold, unsure_above = by.threshold, by.unsure_above
     scores = sorted(work.scores, key=lambda tile: (tile.row, tile.column))
     verdict, reason = decide(
         Evidence(
@@ -106,17 +109,21 @@ def judge(
             tiles_expected=work.tiles_expected,
             scores=scores,
             threshold=threshold,
+            unsure_above=unsure_above,
             unlit_share=work.unlit_share,
             max_unlit_share=plate_recipe.max_unlit_share,
             streak_share=streak_share(work.plate, geometry.pixel_pitch_mm),
             max_streak_share=plate_recipe.max_streak_share,
-            is_self_tested=is_self_tested,
+            is_self_tested=by.is_self_tested,
             is_late=is_late,
         )
     )
-    left = _left_px(work)
-    defects = find_defects(scores, threshold, left, geometry.pixel_pitch_mm)
-    return Judgement(verdict, reason, _highest(scores), scores, defects, left)
+    left, score, detail, from_score = _left_px(work), _highest(scores), work.detail, threshold
+    if reason is Reason.UNSURE and unsure_above is not None:
+        detail = f"score {score:.4g}: above {unsure_above:.4g}, fails above {threshold:.4g}"
+        from_score = unsure_above
+    defects = find_defects(scores, from_score, left, geometry.pixel_pitch_mm)
+    return Judgement(verdict, reason, detail, score, scores, defects, left)
 
 
 def scored_body(context: Context, work: PlateWork) -> ResultBody:
@@ -125,8 +132,6 @@ def scored_body(context: Context, work: PlateWork) -> ResultBody:
         work,
         context.geometry,
         work.judge.recipe.value.plate,
-        work.judge.threshold,
-        work.judge.is_self_tested,
         is_late=context.is_late(work.plate.last_scan_line_ns),
     )
     plate, scores, defects = work.plate, judged.scores, judged.defects
@@ -139,7 +144,7 @@ def scored_body(context: Context, work: PlateWork) -> ResultBody:
         plate_ordinal=plate.ordinal,
         verdict=judged.verdict,
         reason=judged.reason,
-        detail=work.detail,
+        detail=judged.detail,
         score=judged.score,
         opened_ns=plate.opened_ns,
         last_scan_line_ns=plate.last_scan_line_ns,
@@ -217,6 +222,7 @@ def _body(context: Context, judge: Judge, *, sequence: int, **fields: object) ->
         "provenance": context.provenance,
         "is_simulated": context.provenance is not Provenance.PRODUCTION,
         "threshold": judge.threshold,
+        "unsure_above": judge.unsure_above,
         "recipe_id": recipe.value.id,
         "recipe_version": recipe.value.version,
         "recipe_sha256": recipe.sha256,

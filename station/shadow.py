@@ -305,7 +305,7 @@ class _Shadow:
             self._classifier.is_abandoned = True
             inspector.stop()
             self._classifier.is_abandoned = False
-        return judge(work, geometry, recipe.plate, self._threshold, is_self_tested=True)
+        return judge(work, geometry, recipe.plate)
 
     def _wait(self, station: Channel, loan: int, done: queue.SimpleQueue[PlateWork]) -> bool:
         """True once it is scored; meanwhile the station hears that it goes on."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from drivers.camera import Frame
 from drivers.camera.marks import Mark, random_marks
 from drivers.camera.settings import SpecimenSettings
-from drivers.camera.specimen import RenderedPlate, Specimen, render, render_belt
+from drivers.camera.specimen import NOMINAL_PITCH_MM, RenderedPlate, Specimen, render, render_belt
 from drivers.camera.views import Scene, View, take_view
 from station.config import Recipe
 from station.strip import PlateClosed, StripCutter, TileRowReady, buffer_lines, outline_problem
@@ -117,7 +117,8 @@ class PlateSource:
     ) -> list[LabelledTile]:
         """All tiles of one random plate, in grid order; a defective one has `crowding` times the
         belt's defects. Raises `SynthesisError`."""
-        specimen = Specimen.random(self._settings(contrast_scale), rng, is_defective, variety)
+        settings = self._settings(contrast_scale)
+        specimen = self._own(Specimen.random(settings, rng, is_defective, variety))
         if is_defective:
             more = [random_marks(self.size_mm, contrast_scale, rng) for _ in range(crowding - 1)]
             specimen = replace(specimen, marks=sum(more, specimen.marks))
@@ -126,13 +127,29 @@ class PlateSource:
     def plate_with(self, marks: tuple[Mark, ...], rng: np.random.Generator) -> list[LabelledTile]:
         """All tiles of one plate of the nominal product with these marks, in grid order. Raises
         `SynthesisError`."""
-        specimen = Specimen.random(self._settings(1.0), rng, False)
+        specimen = self._own(Specimen.random(self._settings(1.0), rng, False))
         return self._tiles(replace(specimen, marks=marks), rng)
 
     @property
     def size_mm(self) -> tuple[float, float]:
         """Width and length of the plates."""
         return self._recipe.plate.width_mm, self._recipe.plate.length_mm
+
+    def _own(self, specimen: Specimen) -> Specimen:
+        """With the dots of the recipe, where it declares them, in place of the demonstration
+        product's: pitch and diameter scaled, turned, staggered."""
+        plate, lattice = self._recipe.plate, specimen.lattice
+        if plate.dot_pitch_mm is None or lattice is None:
+            return specimen
+        scale = plate.dot_pitch_mm / NOMINAL_PITCH_MM
+        lattice = replace(
+            lattice,
+            pitch_mm=lattice.pitch_mm * scale,
+            diameter_mm=lattice.diameter_mm * scale,
+            is_staggered=lattice.is_staggered != (plate.dot_layout == "staggered"),
+            rotation_deg=lattice.rotation_deg + plate.dot_angle_deg,
+        )
+        return replace(specimen, lattice=lattice)
 
     def _settings(self, contrast_scale: float) -> SpecimenSettings:
         width_mm, length_mm = self.size_mm

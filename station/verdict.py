@@ -39,6 +39,8 @@ class Evidence:
     """Tiles that cover the whole region."""
     scores: Sequence[TileScore]
     threshold: float
+    unsure_above: float | None
+    """A tile score from here up to `threshold` says neither good nor defective; None: none does."""
     unlit_share: float
     """Share of the region's pixels at level 0 or 255."""
     max_unlit_share: float
@@ -64,7 +66,7 @@ def decide(evidence: Evidence) -> tuple[Verdict, Reason | None]:
         return Verdict.UNDECIDED, Reason.MODEL
     if not all(math.isfinite(tile.score) for tile in evidence.scores):
         return Verdict.UNDECIDED, Reason.NON_FINITE
-    if not _is_threshold(evidence.threshold):
+    if not all(map(_is_threshold, _limits(evidence))):
         return Verdict.UNDECIDED, Reason.MODEL
     if not evidence.unlit_share <= evidence.max_unlit_share:
         return Verdict.UNDECIDED, Reason.UNLIT
@@ -75,9 +77,18 @@ def decide(evidence: Evidence) -> tuple[Verdict, Reason | None]:
         return Verdict.FAIL, None
     if not evidence.streak_share <= evidence.max_streak_share:
         return Verdict.UNDECIDED, Reason.OBSCURED
+    if any(is_failing(tile.score, min(_limits(evidence))) for tile in evidence.scores):
+        return Verdict.UNDECIDED, Reason.UNSURE
     if evidence.is_late:
         return Verdict.UNDECIDED, Reason.DEADLINE
     return Verdict.PASS, None
+
+
+def _limits(evidence: Evidence) -> tuple[float, ...]:
+    """What scores are held against: all that a plate may not exceed to pass."""
+    if evidence.unsure_above is None:
+        return (evidence.threshold,)
+    return evidence.unsure_above, evidence.threshold
 
 
 def _is_threshold(threshold: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from hypothesis import given
@@ -39,6 +40,7 @@ EVIDENCE = st.builds(
     tiles_expected=st.integers(-1, 16),
     scores=TILES,
     threshold=ANY_FLOAT,
+    unsure_above=st.one_of(st.none(), ANY_FLOAT),
     unlit_share=st.one_of(st.just(0.0), ANY_FLOAT),
     max_unlit_share=st.floats(0, 1),
     streak_share=st.one_of(st.just(0.0), ANY_FLOAT),
@@ -62,6 +64,19 @@ def test_pass_means_that_all_of_i1_holds(evidence: Evidence) -> None:
     assert evidence.streak_share <= evidence.max_streak_share
     assert len({(t.column, t.row) for t in evidence.scores}) == evidence.tiles_expected > 0
     assert all(math.isfinite(t.score) and t.score <= evidence.threshold for t in evidence.scores)
+    if evidence.unsure_above is not None:
+        assert 0 <= evidence.unsure_above <= 1
+        assert all(t.score <= evidence.unsure_above for t in evidence.scores)
+
+
+@given(EVIDENCE, ANY_FLOAT)
+def test_doubt_takes_passes_away_and_changes_nothing_else(evidence: Evidence, doubt: float) -> None:
+    certain = decide(replace(evidence, unsure_above=None))
+    found = decide(replace(evidence, unsure_above=doubt))
+    if found != certain:
+        assert certain[0] is Verdict.PASS or certain[1] is Reason.DEADLINE or not 0 <= doubt <= 1
+        assert found[0] is Verdict.UNDECIDED
+        assert found[1] in (Reason.UNSURE, Reason.MODEL)
 
 
 def plate(scores: list[float], **changes: object) -> Evidence:
@@ -71,6 +86,7 @@ def plate(scores: list[float], **changes: object) -> Evidence:
         "tiles_expected": len(tiles),
         "scores": tiles,
         "threshold": 0.5,
+        "unsure_above": None,
         "unlit_share": 0.0,
         "max_unlit_share": 0.02,
         "streak_share": 0.05,
@@ -97,6 +113,10 @@ def test_what_is_unknown_is_undecided_with_its_reason() -> None:
     assert decide(plate([0.9], problem=Reason.SKEWED)) == (Verdict.UNDECIDED, Reason.SKEWED)
     assert decide(plate([0.1], is_late=True)) == (Verdict.UNDECIDED, Reason.DEADLINE)
     assert decide(plate([0.9], is_late=True)) == (Verdict.FAIL, None), "a late fail is a fail"
+    assert decide(plate([0.1, 0.4], unsure_above=0.3)) == (Verdict.UNDECIDED, Reason.UNSURE)
+    assert decide(plate([0.4, 0.9], unsure_above=0.3)) == (Verdict.FAIL, None)
+    assert decide(plate([0.3], unsure_above=0.3)) == (Verdict.PASS, None)
+    assert decide(plate([0.1], unsure_above=math.nan)) == (Verdict.UNDECIDED, Reason.MODEL)
 
 
 @given(ANY_FLOAT, st.floats(0, 1))

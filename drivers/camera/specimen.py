@@ -26,6 +26,8 @@ BELT_LEVEL = 12.0
 BELT_RANGE = (4, 20)
 PLATE_RANGE = (48, 250)
 """Levels that a plate's own pixels never leave, however strong noise and defects are."""
+NOMINAL_PITCH_MM = 1.2
+"""Of the demonstration product's dots."""
 GRADED_SHARE = 0.75
 """Pitch at the trailing edge of a plate with graded dots, of the one at its leading edge."""
 _EDGE_BAND_MM = 3.0
@@ -330,7 +332,7 @@ def _random_lattice(rng: np.random.Generator, variety: float) -> Lattice:
     def draw(nominal: float, low: float, high: float) -> float:
         return nominal + variety * (float(rng.uniform(low, high)) - nominal)
 
-    pitch_mm = draw(1.2, 0.8, 2.0)
+    pitch_mm = draw(NOMINAL_PITCH_MM, 0.8, 2.0)
     return Lattice(
         pitch_mm=pitch_mm,
         diameter_mm=pitch_mm * draw(0.4, 0.3, 0.5),

@@ -229,9 +229,11 @@ def _read_boxes(table: Path) -> dict[str, Boxes]:
 
 def _from_class_folders(root: Path) -> list[Sample]:
     samples = []
+    if not (root / "good").is_dir():
+        raise DataError(f"{root}: neither labels.csv nor the folders good/ and defective/")
     for label, folder in enumerate(("good", "defective")):
         if not (root / folder).is_dir():
-            raise DataError(f"{root}: neither labels.csv nor the folders good/ and defective/")
+            continue  # good ones only: enough for `vqi model learn-good`, and for nothing else
         files = sorted(p for p in (root / folder).iterdir() if not p.name.startswith("."))
         names = [f"{folder}/{path.name}" for path in files]
         for name in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -114,6 +115,13 @@ def error_rates(
     bad, good = labels == 1, labels == 0
     wanted = {"escape_rate": (~calls, bad), "false_reject_rate": (calls, good)}
     return {name: judge.rate(hits, of) for name, (hits, of) in wanted.items() if of.any()}
+
+
+def order_statistic(good: int, target: float) -> int:
+    """How many of so many good plates' scores may lie above a limit that another good plate exceeds
+    with a probability of at most `target`, on average (Wilks, 1941); 0 where even the highest one
+    is exceeded more often."""
+    return max(0, math.floor(target * (good + 1) + 1e-9) - 1)
 
 
 def clopper_pearson(hits: int, samples: int) -> tuple[float, float]:

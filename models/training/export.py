@@ -16,6 +16,7 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from models.card import (
     GOLDEN_FILE,
@@ -32,10 +33,12 @@ from models.card import (
 )
 from models.graph import check_self_contained
 from models.training.count import count_mflops, count_parameters
+from models.training.data import load_tiles, read_folder, read_splits, select
 from models.training.fit import predict
 from models.training.front_end import TILE_PX
 from models.training.lightdefectnet import LightDefectNet, prepare_for_export
 from models.training.networks import OURS
+from models.training.patches import PATCHES, PatchNetwork, prepare_patches
 from models.training.train import code_revisions_of, load_network, read_summary
 
 OPSET = 18
@@ -47,23 +50,41 @@ class ExportError(Exception):
     """The run cannot be exported, or the graph does not compute what the network computes."""
 
 
-def read_network(run: Path) -> tuple[LightDefectNet, dict[str, Any]]:
+Network = LightDefectNet | PatchNetwork
+
+
+def read_network(run: Path) -> tuple[Network, dict[str, Any]]:
     """Network and summary of a finished run. Raises `DataError`, `ExportError`."""
     summary = read_summary(run)
-    if summary["network"] != OURS:
+    if summary["network"] not in (OURS, PATCHES):
         raise ExportError(f"{run}: a run of {summary['network']}; only {OURS} can be exported")
     network = load_network(run)
-    assert isinstance(network, LightDefectNet)
+    assert isinstance(network, Network)
     return network, summary
 
 
-def to_onnx(network: LightDefectNet) -> bytes:
+def golden_candidates(data: Path, network: Network) -> NDArray[np.uint8]:
+    """Tiles of the split test, of which the golden ones are taken; of good plates only, where that
+    split has none, all. Raises `DataError`."""
+    if not isinstance(network, PatchNetwork):
+        return load_tiles(read_splits(data, "test"))
+    samples = read_folder(data)
+    return load_tiles(select(samples, "test") or samples)
+
+
+def _prepared(network: Network) -> nn.Module:
+    if isinstance(network, PatchNetwork):
+        return prepare_patches(network)
+    return prepare_for_export(network)
+
+
+def to_onnx(network: Network) -> bytes:
     """One self-contained graph: tiles uint8 (n, 1, 224, 224) -> probabilities float32 (n, 2) and
     defect_map float32 (n, 1, 7, 7)."""
     example = torch.zeros((2, 1, TILE_PX, TILE_PX), dtype=torch.uint8)
     with quiet_exporter():
         program = torch.onnx.export(
-            prepare_for_export(network.cpu()),
+            _prepared(network.cpu()),
             (example,),
             dynamo=True,
             opset_version=OPSET,
@@ -93,7 +114,7 @@ def quiet_exporter() -> Iterator[None]:
 
 
 def check_against_torch(
-    network: LightDefectNet, model: bytes, tiles: NDArray[np.uint8]
+    network: Network, model: bytes, tiles: NDArray[np.uint8]
 ) -> NDArray[np.float32]:
     """Score tiles in ONNX Runtime. Raises `ExportError` if PyTorch differs by more than 1e-4."""
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
@@ -107,7 +128,7 @@ def check_against_torch(
 
 
 def export(
-    network: LightDefectNet,
+    network: Network,
     summary: dict[str, Any],
     tiles: NDArray[np.uint8],
     folder: Path,
@@ -131,7 +152,7 @@ def export(
     (folder / GOLDEN_FILE).write_bytes(golden)
     card = ModelCard(
         id=folder.name,
-        name="LightDefectNet",
+        name="LightDefectNet" if summary["network"] == OURS else "LightDefectNet's good patches",
         created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         sha256=sha256_of(model),
         parameters=count_parameters(model),
@@ -139,7 +160,9 @@ def export(
         input=InputCard(front_end=network.front_end.words, constants=network.front_end.constants),
         threshold=ThresholdCard(
             value=summary["threshold"],
-            chosen_by=f"calibrated odds of a defect even, on {summary['out_of_fold']['samples']} "
+            unsure_above=summary.get("unsure_above"),
+            chosen_by=summary.get("threshold_words")
+            or f"calibrated odds of a defect even, on {summary['out_of_fold']['samples']} "
             "tiles out of fold; choose one per plate before use",
         ),
         golden=GoldenCard(

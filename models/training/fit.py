@@ -45,6 +45,8 @@ class TrainingRecipe:
     batch: int = 16
     is_long: bool = False
     """Trained for more epochs: what begins with random weights learns on for long."""
+    is_norm_frozen: bool = False
+    """Norms keep the statistics that they begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,8 @@ def run_fit(
     """
     folder = run / fit.name
     identity = {"data_sha256": data_sha256, "held": len(held), **asdict(fit)}
+    if not fit.recipe.is_norm_frozen:
+        del identity["recipe"]["is_norm_frozen"]  # finished runs of before it came are still read
     if fit.init:
         identity["init"] = _sha256(Path(fit.init))
     if (folder / RESULT_FILE).is_file():
@@ -193,6 +197,8 @@ def _one_epoch(
     batches = math.ceil(len(tiles) / size)
     device = training_device()
     state.network.train()
+    if fit.recipe.is_norm_frozen:
+        _freeze_norms(state.network)
     for number in range(batches):
         chosen = order[number * size : (number + 1) * size]
         if len(chosen) == 1 and batches > 1:
@@ -202,6 +208,12 @@ def _one_epoch(
         batch = augment(torch.from_numpy(tiles[chosen]), generator).to(device)
         _step(state, fit, batch, torch.from_numpy(labels[chosen]).to(device))
         on_batch()
+
+
+def _freeze_norms(network: nn.Module) -> None:
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
 
 
 def _step(state: _State, fit: Fit, batch: Tensor, labels: Tensor) -> None:

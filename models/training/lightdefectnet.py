@@ -135,6 +135,7 @@ class LightDefectNet(nn.Module):
 
     def __init__(self, front_end: str = "contrast") -> None:
         super().__init__()
+        self.front_end_name = front_end
         self.front_end = FRONT_ENDS[front_end]()
         channels = self.front_end.channels
         self.stem = nn.Sequential(ConvNorm(channels, 16, 3, stride=2), BlurPool(16))
@@ -190,6 +191,11 @@ class Exported(nn.Module):
 
 def prepare_for_export(network: LightDefectNet) -> Exported:
     """A copy in eval mode that computes the same in fewer operations: norms, scales folded."""
+    return Exported(fold(network)).eval()
+
+
+def fold(network: LightDefectNet) -> LightDefectNet:
+    """As of `prepare_for_export`, still with its own outputs."""
     network = copy.deepcopy(network).eval()
     for stage in (network.stage1, network.stage2):
         _fold_scales(stage)
@@ -197,7 +203,7 @@ def prepare_for_export(network: LightDefectNet) -> Exported:
         if isinstance(module, ConvNorm):
             module.conv = fuse_conv_bn_eval(module.conv, module.norm)
             module.norm = nn.Identity()
-    return Exported(network).eval()
+    return network
 
 
 def _fold_scales(stage: EarlyColumns) -> None:

@@ -11,6 +11,7 @@ from models.training.baselines import BASELINES
 from models.training.baselines import build as build_baseline
 from models.training.front_end import FRONT_ENDS
 from models.training.lightdefectnet import LightDefectNet
+from models.training.patches import PATCHES, PatchNetwork
 
 OURS = "lightdefectnet"
 HAND = "hand"
@@ -35,6 +36,8 @@ def build(name: str, front_end: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     if name in BASELINES:
         return Baseline(name, front_end)
+    if name == PATCHES:
+        return PatchNetwork(front_end)
     network = LightDefectNet(front_end)
     if name != OURS:
         ABLATIONS[name](network)

@@ -186,7 +186,7 @@ def train(plan: Plan, command: str, progress: Progress) -> dict[str, Any]:
     fits = _final_fits(work, choice)
     results = work.run_all(fits, "training")
     summary = _summary(work, samples, choice, candidates, fits, results, command)
-    _write_result(plan.run, known, summary)
+    write_result(plan.run, known, summary)
     return summary
 
 
@@ -228,7 +228,7 @@ def _train_hand(plan: Plan, samples: list[Sample], command: str) -> dict[str, An
         "code_revision": code_revision(),
     }
     plan.run.mkdir(parents=True, exist_ok=True)
-    _write_result(plan.run, select(samples, *LEARNED), summary)
+    write_result(plan.run, select(samples, *LEARNED), summary)
     return summary
 
 
@@ -460,11 +460,16 @@ def _compare(work: _Work, recipes: Sequence[TrainingRecipe]) -> list[Choice]:
 
 
 def _choosing_parts(work: _Work, recipe: TrainingRecipe) -> list[_Part]:
-    name, seed = recipe.name.replace(",", "").replace(" ", "-"), work.plan.seeds[0] * 10
+    seed = work.plan.seeds[0] * 10
     return [
-        work.part(f"{name}-fold-{k}", recipe, seed + k, held, work.epochs(recipe))
+        work.part(fold_name(recipe.name, k), recipe, seed + k, held, work.epochs(recipe))
         for k, held in enumerate(work.choosing_folds)
     ]
+
+
+def fold_name(recipe: str, fold: int) -> str:
+    """Folder of a fold's training in the run."""
+    return f"{recipe.replace(',', '').replace(' ', '-')}-fold-{fold}"
 
 
 def _judge(work: _Work, recipe: TrainingRecipe, results: list[FitResult]) -> Choice:
@@ -571,7 +576,7 @@ def _hours(run: Path) -> float:
     return round(sum(result["seconds"] for result in saved) / 3600, 3)
 
 
-def _write_result(run: Path, known: Sequence[Sample], summary: dict[str, Any]) -> None:
+def write_result(run: Path, known: Sequence[Sample], summary: dict[str, Any]) -> None:
     learned = sorted({picture_sha256(sample) for sample in known})
     _write_whole(run / LEARNED_FILE, "\n".join(learned).encode())
     _write_whole(run / SUMMARY_FILE, json.dumps(summary, indent=2).encode())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -23,7 +21,13 @@ from rich.progress import Progress as Bar
 from models.card import ModelError, write_card
 from models.classifier import Classifier
 from models.registry import find_model
-from station.cli import model_compare, model_promotion, model_shadow, model_signed
+from station.cli import (
+    model_compare,
+    model_learn,
+    model_promotion,
+    model_shadow,
+    model_signed,
+)
 from station.cli.common import (
     JsonOption,
     command_line,
@@ -32,6 +36,14 @@ from station.cli.common import (
     print_json,
 )
 from station.cli.model_drift import drift
+from station.cli.model_options import (
+    MEMORY_MB,
+    BackgroundOption,
+    DataOption,
+    MemoryOption,
+    go_to_background,
+    needs_train_extra,
+)
 from station.config import Recipe, load_recipe
 from station.gate_set import measure_gate_set
 from station.plates import FALSE_REJECT_TARGET, plates_needed
@@ -45,6 +57,9 @@ from station.synthesize import (
     write_scenes,
 )
 
+if TYPE_CHECKING:
+    from models.training.fit import TrainingRecipe
+
 app = typer.Typer(no_args_is_help=True)
 model_promotion.add_to(app)
 app.add_typer(model_shadow.app, name="shadow")
@@ -52,10 +67,11 @@ app.command("compare")(model_compare.compare)
 app.command("flips")(model_compare.flips)
 app.command("sign-flip")(model_compare.sign_flip)
 app.command("drift")(drift)
+app.command("learn-good")(model_learn.learn_good)
+app.command("hash")(model_learn.hash_)
 for _name, _command in model_signed.COMMANDS.items():
     app.command(_name)(_command)
 
-DataOption = Annotated[Path, typer.Option(help="Folder with labels.csv, or good/ and defective/.")]
 RecipeOption = Annotated[str, typer.Option(help="Recipe file, or shipped:<id>.")]
 PitchOption = Annotated[float, typer.Option(min=1e-3, help="Size of a pixel on the plate.")]
 WidthOption = Annotated[int, typer.Option(min=224, help="Pixels in a scan line.")]
@@ -63,18 +79,8 @@ _PIXEL_PITCH_MM, _SCAN_LINE_PX = 0.1, 4096
 _DEMO = "shipped:demo-lgp"
 _LEAST_PLATES = 20
 _GOLDEN_PLATES = 4
-
-
-@contextlib.contextmanager
-def _needs_train_extra() -> Iterator[None]:
-    """Training's own packages and errors, as one line."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        fail(
-            f"needs package {error.name}: pip install torch==2.13.0 && "
-            "pip install --no-deps pytorchcv==0.0.74 && pip install vqi-station[train]"
-        )
+ESCAPE_TARGET = 0.05
+"""Share of defective plates that may pass."""
 
 
 def _source(recipe: str, pixel_pitch_mm: float, width: int) -> tuple[PlateSource, Recipe]:
@@ -170,31 +176,70 @@ def train_(
         int | None, typer.Option(min=1, help="Instead of those for the number of pictures.")
     ] = None,
     init: Annotated[
-        Path | None, typer.Option(help="Run whose weights to begin with, not the shipped ones.")
+        str | None,
+        typer.Option(
+            help="Run, or a model (id or folder), to begin with, not the shipped weights."
+        ),
     ] = None,
+    is_few: Annotated[
+        bool,
+        typer.Option(
+            "--few-shot",
+            help="For a new product of which 20 good and 20 defective plates are known.",
+        ),
+    ] = False,
+    background: BackgroundOption = False,
+    memory_mb: MemoryOption = MEMORY_MB,
 ) -> None:
     """Train on a folder: recipe, epoch and threshold by cross-validation inside its split train."""
-    with _needs_train_extra():
+    go_to_background(background, memory_mb)
+    with needs_train_extra():
         from models.training.data import DataError
-        from models.training.train import Plan, recipes_for, train, weights_file
+        from models.training.few_shot import train_few
+        from models.training.train import Plan, recipes_for, train
 
         try:
+            run = out or _default_run(data, network)
+            begin = None if init is None else _beginning(init, data, run)
             plan = Plan(
                 data=data,
-                run=out or _default_run(data, network),
+                run=run,
                 network=network,
                 seeds=tuple(range(1, seeds + 1)),
-                recipes=recipes_for(network, recipe),
+                recipes=_recipes(recipes_for(network, recipe), init, begin),
                 epochs=epochs,
-                init=init and weights_file(init),
+                init=begin,
             )
             with TrainingBar() as bar:
-                summary = train(plan, command_line(), bar)
+                summary = (train_few if is_few else train)(plan, command_line(), bar)
         except BrokenProcessPool:
             fail(f"{data}: a training process was killed, perhaps for want of memory; run it again")
-        except (DataError, OSError) as error:
+        except (DataError, ModelError, OSError) as error:
             fail(str(error))
     typer.echo(f"{plan.run}: {_training_words(summary)}")
+
+
+def _recipes(
+    recipes: tuple[TrainingRecipe, ...], init: str | None, begin: Path | None
+) -> tuple[TrainingRecipe, ...]:
+    """Of a model that goes on only those that see what it sees; of a run all, as ever."""
+    from models.training.unfold import front_end_of
+
+    if init is None or begin is None or begin.is_relative_to(init):
+        return recipes
+    front_end = front_end_of(begin)
+    return tuple(each for each in recipes if each.front_end == front_end) or recipes
+
+
+def _beginning(init: str, data: Path, run: Path) -> Path:
+    """File of the weights of a run, or of a model."""
+    from models.training.data import load_tiles, read_splits
+    from models.training.train import LEARNED, SUMMARY_FILE, weights_file
+    from models.training.unfold import beginning_of
+
+    if (Path(init) / SUMMARY_FILE).is_file():
+        return weights_file(Path(init))
+    return beginning_of(find_model(init), load_tiles(read_splits(data, *LEARNED)), run)
 
 
 def _default_run(data: Path, network: str) -> Path:
@@ -267,7 +312,7 @@ def evaluate_(
     if robustness and model:
         fail("--robustness is of a training run: give --run, not --model", 2)
     row: dict[str, Any] = {}
-    with _needs_train_extra():
+    with needs_train_extra():
         from models.training.data import DataError
         from models.training.report import evaluate_model, evaluate_run
 
@@ -335,7 +380,7 @@ def pod_(
     """
     if out and out.suffix not in (".svg", ".png"):
         fail(f"{out}: the picture's name must end in .svg or .png", 2)
-    with _needs_train_extra():
+    with needs_train_extra():
         from station.cli.plates import (
             detect,
             detection_rows,
@@ -376,24 +421,42 @@ def export_(
         float, typer.Option(min=1e-4, max=0.5, help="Share of good plates that may fail.")
     ] = FALSE_REJECT_TARGET,
     seed: Annotated[int, typer.Option(min=0, help="Of the fresh plates.")] = 1000,
+    own_plates: Annotated[
+        bool,
+        typer.Option(
+            "--own-plates",
+            help="The plates (groups) of --data choose the limits instead, out of fold; all tiles "
+            "of each must be there.",
+        ),
+    ] = False,
+    escape_target: Annotated[
+        float,
+        typer.Option(min=1e-4, max=0.5, help="With --own-plates: defective plates that may pass."),
+    ] = ESCAPE_TARGET,
     pixel_pitch_mm: PitchOption = _PIXEL_PITCH_MM,
     width: WidthOption = _SCAN_LINE_PX,
 ) -> None:
     """Write model, card and golden tiles; with a recipe choose the threshold on whole plates.
 
-    The good ones of half of the fresh plates choose the threshold; the other half measure it.
+    The good ones of half of the fresh plates choose the threshold; the other half measure it. With
+    --own-plates it is the plates of the folder; what scores like good and like defective ones is
+    UNDECIDED. A run of `learn-good` brings its limits.
     """
+    if recipe and own_plates:
+        fail("--recipe and --own-plates both choose the threshold: give one", 2)
     needed = 4 * plates_needed(false_reject_target)
     if recipe and plates < needed:
         fail(f"--plates {plates}: too few for this target; {needed} or more", 2)
     product = _source(recipe, pixel_pitch_mm, width) if recipe else None
-    with _needs_train_extra():
-        from models.training.data import DataError, load_tiles, read_splits
-        from models.training.export import ExportError, export, read_network
+    with needs_train_extra():
+        from models.training.data import DataError
+        from models.training.export import ExportError, export, golden_candidates, read_network
 
         try:
             network, summary = read_network(run)
-            tiles = load_tiles(read_splits(data, "test"))
+            if own_plates:
+                summary = _with_limits(data, run, summary, false_reject_target, escape_target)
+            tiles = golden_candidates(data, network)
             card = export(network, summary, tiles, out)
             if product:
                 card = card.model_copy(update={"gate": measure_gate_set(Classifier.load(out))})
@@ -402,6 +465,26 @@ def export_(
         except (DataError, ExportError, ModelError, SynthesisError, OSError, ValueError) as error:
             fail(str(error))
     typer.echo(f"{out}: exported")
+
+
+def _with_limits(
+    data: Path, run: Path, summary: dict[str, Any], false_reject_target: float, escape_target: float
+) -> dict[str, Any]:
+    from models.training.data import DataError
+    from models.training.patches import PATCHES
+    from models.training.plate_limits import choose_limits, out_of_fold
+
+    if summary["network"] == PATCHES:
+        raise DataError(f"{run}: has its limits from its good plates; leave --own-plates out")
+    scores, labels, groups = out_of_fold(data, run, summary)
+    limits = choose_limits(scores, labels, groups, false_reject_target, escape_target)
+    typer.echo(f"threshold {limits.threshold:.4f}, unsure above {limits.unsure_above}")
+    typer.echo(limits.words)
+    return summary | {
+        "threshold": limits.threshold,
+        "unsure_above": limits.unsure_above,
+        "threshold_words": limits.words,
+    }
 
 
 def _set_threshold(
@@ -454,7 +537,7 @@ def adopt_(
     ):
         fail("--channels is 1 or 3, --defective 0 or 1, --gives logits or probabilities", 2)
     source, loaded = _source(recipe, pixel_pitch_mm, width)
-    with _needs_train_extra():
+    with needs_train_extra():
         from models.adopt import Wrapping
         from station.cli import model_adopt as adoption
 
@@ -511,7 +594,7 @@ def benchmark_(
 
         report_gate(config, is_json, version)
         return
-    with _needs_train_extra():
+    with needs_train_extra():
         from station.cli.benchmark import report_benchmark
 
         report_benchmark(model, is_json)

@@ -116,6 +116,7 @@ _ALWAYS = (
 """What says nothing of the verdict."""
 _UNLESS_BLIND = (
     *("identity", "serials", "attempt", "operator", "reason", "detail", "score", "threshold"),
+    "unsure_above",
     *("is_audit_sample", "defects_omitted", "tiles"),
 )
 

@@ -192,6 +192,7 @@ class PlatePage(BaseModel):
     detail: str = ""
     score: Score = None
     threshold: float | None = None
+    unsure_above: float | None = None
     provenance: str
     is_simulated: bool
     is_audit_sample: bool = False

@@ -190,8 +190,8 @@ def test_dashboard_and_alerts_name_what_there_is(running: Running) -> None:
     shown = {sample.name for metric in scrape().values() for sample in metric.samples}
     shown |= {"up"}  # Prometheus' own
     may_lack = {_sample_name(figure) for figure in OPTIONAL_FIGURES}
-    # Without sensors or a problem there is nothing to show.
-    may_lack |= {"vqi_temperature_celsius", "vqi_problem"}
+    # Without sensors, a problem or learned limits there is nothing to show.
+    may_lack |= {"vqi_temperature_celsius", "vqi_problem", "vqi_drift_ratio"}
     for file in ("grafana/vqi.json", "prometheus/alerts.yml"):
         named = named_metrics((DEPLOY / file).read_text())
         assert len(named) > 15

@@ -80,7 +80,7 @@ class PictureInspector:
         geometry = geometry_of(self._recipe, self._pixel_pitch_mm, picture.shape[1])
         if self._flat_field is not None:
             picture = _flattened(picture, self._flat_field)
-        events = self._cut(picture, geometry)
+        events = cut_events(picture, geometry)
         plates = [event.plate for event in events if isinstance(event, PlateOpened)]
         gaps = [event for event in events if isinstance(event, Gap)]
         if gaps:
@@ -88,15 +88,6 @@ class PictureInspector:
         if len(plates) != 1:
             return _undecided(Reason.OUTLINE, f"the picture shows {len(plates)} plates, not one")
         return self._judge(self._score(events, geometry), geometry)
-
-    def _cut(self, picture: Pixels, geometry: Geometry) -> list[Event]:
-        strip = picture if geometry.is_whole else _on_belt(picture, geometry)
-        buffers = [np.empty((_lines(strip, geometry), strip.shape[1]), np.uint8)]
-        cutter = StripCutter(
-            geometry, len(strip), lambda: buffers.pop() if buffers else None, is_height_fixed=False
-        )
-        frame = Frame(np.ascontiguousarray(strip), strip.shape[1], frame_id=0, timestamp_ns=0)
-        return cutter.feed(frame) + cutter.finish()
 
     def _score(self, events: list[Event], geometry: Geometry) -> PlateWork:
         done: queue.SimpleQueue[PlateWork] = queue.SimpleQueue()
@@ -132,6 +123,18 @@ class PictureInspector:
             tuple(judged.scores),
             tuple(judged.defects),
         )
+
+
+def cut_events(picture: Pixels, geometry: Geometry) -> list[Event]:
+    """What the strip finds in a picture of one plate, uint8 (rows, columns); the plate's own pixels
+    are those of its first event."""
+    strip = picture if geometry.is_whole else _on_belt(picture, geometry)
+    buffers = [np.empty((_lines(strip, geometry), strip.shape[1]), np.uint8)]
+    cutter = StripCutter(
+        geometry, len(strip), lambda: buffers.pop() if buffers else None, is_height_fixed=False
+    )
+    frame = Frame(np.ascontiguousarray(strip), strip.shape[1], frame_id=0, timestamp_ns=0)
+    return cutter.feed(frame) + cutter.finish()
 
 
 def _flattened(picture: Pixels, flat_field: FlatField) -> Pixels:

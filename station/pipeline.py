@@ -720,20 +720,22 @@ class Station:
         buffer = work.buffer if work else None
         self._outbox.submit(
             [body],
-            pixels=self._pixels(work, body.verdict is Verdict.PASS) if work else None,
+            pixels=self._pixels(work, body.verdict is Verdict.PASS, body.score) if work else None,
             descriptor=buffer.descriptor if buffer else None,
             done=lambda answer: self._on_committed(body, work, answer),
         )
         if work is not None:
             work.submitted_ns = time.monotonic_ns()
 
-    def _pixels(self, work: PlateWork, is_passed: bool) -> Json | None:
-        """What the journal process reads from the plate's buffer, and what it keeps of it."""
+    def _pixels(self, work: PlateWork, is_passed: bool, score: float | None = None) -> Json | None:
+        """What the journal process reads from the plate's buffer, and what it keeps of it. `score`
+        is the plate's, once it is known."""
         rows, keep = work.plate.length_px, self._recipe.value.keep
         if work.buffer is None or rows == 0:
             return None
         kept = []
-        if not is_passed or work.is_audit_sample:
+        is_doubtful = None not in (score, keep.whole_from_score) and score >= keep.whole_from_score
+        if not is_passed or work.is_audit_sample or is_doubtful:
             kept.append("evidence")
         if not is_passed or keep.is_pass_preview:
             kept.append("preview")

@@ -360,6 +360,18 @@ class NamedDefectBody(BaseModel):
     kind: str
 
 
+class MarkedPlaceBody(BaseModel):
+    """Where a reviewer saw a defect that the station did not list; box from the plate's leading
+    edge and the left end of the scan line, as in `DefectBody`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    x_px: int = Field(ge=0)
+    y_px: int = Field(ge=0)
+    w_px: int = Field(gt=0)
+    h_px: int = Field(gt=0)
+    kind: str
+
+
 Disposition = Literal["", "removed", "rework", "scrap", "use"]
 """What becomes of a plate; `removed`: taken off the line, not decided yet."""
 
@@ -375,6 +387,8 @@ class ReviewBody(Body):
     """A code of the recipe's list."""
     note: str = ""
     defects: tuple[NamedDefectBody, ...] = ()
+    places: tuple[MarkedPlaceBody, ...] = Field((), max_length=100)
+    """Defects that the station did not list."""
     disposition: Disposition = ""
     supersedes: int | None = None
     """Number of the row that the reviewer saw last: the result's, or its last review's. None in
@@ -399,6 +413,7 @@ class ReviewBody(Body):
 _SILENT_OF_REVIEW = (
     "note",
     "defects",
+    "places",
     "disposition",
     "supersedes",
     "nonce",

@@ -30,6 +30,7 @@ from station.cli.common import (
     fail,
     print_json,
 )
+from station.cli.model_collect import collect
 from station.config import Recipe, load_recipe
 from station.gate_set import measure_gate_set
 from station.plates import FALSE_REJECT_TARGET, plates_needed
@@ -44,6 +45,7 @@ from station.synthesize import (
 )
 
 app = typer.Typer(no_args_is_help=True)
+app.command("collect")(collect)
 
 DataOption = Annotated[Path, typer.Option(help="Folder with labels.csv, or good/ and defective/.")]
 RecipeOption = Annotated[str, typer.Option(help="Recipe file, or shipped:<id>.")]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import queue
 import resource
@@ -734,7 +735,8 @@ class Station:
         if work.buffer is None or rows == 0:
             return None
         kept = []
-        is_doubtful = None not in (score, keep.whole_from_score) and score >= keep.whole_from_score
+        doubtful_from = math.inf if keep.whole_from_score is None else keep.whole_from_score
+        is_doubtful = score is not None and score >= doubtful_from
         if not is_passed or work.is_audit_sample or is_doubtful:
             kept.append("evidence")
         if not is_passed or keep.is_pass_preview:

@@ -113,7 +113,7 @@ def _problem(review: ReviewBody, recipe: ReviewRecipe) -> str:
     if review.reason not in recipe.reasons:
         known = "; ".join(f"{code}: {text}" for code, text in recipe.reasons.items())
         return f"reason {review.reason!r} is not in the recipe's list ({known})"
-    named = [one.kind for one in (*review.defects, *review.places)]
+    named = [*(one.kind for one in review.defects), *(one.kind for one in review.places)]
     unknown = [kind for kind in named if kind not in recipe.kinds]
     if unknown:
         return f"{unknown[0]!r} is no kind of defect of the recipe's ({', '.join(recipe.kinds)})"

@@ -300,7 +300,8 @@ def test_nothing_judged_is_said_and_leaves_no_folder(reviewed: Rig) -> None:
     done = _ask(reviewed, out, "--until", "2020-01-01")
     assert done.exit_code == 1
     assert "nobody has judged a plate" in done.stderr
-    assert not out.exists() and not out.with_name("none.part").exists()
+    assert not out.exists()
+    assert not out.with_name("none.part").exists()
 
 
 def test_a_later_collect_tests_with_no_less(reviewed: Rig) -> None:

@@ -86,3 +86,15 @@ def _nameable(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _nameable(item) for key, item in value.items()}
     return [_nameable(item) for item in value] if isinstance(value, list) else value
+
+
+@contextlib.contextmanager
+def needs_train_extra() -> Iterator[None]:
+    """Training's own packages and errors, as one line."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        fail(
+            f"needs package {error.name}: pip install torch==2.13.0 && "
+            "pip install --no-deps pytorchcv==0.0.74 && pip install vqi-station[train]"
+        )

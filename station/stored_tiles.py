@@ -73,6 +73,15 @@ def evidence_picture(images: Path, result: Mapping[str, Any]) -> Pixels:
     return np.asarray(picture, np.uint8)
 
 
+def picture_of(images: Path, result: Mapping[str, Any]) -> tuple[str, Path | None]:
+    """What of a plate is kept and lies there, `whole`, `preview` or `none`, and the smaller file;
+    not proved: for a look, not for evidence."""
+    kept = {one["role"]: images / one["path"] for one in result.get("images") or ()}
+    there = {role: path for role, path in kept.items() if path.is_file()}
+    what = "whole" if "evidence" in there else "preview" if there else "none"
+    return what, there.get("preview") or there.get("evidence")
+
+
 class RecipeBook:
     """Every version of a recipe that this station can read, by the sha256 of its file."""
 

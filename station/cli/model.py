@@ -30,6 +30,7 @@ from station.cli.common import (
     print_json,
 )
 from station.cli.model_collect import collect
+from station.cli.model_next import next_
 from station.cli.model_suspects import suspects
 from station.config import Recipe, load_recipe
 from station.gate_set import measure_gate_set
@@ -47,6 +48,7 @@ from station.synthesize import (
 app = typer.Typer(no_args_is_help=True)
 app.command("collect")(collect)
 app.command("suspects")(suspects)
+app.command("next")(next_)
 
 DataOption = Annotated[Path, typer.Option(help="Folder with labels.csv, or good/ and defective/.")]
 RecipeOption = Annotated[str, typer.Option(help="Recipe file, or shipped:<id>.")]

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import desc, select
+from sqlalchemy import desc, select, text
 
 from models.choosing import BREADTH, choose, doubt
 from station.log_reader import Reader
@@ -34,6 +34,11 @@ _PLACE_WEIGHT = 2.0
 """Of the place on the plate against what the picture shows there."""
 _PAGE = 500
 _DAY_S = 86_400.0
+_LAST_ASKED = text(f"""
+    SELECT body ->> '$.detail.plates' FROM row
+    WHERE kind = 'change' AND body ->> '$.what' = '{ASKED}' ORDER BY +seq DESC LIMIT 5
+""")
+"""Older requests are over: what nobody looked at is asked for again, or is not worth it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +107,14 @@ def asked_change(station_id: str, who: str, plates: Sequence[NextPlate]) -> Chan
     return ChangeBody(station_id=station_id, what=ASKED, who=who, detail=detail)
 
 
-def asked_plates(changes: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Result ids that rows ask people to look at, the newest request first; whether somebody has
-    judged them since is not said."""
-    asked = [row["detail"]["plates"].split() for row in changes if row["what"] == ASKED]
-    return list(dict.fromkeys(one for plates in reversed(asked) for one in plates))
+def asked_lines(reader: Reader, limit: int) -> Sequence[Any]:
+    """Lines of `plate` that the last rows ask people to look at and that nobody has judged, in
+    their order. Raises `StoreError`."""
+    rows = reader.ask(_LAST_ASKED)
+    asked = dict.fromkeys(one for row in rows for one in row[0].split())
+    waiting = PLATE.c.reviewed_verdict.is_(None) & PLATE.c.result_id.in_(list(asked))
+    lines = {line.result_id: line for line in reader.ask(select(PLATE).where(waiting))}
+    return [lines[one] for one in asked if one in lines][:limit]
 
 
 def _passed(reader: Reader, since: str | None) -> Sequence[Any]:

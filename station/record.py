@@ -371,6 +371,13 @@ class MarkedPlaceBody(BaseModel):
     h_px: int = Field(gt=0)
     kind: str
 
+    @classmethod
+    def of_text(cls, given: str) -> Self:
+        """Of `X,Y,W,H=KIND`. Raises ValueError."""
+        box, _, kind = given.partition("=")
+        x, y, w, h = (int(part) for part in box.split(","))
+        return cls(x_px=x, y_px=y, w_px=w, h_px=h, kind=kind)
+
 
 Disposition = Literal["", "removed", "rework", "scrap", "use"]
 """What becomes of a plate; `removed`: taken off the line, not decided yet."""

@@ -113,10 +113,8 @@ def _named(given: str) -> NamedDefectBody:
 
 
 def _marked(given: str) -> MarkedPlaceBody:
-    box, _, kind = given.partition("=")
     try:
-        x, y, w, h = (int(part) for part in box.split(","))
-        return MarkedPlaceBody(x_px=x, y_px=y, w_px=w, h_px=h, kind=kind)
+        return MarkedPlaceBody.of_text(given)
     except ValueError:
         fail(f"--at {given!r}: write left, top, width and height in px, kind: 9,9,30,8=dent", 2)
 

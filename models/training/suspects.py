@@ -3,7 +3,7 @@ the tile, agree with each other and not with the label.
 
 Each voter gives every tile a probability out of fold, calibrated on the labels as they are (Platt).
 What they say together is the mean of their log odds, each weighted by how well it knows the set
-(the fourth power of 2 AUROC - 1). The tiles are listed by the probability of the other label.
+(the square of 2 AUROC - 1). The tiles are listed by the probability of the other label.
 Chosen by `benchmarks/label_noise.py` among the voters alone, means of probabilities, of ranks,
 strongest and weakest voice, stacking, and confident learning's class-wise margins (Northcutt et
 al., 2021).
@@ -47,7 +47,7 @@ Tables = dict[str, NDArray[np.float32]]
 """Features of all tiles, (n, d), by name: `hand` and the front ends."""
 
 _CLIP = 1e-4
-_WEIGHT_POWER = 4.0
+_WEIGHT_POWER = 2.0
 """Of 2 AUROC - 1."""
 
 

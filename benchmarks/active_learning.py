@@ -110,7 +110,7 @@ def _pool(given: Any, table: Floats, labels: Places, groups: NDArray[Any], seed:
     bad = [one for one in members if labels[one].any()]
     good = [one for one in members if not labels[one].any()]
     wanted = min(len(bad), round(given.defective / (1 - given.defective) * len(good)))
-    if min(wanted, len(good)) < given.first:
+    if min(wanted, len(good)) < max(4, round(2 * given.defective * given.first)):
         raise SystemExit(f"{given.data}: too few plates of either kind for this pool")
     chosen = [bad[i] for i in rng.choice(len(bad), wanted, replace=False)]
     mixed = [*chosen, *good]

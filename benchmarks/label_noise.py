@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--train", type=Path, help="folder of planted sets and their trainings")
     parser.add_argument("--recipe", help="the only one that is trained; left out: all")
+    parser.add_argument("--epochs", type=int, help="of the trainings; left out: by their size")
     parser.add_argument("--cache", type=Path, help="file that keeps the features")
     given = parser.parse_args()
     samples = _samples(given.data, given.split)
@@ -53,7 +54,7 @@ def main() -> int:
         voters = feature_voters(tables, wrong)
         ways = {"chosen": rank(wrong, voters).order} | _others(wrong, voters)
         if given.train:
-            trained = _trained(given.train / f"seed-{seed}", samples, wrong, given.recipe)
+            trained = _trained(given, given.train / f"seed-{seed}", samples, wrong)
             ways["chosen, with the training"] = rank(wrong, [*voters, *trained]).order
             ways["the training alone"] = rank(wrong, trained).order
         for name, order in ways.items():
@@ -130,9 +131,7 @@ def _stacked(labels: Labels, voters: Sequence[Voter]) -> Floats:
     return np.where(labels == 1, probability, 1 - probability)
 
 
-def _trained(
-    folder: Path, samples: Sequence[Sample], labels: Labels, recipe: str | None
-) -> list[Voter]:
+def _trained(given: Any, folder: Path, samples: Sequence[Sample], labels: Labels) -> list[Voter]:
     """Train on the planted labels, as `vqi model train` does; goes on after a kill."""
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True)
@@ -141,8 +140,8 @@ def _trained(
         table.writerow(["file", "label", "split", "group"])
         for sample, label in zip(samples, labels.tolist(), strict=True):
             table.writerow([sample.file.resolve(), label, "train", sample.group])
-    recipes = recipes_for("lightdefectnet", recipe)
-    plan = Plan(data, folder / "run", seeds=(1,), recipes=recipes)
+    recipes = recipes_for("lightdefectnet", given.recipe)
+    plan = Plan(data, folder / "run", seeds=(1,), recipes=recipes, epochs=given.epochs)
     train(plan, "benchmarks/label_noise.py", _Quiet())
     planted = read_folder(data)
     places = {sample.name: place for place, sample in enumerate(planted)}

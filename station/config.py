@@ -186,6 +186,13 @@ class KeepRecipe(Settings):
     pass_whole_share: Number = Field(
         0.02, ge=0, le=1, description="Passed plates kept whole, drawn before the verdict."
     )
+    whole_from_score: Number | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="A passed plate that scores so much is kept whole, too: a person should look "
+        "at it, and it can train a model; left out: none.",
+    )
     is_pass_preview: bool = Field(True, description="Keep a small JPEG of every passed plate.")
     min_pass_days: Number = Field(
         1.0, ge=0, le=3650, description="Pictures of passed plates stay so long on a full disk."

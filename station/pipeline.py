@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import queue
 import resource
@@ -871,20 +872,23 @@ class Station:
         buffer = work.buffer if work else None
         self._outbox.submit(
             [body],
-            pixels=self._pixels(work, body.verdict is Verdict.PASS) if work else None,
+            pixels=self._pixels(work, body.verdict is Verdict.PASS, body.score) if work else None,
             descriptor=buffer.descriptor if buffer else None,
             done=lambda answer: self._on_committed(body, work, answer),
         )
         if work is not None:
             work.submitted_ns = time.monotonic_ns()
 
-    def _pixels(self, work: PlateWork, is_passed: bool) -> Json | None:
-        """What the journal process reads from the plate's buffer, and what it keeps of it."""
+    def _pixels(self, work: PlateWork, is_passed: bool, score: float | None = None) -> Json | None:
+        """What the journal process reads from the plate's buffer, and what it keeps of it. `score`
+        is the plate's, once it is known."""
         rows, keep = work.plate.length_px, self._recipe.value.keep
         if work.buffer is None or rows == 0:
             return None
         kept = []
-        if not is_passed or work.is_audit_sample:
+        doubtful_from = math.inf if keep.whole_from_score is None else keep.whole_from_score
+        is_doubtful = score is not None and score >= doubtful_from
+        if not is_passed or work.is_audit_sample or is_doubtful:
             kept.append("evidence")
         if not is_passed or keep.is_pass_preview:
             kept.append("preview")

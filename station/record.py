@@ -365,6 +365,25 @@ class NamedDefectBody(BaseModel):
     kind: str
 
 
+class MarkedPlaceBody(BaseModel):
+    """Where a reviewer saw a defect that the station did not list; box from the plate's leading
+    edge and the left end of the scan line, as in `DefectBody`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    x_px: int = Field(ge=0)
+    y_px: int = Field(ge=0)
+    w_px: int = Field(gt=0)
+    h_px: int = Field(gt=0)
+    kind: str
+
+    @classmethod
+    def of_text(cls, given: str) -> Self:
+        """Of `X,Y,W,H=KIND`. Raises ValueError."""
+        box, _, kind = given.partition("=")
+        x, y, w, h = (int(part) for part in box.split(","))
+        return cls(x_px=x, y_px=y, w_px=w, h_px=h, kind=kind)
+
+
 Disposition = Literal["", "removed", "rework", "scrap", "use"]
 """What becomes of a plate; `removed`: taken off the line, not decided yet."""
 
@@ -380,6 +399,8 @@ class ReviewBody(Body):
     """A code of the recipe's list."""
     note: str = ""
     defects: tuple[NamedDefectBody, ...] = ()
+    places: tuple[MarkedPlaceBody, ...] = Field((), max_length=100)
+    """Defects that the station did not list."""
     disposition: Disposition = ""
     supersedes: int | None = None
     """Number of the row that the reviewer saw last: the result's, or its last review's. None in
@@ -404,6 +425,7 @@ class ReviewBody(Body):
 _SILENT_OF_REVIEW = (
     "note",
     "defects",
+    "places",
     "disposition",
     "supersedes",
     "nonce",

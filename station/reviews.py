@@ -28,6 +28,7 @@ _GIVEN = (
     "reason",
     "note",
     "defects",
+    "places",
     "disposition",
     "supersedes",
 )
@@ -112,9 +113,12 @@ def _problem(review: ReviewBody, recipe: ReviewRecipe) -> str:
     if review.reason not in recipe.reasons:
         known = "; ".join(f"{code}: {text}" for code, text in recipe.reasons.items())
         return f"reason {review.reason!r} is not in the recipe's list ({known})"
-    unknown = [one.kind for one in review.defects if one.kind not in recipe.kinds]
+    named = [*(one.kind for one in review.defects), *(one.kind for one in review.places)]
+    unknown = [kind for kind in named if kind not in recipe.kinds]
     if unknown:
         return f"{unknown[0]!r} is no kind of defect of the recipe's ({', '.join(recipe.kinds)})"
+    if review.places and review.verdict is Verdict.PASS:
+        return "a plate that passes has no defect to mark: leave the place out, or the verdict"
     if review.disposition == "use" and review.verdict is not Verdict.PASS:
         return "a plate that is used is one that passes: give the verdict PASS"
     return name_problem("reviewer", review.reviewer) or words_problem("note", review.note)
@@ -165,6 +169,23 @@ def _objection(rows: Sequence[Row], review: ReviewBody) -> str:
         return "a defect is named twice"
     if numbers and max(numbers) >= known:
         return f"{review.result_id} has {known} defects, numbered from 0; {max(numbers)} is none"
+    return _place_objection(result, review)
+
+
+def _place_objection(result: Row, review: ReviewBody) -> str:
+    """A mark beside the plate says where nothing is."""
+    left, width, length = (result.get(key) for key in ("left_px", "width_px", "length_px"))
+    if not review.places:
+        return ""
+    if left is None or width is None or length is None:
+        return f"{review.result_id} has no outline in its record: nothing of it can be marked"
+    for place in review.places:
+        is_beside = place.x_px >= left + width or place.x_px + place.w_px <= left
+        if is_beside or place.y_px >= length:
+            return (
+                f"the mark at {place.x_px},{place.y_px} px lies beside the plate, which is at "
+                f"{left} to {left + width} px crossweb and {length} px long"
+            )
     return ""
 
 

@@ -16,7 +16,7 @@ from station.config import Configuration
 from station.ipc import PeerGone
 from station.log_reader import Reader
 from station.qms import StoreError
-from station.record import NamedDefectBody, ReviewBody, Verdict
+from station.record import MarkedPlaceBody, NamedDefectBody, ReviewBody, Verdict
 from station.reviews import effective_verdict, last_judged
 
 Json = dict[str, Any]
@@ -34,6 +34,14 @@ def review(
     defect: Annotated[
         list[str] | None,
         typer.Option(metavar="N=KIND", help="Name a defect, numbered from 0 as `show` lists them."),
+    ] = None,
+    mark: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--at",
+            metavar="X,Y,W,H=KIND",
+            help="Mark a defect that the station did not list: its box in px of the picture.",
+        ),
     ] = None,
     disposition: Annotated[
         str, typer.Option(help="What becomes of it: removed, rework, scrap or use.")
@@ -53,6 +61,7 @@ def review(
         "reviewer": who,
         "note": note,
         "defects": [_named(one) for one in defect or ()],
+        "places": [_marked(one) for one in mark or ()],
         "disposition": disposition,
         "supersedes": supersedes or _last_row(configuration, result_id),
     }
@@ -101,6 +110,13 @@ def _named(given: str) -> NamedDefectBody:
     if not number.isdecimal() or not kind:
         fail(f"--defect {given!r}: write the defect's number and its kind, as 0=scratch", 2)
     return NamedDefectBody(number=int(number), kind=kind)
+
+
+def _marked(given: str) -> MarkedPlaceBody:
+    try:
+        return MarkedPlaceBody.of_text(given)
+    except ValueError:
+        fail(f"--at {given!r}: write left, top, width and height in px, kind: 9,9,30,8=dent", 2)
 
 
 def _last_row(configuration: Configuration, result_id: str) -> int:

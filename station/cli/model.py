@@ -35,7 +35,9 @@ from station.cli.common import (
     fail,
     print_json,
 )
+from station.cli.model_collect import collect
 from station.cli.model_drift import drift
+from station.cli.model_next import next_
 from station.cli.model_options import (
     MEMORY_MB,
     BackgroundOption,
@@ -44,6 +46,7 @@ from station.cli.model_options import (
     go_to_background,
     needs_train_extra,
 )
+from station.cli.model_suspects import suspects
 from station.config import Recipe, load_recipe
 from station.gate_set import measure_gate_set
 from station.plates import FALSE_REJECT_TARGET, plates_needed
@@ -63,6 +66,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 model_promotion.add_to(app)
 app.add_typer(model_shadow.app, name="shadow")
+app.command("collect")(collect)
+app.command("suspects")(suspects)
+app.command("next")(next_)
 app.command("compare")(model_compare.compare)
 app.command("flips")(model_compare.flips)
 app.command("sign-flip")(model_compare.sign_flip)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from station.ingress import name_problem
 from station.log_reader import Reader
-from station.record import Disposition, NamedDefectBody, ReviewBody, Verdict
+from station.record import (
+    Disposition,
+    MarkedPlaceBody,
+    NamedDefectBody,
+    ReviewBody,
+    Verdict,
+)
 from station.reviews import ReviewRefused, effective_verdict, sent_before
 from station.roles import Person, Role
 from station.web.context import Web
@@ -59,6 +65,8 @@ class ReviewForm(BaseModel):
     note: str = Field("", max_length=1000)
     kinds: list[str] = Field([], max_length=MOST_DEFECTS)
     """What defects are called, as `0=scratch`."""
+    places: list[Annotated[str, Field(max_length=120)]] = Field([], max_length=MOST_DEFECTS)
+    """Defects that the station did not list, as `X,Y,W,H=scratch` in px of the picture."""
     supersedes: int = Field(ge=1, lt=2**63)
     """The row that was seen last."""
     nonce: str = Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")
@@ -135,6 +143,7 @@ def _body(web: Web, person: Person, result_id: str, form: ReviewForm) -> ReviewB
             reason=form.reason,
             note=form.note,
             defects=tuple(_named(one) for one in form.kinds),
+            places=tuple(_marked(one) for one in form.places),
             disposition=form.disposition,
             supersedes=form.supersedes,
             nonce=form.nonce,
@@ -148,6 +157,13 @@ def _named(given: str) -> NamedDefectBody:
     if not (number.isascii() and number.isdecimal() and len(number) < 7) or not kind:
         raise PageError(422, "errors.invalid", what="kinds: as 0=scratch")
     return NamedDefectBody(number=int(number), kind=kind)
+
+
+def _marked(given: str) -> MarkedPlaceBody:
+    try:
+        return MarkedPlaceBody.of_text(given)
+    except ValueError as error:
+        raise PageError(422, "errors.invalid", what="places: as 410,96,30,8=dent") from error
 
 
 def _submitted(web: Web, person: Person, body: ReviewBody) -> int:

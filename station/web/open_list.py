@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from station import open_plates
 from station.config import ReviewRecipe
 from station.log_reader import Reader
+from station.next_plates import asked_lines
 from station.questions import Selection, open_samples_select
 from station.record import Verdict, rfc3339
 from station.reviews import Judgement, effective_verdict, last_judged
@@ -248,10 +249,12 @@ class SamplePlate(BaseModel):
 
 
 class SamplesPage(BaseModel):
-    """The audit's samples that wait to be judged, in the order in which they were drawn."""
+    """The audit's samples that wait to be judged, in the order in which they were drawn; and passed
+    plates that `vqi model next --ask` asks people to look at, the most doubtful first."""
 
     samples: list[SamplePlate]
     is_more: bool
+    asked: list[SamplePlate]
 
 
 @router.page("/samples", template="judge/samples.html", menu="judge.menu_samples")
@@ -259,14 +262,19 @@ def audit_samples(web: Web) -> SamplesPage:
     """Plates that were drawn for the audit and wait for a judgement; verdicts are hidden."""
     with web.reader() as reader:
         lines = reader.ask(open_samples_select(Selection(), _MOST_SAMPLES + 1))
-        bodies = reader.bodies_at([line.seq for line in lines])
-    listed = [
-        SamplePlate(
+        asked = asked_lines(reader, _MOST_SAMPLES)
+        bodies = reader.bodies_at([line.seq for line in (*lines, *asked)])
+
+    def listed(line: Any) -> SamplePlate:
+        return SamplePlate(
             result_id=line.result_id,
             written_at=line.written_at,
             part_id=line.part_id,
             picture_url=picture_url(bodies[line.seq]),
         )
-        for line in lines[:_MOST_SAMPLES]
-    ]
-    return SamplesPage(samples=listed, is_more=len(lines) > _MOST_SAMPLES)
+
+    return SamplesPage(
+        samples=[listed(line) for line in lines[:_MOST_SAMPLES]],
+        is_more=len(lines) > _MOST_SAMPLES,
+        asked=[listed(line) for line in asked],
+    )

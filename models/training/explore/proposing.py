@@ -14,15 +14,13 @@ from typing import Any
 
 import numpy as np
 import optuna
-import torch
 from numpy.typing import NDArray
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
-from torch import nn
 
 from models.training.explore.constraints import MFLOPS_LIMIT, PARAMETERS_LIMIT
 from models.training.explore.log import Candidate, merit
-from models.training.explore.network import Blur, Explored
+from models.training.explore.sizes import sizes_of
 from models.training.explore.space import (
     PROTOTYPE,
     SPACE,
@@ -33,14 +31,15 @@ from models.training.explore.space import (
     name_of,
     to_row,
 )
-from models.training.front_end import TILE_PX
 
 PROPOSALS = 8
 """Measured in each round; a quarter of them is trained."""
 TAKEN = 2
 _FIRST_TRAININGS = 8
 """Before the processes say anything; until then the prototype's descendants are tried."""
-_FIRST_MUTATIONS = (4, 16)
+_FRONT_END_MFLOPS = 8.5
+_FRONT_END_PARAMETERS = 40_000
+"""At most."""
 _POPULATION = 24
 _GENERATIONS = 12
 _CURIOSITY = 0.5
@@ -48,39 +47,14 @@ _CURIOSITY = 0.5
 _TRIES = 20_000
 
 
-def sketch(spec: Spec) -> tuple[float, int]:
-    """MFLOPs and parameters of the layers, without computing anything; the front end's operations
-    (8.4 M at most) are not among them."""
-    operations = 0
-
-    def count(module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        nonlocal operations
-        if isinstance(module, Blur):
-            each = module.kernel[0].numel()
-        else:
-            each = module.weight[0].numel()
-        operations += 2 * output.numel() * each
-
-    with torch.device("meta"):
-        network = Explored(spec, "raw")
-        kinds = (nn.Conv2d, nn.Linear, Blur)
-        for module in network.modules():
-            if isinstance(module, kinds):
-                module.register_forward_hook(count)
-        with torch.no_grad():
-            network.eval()(torch.empty(1, 1, TILE_PX, TILE_PX))
-    parameters = sum(p.numel() for p in network.parameters())
-    return operations / 1e6, parameters
-
-
 def excesses(spec: Spec) -> tuple[float, float, float, float]:
     """How far a spec is from the space's admissible part, none above 0 inside; the predicates on
     its graph have the last word."""
-    mflops, parameters = sketch(spec)
+    mflops, parameters = sizes_of(spec)
     attends = (spec.a1_attend, spec.b1_attend, spec.a2_attend, spec.b2_attend)
     return (
-        mflops / (MFLOPS_LIMIT - 8.5) - 1,
-        parameters / (PARAMETERS_LIMIT * 0.95) - 1,
+        mflops / (MFLOPS_LIMIT - _FRONT_END_MFLOPS) - 1,
+        parameters / (PARAMETERS_LIMIT - _FRONT_END_PARAMETERS) - 1,
         0.0 if any(how != "none" for how in attends) else 1.0,
         1.0 if _are_alike(spec) else 0.0,
     )
@@ -135,16 +109,22 @@ def choose(known: Sequence[Candidate], waiting: Sequence[Candidate]) -> list[Can
 
 
 def _descendants(names: set[str], random: np.random.Generator) -> list[Spec]:
-    """Of the residual prototype: mutated until the indicator function takes them."""
-    found: list[Spec] = []
-    for _ in range(_TRIES):
-        spec = mutate(PROTOTYPE, random, int(random.integers(*_FIRST_MUTATIONS)))
-        if name_of(spec) not in names and is_likely(spec):
-            names = names | {name_of(spec)}
-            found.append(spec)
-            if len(found) == PROPOSALS:
-                break
-    return found
+    """Of the residual prototype: one field after the other is chosen anew, and kept where that
+    brings it no further from the indicator function, until that takes it."""
+    found: dict[str, Spec] = {}
+    while len(found) < PROPOSALS:
+        spec = PROTOTYPE
+        while _distance(spec) > 0:
+            child = mutate(spec, random)
+            if _distance(child) <= _distance(spec):
+                spec = child
+        if name_of(spec) not in names:
+            found[name_of(spec)] = spec
+    return list(found.values())
+
+
+def _distance(spec: Spec) -> float:
+    return sum(max(0.0, excess) for excess in excesses(spec))
 
 
 def _breed(known: Sequence[Candidate], trained: Sequence[Candidate], seed: int) -> list[Spec]:
@@ -199,7 +179,7 @@ def _one_hot(spec: Spec) -> NDArray[np.float64]:
 
 
 def _with_size(spec: Spec) -> NDArray[np.float64]:
-    mflops, parameters = sketch(spec)
+    mflops, parameters = sizes_of(spec)
     return np.append(_one_hot(spec), [4 * math.log(mflops), math.log(parameters)])
 
 

@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--trainings", type=int, default=16, help="of each arm")
     parser.add_argument("--candidates", type=int, default=200)
+    parser.add_argument("--eager", dest="is_eager", action="store_true", help="no CUDA graphs")
     plan = Plan(**vars(parser.parse_args()))
     try:
         explore(plan, _say)

@@ -58,17 +58,21 @@ class Pictures:
 
 
 def train_together(
-    jobs: Sequence[Job], pictures: Pictures, epochs: int, deadline: float = math.inf
+    jobs: Sequence[Job],
+    pictures: Pictures,
+    epochs: int,
+    deadline: float = math.inf,
+    is_eager: bool = False,
 ) -> tuple[list[NDArray[np.float32]], float]:
     """Train all jobs' networks. Defect probability of each job's held tiles after each of the last
-    three epochs, (3, held), and the seconds it took. Raises `OutOfTime` at `deadline`
-    (`time.time()`)."""
+    three epochs, (3, held), and the seconds it took. `is_eager`: no graph on CUDA. Raises
+    `OutOfTime` at `deadline` (`time.time()`)."""
     started = time.time()
     steps = max(epochs * len(job.seen) // BATCH for job in jobs)
     device = pictures.tiles.device
     trainers = [_Trainer(job, pictures, steps, device) for job in jobs]
     ends = sorted({max(1, round(steps * (epochs - back) / epochs)) for back in (2, 1, 0)})
-    run = _Steps(trainers, device)
+    run = _Steps(trainers, device.type == "cuda" and not is_eager)
     marks: list[list[NDArray[np.float32]]] = [[] for _ in jobs]
     for number in range(1, steps + 1):
         run.step()
@@ -96,17 +100,17 @@ def predict(network: nn.Module, tiles: Tensor, which: NDArray[np.int64]) -> NDAr
 class _Steps:
     """One step of every trainer at a time; on CUDA replayed as one graph, each on its stream."""
 
-    def __init__(self, trainers: list[_Trainer], device: torch.device) -> None:
-        self._trainers, self._device = trainers, device
+    def __init__(self, trainers: list[_Trainer], is_graph: bool) -> None:
+        self._trainers, self._is_graph = trainers, is_graph
         self._graph: torch.cuda.CUDAGraph | None = None
         self._done = 0
-        if device.type == "cuda":
-            self._streams = [torch.cuda.Stream(device) for _ in trainers]
-            self._warm_up = torch.cuda.Stream(device)
+        if is_graph:
+            self._streams = [torch.cuda.Stream() for _ in trainers]
+            self._warm_up = torch.cuda.Stream()
 
     def step(self) -> None:
         self._done += 1
-        if self._device.type != "cuda":
+        if not self._is_graph:
             for trainer in self._trainers:
                 trainer.step()
             return
@@ -289,6 +293,7 @@ def out_of_fold(
     epochs: int,
     seed: int,
     deadline: float = math.inf,
+    is_eager: bool = False,
 ) -> tuple[list[NDArray[np.float32]], float]:
     """Scores (3, held) of each fold by a network that never saw it, and the seconds it took."""
     everything = np.arange(len(pictures.labels))
@@ -296,4 +301,4 @@ def out_of_fold(
         Job(build(seed * 10 + k), np.setdiff1d(everything, held), held, seed * 10 + k)
         for k, held in enumerate(cuts)
     ]
-    return train_together(jobs, pictures, epochs, deadline)
+    return train_together(jobs, pictures, epochs, deadline, is_eager)

@@ -53,6 +53,8 @@ class Plan:
     """Of each arm."""
     candidates: int = 200
     """Measured at least."""
+    is_eager: bool = False
+    """No CUDA graphs."""
 
 
 def explore(plan: Plan, say: Callable[[str], object] = print) -> Log:
@@ -97,6 +99,7 @@ class _Exploration:
         self._proposing: Future[list[dict[str, Any]]] | None = None
         self._training: dict[Future[dict[str, Any] | None], Candidate] = {}
         self._chosen: list[Candidate] = []
+        self._is_round_over = False
         self._drawn = len(log.of(RANDOM))
         self._trainings_done = sum(c.training is not None for c in log.candidates)
 
@@ -175,6 +178,7 @@ class _Exploration:
             job = self._dear.submit(
                 train, to_row(candidate.spec), self._plan.front_end, self._plan.epochs,
                 self._plan.folds, self._plan.seed, self._device, self._deadline,
+                self._plan.is_eager,
             )  # fmt: skip
             self._training[job] = candidate
 
@@ -189,6 +193,10 @@ class _Exploration:
             if counts[arm] >= self._plan.trainings or counts[arm] > min(counts.values()) + ahead:
                 continue
             if arm == SEARCH:
+                if not self._chosen and self._is_round_over:
+                    known, waiting = self._log.of(SEARCH), self._untrained(SEARCH)
+                    self._chosen = proposing.choose(known, waiting) if waiting else []
+                    self._is_round_over = False
                 if self._chosen:
                     return self._chosen.pop(0)
             elif waiting := self._untrained(RANDOM):
@@ -200,15 +208,11 @@ class _Exploration:
             for row in self._proposing.result():
                 self._measure(SEARCH, from_row(row))
             self._proposing = None
-        measured = [job for job in self._measuring if job.done()]
-        for job in measured:
+        for job in [job for job in self._measuring if job.done()]:
             arm = self._measuring.pop(job)
             if not job.cancelled():
                 self._write_candidate(arm, job.result())
-        if measured and SEARCH not in self._measuring.values() and not self._chosen:
-            waiting = self._untrained(SEARCH)
-            if waiting:
-                self._chosen = proposing.choose(self._log.of(SEARCH), waiting)
+            self._is_round_over |= arm == SEARCH and SEARCH not in self._measuring.values()
         for training in [job for job in self._training if job.done()]:
             candidate = self._training.pop(training)
             if not training.cancelled():
@@ -253,17 +257,21 @@ _reference: dict[str, bytes] = {}
 def _begin_worker(data: Path, cores: list[int], is_pinned: bool, turn: Any) -> None:
     """One thread, on its cores (on one of them each, if pinned); gone when the parent is."""
     global _samples, _tiles
-    torch.set_num_threads(1)
+    begin_process()
     if is_pinned:
         with turn.get_lock():
             place = turn.value
             turn.value += 1
         cores = [cores[place % len(cores)]]
     os.sched_setaffinity(0, cores)
-    parent = os.getppid()
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
     _samples = read_splits(data, *_LEARNED)
     _tiles = load_tiles(_samples)
+
+
+def begin_process() -> None:
+    """One thread; gone when the parent is."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
 
 
 def _leave_with(parent: int) -> None:
@@ -320,6 +328,7 @@ def train(
     seed: int,
     device: str,
     deadline: float,
+    is_eager: bool,
 ) -> dict[str, Any] | None:
     """The short training's line but for its number; None if the deadline came first."""
     spec = from_row(row)
@@ -331,7 +340,7 @@ def train(
     try:
         scores, seconds = out_of_fold(
             lambda number: build(spec, front_end, number),
-            _pictures[device], cuts, epochs, seed, deadline,
+            _pictures[device], cuts, epochs, seed, deadline, is_eager,
         )  # fmt: skip
     except OutOfTime:
         return None

@@ -1,18 +1,18 @@
 """Full trainings of the best: chosen by what they say out of fold, tested once on the split `test`.
 
 Every network is trained alike: from nothing, as many epochs as `vqi model train` gives a set of its
-size, three seeds. The winner is the one of the search's best three whose mean out-of-fold AUROC and
-latency are worth most; random search enters its best by the short trainings, as many of them.
+size; once out of fold, then on all of `train` and `val` for each of three seeds. The winner is the
+one of the search's best three whose out-of-fold AUROC and latency are worth most; random search
+enters its best by the short trainings, of as many. On the other sets the winner alone is trained,
+beside what it is compared with, behind the front end that is named for the set.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,13 +24,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.agreement import auroc
-from models.training.data import DataError, data_sha256, labels_of, load_tiles, read_folder
+from models.training.data import (
+    Sample,
+    data_sha256,
+    labels_of,
+    load_tiles,
+    read_folder,
+    read_splits,
+)
 from models.training.explore.fitting import (
     Job,
     OutOfTime,
     Pictures,
     fold_cuts,
+    mean_area,
     out_of_fold,
     train_together,
 )
@@ -41,6 +48,7 @@ from models.training.explore.log import (
     Candidate,
     Log,
     LogError,
+    cut_torn_line,
     merit,
 )
 from models.training.explore.network import build
@@ -51,24 +59,37 @@ FULL_FILE = "full.jsonl"
 SEEDS = (1, 2, 3)
 BEST = 3
 FOLDS = 4
-FRONT_ENDS = ("contrast", "fine", "raw")
-FINAL = "final"
+FOLDS_SEED = 1
+OUT_OF_FOLD, FINAL = "out of fold", "final"
 _VISITS, _EPOCHS = 480.0, (6, 40)
+
+
+Key = tuple[int, str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """A folder of `labels.csv`, and the front end that its networks get."""
+
+    folder: Path
+    front_end: str
+
+    @property
+    def name(self) -> str:
+        return self.folder.resolve().name
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Some trainings of one network on one set: out of fold for a seed, or all finals."""
+    """Trainings of one network on one set: those of the folds, or the final one of each seed."""
 
     id: int
-    data: Path
-    front_end: str
-    what: int | str
-    """A seed, or `FINAL`."""
+    data: DataSet
+    what: str
 
     @property
-    def key(self) -> tuple[object, ...]:
-        return self.id, self.data.name, self.front_end, self.what
+    def key(self) -> Key:
+        return self.id, self.data.name, self.what
 
 
 @dataclass(slots=True)
@@ -76,41 +97,27 @@ class Full:
     """The lines of the full trainings."""
 
     folder: Path
-    rows: dict[tuple[object, ...], dict[str, Any]]
+    rows: dict[Key, dict[str, Any]]
 
     @classmethod
     def read(cls, folder: Path) -> Full:
         """A last line that a kill cut short does not count."""
         path = folder / FULL_FILE
-        rows: dict[tuple[object, ...], dict[str, Any]] = {}
         data = path.read_bytes() if path.is_file() else b""
         whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            os.truncate(path, len(whole))
-        for line in whole.splitlines():
-            row = json.loads(line)
-            rows[row["id"], row["set"], row["front_end"], row["what"]] = row
-        return cls(folder, rows)
+        rows = [json.loads(line) for line in whole.splitlines()]
+        return cls(folder, {(row["id"], row["set"], row["what"]): row for row in rows})
 
     def append(self, part: Part, row: dict[str, Any]) -> None:
-        number, name, front_end, what = part.key
-        line = {"id": number, "set": name, "front_end": front_end, "what": what, **row}
-        with (self.folder / FULL_FILE).open("ab") as file:
+        path = self.folder / FULL_FILE
+        cut_torn_line(path)
+        number, name, what = part.key
+        line = {"id": number, "set": name, "front_end": part.data.front_end, "what": what, **row}
+        with path.open("ab") as file:
             file.write(json.dumps(line).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
         self.rows[part.key] = line
-
-    def auroc(self, number: int, name: str, front_end: str) -> float | None:
-        """Out of fold, mean of the seeds; None while one is missing."""
-        rows = [self.rows.get((number, name, front_end, seed)) for seed in SEEDS]
-        return float(np.mean([row["auroc"] for row in rows if row])) if all(rows) else None
-
-    def front_end(self, number: int, name: str) -> str | None:
-        """The one that the first seed's folds chose; None while one is missing."""
-        rows = {each: self.rows.get((number, name, each, SEEDS[0])) for each in FRONT_ENDS}
-        found = {each: row["auroc"] for each, row in rows.items() if row}
-        return max(found, key=lambda each: found[each]) if len(found) == len(rows) else None
 
 
 def finalists(log: Log) -> tuple[list[Candidate], Candidate, Candidate]:
@@ -128,48 +135,38 @@ def finalists(log: Log) -> tuple[list[Candidate], Candidate, Candidate]:
     return ranked(searched)[:BEST], ranked(drawn)[0], hand[0]
 
 
-def winner(log: Log, full: Full, name: str, front_end: str) -> Candidate | None:
+def winner(log: Log, full: Full, own: str) -> Candidate | None:
     """Of the search's finalists, on the search's own set; None while one is missing."""
     best, _, _ = finalists(log)
-    areas = {c.id: full.auroc(c.id, name, front_end) for c in best}
-    if None in areas.values():
-        return None
-    return max(best, key=lambda c: merit(areas[c.id] or 0.0, c.ratio))
+    rows = [full.rows.get((candidate.id, own, OUT_OF_FOLD)) for candidate in best]
+    worth = [merit(row["auroc"], c.ratio) for row, c in zip(rows, best, strict=True) if row]
+    return best[int(np.argmax(worth))] if len(worth) == len(best) else None
 
 
-def next_parts(log: Log, full: Full, data: Path, others: Sequence[Path]) -> list[Part]:
+def next_parts(log: Log, full: Full, own: DataSet, others: Sequence[DataSet]) -> list[Part]:
     """What can be trained now; empty when everything is done."""
-    front_end = log.run["front_end"]
     best, drawn, hand = finalists(log)
-    parts = [
-        Part(candidate.id, data, front_end, what)
-        for candidate in (*best, drawn, hand)
-        for what in (*SEEDS, FINAL)
-    ]
-    won = winner(log, full, data.name, front_end)
-    for candidate in (won, drawn, hand) if won else ():
-        for other in others:
-            parts += [Part(candidate.id, other, each, SEEDS[0]) for each in FRONT_ENDS]
-            chosen = full.front_end(candidate.id, other.name)
-            if chosen:
-                parts += [Part(candidate.id, other, chosen, what) for what in (*SEEDS[1:], FINAL)]
+    whats = (OUT_OF_FOLD, FINAL)
+    parts = [Part(c.id, own, what) for what in whats for c in (*best, drawn, hand)]
+    if won := winner(log, full, own.name):
+        parts += [Part(c.id, o, what) for o in others for c in (won, drawn, hand) for what in whats]
     return list({part.key: part for part in parts if part.key not in full.rows}.values())
 
 
 def train_finalists(
     out: Path,
-    data: Path,
-    others: Sequence[Path],
-    minutes: float,
+    own: DataSet,
+    others: Sequence[DataSet],
+    deadline: float,
     workers: int,
     is_eager: bool = False,
     say: Callable[[str], object] = print,
 ) -> bool:
-    """Train what is missing; whether everything is done. Raises `DataError`, `LogError`."""
-    deadline = time.time() + minutes * 60
+    """Train what is missing until `deadline` (`time.time()`); whether everything is done. Raises
+    `DataError`, `LogError`."""
     log, full = Log.read(out), Full.read(out)
-    for folder in (data, *others):
-        read_folder(folder)
+    for data in (own, *others):
+        read_splits(data.folder, "test")
     specs = {candidate.id: candidate.spec for candidate in log.candidates}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     context = multiprocessing.get_context("spawn")
@@ -177,7 +174,7 @@ def train_finalists(
     with ProcessPoolExecutor(workers, context, begin_process) as pool:
         while time.time() < deadline:
             busy = {part.key for part in running.values()}
-            for part in next_parts(log, full, data, others):
+            for part in next_parts(log, full, own, others):
                 if part.key not in busy and len(running) < workers:
                     job = pool.submit(_train, part, specs[part.id], device, deadline, is_eager)
                     running[job] = part
@@ -188,94 +185,59 @@ def train_finalists(
                 _keep(full, running.pop(job), job.result(), say)
         for job, part in running.items():
             _keep(full, part, job.result(), say)
-    return not next_parts(log, full, data, others)
+    return not next_parts(log, full, own, others)
 
 
 def _keep(full: Full, part: Part, row: dict[str, Any] | None, say: Callable[[str], object]) -> None:
     if row is not None:
         full.append(part, row)
-        words = f"AUROC {row['auroc']:.4f}" if "auroc" in row else "tested"
-        say(f"{part.id} on {part.data.name}, {part.front_end}, {part.what}: {words}")
+        words = (
+            f"AUROC {row['auroc']:.4f} out of fold" if "auroc" in row else "trained for the test"
+        )
+        say(f"{part.id} on {part.data.name}, {part.data.front_end}: {words}")
 
 
 # In the worker processes
 
-_loaded: dict[Path, tuple[Pictures, list[Any]]] = {}
+_loaded: dict[Path, tuple[Pictures, list[Sample]]] = {}
 
 
 def _train(
     part: Part, spec: Spec, device: str, deadline: float, is_eager: bool
 ) -> dict[str, Any] | None:
-    if part.data not in _loaded:
-        samples = read_folder(part.data)
+    """The line but for its key; None if the deadline came first."""
+    if part.data.folder not in _loaded:
+        samples = read_folder(part.data.folder)
         pictures = Pictures.on(device, load_tiles(samples), labels_of(samples))
-        _loaded[part.data] = pictures, samples
-    pictures, samples = _loaded[part.data]
+        _loaded[part.data.folder] = pictures, samples
+    pictures, samples = _loaded[part.data.folder]
     tested = np.array([i for i, sample in enumerate(samples) if sample.split == "test"])
     known = np.array([i for i, sample in enumerate(samples) if sample.split != "test"])
     epochs = int(np.clip(round(_VISITS / math.sqrt(len(known))), *_EPOCHS))
 
     def build_one(seed: int) -> torch.nn.Module:
-        return build(spec, part.front_end, seed)
+        return build(spec, part.data.front_end, seed)
 
-    learned = [samples[i] for i in known]
-    row = {"data_sha256": data_sha256(samples), "epochs": epochs, "device": device}
+    row: dict[str, Any] = {"data_sha256": data_sha256(samples), "epochs": epochs, "device": device}
     try:
         if part.what == FINAL:
             jobs = [Job(build_one(seed), known, tested, seed) for seed in SEEDS]
-            scores, seconds = train_together(jobs, pictures, epochs, deadline, is_eager)
-            return row | {"seconds": round(seconds, 2), "scores": [_short(s[-1]) for s in scores]}
-        seed = int(part.what)
-        groups = [sample.group for sample in learned]
-        cuts = fold_cuts(labels_of(learned), groups, seed, FOLDS)
-        own = Pictures(pictures.tiles[known], pictures.labels[known])
-        scores, seconds = out_of_fold(build_one, own, cuts, epochs, seed, deadline, is_eager)
+            marks, seconds = train_together(jobs, pictures, epochs, deadline, is_eager)
+            return row | {"seconds": round(seconds, 2), "scores": [_short(m[-1]) for m in marks]}
+        labels = labels_of(samples)[known]
+        cuts = fold_cuts(labels, [samples[i].group for i in known], FOLDS_SEED, FOLDS)
+        learned = Pictures(pictures.tiles[known], pictures.labels[known])
+        marks, seconds = out_of_fold(
+            build_one, learned, cuts, epochs, FOLDS_SEED, deadline, is_eager
+        )
     except OutOfTime:
         return None
-    labels = labels_of(learned)
-    last = np.empty(len(known), np.float32)
-    for cut, marks in zip(cuts, scores, strict=True):
-        last[cut] = marks[-1]
-    areas = [
-        float(np.mean([_area(labels[cut], mark) for mark in marks]))
-        for cut, marks in zip(cuts, scores, strict=True)
-    ]
-    area = round(float(np.mean(areas)), 5)
-    return row | {"seconds": round(seconds, 2), "auroc": area, "out_of_fold": _short(last)}
-
-
-def _area(labels: NDArray[np.int64], scores: NDArray[np.float32]) -> float:
-    return auroc(labels, scores) if np.isfinite(scores).all() else 0.5
+    scores = np.empty(len(known), np.float32)
+    for cut, each in zip(cuts, marks, strict=True):
+        scores[cut] = each[-1]
+    area = round(mean_area(labels, cuts, marks), 5)
+    return row | {"seconds": round(seconds, 2), "auroc": area, "out_of_fold": _short(scores)}
 
 
 def _short(scores: NDArray[np.float32]) -> list[float]:
     return [round(float(score), 5) for score in scores]
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m models.training.explore.full")
-    parser.add_argument("--data", type=Path, required=True, help="the search's own set")
-    parser.add_argument("--other", type=Path, action="append", default=[], help="for the winner")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the exploration")
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--eager", dest="is_eager", action="store_true", help="no CUDA graphs")
-    given = parser.parse_args()
-
-    def say(text: str) -> None:
-        sys.stderr.write(f"{text}\n")
-        sys.stderr.flush()
-
-    try:
-        is_done = train_finalists(
-            given.out, given.data, given.other, given.minutes, given.workers, given.is_eager, say
-        )
-    except (DataError, LogError) as error:
-        say(str(error))
-        return 1
-    say("everything is trained" if is_done else "not done yet; the same command goes on")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -99,7 +99,7 @@ class Log:
                         f"{log.path}: explored with {name} {log.run.get(name)!r}, not {value!r}; "
                         "name another folder with --out"
                     )
-            _cut_torn_line(log.path)
+            cut_torn_line(log.path)
         else:
             log.path.unlink(missing_ok=True)
             log.append({"kind": "run", **run})
@@ -136,7 +136,8 @@ class Log:
             raise ValueError(f"a line of kind {kind!r}")
 
 
-def _cut_torn_line(path: Path) -> None:
-    data = path.read_bytes()
-    if not data.endswith(b"\n"):
+def cut_torn_line(path: Path) -> None:
+    """What a kill left of a line at the end of a file."""
+    data = path.read_bytes() if path.is_file() else b""
+    if data and not data.endswith(b"\n"):
         os.truncate(path, data.rfind(b"\n") + 1)

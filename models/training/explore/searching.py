@@ -21,12 +21,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.agreement import auroc
 from models.training.count import count_mflops, count_parameters
 from models.training.data import Sample, data_sha256, labels_of, load_tiles, read_splits
 from models.training.explore import costs, proposing
 from models.training.explore.constraints import violations
-from models.training.explore.fitting import OutOfTime, Pictures, fold_cuts, out_of_fold
+from models.training.explore.fitting import OutOfTime, Pictures, fold_cuts, mean_area, out_of_fold
 from models.training.explore.log import ARMS, RANDOM, REFERENCE, SEARCH, Candidate, Log
 from models.training.explore.network import build
 from models.training.explore.space import HAND_MADE, PROTOTYPE, Spec, from_row, to_row
@@ -43,13 +42,12 @@ class Plan:
 
     data: Path
     out: Path
-    minutes: float
     workers: int
     front_end: str = "fine"
-    epochs: int = 24
-    folds: int = 4
+    epochs: int = 10
+    folds: int = 2
     seed: int = 1
-    trainings: int = 16
+    trainings: int = 32
     """Of each arm."""
     candidates: int = 200
     """Measured at least."""
@@ -57,9 +55,9 @@ class Plan:
     """No CUDA graphs."""
 
 
-def explore(plan: Plan, say: Callable[[str], object] = print) -> Log:
-    """Go on until the trainings are spent or the time is up. Raises `DataError`, `LogError`."""
-    deadline = time.time() + plan.minutes * 60
+def explore(plan: Plan, deadline: float, say: Callable[[str], object] = print) -> bool:
+    """Go on until the trainings are spent, or until `deadline` (`time.time()`); whether they are.
+    Raises `DataError`, `LogError`."""
     samples = read_splits(plan.data, *_LEARNED)
     log = Log.open(plan.out, _identity(plan, samples))
     search = _Exploration(plan, log, deadline, say)
@@ -67,7 +65,7 @@ def explore(plan: Plan, say: Callable[[str], object] = print) -> Log:
         search.run()
     finally:
         search.close()
-    return log
+    return search.is_done()
 
 
 def _identity(plan: Plan, samples: list[Sample]) -> dict[str, Any]:
@@ -105,7 +103,7 @@ class _Exploration:
 
     def run(self) -> None:
         self._measure_references()
-        while not self._is_done() and time.time() < self._deadline:
+        while not self.is_done() and time.time() < self._deadline:
             self._feed_cheap()
             self._feed_dear()
             busy: list[Future[Any]] = [*self._measuring, *self._training]
@@ -122,7 +120,7 @@ class _Exploration:
         self._proposing = None
         self._harvest()
 
-    def _is_done(self) -> bool:
+    def is_done(self) -> bool:
         spent = all(len(self._log.trained(arm)) >= self._plan.trainings for arm in ARMS)
         return spent and len(self._log.candidates) >= self._plan.candidates
 
@@ -344,18 +342,9 @@ def train(
         )  # fmt: skip
     except OutOfTime:
         return None
-    areas = [
-        float(np.mean([_area(labels[cut], mark) for mark in marks]))
-        for cut, marks in zip(cuts, scores, strict=True)
-    ]
     return {
-        "auroc": round(float(np.mean(areas)), 5),
-        "folds": [round(area, 5) for area in areas],
+        "auroc": round(mean_area(labels, cuts, scores), 5),
+        "folds": [round(mean_area(labels, [cuts[k]], [scores[k]]), 5) for k in range(folds)],
         "seconds": round(seconds, 2),
         "device": torch.cuda.get_device_name() if device == "cuda" else costs.processor(),
     }
-
-
-def _area(labels: NDArray[np.int64], scores: NDArray[np.float32]) -> float:
-    """Half, as a coin would, for scores that are not finite: a diverged network."""
-    return auroc(labels, scores) if np.isfinite(scores).all() else 0.5

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from models.training.explore.space import Spec
+from models.training.explore.space import Spec, to_row
 from models.training.front_end import FRONT_ENDS, TILE_PX
 from models.training.lightdefectnet import ConvNorm
 
@@ -28,6 +28,7 @@ class Blur(nn.Module):
 
     def __init__(self, channels: int, taps: str) -> None:
         super().__init__()
+        self.taps = taps
         row = torch.tensor(TAPS[taps], dtype=torch.float32)
         kernel = torch.outer(row, row) / row.sum() ** 2
         self.register_buffer("kernel", kernel.repeat(channels, 1, 1, 1))
@@ -42,7 +43,7 @@ class Condenser(nn.Module):
 
     def __init__(self, channels: int, embed: str, step: int, taps: str) -> None:
         super().__init__()
-        self.step = step
+        self.kind, self.step = embed, step
         blurs = [Blur(channels, taps) for _ in range(1 if step == 2 else 2)]
         self.condense = nn.Sequential(nn.MaxPool2d(3, 1, 1), *blurs)
         groups = {"separable": channels, "grouped": channels // _COLUMN_PX}
@@ -100,26 +101,14 @@ def column_filter(kind: str, inputs: int, outputs: int, kernel: int) -> nn.Modul
 
 
 class Column(nn.Module):
-    """An early column: attends before it filters, after it, or not; then it is halved."""
+    """An early column: attends "before" it filters, "after" it, or not ("none"); then is halved."""
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        attend: str,
-        kind: str,
-        kernel: int,
-        embed: str,
-        step: int,
-        taps: str,
+        self, attend: str, condenser: Condenser | None, filters: nn.Module, down: Blur
     ) -> None:
         super().__init__()
-        self.attend = attend
-        self.filter = column_filter(kind, inputs, outputs, kernel)
-        if attend != "none":
-            channels = inputs if attend == "before" else outputs
-            self.condenser = Condenser(channels, embed, step, taps)
-        self.down = Blur(outputs, taps)
+        self.attend, self.condenser = attend, condenser
+        self.filter, self.down = filters, down
 
     def forward(self, x: Tensor) -> Tensor:
         if self.attend == "before":
@@ -229,20 +218,16 @@ def build(spec: Spec, front_end: str = "fine", seed: int = 0) -> Explored:
 
 
 def _column(spec: Spec, place: str, inputs: int) -> Column:
-    def gene(name: str) -> str | int:
-        value: str | int = getattr(spec, f"{place}_{name}")
-        return value
-
-    return Column(
-        inputs,
-        int(gene("width")),
-        str(gene("attend")),
-        str(gene("filter")),
-        int(gene("kernel")),
-        spec.condenser_embed,
-        spec.condenser_step,
-        spec.early_filter,
-    )
+    row = to_row(spec)
+    attend, kind = str(row[f"{place}_attend"]), str(row[f"{place}_filter"])
+    outputs, kernel = int(row[f"{place}_width"]), int(row[f"{place}_kernel"])
+    taps = spec.early_filter
+    condenser = None
+    if attend != "none":
+        channels = inputs if attend == "before" else outputs
+        condenser = Condenser(channels, spec.condenser_embed, spec.condenser_step, taps)
+    filters = column_filter(kind, inputs, outputs, kernel)
+    return Column(attend, condenser, filters, Blur(outputs, taps))
 
 
 def _blocks(kind: str, count: int, channels: int, group: int, exchange: str) -> list[nn.Module]:

@@ -70,7 +70,7 @@ def train_together(
     three epochs, (3, held), and the seconds it took. `is_eager`: no graph on CUDA. Raises
     `OutOfTime` at `deadline` (`time.time()`)."""
     started = time.time()
-    steps = max(epochs * len(job.seen) // BATCH for job in jobs)
+    steps = max(1, *(epochs * len(job.seen) // BATCH for job in jobs))
     device = pictures.tiles.device
     trainers = [_Trainer(job, pictures, steps, device) for job in jobs]
     ends = sorted({max(1, round(steps * (epochs - back) / epochs)) for back in (2, 1, 0)})

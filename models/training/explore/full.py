@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from models.training.data import (
     read_folder,
     read_splits,
 )
+from models.training.explore import costs
 from models.training.explore.fitting import (
     Job,
     OutOfTime,
@@ -60,7 +61,8 @@ SEEDS = (1, 2, 3)
 BEST = 3
 FOLDS = 4
 FOLDS_SEED = 1
-OUT_OF_FOLD, FINAL = "out of fold", "final"
+OUT_OF_FOLD, FINAL, LATENCY = "out of fold", "final", "latency"
+_ROUNDS = 100
 _VISITS, _EPOCHS = 480.0, (6, 40)
 
 
@@ -81,7 +83,8 @@ class DataSet:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Trainings of one network on one set: those of the folds, or the final one of each seed."""
+    """Work on one network and set: the folds' trainings, each seed's final one, or its latency
+    once more, when nothing else runs."""
 
     id: int
     data: DataSet
@@ -150,7 +153,11 @@ def next_parts(log: Log, full: Full, own: DataSet, others: Sequence[DataSet]) ->
     parts = [Part(c.id, own, what) for what in whats for c in (*best, drawn, hand)]
     if won := winner(log, full, own.name):
         parts += [Part(c.id, o, what) for o in others for c in (won, drawn, hand) for what in whats]
-    return list({part.key: part for part in parts if part.key not in full.rows}.values())
+    missing = {part.key: part for part in parts if part.key not in full.rows}
+    if not missing and won:
+        timed = [Part(c.id, data, LATENCY) for data in (own, *others) for c in (won, drawn, hand)]
+        return [part for part in timed if part.key not in full.rows][:1]
+    return list(missing.values())
 
 
 def train_finalists(
@@ -206,6 +213,11 @@ def _train(
     part: Part, spec: Spec, device: str, deadline: float, is_eager: bool
 ) -> dict[str, Any] | None:
     """The line but for its key; None if the deadline came first."""
+    if part.what == LATENCY:
+        front_end = part.data.front_end
+        model, reference = (costs.export(build(each, front_end)) for each in (spec, HAND_MADE))
+        taken = costs.latency(model, reference, _ROUNDS)
+        return {"latency": {**asdict(taken), "processor": costs.processor()}}
     if part.data.folder not in _loaded:
         samples = read_folder(part.data.folder)
         pictures = Pictures.on(device, load_tiles(samples), labels_of(samples))

@@ -111,10 +111,10 @@ class Column(nn.Module):
         self.filter, self.down = filters, down
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.attend == "before":
+        if self.condenser is not None and self.attend == "before":
             x = self.condenser(x)
         x = self.filter(x)
-        if self.attend == "after":
+        if self.condenser is not None and self.attend == "after":
             x = self.condenser(x)
         return self.down(x)
 
@@ -266,7 +266,7 @@ def prepare_for_export(network: Explored) -> Exported:
 
 def _fold_scale(column: Column) -> None:
     """S goes into what follows: the filter's first convolutions, or the blur's kernel."""
-    if column.attend == "none":
+    if column.condenser is None:
         return
     shortcut = column.filter.shortcut if isinstance(column.filter, Residual) else None
     if column.attend == "before" and isinstance(shortcut, nn.Identity):

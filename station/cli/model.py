@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +28,8 @@ from station.cli.common import (
     fail,
     print_json,
 )
+from station.cli.model_explore import explore_app
+from station.cli.train_extra import needs_train_extra
 from station.config import Recipe, load_recipe
 from station.gate_set import measure_gate_set
 from station.plates import FALSE_REJECT_TARGET, plates_needed
@@ -44,6 +44,7 @@ from station.synthesize import (
 )
 
 app = typer.Typer(no_args_is_help=True)
+app.add_typer(explore_app, name="explore")
 
 DataOption = Annotated[Path, typer.Option(help="Folder with labels.csv, or good/ and defective/.")]
 RecipeOption = Annotated[str, typer.Option(help="Recipe file, or shipped:<id>.")]
@@ -52,18 +53,6 @@ WidthOption = Annotated[int, typer.Option(min=224, help="Pixels in a scan line."
 _PIXEL_PITCH_MM, _SCAN_LINE_PX = 0.1, 4096
 _DEMO = "shipped:demo-lgp"
 _LEAST_PLATES = 20
-
-
-@contextlib.contextmanager
-def _needs_train_extra() -> Iterator[None]:
-    """Training's own packages and errors, as one line."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        fail(
-            f"needs package {error.name}: pip install torch==2.13.0 && "
-            "pip install --no-deps pytorchcv==0.0.74 && pip install vqi-station[train]"
-        )
 
 
 def _source(recipe: str, pixel_pitch_mm: float, width: int) -> tuple[PlateSource, Recipe]:
@@ -163,7 +152,7 @@ def train_(
     ] = None,
 ) -> None:
     """Train on a folder: recipe, epoch and threshold by cross-validation inside its split train."""
-    with _needs_train_extra():
+    with needs_train_extra():
         from models.training.data import DataError
         from models.training.train import Plan, recipes_for, train, weights_file
 
@@ -256,7 +245,7 @@ def evaluate_(
     if robustness and model:
         fail("--robustness is of a training run: give --run, not --model", 2)
     row: dict[str, Any] = {}
-    with _needs_train_extra():
+    with needs_train_extra():
         from models.training.data import DataError
         from models.training.report import evaluate_model, evaluate_run
 
@@ -324,7 +313,7 @@ def pod_(
     """
     if out and out.suffix not in (".svg", ".png"):
         fail(f"{out}: the picture's name must end in .svg or .png", 2)
-    with _needs_train_extra():
+    with needs_train_extra():
         from station.cli.plates import (
             detect,
             detection_rows,
@@ -376,7 +365,7 @@ def export_(
     if recipe and plates < needed:
         fail(f"--plates {plates}: too few for this target; {needed} or more", 2)
     product = _source(recipe, pixel_pitch_mm, width) if recipe else None
-    with _needs_train_extra():
+    with needs_train_extra():
         from models.training.data import DataError, load_tiles, read_splits
         from models.training.export import ExportError, export, read_network
 
@@ -449,7 +438,7 @@ def benchmark_(
 
         report_gate(config, is_json)
         return
-    with _needs_train_extra():
+    with needs_train_extra():
         from station.cli.benchmark import report_benchmark
 
         report_benchmark(model, is_json)

@@ -115,7 +115,8 @@ class Full:
         path = self.folder / FULL_FILE
         cut_torn_line(path)
         number, name, what = part.key
-        line = {"id": number, "set": name, "front_end": part.data.front_end, "what": what, **row}
+        data = {"folder": str(part.data.folder.resolve()), "front_end": part.data.front_end}
+        line = {"id": number, "set": name, "what": what, **data, **row}
         with path.open("ab") as file:
             file.write(json.dumps(line).encode() + b"\n")
             file.flush()

@@ -70,6 +70,7 @@ def explore(plan: Plan, deadline: float, say: Callable[[str], object] = print) -
 
 def _identity(plan: Plan, samples: list[Sample]) -> dict[str, Any]:
     return {
+        "set": plan.data.resolve().name,
         "data_sha256": data_sha256(samples),
         "front_end": plan.front_end,
         "epochs": plan.epochs,

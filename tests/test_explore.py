@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from station.cli import app
+from station.cli.model import app
 
 torch = pytest.importorskip("torch", reason="needs package torch (the `train` extra)")
 pytest.importorskip("optuna", reason="needs package optuna (the `train` extra)")
@@ -591,11 +591,11 @@ def test_report_compares_with_random_search_and_the_hand_made_network(tmp_path: 
     assert by_role["explored"].ahead == 1
     assert by_role["hand-made"].auroc == 0
     assert "+100.00 points" in made.against_hand
-    text = CliRunner().invoke(app, ["model", "explore", "report", "--out", str(out)])
+    text = CliRunner().invoke(app, ["explore", "report", "--out", str(out)])
     assert text.exit_code == 0, text.output
     assert "**ahead**" in text.stdout
     row = json.loads(
-        CliRunner().invoke(app, ["model", "explore", "report", "--out", str(out), "--json"]).stdout
+        CliRunner().invoke(app, ["explore", "report", "--out", str(out), "--json"]).stdout
     )
     assert row["best"][0]["trainings"] == 6
     assert (out / "pareto.svg").is_file()
@@ -608,13 +608,13 @@ def test_report_of_a_set_that_changed_is_refused(tmp_path: Path) -> None:
         scores = {"data_sha256": "other", "scores": [[0.5] * 8] * 3}
         folds = {"auroc": 0.9, "out_of_fold": [0.5] * 24}
         full.append(part, folds if part.what == OUT_OF_FOLD else scores)
-    result = CliRunner().invoke(app, ["model", "explore", "report", "--out", str(out)])
+    result = CliRunner().invoke(app, ["explore", "report", "--out", str(out)])
     assert result.exit_code == 1
     assert "changed since" in result.stderr
 
 
 def test_search_needs_data_and_stops_at_its_deadline(tmp_path: Path) -> None:
-    missing = CliRunner().invoke(app, ["model", "explore", "--data", str(tmp_path / "no")])
+    missing = CliRunner().invoke(app, ["explore", "--data", str(tmp_path / "no")])
     assert missing.exit_code == 1
     assert "no such folder" in missing.stderr
     out = tmp_path / "out"
@@ -656,7 +656,7 @@ def test_emitted_file_is_the_network(tmp_path: Path) -> None:
 
 def test_emit_names_what_it_cannot_write(tmp_path: Path) -> None:
     out, _ = _logged(tmp_path)
-    base = ["model", "explore", "emit", "--out", str(out), "--to", str(tmp_path / "net.py")]
+    base = ["explore", "emit", "--out", str(out), "--to", str(tmp_path / "net.py")]
     for more, status, word in (
         ([], 1, "no winner yet"),
         (["--candidate", "99"], 1, "no candidate 99"),

@@ -27,6 +27,7 @@ pytest.importorskip("optuna", reason="needs package optuna (the `train` extra)")
 from torch import Tensor, nn  # noqa: E402
 
 from models.training.count import count_mflops, count_parameters  # noqa: E402
+from models.training.data import DataError  # noqa: E402
 from models.training.explore import costs, proposing  # noqa: E402
 from models.training.explore.constraints import PREDICATES, violations  # noqa: E402
 from models.training.explore.emit import source  # noqa: E402
@@ -634,6 +635,8 @@ def test_full_trainings_write_what_the_report_reads(tmp_path: Path) -> None:
     out, own = _logged(tmp_path, 1)
     with pytest.raises(LogError, match="explore first"):
         train_finalists(tmp_path / "none", own, [], time.time() + 60, 1)
+    with pytest.raises(DataError, match="two sets of one name"):
+        train_finalists(out, own, [own], time.time() + 60, 1)
     assert not train_finalists(out, own, [], time.time(), 1, say=lambda text: None)
     assert {part.what for part in next_parts(Log.read(out), Full.read(out), own, [])} == {
         OUT_OF_FOLD,

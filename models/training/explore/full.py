@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.training.data import (
+    DataError,
     Sample,
     data_sha256,
     labels_of,
@@ -173,6 +174,9 @@ def train_finalists(
     """Train what is missing until `deadline` (`time.time()`); whether everything is done. Raises
     `DataError`, `LogError`."""
     log, full = Log.read(out), Full.read(out)
+    names = [data.name for data in (own, *others)]
+    if len(set(names)) < len(names):
+        raise DataError(f"two sets of one name among {', '.join(names)}; rename a folder")
     for data in (own, *others):
         read_splits(data.folder, "test")
     specs = {candidate.id: candidate.spec for candidate in log.candidates}

@@ -39,7 +39,7 @@ from drivers.camera.simulated import SimulatedCamera
 from models.classifier import Classifier
 from models.registry import find_model
 from models.runtimes import build_runner
-from station.config import load_recipe
+from station.config import Loaded, load_recipe
 from station.crossweb import column_profile
 from station.drift import Drift, wanted_of
 from station.drift_charts import (
@@ -55,6 +55,7 @@ from station.drift_charts import (
 )
 from station.drift_log import DriftRegister
 from station.inspection import Inspector, PlateScored, PlateWork
+from station.judge import Judge
 from station.plate_features import plate_features
 from station.plate_names import NAMES
 from station.strip import PlateClosed, PlateOpened, StripCutter, TileRowReady, buffer_lines
@@ -122,10 +123,9 @@ def _features(folder: Path, wear: dict[str, Any], plates: int, seed: int) -> Flo
         classifier.runners[:] = [build_runner("other", model, "fp32")]
     threshold = classifier.threshold_for(RECIPE.model.threshold)
     done: queue.SimpleQueue[PlateWork] = queue.SimpleQueue()
+    judge = Judge(Loaded(RECIPE, "", ""), classifier, threshold, is_self_tested=True)
     inspector = Inspector(
-        classifier,
         geometry,
-        threshold,
         1,
         lambda message: done.put(message.work) if isinstance(message, PlateScored) else None,
     )
@@ -146,7 +146,7 @@ def _features(folder: Path, wear: dict[str, Any], plates: int, seed: int) -> Flo
             frame = replace(frame, pixels=np.clip(frame.pixels + noise, 0, 255).astype(np.uint8))
         for event in cutter.feed(frame):
             if isinstance(event, PlateOpened):
-                work = PlateWork(event.plate, "", 0, None)
+                work = PlateWork(event.plate, "", 0, None, judge)
             elif isinstance(event, TileRowReady) and work is not None:
                 inspector.score(work, event.row)
             elif isinstance(event, PlateClosed) and work is not None:

@@ -15,7 +15,7 @@ from drivers.camera.settings import SimulatedCameraSettings
 from drivers.camera.simulated import SimulatedCamera
 from models.classifier import Classifier
 from models.registry import find_model
-from station.config import DriftRecipe, Recipe
+from station.config import DriftRecipe, Loaded, Recipe
 from station.crossweb import column_profile
 from station.drift import UNMEASURED_PLATES, Drift, state_file
 from station.drift_charts import (
@@ -36,6 +36,7 @@ from station.drift_log import LIMITS, RELEARN, DriftRegister, change, objection,
 from station.inspection import Inspector, PlateScored, PlateWork
 from station.ipc import Json
 from station.journal import JournalClient
+from station.judge import Judge
 from station.plate_features import plate_features
 from station.plate_names import NAMES, SECTIONS
 from station.record import ChangeBody
@@ -81,10 +82,9 @@ def belt_features(plates: int, wear: Json | None = None, noise_levels: float = 0
     geometry, classifier = Geometry.of(RECIPE, PITCH_MM, WIDTH_PX), network()
     threshold = classifier.threshold_for(None)
     done: queue.SimpleQueue[PlateWork] = queue.SimpleQueue()
+    judge = Judge(Loaded(RECIPE, "", ""), classifier, threshold, is_self_tested=True)
     inspector = Inspector(
-        classifier,
         geometry,
-        threshold,
         1,
         lambda message: done.put(message.work) if isinstance(message, PlateScored) else None,
     )
@@ -100,7 +100,7 @@ def belt_features(plates: int, wear: Json | None = None, noise_levels: float = 0
         assert frame is not None
         for event in cutter.feed(frame):
             if isinstance(event, PlateOpened):
-                work = PlateWork(event.plate, "", 0, None)
+                work = PlateWork(event.plate, "", 0, None, judge)
             elif isinstance(event, TileRowReady):
                 assert work is not None
                 inspector.score(work, event.row)
@@ -161,7 +161,7 @@ def test_dirt_changes_its_section(healthy: Floats) -> None:
 
 
 def test_what_cannot_be_measured_is_no_number() -> None:
-    plate = PlateWork(None, "", 0, None)  # type: ignore[arg-type]
+    plate = PlateWork(None, "", 0, None, None)  # type: ignore[arg-type]
     assert np.isnan(plate_features(plate, None, 0.5, WIDTH_PX)).all()
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from time import perf_counter
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
@@ -36,8 +35,8 @@ from models.runtimes import (
 )
 from models.training.baselines import BASELINES, build
 from models.training.count import count_mflops, count_parameters
-from models.training.export import OPSET, quiet_exporter
 from models.training.front_end import TILE_PX, RawLevels
+from models.training.onnx_graph import graph_of
 
 BATCH = 10
 ROUNDS = 20
@@ -119,20 +118,7 @@ def _whole_batch(runner: Runner, precision: Precision) -> Callable[[NDArray[np.u
 
 def export_baseline(name: str) -> bytes:
     """A baseline with random weights: tiles uint8 (n, 1, 224, 224) -> probabilities (n, 2)."""
-    with quiet_exporter():
-        program = torch.onnx.export(
-            _GreyBaseline(name).eval(),
-            (torch.zeros((2, 1, TILE_PX, TILE_PX), dtype=torch.uint8),),
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=({0: torch.export.Dim("n", min=1, max=4096)},),
-            input_names=["tiles"],
-            output_names=["probabilities"],
-            verbose=False,
-        )
-    assert program is not None
-    model: bytes = program.model_proto.SerializeToString()
-    return model
+    return graph_of(_GreyBaseline(name).eval(), ("probabilities",))
 
 
 class _GreyBaseline(nn.Module):

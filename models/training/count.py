@@ -19,13 +19,18 @@ def count_parameters(model: bytes) -> int:
 
 def count_mflops(model: bytes) -> float:
     """Millions of operations for one tile, 2 x multiply-accumulates, the front end included."""
+    proto, shapes = of_one_tile(model)
+    return 2 * sum(_macs(node, shapes) for node in proto.graph.node) / 1e6
+
+
+def of_one_tile(model: bytes) -> tuple[onnx.ModelProto, Shapes]:
+    """The graph for one tile, and the shape of every value in it by name."""
     proto = onnx.load_from_string(model)
     dimensions = proto.graph.input[0].type.tensor_type.shape.dim
     dimensions[0].ClearField("dim_param")
     dimensions[0].dim_value = 1
     del proto.graph.value_info[:]
-    shapes = _shapes(shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True))
-    return 2 * sum(_macs(node, shapes) for node in proto.graph.node) / 1e6
+    return proto, _shapes(shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True))
 
 
 def _macs(node: onnx.NodeProto, shapes: Shapes) -> int:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import logging
 import re
-import warnings
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -31,17 +26,15 @@ from models.card import (
     sha256_of,
     write_card,
 )
-from models.graph import check_self_contained
 from models.training.count import count_mflops, count_parameters
 from models.training.data import load_tiles, read_folder, read_splits, select
 from models.training.fit import predict
-from models.training.front_end import TILE_PX
 from models.training.lightdefectnet import LightDefectNet, prepare_for_export
 from models.training.networks import OURS
+from models.training.onnx_graph import graph_of
 from models.training.patches import PATCHES, PatchNetwork, prepare_patches
 from models.training.train import code_revisions_of, load_network, read_summary
 
-OPSET = 18
 TOLERANCE = 1e-4
 GOLDEN_TILES = 8
 
@@ -81,36 +74,7 @@ def _prepared(network: Network) -> nn.Module:
 def to_onnx(network: Network) -> bytes:
     """One self-contained graph: tiles uint8 (n, 1, 224, 224) -> probabilities float32 (n, 2) and
     defect_map float32 (n, 1, 7, 7)."""
-    example = torch.zeros((2, 1, TILE_PX, TILE_PX), dtype=torch.uint8)
-    with quiet_exporter():
-        program = torch.onnx.export(
-            _prepared(network.cpu()),
-            (example,),
-            dynamo=True,
-            opset_version=OPSET,
-            dynamic_shapes=({0: torch.export.Dim("n", min=1, max=4096)},),
-            input_names=["tiles"],
-            output_names=["probabilities", "defect_map"],
-            verbose=False,
-        )
-    assert program is not None
-    model: bytes = program.model_proto.SerializeToString()
-    check_self_contained(model)
-    return model
-
-
-@contextlib.contextmanager
-def quiet_exporter() -> Iterator[None]:
-    """Without the exporter's words on torchvision, which nobody needs here, and on itself."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    return graph_of(_prepared(network.cpu()), ("probabilities", "defect_map"))
 
 
 def check_against_torch(

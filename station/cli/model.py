@@ -37,6 +37,7 @@ from station.cli.common import (
 )
 from station.cli.model_collect import collect
 from station.cli.model_drift import drift
+from station.cli.model_explore import explore_app
 from station.cli.model_next import next_
 from station.cli.model_options import (
     MEMORY_MB,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True)
 model_promotion.add_to(app)
 app.add_typer(model_shadow.app, name="shadow")
+app.add_typer(explore_app, name="explore")
 app.command("collect")(collect)
 app.command("suspects")(suspects)
 app.command("next")(next_)

@@ -165,6 +165,11 @@ def test_check_says_what_a_model_makes_of_them(rig: Rig) -> None:
     assert done.returncode == 1
     wrong = [row for row in map(json.loads, done.stdout.splitlines()) if not row["is_right"]]
     assert {(row["expected"], row["verdict"]) for row in wrong} == {("FAIL", "PASS")}
+    store = rig.journal / "models"
+    store.mkdir(parents=True)
+    shutil.move(lenient, store / "lenient")
+    stored = ("recipe", "samples", "check", "--config", config, "--model", "lenient", "--json")
+    assert vqi(*stored).stdout == done.stdout, "by its id in the station's store"
 
 
 # --- a station's life -----------------------------------------------------------------------------

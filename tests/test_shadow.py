@@ -471,3 +471,19 @@ def test_a_model_is_found_by_its_folder_and_named_in_status(config: Path, tmp_pa
     assert "no model is in the shadow" in here(config, "status").output
     assert here(config, "report", "--json").output == ""
     assert here(config, "start", str(folder), "--reason", "to see", "--share", "2").exit_code == 2
+
+
+def test_a_recipe_version_is_shadowed_at_its_own_threshold(config: Path, tmp_path: Path) -> None:
+    """A promotion counts figures of one threshold only: the proposed version's."""
+    folder = copied(tmp_path)
+    text = (tmp_path / "recipe.toml").read_text().replace("version = 1", "version = 2")
+    proposed = tmp_path / "second.toml"
+    proposed.write_text(f'{text}folder = "{folder}"\nthreshold = 0.625\n')
+    words = ("recipe", "propose", str(proposed), "--reason", "because", "--config", str(config))
+    assert vqi(*words).returncode == 0
+    done = here(config, "start", "small@2", "--reason", "to see", "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.output)
+    assert (said["folder"], said["threshold"]) == (str(folder), 0.625)
+    assert here(config, "stop", "--reason", "enough").exit_code == 0
+    assert "small@3" in here(config, "start", "small@3", "--reason", "to see").output

@@ -66,6 +66,7 @@ def life(tmp_path: Path) -> Life:
         tmp_path,
         camera={"is_paced": False, "bank_plates": 48, "line_rate_hz": 2000.0},
         specimen={"gap_mm": 20.0, "defective_share": 0.4, "contrast_scale": 3.0},
+        threshold=0.1,
         recipe_lines=KEEP + DRIFT,
     )
     return Life(rig)
@@ -186,7 +187,7 @@ def candidate(life: Life) -> None:
     """Proposed, beside the judge, on stored plates, through the gate."""
     life.do(
         *("model", "promote", MODEL, "--recipe", "small", "--who", "ann"),
-        *("--reason", "the new material", "--plates", "40", "--false-reject-target", "0.1"),
+        *("--reason", "between what people called good and defective", "--threshold", "0.15"),
     )
     life.do("model", "evidence", "small@3", status=1)
     assert "MISSING" in life.said[-1]

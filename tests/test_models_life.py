@@ -228,8 +228,8 @@ def a_bad_model_is_refused(life: Life, tmp_path: Path) -> None:
     said = ("--recipe", "small", "--who", "mallory", "--reason", "much better")
     life.do("model", "promote", str(bad), *said, "--threshold", "0.9")
     gate = life.do("model", "gate", "small@4", "--who", "mallory", status=1)
-    assert "is PASS, not FAIL" in gate
-    assert "escape" in gate
+    assert "limit_samples REFUSED" in gate
+    assert "defective audit samples escape" in gate
     refused = life.do("recipe", "approve", "small@4", "--who", "bob", status=1)
     assert "not compared with small@2" in refused
     life.do("model", "activate", "small@4", status=1)
@@ -264,8 +264,8 @@ def the_log_says_it_all(life: Life, tmp_path: Path) -> None:
     whats = list(dict.fromkeys(life.whats()))
     wanted = [
         "drift_limits", "drift_alarm", "model_collected", "model_imported", "model_threshold",
-        "model_shadow_started", "model_shadow_stopped", "model_compared", "model_gate",
-        "model_rollback", "model_parity",
+        "model_shadow_started", "model_shadow_stopped", "model_compared", "model_flip_signed",
+        "model_gate", "model_rollback", "model_parity",
     ]  # fmt: skip
     assert [what for what in whats if what in wanted] == wanted
     shas = {MODEL: read_card(tmp_path / MODEL).sha256, SHIPPED.name: read_card(SHIPPED).sha256}

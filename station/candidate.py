@@ -21,6 +21,7 @@ from models.classifier import Classifier
 from models.runtimes import CHUNK_TILES, TILE_PX
 from station.config import Configuration, Loaded, Recipe
 from station.ipc import Json
+from station.limit_samples import load_samples, show_offline
 from station.log_reader import Reader
 from station.msa import wilson
 from station.offline import PictureInspector
@@ -170,6 +171,21 @@ def measure_samples(
         problem = f"{file}: at least one that must pass and one that must fail are needed"
     counts = f"{expected[Verdict.FAIL]} fail and {expected[Verdict.PASS]} pass as they should"
     return {"samples_sha256": digest.hexdigest(), "problem": problem, "words": counts}
+
+
+def measure_recipe_samples(
+    configuration: Loaded[Configuration], wanted: Loaded[Recipe]
+) -> dict[str, str]:
+    """The same of the limit samples that the version itself names, as a station that judges by it
+    shows them at each start. Raises `ConfigError`, `ModelError`, `SamplesError`."""
+    digest, samples = load_samples(wanted)
+    classifier = load_classifier(configuration, wanted, 1).classifier
+    shown = show_offline(wanted, classifier, configuration.value.camera.pixel_pitch_mm)
+    wrong = [one.text for one in shown if not one.is_right]
+    problem = f"{'; '.join(wrong[:3])} ({len(wrong)} of {len(shown)})" if wrong else ""
+    expected = Counter(one.expected for one in samples)
+    counts = f"{expected[Verdict.FAIL]} fail and {expected[Verdict.PASS]} pass as they should"
+    return {"samples_sha256": digest, "problem": problem, "words": counts}
 
 
 def measure_precision(

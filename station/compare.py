@@ -31,9 +31,9 @@ from station.ipc import Json
 from station.log_reader import Filter, Reader
 from station.model_store import ModelStore
 from station.offline import Inspection, PictureInspector
-from station.product import model_folder
+from station.product import model_folder, named_model
 from station.qms import DATABASE, StoreError
-from station.recipes import RecipeError, RecipeFolder, active_recipe, parse_name
+from station.recipes import RecipeError, active_recipe
 from station.record import Reason, Verdict, utc_now
 
 PLAN, PLATES, PICTURES = "plan.json", "plates.jsonl", "pictures"
@@ -176,7 +176,7 @@ def contestant(
     threshold is the given one, or that recipe's, or that of the active recipe where it judges by
     this model, or its card's. fp32: a faster precision has its own gate. Raises `CompareError`."""
     try:
-        folder, own = _found(configuration.value, name)
+        folder, own = named_model(configuration.value, name)
         classifier = Classifier.load(folder)
         classifier.self_test()
         if threshold is None:
@@ -193,18 +193,6 @@ def contestant(
         ),
         classifier,
     )
-
-
-def _found(settings: Configuration, name: str) -> tuple[Path, float | None]:
-    try:
-        parse_name(name)
-    except RecipeError:
-        return ModelStore.of(settings).named(name), None
-    recipe = load_recipe(str(RecipeFolder.of(settings).file(name)))
-    folder, wanted = model_folder(recipe, ModelStore.of(settings)), recipe.value.model
-    if wanted.sha256 not in (None, found := read_card(folder).sha256):
-        raise ModelError(f"{folder} holds another model ({found[:12]}) than the recipe names")
-    return folder, wanted.threshold
 
 
 def _own_threshold(settings: Configuration, classifier: Classifier) -> float:

@@ -12,7 +12,7 @@ from station.config import ConfigError, Configuration, Loaded, Recipe, load_reci
 from station.flat_field import FlatField, FlatFieldRefused, load
 from station.model_store import ModelStore
 from station.promotion import Judging
-from station.recipes import active_recipe, name_of
+from station.recipes import RecipeError, RecipeFolder, active_recipe, name_of, parse_name
 from station.tiling import Geometry
 
 
@@ -52,6 +52,21 @@ def model_folder(recipe: Loaded[Recipe], store: ModelStore | None) -> Path:
         return (store and store.find(wanted.id)) or shipped_model(wanted.id)
     except ModelError as error:
         raise ConfigError(f"{recipe.source}: model.id: {error}") from error
+
+
+def named_model(configuration: Configuration, name: str) -> tuple[Path, float | None]:
+    """Folder of a model by its id, its folder, or the recipe version (ID@VERSION) that names it;
+    that version's threshold. Raises `ModelError`, `ConfigError`."""
+    store = ModelStore.of(configuration)
+    try:
+        parse_name(name)
+    except RecipeError:
+        return store.named(name), None
+    recipe = load_recipe(str(RecipeFolder.of(configuration).file(name)))
+    folder, wanted = model_folder(recipe, store), recipe.value.model
+    if wanted.sha256 not in (None, found := read_card(folder).sha256):
+        raise ModelError(f"{folder} holds another model ({found[:12]}) than the recipe names")
+    return folder, wanted.threshold
 
 
 def configured_judging(configuration: Configuration) -> Judging:

@@ -74,12 +74,13 @@ MODEL_CHANGES = """
 """
 SHADOWED = """
     SELECT json_object('what', 'shadowed', 'detail', json_object(
-        'model_sha256', body ->> '$.model_sha256', 'threshold', body ->> '$.threshold',
+        'model_sha256', body ->> '$.model_sha256', 'threshold', body -> '$.threshold',
         'judging_model_sha256', body ->> '$.judging_model_sha256',
         'plates', sum(json_array_length(body, '$.plates')))) AS body
     FROM row WHERE kind = 'shadow'
-    GROUP BY body ->> '$.model_sha256', body ->> '$.threshold', body ->> '$.judging_model_sha256'
+    GROUP BY body ->> '$.model_sha256', body -> '$.threshold', body ->> '$.judging_model_sha256'
 """
+"""The threshold as it stands in the row: a number that SQLite read and wrote has 15 digits."""
 
 SHADOW_CHANGES = """
     SELECT body FROM row WHERE kind = 'change' AND body ->> '$.what' GLOB 'model_shadow_*'

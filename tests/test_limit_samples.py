@@ -18,6 +18,7 @@ from station_rig import Rig, start_vqi, vqi, wait_until
 from test_recipe_switch import EndedFeed
 
 from models.classifier import Classifier
+from station.candidate import measure_recipe_samples
 from station.config import ConfigError, Loaded, load_configuration, load_recipe
 from station.control import send_command
 from station.limit_samples import (
@@ -149,6 +150,17 @@ def test_a_list_that_proves_nothing_is_refused(rig: Rig, text: str, said: str) -
         load_samples(recipe_of(rig)[1])
 
 
+def test_a_gate_shows_the_versions_own_samples_as_the_station_would(rig: Rig) -> None:
+    loaded, recipe = recipe_of(rig)
+    shown = measure_recipe_samples(loaded, recipe)
+    assert (shown["problem"], shown["words"]) == ("", "2 fail and 2 pass as they should")
+    assert shown["samples_sha256"] == recipe.value.limit_samples.sha256
+    bad = swap(rig.folder / "samples")
+    assert (
+        f"{bad} is not the sample of the list" in measure_recipe_samples(loaded, recipe)["problem"]
+    )
+
+
 def test_a_sum_without_a_folder_is_a_mistake(rig: Rig) -> None:
     rig.recipe_lines = f'[limit_samples]\nsha256 = "{"0" * 64}"\n'
     with pytest.raises(ConfigError, match="left out"):
@@ -165,6 +177,11 @@ def test_check_says_what_a_model_makes_of_them(rig: Rig) -> None:
     assert done.returncode == 1
     wrong = [row for row in map(json.loads, done.stdout.splitlines()) if not row["is_right"]]
     assert {(row["expected"], row["verdict"]) for row in wrong} == {("FAIL", "PASS")}
+    store = rig.journal / "models"
+    store.mkdir(parents=True)
+    shutil.move(lenient, store / "lenient")
+    stored = ("recipe", "samples", "check", "--config", config, "--model", "lenient", "--json")
+    assert vqi(*stored).stdout == done.stdout, "by its id in the station's store"
 
 
 # --- a station's life -----------------------------------------------------------------------------

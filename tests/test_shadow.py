@@ -471,3 +471,35 @@ def test_a_model_is_found_by_its_folder_and_named_in_status(config: Path, tmp_pa
     assert "no model is in the shadow" in here(config, "status").output
     assert here(config, "report", "--json").output == ""
     assert here(config, "start", str(folder), "--reason", "to see", "--share", "2").exit_code == 2
+
+
+def test_a_recipe_version_is_shadowed_at_its_own_threshold(config: Path, tmp_path: Path) -> None:
+    """A promotion counts figures of one threshold only: the proposed version's."""
+    folder = copied(tmp_path)
+    text = (tmp_path / "recipe.toml").read_text().replace("version = 1", "version = 2")
+    proposed = tmp_path / "second.toml"
+    proposed.write_text(f'{text}folder = "{folder}"\nthreshold = 0.625\n')
+    words = ("recipe", "propose", str(proposed), "--reason", "because", "--config", str(config))
+    assert vqi(*words).returncode == 0
+    done = here(config, "start", "small@2", "--reason", "to see", "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.output)
+    assert (said["folder"], said["threshold"]) == (str(folder), 0.625)
+    assert here(config, "stop", "--reason", "enough").exit_code == 0
+    assert "small@3" in here(config, "start", "small@3", "--reason", "to see").output
+
+
+def test_what_a_promotion_counts_has_the_threshold_to_the_last_bit(tmp_path: Path) -> None:
+    """SQLite writes a number that it has read with 15 digits."""
+    threshold = 0.01507100835442543
+    exact = {"threshold": threshold}
+    first = row(start_row().written_at, "s-1", "s-2").model_copy(update=exact)
+    second = row(start_row().written_at, "s-3").model_copy(update=exact)
+    with Store(tmp_path) as store:
+        store.append([first, second])
+        found = store.model_changes()
+    with Reader(tmp_path) as reader:
+        assert reader.model_changes() == found
+    assert [(one["detail"]["threshold"], one["detail"]["plates"]) for one in found] == [
+        (threshold, 3)
+    ]

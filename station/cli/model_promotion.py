@@ -17,7 +17,12 @@ from drivers.camera.picture import PictureError
 from models.card import ModelCard, ModelError
 from models.classifier import Classifier
 from models.registry import list_models
-from station.candidate import measure_audit, measure_precision, measure_samples
+from station.candidate import (
+    measure_audit,
+    measure_precision,
+    measure_recipe_samples,
+    measure_samples,
+)
 from station.cli.common import (
     ConfigOption,
     JsonOption,
@@ -38,6 +43,7 @@ from station.cli.recipe import (
 from station.config import ConfigError, Configuration, Loaded, Recipe
 from station.control import send_command
 from station.ipc import Json, PeerGone
+from station.limit_samples import SamplesError, samples_folder
 from station.model_store import ModelStore
 from station.parity import check_parity
 from station.promotion import AUDIT, LIMIT_SAMPLES, PRECISION, Shown, gate_change, judging
@@ -200,7 +206,10 @@ def gate(
     config: ConfigOption,
     samples: Annotated[
         Path | None,
-        typer.Option(help="Limit samples: a CSV of file,expected, or a folder with samples.csv."),
+        typer.Option(
+            help="Limit samples: a CSV of file,expected, or a folder with samples.csv. Default: "
+            "those that the version names."
+        ),
     ] = None,
     who: WhoOption = None,
     is_json: JsonOption = False,
@@ -217,7 +226,7 @@ def gate(
             AUDIT: measure_audit(desk.configuration, active, wanted).as_detail(),
             PRECISION: measure_precision(desk.configuration, active, wanted),
         }
-        if samples is not None:
+        if samples is not None or samples_folder(wanted) is not None:
             measured[LIMIT_SAMPLES] = _shown_samples(desk, wanted, samples)
         station_id, bound = desk.configuration.value.station.id, judging(name, version.table)
         for which, figures in measured.items():
@@ -231,8 +240,13 @@ def gate(
     raise typer.Exit(1 if any(figures["problem"] for figures in measured.values()) else 0)
 
 
-def _shown_samples(desk: Desk, wanted: Loaded[Recipe], path: Path) -> dict[str, str]:
-    """Raises `RecipeError`."""
+def _shown_samples(desk: Desk, wanted: Loaded[Recipe], path: Path | None) -> dict[str, str]:
+    """Those of the path, or the version's own. Raises `RecipeError`."""
+    if path is None:
+        try:
+            return measure_recipe_samples(desk.configuration, wanted)
+        except SamplesError as error:
+            raise RecipeError(str(error)) from error
     file = path / "samples.csv" if path.is_dir() else path
     try:
         return measure_samples(desk.configuration, wanted, file)

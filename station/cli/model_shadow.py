@@ -17,7 +17,7 @@ from station.control import send_command
 from station.ipc import Json, PeerGone
 from station.log_reader import Reader
 from station.model_store import ModelStore
-from station.product import load_product, model_folder
+from station.product import load_product, model_folder, named_model
 from station.qms import DATABASE, StoreError
 from station.record import ChangeBody, score_text
 from station.shadow import candidate
@@ -73,7 +73,10 @@ def _submit(loaded: Loaded[Configuration], known: Register, row: ChangeBody) -> 
 
 @app.command("start")
 def start(
-    model: Annotated[str, typer.Argument(help="Id of a shipped model, or a model's folder.")],
+    model: Annotated[
+        str,
+        typer.Argument(help="Id in the store or shipped, folder, or recipe version ID@VERSION."),
+    ],
     config: ConfigOption,
     reason: ReasonOption,
     share: Annotated[
@@ -81,7 +84,7 @@ def start(
         typer.Option(min=LEAST_SHARE, max=MOST_SHARE, help="Of one core, that it may take."),
     ] = 0.2,
     threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Default: the card's.")
+        float | None, typer.Option(min=0, max=1, help="Default: the version's, else the card's.")
     ] = None,
     who: WhoOption = None,
     is_json: JsonOption = False,
@@ -90,11 +93,12 @@ def start(
     loaded = load_or_exit(config)
     with _plain_errors():
         store = ModelStore.of(loaded.value)
-        folder = store.named(model).resolve()
+        found, own = named_model(loaded.value, model)
+        folder = found.resolve()
         card, recipe = read_card(folder), load_product(loaded)
         if threshold is None:
             judges = read_card(model_folder(recipe, store)).sha256 == card.sha256
-            own = recipe.value.model.threshold if judges else None
+            own = recipe.value.model.threshold if judges and own is None else own
             threshold = card.threshold.value if own is None else own
         row = started_change(
             loaded.value.station.id,

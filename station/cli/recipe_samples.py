@@ -12,7 +12,6 @@ import typer
 from drivers.camera.picture import PictureError, read_grey_picture
 from models.card import ModelError
 from models.classifier import Classifier
-from models.registry import find_model
 from station.cli.common import (
     ConfigOption,
     JsonOption,
@@ -34,6 +33,7 @@ from station.limit_samples import (
     write_list,
 )
 from station.log_reader import Reader
+from station.model_store import ModelStore
 from station.precision import load_classifier
 from station.qms import StoreError
 from station.recipe_desk import Desk
@@ -148,7 +148,7 @@ def _classifier(
 ) -> Classifier:
     if model is None:
         return load_classifier(loaded, recipe, 1).classifier
-    return Classifier.load(find_model(model))
+    return Classifier.load(ModelStore.of(loaded.value).named(model))
 
 
 def _words(one: Shown) -> str:

@@ -103,8 +103,9 @@ def run_fit(
     """
     folder = run / fit.name
     identity = {"data_sha256": data_sha256, "held": len(held), **asdict(fit)}
-    if not fit.recipe.is_norm_frozen:
-        del identity["recipe"]["is_norm_frozen"]  # finished runs of before it came are still read
+    for later in ("is_long", "is_norm_frozen"):
+        if not identity["recipe"][later]:
+            del identity["recipe"][later]  # finished runs of before it came are still read
     if fit.init:
         identity["init"] = _sha256(Path(fit.init))
     if (folder / RESULT_FILE).is_file():

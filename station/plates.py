@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from scipy import special
 
 from models.training.evaluate import Figure, clopper_pearson, order_statistic, rate
-from models.training.train import calibrate
 from station.synthesize import PlateSource, TileScorer
 
 FALSE_REJECT_TARGET = 0.01
@@ -152,6 +151,8 @@ def measure_calibration(
 ) -> Calibration:
     """Fit Platt's two numbers on some plates, measure them on others; both hold good and defective
     plates."""
+    from models.training.train import calibrate  # with all that training needs
+
     labels, scores = _arrays(fitting)
     slope, offset = calibrate(labels, scores)
     truth, measured = _arrays(measuring)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -197,3 +199,16 @@ def test_a_run_on_pictures_ends_with_them(rig: Rig, tmp_path: Path) -> None:
     assert result.summary["plates"] == 3
     assert {row["provenance"] for row in result.records} == {"replayed"}
     assert not any(row["command"] == "pass" for row in rig.rows("actuation"))
+
+
+def test_commands_of_models_do_without_what_only_training_needs() -> None:
+    """An edge unit has no PyTorch, and nobody waits four seconds for a list."""
+    program = (
+        "import sys; sys.modules |= dict.fromkeys(('torch', 'sklearn', 'onnx', 'onnxscript')); "
+        "from station.cli import main; sys.argv = ['vqi', 'model', 'list', '--json']; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "lightdefectnet" in done.stdout

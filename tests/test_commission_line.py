@@ -157,6 +157,7 @@ def test_what_is_wrong_is_found_by_its_step(
         assert words in (steps / f"{step}.json").read_text()
 
 
+@pytest.mark.long
 def test_the_second_run_finds_what_became_softer_since_the_first(line: Line) -> None:
     assert line.commission("--step", "focus")["focus"]["status"] == "passed"
     for defocus, is_found in ((0.0, False), (1.0, True)):

@@ -566,6 +566,7 @@ def check_shown(rig: Rig) -> None:
     assert any(line.startswith("contrast") and "▁" in line for line in lines)
 
 
+@pytest.mark.long
 def test_limits_are_learned_anew_by_command_and_not_otherwise(rig: Rig) -> None:
     config = str(rig.write())
     nobody = vqi("model", "drift", "--config", config, "--relearn", "new lamp")

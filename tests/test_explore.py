@@ -622,6 +622,7 @@ def test_report_of_a_set_that_changed_is_refused(tmp_path: Path) -> None:
     assert "changed since" in result.stderr
 
 
+@pytest.mark.long
 def test_search_needs_data_and_stops_at_its_deadline(tmp_path: Path) -> None:
     missing = CliRunner().invoke(app, ["explore", "--data", str(tmp_path / "no")])
     assert missing.exit_code == 1

@@ -104,7 +104,9 @@ def trusted(life: Life) -> None:
     file.write_text(text)
     file.chmod(0o644)
     life.rig.tables = f'[models]\ntrusted_keys = "{file}"\n'
+    life.rig.tables += f'[proof]\nkey_file = "{folder / "log-key.pem"}"\n'
     life.rig.write()
+    life.do("log", "key", "make")
 
 
 def with_limit_samples(life: Life) -> None:
@@ -277,7 +279,8 @@ def the_log_says_it_all(life: Life, tmp_path: Path) -> None:
     assert sequences == list(range(sequences[0], sequences[-1] + 1))
     lives = [one for place, one in enumerate(seen) if place == 0 or seen[place - 1] != one]
     assert lives == [(1, SHIPPED.name), (2, SHIPPED.name), (3, MODEL), (2, SHIPPED.name)]
-    life.do("log", "checkpoint")
+    with running_journal(rig):
+        life.do("log", "checkpoint")
     for version, model in ((3, MODEL), (2, SHIPPED.name)):
         body = [row for row in results if row["recipe_version"] == version][-2]
         out = tmp_path / "certificates"

@@ -26,8 +26,8 @@ pytest.importorskip("torch", reason="needs package torch (the `train` extra)")
 Json = dict[str, Any]
 TRAINER, APPROVER = "Anna Trainer", "Bob Approver"
 MODEL = "small-2"
-LEARN, DRIFTED, LATER, SHADOWED = 104, 48, 24, 20
-KEEP = "[keep]\npass_whole_share = 0.2\nwhole_from_score = 0.0\n"
+LEARN, DRIFTED, SHADOWED = 104, 48, 20
+KEEP = "[keep]\npass_whole_share = 0.35\nwhole_from_score = 0.0\n"
 DRIFT = "[drift]\nlearn_plates = 48\n"
 
 
@@ -189,7 +189,7 @@ def candidate(life: Life) -> None:
     """Proposed, beside the judge, on stored plates, through the gate."""
     life.do(
         *("model", "promote", MODEL, "--recipe", "small", "--who", "ann"),
-        *("--reason", "between what people called good and defective", "--threshold", "0.15"),
+        *("--reason", "the new material", "--plates", "40", "--false-reject-target", "0.1"),
     )
     life.do("model", "evidence", "small@3", status=1)
     assert "MISSING" in life.said[-1]

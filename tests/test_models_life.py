@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Life:
         last = ("--config", str(self.rig.folder / "station.toml")) if config else ()
         done = vqi(*words, *last, timeout_s=timeout_s)
         text = done.stdout + done.stderr
-        self.said.append(f"$ vqi {' '.join(words)}\n{text}".replace(str(self.rig.folder), "."))
+        self.said.append(f"$ vqi {shlex.join(words)}\n{text}".replace(str(self.rig.folder), "."))
         if path := os.environ.get("VQI_LIFE_TRANSCRIPT"):
             Path(path).write_text("\n".join(self.said))
         assert done.returncode == status, text

@@ -180,6 +180,7 @@ def test_a_models_whole_life(life: Life, tmp_path: Path) -> None:
     rig.camera["is_paced"] = True
     with rig.running():
         candidate(life)
+        on_stored_plates(life)
         a_bad_model_is_refused(life, tmp_path)
         promoted(life)
         gone_back(life)
@@ -187,7 +188,7 @@ def test_a_models_whole_life(life: Life, tmp_path: Path) -> None:
 
 
 def candidate(life: Life) -> None:
-    """Proposed, beside the judge, on stored plates, through the gate."""
+    """Proposed, and in the shadow of the judge."""
     life.do(
         *("model", "promote", MODEL, "--recipe", "small", "--who", "ann"),
         *("--reason", "the new material", "--plates", "40", "--false-reject-target", "0.1"),
@@ -206,6 +207,10 @@ def candidate(life: Life) -> None:
     wait_until(lambda: shadowed() >= SHADOWED, 300.0, "plates in the shadow")
     life.do("model", "shadow", "report")
     life.do("model", "shadow", "stop", "--who", "ann", "--reason", "seen enough")
+
+
+def on_stored_plates(life: Life) -> None:
+    """Compared, each flip or a sample signed, measured: then nothing is missing."""
     life.do(
         *("model", "compare", "small@2", "small@3", "--since", "2026-01-01", "--who", "ann"),
         *("--out", str(life.rig.folder / "report")),

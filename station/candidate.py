@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import statistics
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -215,7 +214,7 @@ def measure_precision(
 
 
 def _ms_per_tile(classifiers: list[Classifier]) -> list[float]:
-    """Lower quartile of each, a chunk in turn, either first: what else the machine does slows both
+    """The least of each, a chunk in turn, either first: what else the machine does slows both
     alike, and never always the same one."""
     tiles = np.random.default_rng(5).integers(0, 255, (CHUNK_TILES, 1, TILE_PX, TILE_PX), np.uint8)
     times: list[list[float]] = [[] for _ in classifiers]
@@ -225,4 +224,4 @@ def _ms_per_tile(classifiers: list[Classifier]) -> list[float]:
             began = time.perf_counter()
             classifier.scores(tiles)
             taken.append((time.perf_counter() - began) * 1000 / CHUNK_TILES)
-    return [statistics.quantiles(taken, n=4)[0] for taken in times]
+    return [min(taken) for taken in times]

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Annotated
 
@@ -63,6 +65,9 @@ def _errors() -> Iterator[None]:
         fail(f"{error.filename}: {error.strerror}")
 
 
+_Made = tuple[Path, Plan, Report, bytes]
+
+
 def compare(
     a: Annotated[str, typer.Argument(help="The model that judges: id, folder or ID@VERSION.")],
     b: Annotated[str, typer.Argument(help="The candidate: id, folder or ID@VERSION.")],
@@ -84,15 +89,17 @@ def compare(
     """
     assert since is not None  # it has no default
     loaded = load_or_exit(config)
-    _give_way()
-    with _errors():
+
+    def work() -> _Made:
         sides = (contestant(loaded, a, threshold_a), contestant(loaded, b, threshold_b))
         folder = out or _usual_folder(loaded.value, sides, since)
         folder.mkdir(parents=True, exist_ok=True)
         plan = open_plan(folder, loaded, sides, since, until)
-        plates = _replay(loaded, folder, plan, sides)
-        report = build_report(plan, plates, folder)
-        page = write_report(report, folder)
+        report = build_report(plan, _replay(loaded, folder, plan, sides), folder)
+        return folder, plan, report, write_report(report, folder)
+
+    with _errors():
+        folder, plan, report, page = _aside(work)
         row = _submit(loaded, compared_change(report, page, who))
     for plate in report.flips:
         if is_json:
@@ -112,6 +119,22 @@ def compare(
         print_json({"summary": summary})
     else:
         _say_summary(report, folder, row)
+
+
+def _aside(work: Callable[[], _Made]) -> _Made:
+    """What it gives, by a thread that gives way. Not this one: the journal process that it may
+    start has its priority, and is waited for some seconds only."""
+    done: Future[_Made] = Future()
+
+    def run() -> None:
+        _give_way()
+        try:
+            done.set_result(work())
+        except BaseException as error:  # noqa: BLE001, raised by `result`
+            done.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return done.result()
 
 
 def _give_way() -> None:

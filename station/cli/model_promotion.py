@@ -236,7 +236,7 @@ def gate(
             print_json({"recipe": name, "set": which, **figures})
         else:
             refused = figures["problem"]
-            say(f"{which:10} " + (f"REFUSED: {refused}" if refused else figures["words"]))
+            say(f"{which:13} " + (f"REFUSED: {refused}" if refused else figures["words"]))
     raise typer.Exit(1 if any(figures["problem"] for figures in measured.values()) else 0)
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from own_machine import one_of_this_machine
+from own_machine import enter_outside_network, one_of_this_machine
 
 from drivers.camera.producer import build
 from drivers.errors import DriverMissing
@@ -121,7 +121,11 @@ def _unpacked(name: str, folder: Path) -> Path:
     """A wheel from the package index; a skip where that cannot be had."""
     pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
     done = subprocess.run(
-        [*pip, "-d", str(folder), name], capture_output=True, text=True, check=False
+        [*pip, "-d", str(folder), name],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=enter_outside_network,
     )
     if done.returncode:
         why = done.stderr.strip().splitlines()[-1:]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +19,18 @@ from station.actuation import Committed
 from station.config import load_configuration, load_recipe
 from station.feed import FeedCounts, FeedEnded
 from station.judge import Judge, LoadedJudge
+from station.model_signatures import SignedModel, UnsignedModel
 from station.pipeline import Options, ParityChecked, Station
 from station.recipe_switch import RecipeChecked
 from station.recipes import Named, RecipeFolder, Switch
 from station.record import ChangeBody, Provenance, Verdict
-from station.state import StationState
+from station.state import Commissioned, StationState, provenance
 
+SIGNED = SignedModel("m", "0" * 64, "1" * 64, ())
+CAMERA: Any = SimpleNamespace(
+    driver="genicam", vendor="ACME", serial="7", producer_sha256="ab", producer_path="p.cti"
+)
+"""Of a commissioned line."""
 SECOND = Named(id="small", version=2, sha256="0" * 64, who="eve")
 
 
@@ -50,7 +57,14 @@ def station(tmp_path: Path) -> Iterator[Station]:
     loaded = load_configuration(str(rig.write()))
     station = Station(loaded, load_recipe(loaded.value.station.recipe), Options(), said.append)
     parts: Any = station
-    parts._context = SimpleNamespace(provenance=Provenance.PRODUCTION)
+    parts._context = SimpleNamespace(
+        provenance=Provenance.PRODUCTION, camera=CAMERA, shift_at=lambda _: "early"
+    )
+    parts._drift = SimpleNamespace(save=lambda: None, attentions=[])
+    parts._drift_log, parts._make_drift = None, lambda _: parts._drift
+    parts._health = SimpleNamespace(attentions=[])
+    parts._commissioned = Commissioned("7", "ab")
+    parts._origin = provenance(CAMERA, parts._commissioned, SIGNED)
     parts._feed = EndedFeed()
     station._outbox._gone_at = time.monotonic()
     station._state = StationState.OPERATIONAL
@@ -207,20 +221,26 @@ class FakeModel:
     model_id, model_sha256, runtime, precision = "m", "0" * 64, "none", "fp32"
 
 
-def judge_of(version: int, model: Any) -> LoadedJudge:
-    value: Any = SimpleNamespace(id="small", version=version)
-    recipe: Any = SimpleNamespace(value=value, sha256=str(version))
-    return LoadedJudge(Judge(recipe, model, 0.5, True), "fp32", {})
+def judge_of(
+    station: Station, version: int, model: Any, vouched: SignedModel | UnsignedModel = SIGNED
+) -> LoadedJudge:
+    value = station._recipe.value.model_copy(update={"version": version})
+    recipe = replace(station._recipe, value=value, sha256=str(version))
+    return LoadedJudge(Judge(recipe, model, 0.5, True), "fp32", {}, vouched)
 
 
-def loaded(station: Station, is_rollback: bool = False) -> LoadedJudge:
+def loaded(
+    station: Station,
+    is_rollback: bool = False,
+    vouched: SignedModel | UnsignedModel = SIGNED,
+) -> LoadedJudge:
     """The second version is loaded beside the first, which judges."""
     before, parts = FakeModel(), station._feed
-    station._judge = judge_of(1, before).judge
+    station._judge = judge_of(station, 1, before).judge
     setattr(parts, "judge", station._judge)  # noqa: B010  the feed of these tests has none
     wanting(station, is_checked=False)
     station._switch._switch = Switch(wanted=SECOND, state="hot", is_rollback=is_rollback)
-    tested = judge_of(2, FakeModel())
+    tested = judge_of(station, 2, FakeModel(), vouched)
     station._dispatch(RecipeChecked(SECOND, "", tested))
     return tested
 
@@ -259,6 +279,43 @@ def test_what_the_journal_refuses_leaves_the_judge(station: Station) -> None:
     assert what == "recipe_refused"
     assert "it lets one escape" in problem
     assert station._switch.status["problem"] == problem
+
+
+@pytest.mark.parametrize("is_rollback", [False, True])
+def test_a_production_line_refuses_a_model_that_nobody_signed(
+    station: Station, is_rollback: bool
+) -> None:
+    tested = loaded(station, is_rollback, UnsignedModel("nobody signed b"))
+    feed: Any = station._feed
+    assert feed.judge is station._judge is not tested.judge
+    assert not feed.is_told, "no restart for what is known to be wrong"
+    assert not station._not_ready
+    ((what, problem),) = changes(station)
+    assert (what, problem) == ("recipe_refused", "may not judge production: nobody signed b")
+
+
+def test_who_vouches_is_said_of_the_judge_that_judges(station: Station) -> None:
+    """Nothing is hashed for it once the judge is loaded: its folder need not even be there."""
+    parts: Any = station
+    parts._origin = provenance(CAMERA, parts._commissioned, UnsignedModel("nobody signed a"))
+    loaded(station, vouched=UnsignedModel("nobody signed b"))
+    assert tuple(station._origin_words().values()) == ("simulated", "nobody signed a")
+    row = next(row for one in station._outbox._unsent for row in one.rows).as_json()
+    assert row["detail"]["model_signed_by"] == ""
+    answered(station, "recipe_activated")
+    assert tuple(station._origin_words().values()) == ("simulated", "nobody signed b")
+
+
+def test_a_signed_model_begins_production_with_a_restart(station: Station) -> None:
+    parts: Any = station
+    parts._origin = provenance(CAMERA, parts._commissioned, UnsignedModel("nobody signed a"))
+    loaded(station)
+    assert parts._feed.is_told
+    assert changes(station) == []
+    station._dispatch(FeedEnded())
+    switch = RecipeFolder.of(station._settings).switch
+    assert switch is not None
+    assert (switch.wanted, switch.state) == (SECOND, "asked")
 
 
 def test_what_is_asked_for_again_is_not_forgotten_with_what_was_refused(station: Station) -> None:

@@ -65,7 +65,7 @@ from station.identity import UNSEEN
 from station.ingress import Refused, admit, words_problem
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Json, PeerGone
-from station.judge import Judge, LoadedJudge, give_back_memory, load_judge
+from station.judge import LoadedJudge, give_back_memory, load_judge
 from station.lamp import LampClient, LampError
 from station.lending import Lending
 from station.light_policy import LightPolicy

@@ -157,7 +157,8 @@ class RecipeSwitch:
         """The check has ended: from here on the station waits for the plate's end, or for the row
         of a hot one, or goes on; why it goes on, empty if it waits."""
         is_hot = checked.tested is not None
-        problem = checked.problem or ("" if is_hot else self._changed_configuration())
+        is_as_before = is_hot or self.is_rollback  # what judged before, in any case
+        problem = checked.problem or ("" if is_as_before else self._changed_configuration())
         if problem:
             self.refuse(problem)
         else:
@@ -212,8 +213,10 @@ class RecipeSwitch:
         """Nothing is on the belt: let the next start take it up. Why this cannot be kept; empty if
         it is."""
         assert self.wanted is not None
+        said = self._switch or Switch(wanted=self.wanted)  # a hot one stays a roll-back, if it is
         try:
-            self._folder.ask(self.wanted, is_halted)
+            update = {"state": "asked", "is_halted": is_halted}
+            self._folder.keep_switch(said.model_copy(update=update))
         except OSError as error:
             self.refuse(f"{self._folder.path}: {error.strerror}")
         else:

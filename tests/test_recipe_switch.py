@@ -22,7 +22,8 @@ from station.judge import Judge, LoadedJudge
 from station.model_signatures import SignedModel, UnsignedModel
 from station.pipeline import Options, ParityChecked, Station
 from station.recipe_switch import RecipeChecked
-from station.recipes import Named, RecipeFolder, Switch
+from station.recipes import Named, RecipeFolder, Switch, settle_start
+from station.recipes import is_rollback as is_rollback_row
 from station.record import ChangeBody, Provenance, Verdict
 from station.state import Commissioned, StationState, provenance
 
@@ -239,7 +240,9 @@ def loaded(
     station._judge = judge_of(station, 1, before).judge
     setattr(parts, "judge", station._judge)  # noqa: B010  the feed of these tests has none
     wanting(station, is_checked=False)
-    station._switch._switch = Switch(wanted=SECOND, state="hot", is_rollback=is_rollback)
+    station._switch._switch = Switch(
+        wanted=SECOND, state="hot", is_rollback=is_rollback, reason="scratches"
+    )
     tested = judge_of(station, 2, FakeModel(), vouched)
     station._dispatch(RecipeChecked(SECOND, "", tested))
     return tested
@@ -316,6 +319,28 @@ def test_a_signed_model_begins_production_with_a_restart(station: Station) -> No
     switch = RecipeFolder.of(station._settings).switch
     assert switch is not None
     assert (switch.wanted, switch.state) == (SECOND, "asked")
+
+
+def test_a_roll_back_with_a_restart_stays_one(station: Station) -> None:
+    """Up to the row of the next start; neither an edited configuration nor approval or evidence
+    keeps it from what judged before."""
+    parts: Any = station
+    parts._origin = provenance(CAMERA, parts._commissioned, UnsignedModel("nobody signed a"))
+    file = Path(station._configuration.source)
+    file.write_text(file.read_text() + "\n# another\n")
+    loaded(station, is_rollback=True)
+    said_to(station, "halt")
+    station._dispatch(FeedEnded())
+    folder, settings = RecipeFolder.of(station._settings), station._settings
+    assert folder.switch is not None
+    assert (folder.switch.state, folder.switch.is_halted) == ("asked", True)
+    folder.mark(folder.switch, "tried")
+    recipe = replace(station._recipe, sha256=SECOND.sha256)
+    known = {"active": "1" * 64, "former": SECOND.sha256, "approved": []}
+    row = settle_start(settings, recipe, known)
+    assert row is not None
+    assert is_rollback_row(row.as_json())
+    assert row.detail["reason"] == "scratches"
 
 
 def test_what_is_asked_for_again_is_not_forgotten_with_what_was_refused(station: Station) -> None:

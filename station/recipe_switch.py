@@ -233,8 +233,8 @@ class RecipeSwitch:
     def _check(self, wanted: Named) -> None:
         try:
             problem = self._checked_aside(wanted.name)
-        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-            problem = f"it could not be checked: {error}"
+        except Exception as error:  # noqa: BLE001  unanswered, nothing else could be asked for
+            problem = _unexpected(error)
         self._post(RecipeChecked(wanted, problem))
 
     def _load(self, switch: Switch, recipe: Loaded[Recipe]) -> None:
@@ -252,9 +252,9 @@ class RecipeSwitch:
                 if samples.findings and not switch.is_rollback:
                     tested, problem = None, f"limit samples: {'; '.join(samples.findings[:3])}"
         except (ConfigError, ModelError) as error:
-            problem = str(error)
-        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-            problem = f"it could not be checked: {error}"
+            tested, problem = None, str(error)
+        except Exception as error:  # noqa: BLE001  unanswered, nothing else could be asked for
+            tested, problem = None, _unexpected(error)
         self._post(RecipeChecked(wanted, problem, tested, samples))
 
     def _show_samples(self, tested: LoadedJudge, wanted: Named) -> Run:
@@ -277,3 +277,10 @@ class RecipeSwitch:
             said = done.stderr.decode(errors="replace").strip().splitlines()
             return said[-1] if said else f"its check ended with status {done.returncode}"
         return str(json.loads(done.stdout)["problem"])
+
+
+def _unexpected(error: Exception) -> str:
+    if isinstance(error, OSError | ValueError | subprocess.TimeoutExpired):
+        return f"it could not be checked: {error}"
+    _LOG.error("recipe could not be checked", error=repr(error))
+    return f"it could not be checked: {type(error).__name__}: {error}"

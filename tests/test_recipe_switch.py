@@ -3,9 +3,10 @@ process runs; a feed that was told to end has ended."""
 
 from __future__ import annotations
 
+import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import pytest
 from station_rig import Rig
 
 from drivers.stacklight import LightState
+from station import recipe_switch
 from station.actuation import Committed
 from station.config import load_configuration, load_recipe
 from station.feed import FeedCounts, FeedEnded
@@ -319,6 +321,36 @@ def test_a_signed_model_begins_production_with_a_restart(station: Station) -> No
     switch = RecipeFolder.of(station._settings).switch
     assert switch is not None
     assert (switch.wanted, switch.state) == (SECOND, "asked")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no more memory"), MemoryError(), KeyError("problem"), OSError("gone")]
+)
+@pytest.mark.parametrize("part", ["load_judge", "run_aside", "aside", "restart"])
+def test_whatever_goes_wrong_as_it_is_loaded_the_next_one_can_be_asked_for(
+    station: Station, monkeypatch: pytest.MonkeyPatch, part: str, error: Exception
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    tested = judge_of(station, 2, FakeModel())
+    monkeypatch.setattr(recipe_switch, "load_judge", lambda *_: tested)
+    name = part if part in ("load_judge", "run_aside") else "subprocess.run"
+    monkeypatch.setattr(f"station.recipe_switch.{name}", fails)
+    wanting(station, is_checked=False)
+    switch = Switch(wanted=SECOND, state="hot", is_rollback=part in ("load_judge", "run_aside"))
+    check: tuple[Callable[..., None], tuple[object, ...]]
+    check = (station._switch._load, (switch, station._recipe))
+    if part == "restart":
+        check = (station._switch._check, (SECOND,))
+    thread = threading.Thread(target=check[0], args=check[1])
+    thread.start()  # one of its own: it changes its priority
+    thread.join()
+    station._drain_inbox()
+    ((what, problem),) = changes(station)
+    assert what == "recipe_refused"
+    assert "could not be checked" in problem
+    assert station._switch.wanted is None
 
 
 def test_a_roll_back_with_a_restart_stays_one(station: Station) -> None:

@@ -75,6 +75,7 @@ from station.lock import STATION_LOCK, take_lock
 from station.log_lines import get_logger
 from station.maintenance import READY_LEVEL
 from station.outbox import Outbox
+from station.parity_aside import parity_aside
 from station.plate_features import plate_features
 from station.processes import said_figures
 from station.product import check_strip, geometry_of, load_flat_field
@@ -82,6 +83,8 @@ from station.recipe_switch import RecipeChecked, RecipeSwitch
 from station.recipes import (
     ACTIVATED,
     DIFFERS,
+    EQUAL,
+    NOTHING,
     PARITY,
     Named,
     RecipeFolder,
@@ -792,27 +795,19 @@ class Station:
     def _check_parity(self, name: str) -> None:
         """What the restored model makes of stored plates that it judged before (I9), in a process
         that gives way to this one; some seconds' work that somebody waits for."""
-        command = [sys.executable, "-P", "-m", "station.cli", "model", "parity", name]
-        done = subprocess.run(
-            tied(["nice", "-n", "10", *command, "--config", self._configuration.source, "--json"]),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-        )
         try:
-            self._post(ParityChecked(json.loads(done.stdout)))
-        except ValueError:
-            lines = done.stderr.decode(errors="replace").strip().splitlines()
-            why = lines[-1] if lines else f"exit status {done.returncode}"
-            problem = f"{name}: stored plates could not be judged again: {why}"
+            said = parity_aside(name, self._configuration.source)
+        except Exception as error:  # noqa: BLE001  a model that was not checked is not as it was
+            problem = f"{name}: stored plates could not be judged again: {error}"
             said = {"result": DIFFERS, "recipe": name, "problem": problem}
-            self._post(ParityChecked(said))
+        self._post(ParityChecked(said))
 
     def _on_parity_checked(self, detail: dict[str, str]) -> None:
         is_of_this = detail["recipe"] == self._judge.name
         self._parity = detail if is_of_this else self._parity
-        if is_of_this and detail["result"] == DIFFERS:
-            self._set_problem("parity", detail["problem"])
+        if is_of_this and detail["result"] != NOTHING:  # which says nothing of what differed
+            is_equal = detail["result"] == EQUAL
+            self._set_problem("parity", "" if is_equal else detail.get("problem", DIFFERS))
             self._set_attention()
         if not self._is_ending:
             self._outbox.submit([self._change(PARITY, "station", detail)])

@@ -174,7 +174,8 @@ class Register:
             "former": self.former.sha256 if self.former else "",
             "approved": approved[-2000:],
             "parity_problem": self.parity_problem,
-            "lacks_parity": self.is_gone_back_to and not self.parity,
+            "lacks_parity": self.is_gone_back_to
+            and self.parity.get("result") not in (EQUAL, NOTHING),
         }
 
 
@@ -313,7 +314,10 @@ def _after(before: Register, row: Row) -> Register:
         return replace(before, strange=(*before.strange, problem))
     if row["what"] == PARITY:
         is_of_active = before.judged[-1:] == (row["detail"].get("recipe"),)
-        return replace(before, parity=dict(row["detail"])) if is_of_active else before
+        # Nothing that could be compared says nothing of what differed before.
+        is_said = row["detail"].get("result") != NOTHING or not before.parity_problem
+        is_new = is_of_active and is_said
+        return replace(before, parity=dict(row["detail"])) if is_new else before
     if row["what"] not in (PROPOSED, APPROVED, ACTIVATED):
         return before
     detail = row["detail"]

@@ -213,6 +213,12 @@ def test_a_roll_back_goes_to_what_judged_before_and_nowhere_else() -> None:
     differs = {"result": "differs", "recipe": "r@1", "problem": "other bits"}
     parity = ChangeBody(station_id="s", what=PARITY, who="station", detail=differs).as_json()
     assert register([*rows, parity]).brief()["parity_problem"] == "other bits"
+    assert register([*rows, parity]).brief()["lacks_parity"], "each start checks again"
+    for result, problem, is_checked in ((NOTHING, "other bits", True), (EQUAL, "", False)):
+        detail = {"result": result, "recipe": "r@1"}
+        again = ChangeBody(station_id="s", what=PARITY, who="station", detail=detail).as_json()
+        brief = register([*rows, parity, again]).brief()
+        assert (brief["parity_problem"], brief["lacks_parity"]) == (problem, is_checked)
     assert register([*rows, parity, step(ACTIVATED, two)]).parity_problem == ""
 
 

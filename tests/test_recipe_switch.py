@@ -16,7 +16,7 @@ import pytest
 from station_rig import Rig
 
 from drivers.stacklight import LightState
-from station import recipe_switch
+from station import parity_aside, recipe_switch
 from station.actuation import Committed
 from station.config import load_configuration, load_recipe
 from station.feed import FeedCounts, FeedEnded
@@ -412,6 +412,42 @@ def test_other_bits_after_a_roll_back_drop_ready_until_another_version_judges(
     assert station._not_ready == [f"parity: {problem}"]
     assert station._state is StationState.OPERATIONAL, "plates that come are judged and recorded"
     assert [what for what, _ in changes(station)].count("model_parity") == 2
+    station._dispatch(ParityChecked({"result": "nothing to compare", "recipe": "small@2"}))
+    assert station._not_ready == [f"parity: {problem}"], "it says nothing of what differed"
+    station._dispatch(ParityChecked({"result": "equal", "recipe": "small@2"}))
+    assert not station._not_ready
+    station._dispatch(ParityChecked({"result": "differs", "recipe": "small@2", "problem": problem}))
     loaded(station)
     answered(station, "recipe_activated")
     assert not station._not_ready
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("exec sleep 60", "not done after 0.5 s"),
+        ("echo '{}'; echo broken >&2", "broken"),
+        ("echo '[1]'; exit 3", "exit status 3"),
+        ('echo \'{"result": "equal", "recipe": "small@7"}\'', "of 'small@7'"),
+        ('echo \'{"result": "fine", "recipe": "small@2"}\'', "'fine'"),
+        ('echo \'{"result": "equal", "recipe": "small@2", "plates": 8}\'', "exit status 0"),
+        ("", "no process for it"),
+    ],
+)
+def test_a_parity_check_that_fails_drops_ready(
+    station: Station, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, words: str
+) -> None:
+    """Real processes in the place of `vqi model parity`."""
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755 if script else 0o644)
+    monkeypatch.setattr(parity_aside, "tied", lambda _: [str(program)])
+    monkeypatch.setattr(parity_aside.parity_aside, "__defaults__", (0.5,))
+    station._judge = judge_of(station, 2, FakeModel()).judge
+    station._check_parity("small@2")
+    station._drain_inbox()
+    (problem,) = station._not_ready
+    assert "stored plates could not be judged again" in problem
+    assert words in problem
+    ((what, detail),) = changes(station)
+    assert (what, f"parity: {detail}") == ("model_parity", problem)

@@ -4,6 +4,7 @@ and goes back from it, and what a death at each step leaves."""
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -392,6 +393,47 @@ def other_bits_are_found(rig: Rig) -> None:
         assert "tile scores have other bits" in other.detail["problem"]
         nudged.runtime = "another processor"
         assert check_parity(configuration, recipe).result == NOTHING, "no other bits, none at all"
+
+
+def test_only_plates_that_were_scored_whole_are_scored_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plate whose end was never seen has fewer scores than its picture gives alone."""
+    configuration = load_configuration(str(rig.write()))
+    recipe = load_product(configuration)
+    classifier = load_classifier(configuration, recipe, 1).classifier
+    pitch_mm = configuration.value.camera.pixel_pitch_mm
+    picture = np.full((600, 768), 10, np.uint8)
+    picture[100:500, 84:684] = 180
+    found = PictureInspector(recipe, classifier, pitch_mm, 1).inspect(picture)
+    assert len(found.tiles) > 1
+    body = {
+        "runtime": classifier.runtime,
+        "model_sha256": classifier.model_sha256,
+        "verdict": "UNDECIDED",
+    }
+
+    def record(reason: str | None, seen: int) -> Json:
+        places = np.array([(tile.x_px, tile.y_px) for tile in found.tiles[:seen]], "<u2")
+        scores = np.array([tile.score for tile in found.tiles[:seen]], "<f4")
+        packed = {"tile_grid": places, "tile_scores": scores}
+        arrays = {key: base64.b64encode(one.tobytes()) for key, one in packed.items()}
+        name = f"{reason}-{seen}"
+        return {**body, **arrays, "result_id": name, "reason": reason, "tiles": seen}
+
+    whole = len(found.tiles)
+    partial = ["belt stopped", "incomplete", "overrun", "outline", "uncovered", "model", "deadline"]
+    bodies = [record(reason, 1) for reason in partial]
+    bodies += [record(reason, whole) for reason in (None, "unsure", "obscured", "unlit")]
+    monkeypatch.setattr(parity, "_records", lambda *_: iter(bodies))
+    monkeypatch.setattr(parity, "whole_plate", lambda *_: picture)
+    monkeypatch.setattr(parity, "Reader", lambda _: contextlib.nullcontext())
+    said = check_parity(configuration, recipe)
+    assert said.problem == ""
+    assert said.results == tuple(body["result_id"] for body in bodies[len(partial) :])
+    assert said.passed_over == len(partial)
+    bodies[:] = [record(None, 1)]
+    assert check_parity(configuration, recipe).result == DIFFERS, "of a whole plate nothing lacks"
 
 
 # --- from a model to an approved version ----------------------------------------------------------

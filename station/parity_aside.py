@@ -1,4 +1,4 @@
-"""The check of `station/parity.py` as the station has it made, in a process that gives way to it."""
+"""The check of `station/parity.py` as a station has it made: in a process that gives way to it."""
 
 from __future__ import annotations
 

@@ -474,14 +474,26 @@ class RecipeFolder:
         self._write(_SWITCH, switch)
 
     def keep_active(self, row: ChangeBody) -> None:
-        """Make `active.json` name what a row activates, before the row; a start has done so."""
+        """Make `active.json` name what a row activates, before the row; a start has done so. Where
+        that fails halfway, it names the former version again: the log does."""
         if row.what != ACTIVATED:
             return
         detail, active = row.detail, self.active
         if active is None or active.sha256 != detail["sha256"]:
             named = detail["id"], int(detail["version"]), detail["sha256"]
             wanted = dict(zip(("id", "version", "sha256"), named, strict=True))
-            self.activate(Named(**wanted, who=row.who))
+            try:
+                self.activate(Named(**wanted, who=row.who))
+            except OSError:
+                with contextlib.suppress(OSError, ConfigError):
+                    self._put_back(active)
+                raise
+
+    def _put_back(self, former: Named | None) -> None:
+        if former is None:
+            (self.path / _ACTIVE).unlink(missing_ok=True)
+        elif self.active != former:
+            self.activate(former)
 
     def mark(self, switch: Switch, state: Literal["tried", "failed"], problem: str = "") -> None:
         self._write(_SWITCH, switch.model_copy(update={"state": state, "problem": problem}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -32,6 +33,7 @@ from station.cli.model import app as app_of_model
 from station.cli.recipe import app as app_of_recipe
 from station.config import Evidence, PromotionRecipe, Recipe, load_configuration, load_recipe
 from station.control import send_command
+from station.journal import JournalClient
 from station.log_reader import Filter, Reader
 from station.log_verify import verify
 from station.offline import PictureInspector
@@ -297,6 +299,52 @@ def test_a_death_at_each_step_leaves_one_model_and_the_log_says_which(
         assert "before it was taken up" in rows[-1]["detail"]["problem"]
     assert start(configuration, rows) == expected
     assert len(rows) == count + len(added), "settled once"
+
+
+def test_what_is_refused_leaves_the_file_that_says_which_one_judges(
+    rig: Rig, models: tuple[Path, Path]
+) -> None:
+    """A start would find a version that no row activates."""
+    configuration = load_configuration(str(rig.write()))
+    folder = RecipeFolder.of(configuration.value)
+    nobody = ChangeBody(station_id="test-1", what="model_signed", who="eve", detail={})
+    with running_journal(rig):
+        names = [proposed(rig, model) for model in models]
+        rows = [activation_of("test-1", Desk.at(configuration).known.of(name)) for name in names]
+        for row, before in zip(rows, (None, names[0]), strict=True):
+            for refused in ([row, nobody], [nobody, row], [row, row]):
+                journal = JournalClient(rig.runtime)
+                journal.connect(5.0)
+                with contextlib.closing(journal):
+                    assert not journal.submit(list(refused))["ok"]
+                assert (folder.active and folder.active.name) == before
+            submitted(rig, row)
+        assert folder.active is not None
+        assert folder.active.name == names[1]
+
+
+@pytest.mark.parametrize("has_former", [False, True])
+def test_a_file_that_cannot_be_made_durable_is_put_back(
+    stocked: tuple[Any, list[Json]], monkeypatch: pytest.MonkeyPatch, has_former: bool
+) -> None:
+    configuration, rows = stocked
+    folder = RecipeFolder.of(configuration.value)
+    if not has_former:
+        (folder.path / "active.json").unlink()
+    before = folder.active
+    assert (before is not None) is has_former
+    real, synced = os.fsync, list[int]()
+
+    def fails_once_it_is_replaced(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails_once_it_is_replaced)
+    with pytest.raises(OSError, match="Input/output"):
+        folder.keep_active(activation_of("test-1", register(rows).of("small@3")))
+    assert folder.active == before
 
 
 @pytest.mark.long

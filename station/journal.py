@@ -65,7 +65,9 @@ from station.qms import (
     publish_snapshot,
 )
 from station.recipes import (
+    ACTIVATED,
     CHANGES,
+    PROPOSED,
     RecipeError,
     RecipeFolder,
     Register,
@@ -604,6 +606,7 @@ class _Journal:
             rows = [self._completed(client, row) for row in rows]
             wanted = body.get("pixels") if descriptors else None
             draft = self._draft(client, rows[0], wanted, descriptors[0]) if wanted else None
+            self._keep_recipes(rows)  # last: from here on nothing speaks against the rows
         except (ValidationError, LookupError, ValueError, TypeError) as error:
             reason = str(error).replace("\n", " ")
             self._answer(client, {"ok": False, "id": body.get("id"), "error": reason})
@@ -639,12 +642,9 @@ class _Journal:
         steps = [row for row in rows if isinstance(row, ChangeBody) and row.what in CHANGES]
         if not steps:
             return ""
-        waiting = [row.as_json() for item in self._waiting for row in item.rows]
-        before = [row for row in waiting if row.get("what") in CHANGES]
-        known = register([*self._store.recipe_changes(), *before])
+        known = self._known_recipes()
         problem = objection(known, steps[0].as_json()) if len(steps) == 1 else "one step at a time"
-        problem = problem or self._evidence_objection(steps[0], known)
-        return problem or self._keep_recipe(steps[0], known)
+        return problem or self._evidence_objection(steps[0], known)
 
     def _evidence_objection(self, row: ChangeBody, known: Register) -> str:
         """What is not shown of another model that is to judge; empty if all is."""
@@ -714,16 +714,24 @@ class _Journal:
         known = model_register([*self._store.model_changes(), *before])
         return next(filter(None, map(known.objection, steps)), "")
 
-    def _keep_recipe(self, row: ChangeBody, known: Register) -> str:
+    def _keep_recipes(self, rows: list[Body]) -> None:
         """The file of a version, and the one that says which version judges, are durable before
-        their rows; why one is not, empty if it is."""
+        their rows. Raises ValueError if one is not; then both are as before."""
         folder = RecipeFolder.of(self._configuration)
-        try:
-            folder.keep_proposed(row, known)
-            folder.keep_active(row)
-        except (OSError, ConfigError, RecipeError) as error:
-            return f"{folder.path}: {error}"
-        return ""
+        for row in rows:
+            if not isinstance(row, ChangeBody) or row.what not in (PROPOSED, ACTIVATED):
+                continue
+            try:
+                folder.keep_proposed(row, self._known_recipes())
+                folder.keep_active(row)
+            except (OSError, ConfigError, RecipeError) as error:
+                raise ValueError(f"{folder.path}: {error}") from error
+
+    def _known_recipes(self) -> Register:
+        """With what waits for its commit."""
+        waiting = [row.as_json() for item in self._waiting for row in item.rows]
+        before = [row for row in waiting if row.get("what") in CHANGES]
+        return register([*self._store.recipe_changes(), *before])
 
     def _completed(self, client: Channel, row: Body) -> Body:
         """What a person says, with the account that it came from; a review with all that its

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from models.classifier import Classifier
 from station.config import ConfigError, Configuration, Loaded, Recipe
 from station.machine import test_on_this_machine
+from station.model_signatures import SignedModel, UnsignedModel
+from station.model_store import ModelStore, judge_folder
 from station.precision import load_classifier
+from station.product import model_folder
 from station.recipes import name_of
 
 _IN_USE_LIMIT_S = 60.0
@@ -64,6 +67,8 @@ class LoadedJudge:
     why_precision: str
     machine_scores: dict[str, str]
     """This machine's own bits of the golden scores."""
+    vouched: SignedModel | UnsignedModel
+    """Who vouches for the very weights that were loaded."""
 
     @property
     def detail(self) -> dict[str, str]:
@@ -75,7 +80,15 @@ class LoadedJudge:
             "threshold": repr(self.judge.threshold),
             "precision": self.why_precision,
             **{f"machine_{key}": value for key, value in self.machine_scores.items()},
+            **_signed_names(self.vouched),
         }
+
+
+def _signed_names(model: SignedModel | UnsignedModel) -> dict[str, str]:
+    """Whose word there is for the model, or that there is none."""
+    if isinstance(model, UnsignedModel):
+        return {"model_signed_by": ""}
+    return {"model_signed_by": model.words, "model_digest": model.digest}
 
 
 def give_back_memory(former: weakref.ref[Classifier]) -> None:
@@ -102,4 +115,16 @@ def load_judge(configuration: Loaded[Configuration], recipe: Loaded[Recipe]) -> 
         raise ConfigError(
             f"{configuration.source}: journal.directory: {folder} cannot be used: {error.strerror}"
         ) from error
-    return LoadedJudge(Judge.of(recipe, classifier), chosen.why, scores)
+    vouched = _vouched(configuration.value, recipe, classifier)
+    return LoadedJudge(Judge.of(recipe, classifier), chosen.why, scores, vouched)
+
+
+def _vouched(
+    settings: Configuration, recipe: Loaded[Recipe], classifier: Classifier
+) -> SignedModel | UnsignedModel:
+    """Raises `ConfigError`. Hashes the whole model: not for a thread that somebody waits for."""
+    folder = model_folder(recipe, ModelStore.of(settings))
+    found = judge_folder(settings, folder)
+    if isinstance(found, SignedModel) and found.model_sha256 != classifier.model_sha256:
+        return UnsignedModel(f"{folder}: changed since the station loaded it")
+    return found

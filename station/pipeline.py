@@ -65,7 +65,7 @@ from station.identity import UNSEEN
 from station.ingress import Refused, admit, words_problem
 from station.inspection import BufferPool, FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Json, PeerGone
-from station.judge import Judge, LoadedJudge, give_back_memory, load_judge
+from station.judge import LoadedJudge, give_back_memory, load_judge
 from station.lamp import LampClient, LampError
 from station.lending import Lending
 from station.light_policy import LightPolicy
@@ -74,16 +74,17 @@ from station.line_side import LineSide, Word
 from station.lock import STATION_LOCK, take_lock
 from station.log_lines import get_logger
 from station.maintenance import READY_LEVEL
-from station.model_signatures import SignedModel, UnsignedModel
-from station.model_store import ModelStore, judge_folder
 from station.outbox import Outbox
+from station.parity_aside import parity_aside
 from station.plate_features import plate_features
 from station.processes import said_figures
-from station.product import check_strip, geometry_of, load_flat_field, model_folder
+from station.product import check_strip, geometry_of, load_flat_field
 from station.recipe_switch import RecipeChecked, RecipeSwitch
 from station.recipes import (
     ACTIVATED,
     DIFFERS,
+    EQUAL,
+    NOTHING,
     PARITY,
     Named,
     RecipeFolder,
@@ -346,8 +347,7 @@ class Station:
             settings.commissioning_file, settings.station.id, hello["signed_files"]
         )
         self._commissioned = commissioned
-        self._signed = self._judge_model(self._judge)
-        self._origin = provenance(camera.info, commissioned, self._signed)
+        self._origin = provenance(camera.info, commissioned, tested.vouched)
         self._context = self._make_context(camera)
         self._health = self._make_health(hello)
         self._drift_log = DriftRegister(**hello["drift"])
@@ -372,14 +372,6 @@ class Station:
         if switch is not None and switch.state == "failed":
             self._switch.refuse(f"{switch.wanted.name}: {switch.problem}")
         return [] if row is None else [row]
-
-    def _judge_model(self, judge: Judge) -> SignedModel | UnsignedModel:
-        """Who vouches for the very weights that were loaded."""
-        folder = model_folder(judge.recipe, ModelStore.of(self._settings))
-        found = judge_folder(self._settings, folder)
-        if isinstance(found, SignedModel) and found.model_sha256 != judge.classifier.model_sha256:
-            return UnsignedModel(f"{folder}: changed since the station loaded it")
-        return found
 
     def _make_context(self, camera: CameraProcess) -> Context:
         pitch_mm = self._settings.camera.pixel_pitch_mm
@@ -494,7 +486,6 @@ class Station:
             "recipe_sha256": self._recipe.sha256,
             "configuration_sha256": self._configuration.sha256,
             **tested.detail,
-            **_signed_names(self._signed),
             "camera_serial": self._context.camera.serial,
             **_commissioning_name(self._origin, hello),
             "provenance": self._origin.provenance,
@@ -727,8 +718,7 @@ class Station:
     def _on_recipe_checked(self, message: RecipeChecked) -> None:
         if self._is_ending:  # its row says that it was not taken up
             return
-        if message.tested is not None and self._changes_provenance(message.tested.judge):
-            message = replace(message, tested=None)  # with a restart: plates are no longer the same
+        message = self._may_judge(message)
         problem = self._switch.checked(message)
         if problem:
             self._say_recipe_refused(message.wanted, problem)
@@ -738,10 +728,20 @@ class Station:
             self._set_problem("recipe", self._switch.not_ready)
             self._feed.end_between_plates()
 
-    def _changes_provenance(self, judge: Judge) -> bool:
-        """A model that nobody signed does not judge production, and one that was may begin to."""
-        origin = provenance(self._context.camera, self._commissioned, self._judge_model(judge))
-        return origin.provenance != self._origin.provenance
+    def _may_judge(self, message: RecipeChecked) -> RecipeChecked:
+        """A model that nobody signed does not judge production. One that was may begin to, with a
+        restart: its plates are no longer what they were."""
+        if message.tested is None:
+            return message
+        origin = self._origin_with(message.tested)
+        if origin.provenance is self._origin.provenance:
+            return message
+        is_lost = self._origin.provenance is Provenance.PRODUCTION
+        problem = f"may not judge production: {origin.why}" if is_lost else ""
+        return replace(message, tested=None, problem=problem)
+
+    def _origin_with(self, loaded: LoadedJudge) -> Origin:
+        return provenance(self._context.camera, self._commissioned, loaded.vouched)
 
     def _take_up_recipe(self) -> None:
         """No plate is on the belt. Ends in order; whoever started this station starts it again."""
@@ -757,8 +757,7 @@ class Station:
     def _activate_judge(self, wanted: Named, tested: LoadedJudge, samples: Run) -> None:
         """Loaded and tested: it has the plates that come once its row is in the log."""
         samples = replace(samples, shift=self._audit_shift())
-        said = tested.detail | _signed_names(self._judge_model(tested.judge))
-        rows: list[Body] = [self._switch.activation(self._settings.station.id, said)]
+        rows: list[Body] = [self._switch.activation(self._settings.station.id, tested.detail)]
         if tested.judge.recipe.value.limit_samples.folder is not None:
             rows.append(self._samples.row(samples, self._context, tested.judge))
 
@@ -774,6 +773,7 @@ class Station:
         """Between two plates: one whose leading edge was seen keeps the judge that it has."""
         former = weakref.ref(self._judge.classifier)
         self._judge = self._feed.judge = tested.judge
+        self._origin = self._origin_with(tested)
         threading.Thread(target=give_back_memory, args=(former,), daemon=True).start()
         goes_back = self._switch.is_rollback
         self._switch.taken_up(tested.judge.recipe)
@@ -795,27 +795,19 @@ class Station:
     def _check_parity(self, name: str) -> None:
         """What the restored model makes of stored plates that it judged before (I9), in a process
         that gives way to this one; some seconds' work that somebody waits for."""
-        command = [sys.executable, "-P", "-m", "station.cli", "model", "parity", name]
-        done = subprocess.run(
-            tied(["nice", "-n", "10", *command, "--config", self._configuration.source, "--json"]),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-        )
         try:
-            self._post(ParityChecked(json.loads(done.stdout)))
-        except ValueError:
-            lines = done.stderr.decode(errors="replace").strip().splitlines()
-            why = lines[-1] if lines else f"exit status {done.returncode}"
-            problem = f"{name}: stored plates could not be judged again: {why}"
+            said = parity_aside(name, self._configuration.source)
+        except Exception as error:  # noqa: BLE001  a model that was not checked is not as it was
+            problem = f"{name}: stored plates could not be judged again: {error}"
             said = {"result": DIFFERS, "recipe": name, "problem": problem}
-            self._post(ParityChecked(said))
+        self._post(ParityChecked(said))
 
     def _on_parity_checked(self, detail: dict[str, str]) -> None:
         is_of_this = detail["recipe"] == self._judge.name
         self._parity = detail if is_of_this else self._parity
-        if is_of_this and detail["result"] == DIFFERS:
-            self._set_problem("parity", detail["problem"])
+        if is_of_this and detail["result"] != NOTHING:  # which says nothing of what differed
+            is_equal = detail["result"] == EQUAL
+            self._set_problem("parity", "" if is_equal else detail.get("problem", DIFFERS))
             self._set_attention()
         if not self._is_ending:
             self._outbox.submit([self._change(PARITY, "station", detail)])
@@ -1660,13 +1652,6 @@ def _feature_detail(camera: CameraInfo) -> dict[str, str]:
     if camera.rounded:
         detail["camera_rounded"] = json.dumps(camera.rounded)
     return detail
-
-
-def _signed_names(model: SignedModel | UnsignedModel) -> dict[str, str]:
-    """Of a start: whose word there is for the model, or that there is none."""
-    if isinstance(model, UnsignedModel):
-        return {"model_signed_by": ""}
-    return {"model_signed_by": model.words, "model_digest": model.digest}
 
 
 def _commissioning_name(origin: Origin, hello: Json) -> dict[str, str]:

@@ -157,7 +157,8 @@ class RecipeSwitch:
         """The check has ended: from here on the station waits for the plate's end, or for the row
         of a hot one, or goes on; why it goes on, empty if it waits."""
         is_hot = checked.tested is not None
-        problem = checked.problem or ("" if is_hot else self._changed_configuration())
+        is_as_before = is_hot or self.is_rollback  # what judged before, in any case
+        problem = checked.problem or ("" if is_as_before else self._changed_configuration())
         if problem:
             self.refuse(problem)
         else:
@@ -212,8 +213,10 @@ class RecipeSwitch:
         """Nothing is on the belt: let the next start take it up. Why this cannot be kept; empty if
         it is."""
         assert self.wanted is not None
+        said = self._switch or Switch(wanted=self.wanted)  # a hot one stays a roll-back, if it is
         try:
-            self._folder.ask(self.wanted, is_halted)
+            update = {"state": "asked", "is_halted": is_halted}
+            self._folder.keep_switch(said.model_copy(update=update))
         except OSError as error:
             self.refuse(f"{self._folder.path}: {error.strerror}")
         else:
@@ -230,8 +233,8 @@ class RecipeSwitch:
     def _check(self, wanted: Named) -> None:
         try:
             problem = self._checked_aside(wanted.name)
-        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-            problem = f"it could not be checked: {error}"
+        except Exception as error:  # noqa: BLE001  unanswered, nothing else could be asked for
+            problem = _unexpected(error)
         self._post(RecipeChecked(wanted, problem))
 
     def _load(self, switch: Switch, recipe: Loaded[Recipe]) -> None:
@@ -249,9 +252,9 @@ class RecipeSwitch:
                 if samples.findings and not switch.is_rollback:
                     tested, problem = None, f"limit samples: {'; '.join(samples.findings[:3])}"
         except (ConfigError, ModelError) as error:
-            problem = str(error)
-        except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-            problem = f"it could not be checked: {error}"
+            tested, problem = None, str(error)
+        except Exception as error:  # noqa: BLE001  unanswered, nothing else could be asked for
+            tested, problem = None, _unexpected(error)
         self._post(RecipeChecked(wanted, problem, tested, samples))
 
     def _show_samples(self, tested: LoadedJudge, wanted: Named) -> Run:
@@ -274,3 +277,10 @@ class RecipeSwitch:
             said = done.stderr.decode(errors="replace").strip().splitlines()
             return said[-1] if said else f"its check ended with status {done.returncode}"
         return str(json.loads(done.stdout)["problem"])
+
+
+def _unexpected(error: Exception) -> str:
+    if isinstance(error, OSError | ValueError | subprocess.TimeoutExpired):
+        return f"it could not be checked: {error}"
+    _LOG.error("recipe could not be checked", error=repr(error))
+    return f"it could not be checked: {type(error).__name__}: {error}"

@@ -174,7 +174,8 @@ class Register:
             "former": self.former.sha256 if self.former else "",
             "approved": approved[-2000:],
             "parity_problem": self.parity_problem,
-            "lacks_parity": self.is_gone_back_to and not self.parity,
+            "lacks_parity": self.is_gone_back_to
+            and self.parity.get("result") not in (EQUAL, NOTHING),
         }
 
 
@@ -313,7 +314,10 @@ def _after(before: Register, row: Row) -> Register:
         return replace(before, strange=(*before.strange, problem))
     if row["what"] == PARITY:
         is_of_active = before.judged[-1:] == (row["detail"].get("recipe"),)
-        return replace(before, parity=dict(row["detail"])) if is_of_active else before
+        # Nothing that could be compared says nothing of what differed before.
+        is_said = row["detail"].get("result") != NOTHING or not before.parity_problem
+        is_new = is_of_active and is_said
+        return replace(before, parity=dict(row["detail"])) if is_new else before
     if row["what"] not in (PROPOSED, APPROVED, ACTIVATED):
         return before
     detail = row["detail"]
@@ -470,14 +474,26 @@ class RecipeFolder:
         self._write(_SWITCH, switch)
 
     def keep_active(self, row: ChangeBody) -> None:
-        """Make `active.json` name what a row activates, before the row; a start has done so."""
+        """Make `active.json` name what a row activates, before the row; a start has done so. Where
+        that fails halfway, it names the former version again: the log does."""
         if row.what != ACTIVATED:
             return
         detail, active = row.detail, self.active
         if active is None or active.sha256 != detail["sha256"]:
             named = detail["id"], int(detail["version"]), detail["sha256"]
             wanted = dict(zip(("id", "version", "sha256"), named, strict=True))
-            self.activate(Named(**wanted, who=row.who))
+            try:
+                self.activate(Named(**wanted, who=row.who))
+            except OSError:
+                with contextlib.suppress(OSError, ConfigError):
+                    self._put_back(active)
+                raise
+
+    def _put_back(self, former: Named | None) -> None:
+        if former is None:
+            (self.path / _ACTIVE).unlink(missing_ok=True)
+        elif self.active != former:
+            self.activate(former)
 
     def mark(self, switch: Switch, state: Literal["tried", "failed"], problem: str = "") -> None:
         self._write(_SWITCH, switch.model_copy(update={"state": state, "problem": problem}))

@@ -4,6 +4,8 @@ and goes back from it, and what a death at each step leaves."""
 from __future__ import annotations
 
 import base64
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -31,6 +33,7 @@ from station.cli.model import app as app_of_model
 from station.cli.recipe import app as app_of_recipe
 from station.config import Evidence, PromotionRecipe, Recipe, load_configuration, load_recipe
 from station.control import send_command
+from station.journal import JournalClient
 from station.log_reader import Filter, Reader
 from station.log_verify import verify
 from station.offline import PictureInspector
@@ -213,6 +216,12 @@ def test_a_roll_back_goes_to_what_judged_before_and_nowhere_else() -> None:
     differs = {"result": "differs", "recipe": "r@1", "problem": "other bits"}
     parity = ChangeBody(station_id="s", what=PARITY, who="station", detail=differs).as_json()
     assert register([*rows, parity]).brief()["parity_problem"] == "other bits"
+    assert register([*rows, parity]).brief()["lacks_parity"], "each start checks again"
+    for result, problem, is_checked in ((NOTHING, "other bits", True), (EQUAL, "", False)):
+        detail = {"result": result, "recipe": "r@1"}
+        again = ChangeBody(station_id="s", what=PARITY, who="station", detail=detail).as_json()
+        brief = register([*rows, parity, again]).brief()
+        assert (brief["parity_problem"], brief["lacks_parity"]) == (problem, is_checked)
     assert register([*rows, parity, step(ACTIVATED, two)]).parity_problem == ""
 
 
@@ -290,6 +299,52 @@ def test_a_death_at_each_step_leaves_one_model_and_the_log_says_which(
         assert "before it was taken up" in rows[-1]["detail"]["problem"]
     assert start(configuration, rows) == expected
     assert len(rows) == count + len(added), "settled once"
+
+
+def test_what_is_refused_leaves_the_file_that_says_which_one_judges(
+    rig: Rig, models: tuple[Path, Path]
+) -> None:
+    """A start would find a version that no row activates."""
+    configuration = load_configuration(str(rig.write()))
+    folder = RecipeFolder.of(configuration.value)
+    nobody = ChangeBody(station_id="test-1", what="model_signed", who="eve", detail={})
+    with running_journal(rig):
+        names = [proposed(rig, model) for model in models]
+        rows = [activation_of("test-1", Desk.at(configuration).known.of(name)) for name in names]
+        for row, before in zip(rows, (None, names[0]), strict=True):
+            for refused in ([row, nobody], [nobody, row], [row, row]):
+                journal = JournalClient(rig.runtime)
+                journal.connect(5.0)
+                with contextlib.closing(journal):
+                    assert not journal.submit(list(refused))["ok"]
+                assert (folder.active and folder.active.name) == before
+            submitted(rig, row)
+        assert folder.active is not None
+        assert folder.active.name == names[1]
+
+
+@pytest.mark.parametrize("has_former", [False, True])
+def test_a_file_that_cannot_be_made_durable_is_put_back(
+    stocked: tuple[Any, list[Json]], monkeypatch: pytest.MonkeyPatch, has_former: bool
+) -> None:
+    configuration, rows = stocked
+    folder = RecipeFolder.of(configuration.value)
+    if not has_former:
+        (folder.path / "active.json").unlink()
+    before = folder.active
+    assert (before is not None) is has_former
+    real, synced = os.fsync, list[int]()
+
+    def fails_once_it_is_replaced(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fails_once_it_is_replaced)
+    with pytest.raises(OSError, match="Input/output"):
+        folder.keep_active(activation_of("test-1", register(rows).of("small@3")))
+    assert folder.active == before
 
 
 @pytest.mark.long
@@ -386,6 +441,47 @@ def other_bits_are_found(rig: Rig) -> None:
         assert "tile scores have other bits" in other.detail["problem"]
         nudged.runtime = "another processor"
         assert check_parity(configuration, recipe).result == NOTHING, "no other bits, none at all"
+
+
+def test_only_plates_that_were_scored_whole_are_scored_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plate whose end was never seen has fewer scores than its picture gives alone."""
+    configuration = load_configuration(str(rig.write()))
+    recipe = load_product(configuration)
+    classifier = load_classifier(configuration, recipe, 1).classifier
+    pitch_mm = configuration.value.camera.pixel_pitch_mm
+    picture = np.full((600, 768), 10, np.uint8)
+    picture[100:500, 84:684] = 180
+    found = PictureInspector(recipe, classifier, pitch_mm, 1).inspect(picture)
+    assert len(found.tiles) > 1
+    body = {
+        "runtime": classifier.runtime,
+        "model_sha256": classifier.model_sha256,
+        "verdict": "UNDECIDED",
+    }
+
+    def record(reason: str | None, seen: int) -> Json:
+        places = np.array([(tile.x_px, tile.y_px) for tile in found.tiles[:seen]], "<u2")
+        scores = np.array([tile.score for tile in found.tiles[:seen]], "<f4")
+        packed = {"tile_grid": places, "tile_scores": scores}
+        arrays = {key: base64.b64encode(one.tobytes()) for key, one in packed.items()}
+        name = f"{reason}-{seen}"
+        return {**body, **arrays, "result_id": name, "reason": reason, "tiles": seen}
+
+    whole = len(found.tiles)
+    partial = ["belt stopped", "incomplete", "overrun", "outline", "uncovered", "model", "deadline"]
+    bodies = [record(reason, 1) for reason in partial]
+    bodies += [record(reason, whole) for reason in (None, "unsure", "obscured", "unlit")]
+    monkeypatch.setattr(parity, "_records", lambda *_: iter(bodies))
+    monkeypatch.setattr(parity, "whole_plate", lambda *_: picture)
+    monkeypatch.setattr(parity, "Reader", lambda _: contextlib.nullcontext())
+    said = check_parity(configuration, recipe)
+    assert said.problem == ""
+    assert said.results == tuple(body["result_id"] for body in bodies[len(partial) :])
+    assert said.passed_over == len(partial)
+    bodies[:] = [record(None, 1)]
+    assert check_parity(configuration, recipe).result == DIFFERS, "of a whole plate nothing lacks"
 
 
 # --- from a model to an approved version ----------------------------------------------------------

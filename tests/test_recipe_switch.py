@@ -3,9 +3,11 @@ process runs; a feed that was told to end has ended."""
 
 from __future__ import annotations
 
+import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,16 +16,24 @@ import pytest
 from station_rig import Rig
 
 from drivers.stacklight import LightState
+from station import parity_aside, recipe_switch
 from station.actuation import Committed
 from station.config import load_configuration, load_recipe
 from station.feed import FeedCounts, FeedEnded
 from station.judge import Judge, LoadedJudge
+from station.model_signatures import SignedModel, UnsignedModel
 from station.pipeline import Options, ParityChecked, Station
 from station.recipe_switch import RecipeChecked
-from station.recipes import Named, RecipeFolder, Switch
+from station.recipes import Named, RecipeFolder, Switch, settle_start
+from station.recipes import is_rollback as is_rollback_row
 from station.record import ChangeBody, Provenance, Verdict
-from station.state import StationState
+from station.state import Commissioned, StationState, provenance
 
+SIGNED = SignedModel("m", "0" * 64, "1" * 64, ())
+CAMERA: Any = SimpleNamespace(
+    driver="genicam", vendor="ACME", serial="7", producer_sha256="ab", producer_path="p.cti"
+)
+"""Of a commissioned line."""
 SECOND = Named(id="small", version=2, sha256="0" * 64, who="eve")
 
 
@@ -50,7 +60,14 @@ def station(tmp_path: Path) -> Iterator[Station]:
     loaded = load_configuration(str(rig.write()))
     station = Station(loaded, load_recipe(loaded.value.station.recipe), Options(), said.append)
     parts: Any = station
-    parts._context = SimpleNamespace(provenance=Provenance.PRODUCTION)
+    parts._context = SimpleNamespace(
+        provenance=Provenance.PRODUCTION, camera=CAMERA, shift_at=lambda _: "early"
+    )
+    parts._drift = SimpleNamespace(save=lambda: None, attentions=[])
+    parts._drift_log, parts._make_drift = None, lambda _: parts._drift
+    parts._health = SimpleNamespace(attentions=[])
+    parts._commissioned = Commissioned("7", "ab")
+    parts._origin = provenance(CAMERA, parts._commissioned, SIGNED)
     parts._feed = EndedFeed()
     station._outbox._gone_at = time.monotonic()
     station._state = StationState.OPERATIONAL
@@ -207,20 +224,28 @@ class FakeModel:
     model_id, model_sha256, runtime, precision = "m", "0" * 64, "none", "fp32"
 
 
-def judge_of(version: int, model: Any) -> LoadedJudge:
-    value: Any = SimpleNamespace(id="small", version=version)
-    recipe: Any = SimpleNamespace(value=value, sha256=str(version))
-    return LoadedJudge(Judge(recipe, model, 0.5, True), "fp32", {})
+def judge_of(
+    station: Station, version: int, model: Any, vouched: SignedModel | UnsignedModel = SIGNED
+) -> LoadedJudge:
+    value = station._recipe.value.model_copy(update={"version": version})
+    recipe = replace(station._recipe, value=value, sha256=str(version))
+    return LoadedJudge(Judge(recipe, model, 0.5, True), "fp32", {}, vouched)
 
 
-def loaded(station: Station, is_rollback: bool = False) -> LoadedJudge:
+def loaded(
+    station: Station,
+    is_rollback: bool = False,
+    vouched: SignedModel | UnsignedModel = SIGNED,
+) -> LoadedJudge:
     """The second version is loaded beside the first, which judges."""
     before, parts = FakeModel(), station._feed
-    station._judge = judge_of(1, before).judge
+    station._judge = judge_of(station, 1, before).judge
     setattr(parts, "judge", station._judge)  # noqa: B010  the feed of these tests has none
     wanting(station, is_checked=False)
-    station._switch._switch = Switch(wanted=SECOND, state="hot", is_rollback=is_rollback)
-    tested = judge_of(2, FakeModel())
+    station._switch._switch = Switch(
+        wanted=SECOND, state="hot", is_rollback=is_rollback, reason="scratches"
+    )
+    tested = judge_of(station, 2, FakeModel(), vouched)
     station._dispatch(RecipeChecked(SECOND, "", tested))
     return tested
 
@@ -261,6 +286,95 @@ def test_what_the_journal_refuses_leaves_the_judge(station: Station) -> None:
     assert station._switch.status["problem"] == problem
 
 
+@pytest.mark.parametrize("is_rollback", [False, True])
+def test_a_production_line_refuses_a_model_that_nobody_signed(
+    station: Station, is_rollback: bool
+) -> None:
+    tested = loaded(station, is_rollback, UnsignedModel("nobody signed b"))
+    feed: Any = station._feed
+    assert feed.judge is station._judge is not tested.judge
+    assert not feed.is_told, "no restart for what is known to be wrong"
+    assert not station._not_ready
+    ((what, problem),) = changes(station)
+    assert (what, problem) == ("recipe_refused", "may not judge production: nobody signed b")
+
+
+def test_who_vouches_is_said_of_the_judge_that_judges(station: Station) -> None:
+    """Nothing is hashed for it once the judge is loaded: its folder need not even be there."""
+    parts: Any = station
+    parts._origin = provenance(CAMERA, parts._commissioned, UnsignedModel("nobody signed a"))
+    loaded(station, vouched=UnsignedModel("nobody signed b"))
+    assert tuple(station._origin_words().values()) == ("simulated", "nobody signed a")
+    row = next(row for one in station._outbox._unsent for row in one.rows).as_json()
+    assert row["detail"]["model_signed_by"] == ""
+    answered(station, "recipe_activated")
+    assert tuple(station._origin_words().values()) == ("simulated", "nobody signed b")
+
+
+def test_a_signed_model_begins_production_with_a_restart(station: Station) -> None:
+    parts: Any = station
+    parts._origin = provenance(CAMERA, parts._commissioned, UnsignedModel("nobody signed a"))
+    loaded(station)
+    assert parts._feed.is_told
+    assert changes(station) == []
+    station._dispatch(FeedEnded())
+    switch = RecipeFolder.of(station._settings).switch
+    assert switch is not None
+    assert (switch.wanted, switch.state) == (SECOND, "asked")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("no more memory"), MemoryError(), KeyError("problem"), OSError("gone")]
+)
+@pytest.mark.parametrize("part", ["load_judge", "run_aside", "aside", "restart"])
+def test_whatever_goes_wrong_as_it_is_loaded_the_next_one_can_be_asked_for(
+    station: Station, monkeypatch: pytest.MonkeyPatch, part: str, error: Exception
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    tested = judge_of(station, 2, FakeModel())
+    monkeypatch.setattr(recipe_switch, "load_judge", lambda *_: tested)
+    name = part if part in ("load_judge", "run_aside") else "subprocess.run"
+    monkeypatch.setattr(f"station.recipe_switch.{name}", fails)
+    wanting(station, is_checked=False)
+    switch = Switch(wanted=SECOND, state="hot", is_rollback=part in ("load_judge", "run_aside"))
+    check: tuple[Callable[..., None], tuple[object, ...]]
+    check = (station._switch._load, (switch, station._recipe))
+    if part == "restart":
+        check = (station._switch._check, (SECOND,))
+    thread = threading.Thread(target=check[0], args=check[1])
+    thread.start()  # one of its own: it changes its priority
+    thread.join()
+    station._drain_inbox()
+    ((what, problem),) = changes(station)
+    assert what == "recipe_refused"
+    assert "could not be checked" in problem
+    assert station._switch.wanted is None
+
+
+def test_a_roll_back_with_a_restart_stays_one(station: Station) -> None:
+    """Up to the row of the next start; neither an edited configuration nor approval or evidence
+    keeps it from what judged before."""
+    parts: Any = station
+    parts._origin = provenance(CAMERA, parts._commissioned, UnsignedModel("nobody signed a"))
+    file = Path(station._configuration.source)
+    file.write_text(file.read_text() + "\n# another\n")
+    loaded(station, is_rollback=True)
+    said_to(station, "halt")
+    station._dispatch(FeedEnded())
+    folder, settings = RecipeFolder.of(station._settings), station._settings
+    assert folder.switch is not None
+    assert (folder.switch.state, folder.switch.is_halted) == ("asked", True)
+    folder.mark(folder.switch, "tried")
+    recipe = replace(station._recipe, sha256=SECOND.sha256)
+    known = {"active": "1" * 64, "former": SECOND.sha256, "approved": []}
+    row = settle_start(settings, recipe, known)
+    assert row is not None
+    assert is_rollback_row(row.as_json())
+    assert row.detail["reason"] == "scratches"
+
+
 def test_what_is_asked_for_again_is_not_forgotten_with_what_was_refused(station: Station) -> None:
     loaded(station)
     answered(station, "recipe_activated", ok=False, error="no")
@@ -298,6 +412,42 @@ def test_other_bits_after_a_roll_back_drop_ready_until_another_version_judges(
     assert station._not_ready == [f"parity: {problem}"]
     assert station._state is StationState.OPERATIONAL, "plates that come are judged and recorded"
     assert [what for what, _ in changes(station)].count("model_parity") == 2
+    station._dispatch(ParityChecked({"result": "nothing to compare", "recipe": "small@2"}))
+    assert station._not_ready == [f"parity: {problem}"], "it says nothing of what differed"
+    station._dispatch(ParityChecked({"result": "equal", "recipe": "small@2"}))
+    assert not station._not_ready
+    station._dispatch(ParityChecked({"result": "differs", "recipe": "small@2", "problem": problem}))
     loaded(station)
     answered(station, "recipe_activated")
     assert not station._not_ready
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("exec sleep 60", "not done after 0.5 s"),
+        ("echo '{}'; echo broken >&2", "broken"),
+        ("echo '[1]'; exit 3", "exit status 3"),
+        ('echo \'{"result": "equal", "recipe": "small@7"}\'', "of 'small@7'"),
+        ('echo \'{"result": "fine", "recipe": "small@2"}\'', "'fine'"),
+        ('echo \'{"result": "equal", "recipe": "small@2", "plates": 8}\'', "exit status 0"),
+        ("", "no process for it"),
+    ],
+)
+def test_a_parity_check_that_fails_drops_ready(
+    station: Station, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, script: str, words: str
+) -> None:
+    """Real processes in the place of `vqi model parity`."""
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755 if script else 0o644)
+    monkeypatch.setattr(parity_aside, "tied", lambda _: [str(program)])
+    monkeypatch.setattr(parity_aside.parity_aside, "__defaults__", (0.5,))
+    station._judge = judge_of(station, 2, FakeModel()).judge
+    station._check_parity("small@2")
+    station._drain_inbox()
+    (problem,) = station._not_ready
+    assert "stored plates could not be judged again" in problem
+    assert words in problem
+    ((what, detail),) = changes(station)
+    assert (what, f"parity: {detail}") == ("model_parity", problem)

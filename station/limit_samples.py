@@ -13,7 +13,6 @@ import csv
 import hashlib
 import io
 import json
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -251,10 +250,21 @@ def run_aside(
 # --- in the running station -----------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Showing:
+    """A run that was begun, itself and no other like it."""
+
+    judge: Judge
+    """What is shown to: its row names it, whatever judges plates by then."""
+    cause: str
+    shift: str
+
+
 @dataclass(frozen=True, slots=True)
 class SamplesShown:
     """All samples have been judged, or could not be."""
 
+    showing: Showing
     run: Run
 
 
@@ -268,7 +278,9 @@ class LimitSamples:
     def __init__(self, recipe: Loaded[Recipe], post: Callable[[SamplesShown], None]) -> None:
         self._recipe = recipe
         self._post = post
-        self._scored: queue.SimpleQueue[PlateWork] = queue.SimpleQueue()
+        self._awaited: dict[PlateWork, threading.Event] = {}
+        """Samples that are scored, of any run; set once they have their scores."""
+        self._current: Showing | None = None
         self.state: State = "none" if samples_folder(recipe) is None else "due"
         self._cause = "start"
         self._shift = ""
@@ -334,28 +346,34 @@ class LimitSamples:
     def begin(self, context: Context, judge: Judge, inspector: Inspector, shift: str) -> None:
         """Show them, on a thread of their own; `SamplesShown` is posted at the end."""
         self.state, self._shift = "running", shift
+        self._current = Showing(judge, self._cause, shift)
         threading.Thread(
             target=self._run,
-            args=(context, judge, inspector, self._cause, shift),
+            args=(self._current, context, inspector),
             name="limit-samples",
             daemon=True,
         ).start()
 
+    def is_current(self, showing: Showing) -> bool:
+        """What it came to counts: neither another judge nor another run came since it was begun."""
+        return self._current is showing
+
     def scored(self, work: PlateWork) -> None:
-        """A sample's tiles have their scores."""
-        self._scored.put(work)
+        """A sample's tiles have their scores; of one that was given up nobody waits for them."""
+        if awaited := self._awaited.get(work):
+            awaited.set()
 
     def adopt(self, recipe: Loaded[Recipe], run: Run) -> None:
         """Another recipe judges, between two plates; its samples were shown aside (`run_aside`)
-        with the classifier that judges now."""
+        with the classifier that judges now. A run that was begun with the former one is dropped."""
         self._recipe, self._shift = recipe, run.shift
-        self.state = "none"
+        self.state, self._current = "none", None
         if samples_folder(recipe) is not None:
             self.settle(run)
 
     def settle(self, run: Run) -> None:
         """Its row is in the log: from here on it counts."""
-        self._last = run
+        self._last, self._current = run, None
         self.state = "passed" if run.is_passed else "failed"
 
     def row(self, run: Run, context: Context, judge: Judge) -> ChangeBody:
@@ -380,18 +398,20 @@ class LimitSamples:
         }
         return ChangeBody(station_id=context.station_id, what=ROW, who="station", detail=detail)
 
-    def _run(
-        self, context: Context, by: Judge, inspector: Inspector, cause: str, shift: str
-    ) -> None:
-        sha256, shown, problem = "", list[Shown](), ""
+    def _run(self, showing: Showing, context: Context, inspector: Inspector) -> None:
+        sha256, shown, problem, by = "", list[Shown](), "", showing.judge
         try:
             sha256, samples = load_samples(by.recipe)
-            shown = [self._show(sample, context, by, inspector) for sample in samples]
+            for sample in samples:
+                if not self.is_current(showing):
+                    return
+                shown.append(self._show(sample, context, by, inspector))
         except SamplesError as error:
             problem = str(error)
         except Exception as error:  # noqa: BLE001  whatever it is, no plate may be judged
             problem = f"they could not be judged: {type(error).__name__}: {error}"
-        self._post(SamplesShown(Run(cause, shift, sha256, tuple(shown), problem)))
+        run = Run(showing.cause, showing.shift, sha256, tuple(shown), problem)
+        self._post(SamplesShown(showing, run))
 
     def _show(self, sample: Sample, context: Context, by: Judge, inspector: Inspector) -> Shown:
         read, name, geometry = _read(sample), sample.path.name, context.geometry
@@ -411,12 +431,13 @@ class LimitSamples:
                 name, sample.sha256, sample.expected, Verdict.UNDECIDED, plate.reason, None
             )
         work = PlateWork(plate, "", 0, None, by, is_limit_sample=True)
-        hand_over(events, work, inspector)
+        scored = self._awaited[work] = threading.Event()
         try:
-            while self._scored.get(timeout=_SCORE_LIMIT_S) is not work:
-                pass  # of a sample before it that was given up
-        except queue.Empty:
-            return _not_shown(sample, f"{name}: no scores within {_SCORE_LIMIT_S:g} s")
+            hand_over(events, work, inspector)
+            if not scored.wait(_SCORE_LIMIT_S):
+                return _not_shown(sample, f"{name}: no scores within {_SCORE_LIMIT_S:g} s")
+        finally:
+            del self._awaited[work]
         plate_recipe = by.recipe.value.plate
         judged = judge(work, geometry, plate_recipe)
         said = (judged.verdict, judged.reason, judged.score)

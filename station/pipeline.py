@@ -1088,17 +1088,17 @@ class Station:
         self._settle_state()
 
     def _on_samples_shown(self, message: SamplesShown) -> None:
-        if self._is_ending or self._samples.state != "running":  # another judge came meanwhile
+        if self._is_ending or not self._samples.is_current(message.showing):
             return
         run = message.run
         for finding in run.findings:
             _LOG.error("limit sample", cause=run.cause, finding=finding)
-        row = self._samples.row(run, self._context, self._judge)
+        row = self._samples.row(run, self._context, message.showing.judge)
         self._outbox.submit([row], done=lambda _: self._on_samples_written(message))
 
     def _on_samples_written(self, message: SamplesShown) -> None:
         """The log has it: only from here on may plates be judged."""
-        if self._is_ending or self._samples.state != "running":
+        if self._is_ending or not self._samples.is_current(message.showing):
             return
         self._samples.settle(message.run)
         self._set_problem("limit_samples", self._samples.problem)

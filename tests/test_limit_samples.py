@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,8 @@ from models.classifier import Classifier
 from station.candidate import measure_recipe_samples
 from station.config import ConfigError, Loaded, load_configuration, load_recipe
 from station.control import send_command
+from station.inspection import Inspector
+from station.judge import Judge
 from station.limit_samples import (
     SAMPLES_FILE,
     LimitSamples,
@@ -37,6 +40,7 @@ from station.log_reader import Reader
 from station.log_verify import verify
 from station.pipeline import Options, Station
 from station.precision import load_classifier
+from station.product import geometry_of
 from station.record import Provenance, Verdict
 from station.state import StationState
 
@@ -339,27 +343,32 @@ class Outbox:
 
     def __init__(self) -> None:
         self.waiting: list[Any] = []
+        self.rows: list[Any] = []
 
     def submit(self, rows: Any, done: Any = None, **more: Any) -> None:
+        self.rows += rows
         if done is not None:
             self.waiting.append(done)
 
 
-def station_of(asking: tuple[Loaded[Any], Loaded[Any]]) -> Any:
+def station_of(asking: tuple[Loaded[Any], Loaded[Any]], is_played: bool = True) -> Any:
+    """`is_played`: the test says what the thread that shows samples would."""
     station: Any = Station(*asking, Options(), lambda _: None)
+    configuration, recipe = asking
     station._context = SimpleNamespace(
         provenance=Provenance.PRODUCTION,
         station_id="test-1",
-        threshold=0.5,
         camera=SimpleNamespace(serial="c"),
-        classifier=SimpleNamespace(model_sha256="0" * 64, runtime="r"),
+        geometry=geometry_of(recipe, 0.1, configuration.value.camera.width),
         shift_at=lambda _: station.shift,
     )
     station.shift = "2026-11-26 early"
     station._feed, station._outbox, station._inspector = EndedFeed(), Outbox(), None
     station._verify_log = lambda: None
-    # The thread that shows them is played by the test.
-    station._samples._run = lambda *given: None
+    model: Any = SimpleNamespace(model_sha256="0" * 64, runtime="r")
+    station._judge = Judge(recipe, model, 0.5, True)
+    if is_played:
+        station._samples._run = lambda *given: None
     return station
 
 
@@ -383,7 +392,7 @@ def test_operational_is_never_without_a_passed_run(
             shown = Shown("a", "", Verdict.FAIL, Verdict.FAIL, None, 0.9)
             problem = "" if step == "passes" else "it is gone"
             run = Run(samples._cause, samples._shift, "", (shown,), problem)
-            station._dispatch(SamplesShown(run))
+            station._dispatch(SamplesShown(samples._current, run))
             queue.append((station._outbox.waiting.pop(), step))
         elif step == "written" and queue:
             done, last = queue.pop()
@@ -414,13 +423,62 @@ def test_operational_is_never_without_a_passed_run(
             assert samples.state != "running" or is_running
 
 
+def judge_by(asking: tuple[Loaded[Any], Loaded[Any]], folder: Path | None = None) -> Judge:
+    loaded, recipe = asking
+    shipped = load_classifier(loaded, recipe, 1).classifier
+    return Judge.of(recipe, shipped if folder is None else Classifier.load(folder))
+
+
+def test_what_was_shown_to_a_judge_that_judges_no_more_is_booked_under_no_other(
+    asking: tuple[Any, Any], tmp_path: Path
+) -> None:
+    """Real sessions: a run with the one is on its way when the other is taken up, and is asked to
+    show them once more."""
+    station = station_of(asking, is_played=False)
+    station._inspector = Inspector(station._context.geometry, 1, station._post)
+    good, lenient = judge_by(asking), judge_by(asking, leaning_model(tmp_path / "lenient", 9.0))
+    try:
+        station._judge = lenient
+        station._on_started()
+        first, samples = station._samples._current, station._samples
+        wait_until(lambda: bool(samples._awaited), 30.0, "its first sample")
+        station._judge = good
+        samples.adopt(good.recipe, run_aside(good.recipe, good.classifier, 0.1, "recipe", ""))
+        assert samples.may_judge
+        assert station._control_command("limit_samples", "eve", "", "")["ok"]
+        assert samples.state == "running"
+
+        def rows() -> list[Json]:
+            station._drain_inbox()
+            return [row.detail for row in station._outbox.rows if row.what == "limit_samples"]
+
+        passed = Run("start", "", "", (Shown("a", "", Verdict.FAIL, Verdict.FAIL, None, 0.9),))
+        station._dispatch(SamplesShown(first, passed))
+        assert rows() == []
+        assert samples.state == "running"
+        wait_until(lambda: bool(rows()), 60.0, "the second run's end")
+        runs = [one for one in threading.enumerate() if one.name == "limit-samples"]
+        wait_until(lambda: not rows()[1:] and not any(one.is_alive() for one in runs), 30.0, "both")
+        (detail,), (done,) = rows(), station._outbox.waiting
+        assert detail["model_sha256"] == good.classifier.model_sha256
+        assert detail["passed"] == "yes", detail["problem"]
+        station._on_samples_written(SamplesShown(first, passed))
+        assert samples.state == "running", "its row is not durable yet"
+        done({})
+        assert samples.may_judge
+        assert len(rows()) == 1
+    finally:
+        station._inspector.stop()
+
+
 def test_a_shift_is_waited_for_no_longer_than_a_belt_may_be_full(
     asking: tuple[Loaded[Any], Loaded[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     station = station_of(asking)
     station._on_started()
     shown = Shown("a", "", Verdict.FAIL, Verdict.FAIL, None, 0.9)
-    station._on_samples_written(SamplesShown(Run("start", "", "", (shown,))))
+    run = Run("start", "", "", (shown,))
+    station._on_samples_written(SamplesShown(station._samples._current, run))
     assert station._state is StationState.OPERATIONAL
     station._samples._shift = station.shift
     station._in_work.add("test-1-00000001")

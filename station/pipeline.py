@@ -1401,6 +1401,9 @@ class Station:
             return {"ok": False, "error": f"{op}: the station is ending; say it to the next one"}
         if op == "drift":
             return self._relearn_drift(text, who, account)
+        if op in ("recipe", "rollback") and not self._is_watching:
+            # The end of the start's own samples begins the watch: they count for what started.
+            return {"ok": False, "error": f"{op}: the station is starting; ask again"}
         if op == "recipe":
             return self._ask_for_recipe(text, who, account)
         if op == "rollback":
@@ -1456,8 +1459,6 @@ class Station:
         return {"ok": True, "state": str(self._state)}
 
     def _ask_for_recipe(self, name: str, who: str, account: str) -> Json:
-        if self._is_ending or not hasattr(self, "_feed"):
-            return {"ok": False, "error": "the station is starting or ending; ask again"}
         refusal = self._switch.ask(name, who, self._context.camera)
         if refusal:
             return {"ok": False, "error": refusal}
@@ -1469,8 +1470,6 @@ class Station:
         name, _, reason = text.partition(" ")
         if problem := words_problem("reason", reason) or ("" if reason else "a roll-back says why"):
             return {"ok": False, "error": problem}
-        if not hasattr(self, "_feed"):
-            return {"ok": False, "error": "the station is starting; ask again"}
         refusal = self._switch.ask(name, who, self._context.camera, True, reason)
         if refusal:
             return {"ok": False, "error": refusal}

@@ -423,6 +423,28 @@ def test_operational_is_never_without_a_passed_run(
             assert samples.state != "running" or is_running
 
 
+@pytest.mark.parametrize("comes_to", ["", "it is gone"])
+def test_no_other_judge_is_taken_up_before_the_starts_own_samples_have_ended(
+    asking: tuple[Any, Any], comes_to: str
+) -> None:
+    """Plates are watched for once their row is durable, whatever they came to."""
+    station = station_of(asking)
+    for begun in (lambda: None, station._on_started):
+        begun()
+        for op, text in (("recipe", "small@2"), ("rollback", "small@2 too many fail")):
+            answer = station._control_command(op, "eve", "", text)
+            assert (answer["ok"], "is starting; ask again" in answer["error"]) == (False, True)
+    assert station._switch.wanted is None
+    shown = Shown("a", "", Verdict.FAIL, Verdict.FAIL, None, 0.9)
+    run = Run("start", "", "", (shown,), comes_to)
+    station._dispatch(SamplesShown(station._samples._current, run))
+    station._outbox.waiting.pop()({})
+    assert station._is_watching
+    station._context.camera.driver, station._context.camera.width = "simulated", 768
+    for op, text in (("recipe", "small@2"), ("rollback", "small@2 too many fail")):
+        assert "ask again" not in station._control_command(op, "eve", "", text)["error"]
+
+
 def judge_by(asking: tuple[Loaded[Any], Loaded[Any]], folder: Path | None = None) -> Judge:
     loaded, recipe = asking
     shipped = load_classifier(loaded, recipe, 1).classifier

@@ -29,7 +29,7 @@ from station.judge import Judge
 from station.offline import PictureInspector, cut_picture, hand_over, plate_of
 from station.record import ChangeBody, Reason, Verdict, score_text
 from station.results import Context, judge
-from station.strip import Gap
+from station.strip import Gap, Pixels
 
 SAMPLES_FILE = "samples.csv"
 ROW = "limit_samples"
@@ -191,16 +191,33 @@ def _read(sample: Sample) -> Json:
         return {"problem": str(error)}
 
 
+def _unexpected(error: Exception) -> str:
+    return f"they could not be judged: {type(error).__name__}: {error}"
+
+
 def _not_shown(sample: Sample, problem: str) -> Shown:
     name = sample.path.name
     return Shown(name, sample.sha256, sample.expected, None, None, None, problem)
 
 
+def _width_problem(sample: Sample, pixels: Pixels, scan_line_px: int) -> str:
+    if pixels.shape[1] == scan_line_px:
+        return ""
+    return (
+        f"{sample.path.name}: {pixels.shape[1]} px wide, the camera's scan line has "
+        f"{scan_line_px}: take samples with this camera"
+    )
+
+
 def show_offline(
-    recipe: Loaded[Recipe], classifier: Classifier, pixel_pitch_mm: float
+    recipe: Loaded[Recipe],
+    classifier: Classifier,
+    pixel_pitch_mm: float,
+    scan_line_px: int | None = None,
 ) -> tuple[Shown, ...]:
     """What the recipe's samples come to with this classifier, without a station; nothing where the
-    recipe asks for none. Raises `SamplesError`, `ConfigError`."""
+    recipe asks for none. `scan_line_px`: of the camera, where it is known. Raises `SamplesError`,
+    `ConfigError`."""
     if samples_folder(recipe) is None:
         return ()
     inspector = PictureInspector(recipe, classifier, pixel_pitch_mm, threads=1)
@@ -210,8 +227,12 @@ def show_offline(
         if "problem" in read:
             shown.append(_not_shown(sample, read["problem"]))
             continue
+        pixels = read["pixels"]
+        if scan_line_px and (problem := _width_problem(sample, pixels, scan_line_px)):
+            shown.append(_not_shown(sample, problem))
+            continue
         try:
-            found = inspector.inspect(read["pixels"])
+            found = inspector.inspect(pixels)
         except ValueError as error:
             shown.append(_not_shown(sample, f"{sample.path.name}: {error}"))
             continue
@@ -233,17 +254,24 @@ def findings_offline(
 
 
 def run_aside(
-    recipe: Loaded[Recipe], classifier: Classifier, pixel_pitch_mm: float, cause: str, shift: str
+    recipe: Loaded[Recipe],
+    classifier: Classifier,
+    pixel_pitch_mm: float,
+    scan_line_px: int,
+    cause: str,
+    shift: str,
 ) -> Run:
     """A run with a classifier that judges no plates yet; it passes only where the recipe asks for
-    samples and all get their verdicts. Raises `ConfigError`."""
+    samples and all get their verdicts. Whatever goes wrong is the run's problem."""
     sha256, shown, problem = "", tuple[Shown, ...](), ""
     try:
         if samples_folder(recipe) is not None:
             sha256 = load_samples(recipe)[0]
-            shown = show_offline(recipe, classifier, pixel_pitch_mm)
+            shown = show_offline(recipe, classifier, pixel_pitch_mm, scan_line_px)
     except SamplesError as error:
         problem = str(error)
+    except Exception as error:  # noqa: BLE001  it keeps plates from being judged, not a roll-back
+        problem = _unexpected(error)
     return Run(cause, shift, sha256, shown, problem)
 
 
@@ -409,7 +437,7 @@ class LimitSamples:
         except SamplesError as error:
             problem = str(error)
         except Exception as error:  # noqa: BLE001  whatever it is, no plate may be judged
-            problem = f"they could not be judged: {type(error).__name__}: {error}"
+            problem = _unexpected(error)
         run = Run(showing.cause, showing.shift, sha256, tuple(shown), problem)
         self._post(SamplesShown(showing, run))
 
@@ -418,12 +446,8 @@ class LimitSamples:
         if "problem" in read:
             return _not_shown(sample, read["problem"])
         pixels = read["pixels"]
-        if pixels.shape[1] != geometry.scan_line_px:
-            return _not_shown(
-                sample,
-                f"{name}: {pixels.shape[1]} px wide, the camera's scan line has "
-                f"{geometry.scan_line_px}: take samples with this camera",
-            )
+        if problem := _width_problem(sample, pixels, geometry.scan_line_px):
+            return _not_shown(sample, problem)
         events = cut_picture(pixels, geometry)
         plate = plate_of(events)
         if isinstance(plate, Gap):

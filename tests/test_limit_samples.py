@@ -15,9 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from other_models import SHIPPED, leaning_model
+from PIL import Image
 from station_rig import Rig, start_vqi, vqi, wait_until
 from test_recipe_switch import EndedFeed
 
+from models.card import sha256_of
 from models.classifier import Classifier
 from station.candidate import measure_recipe_samples
 from station.config import ConfigError, Loaded, load_configuration, load_recipe
@@ -28,6 +30,7 @@ from station.limit_samples import (
     SAMPLES_FILE,
     LimitSamples,
     Run,
+    Sample,
     SamplesError,
     SamplesShown,
     Shown,
@@ -35,6 +38,7 @@ from station.limit_samples import (
     load_samples,
     run_aside,
     show_offline,
+    write_list,
 )
 from station.log_reader import Reader
 from station.log_verify import verify
@@ -122,19 +126,51 @@ def test_another_recipe_is_adopted_with_what_its_samples_came_to(rig: Rig) -> No
     bad = Classifier.load(leaning_model(rig.folder / "lenient", 9.0))
     samples = LimitSamples(recipe, lambda _: None)
     assert not samples.may_judge
-    samples.adopt(recipe, run_aside(recipe, good, 0.1, "promotion", "today"))
+    samples.adopt(recipe, run_aside(recipe, good, 0.1, 768, "promotion", "today"))
     assert samples.may_judge
     samples.turn("today")
     assert samples.may_judge
-    samples.adopt(recipe, run_aside(recipe, bad, 0.1, "promotion", "today"))
+    samples.adopt(recipe, run_aside(recipe, bad, 0.1, 768, "promotion", "today"))
     assert not samples.may_judge
     assert "not FAIL" in samples.problem
     swap(rig.folder / "samples")
-    assert not run_aside(recipe, good, 0.1, "promotion", "today").is_passed
+    assert not run_aside(recipe, good, 0.1, 768, "promotion", "today").is_passed
     rig.recipe_lines = ""
     without = recipe_of(rig)[1]
-    samples.adopt(without, run_aside(without, bad, 0.1, "promotion", "today"))
+    samples.adopt(without, run_aside(without, bad, 0.1, 768, "promotion", "today"))
     assert samples.state == "none"
+
+
+@pytest.mark.parametrize("what", ["lane", "width", "model"])
+def test_whatever_is_wrong_with_samples_that_are_shown_aside_is_what_the_run_says(
+    rig: Rig, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A roll-back is not refused for it: the station goes back, and judges nothing."""
+    loaded, recipe = recipe_of(rig)
+    classifier, line_px = load_classifier(loaded, recipe, 1).classifier, 768
+    said = "take samples with this camera"
+    if what == "lane":  # as after a camera of another width: no lane in such a sample
+        folder, samples = rig.folder / "samples", []
+        for one in load_samples(recipe)[1]:
+            narrow = folder / f"narrow-{one.path.name}"
+            Image.open(one.path).crop((0, 0, 200, 400)).save(narrow)
+            samples.append(Sample(narrow, one.expected, sha256_of(narrow.read_bytes())))
+        lane = "[lane]\nend_mm = 70.0\n"
+        rig.recipe_lines = lines(folder, write_list(folder, samples), lane)
+        recipe = recipe_of(rig)[1]
+        with pytest.raises(ConfigError, match="lane"):
+            show_offline(recipe, classifier, 0.1)
+    elif what == "width":
+        line_px = 1024
+    else:
+        monkeypatch.setattr(classifier, "self_test", lambda: 1 / 0)
+        said = "could not be judged: ZeroDivisionError"
+    run = run_aside(recipe, classifier, 0.1, line_px, "recipe small@1", "")
+    assert not run.is_passed
+    assert said in run.findings[0]
+    samples = LimitSamples(recipe, lambda _: None)
+    samples.adopt(recipe, run)
+    assert not samples.may_judge
 
 
 @pytest.mark.parametrize(
@@ -465,7 +501,7 @@ def test_what_was_shown_to_a_judge_that_judges_no_more_is_booked_under_no_other(
         first, samples = station._samples._current, station._samples
         wait_until(lambda: bool(samples._awaited), 30.0, "its first sample")
         station._judge = good
-        samples.adopt(good.recipe, run_aside(good.recipe, good.classifier, 0.1, "recipe", ""))
+        samples.adopt(good.recipe, run_aside(good.recipe, good.classifier, 0.1, 768, "recipe", ""))
         assert samples.may_judge
         assert station._control_command("limit_samples", "eve", "", "")["ok"]
         assert samples.state == "running"

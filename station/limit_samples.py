@@ -34,7 +34,8 @@ from station.strip import Gap, Pixels
 SAMPLES_FILE = "samples.csv"
 ROW = "limit_samples"
 """Name of the change row: what came of a run."""
-_SCORE_LIMIT_S = 60.0
+_RUN_LIMIT_S = 60.0
+"""Of all samples together: a start has 120 s (TimeoutStartSec), and models to load before."""
 _MOST_SAMPLES = 200
 _MOST_BYTES = 1_000_000
 _BELT_LIMIT_S = 60.0
@@ -428,12 +429,20 @@ class LimitSamples:
 
     def _run(self, showing: Showing, context: Context, inspector: Inspector) -> None:
         sha256, shown, problem, by = "", list[Shown](), "", showing.judge
+        until = time.monotonic() + _RUN_LIMIT_S
         try:
             sha256, samples = load_samples(by.recipe)
             for sample in samples:
                 if not self.is_current(showing):
                     return
-                shown.append(self._show(sample, context, by, inspector))
+                if time.monotonic() > until:
+                    judged = sum(not one.problem for one in shown)
+                    problem = (
+                        f"{judged} of {len(samples)} samples were judged within "
+                        f"{_RUN_LIMIT_S:g} s: name fewer, or see why this machine is slow"
+                    )
+                    break
+                shown.append(self._show(sample, context, by, inspector, until))
         except SamplesError as error:
             problem = str(error)
         except Exception as error:  # noqa: BLE001  whatever it is, no plate may be judged
@@ -441,7 +450,10 @@ class LimitSamples:
         run = Run(showing.cause, showing.shift, sha256, tuple(shown), problem)
         self._post(SamplesShown(showing, run))
 
-    def _show(self, sample: Sample, context: Context, by: Judge, inspector: Inspector) -> Shown:
+    def _show(
+        self, sample: Sample, context: Context, by: Judge, inspector: Inspector, until: float
+    ) -> Shown:
+        """`until`: of CLOCK_MONOTONIC, when the run is given up."""
         read, name, geometry = _read(sample), sample.path.name, context.geometry
         if "problem" in read:
             return _not_shown(sample, read["problem"])
@@ -458,8 +470,8 @@ class LimitSamples:
         scored = self._awaited[work] = threading.Event()
         try:
             hand_over(events, work, inspector)
-            if not scored.wait(_SCORE_LIMIT_S):
-                return _not_shown(sample, f"{name}: no scores within {_SCORE_LIMIT_S:g} s")
+            if not scored.wait(max(0.0, until - time.monotonic())):
+                return _not_shown(sample, f"{name}: no scores, {_RUN_LIMIT_S:g} s into the run")
         finally:
             del self._awaited[work]
         plate_recipe = by.recipe.value.plate

@@ -529,6 +529,32 @@ def test_what_was_shown_to_a_judge_that_judges_no_more_is_booked_under_no_other(
         station._inspector.stop()
 
 
+@pytest.mark.parametrize("limit_s", [-1.0, 0.3])
+def test_a_run_that_does_not_end_fails_before_the_start_is_given_up(
+    asking: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, limit_s: float
+) -> None:
+    """Real sessions whose scores nobody takes: all samples together have one limit."""
+    monkeypatch.setattr("station.limit_samples._RUN_LIMIT_S", limit_s)
+    station = station_of(asking, is_played=False)
+    station._inspector = Inspector(station._context.geometry, 1, lambda _: None)
+    station._judge = judge_by(asking)
+    try:
+        station._on_started()
+
+        def is_written() -> bool:
+            station._drain_inbox()
+            return bool(station._outbox.waiting)
+
+        wait_until(is_written, 30.0, "the run's end")
+        station._outbox.waiting.pop()({})
+        assert "0 of 4 samples were judged" in station._problems["limit_samples"]
+        assert station._samples.status["samples"] <= 1, "one limit, not one for each"
+        assert station._not_ready
+        assert station._is_watching, "READY=1 was said: the start is no longer timed"
+    finally:
+        station._inspector.stop()
+
+
 def test_a_shift_is_waited_for_no_longer_than_a_belt_may_be_full(
     asking: tuple[Loaded[Any], Loaded[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

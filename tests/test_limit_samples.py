@@ -168,9 +168,9 @@ def test_whatever_is_wrong_with_samples_that_are_shown_aside_is_what_the_run_say
     run = run_aside(recipe, classifier, 0.1, line_px, "recipe small@1", "")
     assert not run.is_passed
     assert said in run.findings[0]
-    samples = LimitSamples(recipe, lambda _: None)
-    samples.adopt(recipe, run)
-    assert not samples.may_judge
+    held = LimitSamples(recipe, lambda _: None)
+    held.adopt(recipe, run)
+    assert not held.may_judge
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ import csv
 import hashlib
 import io
 import json
-import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,12 +29,13 @@ from station.judge import Judge
 from station.offline import PictureInspector, cut_picture, hand_over, plate_of
 from station.record import ChangeBody, Reason, Verdict, score_text
 from station.results import Context, judge
-from station.strip import Gap
+from station.strip import Gap, Pixels
 
 SAMPLES_FILE = "samples.csv"
 ROW = "limit_samples"
 """Name of the change row: what came of a run."""
-_SCORE_LIMIT_S = 60.0
+_RUN_LIMIT_S = 60.0
+"""Of all samples together: a start has 120 s (TimeoutStartSec), and models to load before."""
 _MOST_SAMPLES = 200
 _MOST_BYTES = 1_000_000
 _BELT_LIMIT_S = 60.0
@@ -192,16 +192,33 @@ def _read(sample: Sample) -> Json:
         return {"problem": str(error)}
 
 
+def _unexpected(error: Exception) -> str:
+    return f"they could not be judged: {type(error).__name__}: {error}"
+
+
 def _not_shown(sample: Sample, problem: str) -> Shown:
     name = sample.path.name
     return Shown(name, sample.sha256, sample.expected, None, None, None, problem)
 
 
+def _width_problem(sample: Sample, pixels: Pixels, scan_line_px: int) -> str:
+    if pixels.shape[1] == scan_line_px:
+        return ""
+    return (
+        f"{sample.path.name}: {pixels.shape[1]} px wide, the camera's scan line has "
+        f"{scan_line_px}: take samples with this camera"
+    )
+
+
 def show_offline(
-    recipe: Loaded[Recipe], classifier: Classifier, pixel_pitch_mm: float
+    recipe: Loaded[Recipe],
+    classifier: Classifier,
+    pixel_pitch_mm: float,
+    scan_line_px: int | None = None,
 ) -> tuple[Shown, ...]:
     """What the recipe's samples come to with this classifier, without a station; nothing where the
-    recipe asks for none. Raises `SamplesError`, `ConfigError`."""
+    recipe asks for none. `scan_line_px`: of the camera, where it is known. Raises `SamplesError`,
+    `ConfigError`."""
     if samples_folder(recipe) is None:
         return ()
     inspector = PictureInspector(recipe, classifier, pixel_pitch_mm, threads=1)
@@ -211,8 +228,12 @@ def show_offline(
         if "problem" in read:
             shown.append(_not_shown(sample, read["problem"]))
             continue
+        pixels = read["pixels"]
+        if scan_line_px and (problem := _width_problem(sample, pixels, scan_line_px)):
+            shown.append(_not_shown(sample, problem))
+            continue
         try:
-            found = inspector.inspect(read["pixels"])
+            found = inspector.inspect(pixels)
         except ValueError as error:
             shown.append(_not_shown(sample, f"{sample.path.name}: {error}"))
             continue
@@ -234,27 +255,45 @@ def findings_offline(
 
 
 def run_aside(
-    recipe: Loaded[Recipe], classifier: Classifier, pixel_pitch_mm: float, cause: str, shift: str
+    recipe: Loaded[Recipe],
+    classifier: Classifier,
+    pixel_pitch_mm: float,
+    scan_line_px: int,
+    cause: str,
+    shift: str,
 ) -> Run:
     """A run with a classifier that judges no plates yet; it passes only where the recipe asks for
-    samples and all get their verdicts. Raises `ConfigError`."""
+    samples and all get their verdicts. Whatever goes wrong is the run's problem."""
     sha256, shown, problem = "", tuple[Shown, ...](), ""
     try:
         if samples_folder(recipe) is not None:
             sha256 = load_samples(recipe)[0]
-            shown = show_offline(recipe, classifier, pixel_pitch_mm)
+            shown = show_offline(recipe, classifier, pixel_pitch_mm, scan_line_px)
     except SamplesError as error:
         problem = str(error)
+    except Exception as error:  # noqa: BLE001  it keeps plates from being judged, not a roll-back
+        problem = _unexpected(error)
     return Run(cause, shift, sha256, shown, problem)
 
 
 # --- in the running station -----------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Showing:
+    """A run that was begun, itself and no other like it."""
+
+    judge: Judge
+    """What is shown to: its row names it, whatever judges plates by then."""
+    cause: str
+    shift: str
+
+
 @dataclass(frozen=True, slots=True)
 class SamplesShown:
     """All samples have been judged, or could not be."""
 
+    showing: Showing
     run: Run
 
 
@@ -268,7 +307,9 @@ class LimitSamples:
     def __init__(self, recipe: Loaded[Recipe], post: Callable[[SamplesShown], None]) -> None:
         self._recipe = recipe
         self._post = post
-        self._scored: queue.SimpleQueue[PlateWork] = queue.SimpleQueue()
+        self._awaited: dict[PlateWork, threading.Event] = {}
+        """Samples that are scored, of any run; set once they have their scores."""
+        self._current: Showing | None = None
         self.state: State = "none" if samples_folder(recipe) is None else "due"
         self._cause = "start"
         self._shift = ""
@@ -334,28 +375,34 @@ class LimitSamples:
     def begin(self, context: Context, judge: Judge, inspector: Inspector, shift: str) -> None:
         """Show them, on a thread of their own; `SamplesShown` is posted at the end."""
         self.state, self._shift = "running", shift
+        self._current = Showing(judge, self._cause, shift)
         threading.Thread(
             target=self._run,
-            args=(context, judge, inspector, self._cause, shift),
+            args=(self._current, context, inspector),
             name="limit-samples",
             daemon=True,
         ).start()
 
+    def is_current(self, showing: Showing) -> bool:
+        """What it came to counts: neither another judge nor another run came since it was begun."""
+        return self._current is showing
+
     def scored(self, work: PlateWork) -> None:
-        """A sample's tiles have their scores."""
-        self._scored.put(work)
+        """A sample's tiles have their scores; of one that was given up nobody waits for them."""
+        if awaited := self._awaited.get(work):
+            awaited.set()
 
     def adopt(self, recipe: Loaded[Recipe], run: Run) -> None:
         """Another recipe judges, between two plates; its samples were shown aside (`run_aside`)
-        with the classifier that judges now."""
+        with the classifier that judges now. A run that was begun with the former one is dropped."""
         self._recipe, self._shift = recipe, run.shift
-        self.state = "none"
+        self.state, self._current = "none", None
         if samples_folder(recipe) is not None:
             self.settle(run)
 
     def settle(self, run: Run) -> None:
         """Its row is in the log: from here on it counts."""
-        self._last = run
+        self._last, self._current = run, None
         self.state = "passed" if run.is_passed else "failed"
 
     def row(self, run: Run, context: Context, judge: Judge) -> ChangeBody:
@@ -380,30 +427,39 @@ class LimitSamples:
         }
         return ChangeBody(station_id=context.station_id, what=ROW, who="station", detail=detail)
 
-    def _run(
-        self, context: Context, by: Judge, inspector: Inspector, cause: str, shift: str
-    ) -> None:
-        sha256, shown, problem = "", list[Shown](), ""
+    def _run(self, showing: Showing, context: Context, inspector: Inspector) -> None:
+        sha256, shown, problem, by = "", list[Shown](), "", showing.judge
+        until = time.monotonic() + _RUN_LIMIT_S
         try:
             sha256, samples = load_samples(by.recipe)
-            shown = [self._show(sample, context, by, inspector) for sample in samples]
+            for sample in samples:
+                if not self.is_current(showing):
+                    return
+                if time.monotonic() > until:
+                    judged = sum(not one.problem for one in shown)
+                    problem = (
+                        f"{judged} of {len(samples)} samples were judged within "
+                        f"{_RUN_LIMIT_S:g} s: name fewer, or see why this machine is slow"
+                    )
+                    break
+                shown.append(self._show(sample, context, by, inspector, until))
         except SamplesError as error:
             problem = str(error)
         except Exception as error:  # noqa: BLE001  whatever it is, no plate may be judged
-            problem = f"they could not be judged: {type(error).__name__}: {error}"
-        self._post(SamplesShown(Run(cause, shift, sha256, tuple(shown), problem)))
+            problem = _unexpected(error)
+        run = Run(showing.cause, showing.shift, sha256, tuple(shown), problem)
+        self._post(SamplesShown(showing, run))
 
-    def _show(self, sample: Sample, context: Context, by: Judge, inspector: Inspector) -> Shown:
+    def _show(
+        self, sample: Sample, context: Context, by: Judge, inspector: Inspector, until: float
+    ) -> Shown:
+        """`until`: of CLOCK_MONOTONIC, when the run is given up."""
         read, name, geometry = _read(sample), sample.path.name, context.geometry
         if "problem" in read:
             return _not_shown(sample, read["problem"])
         pixels = read["pixels"]
-        if pixels.shape[1] != geometry.scan_line_px:
-            return _not_shown(
-                sample,
-                f"{name}: {pixels.shape[1]} px wide, the camera's scan line has "
-                f"{geometry.scan_line_px}: take samples with this camera",
-            )
+        if problem := _width_problem(sample, pixels, geometry.scan_line_px):
+            return _not_shown(sample, problem)
         events = cut_picture(pixels, geometry)
         plate = plate_of(events)
         if isinstance(plate, Gap):
@@ -411,12 +467,13 @@ class LimitSamples:
                 name, sample.sha256, sample.expected, Verdict.UNDECIDED, plate.reason, None
             )
         work = PlateWork(plate, "", 0, None, by, is_limit_sample=True)
-        hand_over(events, work, inspector)
+        scored = self._awaited[work] = threading.Event()
         try:
-            while self._scored.get(timeout=_SCORE_LIMIT_S) is not work:
-                pass  # of a sample before it that was given up
-        except queue.Empty:
-            return _not_shown(sample, f"{name}: no scores within {_SCORE_LIMIT_S:g} s")
+            hand_over(events, work, inspector)
+            if not scored.wait(max(0.0, until - time.monotonic())):
+                return _not_shown(sample, f"{name}: no scores, {_RUN_LIMIT_S:g} s into the run")
+        finally:
+            del self._awaited[work]
         plate_recipe = by.recipe.value.plate
         judged = judge(work, geometry, plate_recipe)
         said = (judged.verdict, judged.reason, judged.score)

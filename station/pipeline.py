@@ -1080,17 +1080,17 @@ class Station:
         self._settle_state()
 
     def _on_samples_shown(self, message: SamplesShown) -> None:
-        if self._is_ending or self._samples.state != "running":  # another judge came meanwhile
+        if self._is_ending or not self._samples.is_current(message.showing):
             return
         run = message.run
         for finding in run.findings:
             _LOG.error("limit sample", cause=run.cause, finding=finding)
-        row = self._samples.row(run, self._context, self._judge)
+        row = self._samples.row(run, self._context, message.showing.judge)
         self._outbox.submit([row], done=lambda _: self._on_samples_written(message))
 
     def _on_samples_written(self, message: SamplesShown) -> None:
         """The log has it: only from here on may plates be judged."""
-        if self._is_ending or self._samples.state != "running":
+        if self._is_ending or not self._samples.is_current(message.showing):
             return
         self._samples.settle(message.run)
         self._set_problem("limit_samples", self._samples.problem)
@@ -1393,6 +1393,9 @@ class Station:
             return {"ok": False, "error": f"{op}: the station is ending; say it to the next one"}
         if op == "drift":
             return self._relearn_drift(text, who, account)
+        if op in ("recipe", "rollback") and not self._is_watching:
+            # The end of the start's own samples begins the watch: they count for what started.
+            return {"ok": False, "error": f"{op}: the station is starting; ask again"}
         if op == "recipe":
             return self._ask_for_recipe(text, who, account)
         if op == "rollback":
@@ -1448,8 +1451,6 @@ class Station:
         return {"ok": True, "state": str(self._state)}
 
     def _ask_for_recipe(self, name: str, who: str, account: str) -> Json:
-        if self._is_ending or not hasattr(self, "_feed"):
-            return {"ok": False, "error": "the station is starting or ending; ask again"}
         refusal = self._switch.ask(name, who, self._context.camera)
         if refusal:
             return {"ok": False, "error": refusal}
@@ -1461,8 +1462,6 @@ class Station:
         name, _, reason = text.partition(" ")
         if problem := words_problem("reason", reason) or ("" if reason else "a roll-back says why"):
             return {"ok": False, "error": problem}
-        if not hasattr(self, "_feed"):
-            return {"ok": False, "error": "the station is starting; ask again"}
         refusal = self._switch.ask(name, who, self._context.camera, True, reason)
         if refusal:
             return {"ok": False, "error": refusal}

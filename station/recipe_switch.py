@@ -80,6 +80,8 @@ class RecipeSwitch:
         self.wanted: Named | None = None
         self._stage = ""
         self._since = 0.0
+        self._scan_line_px = 0
+        """Of the camera that is connected."""
         self._switch: Switch | None = None
         """Of a hot one, as it lies in the folder."""
         self._is_kept = False
@@ -130,6 +132,7 @@ class RecipeSwitch:
             recipe = load_recipe(str(self._folder.file(name)))
             pitch_mm = self._configuration.value.camera.pixel_pitch_mm
             geometry_of(recipe, pitch_mm, camera.width)
+            self._scan_line_px = camera.width
         except (ConfigError, RecipeError) as error:
             return str(error)
         if recipe.sha256 == self._recipe.sha256:
@@ -259,7 +262,8 @@ class RecipeSwitch:
 
     def _show_samples(self, tested: LoadedJudge, wanted: Named) -> Run:
         by, pitch_mm = tested.judge, self._configuration.value.camera.pixel_pitch_mm
-        return run_aside(by.recipe, by.classifier, pitch_mm, f"recipe {wanted.name}", "")
+        line_px, cause = self._scan_line_px, f"recipe {wanted.name}"
+        return run_aside(by.recipe, by.classifier, pitch_mm, line_px, cause, "")
 
     def _checked_aside(self, name: str) -> str:
         """In a process that gives way to this one: a model is loaded, and must reproduce its golden

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,17 +15,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from other_models import SHIPPED, leaning_model
+from PIL import Image
 from station_rig import Rig, start_vqi, vqi, wait_until
 from test_recipe_switch import EndedFeed
 
+from models.card import sha256_of
 from models.classifier import Classifier
 from station.candidate import measure_recipe_samples
 from station.config import ConfigError, Loaded, load_configuration, load_recipe
 from station.control import send_command
+from station.inspection import Inspector
+from station.judge import Judge
 from station.limit_samples import (
     SAMPLES_FILE,
     LimitSamples,
     Run,
+    Sample,
     SamplesError,
     SamplesShown,
     Shown,
@@ -32,11 +38,13 @@ from station.limit_samples import (
     load_samples,
     run_aside,
     show_offline,
+    write_list,
 )
 from station.log_reader import Reader
 from station.log_verify import verify
 from station.pipeline import Options, Station
 from station.precision import load_classifier
+from station.product import geometry_of
 from station.record import Provenance, Verdict
 from station.state import StationState
 
@@ -118,19 +126,51 @@ def test_another_recipe_is_adopted_with_what_its_samples_came_to(rig: Rig) -> No
     bad = Classifier.load(leaning_model(rig.folder / "lenient", 9.0))
     samples = LimitSamples(recipe, lambda _: None)
     assert not samples.may_judge
-    samples.adopt(recipe, run_aside(recipe, good, 0.1, "promotion", "today"))
+    samples.adopt(recipe, run_aside(recipe, good, 0.1, 768, "promotion", "today"))
     assert samples.may_judge
     samples.turn("today")
     assert samples.may_judge
-    samples.adopt(recipe, run_aside(recipe, bad, 0.1, "promotion", "today"))
+    samples.adopt(recipe, run_aside(recipe, bad, 0.1, 768, "promotion", "today"))
     assert not samples.may_judge
     assert "not FAIL" in samples.problem
     swap(rig.folder / "samples")
-    assert not run_aside(recipe, good, 0.1, "promotion", "today").is_passed
+    assert not run_aside(recipe, good, 0.1, 768, "promotion", "today").is_passed
     rig.recipe_lines = ""
     without = recipe_of(rig)[1]
-    samples.adopt(without, run_aside(without, bad, 0.1, "promotion", "today"))
+    samples.adopt(without, run_aside(without, bad, 0.1, 768, "promotion", "today"))
     assert samples.state == "none"
+
+
+@pytest.mark.parametrize("what", ["lane", "width", "model"])
+def test_whatever_is_wrong_with_samples_that_are_shown_aside_is_what_the_run_says(
+    rig: Rig, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A roll-back is not refused for it: the station goes back, and judges nothing."""
+    loaded, recipe = recipe_of(rig)
+    classifier, line_px = load_classifier(loaded, recipe, 1).classifier, 768
+    said = "take samples with this camera"
+    if what == "lane":  # as after a camera of another width: no lane in such a sample
+        folder, samples = rig.folder / "samples", []
+        for one in load_samples(recipe)[1]:
+            narrow = folder / f"narrow-{one.path.name}"
+            Image.open(one.path).crop((0, 0, 200, 400)).save(narrow)
+            samples.append(Sample(narrow, one.expected, sha256_of(narrow.read_bytes())))
+        lane = "[lane]\nend_mm = 70.0\n"
+        rig.recipe_lines = lines(folder, write_list(folder, samples), lane)
+        recipe = recipe_of(rig)[1]
+        with pytest.raises(ConfigError, match="lane"):
+            show_offline(recipe, classifier, 0.1)
+    elif what == "width":
+        line_px = 1024
+    else:
+        monkeypatch.setattr(classifier, "self_test", lambda: 1 / 0)
+        said = "could not be judged: ZeroDivisionError"
+    run = run_aside(recipe, classifier, 0.1, line_px, "recipe small@1", "")
+    assert not run.is_passed
+    assert said in run.findings[0]
+    held = LimitSamples(recipe, lambda _: None)
+    held.adopt(recipe, run)
+    assert not held.may_judge
 
 
 @pytest.mark.parametrize(
@@ -339,27 +379,32 @@ class Outbox:
 
     def __init__(self) -> None:
         self.waiting: list[Any] = []
+        self.rows: list[Any] = []
 
     def submit(self, rows: Any, done: Any = None, **more: Any) -> None:
+        self.rows += rows
         if done is not None:
             self.waiting.append(done)
 
 
-def station_of(asking: tuple[Loaded[Any], Loaded[Any]]) -> Any:
+def station_of(asking: tuple[Loaded[Any], Loaded[Any]], is_played: bool = True) -> Any:
+    """`is_played`: the test says what the thread that shows samples would."""
     station: Any = Station(*asking, Options(), lambda _: None)
+    configuration, recipe = asking
     station._context = SimpleNamespace(
         provenance=Provenance.PRODUCTION,
         station_id="test-1",
-        threshold=0.5,
         camera=SimpleNamespace(serial="c"),
-        classifier=SimpleNamespace(model_sha256="0" * 64, runtime="r"),
+        geometry=geometry_of(recipe, 0.1, configuration.value.camera.width),
         shift_at=lambda _: station.shift,
     )
     station.shift = "2026-11-26 early"
     station._feed, station._outbox, station._inspector = EndedFeed(), Outbox(), None
     station._verify_log = lambda: None
-    # The thread that shows them is played by the test.
-    station._samples._run = lambda *given: None
+    model: Any = SimpleNamespace(model_sha256="0" * 64, runtime="r")
+    station._judge = Judge(recipe, model, 0.5, True)
+    if is_played:
+        station._samples._run = lambda *given: None
     return station
 
 
@@ -383,7 +428,7 @@ def test_operational_is_never_without_a_passed_run(
             shown = Shown("a", "", Verdict.FAIL, Verdict.FAIL, None, 0.9)
             problem = "" if step == "passes" else "it is gone"
             run = Run(samples._cause, samples._shift, "", (shown,), problem)
-            station._dispatch(SamplesShown(run))
+            station._dispatch(SamplesShown(samples._current, run))
             queue.append((station._outbox.waiting.pop(), step))
         elif step == "written" and queue:
             done, last = queue.pop()
@@ -414,13 +459,110 @@ def test_operational_is_never_without_a_passed_run(
             assert samples.state != "running" or is_running
 
 
+@pytest.mark.parametrize("comes_to", ["", "it is gone"])
+def test_no_other_judge_is_taken_up_before_the_starts_own_samples_have_ended(
+    asking: tuple[Any, Any], comes_to: str
+) -> None:
+    """Plates are watched for once their row is durable, whatever they came to."""
+    station = station_of(asking)
+    for begun in (lambda: None, station._on_started):
+        begun()
+        for op, text in (("recipe", "small@2"), ("rollback", "small@2 too many fail")):
+            answer = station._control_command(op, "eve", "", text)
+            assert (answer["ok"], "is starting; ask again" in answer["error"]) == (False, True)
+    assert station._switch.wanted is None
+    shown = Shown("a", "", Verdict.FAIL, Verdict.FAIL, None, 0.9)
+    run = Run("start", "", "", (shown,), comes_to)
+    station._dispatch(SamplesShown(station._samples._current, run))
+    station._outbox.waiting.pop()({})
+    assert station._is_watching
+    station._context.camera.driver, station._context.camera.width = "simulated", 768
+    for op, text in (("recipe", "small@2"), ("rollback", "small@2 too many fail")):
+        assert "ask again" not in station._control_command(op, "eve", "", text)["error"]
+
+
+def judge_by(asking: tuple[Loaded[Any], Loaded[Any]], folder: Path | None = None) -> Judge:
+    loaded, recipe = asking
+    shipped = load_classifier(loaded, recipe, 1).classifier
+    return Judge.of(recipe, shipped if folder is None else Classifier.load(folder))
+
+
+def test_what_was_shown_to_a_judge_that_judges_no_more_is_booked_under_no_other(
+    asking: tuple[Any, Any], tmp_path: Path
+) -> None:
+    """Real sessions: a run with the one is on its way when the other is taken up, and is asked to
+    show them once more."""
+    station = station_of(asking, is_played=False)
+    station._inspector = Inspector(station._context.geometry, 1, station._post)
+    good, lenient = judge_by(asking), judge_by(asking, leaning_model(tmp_path / "lenient", 9.0))
+    try:
+        station._judge = lenient
+        station._on_started()
+        first, samples = station._samples._current, station._samples
+        wait_until(lambda: bool(samples._awaited), 30.0, "its first sample")
+        station._judge = good
+        samples.adopt(good.recipe, run_aside(good.recipe, good.classifier, 0.1, 768, "recipe", ""))
+        assert samples.may_judge
+        assert station._control_command("limit_samples", "eve", "", "")["ok"]
+        assert samples.state == "running"
+
+        def rows() -> list[Json]:
+            station._drain_inbox()
+            return [row.detail for row in station._outbox.rows if row.what == "limit_samples"]
+
+        passed = Run("start", "", "", (Shown("a", "", Verdict.FAIL, Verdict.FAIL, None, 0.9),))
+        station._dispatch(SamplesShown(first, passed))
+        assert rows() == []
+        assert samples.state == "running"
+        wait_until(lambda: bool(rows()), 60.0, "the second run's end")
+        runs = [one for one in threading.enumerate() if one.name == "limit-samples"]
+        wait_until(lambda: not rows()[1:] and not any(one.is_alive() for one in runs), 30.0, "both")
+        (detail,), (done,) = rows(), station._outbox.waiting
+        assert detail["model_sha256"] == good.classifier.model_sha256
+        assert detail["passed"] == "yes", detail["problem"]
+        station._on_samples_written(SamplesShown(first, passed))
+        assert samples.state == "running", "its row is not durable yet"
+        done({})
+        assert samples.may_judge
+        assert len(rows()) == 1
+    finally:
+        station._inspector.stop()
+
+
+@pytest.mark.parametrize("limit_s", [-1.0, 0.3])
+def test_a_run_that_does_not_end_fails_before_the_start_is_given_up(
+    asking: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, limit_s: float
+) -> None:
+    """Real sessions whose scores nobody takes: all samples together have one limit."""
+    monkeypatch.setattr("station.limit_samples._RUN_LIMIT_S", limit_s)
+    station = station_of(asking, is_played=False)
+    station._inspector = Inspector(station._context.geometry, 1, lambda _: None)
+    station._judge = judge_by(asking)
+    try:
+        station._on_started()
+
+        def is_written() -> bool:
+            station._drain_inbox()
+            return bool(station._outbox.waiting)
+
+        wait_until(is_written, 30.0, "the run's end")
+        station._outbox.waiting.pop()({})
+        assert "0 of 4 samples were judged" in station._problems["limit_samples"]
+        assert station._samples.status["samples"] <= 1, "one limit, not one for each"
+        assert station._not_ready
+        assert station._is_watching, "READY=1 was said: the start is no longer timed"
+    finally:
+        station._inspector.stop()
+
+
 def test_a_shift_is_waited_for_no_longer_than_a_belt_may_be_full(
     asking: tuple[Loaded[Any], Loaded[Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     station = station_of(asking)
     station._on_started()
     shown = Shown("a", "", Verdict.FAIL, Verdict.FAIL, None, 0.9)
-    station._on_samples_written(SamplesShown(Run("start", "", "", (shown,))))
+    run = Run("start", "", "", (shown,))
+    station._on_samples_written(SamplesShown(station._samples._current, run))
     assert station._state is StationState.OPERATIONAL
     station._samples._shift = station.shift
     station._in_work.add("test-1-00000001")

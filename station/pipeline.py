@@ -25,6 +25,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -1033,12 +1034,10 @@ class Station:
         written = []
         for row in rows:
             if problem := drift_objection(self._drift_log, row.as_json()):
-                self._on_drift_refused(row, problem)
+                self._on_drift_refused(row, {"error": problem})
                 break  # those after it rest on it
             follow(self._drift_log, [row.as_json()])
-            self._outbox.submit(
-                [row], refused=lambda answer, row=row: self._on_drift_refused(row, answer["error"])
-            )
+            self._outbox.submit([row], refused=partial(self._on_drift_refused, row))
             said = {name: row.detail[name] for name in ("cause", "text") if name in row.detail}
             _LOG.warning(row.what, result_id=row.detail.get("result_id"), **said)
             written.append(row.as_json())
@@ -1046,11 +1045,11 @@ class Station:
             self._set_problem("drift", "")
             self._say_attentions({"drift": written})
 
-    def _on_drift_refused(self, row: ChangeBody, problem: str) -> None:
+    def _on_drift_refused(self, row: ChangeBody, answer: Json) -> None:
         if row.what == LIMITS and self._drift_log.limits.get(row.detail["key"]) == row.detail:
             del self._drift_log.limits[row.detail["key"]]
         self._drift = self._make_drift(self._drift_log)
-        self._set_problem("drift", f"drift: the log does not take {row.what}: {problem}")
+        self._set_problem("drift", f"drift: the log does not take {row.what}: {answer['error']}")
         self._set_attention()
 
     def _say_attentions(self, event: Json) -> None:

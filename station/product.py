@@ -106,9 +106,10 @@ def configured_judging(configuration: Configuration) -> Judging:
     except ModelError as error:
         raise ConfigError(f"{recipe.source}: model.id: {error}") from error
     model, asks = recipe.value.model, recipe.value.promotion
-    threshold = card.threshold.value if model.threshold is None else model.threshold
+    threshold, unsure_above = limits_of(configuration, card, model)
     name = name_of(recipe.value.id, recipe.value.version)
-    return Judging(name, model.sha256 or card.sha256, threshold, asks)
+    samples = recipe.value.limit_samples.sha256
+    return Judging(name, model.sha256 or card.sha256, threshold, asks, unsure_above, samples)
 
 
 def geometry_of(recipe: Loaded[Recipe], pixel_pitch_mm: float, scan_line_px: int) -> Geometry:

@@ -556,3 +556,10 @@ def test_what_a_promotion_counts_has_the_threshold_to_the_last_bit(tmp_path: Pat
     assert [(one["detail"]["threshold"], one["detail"]["plates"]) for one in found] == [
         (threshold, 3)
     ]
+    doubted = second.model_copy(update={"unsure_above": 0.01, "written_at": "2026-01-01"})
+    with Store(tmp_path) as store:
+        store.append([doubted])
+        counts = {
+            one["detail"]["unsure_above"]: one["detail"]["plates"] for one in store.model_changes()
+        }
+    assert counts == {None: 3, 0.01: 1}, "other limits are another candidate"

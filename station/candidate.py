@@ -3,19 +3,16 @@ speed on this processor in the precision that it may judge in."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from sqlalchemy import select
 
-from drivers.camera.picture import read_grey_picture
 from models.classifier import Classifier
 from models.runtimes import CHUNK_TILES, TILE_PX
 from station.config import Configuration, Loaded, Recipe
@@ -148,35 +145,17 @@ def _audited(reader: Reader) -> Iterator[tuple[Json, str]]:
 
 
 def measure_samples(
-    configuration: Loaded[Configuration], wanted: Loaded[Recipe], file: Path
+    configuration: Loaded[Configuration], wanted: Loaded[Recipe], folder: Path | None = None
 ) -> dict[str, str]:
-    """Show limit samples to a candidate: pictures of plates that must pass or fail, which a CSV
-    with the columns file (relative to it) and expected lists. Raises `ConfigError`, `ModelError`,
-    OSError, ValueError for a list that is none."""
-    data = file.read_bytes()
-    rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")))
-    inspector, digest = _inspector(configuration, wanted), hashlib.sha256(data)
-    expected, wrong = Counter[Verdict](), []
-    for row in rows:
-        path, must_be = file.parent / row["file"], Verdict(row["expected"].strip().upper())
-        picture = read_grey_picture(path)
-        digest.update(picture.tobytes())
-        expected[must_be] += 1
-        found = inspector.inspect(picture)
-        if found.verdict is not must_be:
-            wrong.append(f"{path.name} is {found.verdict}, not {must_be}")
-    problem = f"{'; '.join(wrong[:3])} ({len(wrong)} of {len(rows)})" if wrong else ""
-    if not (expected[Verdict.PASS] and expected[Verdict.FAIL]):
-        problem = f"{file}: at least one that must pass and one that must fail are needed"
-    counts = f"{expected[Verdict.FAIL]} fail and {expected[Verdict.PASS]} pass as they should"
-    return {"samples_sha256": digest.hexdigest(), "problem": problem, "words": counts}
-
-
-def measure_recipe_samples(
-    configuration: Loaded[Configuration], wanted: Loaded[Recipe]
-) -> dict[str, str]:
-    """The same of the limit samples that the version itself names, as a station that judges by it
-    shows them at each start. Raises `ConfigError`, `ModelError`, `SamplesError`."""
+    """Show limit samples to a candidate, as a station that judges by it shows them at each start:
+    those of the folder, or those that the version itself names. `samples_sha256` is of their list,
+    which binds each picture. Raises `ConfigError`, `ModelError`, `SamplesError`."""
+    if folder is not None:
+        section = wanted.value.limit_samples.model_copy(
+            update={"folder": str(folder.resolve()), "sha256": None}
+        )
+        value = wanted.value.model_copy(update={"limit_samples": section})
+        wanted = replace(wanted, value=value)
     digest, samples = load_samples(wanted)
     classifier = load_classifier(configuration, wanted, 1).classifier
     shown = show_offline(wanted, classifier, configuration.value.camera.pixel_pitch_mm)

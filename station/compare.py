@@ -22,23 +22,23 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from drivers.camera.picture import PictureError, read_grey_picture
-from models.card import ModelError, read_card
+from models.card import ModelError
 from models.classifier import Classifier
 from station.comparisons import Comparisons, Side, register
 from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe
 from station.images import Pixels, encode_preview
 from station.ipc import Json
 from station.log_reader import Filter, Reader
-from station.model_store import ModelStore
 from station.offline import Inspection, PictureInspector
-from station.product import model_folder, named_model
+from station.product import limits_of, named_model
 from station.qms import DATABASE, StoreError
-from station.recipes import RecipeError, active_recipe
+from station.recipes import RecipeError
 from station.record import Reason, Verdict, utc_now
 
 PLAN, PLATES, PICTURES = "plan.json", "plates.jsonl", "pictures"
 _OF_SCORES = {
     Reason.MODEL,
+    Reason.UNSURE,
     Reason.NON_FINITE,
     Reason.DEADLINE,
     Reason.HALTED,
@@ -72,6 +72,7 @@ class Model(Part):
     id: str
     sha256: str
     threshold: float
+    unsure_above: float | None
     runtime: str
     folder: str
 
@@ -162,47 +163,41 @@ class Contestant:
     classifier: Classifier
 
     def of(self, recipe: Loaded[Recipe]) -> Loaded[Recipe]:
-        """The recipe of a plate, with this model and its threshold in place of the recipe's."""
-        own = recipe.value.model.model_copy(
-            update={"id": self.model.id, "sha256": None, "threshold": self.model.threshold}
-        )
+        """The recipe of a plate, with this model and its limits in place of the recipe's."""
+        update = {
+            "id": self.model.id,
+            "sha256": None,
+            "threshold": self.model.threshold,
+            "unsure_above": self.model.unsure_above,
+        }
+        own = recipe.value.model.model_copy(update=update)
         return Loaded(recipe.value.model_copy(update={"model": own}), recipe.source, recipe.sha256)
 
 
 def contestant(
     configuration: Loaded[Configuration], name: str, threshold: float | None
 ) -> Contestant:
-    """A model by its id, its folder, or the recipe version (ID@VERSION) that names it. Its
-    threshold is the given one, or that recipe's, or that of the active recipe where it judges by
-    this model, or its card's. fp32: a faster precision has its own gate. Raises `CompareError`."""
+    """A model by its id, its folder, or the recipe version (ID@VERSION) that names it, with its
+    limits (`product.limits_of`). fp32: a faster precision has its own gate. Raises
+    `CompareError`."""
     try:
         folder, own = named_model(configuration.value, name)
         classifier = Classifier.load(folder)
         classifier.self_test()
-        if threshold is None:
-            threshold = own if own is not None else _own_threshold(configuration.value, classifier)
+        limits = limits_of(configuration.value, classifier.card, own, threshold)
     except (ModelError, ConfigError, RecipeError) as error:
         raise CompareError(f"{name}: {error}") from error
     return Contestant(
         Model(
             id=classifier.model_id,
             sha256=classifier.model_sha256,
-            threshold=threshold,
+            threshold=limits[0],
+            unsure_above=limits[1],
             runtime=classifier.runtime,
             folder=str(folder),
         ),
         classifier,
     )
-
-
-def _own_threshold(settings: Configuration, classifier: Classifier) -> float:
-    recipe = active_recipe(settings)
-    wanted = recipe.value.model
-    if wanted.threshold is not None and (
-        read_card(model_folder(recipe, ModelStore.of(settings))).sha256 == classifier.model_sha256
-    ):
-        return wanted.threshold
-    return classifier.threshold
 
 
 # --- the run --------------------------------------------------------------------------------------

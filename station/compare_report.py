@@ -311,6 +311,11 @@ def compared_change(report: Report, page: bytes, who: str) -> ChangeBody:
         **{f"{name}_id": model.id for name, model in sides.items()},
         **{f"{name}_sha256": model.sha256 for name, model in sides.items()},
         **{f"{name}_threshold": repr(model.threshold) for name, model in sides.items()},
+        **{
+            f"{name}_unsure_above": repr(model.unsure_above)
+            for name, model in sides.items()
+            if model.unsure_above is not None
+        },
         "since": plan.since,
         "until": plan.until,
         "last_seq": str(plan.last_seq),

@@ -21,8 +21,8 @@ CLEARED = "drift_cleared"
 RELEARN = "drift_relearn"
 CHANGES = (LIMITS, ALARM, CLEARED, RELEARN)
 """Names of the change rows."""
-_MOST_KEYS = 16
-"""Told to a station that starts, the newest."""
+PAGE_KEYS = 64
+"""Told at once to a station that starts: 3 kB each, and a packet takes 400 kB."""
 
 Row = Mapping[str, Any]
 Detail = Mapping[str, str]
@@ -39,11 +39,17 @@ class DriftRegister:
     strange: list[str] = field(default_factory=list)
     """Rows that no journal process takes."""
 
-    def brief(self) -> dict[str, Any]:
-        """As much of it as a start needs."""
-        newest = list(self.limits)[-_MOST_KEYS:]
-        standing = dict(list(self.standing.items())[-_MOST_KEYS:])
-        return {"limits": {key: self.limits[key] for key in newest}, "standing": standing}
+    def page(self, first: int) -> dict[str, Any]:
+        """What holds for `PAGE_KEYS` keys from number `first` on, and the number of the `next` one;
+        None after the last. A start needs all: which key its camera and model have is not known
+        yet."""
+        keys, end = sorted({*self.limits, *self.standing}), first + PAGE_KEYS
+        found = {"limits": self.limits, "standing": self.standing}
+        said = {
+            name: {key: rows[key] for key in keys[first:end] if key in rows}
+            for name, rows in found.items()
+        }
+        return {**said, "next": end if end < len(keys) else None}
 
 
 def register(rows: Iterable[Row]) -> DriftRegister:

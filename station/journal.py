@@ -135,9 +135,16 @@ class JournalClient:
         signed_files (sha256 of commissioning files, the latest first), given (what people said
         holds from plate to plate), audit_seeds (bodies of those not revealed), recipes (sha256 of
         the active one and of those approved), shadow (the model in the shadow, or None), drift
-        (limits and standing alarms by key), head (seq,
-        chain)."""
-        return self._connected.request({"op": "hello"}, timeout_s=30.0)
+        (limits and standing alarms by key, of every key), head (seq, chain)."""
+        said = self._connected.request({"op": "hello"}, timeout_s=30.0)
+        drift = said["drift"]
+        following = drift.pop("next")
+        while following is not None:
+            more = self._connected.request({"op": "drift", "first": following}, timeout_s=30.0)
+            following = more["drift"].pop("next")
+            for name, found in more["drift"].items():
+                drift[name] |= found
+        return said
 
     def ask(self, op: str, **given: str) -> Json:
         """`prune`: look for pictures that may go, {"sweep": the number of sweeps after which it has
@@ -458,6 +465,8 @@ class _Journal:
         match body.get("op"):
             case "hello":
                 self._answer(client, self._hello())
+            case "drift":
+                self._answer(client, {"ok": True, "drift": self._drift_page(int(body["first"]))})
             case "status":
                 self._answer(client, {"ok": True, "status": self._status()})
             case "tick":
@@ -513,9 +522,12 @@ class _Journal:
             "audit_seeds": self._store.unrevealed_seeds(UNREVEALED),
             "recipes": self._recipes(),
             "shadow": self._shadows.brief(),
-            "drift": drift_log.register(self._store.drift_changes()).brief(),
+            "drift": self._drift_page(0),
             "head": {"seq": seq, "chain_sha256": chain},
         }
+
+    def _drift_page(self, first: int) -> Json:
+        return drift_log.register(self._store.drift_changes()).page(first)
 
     def _recipes(self) -> Json:
         """As much of them as a start needs; approved is what evidence lets judge, too."""

@@ -30,7 +30,7 @@ from station.tiling import Rows
 _LOG = get_logger("shadow")
 SILENCE_LIMIT_S = 10.0
 """A shadow that says nothing for so long loses the plate; it says something with each chunk."""
-OF_SCORES = frozenset({None, Reason.NON_FINITE, Reason.UNLIT, Reason.OBSCURED})
+OF_SCORES = frozenset({None, Reason.UNSURE, Reason.NON_FINITE, Reason.UNLIT, Reason.OBSCURED})
 """Reasons of verdicts that rest on the plate's scores and pixels: others say nothing of a model."""
 _SIDES = ("left", "right", "region_left", "region_right")
 

@@ -423,6 +423,7 @@ class LimitSamples:
             "model_sha256": judge.classifier.model_sha256,
             "runtime": judge.classifier.runtime,
             "threshold": repr(judge.threshold),
+            **({} if judge.unsure_above is None else {"unsure_above": repr(judge.unsure_above)}),
             "camera_serial": context.camera.serial,
         }
         return ChangeBody(station_id=context.station_id, what=ROW, who="station", detail=detail)

@@ -25,6 +25,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -44,7 +45,8 @@ from station.config import DEFAULT_RECORD_GB, ConfigError, Configuration, Loaded
 from station.control import SAYINGS, ControlServer
 from station.counters import StageTimes
 from station.drift import Drift
-from station.drift_log import DriftRegister, follow
+from station.drift_log import LIMITS, DriftRegister, follow
+from station.drift_log import objection as drift_objection
 from station.feed import (
     BeltBegan,
     BeltMoved,
@@ -1019,13 +1021,28 @@ class Station:
         self._say_drift(rows)
 
     def _say_drift(self, rows: list[ChangeBody]) -> None:
-        follow(self._drift_log, (row.as_json() for row in rows))
+        """The drift watch never ends a station: a row that may not follow is said, and what it
+        says does not hold."""
+        written = []
         for row in rows:
-            self._outbox.submit([row])
+            if problem := drift_objection(self._drift_log, row.as_json()):
+                self._on_drift_refused(row, {"error": problem})
+                break  # those after it rest on it
+            follow(self._drift_log, [row.as_json()])
+            self._outbox.submit([row], refused=partial(self._on_drift_refused, row))
             said = {name: row.detail[name] for name in ("cause", "text") if name in row.detail}
             _LOG.warning(row.what, result_id=row.detail.get("result_id"), **said)
-        if rows:
-            self._say_attentions({"drift": [row.as_json() for row in rows]})
+            written.append(row.as_json())
+        if written:
+            self._set_problem("drift", "")
+            self._say_attentions({"drift": written})
+
+    def _on_drift_refused(self, row: ChangeBody, answer: Json) -> None:
+        if row.what == LIMITS and self._drift_log.limits.get(row.detail["key"]) == row.detail:
+            del self._drift_log.limits[row.detail["key"]]
+        self._drift = self._make_drift(self._drift_log)
+        self._set_problem("drift", f"drift: the log does not take {row.what}: {answer['error']}")
+        self._set_attention()
 
     def _say_attentions(self, event: Json) -> None:
         """Tell whoever watches, and the light."""
@@ -1049,6 +1066,7 @@ class Station:
             "scanner",
             "serials",
             "parity",
+            "drift",
         )
         texts = [self._problems[part] for part in parts if part in self._problems]
         return texts + (self._attentions if hasattr(self, "_drift") else [])

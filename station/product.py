@@ -6,9 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from drivers.camera import CameraInfo
-from models.card import ModelError, read_card
+from models.card import ModelCard, ModelError, read_card
 from models.registry import exported_model, shipped_model
-from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe
+from station.config import (
+    ConfigError,
+    Configuration,
+    Loaded,
+    ModelRecipe,
+    Recipe,
+    load_recipe,
+)
 from station.flat_field import FlatField, FlatFieldRefused, load
 from station.model_store import ModelStore
 from station.promotion import Judging
@@ -54,9 +61,9 @@ def model_folder(recipe: Loaded[Recipe], store: ModelStore | None) -> Path:
         raise ConfigError(f"{recipe.source}: model.id: {error}") from error
 
 
-def named_model(configuration: Configuration, name: str) -> tuple[Path, float | None]:
+def named_model(configuration: Configuration, name: str) -> tuple[Path, ModelRecipe | None]:
     """Folder of a model by its id, its folder, or the recipe version (ID@VERSION) that names it;
-    that version's threshold. Raises `ModelError`, `ConfigError`."""
+    what that version says of it. Raises `ModelError`, `ConfigError`."""
     store = ModelStore.of(configuration)
     try:
         parse_name(name)
@@ -66,7 +73,28 @@ def named_model(configuration: Configuration, name: str) -> tuple[Path, float | 
     folder, wanted = model_folder(recipe, store), recipe.value.model
     if wanted.sha256 not in (None, found := read_card(folder).sha256):
         raise ModelError(f"{folder} holds another model ({found[:12]}) than the recipe names")
-    return folder, wanted.threshold
+    return folder, wanted
+
+
+def limits_of(
+    configuration: Configuration,
+    card: ModelCard,
+    named: ModelRecipe | None,
+    threshold: float | None = None,
+) -> tuple[float, float | None]:
+    """Threshold and `unsure_above` by which a model would judge here: the given threshold, or that
+    of the version that names it, or of the active recipe where it judges by this model, or the
+    card's; the doubt of the same, or the card's. Raises `ConfigError`, `ModelError`."""
+    if named is None:
+        recipe = active_recipe(configuration)
+        folder = model_folder(recipe, ModelStore.of(configuration))
+        named = recipe.value.model if read_card(folder).sha256 == card.sha256 else None
+    own, unsure = (None, None) if named is None else (named.threshold, named.unsure_above)
+    own = own if threshold is None else threshold
+    found = card.threshold.value if own is None else own
+    unsure = card.threshold.unsure_above if unsure is None else unsure
+    # A threshold of one's own below the doubt leaves nothing to doubt.
+    return found, None if unsure is None else min(unsure, found)
 
 
 def configured_judging(configuration: Configuration) -> Judging:
@@ -78,9 +106,10 @@ def configured_judging(configuration: Configuration) -> Judging:
     except ModelError as error:
         raise ConfigError(f"{recipe.source}: model.id: {error}") from error
     model, asks = recipe.value.model, recipe.value.promotion
-    threshold = card.threshold.value if model.threshold is None else model.threshold
+    threshold, unsure_above = limits_of(configuration, card, model)
     name = name_of(recipe.value.id, recipe.value.version)
-    return Judging(name, model.sha256 or card.sha256, threshold, asks)
+    samples = recipe.value.limit_samples.sha256
+    return Judging(name, model.sha256 or card.sha256, threshold, asks, unsure_above, samples)
 
 
 def geometry_of(recipe: Loaded[Recipe], pixel_pitch_mm: float, scan_line_px: int) -> Geometry:

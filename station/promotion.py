@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from station.config import Evidence, PromotionRecipe
@@ -42,7 +42,22 @@ class Judging:
     model_sha256: str
     threshold: float
     asks: PromotionRecipe
-    """Of the version after it that has another model."""
+    """Of the version after it that has another model, or looser limits."""
+    unsure_above: float | None = None
+    samples_sha256: str | None = None
+    """Of the list of limit samples that the version names."""
+
+    @property
+    def passes_below(self) -> float:
+        """Plates whose highest score is not above it pass."""
+        unsure = self.unsure_above
+        return self.threshold if unsure is None else min(unsure, self.threshold)
+
+    def needs_none_after(self, active: Judging) -> bool:
+        """Whether it is the active model with the same limits, or stricter ones: it passes nothing,
+        and leaves nothing UNDECIDED that would fail, which the active version does not."""
+        is_looser = self.threshold > active.threshold or self.passes_below > active.passes_below
+        return self.model_sha256 == active.model_sha256 and not is_looser
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +74,15 @@ def judging(name: str, table: Row) -> Judging:
     """Of a version's TOML table whose `[model]` is bound."""
     model = table["model"]
     asks = PromotionRecipe.model_validate(table.get("promotion", {}))
-    return Judging(name, str(model["sha256"]), float(model["threshold"]), asks)
+    unsure = model.get("unsure_above")
+    return Judging(
+        name,
+        str(model["sha256"]),
+        float(model["threshold"]),
+        asks,
+        None if unsure is None else float(unsure),
+        table.get("limit_samples", {}).get("sha256"),
+    )
 
 
 def objection(
@@ -74,7 +97,7 @@ def objection(
         return ""
     active = judging(known.active.name, known.active.table) if known.active else configured()
     wanted = judging(version.name, version.table)
-    if wanted.model_sha256 == active.model_sha256 or not active.asks.evidence:
+    if wanted.needs_none_after(active) or not active.asks.evidence:
         return ""
     lacking = [one for one in evidence(active, wanted, rows()) if one.problem]
     return "; ".join(f"{wanted.name}: {one.kind}: {one.problem}" for one in lacking)
@@ -83,7 +106,7 @@ def objection(
 def evidence(active: Judging, wanted: Judging, rows: Sequence[Row]) -> list[Shown]:
     """What the active version asks for, and what rows show of it."""
     shown: dict[Evidence, Callable[[], Shown]] = {
-        "limit_samples": lambda: _gate("limit_samples", wanted, rows),
+        "limit_samples": lambda: _samples(active, wanted, rows),
         "audit": lambda: _gate("audit", wanted, rows),
         "precision": lambda: _gate("precision", wanted, rows),
         "compare": lambda: _compared(active, wanted, rows),
@@ -101,6 +124,7 @@ def gate_change(
         "recipe": wanted.name,
         "model_sha256": wanted.model_sha256,
         "threshold": repr(wanted.threshold),
+        **({} if wanted.unsure_above is None else {"unsure_above": repr(wanted.unsure_above)}),
         **figures,
     }
     return ChangeBody(station_id=station_id, what=GATE, who=who, detail=detail)
@@ -110,11 +134,15 @@ def gate_change(
 
 
 def _is_of(detail: Row, wanted: Judging, prefix: str = "") -> bool:
-    """Whether a row is of this model at this threshold."""
+    """Whether a row is of this model with these limits."""
     if detail.get(f"{prefix}sha256") != wanted.model_sha256:
         return False
-    threshold = detail.get(f"{prefix.removeprefix('model_')}threshold")
-    return _number(threshold) == wanted.threshold
+    limits = prefix.removeprefix("model_")
+    unsure = detail.get(f"{limits}unsure_above")
+    return (
+        _number(detail.get(f"{limits}threshold")) == wanted.threshold
+        and (None if unsure is None else _number(unsure)) == wanted.unsure_above
+    )
 
 
 def _number(text: Any) -> float:
@@ -136,6 +164,16 @@ def _gate(kind: Evidence, wanted: Judging, rows: Sequence[Row]) -> Shown:
     return Shown(kind, str(said[-1].get("problem", "")), str(said[-1].get("words", "")))
 
 
+def _samples(active: Judging, wanted: Judging, rows: Sequence[Row]) -> Shown:
+    """Of the active version's own list, where it names one: others could be chosen to suit."""
+    listed = active.samples_sha256
+    shown = [one for one in rows if listed is None or one["detail"].get("samples_sha256") == listed]
+    found = _gate("limit_samples", wanted, shown)
+    if shown == rows or not found.problem or listed is None:
+        return found
+    return replace(found, problem=f"{found.problem} (of the list of {active.name}, {listed[:12]})")
+
+
 def _measured(row: Row) -> Row:
     """A row of figures; limit samples that a station has shown to this model count as well."""
     if row["what"] == GATE:
@@ -152,14 +190,14 @@ def _compared(active: Judging, wanted: Judging, rows: Sequence[Row]) -> Shown:
     said = [
         one
         for one in _of(rows, COMPARED)
-        if one.get("a_sha256") == active.model_sha256 and _is_of(one, wanted, "b_")
+        if _is_of(one, active, "a_") and _is_of(one, wanted, "b_")
     ]
     if not said:
         return Shown("compare", f"not compared with {active.name}: `vqi model compare`")
     last = said[-1]
     signed = [one for one in _of(rows, SIGNED) if one["comparison"] == last["report_sha256"]]
     problem = _unsigned(last, signed)
-    flips = f"{len(json.loads(last['to_sign']))} from FAIL to PASS"
+    flips = f"{len(json.loads(last['to_sign']))} to PASS"
     return Shown("compare", problem, f"{last['plates']} plates, {flips}, all accounted for")
 
 
@@ -179,7 +217,7 @@ def _unsigned(compared: Row, signed: Sequence[Row]) -> str:
     is_covered = largest >= min(LEAST_SAMPLE, drawable)
     left = [name for name in flips if name not in opinions]
     left = [name for name in left if name in confirmed or not is_covered]
-    return f"{left[0]}: from FAIL to PASS, not signed ({len(left)} in all)" if left else ""
+    return f"{left[0]}: to PASS, not signed ({len(left)} in all)" if left else ""
 
 
 def _shadowed(active: Judging, wanted: Judging, rows: Sequence[Row]) -> Shown:

@@ -75,10 +75,12 @@ MODEL_CHANGES = """
 SHADOWED = """
     SELECT json_object('what', 'shadowed', 'detail', json_object(
         'model_sha256', body ->> '$.model_sha256', 'threshold', body -> '$.threshold',
+        'unsure_above', body -> '$.unsure_above',
         'judging_model_sha256', body ->> '$.judging_model_sha256',
         'plates', sum(json_array_length(body, '$.plates')))) AS body
     FROM row WHERE kind = 'shadow'
-    GROUP BY body ->> '$.model_sha256', body -> '$.threshold', body ->> '$.judging_model_sha256'
+    GROUP BY body ->> '$.model_sha256', body -> '$.threshold', body -> '$.unsure_above',
+        body ->> '$.judging_model_sha256'
 """
 """The threshold as it stands in the row: a number that SQLite read and wrote has 15 digits."""
 

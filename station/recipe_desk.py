@@ -199,8 +199,9 @@ class Desk:
         return former.name
 
     def evidence(self, name: str, rows: Callable[[], list[Json]] | None = None) -> list[Shown]:
-        """What the version in force asks of this one, which has another model, and what rows of the
-        log show of it; nothing where nothing is asked. Raises `RecipeError`."""
+        """What the version in force asks of this one, which has another model or looser limits,
+        and what rows of the log show of it; nothing where nothing is asked. Raises
+        `RecipeError`."""
         known, settings = self.known, self.configuration.value
         version = known.of(name)
         if not version.is_bound:
@@ -209,7 +210,7 @@ class Desk:
             active = known.active
             before = judging(active.name, active.table) if active else configured_judging(settings)
             wanted = judging(version.name, version.table)
-            if before.model_sha256 == wanted.model_sha256:
+            if wanted.needs_none_after(before):
                 return []
             if rows is not None:
                 return evidence(before, wanted, rows())

@@ -703,6 +703,8 @@ class ShadowBody(Body):
     model_id: str
     model_sha256: str
     threshold: float
+    unsure_above: float | None = None
+    """A plate with a tile above it does not pass; None where `threshold` alone divides."""
     runtime: str
     judging_model_id: str
     judging_model_sha256: str

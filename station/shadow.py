@@ -83,12 +83,14 @@ def candidate(
     """The model of a shadow as it would judge here by this recipe, once its bytes, its graph and
     its golden scores are what they should be. Raises `ModelError`, `ConfigError`."""
     own = recipe.value.model
-    if own.sha256 != shadow.sha256 or own.threshold != shadow.threshold:
+    said = (own.sha256, own.threshold, own.unsure_above)
+    if said != (shadow.sha256, shadow.threshold, shadow.unsure_above):
         update = {
             "id": shadow.model_id,
             "folder": shadow.folder,
             "sha256": shadow.sha256,
             "threshold": shadow.threshold,
+            "unsure_above": shadow.unsure_above,
         }
         value = recipe.value.model_copy(update={"model": own.model_copy(update=update)})
         recipe = replace(recipe, value=value, source="the model in the shadow")
@@ -172,6 +174,8 @@ class _Shadow:
         self._budget = Budget(shadow.share, life.began_s)
         self._classifier = _Paced(classifier, self._budget, life)
         self._threshold = classifier.threshold_for(shadow.threshold)
+        # A row of before they were said: the card's.
+        self._unsure_above = classifier.unsure_above_for(shadow.unsure_above)
         self._station: Channel | None = None
         self._journal: JournalClient | None = None
         self._judging: Json = {}
@@ -290,7 +294,7 @@ class _Shadow:
 
         recipe = Recipe.model_validate(said["recipe"])
         loaded = Loaded(recipe, "the station's", said["recipe_sha256"])
-        by = Judge(loaded, self._classifier, self._threshold, is_self_tested=True)
+        by = Judge(loaded, self._classifier, self._threshold, True, self._unsure_above)
         work = PlateWork(plate, said["judged"]["result_id"], 0, None, by)
         inspector = Inspector(geometry, 1, report)
         try:
@@ -363,6 +367,7 @@ class _Shadow:
             model_id=self._shadow.model_id,
             model_sha256=self._shadow.sha256,
             threshold=self._threshold,
+            unsure_above=self._unsure_above,
             runtime=self._classifier.runtime,
             **self._judging,
             plates=tuple(self._plates),

@@ -67,6 +67,7 @@ class Comparison:
     model_id: str
     model_sha256: str
     threshold: float | None
+    unsure_above: float | None
     runtime: str
     judging_model_id: str
     judging_model_sha256: str
@@ -137,7 +138,7 @@ def _rows(reader: Reader, model: str | None) -> Iterator[ShadowBody]:
 
 def _of(row: ShadowBody, found: dict[tuple[Any, ...], Comparison]) -> Comparison:
     names = (
-        *("model_id", "model_sha256", "threshold", "runtime"),
+        *("model_id", "model_sha256", "threshold", "unsure_above", "runtime"),
         *("judging_model_id", "judging_model_sha256", "judging_threshold"),
         *("recipe_id", "recipe_version", "recipe_sha256"),
     )
@@ -194,8 +195,8 @@ def _count_judged(
             same = [each for each in found.values() if _key(each, shadow.sha256) == key]
             if not same:
                 none = Comparison(
-                    shadow.model_id, shadow.sha256, shadow.threshold, "", line.model_id, "", None,
-                    line.recipe_id, line.recipe_version, "",
+                    shadow.model_id, shadow.sha256, shadow.threshold, shadow.unsure_above,
+                    "", line.model_id, "", None, line.recipe_id, line.recipe_version, "",
                 )  # fmt: skip
                 found[(shadow.sha256, *key)] = none
                 same = [none]

@@ -49,6 +49,8 @@ class Shadow:
     threshold: float
     share: float
     """Processor time that its process may take, of one core."""
+    unsure_above: float | None = None
+    """A plate with a tile above it does not pass; None where the recipe and the card say none."""
     stopped_at: str | None = None
     stopped_by: str = ""
     stop_reason: str = ""
@@ -109,6 +111,9 @@ def _no_start(known: Register, row: Row) -> str:
         return f"a share of {shadow.share:g} of a core; {LEAST_SHARE} to {MOST_SHARE} may be given"
     if not 0.0 <= shadow.threshold <= 1.0:
         return f"a threshold of {shadow.threshold:g}; it lies from 0 to 1"
+    unsure = shadow.unsure_above
+    if unsure is not None and not 0.0 <= unsure <= shadow.threshold:
+        return f"unsure above {unsure:g}; it lies from 0 to the threshold"
     if any(shadow.started_at == other.started_at for other in known.shadows):
         return f"one began at {shadow.started_at} already"
     return ""
@@ -150,6 +155,7 @@ def _started(row: Row) -> Shadow:
         sha256=detail["sha256"],
         threshold=float(detail["threshold"]),
         share=float(detail["share"]),
+        unsure_above=float(detail["unsure_above"]) if detail.get("unsure_above") else None,
     )
 
 
@@ -163,6 +169,7 @@ def started_change(
     share: float,
     who: str,
     reason: str,
+    unsure_above: float | None = None,
 ) -> ChangeBody:
     detail = {
         "folder": folder,
@@ -171,6 +178,7 @@ def started_change(
         "threshold": repr(threshold),
         "share": repr(share),
         "reason": reason,
+        **({} if unsure_above is None else {"unsure_above": repr(unsure_above)}),
     }
     return ChangeBody(station_id=station_id, what=STARTED, who=who, detail=detail)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from other_models import SHIPPED, leaning_model
 from station_rig import Rig, vqi
 
-from models.card import read_card
+from models.card import read_card, write_card
 from models.registry import shipped_model
 from station.compare import (
     PICTURES,
@@ -26,6 +27,7 @@ from station.compare import (
     Replayed,
     by_risk,
     contestant,
+    is_of_the_strip,
     open_plan,
     read_register,
     replay,
@@ -42,12 +44,12 @@ from station.comparisons import (
     register,
     signed_change,
 )
-from station.config import load_configuration
+from station.config import load_configuration, load_recipe
 from station.images import ImageFolder
 from station.log_reader import Reader
 from station.log_verify import verify
 from station.page_door import objection as page_objection
-from station.record import ChangeBody, ReviewBody, Verdict
+from station.record import ChangeBody, Reason, ReviewBody, Verdict
 from station.reviews import last_judged
 from station.signing import journal_at_hand
 
@@ -468,6 +470,31 @@ def test_a_model_is_named_by_a_version_of_a_recipe(lived: Rig) -> None:
     assert contestant(loaded, "small@2", 0.5).model.threshold == 0.5
     with pytest.raises(Exception, match="no such model"):
         contestant(loaded, "none", None)
+
+
+def test_each_model_has_its_own_doubt(lived: Rig, tmp_path: Path) -> None:
+    """The same bytes, and a card that is unsure of nearly everything: what the plates' recipe says
+    of the one is not said of the other, and what only the other passes is signed."""
+    folder = shutil.copytree(shipped_model(SHIPPED), tmp_path / SHIPPED)
+    card = read_card(folder)
+    limits = card.threshold.model_copy(update={"unsure_above": 1e-9})
+    write_card(folder, card.model_copy(update={"threshold": limits}))
+    loaded = load_configuration(str(lived.folder / "station.toml"))
+    sure, unsure = contestant(loaded, SHIPPED, None), contestant(loaded, str(folder), None)
+    assert (sure.model.unsure_above, unsure.model.unsure_above) == (None, 1e-9)
+    recipe = unsure.of(load_recipe(str(lived.folder / "recipe.toml")))
+    assert sure.of(recipe).value.model.unsure_above is None
+    pair = (unsure, sure)
+    plan = open_plan(tmp_path, loaded, pair, SINCE, None)
+    plates = replay(loaded, tmp_path, plan, pair)
+    passed = {one.result_id for one in plates if one.b and one.b.verdict is Verdict.PASS}
+    assert passed
+    assert {one.result_id for one in plates if one.flip == "UNDECIDED -> PASS"} == passed
+    assert {one.a.reason for one in plates if one.a and one.is_to_sign} == {Reason.UNSURE}
+    row = compared_change(build_report(plan, plates, tmp_path), b"", "eve").detail
+    assert set(json.loads(row["to_sign"])) == passed
+    assert (row["a_unsure_above"], "b_unsure_above" in row) == ("1e-09", False)
+    assert not is_of_the_strip(Reason.UNSURE), "a plate of the record that another may judge"
 
 
 def test_the_page_may_sign_and_not_compare() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import queue
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from drivers.camera.settings import SimulatedCameraSettings
 from drivers.camera.simulated import SimulatedCamera
 from models.classifier import Classifier
 from models.registry import find_model
-from station.config import DriftRecipe, Loaded, Recipe
+from station.config import DriftRecipe, Loaded, Recipe, load_configuration, load_recipe
 from station.crossweb import column_profile
 from station.drift import UNMEASURED_PLATES, Drift, state_file
 from station.drift_charts import (
@@ -32,14 +35,25 @@ from station.drift_charts import (
     point_of,
     ratios,
 )
-from station.drift_log import LIMITS, RELEARN, DriftRegister, change, objection, register
+from station.drift_log import (
+    ALARM,
+    LIMITS,
+    PAGE_KEYS,
+    RELEARN,
+    DriftRegister,
+    change,
+    objection,
+    register,
+)
 from station.inspection import Inspector, PlateScored, PlateWork
 from station.ipc import Json
 from station.journal import JournalClient
 from station.judge import Judge
+from station.pipeline import Options, Station
 from station.plate_features import plate_features
 from station.plate_names import NAMES, SECTIONS
 from station.record import ChangeBody
+from station.signing import journal_at_hand
 from station.strip import PlateClosed, PlateOpened, StripCutter, TileRowReady, buffer_lines
 from station.tiling import Geometry
 from station.view import plain_line
@@ -369,12 +383,59 @@ def test_rows_that_say_nothing_are_refused(what: str, who: str, detail: dict[str
     assert not register([row]).limits
 
 
+def test_a_station_is_told_the_limits_of_every_key_that_it_ever_had(tmp_path: Path) -> None:
+    """A line of many products comes back to its oldest one."""
+    rig, first = Rig(tmp_path), limits_row("k-0")
+    config = rig.write()
+    rows = [
+        first.model_copy(update={"detail": {**first.detail, "key": f"k-{number}"}})
+        for number in range(PAGE_KEYS + 2)
+    ]
+    alarm = change("t", ALARM, {"key": "k-9", "cause": "light"})
+    with journal_at_hand(str(config), load_configuration(str(config)).value) as journal:
+        assert journal.hello()["drift"] == {"limits": {}, "standing": {}}
+        for row in [*rows, alarm]:
+            assert journal.submit([row])["ok"]
+        known = DriftRegister(**journal.hello()["drift"])
+    assert known.limits == {row.detail["key"]: row.detail for row in rows}
+    assert known.standing == {"k-9": alarm.detail}
+
+
+def test_a_row_of_drift_that_is_refused_ends_no_station(tmp_path: Path) -> None:
+    config = Rig(tmp_path).write()
+    said: list[Json] = []
+    recipe = load_recipe(str(tmp_path / "recipe.toml"))
+    parts: Any = Station(load_configuration(str(config)), recipe, Options(), said.append)
+    parts._outbox._gone_at = time.monotonic()
+    first, second = limits_row(), limits_row(seed=2)
+    parts._drift_log, parts._health = register([]), SimpleNamespace(attentions=[])
+    parts._make_drift = lambda known: watch(tmp_path / "j", rows=[first] if known.limits else [])
+    parts._drift = parts._make_drift(parts._drift_log)
+    # Here none are known, in the log some are.
+    parts._say_drift([first])
+    (item,) = parts._outbox._unsent
+    item.refused({"ok": False, "error": "these plates have limits already"})
+    assert parts._drift_log.limits == {}, "what the log does not say does not hold"
+    assert parts._drift.status()["state"] == "learning"
+    assert "have limits already" in parts._problems["drift"]
+    assert any("have limits already" in text for text in parts._attention_texts)
+    # Here some are known: others are not even sent, nor what rests on them.
+    parts._outbox._unsent.clear()
+    parts._say_drift([first])
+    assert "drift" not in parts._problems
+    parts._say_drift([second, change("t", ALARM, {"key": "k", "cause": "light"})])
+    assert [one.rows for one in parts._outbox._unsent] == [[first]]
+    assert "--relearn" in parts._problems["drift"]
+    assert parts._drift_log.limits["k"] == first.detail
+    assert parts._drift_log.strange == []
+
+
 # --- the watch ----------------------------------------------------------------------------------
 
 
 def watch(folder: Path, key: str = "k", rows: list[ChangeBody] | None = None) -> Drift:
     """As after a start that finds these rows in the log."""
-    known = DriftRegister(**register(row.as_json() for row in rows or []).brief())
+    known = register(row.as_json() for row in rows or [])
     folder.mkdir(exist_ok=True)
     return Drift(DriftRecipe(learn_plates=160), "t", key, {"recipe": "small@1"}, folder, known)
 

@@ -21,7 +21,7 @@ from test_recipe_switch import EndedFeed
 
 from models.card import sha256_of
 from models.classifier import Classifier
-from station.candidate import measure_recipe_samples
+from station.candidate import measure_samples
 from station.config import ConfigError, Loaded, load_configuration, load_recipe
 from station.control import send_command
 from station.inspection import Inspector
@@ -192,13 +192,32 @@ def test_a_list_that_proves_nothing_is_refused(rig: Rig, text: str, said: str) -
 
 def test_a_gate_shows_the_versions_own_samples_as_the_station_would(rig: Rig) -> None:
     loaded, recipe = recipe_of(rig)
-    shown = measure_recipe_samples(loaded, recipe)
+    shown = measure_samples(loaded, recipe)
     assert (shown["problem"], shown["words"]) == ("", "2 fail and 2 pass as they should")
     assert shown["samples_sha256"] == recipe.value.limit_samples.sha256
     bad = swap(rig.folder / "samples")
+    assert f"{bad} is not the sample of the list" in measure_samples(loaded, recipe)["problem"]
+
+
+def test_a_gate_binds_the_pictures_of_whatever_list_it_is_given(rig: Rig) -> None:
+    """Another list has another sum; one that binds no picture is refused."""
+    loaded, recipe = recipe_of(rig)
+    own = rig.folder / "samples"
+    other = Path(shutil.copytree(own, rig.folder / "other"))
+    shown = measure_samples(loaded, recipe, other)
+    assert shown == measure_samples(loaded, recipe), "the same list"
+    text = (other / "samples.csv").read_text()
+    (other / "samples.csv").write_text(text + text.splitlines()[-1] + "\n")
+    another = measure_samples(loaded, recipe, other)
+    assert another["problem"] == ""
+    assert another["samples_sha256"] != shown["samples_sha256"]
+    bad = swap(other)
     assert (
-        f"{bad} is not the sample of the list" in measure_recipe_samples(loaded, recipe)["problem"]
+        f"{bad} is not the sample of the list" in measure_samples(loaded, recipe, other)["problem"]
     )
+    (other / "samples.csv").write_text("file,expected\n" + text.splitlines()[-1].rsplit(",", 1)[0])
+    with pytest.raises(SamplesError, match="has no sha256"):
+        measure_samples(loaded, recipe, other)
 
 
 def test_a_sum_without_a_folder_is_a_mistake(rig: Rig) -> None:

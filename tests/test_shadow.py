@@ -8,9 +8,12 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import Result
 from sqlalchemy import text
@@ -18,13 +21,16 @@ from station_rig import Rig, check_conservation, children, vqi, wait_until
 from test_qms import result
 from typer.testing import CliRunner
 
+from models.classifier import Classifier
 from models.registry import shipped_model
 from station.certificate import rows_of_certificate
 from station.cli.model_shadow import app
 from station.config import load_configuration
 from station.log_reader import Filter, Reader
 from station.log_verify import verify
+from station.offline import cut_picture, plate_of
 from station.processes import process_figures
+from station.product import geometry_of, load_product
 from station.qms import Store
 from station.quality import proportion
 from station.record import (
@@ -36,7 +42,7 @@ from station.record import (
     Verdict,
     result_id,
 )
-from station.shadow import Budget
+from station.shadow import Budget, _Shadow
 from station.shadow_report import RISK, comparisons
 from station.shadows import (
     STARTED,
@@ -489,6 +495,53 @@ def test_a_recipe_version_is_shadowed_at_its_own_threshold(config: Path, tmp_pat
     assert "small@3" in here(config, "start", "small@3", "--reason", "to see").output
 
 
+def test_a_plate_that_the_candidate_doubts_is_none_that_it_passes(
+    config: Path, tmp_path: Path
+) -> None:
+    file = copied(tmp_path) / "card.json"
+    card = json.loads(file.read_text())
+    card["threshold"] |= {"value": 1.0, "unsure_above": 1e-9}
+    file.write_text(json.dumps(card))
+    start = ("start", str(file.parent), "--reason", "to see", "--threshold", "1", "--json")
+    done = here(config, *start)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output)["unsure_above"] == 1e-9
+    loaded = load_configuration(str(config))
+    with Reader(loaded.value.journal.directory) as reader:
+        active = register(reader.shadow_changes()).active
+    assert active is not None
+    assert active.unsure_above == 1e-9, "the row says so"
+    recipe = load_product(loaded)
+    plate = recipe.value.plate.model_copy(update={"outline": "whole"})
+    recipe = replace(recipe, value=recipe.value.model_copy(update={"plate": plate}))
+    picture = np.random.default_rng(1).integers(100, 140, (400, 600), np.uint8)
+    geometry = geometry_of(recipe, 0.1, 600)
+    cut = plate_of(cut_picture(picture, geometry))
+    said = {
+        "recipe": recipe.value.model_dump(mode="json"),
+        "recipe_sha256": recipe.sha256,
+        "judged": {"result_id": "s-1"},
+        "loan": 1,
+    }
+    for unsure, verdict, reason in (
+        (None, Verdict.PASS, None),
+        (1e-9, Verdict.UNDECIDED, Reason.UNSURE),
+    ):
+        parts: Any = SimpleNamespace(
+            is_ending=False, began_s=0.0, send=lambda message: None, value=loaded.value
+        )
+        one = replace(active, unsure_above=unsure, share=1.0)
+        classifier = Classifier.load(shipped_model(MODEL))
+        judgement = _Shadow(loaded.value, one, classifier, parts)._score(
+            parts,
+            said,
+            cut,
+            geometry,  # type: ignore[arg-type]
+        )
+        assert judgement is not None
+        assert (judgement.verdict, judgement.reason) == (verdict, reason)
+
+
 def test_what_a_promotion_counts_has_the_threshold_to_the_last_bit(tmp_path: Path) -> None:
     """SQLite writes a number that it has read with 15 digits."""
     threshold = 0.01507100835442543
@@ -503,3 +556,10 @@ def test_what_a_promotion_counts_has_the_threshold_to_the_last_bit(tmp_path: Pat
     assert [(one["detail"]["threshold"], one["detail"]["plates"]) for one in found] == [
         (threshold, 3)
     ]
+    doubted = second.model_copy(update={"unsure_above": 0.01, "written_at": "2026-01-01"})
+    with Store(tmp_path) as store:
+        store.append([doubted])
+        counts = {
+            one["detail"]["unsure_above"]: one["detail"]["plates"] for one in store.model_changes()
+        }
+    assert counts == {None: 3, 0.01: 1}, "other limits are another candidate"

@@ -13,14 +13,12 @@ from typing import Annotated
 
 import typer
 
-from drivers.camera.picture import PictureError
 from models.card import ModelCard, ModelError
 from models.classifier import Classifier
 from models.registry import list_models
 from station.candidate import (
     measure_audit,
     measure_precision,
-    measure_recipe_samples,
     measure_samples,
 )
 from station.cli.common import (
@@ -207,8 +205,10 @@ def gate(
     samples: Annotated[
         Path | None,
         typer.Option(
-            help="Limit samples: a CSV of file,expected, or a folder with samples.csv. Default: "
-            "those that the version names."
+            exists=True,
+            file_okay=False,
+            help="Folder of limit samples with samples.csv (file,expected,sha256). Default: those "
+            "that the version names; they must be, where the recipe in force names some.",
         ),
     ] = None,
     who: WhoOption = None,
@@ -241,17 +241,11 @@ def gate(
 
 
 def _shown_samples(desk: Desk, wanted: Loaded[Recipe], path: Path | None) -> dict[str, str]:
-    """Those of the path, or the version's own. Raises `RecipeError`."""
-    if path is None:
-        try:
-            return measure_recipe_samples(desk.configuration, wanted)
-        except SamplesError as error:
-            raise RecipeError(str(error)) from error
-    file = path / "samples.csv" if path.is_dir() else path
+    """Those of the folder, or the version's own. Raises `RecipeError`."""
     try:
-        return measure_samples(desk.configuration, wanted, file)
-    except (OSError, ValueError, KeyError, AttributeError, PictureError) as error:
-        raise RecipeError(f"{file}: {error}") from error
+        return measure_samples(desk.configuration, wanted, path)
+    except SamplesError as error:
+        raise RecipeError(str(error)) from error
 
 
 def rollback(

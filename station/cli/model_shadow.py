@@ -16,8 +16,7 @@ from station.config import ConfigError, Configuration, Loaded
 from station.control import send_command
 from station.ipc import Json, PeerGone
 from station.log_reader import Reader
-from station.model_store import ModelStore
-from station.product import load_product, model_folder, named_model
+from station.product import limits_of, load_product, named_model
 from station.qms import DATABASE, StoreError
 from station.record import ChangeBody, score_text
 from station.shadow import candidate
@@ -92,20 +91,17 @@ def start(
     """Let a model score plates in the shadow, once card, bytes and golden scores are right."""
     loaded = load_or_exit(config)
     with _plain_errors():
-        store = ModelStore.of(loaded.value)
         found, own = named_model(loaded.value, model)
         folder = found.resolve()
         card, recipe = read_card(folder), load_product(loaded)
-        if threshold is None:
-            judges = read_card(model_folder(recipe, store)).sha256 == card.sha256
-            own = recipe.value.model.threshold if judges and own is None else own
-            threshold = card.threshold.value if own is None else own
+        fails_above, unsure_above = limits_of(loaded.value, card, own, threshold)
         row = started_change(
             loaded.value.station.id,
             folder=str(folder),
             model_id=card.id,
             sha256=card.sha256,
-            threshold=threshold,
+            threshold=fails_above,
+            unsure_above=unsure_above,
             share=share,
             who=who or getpass.getuser(),
             reason=reason,
@@ -235,6 +231,7 @@ def _said(shadow: Shadow) -> Json:
         "sha256": shadow.sha256,
         "folder": shadow.folder,
         "threshold": shadow.threshold,
+        "unsure_above": shadow.unsure_above,
         "share": shadow.share,
         "started_at": shadow.started_at,
         "who": shadow.who,
@@ -243,7 +240,8 @@ def _said(shadow: Shadow) -> Json:
 
 
 def _line(shadow: Shadow) -> str:
+    unsure = "" if shadow.unsure_above is None else f", unsure above {shadow.unsure_above:g}"
     return (
-        f"{shadow.model_id} ({shadow.sha256[:12]}), threshold {shadow.threshold:g}, share "
+        f"{shadow.model_id} ({shadow.sha256[:12]}), threshold {shadow.threshold:g}{unsure}, share "
         f"{shadow.share:g} of a core, since {shadow.started_at} by {shadow.who}: {shadow.reason}"
     )

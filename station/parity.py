@@ -22,16 +22,11 @@ from station.offline import Inspection, PictureInspector
 from station.precision import load_classifier
 from station.qms import IMAGES
 from station.recipes import DIFFERS, EQUAL, NOTHING
-from station.record import Reason
 from station.strip import Pixels
 from station.tables import PLATE
 
 MOST_PLATES = 8
 """Scored again, the last ones."""
-_OF_SCORES = OF_SCORES | {Reason.UNSURE}
-"""Reasons of plates that were scored whole: of another one (the belt stopped, the edge is not
-straight) some tiles' scores are missing, and its picture may be cut otherwise when it stands alone.
-"""
 _LOOK_AT = 500
 """Records that are looked through for whole plates: of those that pass, few are kept whole."""
 
@@ -97,7 +92,9 @@ def check_parity(configuration: Loaded[Configuration], recipe: Loaded[Recipe]) -
     with Reader(directory) as reader:
         for body in _records(reader, recipe):
             picture = None
-            is_of_scores = body["reason"] in _OF_SCORES and body["tiles"]
+            # Of another one (the belt stopped, the edge is not straight) tiles are missing, and its
+            # picture may be cut otherwise when it stands alone.
+            is_of_scores = body["reason"] in OF_SCORES and body["tiles"]
             if is_of_scores and body["runtime"] == classifier.runtime:
                 picture = whole_plate(directory / IMAGES, body)
             if picture is None:

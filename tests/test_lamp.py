@@ -726,6 +726,8 @@ def station(site: Site, lamp: object) -> Iterator[Station]:
     station = Station(loaded, recipe, Options(), lambda event: None)
     known: Any = SimpleNamespace(provenance=PRODUCTION)
     station._context = known
+    nobody: Any = SimpleNamespace(keep=lambda: None, close=lambda: None)
+    station._lending = nobody
     station._outbox._gone_at = time.monotonic()
     station._last_figures_ns = time.monotonic_ns()
     station._open_lamp(5.0)

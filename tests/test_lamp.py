@@ -191,7 +191,7 @@ def no_more_processes(pid: int) -> Iterator[None]:
 
 
 def test_fault_is_written_before_anybody_can_connect(site: Site, lamp: object) -> None:
-    assert site.tower.elements() == FAULT
+    site.wait_for_elements(FAULT)  # the recorder may be some milliseconds behind the lamp
     with site.client() as client:
         status = client.status()
     assert status["state"] == "fault"

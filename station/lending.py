@@ -21,17 +21,16 @@ import numpy as np
 from station.inspection import BufferPool, PlateBuffer, PlateWork
 from station.ipc import Channel, Json, Listener, NotAMessage, PeerGone
 from station.log_lines import get_logger
-from station.record import Reason, ResultBody
+from station.record import ResultBody
 from station.results import Context
 from station.shadows import shadow_path
 from station.strip import Pixels, Plate, buffer_lines
 from station.tiling import Rows
+from station.verdict import OF_SCORES
 
 _LOG = get_logger("shadow")
 SILENCE_LIMIT_S = 10.0
 """A shadow that says nothing for so long loses the plate; it says something with each chunk."""
-OF_SCORES = frozenset({None, Reason.UNSURE, Reason.NON_FINITE, Reason.UNLIT, Reason.OBSCURED})
-"""Reasons of verdicts that rest on the plate's scores and pixels: others say nothing of a model."""
 _SIDES = ("left", "right", "region_left", "region_right")
 
 

@@ -16,7 +16,6 @@ from sqlalchemy import select
 
 from station.config import Configuration, Loaded, Recipe
 from station.ipc import Json
-from station.lending import OF_SCORES
 from station.log_reader import Reader
 from station.offline import Inspection, PictureInspector
 from station.precision import load_classifier
@@ -24,6 +23,7 @@ from station.qms import IMAGES
 from station.recipes import DIFFERS, EQUAL, NOTHING
 from station.strip import Pixels
 from station.tables import PLATE
+from station.verdict import OF_SCORES
 
 MOST_PLATES = 8
 """Scored again, the last ones."""

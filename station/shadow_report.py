@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from sqlalchemy import text
 
-from station.lending import OF_SCORES
 from station.log_reader import Reader
 from station.quality import Rate, proportion
 from station.record import ShadowBody, Verdict
 from station.shadows import STARTED, STOPPED, Register, register
+from station.verdict import OF_SCORES
 
 Json = dict[str, Any]
 _PASS, _FAIL, _UNDECIDED = Verdict.PASS, Verdict.FAIL, Verdict.UNDECIDED

@@ -14,6 +14,8 @@ from station.tiling import OUTSIDE, TILE_PX, TileRow
 
 MAX_DEFECTS = 100
 """Defects listed in a record; more are counted."""
+OF_SCORES = frozenset({None, Reason.UNSURE, Reason.NON_FINITE, Reason.UNLIT, Reason.OBSCURED})
+"""Reasons of verdicts that rest on the plate's scores and pixels: others say nothing of a model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,6 +208,12 @@ class Drift:
 
     # --- rows -----------------------------------------------------------------------------------
 
+    def leave(self) -> list[ChangeBody]:
+        """Another model judges from here on: what stood was said of this one's plates."""
+        rows = self._end("another model judges") if self._standing else []
+        self.save()
+        return rows
+
     def relearn(self, who: str, reason: str, account: str = "") -> list[ChangeBody]:
         """A person has the limits learned anew, from the plates that come."""
         rows = self._end("limits are learned anew") if self._standing else []

@@ -780,7 +780,7 @@ class Station:
         goes_back = self._switch.is_rollback
         self._switch.taken_up(tested.judge.recipe)
         self._samples.adopt(tested.judge.recipe, samples)
-        self._drift.save()
+        self._say_drift(self._drift.leave())
         self._drift = self._make_drift(self._drift_log)
         self._set_problem("limit_samples", self._samples.problem)
         self._parity = {}

@@ -466,6 +466,17 @@ def test_a_station_learns_watches_calls_and_is_well_again(tmp_path: Path) -> Non
     assert watched.attentions == []
 
 
+def test_an_alarm_ends_with_the_model_whose_plates_it_was_said_of(tmp_path: Path) -> None:
+    watched = watch(tmp_path)
+    learned = run(watched, stream(400))
+    assert watched.leave() == []
+    begun = run(watched, stream(32, seed=2, change=LIGHT))
+    (ended,) = watched.leave()
+    assert (ended.what, ended.detail["why"]) == ("drift_cleared", "another model judges")
+    assert watched.attentions == []
+    assert watch(tmp_path, rows=[*learned, *begun, ended]).attentions == []
+
+
 @pytest.mark.parametrize("cut", [3, 100, 331, 420, 443])
 def test_a_restart_goes_on_where_it_was(tmp_path: Path, cut: int) -> None:
     plates = np.concatenate([stream(410), stream(60, seed=2, change=LIGHT)])

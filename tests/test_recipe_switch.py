@@ -63,7 +63,7 @@ def station(tmp_path: Path) -> Iterator[Station]:
     parts._context = SimpleNamespace(
         provenance=Provenance.PRODUCTION, camera=CAMERA, shift_at=lambda _: "early"
     )
-    parts._drift = SimpleNamespace(save=lambda: None, attentions=[])
+    parts._drift = SimpleNamespace(save=lambda: None, leave=list, attentions=[])
     parts._drift_log, parts._make_drift = None, lambda _: parts._drift
     parts._health = SimpleNamespace(attentions=[])
     parts._commissioned = Commissioned("7", "ab")

@@ -207,6 +207,8 @@ def test_a_plc_reads_what_the_station_says_while_it_says_it(site: Site) -> None:
             speaker.say()
             speaker.result(*case)
             eventually(lambda wanted=number: len(plc.results) == wanted, f"result {number}")
+            # The next one must not come before its ACK: that would be an overrun.
+            eventually(lambda: bool(plc.last and not plc.last.result_valid), "the ACK")
         said = [(r.result, r.ok, r.ng, r.undecided, r.not_production) for r in plc.results]
         assert said == [
             (1, True, False, False, False),

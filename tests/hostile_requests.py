@@ -128,7 +128,7 @@ _BREAK_OUTS = ("\"'>", "</title>", "</script>", "</textarea>")
 
 def _markup() -> list[str]:
     """Scripts by every door that HTML has, alone and after what ends an attribute or element."""
-    out = [end + script for end in _BREAK_OUTS for script in _SCRIPTS[:16]]
+    out = [end + script for end in _BREAK_OUTS for script in _SCRIPTS]
     handlers = (
         "\" onmouseover=alert('vqix') x=\"",
         "' onfocus=alert('vqix') autofocus x='",

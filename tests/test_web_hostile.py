@@ -16,7 +16,7 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 import pytest
-from hostile_requests import CANARY, Headers, Text, forged, rebound, texts, wire
+from hostile_requests import CANARY, Headers, Text, counted, forged, rebound, texts, wire
 from hostile_rig import MAY_BE_SLOW_S, Attacker, Sent, Slot, hit, sent, slots_of, write_hostile_log
 from web_rig import WebRig, plate, running_journal, web_rig
 
@@ -63,6 +63,10 @@ def _attacks(rig: WebRig, those: Sequence[Text], share: int) -> Iterator[tuple[S
         for place, slots in enumerate(places):
             if (number + place) % share == 0:
                 yield slots[number // share % len(slots)], one.text
+
+
+def test_there_are_five_hundred() -> None:
+    assert sum(counted().values()) >= 500
 
 
 def test_some_texts_of_each_kind_against_every_route(rig: WebRig, attacker: Attacker) -> None:

@@ -20,7 +20,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from station.plate_names import MAP, NAMES, SCALARS
 
@@ -262,6 +261,8 @@ def _freedom(correlation: Floats, count: int) -> Floats:
 
 
 def _student(tail: float, freedom: Floats) -> Floats:
+    from scipy import special  # a fifth of a second that no start of a station need take
+
     return np.asarray(-special.stdtrit(freedom, tail))
 
 
@@ -270,6 +271,8 @@ def _map_limit(
 ) -> tuple[Floats, float]:
     """Inverse covariance of the weighted means of the map's features, and the limit of their
     distance (Hotelling)."""
+    from scipy import special
+
     size = len(MAP)
     known = seen[np.isfinite(seen[:, _IN_MAP]).all(axis=1)][:, _IN_MAP]
     if not is_used[_IN_MAP].all() or len(known) < 4 * size:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import special
 
 from models.training.evaluate import Figure, clopper_pearson, order_statistic, rate
 from station.synthesize import PlateSource, TileScorer
@@ -151,6 +150,8 @@ def measure_calibration(
 ) -> Calibration:
     """Fit Platt's two numbers on some plates, measure them on others; both hold good and defective
     plates."""
+    from scipy import special  # a fifth of a second that no start of a station need take
+
     from models.training.train import calibrate  # with all that training needs
 
     labels, scores = _arrays(fitting)

@@ -109,6 +109,7 @@ def test_every_network_has_its_row(rows: dict[str, BenchmarkRow]) -> None:
     assert [row.model is None for row in rows.values()] == [False, True, True, True, True]
 
 
+@pytest.mark.long
 def test_ours_has_a_row_for_each_faster_precision(every_row: list[BenchmarkRow]) -> None:
     try:
         check_available("bf16")

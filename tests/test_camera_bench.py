@@ -158,6 +158,7 @@ def at_a_terminal(*arguments: str) -> str:
 # --- calibrate ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_calibrated_station_sees_an_even_target(simulator: Rig, tmp_path: Path) -> None:
     config = with_features(
         simulator, SimVignetting=20.0, SimPixelNonUniformity=3.0, SimDarkLevel=4.0, SimNoise=2.0
@@ -316,6 +317,7 @@ def test_the_light_barrier_s_distance_is_found(simulator: Rig) -> None:
     assert "too near" in row["reject"]["problems"][0]
 
 
+@pytest.mark.long
 def test_a_camera_that_warms_up_is_waited_for(simulator: Rig) -> None:
     config = with_features(simulator, SimDarkLevel=4.0, SimTemperatureDrift=60.0)
     cold = ("warm-up", "--config", config, "--minutes", "0.05", "--seconds", "5")

@@ -147,6 +147,7 @@ def commission(rig: Rig, *options: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+@pytest.mark.long
 def test_a_light_without_read_back_takes_a_person(tmp_path: Path) -> None:
     rig = lamp_rig(tmp_path)
     rig.write()
@@ -174,6 +175,7 @@ def test_a_light_that_is_not_there_is_not_done(tmp_path: Path) -> None:
     assert str(tmp_path / "tower") in row["reason"]
 
 
+@pytest.mark.long
 def test_the_dry_run_is_the_station_and_too_few_plates_do_not_pass_it(tmp_path: Path) -> None:
     rig = Rig(tmp_path, camera={"bank_plates": 2}, specimen={"contrast_scale": 3.0})
     rig.write()
@@ -466,6 +468,7 @@ def test_what_was_not_read_or_has_not_passed_cannot_be_signed(
         signable.folder.write_step(before)
 
 
+@pytest.mark.long
 def test_another_camera_than_the_steps_had_cannot_be_signed(signable: Signable) -> None:
     text = Path(signable.config).read_text()
     before = signable.folder.steps()["camera"]
@@ -482,6 +485,7 @@ def test_another_camera_than_the_steps_had_cannot_be_signed(signable: Signable) 
         vqi("commission", "--config", signable.config, "--run", "sat")
 
 
+@pytest.mark.long
 def test_without_a_place_for_the_file_nothing_is_signed(tmp_path: Path) -> None:
     config = str(Rig(tmp_path).write())
     done = vqi("commission", "sign", "--config", config, "--who", "A. Engineer")

@@ -136,12 +136,13 @@ def test_a_line_that_is_right_passes_every_step(line: Line) -> None:
             {"SimDirtPosition": 300, "SimDirtWidth": 12, "SimDirtContrast": 30.0},
             {"flat_field": ("target and lens", "structure at columns 29")},
         ),
-        (
+        pytest.param(
             {"SimBeltSpeed": 1.1 * BELT_MM_S, "SimTemperatureDrift": 100.0},
             {
                 "rate": ("line rate, from the frames' times", ""),
                 "warm_up": ("temperature and dark level still for", ""),
             },
+            marks=pytest.mark.long,
         ),
     ],
     ids=["divider and flat field", "defocus and old light", "dirt", "belt and cold camera"],

@@ -207,6 +207,7 @@ def test_check_minds_a_file_for_another_camera(
     assert why in found
 
 
+@pytest.mark.long
 def test_a_start_says_whether_its_plates_are_production_and_why(viky: Viky) -> None:
     viky.sign()
     with viky.rig.running():

@@ -595,6 +595,7 @@ def drift_rows(rig: Rig) -> list[Json]:
     return [row for row in rig.rows("change") if row["what"].startswith("drift")]
 
 
+@pytest.mark.long
 def test_a_line_whose_light_and_material_change_says_which(rig: Rig) -> None:
     """One log through four lives: well, in less light, well again, another material."""
     result = rig.run("--plates", "104")

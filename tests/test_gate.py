@@ -474,6 +474,7 @@ def test_the_whole_gate_writes_a_record_that_holds(station: Station, fp32: Class
     assert (chosen.classifier.precision == "fp32") == (not passed)
 
 
+@pytest.mark.long
 def test_live_inspected_and_replayed_bf16_scores_are_the_same_bits(
     tmp_path: Path, passed: GateRecord
 ) -> None:

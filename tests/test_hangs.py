@@ -423,6 +423,7 @@ def test_damaged_machine_scores_are_not_taken_for_a_first_sight(rig: Rig) -> Non
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_other_bits_need_a_person_who_says_so_and_the_log_says_who(rig: Rig) -> None:
     assert rig.run("--plates", "1").status == 0
     path = rig.journal / "machine-scores.json"
@@ -438,6 +439,7 @@ def test_other_bits_need_a_person_who_says_so_and_the_log_says_who(rig: Rig) -> 
     assert f" by {getpass.getuser()}" in starts[-1]["machine_accepted"]
 
 
+@pytest.mark.long
 def test_a_log_that_was_changed_long_ago_calls_a_person(rig: Rig) -> None:
     assert rig.run("--plates", "40").status == 0  # far more rows than a start looks at
     path = rig.journal / DATABASE

@@ -722,6 +722,7 @@ def test_belt_light_and_camera_are_watched_on_the_real_path(rig: Rig) -> None:
     assert by_name["exposure"]["measured"] < 48
 
 
+@pytest.mark.long
 def test_the_light_can_be_learned_anew(rig: Rig) -> None:
     rig.recipe_lines = "[health]\nreference_plates = 4\nlight_plates = 4\n"
     dim_from = int(8 * 100 / 0.1 / 64)
@@ -748,8 +749,12 @@ DEAD_PIXEL = {"SimDeadPixel": 303}
     ("features", "texts"),
     [
         ({**DIRT, "SimBeltSpeed": 390.0}, {"clean crossweb 32-36 mm", "belt slips"}),
-        ({**DEAD_PIXEL, "SimVignetting": 20.0}, {"clean crossweb 30.3-30.4 mm"}),
-        ({"SimLightLevel": 40.0}, {"plates are dark"}),
+        pytest.param(
+            {**DEAD_PIXEL, "SimVignetting": 20.0},
+            {"clean crossweb 30.3-30.4 mm"},
+            marks=pytest.mark.long,
+        ),
+        pytest.param({"SimLightLevel": 40.0}, {"plates are dark"}, marks=pytest.mark.long),
     ],
 )
 def test_faults_of_a_camera_behind_gentl_are_named(

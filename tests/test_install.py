@@ -41,6 +41,7 @@ def check_works(vqi: tuple[str | Path, ...], folder: Path, **environment: str) -
     assert [entry.name for entry in folder.iterdir()] == ["var"]
 
 
+@pytest.mark.long
 def test_the_wheel_holds_all_that_runs(tmp_path: Path) -> None:
     """The built package alone, beside the libraries that are installed here."""
     target, elsewhere = tmp_path / "target", tmp_path / "elsewhere"

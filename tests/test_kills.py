@@ -297,7 +297,7 @@ def test_a_start_after_a_kill_at_any_moment_of_the_start_before(tmp_path: Path) 
         assert verify(reader).findings == []
 
 
-@pytest.mark.parametrize("kind", ["result", "downtime"])
+@pytest.mark.parametrize("kind", ["result", pytest.param("downtime", marks=pytest.mark.long)])
 def test_the_conservation_check_misses_no_missing_row(tmp_path: Path, kind: str) -> None:
     """Negative control: the law must not hold where one row is kept from it."""
 

@@ -360,6 +360,7 @@ def test_a_station_whose_recipe_names_none_is_as_ever(rig: Rig) -> None:
     assert "no [limit_samples]" in row["found"]
 
 
+@pytest.mark.long
 def test_a_version_is_bound_to_its_samples_and_refused_with_wrong_ones(rig: Rig) -> None:
     samples = rig.folder / "samples"
     rig.recipe_lines = f'[limit_samples]\nfolder = "{samples}"\n'

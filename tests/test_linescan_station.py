@@ -82,7 +82,9 @@ def test_the_belt_reaches_as_far_as_the_camera_looks(tmp_path: Path) -> None:
         assert opened.info.offset_x_px == 256
 
 
-@pytest.mark.parametrize("trigger", ["FrameStart", "FrameActive"])
+@pytest.mark.parametrize(
+    "trigger", ["FrameStart", pytest.param("FrameActive", marks=pytest.mark.long)]
+)
 def test_a_camera_that_shows_parts_of_the_belt_is_refused(tmp_path: Path, trigger: str) -> None:
     features = {f"TriggerSource[{trigger}]": "Line0", f"TriggerMode[{trigger}]": "On"}
     if trigger == "FrameActive":

@@ -342,6 +342,7 @@ def test_plates_over_a_lossy_gige_link_are_judged_whole_or_not_at_all(
         assert known.get(record["pixels_sha256"]) == record["verdict"], record["detail"]
 
 
+@pytest.mark.long
 @peers(GIGE)
 def test_unplugged_under_the_station_it_is_a_fault_until_it_is_back(
     peer: Peer, tmp_path: Path

@@ -55,6 +55,7 @@ def check_readable(rig: Rig, state: str, sources: set[str]) -> None:
         assert done.stdout.strip()
 
 
+@pytest.mark.long
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can drop to another user")
 def test_the_log_can_be_read_in_every_state(folder: Path) -> None:
     rig = Rig(folder)

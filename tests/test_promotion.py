@@ -580,6 +580,7 @@ def limit_samples(rig: Rig) -> Path:
     return rig.folder
 
 
+@pytest.mark.long
 def test_a_planted_bad_model_is_refused_at_each_gate(rig: Rig, models: tuple[Path, Path]) -> None:
     rig.camera = {"line_rate_hz": 4000.0}
     rig.recipe_lines += '[promotion]\nevidence = ["limit_samples", "audit", "precision"]\n'

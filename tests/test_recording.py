@@ -492,7 +492,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Rig, Any, Path]:
     return rig, live, strip
 
 
-@pytest.mark.parametrize("timing", ["fast", "recorded"])
+@pytest.mark.parametrize("timing", ["fast", pytest.param("recorded", marks=pytest.mark.long)])
 def test_a_replay_comes_to_the_same_records(
     recorded: tuple[Rig, Any, Path], tmp_path: Path, timing: str
 ) -> None:
@@ -522,6 +522,7 @@ def comparable(rig: Rig, kind: str) -> list[Json]:
     return [{key: row[key] for key in row.keys() - MAY_DIFFER} for row in rows]
 
 
+@pytest.mark.long
 def test_a_ring_plays_from_its_first_whole_plate(tmp_path: Path) -> None:
     rig = Rig(tmp_path, specimen={"contrast_scale": 3.0})
     rig.recipe_lines = "[keep]\npass_whole_share = 1.0\n"

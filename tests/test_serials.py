@@ -55,6 +55,7 @@ def say(rig: Rig, what: str, text: str) -> Json:
     return answer
 
 
+@pytest.mark.long
 def test_a_day_of_serials_reworked_parts_and_people(tmp_path: Path) -> None:
     """The first run's belt carries parts 1 to 5; the second one's the same ones again."""
     rig = labelled(tmp_path, unread=[2], doubled=[4])

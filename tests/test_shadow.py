@@ -153,6 +153,7 @@ def test_the_active_model_in_the_shadow_agrees_bit_for_bit_and_outlives_the_stat
     check_conservation(rig)
 
 
+@pytest.mark.long
 @pytest.mark.alone
 def test_a_shadow_that_disagrees_hangs_and_is_killed_touches_no_plate(tmp_path: Path) -> None:
     rig = Rig(tmp_path, camera=SLOW)

@@ -125,6 +125,7 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+@pytest.mark.long
 def test_the_best_front_end_is_also_trained_from_nothing_and_longer(
     folder: Path, tmp_path: Path
 ) -> None:
@@ -166,6 +167,7 @@ def test_what_is_held_out_is_held_out_with_its_whole_group(folder: Path, run: Pa
     assert all(result["identity"]["held"] % 2 == 0 for result in saved), "groups are pairs"
 
 
+@pytest.mark.long
 def test_the_test_pictures_are_not_looked_at(folder: Path, run: Path, tmp_path: Path) -> None:
     """Other test pictures and labels give the same weights, recipe and threshold: the seed and the
     training pictures alone decide."""
@@ -547,6 +549,7 @@ def test_calibration_finds_the_odds_that_made_the_labels() -> None:
     assert calibrate(labels, scores) == pytest.approx((0.5, -1.0), abs=0.1)
 
 
+@pytest.mark.long
 def test_hand_made_features_go_the_same_way(folder: Path, tmp_path: Path) -> None:
     where = ("--data", str(folder), "--network", "hand")
     done = vqi("model", "train", *where, "--out", str(tmp_path))

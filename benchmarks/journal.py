@@ -116,11 +116,9 @@ def back_filled(folder: Path, directory: Path) -> None:
     """Of a copy whose derived tables and steps are taken away."""
     shutil.copytree(directory, folder)
     with contextlib.closing(sqlite3.connect(folder / DATABASE)) as log:
-        views = log.execute("SELECT name FROM sqlite_master WHERE type = 'view'").fetchall()
-        for (name,) in views:
-            log.execute(f"DROP VIEW {name}")
-        for name in ("plate", "defect", "hourly", "derived", "schema_step"):
-            log.execute(f"DROP TABLE {name}")
+        made = "SELECT type, name FROM sqlite_master WHERE type IN ('view', 'table')"
+        for kind, name in log.execute(f"{made} AND name <> 'row' ORDER BY type DESC").fetchall():
+            log.execute(f"DROP {kind} {name}")
         log.commit()
     began = time.monotonic()
     with Store(folder) as store:

@@ -47,7 +47,7 @@ _FRAME_HEIGHT = 64
 _FIRST_SHARE = 0.92
 """Of the network's own rate, tried first."""
 _STEP = 0.93
-_TRIES = 10
+_TRIES = 16
 _FINER_TRIES = 2
 """Between the first rate without loss and the one before it, halving the step."""
 _ALONE_S = 5.0

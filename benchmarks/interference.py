@@ -10,10 +10,10 @@ load shares the processor: the share that it takes itself is said. A block count
 the program has changed since, and if no process was replaced in it.
 
 Loads: readers (QA's queries, mode=ro, with a pause of --pause-s between rounds), scrape (metrics),
-verify, export, backup, clients (`vqi web` and 500 browsers that look at the line), train (`vqi
-model train --background` on rendered tiles, which goes on from block to block), shadow (a model in
-the shadow, with --share of a core; a round is a plate that it scored). Everything is kept in
---folder: a run that was ended goes on where it was.
+verify and export (at the priority that the page gives them), backup, clients (`vqi web` and 500
+browsers that look at the line), train (`vqi model train --background` on rendered tiles, which goes
+on from block to block), shadow (a model in the shadow, with --share of a core; a round is a plate
+that it scored). Everything is kept in --folder: a run that was ended goes on where it was.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ from loaded_station import (
 from station.config import load_configuration
 from station.cores import cpu_seconds
 from station.export import FORMATS
+from station.idle import start_idle
 from station.log_reader import Filter, Reader
 
 Json = dict[str, Any]
@@ -386,13 +387,14 @@ def scrape(config: str) -> None:
 
 
 def verify(config: str) -> None:
-    _command("log", "verify", "--no-pictures", "--config", config)
+    _as_the_page("log", "verify", "--no-pictures", "--config", config)
 
 
 def export(config: str) -> None:
     for format_ in FORMATS:
         out = Path(config).parent / f"plates.{format_}"
-        _command("log", "export", "--format", format_, "--out", str(out), "--config", config)
+        arguments = ("--format", format_, "--out", str(out), "--config", config)
+        _as_the_page("log", "export", *arguments, is_awaited=True)
 
 
 def backup(config: str) -> None:
@@ -406,6 +408,14 @@ def _command(*arguments: str) -> None:
     )
     if done.returncode:
         raise SystemExit(f"vqi {' '.join(arguments)}: {done.stderr.decode()[-500:]}")
+
+
+def _as_the_page(*arguments: str, is_awaited: bool = False) -> None:
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with start_idle(*vqi(*arguments)[2:], is_awaited=is_awaited, **pipes) as process:
+        _, said = process.communicate()
+    if process.returncode:
+        raise SystemExit(f"vqi {' '.join(arguments)}: {said[-500:]}")
 
 
 class Crowd:

@@ -151,10 +151,11 @@ def write_files(folder: Path, kind: str, cases: list[Case], epoch_ns: int) -> Pa
 def simulated_camera(folder: Path, frames: dict[str, list[int]], epoch_ns: int) -> str:
     belt = folder / "belt.json"
     belt.write_text(json.dumps({"epoch_monotonic_ns": epoch_ns}))
-    dump = BELT.model_dump(mode="json", exclude={"faults", "belt_file", "specimen"})
+    tables = {"faults", "belt_file", "specimen", "wear"}
+    dump = BELT.model_dump(mode="json", exclude=tables, exclude_none=True)
     return (
         toml("camera", dump | {"belt_file": str(belt)})
-        + toml("camera.specimen", BELT.specimen.model_dump(mode="json"))
+        + toml("camera.specimen", BELT.specimen.model_dump(mode="json", exclude_none=True))
         + toml("camera.faults", frames | {"stall_s": STALL_S})
     )
 

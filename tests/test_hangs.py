@@ -439,7 +439,6 @@ def test_other_bits_need_a_person_who_says_so_and_the_log_says_who(rig: Rig) -> 
     assert f" by {getpass.getuser()}" in starts[-1]["machine_accepted"]
 
 
-@pytest.mark.long
 def test_a_log_that_was_changed_long_ago_calls_a_person(rig: Rig) -> None:
     assert rig.run("--plates", "40").status == 0  # far more rows than a start looks at
     path = rig.journal / DATABASE

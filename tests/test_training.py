@@ -167,7 +167,6 @@ def test_what_is_held_out_is_held_out_with_its_whole_group(folder: Path, run: Pa
     assert all(result["identity"]["held"] % 2 == 0 for result in saved), "groups are pairs"
 
 
-@pytest.mark.long
 def test_the_test_pictures_are_not_looked_at(folder: Path, run: Path, tmp_path: Path) -> None:
     """Other test pictures and labels give the same weights, recipe and threshold: the seed and the
     training pictures alone decide."""

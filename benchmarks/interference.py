@@ -412,6 +412,7 @@ def _command(*arguments: str) -> None:
 
 def _as_the_page(*arguments: str, is_awaited: bool = False) -> None:
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    # It names the interpreter itself.
     with start_idle(*vqi(*arguments)[2:], is_awaited=is_awaited, **pipes) as process:
         _, said = process.communicate()
     if process.returncode:

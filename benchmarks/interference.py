@@ -10,10 +10,11 @@ load shares the processor: the share that it takes itself is said. A block count
 the program has changed since, and if no process was replaced in it.
 
 Loads: readers (QA's queries, mode=ro, with a pause of --pause-s between rounds), scrape (metrics),
-verify and export (at the priority that the page gives them), backup, clients (`vqi web` and 500
-browsers that look at the line), train (`vqi model train --background` on rendered tiles, which goes
-on from block to block), shadow (a model in the shadow, with --share of a core; a round is a plate
-that it scored). Everything is kept in --folder: a run that was ended goes on where it was.
+verify, export, backup, clients (`vqi web` and 500 browsers that look at the line), train (`vqi
+model train --background` on rendered tiles, which goes on from block to block), shadow (a model in
+the shadow, with --share of a core; a round is a plate that it scored). All but scrape are in the
+idle class, as page, backups and shadow are under systemd. Everything is kept in --folder: a run
+that was ended goes on where it was.
 """
 
 from __future__ import annotations
@@ -60,7 +61,6 @@ from loaded_station import (
 from station.config import load_configuration
 from station.cores import cpu_seconds
 from station.export import FORMATS
-from station.idle import start_idle
 from station.log_reader import Filter, Reader
 
 Json = dict[str, Any]
@@ -75,8 +75,6 @@ _SHADOWED = "lightdefectnet-v3"
 _SHADOW_LIMIT_S = 120.0
 NO_LOAD: Json = {"cpu_s": 0.0, "rounds": 0, "alive_s": 0.0}
 _TRAINING_SET = "training-set"
-_PAGE_NICE = "10"
-"""As its unit has it."""
 _RESAMPLES = 4000
 _TARGETS = {99: 1.10, 95: 1.03}
 """Upper ends of the interval that are wanted."""
@@ -96,6 +94,8 @@ def main() -> None:
     parser.add_argument("--be-load", metavar="CONFIG", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.be_load:
+        if options.load != "scrape":
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
         be_load(LOADS[options.load], options.be_load, options.pause_s)
         return
     result = measure(options)
@@ -328,7 +328,7 @@ def start_load(bench: Bench, options: argparse.Namespace) -> tuple[subprocess.Po
         [*ENDS_WITH_US, sys.executable, __file__, *arguments],
         stdout=subprocess.PIPE,
         text=True,
-        start_new_session=True,
+        process_group=0,
     )
     return process, time.monotonic()
 
@@ -387,14 +387,13 @@ def scrape(config: str) -> None:
 
 
 def verify(config: str) -> None:
-    _as_the_page("log", "verify", "--no-pictures", "--config", config)
+    _command("log", "verify", "--no-pictures", "--config", config)
 
 
 def export(config: str) -> None:
     for format_ in FORMATS:
         out = Path(config).parent / f"plates.{format_}"
-        arguments = ("--format", format_, "--out", str(out), "--config", config)
-        _as_the_page("log", "export", *arguments, is_awaited=True)
+        _command("log", "export", "--format", format_, "--out", str(out), "--config", config)
 
 
 def backup(config: str) -> None:
@@ -408,15 +407,6 @@ def _command(*arguments: str) -> None:
     )
     if done.returncode:
         raise SystemExit(f"vqi {' '.join(arguments)}: {done.stderr.decode()[-500:]}")
-
-
-def _as_the_page(*arguments: str, is_awaited: bool = False) -> None:
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    # It names the interpreter itself.
-    with start_idle(*vqi(*arguments)[2:], is_awaited=is_awaited, **pipes) as process:
-        _, said = process.communicate()
-    if process.returncode:
-        raise SystemExit(f"vqi {' '.join(arguments)}: {said[-500:]}")
 
 
 class Crowd:
@@ -495,7 +485,7 @@ def _start_page(config: Path) -> tuple[subprocess.Popen[bytes], str]:
     own = config.with_name("page.toml")
     own.write_text(config.read_text() + "\n[web]\nport = 0\n")
     page = subprocess.Popen(
-        [*ENDS_WITH_US, "nice", "-n", _PAGE_NICE, *vqi("web", "--config", str(own), "--json")],
+        [*ENDS_WITH_US, *vqi("web", "--config", str(own), "--json")],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     )

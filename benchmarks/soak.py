@@ -186,7 +186,7 @@ def loads(bench: Bench) -> Iterator[None]:
             [sys.executable, str(script), name, "--pause-s", str(pause_s),
              "--be-load", str(bench.config)],
             stdout=subprocess.DEVNULL,
-            start_new_session=True,
+            process_group=0,
         )
         for name, pause_s in pauses.items()
     ]  # fmt: skip

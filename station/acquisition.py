@@ -202,7 +202,7 @@ def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             # Ctrl-C at a terminal is the starter's to handle.
-            start_new_session=True,
+            process_group=0,
         )
     finally:
         theirs.close()

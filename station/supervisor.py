@@ -58,10 +58,10 @@ light was put out before it is started, so that nothing shows meanwhile."""
 JOURNAL = Role("journal", watchdog_s=10.0, nice=-5)
 STATION = Role("station", watchdog_s=10.0)
 METRICS = Role("metrics", watchdog_s=10.0, nice=10, is_needed=False)
-WEB = Role("web", watchdog_s=10.0, nice=10, is_needed=False)
+WEB = Role("web", watchdog_s=30.0, nice=10, is_needed=False)
 SHADOW = Role("shadow", watchdog_s=30.0, nice=19, is_needed=False)
 """Runs while the station says that a model is in the shadow. On busy cores it may get no turn for
-many seconds, which is no hang."""
+many seconds, nor may the page as a unit, which is no hang."""
 
 
 @dataclass(slots=True, eq=False)
@@ -279,8 +279,10 @@ class Supervisor:
                 "NOTIFY_SOCKET": "@" + name,
                 LIFELINE_VARIABLE: str(self._lifeline),
             },
-            # Ctrl-C at the terminal reaches this process only, which ends the others in order.
-            start_new_session=True,
+            # Ctrl-C at the terminal reaches this process only, which ends the others in order. No
+            # session of its own: the kernel may share the processor among sessions first
+            # (sched(7), autogroup), and what gives way would do so within its own only.
+            process_group=0,
         )
 
     def _arguments(self, role: Role) -> list[str]:

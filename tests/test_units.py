@@ -96,7 +96,9 @@ def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @needs_systemd
-@pytest.mark.parametrize("unit", [*(f"{name}.service" for name in SERVICES), "vqi.target"])
+@pytest.mark.parametrize(
+    "unit", [*(f"{name}.service" for name in SERVICES), "vqi.target", "vqi.slice"]
+)
 def test_systemd_accepts_each_unit(machine: Path, unit: str) -> None:
     done = analyze("verify", "--man=no", f"--root={machine}", unit)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "")
@@ -248,6 +250,17 @@ def test_memory_and_cores_go_to_the_lamp_first() -> None:
     assert all("MemoryMax" in settings_of(name) for name in SERVICES if name != "vqi-lamp")
     # The camera process may go alone.
     assert settings_of("vqi-station")["OOMPolicy"] == ["continue"]
+
+
+def test_what_gives_way_gives_way_to_all_units() -> None:
+    """One scheduling group: in one of its own, an idle process would keep the others' cores."""
+    assert read(UNITS / "vqi.slice")["CPUWeight"] == ["300"]
+    for service in SERVICES:
+        settings = settings_of(service)
+        assert settings["Slice"] == ["vqi.slice"]
+        assert not [key for key in settings if key.startswith("CPU") and "Scheduling" not in key]
+    for service in ("vqi-web", "vqi-ship", "vqi-report"):
+        assert read(UNITS / f"{service}.service")["CPUSchedulingPolicy"] == ["idle"]
 
 
 def test_the_log_of_the_units_is_bounded() -> None:
@@ -641,5 +654,4 @@ def test_reports_are_made_once_by_a_unit_that_gives_way_to_every_other() -> None
     for service in SERVICES:
         others = settings_of(service)
         assert int(settings["Nice"][-1]) > int(others["Nice"][-1])
-        assert int(settings["CPUWeight"][-1]) < int(others["CPUWeight"][-1])
         assert int(settings["OOMScoreAdjust"][-1]) > int(others["OOMScoreAdjust"][-1])

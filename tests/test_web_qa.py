@@ -514,6 +514,10 @@ def test_a_verification_names_the_first_bad_row(tmp_path: Path) -> None:
         assert {name: found[name] for name in expected} == expected
         assert (found["ok"], found["first_bad_row"]) == (False, 5)
         assert "The first bad row is 5" in engineer.get("/proof").text
+        calls = {call["part"]: call for call in got(engineer, "/index.json")["calls"]}
+        assert calls["wrong_log"]["level"] == "attention"
+        assert calls["wrong_log"]["count"] == found["findings_in_all"]
+        assert 'href="/proof">What was found' in engineer.get("/").text
 
 
 def test_what_a_verification_found_stands_until_another_comes_to_its_end(tmp_path: Path) -> None:
@@ -541,6 +545,8 @@ def test_what_a_verification_found_stands_until_another_comes_to_its_end(tmp_pat
         assert page["last_problem"]["said"] == "no memory"
         assert page["is_last_of_this_log"] is True
         assert "no memory" in rig.client().get("/proof").text
+        parts = {call["part"] for call in got(rig.client(), "/index.json")["calls"]}
+        assert "wrong_log" not in parts
         jobs._jobs[done.id] = replace(done, result=found | {"head": "0" * 64})
         assert got(rig.client(), "/proof.json")["is_last_of_this_log"] is False
         assert "no longer the one" in rig.client().get("/proof").text

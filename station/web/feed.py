@@ -14,8 +14,9 @@ from starlette.responses import Response
 
 from station.web.context import Web
 from station.web.hub import EventStream
-from station.web.line_view import line_page
+from station.web.line_view import LinePage, WrongLog, line_page
 from station.web.live import Live
+from station.web.qa_jobs import jobs_of
 from station.web.render import environment
 from station.web.texts import Formatter, Translator
 
@@ -85,8 +86,16 @@ class Feed:
         }
 
 
+def line_as_heard(web: Web, heard: Live) -> LinePage:
+    """The line view of one look at the station."""
+    last = jobs_of(web).verified
+    is_wrong = last is not None and not last.result["ok"]
+    wrong = WrongLog(last.ended_at or 0.0, last.result["findings_in_all"]) if is_wrong else None
+    return line_page(web.station_id, web.configuration.value.light, heard, wrong)
+
+
 def _news(web: Web, heard: Live) -> Mapping[str, str]:
-    page = line_page(web.station_id, web.configuration.value.light, heard)
+    page = line_as_heard(web, heard)
     newest = page.plates[0] if page.plates else None
     found = {
         "newest": newest and {"seq": heard.newest_seq, **newest.model_dump()},

@@ -12,8 +12,8 @@ from starlette.responses import Response
 
 from station.roles import Person, Role
 from station.web.context import Web
-from station.web.feed import NEWS, Shown, stream
-from station.web.line_view import NOTHING, LinePage, line_page
+from station.web.feed import NEWS, Shown, line_as_heard, stream
+from station.web.line_view import NOTHING, LinePage
 from station.web.pages import WebRouter
 from station.web.render import language_of
 
@@ -29,7 +29,7 @@ def line(web: Web) -> LinePage:
 
 def page_of(web: Web) -> LinePage:
     """What the page says at this moment."""
-    return line_page(web.station_id, web.configuration.value.light, web.live)
+    return line_as_heard(web, web.live)
 
 
 # --- news -----------------------------------------------------------------------------------------
@@ -49,7 +49,7 @@ async def live(web: Web, request: Request) -> Response:
 
 
 SHOWN = Shown(
-    lambda web, heard: line_page(web.station_id, web.configuration.value.light, heard),
+    line_as_heard,
     {name: f"line/_{name}.html" for name in REGIONS},
 )
 

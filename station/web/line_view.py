@@ -7,7 +7,9 @@ not known to be bad: what does not answer is a call for a person, and its figure
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -175,7 +177,18 @@ class LinePage(LineSummary):
     log_read_at: str | None = None
 
 
-def line_page(station_id: str, settings: LightSettings, live: Live) -> LinePage:
+@dataclass(frozen=True, slots=True)
+class WrongLog:
+    """The last verification of the whole log found something; stands until another one does not."""
+
+    ended_at: float
+    """Seconds since 1970."""
+    findings: int
+
+
+def line_page(
+    station_id: str, settings: LightSettings, live: Live, wrong_log: WrongLog | None = None
+) -> LinePage:
     """What the page says at this moment."""
     station, log = live.station or {}, live.log
     return LinePage(
@@ -191,7 +204,7 @@ def line_page(station_id: str, settings: LightSettings, live: Live) -> LinePage:
         recipe=_recipe(station),
         held=_seen_held(live),
         processes=tuple(_processes(live)),
-        calls=_by_urgency(_calls(live)),
+        calls=_by_urgency(chain(_calls(live), _calls_of_log(wrong_log))),
         plates=tuple(_plate(plate) for plate in log.plates),
         figures=_figures(live),
         log_problem=log.problem,
@@ -341,6 +354,12 @@ def _calls_of_light(live: Live, lamp: Json) -> Iterator[CallView]:
         yield CallView.model_validate(
             {"level": level, "part": level, "since_at": since_at, "result_id": lamp["result_id"]}
         )
+
+
+def _calls_of_log(wrong: WrongLog | None) -> Iterator[CallView]:
+    if wrong is not None:
+        at, count = _text(wrong.ended_at), wrong.findings
+        yield CallView(level="attention", part="wrong_log", since_at=at, count=count)
 
 
 def _seen_held(live: Live) -> str:

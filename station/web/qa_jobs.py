@@ -88,6 +88,11 @@ class Jobs:
             found = [job for job in self._jobs.values() if job.kind is kind]
         return sorted(found, key=lambda job: -job.begun_at)
 
+    @property
+    def verified(self) -> Job | None:
+        """The last verification that came to its end: what it found stands."""
+        return next((job for job in self.of(Kind.VERIFY) if job.state is State.DONE), None)
+
     def get(self, job_id: str) -> Job:
         """Raises `PageError` 404."""
         with self._lock:

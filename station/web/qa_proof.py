@@ -118,8 +118,9 @@ def proof(web: Web, query: Annotated[ProofQuery, Query()]) -> ProofPage:
         head = head_anchor(reader, web.station_id, rfc3339(datetime.now(UTC)))
         found = _checkpoints(reader)
         compared = _compared(reader, query.printed) if query.printed.strip() else None
-        jobs = [_verified(job) for job in jobs_of(web).of(Kind.VERIFY)]
-        last = next((job for job in jobs if job.state is State.DONE), None)
+        known = jobs_of(web)
+        jobs, done = [_verified(job) for job in known.of(Kind.VERIFY)], known.verified
+        last = done and _verified(done)
         is_of_this_log = _is_of_this_log(reader, last)
     ended = (State.DONE, State.FAILED, State.INTERRUPTED)
     newest = next((job for job in jobs if job.state in ended), None)
@@ -127,7 +128,7 @@ def proof(web: Web, query: Annotated[ProofQuery, Query()]) -> ProofPage:
         head_row=head.seq, head_chain=head.chain_sha256, anchor=head.printed(),
         printed=query.printed, compared=compared, checkpoints=found,
         running=next((job for job in jobs if job.state is State.RUNNING), None),
-        last=last, last_problem=None if newest is last else newest,
+        last=last, last_problem=None if newest == last else newest,
         is_last_of_this_log=is_of_this_log, last_age_s=_age_s(last),
     )  # fmt: skip
 

@@ -80,7 +80,10 @@ def test_power_cuts_and_killed_system_calls_lose_nothing(tmp_path: Path) -> None
 
 @pytest.mark.alone
 @pytest.mark.usefixtures("needs_root")
-@pytest.mark.parametrize("wrong", ["no fsync of the folder", "lamp without a lease"])
+@pytest.mark.parametrize(
+    "wrong",
+    ["no fsync of the folder", "acknowledged before the commit", "lamp without a lease"],
+)
 def test_a_wrong_station_is_caught(tmp_path: Path, wrong: str) -> None:
     done = campaign(tmp_path / "ledger.jsonl", "--controls", wrong)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -88,8 +88,8 @@ def synchronous_normal() -> None:
 
     init = Store.__init__
 
-    def relaxed(self: Store, *arguments: Any) -> None:
-        init(self, *arguments)
+    def relaxed(self: Store, directory: Path) -> None:
+        init(self, directory)
         self._connection.exec_driver_sql("PRAGMA synchronous = NORMAL")
         self._connection.rollback()
 
@@ -125,8 +125,8 @@ def no_interrupted() -> None:
 
     say_start = Station._say_start
 
-    def forgetful(self: Station, hello: Any) -> None:
-        say_start(self, {**hello, "open_plates": []})
+    def forgetful(self: Station, hello: Any, taken_up: Any, tested: Any) -> None:
+        say_start(self, {**hello, "open_plates": []}, taken_up, tested)
 
     Station._say_start = forgetful  # type: ignore[method-assign]
 
@@ -156,28 +156,31 @@ def no_lease() -> None:
 @control("watchdog fed by a timer", "false_greens", *_HANGS)
 def timer_watchdog() -> None:
     """A thread of its own feeds the watchdog and repeats the last command, whatever hangs."""
-    from station import pipeline
     from station.lamp import LampClient
+    from station.pipeline import Station
+    from station.systemd import notify
 
     send = LampClient.send_show
     last: list[Any] = []
 
-    def remember(self: LampClient, *arguments: Any) -> int:
-        last[:] = [self, arguments]
-        return send(self, *arguments)
+    def remember(
+        self: LampClient, state: Any, result_id: str, provenance: Any, lease_s: float
+    ) -> int:
+        last[:] = [self, state, result_id, provenance, lease_s]
+        return send(self, state, result_id, provenance, lease_s)
 
     def repeat() -> None:
         while True:
             time.sleep(0.25)
-            pipeline.notify("WATCHDOG=1")
+            notify("WATCHDOG=1")
             if last:
                 try:
-                    send(last[0], *last[1])
+                    send(*last)
                 except OSError:
                     continue
 
     LampClient.send_show = remember  # type: ignore[method-assign]
-    pipeline.Station._check_liveness = lambda self: None  # type: ignore[method-assign]
+    Station._check_liveness = lambda self: None  # type: ignore[method-assign]
     threading.Thread(target=repeat, daemon=True).start()
 
 
@@ -192,12 +195,12 @@ def reject_keyed_to_fail() -> None:
     from station.outputs import Accept
     from station.record import Verdict
 
-    result = Accept.result
+    tell = Accept.result
 
-    def careless(self: Accept, word: Any, now_ns: int) -> None:
-        if word.verdict is not Verdict.FAIL:
-            word = replace(word, verdict=Verdict.PASS)
-        result(self, word, now_ns)
+    def careless(self: Accept, result: Any, now_ns: int) -> None:
+        if result.verdict is not Verdict.FAIL:
+            result = replace(result, verdict=Verdict.PASS)
+        tell(self, result, now_ns)
 
     Accept.result = careless  # type: ignore[method-assign]
 

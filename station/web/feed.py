@@ -88,9 +88,9 @@ class Feed:
 
 def line_as_heard(web: Web, heard: Live) -> LinePage:
     """The line view of one look at the station."""
-    last = jobs_of(web).verified
-    is_wrong = last is not None and not last.result["ok"]
-    wrong = WrongLog(last.ended_at or 0.0, last.result["findings_in_all"]) if is_wrong else None
+    last, wrong = jobs_of(web).verified, None
+    if last is not None and not last.result["ok"]:
+        wrong = WrongLog(last.ended_at or 0.0, last.result["findings_in_all"])
     return line_page(web.station_id, web.configuration.value.light, heard, wrong)
 
 

@@ -119,8 +119,8 @@ def proof(web: Web, query: Annotated[ProofQuery, Query()]) -> ProofPage:
         found = _checkpoints(reader)
         compared = _compared(reader, query.printed) if query.printed.strip() else None
         known = jobs_of(web)
-        jobs, done = [_verified(job) for job in known.of(Kind.VERIFY)], known.verified
-        last = done and _verified(done)
+        jobs = [_verified(job) for job in known.of(Kind.VERIFY)]
+        last = None if (done := known.verified) is None else _verified(done)
         is_of_this_log = _is_of_this_log(reader, last)
     ended = (State.DONE, State.FAILED, State.INTERRUPTED)
     newest = next((job for job in jobs if job.state in ended), None)

@@ -6,7 +6,9 @@ else has been sent since.
 
 from __future__ import annotations
 
+import math
 import time
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -36,9 +38,20 @@ class _Result:
     expires_ns: int
     """It does not count as good any more, whatever its deadline."""
 
-    def as_sent(self) -> PlateResult:
+    def as_sent(self, newest_decided: int) -> PlateResult:
         body, is_late = self.body, self.is_late() or time.monotonic_ns() >= self.expires_ns
-        return PlateResult(body.result_id, body.sequence, body.verdict, body.provenance, is_late)
+        return PlateResult(
+            body.result_id,
+            body.sequence,
+            body.verdict,
+            body.provenance,
+            is_late,
+            is_overtaken=body.sequence < newest_decided,
+        )
+
+
+def _sequence(result: _Result) -> int:
+    return result.body.sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +75,11 @@ class LineSide:
         self._is_new = True
         self._places: deque[Place] = deque(maxlen=_MOST_PLACES)
         self._plates: list[tuple[str, bool, int]] = []
-        self._results: deque[_Result] = deque(maxlen=_MOST_PLATES)
+        self._results: list[_Result] = []
+        """In the order of the plates."""
+        self._open: set[int] = set()
+        """Sequence numbers of plates that were opened and have no durable record."""
+        self._newest_decided = 0
         self._said: Word | None = None
         self._awaited: dict[str, None] = {}
         """Plates that passed, and of which the lamp process will say what accept was told."""
@@ -81,8 +98,13 @@ class LineSide:
     def belt_moved(self, place: Place) -> None:
         self._places.append(place)
 
-    def plate_began(self, result_id: str, scan_line: int | None) -> None:
+    def plate_began(self, result_id: str, sequence: int, scan_line: int | None) -> None:
+        self._open.add(sequence)
         self._edge(result_id, False, scan_line)
+
+    def decided(self, sequence: int) -> None:
+        """A plate's verdict is on its way to the log."""
+        self._newest_decided = max(self._newest_decided, sequence)
 
     def plate_ended(self, result_id: str, scan_line: int | None) -> None:
         self._edge(result_id, True, scan_line)
@@ -96,17 +118,18 @@ class LineSide:
 
     def result(self, body: ResultBody, is_late: Callable[[], bool]) -> None:
         """A plate's record is durable; `is_late`, asked when it is sent: too late for it to count
-        as good."""
+        as good. It waits for the plates before it: who counts results counts plates."""
+        self._open.discard(body.sequence)
         if self.is_used:
             expires_ns = time.monotonic_ns() + int(self._lease_s * 1e9)
             if len(self._results) == _MOST_PLATES:
                 self._drop_oldest()
-            self._results.append(_Result(body, is_late, expires_ns))
+            insort(self._results, _Result(body, is_late, expires_ns), key=_sequence)
         if self.has_accept and body.verdict is Verdict.PASS:
             self._awaited[body.result_id] = None
 
     def _drop_oldest(self) -> None:
-        result_id = self._results.popleft().body.result_id
+        result_id = self._results.pop(0).body.result_id
         if result_id in self._awaited:
             del self._awaited[result_id]
             self._orphans[result_id] = None
@@ -168,9 +191,10 @@ class LineSide:
             self._said = word
             if self._heard_since_ns is None:
                 self._heard_since_ns = time.monotonic_ns()
-        while self._results:
-            lamp.send_result(self._results[0].as_sent(), MAX_LEASE_S)
-            self._results.popleft()
+        oldest_open = min(self._open, default=math.inf)
+        while self._results and _sequence(self._results[0]) < oldest_open:
+            lamp.send_result(self._results[0].as_sent(self._newest_decided), MAX_LEASE_S)
+            self._results.pop(0)
 
     def _flush_belt(self, lamp: LampClient) -> None:
         if not self.has_accept or not (self._places or self._plates or self._is_new):

@@ -53,6 +53,8 @@ class PlateResult:
     provenance: Provenance
     is_late: bool
     """Its deadline has passed: it does not count as good."""
+    is_overtaken: bool = False
+    """A later plate has its verdict already."""
 
     def as_json(self) -> Json:
         return {
@@ -61,6 +63,7 @@ class PlateResult:
             "verdict": str(self.verdict),
             "provenance": str(self.provenance),
             "is_late": self.is_late,
+            "is_overtaken": self.is_overtaken,
         }
 
     @classmethod
@@ -72,6 +75,7 @@ class PlateResult:
             Verdict(body["verdict"]),
             Provenance(body["provenance"]),
             body["is_late"] is not False,
+            body["is_overtaken"] is not False,
         )
 
 
@@ -353,10 +357,12 @@ class Plc:
 
     def result(self, result: PlateResult, now_ns: int) -> None:
         is_pass = result.verdict is Verdict.PASS
+        # On wires that do not say of which plate they speak, it would be taken for the later one.
+        is_late = result.is_late or (result.is_overtaken and self._settings.type == "io")
         plate = PlateWord(
             result.sequence,
-            is_pass=is_pass and not result.is_late,
-            is_undecided=result.verdict is Verdict.UNDECIDED or (is_pass and result.is_late),
+            is_pass=is_pass and not is_late,
+            is_undecided=result.verdict is Verdict.UNDECIDED or (is_pass and is_late),
             is_production=result.provenance is Provenance.PRODUCTION,
         )
         with self._lock:

@@ -838,7 +838,7 @@ class Station:
         if rows := self._audit.turn(self._audit_shift(), work.judge.recipe):
             self._outbox.submit(rows)
         work.is_audit_sample = self._audit.draw(work.result_id)
-        self._line_side.plate_began(work.result_id, work.belt_place)
+        self._line_side.plate_began(work.result_id, work.sequence, work.belt_place)
         self._serials.plate_began(work.result_id, work.belt_place)
         self._actuation.plate_opened(work.sequence, time.monotonic_ns())
         self._outbox.submit([opened_body(self._context, work)])
@@ -864,6 +864,7 @@ class Station:
 
     def _write_result(self, body: ResultBody, work: PlateWork | None) -> None:
         buffer = work.buffer if work else None
+        self._line_side.decided(body.sequence)
         self._outbox.submit(
             [body],
             pixels=self._pixels(work, body.verdict is Verdict.PASS, body.score) if work else None,

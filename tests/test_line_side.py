@@ -75,10 +75,42 @@ def test_a_result_that_waited_does_not_count_as_good(ends: Ends) -> None:
     assert ends.sent_results() == [(5, False)], "nobody was told of it, and nobody needs to be"
 
 
+def test_results_come_in_the_order_of_the_plates(ends: Ends) -> None:
+    """The log may have refused a row for a moment, and taken those after it."""
+    for sequence in (1, 2, 3):
+        ends.side.plate_began(f"t-{sequence}", sequence, None)
+        ends.side.decided(sequence)
+    ends.result(2)
+    assert ends.sent_results() == []
+    ends.result(1)
+    assert [sequence for sequence, _ in ends.sent_results()] == [1, 2]
+    ends.side.plate_began("t-4", 4, None)
+    ends.result(3)
+    assert ends.sent_results() == [(3, False)], "a plate below the camera holds up none before it"
+
+
+def test_a_result_that_waited_for_an_earlier_one_does_not_count_as_good(ends: Ends) -> None:
+    ends.side.plate_began("t-1", 1, None)
+    ends.result(2)
+    time.sleep(1.25)
+    ends.result(1)
+    assert ends.sent_results() == [(1, False), (2, True)]
+
+
+def test_it_says_that_a_later_plate_has_its_verdict(ends: Ends) -> None:
+    for sequence in (1, 2):
+        ends.side.plate_began(f"t-{sequence}", sequence, None)
+        ends.side.decided(sequence)
+    ends.result(1)
+    ends.result(2)
+    sent = [body for body in ends.sent() if body["op"] == "result"]
+    assert [body["is_overtaken"] for body in sent] == [True, False]
+
+
 def test_what_waits_for_a_lamp_process_is_bounded(ends: Ends) -> None:
     for number in range(20_000):
         ends.side.belt_moved(Place(number, number))
-        ends.side.plate_began(f"station-of-some-name-{number}", number)
+        ends.side.plate_began(f"station-of-some-name-{number}", number, number)
         ends.result(number)
     assert len(ends.sent_results()) <= 256
 
@@ -86,7 +118,7 @@ def test_what_waits_for_a_lamp_process_is_bounded(ends: Ends) -> None:
 def test_another_lamp_process_hears_of_no_earlier_belt(ends: Ends) -> None:
     ends.sent()
     ends.side.belt_moved(Place(64, 1))
-    ends.side.plate_began("t-1", 10)
+    ends.side.plate_began("t-1", 1, 10)
     ends.side.forget_lamp()
     ends.side.belt_moved(Place(128, 2))
     (news,) = (body for body in ends.sent() if body["op"] == "belt")

@@ -22,6 +22,8 @@ from pydantic import TypeAdapter
 from drivers.io.settings import SimulatedIoSettings
 from drivers.io.simulated import SimulatedIo
 from drivers.plc import NOBODY
+from drivers.plc.handshake import StationWord
+from drivers.plc.register_map import OUTPUT_BITS
 from drivers.plc.settings import PlcSettings
 from drivers.stacklight import LightState
 from station.belt_register import Decision, Fate, Place
@@ -32,6 +34,7 @@ from station.outputs import Accept, BeltNews, Events, Outputs, PlateResult, Plc
 from station.record import Provenance, Verdict
 
 PRODUCTION, SIMULATED = Provenance.PRODUCTION, Provenance.SIMULATED
+EVENTS = Events(lambda: None)
 LEAVES_WITHIN_S = 2.0
 """The stated safety limit."""
 SERVE = """
@@ -123,6 +126,12 @@ def site(tmp_path: Path) -> Iterator[Site]:
         for process in site.processes:
             process.kill()
             process.communicate()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
 
 
 def eventually(condition: Callable[[], bool], what: str, timeout_s: float = 5.0) -> None:
@@ -500,6 +509,37 @@ def test_a_word_tried_out_is_done_when_the_plc_has_it_and_says_nothing_of_a_plat
             eventually(lambda: bool(plc.last and plc.last.result_valid), "a result")
             speaker.say()
             assert "a plate's result is valid" in tried(speaker, "error")
+
+
+WIRES = {name: place for place, name in enumerate((*OUTPUT_BITS, "heartbeat"))}
+
+
+@pytest.mark.parametrize("has_numbers", [False, True])
+def test_wires_that_do_not_say_of_which_plate_never_say_ok_of_one_that_was_overtaken(
+    has_numbers: bool,
+) -> None:
+    """A later plate has its verdict: OK would be taken for that one's."""
+    with ModbusPeer() as module:
+        wires = {"type": "modbus", "host": "127.0.0.1", "tcp_port": module.port, "outputs": WIRES}
+        server = {"type": "modbus_server", "host": "127.0.0.1", "tcp_port": free_port()}
+        io = {"type": "io", "device": wires | {"pulse_offset": PULSE_OFFSET}}
+        plc = Plc(TypeAdapter(PlcSettings).validate_python(server if has_numbers else io), EVENTS)
+        plc.open(is_restart=False)
+        try:
+            now_ns = time.monotonic_ns()
+            plc.say(StationWord(True, False, False, False, now_ns + 5 * 10**9), True, now_ns)
+            plc.result(PlateResult("t-1", 1, Verdict.PASS, PRODUCTION, False, True), now_ns)
+            if has_numbers:
+                with PollingPlc(server["tcp_port"], acknowledges=False) as reader:
+                    eventually(lambda: bool(reader.last and reader.last.result_valid), "its result")
+                    assert reader.last is not None
+                    assert (reader.last.result, reader.last.ok) == (1, True)
+            else:
+                eventually(lambda: module.lit()[WIRES["result_valid"]], "its result")
+                said = {name for name, place in WIRES.items() if module.lit()[place]}
+                assert said - {"heartbeat"} == {"ready", "result_valid", "ng", "undecided"}
+        finally:
+            plc.close()
 
 
 def test_accept_is_off_when_the_process_begins_and_ends(site: Site) -> None:

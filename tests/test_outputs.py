@@ -116,22 +116,20 @@ class Site:
         return [at_ns for at_ns, coil, is_on in self.module.history if coil == 0 and is_on]
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Site]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with ModbusPeer() as module:
-        site = Site(tmp_path, module, port)
-        yield site
-        for process in site.processes:
-            process.kill()
-            process.communicate()
-
-
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with ModbusPeer() as module:
+        site = Site(tmp_path, module, free_port())
+        yield site
+        for process in site.processes:
+            process.kill()
+            process.communicate()
 
 
 def eventually(condition: Callable[[], bool], what: str, timeout_s: float = 5.0) -> None:

@@ -47,7 +47,8 @@ class Role:
     start_limit_s: float = 120.0
     is_replaced_at_once: bool = False
     nice: int = 0
-    """Against the run's own; as in the units. The lamp must be back at once on a busy machine."""
+    """Against the run's own; as in the units, where the page is in the idle class besides. The lamp
+    must be back at once on a busy machine."""
     is_needed: bool = True
     """Without it no plate is inspected: a run ends if it cannot start."""
 

@@ -60,10 +60,10 @@ class PlateGrew:
 
 @dataclass(frozen=True, slots=True)
 class PlateLeft:
-    """A plate's trailing edge has passed the camera, at `belt_place`."""
+    """A plate's trailing edge has passed the camera, at `belt_place`; None: it is not known."""
 
     result_id: str
-    belt_place: int
+    belt_place: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -406,8 +406,9 @@ class Feed:
         work, self._work = self._work, None
         if event.reason is not None:
             work.problem, work.detail = event.reason, event.detail
-        if work.belt_place is not None:
-            self._post(PlateLeft(work.result_id, work.belt_place + work.plate.length_px))
+        began_at = work.belt_place
+        ended_at = None if began_at is None else began_at + work.plate.length_px
+        self._post(PlateLeft(work.result_id, ended_at))
         self._inspector.close(work)
         self._post(PlateGrew(work))
         if self._plates is not None and self.counts.plates >= self._plates:

@@ -67,7 +67,7 @@ FIGURES: Final = (
     _gauge("station", "verdict_age_s", "vqi_last_verdict_age", "seconds",
            "Since a verdict became durable"),
     _gauge("station", "waiting_s", "vqi_verdict_waiting_age", "seconds",
-           "Since the leading edge of the oldest plate that has no durable verdict; 0: none waits"),
+           "Since the oldest plate without a durable verdict left the camera; 0: none waits"),
     _counter("station", "plates", "vqi_plates", "Plates with a record"),
     _counter("station", "tiles", "vqi_tiles", "Tiles scored"),
     _counter("station", "frames", "vqi_frames", "Frames taken"),

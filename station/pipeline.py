@@ -277,8 +277,9 @@ class Station:
         """Of results whose actuation row is not written yet: its stage times."""
         self._statistics = _Statistics()
         self._times = StageTimes()
-        self._opened_ns: dict[str, int] = {}
-        """Results of plates that were opened and have no durable record, oldest first."""
+        self._open: dict[str, int] = {}
+        """Results of plates that were opened and have no durable record, oldest first, each with
+        when its trailing edge was seen; 0: it was not yet."""
         self._last_verdict_ns = 0
         self._camera_tick: Tick | None = None
         self._is_ending = False
@@ -673,8 +674,7 @@ class Station:
             case PlateScored(work):
                 self._on_scored(work)
             case PlateLeft(result_id, belt_place):
-                self._line_side.plate_ended(result_id, belt_place)
-                self._serials.plate_ended(result_id, belt_place)
+                self._on_left(result_id, belt_place)
             case BeltMoved(place, has_encoder):
                 self._line_side.belt_moved(place)
                 self._serials.belt_moved(place, has_encoder)
@@ -832,7 +832,7 @@ class Station:
 
     def _on_opened(self, work: PlateWork) -> None:
         self._in_work.add(work.result_id)
-        self._opened_ns[work.result_id] = time.monotonic_ns()
+        self._open[work.result_id] = 0
         work.given = self._given
         # In the order of the rows: the plate is drawn by the seed that the log knows by then.
         if rows := self._audit.turn(self._audit_shift(), work.judge.recipe):
@@ -842,6 +842,13 @@ class Station:
         self._serials.plate_began(work.result_id, work.belt_place)
         self._actuation.plate_opened(work.sequence, time.monotonic_ns())
         self._outbox.submit([opened_body(self._context, work)])
+
+    def _on_left(self, result_id: str, belt_place: int | None) -> None:
+        if result_id in self._open:
+            self._open[result_id] = time.monotonic_ns()
+        if belt_place is not None:
+            self._line_side.plate_ended(result_id, belt_place)
+            self._serials.plate_ended(result_id, belt_place)
 
     def _on_grew(self, work: PlateWork) -> None:
         """Let the journal begin what it would keep of the plate as it looks now."""
@@ -897,7 +904,7 @@ class Station:
     def _on_committed(self, body: ResultBody, work: PlateWork | None, answer: Json) -> None:
         """The record is durable: only from here on may the lamp show a pass."""
         self._last_verdict_ns = time.monotonic_ns()
-        self._opened_ns.pop(body.result_id, None)
+        self._open.pop(body.result_id, None)
         is_late = self._context.is_late(body.last_scan_line_ns)
         self._stages[body.result_id] = _stage_times(body, work, answer)
         self._line_side.result(body, lambda: self._context.is_late(body.last_scan_line_ns))
@@ -1201,7 +1208,7 @@ class Station:
             return
         word = Word(
             ready=not self._not_ready,
-            busy=bool(self._opened_ns),
+            busy=bool(self._open),
             error=bool(self._blocking),
             attention=bool(self._attention_texts),
         )
@@ -1499,7 +1506,7 @@ class Station:
         return {"ok": True, "state": str(self._state)}
 
     def _untestable(self, op: str, text: str) -> str:
-        refusal = self._hand_test.refusal(self._state, len(self._opened_ns), op, text)
+        refusal = self._hand_test.refusal(self._state, len(self._open), op, text)
         return refusal or ("no lamp process answers" if self._lamp is None else "")
 
     def _begin_hand_test(self, op: str, text: str) -> None:
@@ -1525,7 +1532,7 @@ class Station:
     def status(self) -> Json:
         """What the station is doing now."""
         state, shown_id = self._actuation.shown or (LightState.FAULT, "")
-        oldest_ns = next(iter(self._opened_ns.values()), 0)
+        oldest_ns = next(filter(None, self._open.values()), 0)
         camera_pid = self._feed.camera_pid if hasattr(self, "_feed") else None
         return {
             "station_id": self._settings.station.id,
@@ -1609,7 +1616,7 @@ class Station:
                 "outbox_unsent": unsent,
                 "outbox_unanswered": unanswered,
                 "lamp_answers": self._actuation.waiting,
-                "plates_open": len(self._opened_ns),
+                "plates_open": len(self._open),
             },
             "capacities": {
                 "ring": self._feed.ring_slots,

@@ -122,6 +122,24 @@ def test_a_journal_that_hangs_ends_the_pass_and_it_does_not_come_back(rig: Rig) 
     check_conservation(rig)
 
 
+def test_a_plate_waits_for_its_verdict_from_where_it_left_the_camera(rig: Rig) -> None:
+    """One that still passes below the camera is not late, however slow the belt is."""
+    rig.camera["line_rate_hz"] = 200.0  # a plate passes for two seconds
+    with rig.running() as run:
+        passing_s = 0.0
+        while passing_s < 1.2:
+            wait_until(lambda: not rig.status()["queues"]["plates_open"], 10.0, "a gap")
+            wait_until(lambda: rig.status()["queues"]["plates_open"] == 1, 10.0, "a plate")
+            began = time.monotonic()
+            while (status := rig.status())["queues"]["plates_open"]:
+                passing_s = time.monotonic() - began
+                assert status["waiting_s"] < 1.0
+        with stopped(children(run.pid)["journal"]):
+            wait_until(lambda: rig.status()["waiting_s"] > 1.0, 15.0, "a plate without a verdict")
+        wait_until(lambda: rig.status()["waiting_s"] < 1.0, 10.0, "its verdict")
+    check_conservation(rig)
+
+
 def test_a_lamp_process_that_dies_does_not_bring_its_pass_back(rig: Rig) -> None:
     rig.specimen["gap_mm"] = 800.0
     with rig.running() as run:

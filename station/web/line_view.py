@@ -138,7 +138,7 @@ class Figures(Part):
     last_verdict_at: str | None
     """When a verdict last became durable."""
     waiting_since_at: str | None
-    """Leading edge of the oldest plate that has been without a durable verdict for over 2 s."""
+    """When the oldest plate left that has been without a durable verdict for over 2 s."""
     open_plates: int | None
     plates: int | None
     """Since the station began."""

@@ -32,7 +32,7 @@ STALE_S = 1.5
 _LOG_S = 0.2
 """A log that takes longer to read is shown as it was read last: it holds up nobody's news."""
 WAITS_S = 2.0
-"""A plate whose leading edge was seen so long ago and that has no durable verdict: that is said."""
+"""A plate that left the camera so long ago and has no durable verdict: that is said."""
 _TOOK_IT = "timed out"
 """What `ask` says where somebody listens but does not answer; else nobody is there."""
 _LOG = get_logger("web")

@@ -402,7 +402,7 @@ def test_a_removed_picture_is_said_with_its_rule(rig: WebRig, client: PageClient
 def test_the_page_tells_all_without_script(client: PageClient) -> None:
     page = client.get(f"/plates/{FAILED}").text
     said = client.get(f"/plates/{FAILED}.json").json()
-    assert re.search(r'class="tag fail plate-large">\s*Fail', page)
+    assert re.search(r'class="tag fail plate-large">\s*FAIL', page)
     assert f'src="/plates/{FAILED}/overview/evidence/recorded"' in page
     assert '<rect x="300" y="120" width="60" height="40"/>' in page
     assert said["defects"][0]["crop_url"].replace("&", "&amp;") in page
@@ -586,7 +586,7 @@ def test_a_blind_plate_says_nothing_in_any_form(tmp_path: Path) -> None:
     assert page["is_blind"] is True
     assert scored["said"]["/tiles/evidence/contrast/0/0/0"][0] == 404, "no card of such a network"
     text = scored["said"][""][1].decode()
-    for told in ("0.43", "0.44", "level 77", "tag pass", "Pass<", "passed", "actuation"):
+    for told in ("0.43", "0.44", "level 77", "tag pass", "PASS<", "passed", "actuation"):
         assert told not in text, told
     # Neither on the page of the plate beside it, which failed and is hidden from nobody.
     near = scored["near"]

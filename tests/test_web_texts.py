@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from station import web
-from station.config import WebSettings
+from station.config import ReviewRecipe, WebSettings
+from station.verdict import Verdict
 from station.web.texts import (
     LANGUAGES,
     NOTHING,
@@ -69,6 +70,20 @@ def test_no_text_is_there_that_nobody_asks_for() -> None:
     beginnings = tuple(one for one in beginnings if one[-1] in "._")
     unused = {key for key in catalogue() if key not in named and not key.startswith(beginnings)}
     assert not unused
+
+
+def test_names_that_come_with_the_station_are_translated_and_a_plants_own_are_not() -> None:
+    shipped, german = ReviewRecipe(), Translator("de")
+    for name in (
+        *shipped.reasons.values(),
+        *shipped.kinds,
+        *(verdict.value for verdict in Verdict),
+    ):
+        assert german.word(name) not in {name, ""}
+    assert german.word("scratch") == "Kratzer"
+    assert Translator("en").word("as it was judged") == "as it was judged"
+    assert german.word("Kantenausbruch, Linie 4") == "Kantenausbruch, Linie 4"
+    assert german.word("") == ""
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ _LOCALES = {"en": "en_GB", "de": "de_DE", "zh": "zh_Hans_CN"}
 """British English: its dates cannot be read as American ones where months are names."""
 NOTHING = "–"
 """Shown for a figure that there is not: unknown is never zero."""
+
+_NO_KEY = re.compile(r"[^a-z0-9]+")
 
 Texts = Mapping[str, Mapping[str, str]]
 
@@ -65,6 +68,12 @@ class Translator:
 
     def has(self, key: str) -> bool:
         return key in catalogue()
+
+    def word(self, name: str) -> str:
+        """A name that comes with the station, as a shipped recipe's reason; one that the plant gave
+        as it is."""
+        key = f"words.{_NO_KEY.sub('_', name.lower()).strip('_')}"
+        return self(key) if self.has(key) else name
 
 
 def chosen_language(wishes: Iterable[str], offered: tuple[str, ...]) -> str:

@@ -58,12 +58,16 @@ class AuditFigures:
 
     @property
     def problem(self) -> str:
-        if not self.defective + self.good:
-            return "no audit sample that a person has judged was kept whole"
-        if self.escapes > self.active_escapes:
+        if not self.defective:
             return (
-                f"it lets {self.escapes} of {self.defective} defective audit samples escape, the "
-                f"judging model {self.active_escapes}: {self.new_escape}"
+                "no defective audit sample that a person has judged was kept whole: nothing shows "
+                "that it finds any"
+            )
+        if self.new_escape:
+            return (
+                f"it lets {self.new_escape} escape, which the judging model does not "
+                f"({self.escapes} of {self.defective} defective audit samples, now "
+                f"{self.active_escapes})"
             )
         return ""
 

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -91,7 +91,8 @@ class Figures(Part):
     """(recorded verdict, why, how many)."""
     strata: tuple[Stratum, ...]
     tests: tuple[PairedTest, ...]
-    recipes: tuple[str, ...]
+    recipes: dict[str, int]
+    """Plates replayed, by recipe version."""
 
     @property
     def differing(self) -> int:
@@ -148,7 +149,7 @@ def figures(plates: Sequence[Replayed]) -> Figures:
         unplayed=tuple(unplayed_counts(plates)),
         strata=tuple(_strata(plates)),
         tests=tuple(_tests(played)),
-        recipes=tuple(sorted({plate.recipe for plate in played})),
+        recipes=dict(sorted(Counter(plate.recipe for plate in played).items())),
     )
 
 
@@ -294,6 +295,14 @@ def write_report(report: Report, folder: Path) -> bytes:
     return page
 
 
+def _by_product(versions: Mapping[str, int]) -> dict[str, int]:
+    """Plates by the recipe's id, of whatever version."""
+    found: Counter[str] = Counter()
+    for name, plates in versions.items():
+        found[name.rpartition("@")[0]] += plates
+    return dict(found)
+
+
 def compared_change(report: Report, page: bytes, who: str) -> ChangeBody:
     """The row that the log keeps. Raises ValueError where it would list more flips to sign than
     anybody looks at."""
@@ -321,6 +330,7 @@ def compared_change(report: Report, page: bytes, who: str) -> ChangeBody:
         "last_seq": str(plan.last_seq),
         "results": str(found.results),
         "plates": str(found.replayed),
+        "recipes": json.dumps(_by_product(found.recipes)),
         "flips": json.dumps(found.flips),
         "to_sign": to_sign,
         "confirmed": confirmed,

@@ -49,6 +49,7 @@ class Side:
     id: str
     sha256: str
     threshold: float
+    unsure_above: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,8 @@ class Comparison:
     until: str
     plates: int
     """That were replayed through both."""
+    recipes: Mapping[str, int]
+    """Of them, by the recipe's id; empty in rows of before it was said."""
     flips: Mapping[str, int]
     """Counts, as `FAIL -> PASS`."""
     to_sign: tuple[str, ...]
@@ -178,15 +181,6 @@ class Comparisons:
             raise ComparisonError(f"{sha256}: no such comparison; there are: {names}")
         return found[0]
 
-    def of_models(self, before: str, after: str, threshold: float) -> list[Comparison]:
-        """Those of two models, by their sha256, and the second's threshold; the latest last."""
-        return [
-            one
-            for one in self.known.values()
-            if (one.before.sha256, one.after.sha256) == (before, after)
-            and one.after.threshold == threshold
-        ]
-
 
 def register(rows: Iterable[Row]) -> Comparisons:
     """Fold change rows, in their order; one that breaks a rule counts for nothing."""
@@ -219,7 +213,8 @@ def _after(before: Comparisons, row: Row) -> Comparisons:
     if row["what"] == COMPARED:
         one = _comparison(row)
         # Sent again, it is one row: what was signed since stays.
-        return replace(before, known={one.sha256: one} | before.known)
+        one = before.known.get(one.sha256, one)
+        return replace(before, known={**before.known, one.sha256: one})
     if row["what"] != SIGNED:
         return before
     one = before.of(row["detail"]["comparison"])
@@ -236,7 +231,8 @@ def _comparison(row: Row) -> Comparison:
         since=detail["since"],
         until=detail["until"],
         plates=int(detail["plates"]),
-        flips={str(name): int(count) for name, count in json.loads(detail["flips"]).items()},
+        recipes=_counts(detail.get("recipes", "{}")),
+        flips=_counts(detail["flips"]),
         to_sign=_names(detail["to_sign"]),
         confirmed=frozenset(_names(detail["confirmed"])),
         sample_seed=_matched(_SEED, detail["sample_seed"]),
@@ -263,10 +259,23 @@ def _opinions(row: Row) -> Opinions:
 
 
 def _side(detail: Row, name: str) -> Side:
-    threshold = float(detail[f"{name}_threshold"])
-    if not (math.isfinite(threshold) and 0 <= threshold <= 1):
-        raise ComparisonError(f"{name}_threshold {threshold}: not in [0, 1]")
-    return Side(detail[f"{name}_id"], _matched(_SHA256, detail[f"{name}_sha256"]), threshold)
+    sha256 = _matched(_SHA256, detail[f"{name}_sha256"])
+    threshold, unsure = _limit(detail, f"{name}_threshold"), f"{name}_unsure_above"
+    is_sure = detail.get(unsure) is None
+    return Side(
+        detail[f"{name}_id"], sha256, threshold, None if is_sure else _limit(detail, unsure)
+    )
+
+
+def _limit(detail: Row, name: str) -> float:
+    limit = float(detail[name])
+    if not (math.isfinite(limit) and 0 <= limit <= 1):
+        raise ComparisonError(f"{name} {limit}: not in [0, 1]")
+    return limit
+
+
+def _counts(text: str) -> dict[str, int]:
+    return {str(name): int(count) for name, count in json.loads(text).items()}
 
 
 def _matched(pattern: re.Pattern[str], text: str) -> str:

@@ -11,7 +11,7 @@ from importlib import resources
 from ipaddress import IPv4Address
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar, get_args
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -322,7 +322,7 @@ class ReviewRecipe(Settings):
     )
 
 
-Evidence = Literal["limit_samples", "audit", "compare", "shadow", "precision"]
+Evidence = Literal["limit_samples", "audit", "compare", "shadow", "threshold", "precision"]
 """Of another model; see station/promotion.py."""
 
 
@@ -330,9 +330,12 @@ class PromotionRecipe(Settings):
     """What must be shown of another model before it may judge in this version's place."""
 
     evidence: tuple[Evidence, ...] = Field(
-        (),
+        get_args(Evidence),
         description="What rows of the log must show before a version with another model is "
-        "approved or activated: limit_samples, audit, compare, shadow, precision.",
+        "approved or activated: limit_samples, audit, compare, shadow, threshold, precision.",
+    )
+    compare_plates: Count = Field(
+        200, ge=1, le=10**7, description="Stored plates that both models have judged, at least."
     )
     shadow_plates: Count = Field(
         200, ge=1, le=10**7, description="Plates that it has judged in the shadow, at least."

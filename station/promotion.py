@@ -8,12 +8,13 @@ Who writes which row: docs/promotion.md.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from station import comparisons
+from station.comparisons import Comparison, Side
 from station.config import Evidence, PromotionRecipe
 from station.recipes import ACTIVATED, APPROVED, Register, is_rollback, name_of
 from station.record import ChangeBody
@@ -22,14 +23,13 @@ GATE = "model_gate"
 """Figures that `vqi model gate` measured, of one kind of evidence: `AUDIT`, `PRECISION` or
 `LIMIT_SAMPLES`."""
 AUDIT, PRECISION = "audit", "precision"
-COMPARED, SIGNED = "model_compared", "model_flip_signed"
+CHOSEN = "model_threshold"
+"""How a promotion's threshold was chosen."""
 LIMIT_SAMPLES = "limit_samples"
 """Also a row of its own: what came of showing them to the model that judges."""
 SHADOWED = "shadowed"
-"""No row of its own: how many plates rows of kind `shadow` name, for each pair of models."""
-LEAST_SAMPLE = 59
-"""Of flips from FAIL to PASS, where not each is signed: none of so many drawn at random is an
-escape, so fewer than one in twenty is (0.95 ** 59 < 0.05)."""
+"""No row of its own: how many plates of a recipe rows of kind `shadow` name, for each pair of
+models and their limits."""
 
 Row = Mapping[str, Any]
 
@@ -46,6 +46,10 @@ class Judging:
     unsure_above: float | None = None
     samples_sha256: str | None = None
     """Of the list of limit samples that the version names."""
+
+    @property
+    def recipe_id(self) -> str:
+        return self.name.rpartition("@")[0]
 
     @property
     def passes_below(self) -> float:
@@ -107,42 +111,56 @@ def evidence(active: Judging, wanted: Judging, rows: Sequence[Row]) -> list[Show
     """What the active version asks for, and what rows show of it."""
     shown: dict[Evidence, Callable[[], Shown]] = {
         "limit_samples": lambda: _samples(active, wanted, rows),
-        "audit": lambda: _gate("audit", wanted, rows),
-        "precision": lambda: _gate("precision", wanted, rows),
+        "audit": lambda: _beside("audit", active, wanted, rows),
+        "precision": lambda: _beside("precision", active, wanted, rows),
         "compare": lambda: _compared(active, wanted, rows),
         "shadow": lambda: _shadowed(active, wanted, rows),
+        "threshold": lambda: _chosen(wanted, rows),
     }
     return [shown[kind]() for kind in active.asks.evidence]
 
 
 def gate_change(
-    station_id: str, which: str, wanted: Judging, figures: Mapping[str, str], who: str
+    station_id: str,
+    which: str,
+    active: Judging,
+    wanted: Judging,
+    figures: Mapping[str, str],
+    who: str,
 ) -> ChangeBody:
-    """The row of figures; `figures["problem"]` says why they do not do."""
+    """The row of figures, measured beside `active`; `figures["problem"]` says why they do not
+    do."""
     detail = {
         "set": which,
         "recipe": wanted.name,
-        "model_sha256": wanted.model_sha256,
-        "threshold": repr(wanted.threshold),
-        **({} if wanted.unsure_above is None else {"unsure_above": repr(wanted.unsure_above)}),
+        **_limits(wanted),
+        **{f"judging_{key}": value for key, value in _limits(active).items()},
         **figures,
     }
     return ChangeBody(station_id=station_id, what=GATE, who=who, detail=detail)
 
 
+def _limits(one: Judging) -> dict[str, str]:
+    limits = {"model_sha256": one.model_sha256, "threshold": repr(one.threshold)}
+    return limits | ({} if one.unsure_above is None else {"unsure_above": repr(one.unsure_above)})
+
+
 # --- each kind ------------------------------------------------------------------------------------
 
 
-def _is_of(detail: Row, wanted: Judging, prefix: str = "") -> bool:
+def _is_of(detail: Row, one: Judging, prefix: str = "") -> bool:
     """Whether a row is of this model with these limits."""
-    if detail.get(f"{prefix}sha256") != wanted.model_sha256:
-        return False
-    limits = prefix.removeprefix("model_")
-    unsure = detail.get(f"{limits}unsure_above")
+    unsure = detail.get(f"{prefix}unsure_above")
     return (
-        _number(detail.get(f"{limits}threshold")) == wanted.threshold
-        and (None if unsure is None else _number(unsure)) == wanted.unsure_above
+        detail.get(f"{prefix}model_sha256") == one.model_sha256
+        and _number(detail.get(f"{prefix}threshold")) == one.threshold
+        and (None if unsure is None else _number(unsure)) == one.unsure_above
     )
+
+
+def _is_of_product(detail: Row, wanted: Judging) -> bool:
+    """Whether figures were measured for a version of this recipe."""
+    return str(detail.get("recipe", "")).rpartition("@")[0] == wanted.recipe_id
 
 
 def _number(text: Any) -> float:
@@ -158,10 +176,19 @@ def _of(rows: Iterable[Row], what: str) -> list[Row]:
 
 def _gate(kind: Evidence, wanted: Judging, rows: Sequence[Row]) -> Shown:
     said = [one for one in map(_measured, rows) if one.get("set") == kind]
-    said = [one for one in said if _is_of(one, wanted, "model_")]
+    said = [one for one in said if _is_of(one, wanted) and _is_of_product(one, wanted)]
     if not said:
         return Shown(kind, f"nothing measured yet: `vqi model gate {wanted.name}`")
     return Shown(kind, str(said[-1].get("problem", "")), str(said[-1].get("words", "")))
+
+
+def _beside(kind: Evidence, active: Judging, wanted: Judging, rows: Sequence[Row]) -> Shown:
+    """Figures that say nothing without those of the model that judges now."""
+    beside = [one for one in rows if _is_of(one["detail"], active, "judging_")]
+    found = _gate(kind, wanted, beside)
+    if not found.problem or beside == rows or not _gate(kind, wanted, rows).words:
+        return found
+    return replace(found, problem=f"{found.problem} (beside {active.name}, which judges now)")
 
 
 def _samples(active: Judging, wanted: Judging, rows: Sequence[Row]) -> Shown:
@@ -187,46 +214,60 @@ def _measured(row: Row) -> Row:
 
 
 def _compared(active: Judging, wanted: Judging, rows: Sequence[Row]) -> Shown:
-    said = [
+    """The last comparison on enough plates of this product; what anybody called an escape in an
+    earlier one stands until another person has withdrawn it."""
+    of_pair = [
         one
-        for one in _of(rows, COMPARED)
-        if _is_of(one, active, "a_") and _is_of(one, wanted, "b_")
+        for one in comparisons.register(rows).known.values()
+        if _is_side(one.before, active) and _is_side(one.after, wanted)
     ]
-    if not said:
+    if not of_pair:
         return Shown("compare", f"not compared with {active.name}: `vqi model compare`")
-    last = said[-1]
-    signed = [one for one in _of(rows, SIGNED) if one["comparison"] == last["report_sha256"]]
-    problem = _unsigned(last, signed)
-    flips = f"{len(json.loads(last['to_sign']))} to PASS"
-    return Shown("compare", problem, f"{last['plates']} plates, {flips}, all accounted for")
+    for earlier in of_pair[:-1]:
+        if earlier.escapes:
+            words = f"{earlier.escapes[0]}: called an escape in {earlier.sha256[:12]}"
+            return Shown("compare", words)
+    return _compared_last(of_pair[-1], active.asks.compare_plates, wanted.recipe_id)
 
 
-def _unsigned(compared: Row, signed: Sequence[Row]) -> str:
-    """Why nothing may rest on a comparison yet."""
-    opinions = {name: one["opinion"] for one in signed for name in json.loads(one["result_ids"])}
-    flips: list[str] = json.loads(compared["to_sign"])
-    confirmed = set(json.loads(compared["confirmed"]))
-    if not int(compared["plates"]):
-        return "no plate could be replayed"
-    if int(compared["differing"]):
-        return f"{compared['differing']} plates did not come out as they were recorded"
-    if escapes := [name for name in flips if opinions.get(name) == "escape"]:
-        return f"{escapes[0]}: called an escape ({len(escapes)} in all)"
-    drawable = len(flips) - len(confirmed.intersection(flips))
-    largest = max((int(one.get("sample", "0")) for one in signed), default=0)
-    is_covered = largest >= min(LEAST_SAMPLE, drawable)
-    left = [name for name in flips if name not in opinions]
-    left = [name for name in left if name in confirmed or not is_covered]
-    return f"{left[0]}: to PASS, not signed ({len(left)} in all)" if left else ""
+def _compared_last(last: Comparison, least: int, recipe_id: str) -> Shown:
+    plates, flips = last.recipes.get(recipe_id, 0), f"{len(last.to_sign)} to PASS"
+    missing = list(last.missing)
+    if plates < least:
+        missing.append(f"{plates} plates of {recipe_id} compared, {least} asked for")
+    return Shown("compare", "; ".join(missing), f"{plates} plates, {flips}, all accounted for")
+
+
+def _is_side(side: Side, one: Judging) -> bool:
+    said = side.sha256, side.threshold, side.unsure_above
+    return said == (one.model_sha256, one.threshold, one.unsure_above)
 
 
 def _shadowed(active: Judging, wanted: Judging, rows: Sequence[Row]) -> Shown:
     said = [
         one
         for one in _of(rows, SHADOWED)
-        if one.get("judging_model_sha256") == active.model_sha256 and _is_of(one, wanted, "model_")
+        if one.get("recipe_id") == wanted.recipe_id
+        and one.get("judging_model_sha256") == active.model_sha256
+        and _number(one.get("judging_threshold")) == active.threshold
+        and _is_of(one, wanted)
     ]
     plates = sum(int(one["plates"]) for one in said)
     least = active.asks.shadow_plates
     problem = f"{plates} plates beside {active.name}, {least} asked for" if plates < least else ""
     return Shown("shadow", problem, f"{plates} plates in the shadow of {active.name}")
+
+
+def _chosen(wanted: Judging, rows: Sequence[Row]) -> Shown:
+    """Not for another product, and not the card's, which knows none."""
+    said = [
+        one
+        for one in _of(rows, CHOSEN)
+        if one.get("model_sha256") == wanted.model_sha256
+        and _number(one.get("threshold")) == wanted.threshold
+        and _is_of_product(one, wanted)
+    ]
+    if not said:
+        problem = f"nothing says how {wanted.threshold!r} was chosen: `vqi model promote`"
+        return Shown("threshold", problem)
+    return Shown("threshold", "", str(said[-1].get("chosen_by", "")))

@@ -77,10 +77,11 @@ SHADOWED = """
         'model_sha256', body ->> '$.model_sha256', 'threshold', body -> '$.threshold',
         'unsure_above', body -> '$.unsure_above',
         'judging_model_sha256', body ->> '$.judging_model_sha256',
+        'judging_threshold', body -> '$.judging_threshold', 'recipe_id', body ->> '$.recipe_id',
         'plates', sum(json_array_length(body, '$.plates')))) AS body
     FROM row WHERE kind = 'shadow'
     GROUP BY body ->> '$.model_sha256', body -> '$.threshold', body -> '$.unsure_above',
-        body ->> '$.judging_model_sha256'
+        body ->> '$.judging_model_sha256', body -> '$.judging_threshold', body ->> '$.recipe_id'
 """
 """The threshold as it stands in the row: a number that SQLite read and wrote has 15 digits."""
 

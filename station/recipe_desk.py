@@ -18,7 +18,7 @@ from station.model_store import ModelStore, judge_folder
 from station.page_door import ACCOUNT
 from station.precision import load_classifier
 from station.product import configured_judging, fitting, model_folder
-from station.promotion import Shown, evidence, judging
+from station.promotion import Judging, Shown, evidence, judging
 from station.qms import DATABASE, StoreError
 from station.recipe_form import as_toml
 from station.recipes import (
@@ -198,23 +198,28 @@ class Desk:
         self.load(former.name)
         return former.name
 
+    def judging(self) -> Judging:
+        """As much of the version in force as evidence is about. Raises `ConfigError`."""
+        active = self.known.active
+        if active is None:
+            return configured_judging(self.configuration.value)
+        return judging(active.name, active.table)
+
     def evidence(self, name: str, rows: Callable[[], list[Json]] | None = None) -> list[Shown]:
         """What the version in force asks of this one, which has another model or looser limits,
         and what rows of the log show of it; nothing where nothing is asked. Raises
         `RecipeError`."""
-        known, settings = self.known, self.configuration.value
-        version = known.of(name)
+        version = self.known.of(name)
         if not version.is_bound:
             return []
         try:
-            active = known.active
-            before = judging(active.name, active.table) if active else configured_judging(settings)
+            before = self.judging()
             wanted = judging(version.name, version.table)
             if wanted.needs_none_after(before):
                 return []
             if rows is not None:
                 return evidence(before, wanted, rows())
-            with Reader(settings.journal.directory) as reader:
+            with Reader(self.configuration.value.journal.directory) as reader:
                 return evidence(before, wanted, reader.model_changes())
         except (ConfigError, StoreError, ValueError) as error:
             raise RecipeError(f"{name}: {error}") from error

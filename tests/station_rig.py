@@ -67,7 +67,10 @@ class Rig:
         """Write recipe and configuration; the configuration's path."""
         threshold = "" if self.threshold is None else f"threshold = {self.threshold}\n"
         recipe = self.folder / "recipe.toml"
-        recipe.write_text(_RECIPE + threshold + self.recipe_lines)
+        text = _RECIPE + threshold + self.recipe_lines
+        # What is not about promotion may take any model.
+        text += "" if "[promotion]" in text else "[promotion]\nevidence = []\n"
+        recipe.write_text(text)
         camera = {
             "type": "simulated",
             "seed": 3,

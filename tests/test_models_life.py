@@ -123,8 +123,8 @@ def with_limit_samples(life: Life) -> None:
         )
     text = (rig.folder / "recipe.toml").read_text().replace("version = 1", "version = 2")
     text += f'[limit_samples]\nfolder = "{samples}"\n'
-    text += '[promotion]\nevidence = ["limit_samples", "audit", "compare", "shadow", "precision"]\n'
-    text += f"shadow_plates = {SHADOWED}\n"
+    # The rig's recipe asks for nothing; all of it is asked for where nothing is said.
+    text = text.replace("evidence = []", f"compare_plates = {DRIFTED}\nshadow_plates = {SHADOWED}")
     second = rig.folder / "small-2.toml"
     second.write_text(text)
     reason = "limit samples, evidence before another model"
@@ -237,7 +237,7 @@ def a_bad_model_is_refused(life: Life, tmp_path: Path) -> None:
     life.do("model", "promote", str(bad), *said, "--threshold", "0.9")
     gate = life.do("model", "gate", "small@4", "--who", "mallory", status=1)
     assert "limit_samples REFUSED" in gate
-    assert "defective audit samples escape" in gate
+    assert "escape, which the judging model does not" in gate
     refused = life.do("recipe", "approve", "small@4", "--who", "bob", status=1)
     assert "not compared with small@2" in refused
     life.do("model", "activate", "small@4", status=1)

@@ -15,7 +15,7 @@ import signal
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -29,9 +29,11 @@ from web_rig import running_journal
 from models.card import read_card
 from models.classifier import Classifier
 from models.runtimes import Findings
-from station import parity
+from station import comparisons, parity
+from station.candidate import AuditFigures
 from station.cli.model import app as app_of_model
 from station.cli.recipe import app as app_of_recipe
+from station.comparisons import COMPARED, SIGNED
 from station.config import Evidence, PromotionRecipe, Recipe, load_configuration, load_recipe
 from station.control import send_command
 from station.journal import JournalClient
@@ -42,11 +44,10 @@ from station.parity import check_parity, whole_plate
 from station.precision import load_classifier
 from station.product import load_product
 from station.promotion import (
-    COMPARED,
+    CHOSEN,
     GATE,
     LIMIT_SAMPLES,
     SHADOWED,
-    SIGNED,
     Judging,
     evidence,
     objection,
@@ -75,36 +76,46 @@ from station.recipes import objection as recipe_objection
 from station.record import ChangeBody, ReviewBody, Verdict
 
 Json = dict[str, Any]
-A, B = 64 * "a", 64 * "b"
-ALL: tuple[Evidence, ...] = ("limit_samples", "audit", "compare", "shadow", "precision")
+A, B, SEED = 64 * "a", 64 * "b", 32 * "0"
+ALL: tuple[Evidence, ...] = get_args(Evidence)
+ACTIVE = {"judging_model_sha256": A, "judging_threshold": "0.4"}
 
 
 # --- what must be shown ---------------------------------------------------------------------------
 
 
 def said(what: str, **detail: str) -> Json:
-    return {"what": what, "who": "eve", "detail": detail}
+    at = "2026-11-20T08:00:00.000000Z"
+    return {"what": what, "who": "eve", "written_at": at, "detail": detail}
 
 
 def compared(flips: list[str], confirmed: list[str], **other: str) -> Json:
-    named = {"a_sha256": A, "a_threshold": "0.4", "b_sha256": B, "b_threshold": "0.5"}
-    named |= {"report_sha256": 64 * "c"}
+    named = {"a_id": "a", "a_sha256": A, "a_threshold": "0.4", "b_id": "b", "b_sha256": B}
+    named |= {"b_threshold": "0.5", "report_sha256": 64 * "c", "sample_seed": SEED, "since": ""}
     named |= {"to_sign": json.dumps(flips), "confirmed": json.dumps(confirmed), "plates": "300"}
-    return said(COMPARED, **(named | {"differing": "0"} | other))
+    named |= {"recipes": '{"r": 300}', "until": "", "differing": "0", "flips": "{}"}
+    return said(COMPARED, **(named | other))
 
 
 def signed(names: list[str], opinion: str = "accepted", **other: str) -> Json:
     named = {"comparison": 64 * "c", "result_ids": json.dumps(names), "opinion": opinion}
-    return said(SIGNED, **named, **other)
+    return said(SIGNED, **(named | {"reason": "looked at it"} | other))
 
 
 def gated(which: str, **other: str) -> Json:
-    named = {"set": which, "model_sha256": B, "threshold": "0.5", "problem": ""}
-    return said(GATE, **(named | other))
+    named = {"set": which, "model_sha256": B, "threshold": "0.5", "problem": "", "words": "good"}
+    return said(GATE, **(named | {"recipe": "r@2"} | ACTIVE | other))
 
 
 def shown_samples(**other: str) -> Json:
-    return said(LIMIT_SAMPLES, model_sha256=B, threshold="0.5", **other)
+    return said(LIMIT_SAMPLES, recipe="r@2", model_sha256=B, threshold="0.5", **other)
+
+
+LATER = {"report_sha256": 64 * "d"}
+
+
+def signed_later(name: str) -> Json:
+    return signed([name], comparison=64 * "d")
 
 
 SHOWN = [
@@ -113,7 +124,8 @@ SHOWN = [
     gated("precision"),
     compared(["s-1"], []),
     signed(["s-1"]),
-    said(SHADOWED, model_sha256=B, threshold="0.5", judging_model_sha256=A, plates="200"),
+    said(SHADOWED, model_sha256=B, threshold="0.5", recipe_id="r", plates="200", **ACTIVE),
+    said(CHOSEN, recipe="r@2", model_sha256=B, threshold="0.5", chosen_by="400 plates"),
 ]
 
 
@@ -130,9 +142,23 @@ def test_all_that_is_asked_for_is_shown_by_rows_of_this_model_at_this_threshold(
     for row in SHOWN:
         left = [one for one in SHOWN if one is not row]
         assert len(missing(left)) == 1, row
-        of_another = {**row, "detail": {**row["detail"], "b_sha256": A, "model_sha256": A}}
-        if row["what"] != SIGNED:
-            assert len(missing([*left, of_another])) == 1, "of another model"
+        if row["what"] == SIGNED:
+            continue
+        for others in (
+            {"b_sha256": A, "model_sha256": A},
+            {"recipe": "q@2", "recipe_id": "q", "recipes": '{"q": 300}'},
+            {"judging_model_sha256": B, "a_sha256": B},
+            {"judging_threshold": "0.3", "a_threshold": "0.3"},
+        ):
+            changed = {**row, "detail": {**row["detail"], **others}}
+            is_alone = row["what"] == CHOSEN or row["detail"].get("set") == "limit_samples"
+            is_still_shown = is_alone and others.keys() & {"a_sha256", "a_threshold"}
+            assert len(missing([*left, changed])) == (0 if is_still_shown else 1), others
+
+
+def test_unless_the_version_in_force_says_otherwise_everything_is_to_be_shown() -> None:
+    assert PromotionRecipe().evidence == ALL
+    assert load_recipe("shipped:demo-lgp").value.promotion == PromotionRecipe()
 
 
 @pytest.mark.parametrize(
@@ -142,11 +168,14 @@ def test_all_that_is_asked_for_is_shown_by_rows_of_this_model_at_this_threshold(
         ([gated("limit_samples", problem="b is PASS"), shown_samples(passed="yes")], "", ""),
         ([gated("audit", problem="it lets one escape")], "audit", "escape"),
         ([gated("precision", problem="too slow")], "precision", "slow"),
-        ([compared(["s-1", "s-2"], [])], "compare", "not signed (1 in all)"),
+        ([compared(["s-1", "s-2"], [], **LATER)], "compare", "not signed yet: s-1, s-2"),
+        ([compared(["s-1", "s-2"], [], **LATER), signed_later("s-1")], "compare", "yet: s-2"),
         ([signed(["s-1"], "escape")], "compare", "called an escape"),
-        ([compared([], [], plates="0")], "compare", "no plate"),
-        ([compared([], [], differing="2")], "compare", "did not come out"),
-        ([compared([], [], a_sha256=64 * "d")], "", ""),
+        ([compared([], [], plates="0", **LATER)], "compare", "no plate"),
+        ([compared([], [], recipes='{"r": 1, "q": 900}', **LATER)], "compare", "1 plates of r "),
+        ([compared([], [], differing="2", **LATER)], "compare", "did not come out"),
+        ([compared([], [], a_sha256=64 * "d", **LATER)], "", ""),
+        ([signed(["s-1"], "escape"), compared([], [], **LATER)], "compare", "called an escape in"),
     ],
 )
 def test_what_came_last_counts(rows: list[Json], kind: str, words: str) -> None:
@@ -155,12 +184,22 @@ def test_what_came_last_counts(rows: list[Json], kind: str, words: str) -> None:
     assert words in found.get(kind, "")
 
 
+def test_audit_samples_show_something_with_a_defect_among_them_and_no_new_escape() -> None:
+    assert "no defective audit sample" in AuditFigures(good=40).problem
+    assert AuditFigures(good=40, defective=1, escapes=1, active_escapes=1).problem == ""
+    one_for_another = AuditFigures(defective=9, escapes=1, active_escapes=1, new_escape="s-7")
+    assert "s-7 escape, which the judging model does not" in one_for_another.problem
+
+
 def test_a_stated_sample_stands_for_flips_that_nobody_judged_defective() -> None:
     flips = [f"s-{number}" for number in range(100)]
-    rows = [*SHOWN[:3], SHOWN[5], compared(flips, flips[:1])]
-    assert "s-0" in missing([*rows, signed(flips[1:60], sample="59")])["compare"]
-    assert missing([*rows, signed(flips[1:60], sample="59"), signed(flips[:1])]) == {}
-    assert "not signed" in missing([*rows, signed(flips[1:59], sample="58")])["compare"]
+    rows = [*SHOWN[:3], *SHOWN[5:], compared(flips, flips[:1])]
+    (one,) = comparisons.register(rows).known.values()
+    sample = signed([*one.sample(59)], sample="59")
+    assert "s-0" in missing([*rows, sample])["compare"]
+    assert missing([*rows, sample, signed(flips[:1])]) == {}
+    few = signed([*one.sample(58)], sample="58")
+    assert "not signed" in missing([*rows, few])["compare"]
 
 
 def version(number: int, model: str, asks: str = "", who: str = "ann") -> Json:
@@ -615,7 +654,7 @@ def test_a_planted_bad_model_is_refused_at_each_gate(rig: Rig, models: tuple[Pat
         assert (approved.exit_code, "nothing measured" in approved.output) == (1, True)
         gated = here(model, rig, "gate", "small@3", "--samples", str(samples), "--who", "qa")
         assert gated.exit_code == 1
-        assert "defective audit samples escape" in gated.output
+        assert "escape, which the judging model does not" in gated.output
         assert re.search(r"is PASS [0-9.]+, not FAIL", gated.output)
         version = Desk.at(configuration).known.of("small@3")
         with pytest.raises(AssertionError, match=r"small@3: limit_samples.*small@3: audit"):
@@ -634,6 +673,25 @@ def test_a_planted_bad_model_is_refused_at_each_gate(rig: Rig, models: tuple[Pat
         assert (asked.id, asked.threshold) == ("model-a", float(chosen["threshold"]))
     whats = Counter(row["what"] for row in rig.rows("change"))
     assert (whats["model_gate"], whats["model_threshold"], whats["recipe_approved"]) == (6, 2, 2)
+
+
+def test_a_promoted_model_takes_no_limit_of_the_one_before(
+    rig: Rig, models: tuple[Path, Path]
+) -> None:
+    """The doubt of a model that knows good plates only would let another one pass more."""
+    rig.recipe_lines = "unsure_above = 0.4\n" + rig.recipe_lines
+    configuration = load_configuration(str(rig.write()))
+    with running_journal(rig):
+        base = ("--who", "ann", "--reason", "base")
+        assert here(app_of_recipe, rig, "adopt", *base).exit_code == 0
+        assert here(app_of_recipe, rig, "approve", "small@2", "--who", "bob").exit_code == 0
+        submitted(rig, activation_of("test-1", Desk.at(configuration).known.of("small@2")))
+        assert Desk.at(configuration).active().value.model.unsure_above == 0.4
+        said = ("--recipe", "small", *base, "--threshold", "0.9")
+        promoted = here(app_of_model, rig, "promote", str(models[0]), *said)
+        assert promoted.exit_code == 0, promoted.output
+        asked = Desk.at(configuration).load("small@3").value.model
+    assert (asked.id, asked.threshold, asked.unsure_above) == ("model-a", 0.9, None)
 
 
 # --- a running line -------------------------------------------------------------------------------

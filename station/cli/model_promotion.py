@@ -44,7 +44,15 @@ from station.ipc import Json, PeerGone
 from station.limit_samples import SamplesError, samples_folder
 from station.model_store import ModelStore
 from station.parity import check_parity
-from station.promotion import AUDIT, LIMIT_SAMPLES, PRECISION, Shown, gate_change, judging
+from station.promotion import (
+    AUDIT,
+    CHOSEN,
+    LIMIT_SAMPLES,
+    PRECISION,
+    Shown,
+    gate_change,
+    judging,
+)
 from station.qms import StoreError
 from station.recipe_desk import Desk
 from station.recipes import DIFFERS, RecipeError, Switch, name_of
@@ -55,10 +63,6 @@ _PARITY_LIMIT_S = 300.0
 _ASK_EVERY_S = 0.25
 _BELT_PX = 40
 """Of belt on either side of a plate that is rendered for a camera whose width is not configured."""
-
-
-CHOSEN = "model_threshold"
-"""The row that says how a promotion's threshold was chosen."""
 
 
 @contextlib.contextmanager
@@ -138,7 +142,9 @@ def _draft(desk: Desk, recipe_id: str, folder: Path, card: ModelCard) -> Recipe:
     draft = desk.draft(active)
     known = (list_models().get(card.id), ModelStore.of(desk.configuration.value).find(card.id))
     place = None if folder in known else str(folder.resolve())
-    update = {"id": card.id, "folder": place, "sha256": card.sha256, "threshold": None}
+    # Its own limits, never those of the model that judges now.
+    update = {"id": card.id, "folder": place, "sha256": card.sha256}
+    update |= {"threshold": None, "unsure_above": None}
     if draft.model.sha256 == card.sha256:
         raise RecipeError(f"{card.id} (sha256 {card.sha256[:12]}) judges already")
     return draft.model_copy(update={"model": draft.model.model_copy(update=update)})
@@ -229,8 +235,9 @@ def gate(
         if samples is not None or samples_folder(wanted) is not None:
             measured[LIMIT_SAMPLES] = _shown_samples(desk, wanted, samples)
         station_id, bound = desk.configuration.value.station.id, judging(name, version.table)
+        beside = desk.judging()
         for which, figures in measured.items():
-            _submitted(desk, [gate_change(station_id, which, bound, figures, by)])
+            _submitted(desk, [gate_change(station_id, which, beside, bound, figures, by)])
     for which, figures in measured.items():
         if is_json:
             print_json({"recipe": name, "set": which, **figures})

@@ -91,8 +91,8 @@ def promote(
     seed: Annotated[int, typer.Option(min=0, help="Of the fresh plates.")] = 1000,
     is_json: JsonOption = False,
 ) -> None:
-    """Propose the next version of the recipe in force, with another model, and say what of it is
-    shown and what is not.
+    """Propose the next version of the recipe in force, with another model, or with the same one
+    and another threshold, and say what of it is shown and what is not.
 
     The threshold is chosen anew, on whole fresh plates of this recipe. Nothing judges by it before
     another person approves it and somebody activates it.
@@ -145,8 +145,6 @@ def _draft(desk: Desk, recipe_id: str, folder: Path, card: ModelCard) -> Recipe:
     # Its own limits, never those of the model that judges now.
     update = {"id": card.id, "folder": place, "sha256": card.sha256}
     update |= {"threshold": None, "unsure_above": None}
-    if draft.model.sha256 == card.sha256:
-        raise RecipeError(f"{card.id} (sha256 {card.sha256[:12]}) judges already")
     return draft.model_copy(update={"model": draft.model.model_copy(update=update)})
 
 

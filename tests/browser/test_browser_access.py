@@ -3,13 +3,14 @@ texts may be 40 % longer, nothing moves where that is not wanted, and little scr
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser_rig import DESK, PHONE, TOUCH, Screen, chromium, screen
+from browser_rig import DESK, PHONE, SCREENS, TOUCH, Screen, chromium, screen
 from page_checks import axe_faults, keyboard_faults, moves, small_targets, spills
 from people_rig import sign_in
 from pseudo_locale import station_with_longer_texts
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.long
 WIDTHS_PX = (360, 768, 1280, 1920)
 TOUCH_PX = 48
 SCRIPT_BYTES = 150_000
+LANGUAGES = {"desk": "en-GB", "touch": "de-DE", "phone": "zh-CN"}
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,25 @@ def test_texts_may_be_longer(
                 _opened(one, path)
                 faults += _named(f"{width_px} px {path}", spills(one.page))
     assert not faults, "\n".join(faults)
+
+
+@pytest.mark.parametrize("name", SCREENS)
+def test_each_page_fits_each_screen(
+    shown: StationPage, browser: Any, paths: list[str], name: str, tmp_path: Path
+) -> None:
+    """And leaves a picture of each in the folder VQI_PICTURES, for people to look at."""
+    folder = Path(os.environ.get("VQI_PICTURES", tmp_path)) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    faults: list[str] = []
+    with screen(browser, shown.url, SCREENS[name], locale=LANGUAGES[name]) as one:
+        sign_in(one, "ada")
+        for path in paths:
+            _opened(one, path)
+            faults += _named(path, spills(one.page))
+            file = re.sub(r"[^A-Za-z0-9@-]+", "_", path).strip("_") or "line"
+            one.page.screenshot(path=folder / f"{file}.png", full_page=True)
+    assert not faults, "\n".join(faults)
+    assert len(list(folder.glob("*.png"))) >= len(set(paths))
 
 
 def test_nothing_moves_where_that_is_not_wanted(

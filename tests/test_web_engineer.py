@@ -7,6 +7,7 @@ import io
 import re
 import tarfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from station.web.camera import _Desk
 from station.web.live import Live
 from station.web.pages import json_path
 from station.web.recipes import _problems, _versions
-from station.web.texts import catalogue
+from station.web.texts import Formatter, catalogue
 
 Json = dict[str, Any]
 FIRST = "small@1"
@@ -300,6 +301,32 @@ def test_what_does_not_answer_or_is_old_is_not_shown_as_good(rig: WebRig) -> Non
         assert rig.client().get("/engineer").status_code == 200
     finally:
         rig.live.live = Live()
+
+
+def test_health_says_as_of_when_it_is_and_shows_nothing_old_in_green(rig: WebRig) -> None:
+    said: Json = {
+        "station": {"state": "OPERATIONAL", "ready": True, "problems": {}, "tick_age_s": 0.1},
+        "journal": {"clock": {"is_synchronized": True}},
+        "lamp": {},
+        "at": datetime(2026, 3, 6, 13, 2, 7, tzinfo=UTC).timestamp(),
+    }
+    at = Formatter("en", rig.web.zone).moment(said["at"])
+
+    def health(is_stale: bool) -> str:
+        rig.live.live = Live(**said, is_stale=is_stale)
+        page = rig.client().get("/engineer", headers={"accept-language": "en"}).text
+        return page.partition('id="health"')[2].partition("</main>")[0]
+
+    try:
+        now, old = health(is_stale=False), health(is_stale=True)
+    finally:
+        rig.live.live = Live()
+    assert f"As of {at}" in now
+    assert "tag pass" in now
+    assert re.search(r"<p [^>]*data-old hidden>These figures are old", now), "the script's words"
+    assert 'class="old"' in old
+    assert "data-old>These figures are old" in old
+    assert "tag pass" not in old
 
 
 def test_a_camera_that_began_anew_shows_its_own_picture() -> None:

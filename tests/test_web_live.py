@@ -725,12 +725,20 @@ def test_a_browser_never_goes_on_showing_green_that_is_old(tmp_path: Path) -> No
             with running_web(config) as (url, web):
                 page.goto(url)
                 lit.wait_for()
+                health = browser.new_page()
+                health.goto(f"{url}/engineer")
+                green = health.locator("#health .tag.pass")
+                green.first.wait_for()
                 os.kill(web.pid, signal.SIGSTOP)
                 is_old.wait_for()
                 assert lit.count() == 0
+                health.locator("#health [data-old]:visible").wait_for()
+                assert green.count() == 0
                 os.kill(web.pid, signal.SIGCONT)
                 is_old.wait_for(state="hidden")
                 lit.wait_for()
+                green.first.wait_for()
+                health.close()
                 with nobody_replaces(run.pid) as kill:
                     kill("lamp")
                     page.locator('.light[data-state="unknown"]').wait_for()

@@ -112,3 +112,30 @@ document.body.addEventListener("htmx:responseError", (event) => {
 document.body.addEventListener("htmx:sendError", () => {
   sayAboveForm(document.getElementById("recipe-form")?.dataset.unsent ?? "");
 });
+
+// The health page asks anew every 3 s. What nobody renews is old: a server that hangs sends no error.
+const OLD_MS = 7000;
+let health = document.getElementById("health");
+let healthMs = 0; // when it came; of the first one, when it was asked for
+
+function lookAtHealth() {
+  const shown = document.getElementById("health");
+  if (shown === null) return location.reload(); // a sign-in came in its place
+  if (shown !== health) healthMs = performance.now();
+  health = shown;
+  if (performance.now() - healthMs > OLD_MS && !health.classList.contains("old")) tellOld();
+}
+
+function tellOld() {
+  health.classList.add("old");
+  health.querySelector("[data-old]").hidden = false;
+  for (const tag of health.querySelectorAll(".tag.pass")) {
+    tag.className = "tag undecided";
+    tag.textContent = health.dataset.unknown;
+  }
+}
+
+if (health) {
+  setInterval(lookAtHealth, 500);
+  document.addEventListener("visibilitychange", lookAtHealth);
+}

@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 import pytest
+from markupsafe import escape
 from station_rig import Rig, children
 from web_rig import PageClient, WebRig, running_web, serving, small_journal, until, web_rig
 
@@ -28,9 +29,10 @@ from station.ipc import Listener as Door
 from station.log_reader import Reader
 from station.packing import Contexts
 from station.plant import prepare
-from station.qms import DATABASE
+from station.qms import DATABASE, SNAPSHOT, StoreError
 from station.quality import UNKNOWN
 from station.roles import Role
+from station.web import line_log
 from station.web.certificates import make_certificate
 from station.web.hub import Hub, Topic
 from station.web.line_log import LineLog, LogLook, ShownPlate, StripPlate
@@ -298,6 +300,46 @@ def test_what_is_read_of_the_log_and_what_is_kept_when_it_cannot_be(rig: WebRig)
     assert look.look({"rows": 26}, lamp(), station()).problem == ""
 
 
+def test_sums_that_cannot_be_had_are_old_until_they_can(
+    rig: WebRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = LogLook(rig.web.configuration.value)
+
+    def at_row(number: int, every_s: float) -> LineLog:
+        monkeypatch.setattr(line_log, "_SUMS_EVERY_S", every_s)
+        return look.look({"rows": number}, lamp(), station())
+
+    def too_long(*_: object) -> float:
+        raise StoreError("the question took longer than 1 s")
+
+    before = at_row(1, 60.0)
+    with monkeypatch.context() as slow:
+        slow.setattr(line_log, "_rate", too_long)
+        for number, every_s in ((2, -1.0), (3, 60.0), (4, 60.0)):
+            old = at_row(number, every_s)
+            assert old.problem == "the question took longer than 1 s"
+            assert (old.read_at, old.rate_per_minute) == (before.read_at, before.rate_per_minute)
+            assert old.plates == before.plates
+    after = at_row(5, -1.0)
+    assert after.problem == ""
+    assert after.read_at > before.read_at
+
+
+def test_what_an_answer_of_the_log_may_lack_is_said(rig: WebRig, tmp_path: Path) -> None:
+    small_journal(tmp_path, plates=2)
+    (tmp_path / DATABASE).rename(tmp_path / SNAPSHOT)
+    settings = rig.web.configuration.value
+    journal = settings.journal.model_copy(update={"directory": tmp_path})
+    look = LogLook(settings.model_copy(update={"journal": journal}))
+    found = look.look({"rows": 6}, lamp(), station())
+    assert len(found.plates) == 2
+    (note,) = found.notes
+    assert "the live file cannot be read" in note
+    rig.live.live = live(log=found)
+    assert rig.client().get("/index.json").json()["log_notes"] == [note]
+    assert str(escape(note)) in rig.client().get("/").text
+
+
 def poller_of(rig: WebRig, folder: Path) -> tuple[Poller, list[Live]]:
     """Of a log and processes in a folder, and what it tells."""
     settings = rig.web.configuration.value
@@ -324,6 +366,43 @@ def test_a_log_that_is_slow_to_read_holds_up_nobodys_news(rig: WebRig, tmp_path:
 
     until(has_read, "the log")
     poller.stop()
+
+
+def test_a_log_that_gives_no_answer_is_old(
+    rig: WebRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held by another process within a call, where no deadline of a question fires."""
+    small_journal(tmp_path, plates=2)
+    monkeypatch.setattr(line_log, "_QUIET_S", -1.0)
+    poller, heard = poller_of(rig, tmp_path)
+
+    def log_after_a_turn() -> LineLog:
+        poller.turn()
+        return heard[-1].log
+
+    until(lambda: log_after_a_turn().newest_seq > 0, "the log")
+    known = heard[-1].log
+    with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
+        until(lambda: is_in_one_file(other), "the log for itself")
+        other.execute("BEGIN EXCLUSIVE")
+        held_at = time.time()
+        until(lambda: "no answer" in log_after_a_turn().problem, "that the log is old")
+        page = line_page("a", LIGHT, heard[-1])
+        assert page.log_read_at is not None
+        assert datetime.fromisoformat(page.log_read_at).timestamp() <= held_at
+        assert [plate.result_id for plate in page.plates] == [one.result_id for one in known.plates]
+        assert "reading" in [call.part for call in page.calls]
+    until(lambda: log_after_a_turn().problem == "", "the log again")
+    poller.stop()
+
+
+def is_in_one_file(connection: sqlite3.Connection) -> bool:
+    """Without a WAL, one that writes keeps all others from reading."""
+    try:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    except sqlite3.OperationalError:
+        return False
+    return True
 
 
 def test_news_is_as_old_as_its_first_question(rig: WebRig, tmp_path: Path) -> None:

@@ -175,6 +175,8 @@ class LinePage(LineSummary):
     log_problem: str = ""
     """Why the log cannot be read; then plates and figures are as of `log_read_at`."""
     log_read_at: str | None = None
+    log_notes: tuple[str, ...] = ()
+    """What plates and figures may lack although the log can be read, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,7 @@ def line_page(
         figures=_figures(live),
         log_problem=log.problem,
         log_read_at=_text(log.read_at) if log.problem and log.read_at else None,
+        log_notes=log.notes,
     )
 
 

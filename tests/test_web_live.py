@@ -12,7 +12,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from datetime import time as clock_time
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +33,13 @@ from station.packing import Contexts
 from station.plant import prepare
 from station.qms import DATABASE, SNAPSHOT, StoreError
 from station.quality import UNKNOWN
+from station.record import rfc3339
 from station.roles import Role
 from station.web import line_log
 from station.web.certificates import make_certificate
+from station.web.feed import Feed
 from station.web.hub import Hub, Topic
+from station.web.line import SHOWN
 from station.web.line_log import LineLog, LogLook, ShownPlate, StripPlate
 from station.web.line_view import CallView, LineSummary, line_page, urgency
 from station.web.lines import LineRow, lines_page, rows_of
@@ -436,6 +441,41 @@ def test_an_escape_that_a_person_found_is_no_pass_in_the_strip(
     assert '<span class="tag fail">FAIL</span>' in strip
     assert "Plate s-1, FAIL, " in strip
     assert "judged by a person; station: PASS" in strip
+
+
+def test_what_stands_since_another_day_says_which(
+    rig: WebRig, client: PageClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a page that stays open meanwhile, where nothing happens but that the day passes."""
+    zone, friday = rig.web.zone, date(2026, 3, 6)
+    held_at = datetime.combine(friday, clock_time(14, 2, 7), zone)
+    silent = {"journal": Silence(held_at.timestamp(), "gone")}
+    plate = StripPlate("s-2", rfc3339(held_at), None, "FAIL", None, None, 1, has_picture=False)
+    shown = ShownPlate("s-2", None, rfc3339(held_at), held_at.timestamp())
+    heard = live(
+        at=held_at.timestamp(),
+        lamp=lamp(LightState.FAIL, "s-2"),
+        journal=None,
+        silent=silent,
+        log=LineLog(plates=(plate,), shown=shown),
+    )
+    feed = Feed(rig.web, {"line": SHOWN})
+
+    def parts(today: date) -> list[str]:
+        monkeypatch.setattr(Formatter, "today", property(lambda _: today))
+        state = feed._state("line en", heard)
+        return [json.loads(state[name]) for name in ("light", "station", "calls", "strip")]
+
+    for part in parts(friday):
+        assert "14:02:07" in part
+        assert "6 Mar 2026" not in part
+    for part in parts(date(2026, 3, 9)):
+        assert "6 Mar 2026 14:02:07" in part
+    rig.live.live = replace(heard, is_stale=True)
+    page = client.get("/", headers={"accept-language": "en"}).text
+    assert "No news since 6 Mar 2026 14:02:07" in page
+    beat = feed._beat(heard)
+    assert (beat["day"], beat["clock"]) == ("2026-03-06", "14:02:07")
 
 
 def test_the_kiosk_shows_the_line_alone(client: PageClient) -> None:

@@ -26,8 +26,9 @@ from station.recipe_desk import Desk
 from station.recipe_form import fields
 from station.recipes import PARITY, Finding, Named, RecipeFolder, activation_of, register
 from station.record import ChangeBody
-from station.roles import Role
+from station.roles import Person, Role
 from station.web.camera import _Desk
+from station.web.context import Web
 from station.web.live import Live
 from station.web.pages import json_path
 from station.web.recipes import _problems, _versions
@@ -348,7 +349,7 @@ def test_the_lamp_is_told_of_in_the_readers_words(
 ) -> None:
     rig.live.live = Live(
         station={"state": state, "light_confirmation": "read back"},
-        lamp={"state": "undecided", "device": "tower"},
+        lamp={"state": "undecided", "result_id": "s-4", "device": "tower"},
         is_stale=False,
     )
     try:
@@ -362,6 +363,41 @@ def test_the_lamp_is_told_of_in_the_readers_words(
     assert "Fehlerhaft" in german
     assert f"{state}<" not in german
     assert "read back" not in german
+
+
+def test_who_acknowledges_on_the_lamps_page_says_which_plate_was_seen(
+    rig: WebRig, ann: PageClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The station refuses where another plate is held by now (`tests/test_station.py`)."""
+    told: list[tuple[str, str]] = []
+
+    def command(_: Web, op: str, text: str, who: Person) -> Json:
+        told.append((op, text))
+        return {"ok": True, "state": "OPERATIONAL"}
+
+    monkeypatch.setattr(Web, "command", command)
+    try:
+        for state, result_id, seen in (
+            ("fail", "s-7", "s-7"),
+            ("undecided", "s-8", "s-8"),
+            ("fail", "", "none"),
+            ("pass", "s-9", "none"),
+        ):
+            rig.live.live = Live(lamp={"state": state, "result_id": result_id}, is_stale=False)
+            page = ann.get("/engineer/lamp").text
+            form = page.partition('name="op" value="ack"')[2].partition("</form>")[0]
+            assert f'name="seen" value="{seen}"' in form
+            assert (f'href="/plates/{seen}"' in page) == (seen != "none")
+            assert page.count('name="seen"') == 1
+            assert ann.get("/engineer/lamp.json").json()["held"] == seen
+            sent = {"op": "ack", "seen": seen}
+            assert ann.send_form("/engineer/command", **sent).status_code == 303
+            assert told.pop() == ("ack", seen)
+    finally:
+        rig.live.live = Live()
+    for op, text in (("halt", ""), ("ack", "none")):
+        assert ann.send_json("/engineer/command.json", {"op": op}).status_code == 200
+        assert told.pop() == (op, text), "who saw nothing acknowledges nothing that is held"
 
 
 # --- a station that runs --------------------------------------------------------------------------

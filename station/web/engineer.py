@@ -33,6 +33,7 @@ from station.roles import Person, Role
 from station.state import NotCommissioned, StationState
 from station.web.context import Web
 from station.web.errors import PageError, conflict, not_found
+from station.web.line_view import NOTHING, seen_held
 from station.web.pages import WebRouter
 
 router = WebRouter("/engineer")
@@ -208,12 +209,16 @@ class LampPage(BaseModel):
     states: list[str]
     outputs: list[str]
     last: TestShown | None
+    held: str
+    """What an acknowledgement speaks of: the plate that the light holds, or `none`."""
 
 
 class CommandForm(BaseModel):
     """A command to the station."""
 
     op: Literal["halt", "resume", "ack", "relearn"]
+    seen: str = Field(NOTHING, min_length=1, max_length=64)
+    """With `ack`: `held` as it was shown; refused where another plate is held by now."""
     back: str = ""
 
 
@@ -618,6 +623,7 @@ def lamp(web: Web) -> LampPage:
         states=list(map(str, SHOWN)),
         outputs=list(said.get("testable") or []),
         last=TestShown(**last) if last else None,
+        held=seen_held(web.live),
     )
 
 
@@ -651,7 +657,7 @@ def _restart_is_due(web: Web) -> bool:
 @router.action("/command", role=Role.ENGINEER, to="/engineer/lamp")
 def send_station_command(web: Web, person: Person, form: CommandForm) -> Told:
     """Halt, resume, acknowledge, learn the light anew."""
-    answer = web.command(form.op, "", person)
+    answer = web.command(form.op, form.seen if form.op == "ack" else "", person)
     return Told(op=form.op, state=str(answer.get("state") or ""))
 
 

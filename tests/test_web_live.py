@@ -873,6 +873,24 @@ def test_a_browser_never_goes_on_showing_green_that_is_old(tmp_path: Path) -> No
             browser.close()
 
 
+@pytest.mark.long
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+def test_a_page_that_is_old_when_it_is_opened_is_not_shown_as_now(rig: WebRig) -> None:
+    """Its script goes on from what the server said, until news comes."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no Chromium here: no playwright")
+    rig.live.live = Live()
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            page = browser.new_page()
+            page.goto(rig.url)
+            for _ in range(5):
+                page.wait_for_timeout(300)
+                assert page.locator("#line.stale").count() == 1
+        finally:
+            browser.close()
+
+
 def test_open_plates_that_are_not_counted_yet_are_not_none() -> None:
     page = line_page("a", LIGHT, live(journal={"rows": 9, "unsettled": None}))
     assert page.figures.open_plates is None

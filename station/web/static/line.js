@@ -15,12 +15,13 @@ const units = line.dataset.units.split("|");
 const soundBox = document.getElementById("sound");
 const sounds = soundBox && sound(soundBox);
 
-let heardMs = performance.now(); // when what is shown was true
+const openedMs = performance.now();
+let heardMs = line.classList.contains("stale") ? -Infinity : openedMs; // when what is shown was true
 let moment = line.dataset.moment; // the same as the station's clock showed it
 let atS = Date.parse(line.dataset.at) / 1000;
-let atHeardMs = heardMs;
+let atHeardMs = openedMs;
 let leastMs = Infinity; // between the station's clock and this one, with no delay on the way
-let lastMs = heardMs;
+let lastMs = openedMs;
 let life = "";
 
 function listen() {

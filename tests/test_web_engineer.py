@@ -330,6 +330,27 @@ def test_health_says_as_of_when_it_is_and_shows_nothing_old_in_green(rig: WebRig
     assert "tag pass" not in old
 
 
+def test_the_camera_page_without_a_picture_says_why_and_is_old(
+    rig: WebRig, ann: PageClient
+) -> None:
+    said = {"station": {"camera": {"overrun_frames": 3}}, "is_stale": False}
+    for live, why in ((Live(), "engineer.station_away"), (Live(**said), "engineer.no_picture")):
+        rig.live.live = live
+        try:
+            page = ann.get("/engineer/camera", headers={"accept-language": "en"}).text
+            twin = ann.get("/engineer/camera.json").json()
+        finally:
+            rig.live.live = Live()
+        assert re.search(r'<div data-camera [^>]*class="old">', page)
+        assert '<div class="notice bad" role="status" data-old>' in page
+        shown = dict(re.findall(r'<p data-say="([a-z._]+)"( hidden)?>', page))
+        assert {key for key, hidden in shown.items() if not hidden} == {why}
+        assert shown.keys() > {"engineer.picture_stale"}, "the script's words"
+        assert (twin["why"], twin["picture"]) == (why, None)
+        overrun = (live.station or {}).get("camera", {}).get("overrun_frames")
+        assert twin["overrun_frames"] == overrun, "unknown is not zero"
+
+
 def test_a_camera_that_began_anew_shows_its_own_picture() -> None:
     def picture(at_ns: int, level: int) -> LivePicture:
         pixels = np.full((64, 256), level, np.uint8)
@@ -447,6 +468,8 @@ def see_the_camera(rig: WebRig, ann: PageClient) -> None:
     assert sum(shown["histogram"]) == shown["rows"] * shown["width_px"]
     got = ann.get("/engineer/camera/picture.jpg")
     assert got.headers["content-type"] == "image/jpeg"
+    taken = datetime.fromisoformat(shown["at"]).timestamp()
+    assert 0 <= datetime.now(UTC).timestamp() - taken < 60, "as of when it is"
     small = cv2.imdecode(np.frombuffer(got.content, np.uint8), cv2.IMREAD_GRAYSCALE)
     assert small.shape == (shown["rows"], 768)
     assert "picture.jpg" in ann.get("/engineer/camera").text

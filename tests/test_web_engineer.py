@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import io
 import re
+import selectors
 import tarfile
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from test_recipes import submitted, whole_under_each_recipe
 from web_rig import PageClient, WebRig, running_journal, until, web_rig
 
 from models.card import read_card
+from station.lending import Lending
 from station.live_frames import LivePicture
 from station.log_reader import Reader
 from station.processes import ask_all
@@ -328,6 +331,27 @@ def test_health_says_as_of_when_it_is_and_shows_nothing_old_in_green(rig: WebRig
     assert 'class="old"' in old
     assert "data-old>These figures are old" in old
     assert "tag pass" not in old
+
+
+def test_health_shows_a_candidate_in_the_shadow_where_there_is_one(
+    rig: WebRig, tmp_path: Path
+) -> None:
+    """As the station's own part says it."""
+    with closing(selectors.DefaultSelector()) as selector:
+        lending = Lending(tmp_path, selector)
+        for wanted in (None, {"model_id": "model-b", "share": 0.2}):
+            lending.wanted = wanted
+            rig.live.live = Live(station={"shadow": lending.status}, is_stale=False)
+            try:
+                page = rig.client().get("/engineer.json").json()
+                text = rig.client().get("/engineer", headers={"accept-language": "en"}).text
+            finally:
+                rig.live.live = Live()
+            assert ("A candidate in the shadow" in text) == (wanted is not None)
+            assert ("model-b" in text) == (wanted is not None)
+            counts = {"lent": 0, "scored": 0, "taken_back": 0, "problem": "", "is_there": False}
+            assert page["shadow"] == (wanted and wanted | counts)
+        lending.close()
 
 
 def test_the_camera_page_without_a_picture_says_why_and_is_old(

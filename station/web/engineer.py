@@ -109,6 +109,23 @@ class ModelShown(BaseModel):
     gate_refused: list[str] = Field(default_factory=list)
 
 
+class ShadowShown(BaseModel):
+    """A candidate that scores plates in the shadow; counted since the station began. What it says
+    of plates is in `vqi model shadow report` alone."""
+
+    model_id: str
+    share: float
+    """Of one core, at most."""
+    is_there: bool
+    """Its process is connected."""
+    problem: str
+    lent: int
+    """Plates."""
+    scored: int
+    taken_back: int
+    """From a shadow that was silent."""
+
+
 class CommissioningShown(BaseModel):
     """Whether plates are production, and why."""
 
@@ -142,6 +159,8 @@ class HealthPage(BaseModel):
     temperatures_c: dict[str, float]
     recipe: str
     model: ModelShown | None
+    shadow: ShadowShown | None
+    """None where no candidate is in the shadow, or the station does not answer."""
     commissioning: CommissioningShown
 
 
@@ -268,6 +287,7 @@ def engineer(web: Web) -> HealthPage:
         temperatures_c=_temperatures(station),
         recipe=_recipe_name(station),
         model=_model(web, station),
+        shadow=_shadow(station),
         commissioning=_commissioning(web, station),
     )
 
@@ -416,6 +436,11 @@ def _model(web: Web, station: Json) -> ModelShown | None:
                 f"{one.precision}: {one.refused}" for one in record.candidates if not one.is_passed
             ]
     return shown
+
+
+def _shadow(station: Json) -> ShadowShown | None:
+    said = station.get("shadow") or {}
+    return ShadowShown.model_validate(said) if said.get("is_set") else None
 
 
 def _commissioning(web: Web, station: Json) -> CommissioningShown:

@@ -25,7 +25,7 @@ from station_rig import Rig, children
 from web_rig import PageClient, WebRig, running_web, serving, small_journal, until, web_rig
 
 from drivers.stacklight import LightState
-from station.config import LightSettings, load_configuration
+from station.config import LightSettings, OtherStation, load_configuration
 from station.ipc import SOCKETS
 from station.ipc import Listener as Door
 from station.log_reader import Reader
@@ -44,7 +44,7 @@ from station.web.line_log import LineLog, LogLook, ShownPlate, StripPlate
 from station.web.line_view import CallView, LineSummary, line_page, urgency
 from station.web.lines import LineRow, lines_page, rows_of
 from station.web.live import Live, Poller, Silence
-from station.web.others import Heard
+from station.web.others import Heard, OtherStations
 from station.web.plant_lines import PlantLine, PlantNews
 from station.web.render import environment
 from station.web.server import make_web
@@ -736,6 +736,21 @@ def test_a_line_that_is_asked_and_in_the_plants_database_is_there_once() -> None
     heard = Heard("Hall 2", "https://hall2", said_by("line-9"), NOW, time.monotonic())
     rows = rows_of(said_by("s"), [heard], PlantNews((plant_line("line-9"),), NOW), NOW)
     assert sorted(row.name for row in rows) == ["Hall 2", "s"]
+
+
+def test_a_line_that_has_not_answered_yet_is_known_by_its_id() -> None:
+    """This page started while it is down: the plant's database alone knows of its plates."""
+    plant = PlantNews((plant_line("line-9", "FAIL"), plant_line("line-8")), NOW)
+    given = {"name": "Hall 2", "url": "https://hall2"}
+    for more, names in (
+        ({"station_id": "line-9"}, ["Hall 2", "line-8", "s"]),
+        ({}, ["Hall 2", "line-8", "line-9", "s"]),
+    ):
+        others = OtherStations([OtherStation.model_validate(given | more)])
+        rows = rows_of(said_by("s"), others.heard, plant, NOW)
+        assert sorted(row.name for row in rows) == names
+        (row,) = [row for row in rows if row.name == "Hall 2"]
+        assert (row.plant.result_id if row.plant else None) == ("line-9-1" if more else None)
 
 
 @pytest.mark.long

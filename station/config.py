@@ -366,8 +366,11 @@ class Recipe(Settings):
     )
 
 
+StationId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$")]
+
+
 class StationSettings(Settings):
-    id: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$", description="Unique in the plant.")
+    id: StationId = Field(description="Unique in the plant.")
     recipe: str = Field(
         min_length=1, description="Path of a recipe, or shipped:<id> for one that comes with vqi."
     )
@@ -724,6 +727,11 @@ class OtherStation(Settings):
 
     name: str = Field(min_length=1, max_length=64)
     url: str = Field(pattern=r"^https?://[^/\s]+$", description="Of its page, without a path.")
+    station_id: StationId | None = Field(
+        None,
+        description="Its id, by which the plant's database knows it before it has answered; "
+        "left out: the name.",
+    )
     ca_file: Path | None = Field(
         None, description="Whom to trust for its certificate, PEM; left out: as this machine does."
     )

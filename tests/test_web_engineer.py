@@ -5,8 +5,11 @@ from __future__ import annotations
 
 import io
 import re
+import selectors
 import tarfile
 from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from test_recipes import submitted, whole_under_each_recipe
 from web_rig import PageClient, WebRig, running_journal, until, web_rig
 
 from models.card import read_card
+from station.lending import Lending
 from station.live_frames import LivePicture
 from station.log_reader import Reader
 from station.processes import ask_all
@@ -25,12 +29,13 @@ from station.recipe_desk import Desk
 from station.recipe_form import fields
 from station.recipes import PARITY, Finding, Named, RecipeFolder, activation_of, register
 from station.record import ChangeBody
-from station.roles import Role
+from station.roles import Person, Role
 from station.web.camera import _Desk
+from station.web.context import Web
 from station.web.live import Live
 from station.web.pages import json_path
 from station.web.recipes import _problems, _versions
-from station.web.texts import catalogue
+from station.web.texts import Formatter, catalogue
 
 Json = dict[str, Any]
 FIRST = "small@1"
@@ -302,6 +307,74 @@ def test_what_does_not_answer_or_is_old_is_not_shown_as_good(rig: WebRig) -> Non
         rig.live.live = Live()
 
 
+def test_health_says_as_of_when_it_is_and_shows_nothing_old_in_green(rig: WebRig) -> None:
+    said: Json = {
+        "station": {"state": "OPERATIONAL", "ready": True, "problems": {}, "tick_age_s": 0.1},
+        "journal": {"clock": {"is_synchronized": True}},
+        "lamp": {},
+        "at": datetime(2026, 3, 6, 13, 2, 7, tzinfo=UTC).timestamp(),
+    }
+    at = Formatter("en", rig.web.zone).moment(said["at"])
+
+    def health(is_stale: bool) -> str:
+        rig.live.live = Live(**said, is_stale=is_stale)
+        page = rig.client().get("/engineer", headers={"accept-language": "en"}).text
+        return page.partition('id="health"')[2].partition("</main>")[0]
+
+    try:
+        now, old = health(is_stale=False), health(is_stale=True)
+    finally:
+        rig.live.live = Live()
+    assert f"As of {at}" in now
+    assert "tag pass" in now
+    assert re.search(r"<p [^>]*data-old hidden>These figures are old", now), "the script's words"
+    assert 'class="old"' in old
+    assert "data-old>These figures are old" in old
+    assert "tag pass" not in old
+
+
+def test_health_shows_a_candidate_in_the_shadow_where_there_is_one(
+    rig: WebRig, tmp_path: Path
+) -> None:
+    """As the station's own part says it."""
+    with closing(selectors.DefaultSelector()) as selector:
+        lending = Lending(tmp_path, selector)
+        for wanted in (None, {"model_id": "model-b", "share": 0.2}):
+            lending.wanted = wanted
+            rig.live.live = Live(station={"shadow": lending.status}, is_stale=False)
+            try:
+                page = rig.client().get("/engineer.json").json()
+                text = rig.client().get("/engineer", headers={"accept-language": "en"}).text
+            finally:
+                rig.live.live = Live()
+            assert ("A candidate in the shadow" in text) == (wanted is not None)
+            assert ("model-b" in text) == (wanted is not None)
+            counts = {"lent": 0, "scored": 0, "taken_back": 0, "problem": "", "is_there": False}
+            assert page["shadow"] == (wanted and wanted | counts)
+        lending.close()
+
+
+def test_the_camera_page_without_a_picture_says_why_and_is_old(
+    rig: WebRig, ann: PageClient
+) -> None:
+    said = {"station": {"camera": {"overrun_frames": 3}}, "is_stale": False}
+    for live, why in ((Live(), "engineer.station_away"), (Live(**said), "engineer.no_picture")):
+        rig.live.live = live
+        try:
+            page = ann.get("/engineer/camera", headers={"accept-language": "en"}).text
+            twin = ann.get("/engineer/camera.json").json()
+        finally:
+            rig.live.live = Live()
+        assert re.search(r'<div data-camera [^>]*class="old">', page)
+        assert '<div class="notice bad" role="status" data-old>' in page
+        shown = dict(re.findall(r'<p data-say="([a-z._]+)"( hidden)?>', page))
+        assert {key for key, hidden in shown.items() if not hidden} == {why}
+        assert shown.keys() > {"engineer.picture_stale"}, "the script's words"
+        assert (twin["why"], twin["picture"]) == (why, None)
+        overrun = (live.station or {}).get("camera", {}).get("overrun_frames")
+        assert twin["overrun_frames"] == overrun, "unknown is not zero"
+
+
 def test_a_camera_that_began_anew_shows_its_own_picture() -> None:
     def picture(at_ns: int, level: int) -> LivePicture:
         pixels = np.full((64, 256), level, np.uint8)
@@ -321,7 +394,7 @@ def test_the_lamp_is_told_of_in_the_readers_words(
 ) -> None:
     rig.live.live = Live(
         station={"state": state, "light_confirmation": "read back"},
-        lamp={"state": "undecided", "device": "tower"},
+        lamp={"state": "undecided", "result_id": "s-4", "device": "tower"},
         is_stale=False,
     )
     try:
@@ -335,6 +408,41 @@ def test_the_lamp_is_told_of_in_the_readers_words(
     assert "Fehlerhaft" in german
     assert f"{state}<" not in german
     assert "read back" not in german
+
+
+def test_who_acknowledges_on_the_lamps_page_says_which_plate_was_seen(
+    rig: WebRig, ann: PageClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The station refuses where another plate is held by now (`tests/test_station.py`)."""
+    told: list[tuple[str, str]] = []
+
+    def command(_: Web, op: str, text: str, who: Person) -> Json:
+        told.append((op, text))
+        return {"ok": True, "state": "OPERATIONAL"}
+
+    monkeypatch.setattr(Web, "command", command)
+    try:
+        for state, result_id, seen in (
+            ("fail", "s-7", "s-7"),
+            ("undecided", "s-8", "s-8"),
+            ("fail", "", "none"),
+            ("pass", "s-9", "none"),
+        ):
+            rig.live.live = Live(lamp={"state": state, "result_id": result_id}, is_stale=False)
+            page = ann.get("/engineer/lamp").text
+            form = page.partition('name="op" value="ack"')[2].partition("</form>")[0]
+            assert f'name="seen" value="{seen}"' in form
+            assert (f'href="/plates/{seen}"' in page) == (seen != "none")
+            assert page.count('name="seen"') == 1
+            assert ann.get("/engineer/lamp.json").json()["held"] == seen
+            sent = {"op": "ack", "seen": seen}
+            assert ann.send_form("/engineer/command", **sent).status_code == 303
+            assert told.pop() == ("ack", seen)
+    finally:
+        rig.live.live = Live()
+    for op, text in (("halt", ""), ("ack", "none")):
+        assert ann.send_json("/engineer/command.json", {"op": op}).status_code == 200
+        assert told.pop() == (op, text), "who saw nothing acknowledges nothing that is held"
 
 
 # --- a station that runs --------------------------------------------------------------------------
@@ -384,6 +492,8 @@ def see_the_camera(rig: WebRig, ann: PageClient) -> None:
     assert sum(shown["histogram"]) == shown["rows"] * shown["width_px"]
     got = ann.get("/engineer/camera/picture.jpg")
     assert got.headers["content-type"] == "image/jpeg"
+    taken = datetime.fromisoformat(shown["at"]).timestamp()
+    assert 0 <= datetime.now(UTC).timestamp() - taken < 60, "as of when it is"
     small = cv2.imdecode(np.frombuffer(got.content, np.uint8), cv2.IMREAD_GRAYSCALE)
     assert small.shape == (shown["rows"], 768)
     assert "picture.jpg" in ann.get("/engineer/camera").text

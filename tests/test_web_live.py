@@ -12,32 +12,39 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from datetime import time as clock_time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from markupsafe import escape
 from station_rig import Rig, children
 from web_rig import PageClient, WebRig, running_web, serving, small_journal, until, web_rig
 
 from drivers.stacklight import LightState
-from station.config import LightSettings, load_configuration
+from station.config import LightSettings, OtherStation, load_configuration
 from station.ipc import SOCKETS
 from station.ipc import Listener as Door
 from station.log_reader import Reader
 from station.packing import Contexts
 from station.plant import prepare
-from station.qms import DATABASE
+from station.qms import DATABASE, SNAPSHOT, StoreError
 from station.quality import UNKNOWN
+from station.record import rfc3339
 from station.roles import Role
+from station.web import line_log
 from station.web.certificates import make_certificate
+from station.web.feed import Feed
 from station.web.hub import Hub, Topic
+from station.web.line import SHOWN
 from station.web.line_log import LineLog, LogLook, ShownPlate, StripPlate
 from station.web.line_view import CallView, LineSummary, line_page, urgency
 from station.web.lines import LineRow, lines_page, rows_of
 from station.web.live import Live, Poller, Silence
-from station.web.others import Heard
+from station.web.others import Heard, OtherStations
 from station.web.plant_lines import PlantLine, PlantNews
 from station.web.render import environment
 from station.web.server import make_web
@@ -298,6 +305,46 @@ def test_what_is_read_of_the_log_and_what_is_kept_when_it_cannot_be(rig: WebRig)
     assert look.look({"rows": 26}, lamp(), station()).problem == ""
 
 
+def test_sums_that_cannot_be_had_are_old_until_they_can(
+    rig: WebRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = LogLook(rig.web.configuration.value)
+
+    def at_row(number: int, every_s: float) -> LineLog:
+        monkeypatch.setattr(line_log, "_SUMS_EVERY_S", every_s)
+        return look.look({"rows": number}, lamp(), station())
+
+    def too_long(*_: object) -> float:
+        raise StoreError("the question took longer than 1 s")
+
+    before = at_row(1, 60.0)
+    with monkeypatch.context() as slow:
+        slow.setattr(line_log, "_rate", too_long)
+        for number, every_s in ((2, -1.0), (3, 60.0), (4, 60.0)):
+            old = at_row(number, every_s)
+            assert old.problem == "the question took longer than 1 s"
+            assert (old.read_at, old.rate_per_minute) == (before.read_at, before.rate_per_minute)
+            assert old.plates == before.plates
+    after = at_row(5, -1.0)
+    assert after.problem == ""
+    assert after.read_at > before.read_at
+
+
+def test_what_an_answer_of_the_log_may_lack_is_said(rig: WebRig, tmp_path: Path) -> None:
+    small_journal(tmp_path, plates=2)
+    (tmp_path / DATABASE).rename(tmp_path / SNAPSHOT)
+    settings = rig.web.configuration.value
+    journal = settings.journal.model_copy(update={"directory": tmp_path})
+    look = LogLook(settings.model_copy(update={"journal": journal}))
+    found = look.look({"rows": 6}, lamp(), station())
+    assert len(found.plates) == 2
+    (note,) = found.notes
+    assert "the live file cannot be read" in note
+    rig.live.live = live(log=found)
+    assert rig.client().get("/index.json").json()["log_notes"] == [note]
+    assert str(escape(note)) in rig.client().get("/").text
+
+
 def poller_of(rig: WebRig, folder: Path) -> tuple[Poller, list[Live]]:
     """Of a log and processes in a folder, and what it tells."""
     settings = rig.web.configuration.value
@@ -324,6 +371,43 @@ def test_a_log_that_is_slow_to_read_holds_up_nobodys_news(rig: WebRig, tmp_path:
 
     until(has_read, "the log")
     poller.stop()
+
+
+def test_a_log_that_gives_no_answer_is_old(
+    rig: WebRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held by another process within a call, where no deadline of a question fires."""
+    small_journal(tmp_path, plates=2)
+    monkeypatch.setattr(line_log, "_QUIET_S", -1.0)
+    poller, heard = poller_of(rig, tmp_path)
+
+    def log_after_a_turn() -> LineLog:
+        poller.turn()
+        return heard[-1].log
+
+    until(lambda: log_after_a_turn().newest_seq > 0, "the log")
+    known = heard[-1].log
+    with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
+        until(lambda: is_in_one_file(other), "the log for itself")
+        other.execute("BEGIN EXCLUSIVE")
+        held_at = time.time()
+        until(lambda: "no answer" in log_after_a_turn().problem, "that the log is old")
+        page = line_page("a", LIGHT, heard[-1])
+        assert page.log_read_at is not None
+        assert datetime.fromisoformat(page.log_read_at).timestamp() <= held_at
+        assert [plate.result_id for plate in page.plates] == [one.result_id for one in known.plates]
+        assert "reading" in [call.part for call in page.calls]
+    until(lambda: log_after_a_turn().problem == "", "the log again")
+    poller.stop()
+
+
+def is_in_one_file(connection: sqlite3.Connection) -> bool:
+    """Without a WAL, one that writes keeps all others from reading."""
+    try:
+        connection.execute("PRAGMA journal_mode = DELETE")
+    except sqlite3.OperationalError:
+        return False
+    return True
 
 
 def test_news_is_as_old_as_its_first_question(rig: WebRig, tmp_path: Path) -> None:
@@ -357,6 +441,41 @@ def test_an_escape_that_a_person_found_is_no_pass_in_the_strip(
     assert '<span class="tag fail">FAIL</span>' in strip
     assert "Plate s-1, FAIL, " in strip
     assert "judged by a person; station: PASS" in strip
+
+
+def test_what_stands_since_another_day_says_which(
+    rig: WebRig, client: PageClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also on a page that stays open meanwhile, where nothing happens but that the day passes."""
+    zone, friday = rig.web.zone, date(2026, 3, 6)
+    held_at = datetime.combine(friday, clock_time(14, 2, 7), zone)
+    silent = {"journal": Silence(held_at.timestamp(), "gone")}
+    plate = StripPlate("s-2", rfc3339(held_at), None, "FAIL", None, None, 1, has_picture=False)
+    shown = ShownPlate("s-2", None, rfc3339(held_at), held_at.timestamp())
+    heard = live(
+        at=held_at.timestamp(),
+        lamp=lamp(LightState.FAIL, "s-2"),
+        journal=None,
+        silent=silent,
+        log=LineLog(plates=(plate,), shown=shown),
+    )
+    feed = Feed(rig.web, {"line": SHOWN})
+
+    def parts(today: date) -> list[str]:
+        monkeypatch.setattr(Formatter, "today", property(lambda _: today))
+        state = feed._state("line en", heard)
+        return [json.loads(state[name]) for name in ("light", "station", "calls", "strip")]
+
+    for part in parts(friday):
+        assert "14:02:07" in part
+        assert "6 Mar 2026" not in part
+    for part in parts(date(2026, 3, 9)):
+        assert "6 Mar 2026 14:02:07" in part
+    rig.live.live = replace(heard, is_stale=True)
+    page = client.get("/", headers={"accept-language": "en"}).text
+    assert "No news since 6 Mar 2026 14:02:07" in page
+    beat = feed._beat(heard)
+    assert (beat["day"], beat["clock"]) == ("2026-03-06", "14:02:07")
 
 
 def test_the_kiosk_shows_the_line_alone(client: PageClient) -> None:
@@ -619,6 +738,21 @@ def test_a_line_that_is_asked_and_in_the_plants_database_is_there_once() -> None
     assert sorted(row.name for row in rows) == ["Hall 2", "s"]
 
 
+def test_a_line_that_has_not_answered_yet_is_known_by_its_id() -> None:
+    """This page started while it is down: the plant's database alone knows of its plates."""
+    plant = PlantNews((plant_line("line-9", "FAIL"), plant_line("line-8")), NOW)
+    given = {"name": "Hall 2", "url": "https://hall2"}
+    for more, names in (
+        ({"station_id": "line-9"}, ["Hall 2", "line-8", "s"]),
+        ({}, ["Hall 2", "line-8", "line-9", "s"]),
+    ):
+        others = OtherStations([OtherStation.model_validate(given | more)])
+        rows = rows_of(said_by("s"), others.heard, plant, NOW)
+        assert sorted(row.name for row in rows) == names
+        (row,) = [row for row in rows if row.name == "Hall 2"]
+        assert (row.plant.result_id if row.plant else None) == ("line-9-1" if more else None)
+
+
 @pytest.mark.long
 def test_the_plants_database_says_what_it_knows_of_lines_that_nobody_here_asks(
     tmp_path: Path,
@@ -725,12 +859,20 @@ def test_a_browser_never_goes_on_showing_green_that_is_old(tmp_path: Path) -> No
             with running_web(config) as (url, web):
                 page.goto(url)
                 lit.wait_for()
+                health = browser.new_page()
+                health.goto(f"{url}/engineer")
+                green = health.locator("#health .tag.pass")
+                green.first.wait_for()
                 os.kill(web.pid, signal.SIGSTOP)
                 is_old.wait_for()
                 assert lit.count() == 0
+                health.locator("#health [data-old]:visible").wait_for()
+                assert green.count() == 0
                 os.kill(web.pid, signal.SIGCONT)
                 is_old.wait_for(state="hidden")
                 lit.wait_for()
+                green.first.wait_for()
+                health.close()
                 with nobody_replaces(run.pid) as kill:
                     kill("lamp")
                     page.locator('.light[data-state="unknown"]').wait_for()
@@ -742,6 +884,24 @@ def test_a_browser_never_goes_on_showing_green_that_is_old(tmp_path: Path) -> No
             with running_web(config):
                 is_old.wait_for(state="hidden", timeout=60_000)
                 lit.wait_for()
+        finally:
+            browser.close()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+def test_a_page_that_is_old_when_it_is_opened_is_not_shown_as_now(rig: WebRig) -> None:
+    """Its script goes on from what the server said, until news comes."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no Chromium here: no playwright")
+    rig.live.live = Live()
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            page = browser.new_page()
+            page.goto(rig.url)
+            for _ in range(5):
+                page.wait_for_timeout(300)
+                assert page.locator("#line.stale").count() == 1
         finally:
             browser.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import string
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -129,6 +129,17 @@ def test_figures_are_written_as_each_language_does(
     assert fmt.moment(AT) == f"{date} 14:02:07"
     assert fmt.duration(7500.4) == duration
     assert fmt.mm(1.25, 2) == f"{fmt.number(1.25, 2)}\xa0mm"
+
+
+def test_a_time_that_is_not_todays_has_its_day() -> None:
+    for zone in (ZoneInfo("Pacific/Kiritimati"), ZoneInfo("Pacific/Niue")):
+        fmt = Formatter("en", zone)
+        begun = datetime.combine(fmt.today, time(), zone)
+        for at in (begun - timedelta(seconds=1), begun - timedelta(days=3), AT):
+            assert fmt.when(at) == fmt.moment(at)
+        for at in (begun, begun + timedelta(hours=14)):
+            assert fmt.when(at.timestamp()) == fmt.time(at)
+    assert fmt.when(None) == NOTHING
 
 
 def test_what_is_not_known_is_no_figure() -> None:

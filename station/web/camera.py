@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
+from zoneinfo import ZoneInfo
 
 import cv2
 import numpy as np
@@ -47,6 +49,8 @@ class PictureShown(BaseModel):
     """What the last scan lines say."""
 
     frame_id: int
+    at: str
+    """When it came, in the station's zone."""
     age_s: float
     rows: int
     width_px: int
@@ -77,7 +81,7 @@ class CameraPage(BaseModel):
     serial: str
     model: str
     temperature_c: float | None
-    overrun_frames: int
+    overrun_frames: int | None
     state: str
 
 
@@ -118,11 +122,11 @@ def camera(web: Web, person: Person) -> CameraPage:
     return CameraPage(
         is_running=picture is not None or bool(station),
         why="" if picture else "engineer.no_picture" if station else "engineer.station_away",
-        picture=None if picture is None else _aged(_desk.seen(picture).shown, picture),
+        picture=None if picture is None else _aged(_desk.seen(picture).shown, picture, web.zone),
         serial=str(said.get("serial") or ""),
         model=f"{said.get('vendor') or ''} {said.get('model') or ''}".strip(),
         temperature_c=said.get("temperature_c"),
-        overrun_frames=int(said.get("overrun_frames") or 0),
+        overrun_frames=said.get("overrun_frames"),
         state=str(station.get("state") or ""),
     )
 
@@ -161,9 +165,10 @@ def _fresh(web: Web) -> LivePicture | None:
     return picture
 
 
-def _aged(shown: PictureShown, picture: LivePicture) -> PictureShown:
+def _aged(shown: PictureShown, picture: LivePicture, zone: ZoneInfo) -> PictureShown:
     age_s = (time.monotonic_ns() - picture.at_ns) / 1e9
-    return shown.model_copy(update={"age_s": round(age_s, 2)})
+    at = datetime.fromtimestamp(time.time() - age_s, zone).isoformat(timespec="seconds")
+    return shown.model_copy(update={"at": at, "age_s": round(age_s, 2)})
 
 
 def _shown(picture: LivePicture) -> PictureShown:
@@ -173,6 +178,7 @@ def _shown(picture: LivePicture) -> PictureShown:
     low, mean, high = _profile(picture)
     return PictureShown(
         frame_id=picture.frame_id,
+        at="",
         age_s=0.0,
         rows=pixels.shape[0],
         width_px=pixels.shape[1],

@@ -33,6 +33,7 @@ from station.roles import Person, Role
 from station.state import NotCommissioned, StationState
 from station.web.context import Web
 from station.web.errors import PageError, conflict, not_found
+from station.web.line_view import NOTHING, seen_held
 from station.web.pages import WebRouter
 
 router = WebRouter("/engineer")
@@ -108,6 +109,23 @@ class ModelShown(BaseModel):
     gate_refused: list[str] = Field(default_factory=list)
 
 
+class ShadowShown(BaseModel):
+    """A candidate that scores plates in the shadow; counted since the station began. What it says
+    of plates is in `vqi model shadow report` alone."""
+
+    model_id: str
+    share: float
+    """Of one core, at most."""
+    is_there: bool
+    """Its process is connected."""
+    problem: str
+    lent: int
+    """Plates."""
+    scored: int
+    taken_back: int
+    """From a shadow that was silent."""
+
+
 class CommissioningShown(BaseModel):
     """Whether plates are production, and why."""
 
@@ -141,6 +159,8 @@ class HealthPage(BaseModel):
     temperatures_c: dict[str, float]
     recipe: str
     model: ModelShown | None
+    shadow: ShadowShown | None
+    """None where no candidate is in the shadow, or the station does not answer."""
     commissioning: CommissioningShown
 
 
@@ -208,12 +228,16 @@ class LampPage(BaseModel):
     states: list[str]
     outputs: list[str]
     last: TestShown | None
+    held: str
+    """What an acknowledgement speaks of: the plate that the light holds, or `none`."""
 
 
 class CommandForm(BaseModel):
     """A command to the station."""
 
     op: Literal["halt", "resume", "ack", "relearn"]
+    seen: str = Field(NOTHING, min_length=1, max_length=64)
+    """With `ack`: `held` as it was shown; refused where another plate is held by now."""
     back: str = ""
 
 
@@ -263,6 +287,7 @@ def engineer(web: Web) -> HealthPage:
         temperatures_c=_temperatures(station),
         recipe=_recipe_name(station),
         model=_model(web, station),
+        shadow=_shadow(station),
         commissioning=_commissioning(web, station),
     )
 
@@ -411,6 +436,11 @@ def _model(web: Web, station: Json) -> ModelShown | None:
                 f"{one.precision}: {one.refused}" for one in record.candidates if not one.is_passed
             ]
     return shown
+
+
+def _shadow(station: Json) -> ShadowShown | None:
+    said = station.get("shadow") or {}
+    return ShadowShown.model_validate(said) if said.get("is_set") else None
 
 
 def _commissioning(web: Web, station: Json) -> CommissioningShown:
@@ -618,6 +648,7 @@ def lamp(web: Web) -> LampPage:
         states=list(map(str, SHOWN)),
         outputs=list(said.get("testable") or []),
         last=TestShown(**last) if last else None,
+        held=seen_held(web.live),
     )
 
 
@@ -651,7 +682,7 @@ def _restart_is_due(web: Web) -> bool:
 @router.action("/command", role=Role.ENGINEER, to="/engineer/lamp")
 def send_station_command(web: Web, person: Person, form: CommandForm) -> Told:
     """Halt, resume, acknowledge, learn the light anew."""
-    answer = web.command(form.op, "", person)
+    answer = web.command(form.op, form.seen if form.op == "ack" else "", person)
     return Told(op=form.op, state=str(answer.get("state") or ""))
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from pydantic import BaseModel
@@ -48,7 +49,7 @@ class Feed:
 
     def __init__(self, web: Web, shown: Mapping[str, Shown]) -> None:
         self._web, self._shown = web, shown
-        self._rendered: dict[str, tuple[str, Mapping[str, str]]] = {}
+        self._rendered: dict[str, tuple[object, Mapping[str, str]]] = {}
 
     def turn(self, heard: Live) -> None:
         """One look at the station."""
@@ -56,34 +57,38 @@ class Feed:
         self._web.hub.publish(states, self._beat(heard))
 
     def _state(self, topic: str, heard: Live) -> Mapping[str, str]:
-        """Each part as JSON; rendered only if the page says something else than before."""
+        """Each part as JSON; rendered only if the page says something else than before, or times
+        of today are yesterday's."""
         if topic == NEWS:
             return _news(self._web, heard)
         name, _, language = topic.partition(" ")
         page = self._shown[name].make(self._web, heard)
-        said = page.model_dump_json(exclude={"at"})
-        if self._rendered.get(topic, ("",))[0] != said:
-            parts = self._parts(self._shown[name], page, language)
+        fmt = Formatter(language, self._web.zone)
+        said = page.model_dump_json(exclude={"at"}), fmt.today
+        if self._rendered.get(topic, (None,))[0] != said:
+            parts = _parts(self._shown[name], page, fmt)
             self._rendered[topic] = said, parts
         return self._rendered[topic][1]
 
-    def _parts(self, shown: Shown, page: BaseModel, language: str) -> Mapping[str, str]:
-        fmt = Formatter(language, self._web.zone)
-        context = {"t": Translator(language), "fmt": fmt, "page": page}
-        return {
-            name: json.dumps(environment().get_template(template).render(context))
-            for name, template in shown.templates.items()
-        }
-
     def _beat(self, heard: Live) -> Mapping[str, Any]:
         """What changes all the time."""
+        at = datetime.fromtimestamp(heard.at, self._web.zone)
         lease_s = heard.lamp.get("lease_left_s") if heard.lamp else None
         return {
             "ms": heard.heard_ns // 1_000_000,
             "at": round(heard.at, 3),
-            "clock": Formatter("en", self._web.zone).time(heard.at),
+            "day": f"{at:%Y-%m-%d}",
+            "clock": f"{at:%H:%M:%S}",
             "lease_s": None if lease_s is None else round(lease_s, 1),
         }
+
+
+def _parts(shown: Shown, page: BaseModel, fmt: Formatter) -> Mapping[str, str]:
+    context = {"t": Translator(fmt.language), "fmt": fmt, "page": page}
+    return {
+        name: json.dumps(environment().get_template(template).render(context))
+        for name, template in shown.templates.items()
+    }
 
 
 def line_as_heard(web: Web, heard: Live) -> LinePage:

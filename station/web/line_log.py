@@ -96,9 +96,11 @@ class LineLog:
     """The log as it was at a moment."""
 
     read_at: float = 0.0
-    """Seconds since 1970; 0: it was never read."""
+    """Seconds since 1970, of the oldest of what follows; 0: it was never read."""
     problem: str = ""
-    """Why it cannot be read now; the rest is what was read last."""
+    """Why it, or what is counted in it, cannot be read now; the rest is what was read last."""
+    notes: tuple[str, ...] = ()
+    """What it may lack although it could be read, and why (`Reader.notes`)."""
     newest_seq: int = 0
     newest_result_id: str = ""
     plates: tuple[StripPlate, ...] = ()
@@ -120,6 +122,8 @@ class LogLook:
         self._last = LineLog()
         self._seen: object = None
         self._read_s = self._sums_s = float("-inf")
+        self._sums_problem = ""
+        """Stands until the sums can be had again, which is not tried with each row."""
 
     def look(self, journal: Json | None, lamp: Json | None, station: Json | None) -> LineLog:
         """As processes say they are now. What cannot be read leaves what was read before."""
@@ -137,9 +141,11 @@ class LogLook:
                 if now_s - self._sums_s > _SUMS_EVERY_S:
                     self._sums_s = now_s
                     found = self._summed(reader, found, station)
-                return found
         except StoreError as error:
             return replace(self._last, problem=str(error))
+        if self._sums_problem:
+            return replace(found, read_at=self._last.read_at, problem=self._sums_problem)
+        return found
 
     def _newest(self, reader: Reader, lamp: Json | None) -> LineLog:
         ask = partial(reader.ask, limit_s=_LIMIT_S)
@@ -149,6 +155,7 @@ class LogLook:
             self._last,
             read_at=time.time(),
             problem="",
+            notes=tuple(reader.notes),
             newest_seq=rows[0].seq if rows else 0,
             newest_result_id=rows[0].result_id if rows else "",
             plates=tuple(_strip_plate(row) for row in rows),
@@ -156,6 +163,16 @@ class LogLook:
         )
 
     def _summed(self, reader: Reader, found: LineLog, station: Json | None) -> LineLog:
+        """Where the sums take too long, those of before stay."""
+        try:
+            summed = self._sums(reader, found, station)
+        except StoreError as error:
+            self._sums_problem = str(error)
+            return found
+        self._sums_problem = ""
+        return summed
+
+    def _sums(self, reader: Reader, found: LineLog, station: Json | None) -> LineLog:
         ask = partial(reader.ask, limit_s=_LIMIT_S)
         questions, now = Questions(ask), datetime.now(UTC)
         newest = ask(select(PLATE.c.provenance).where(PLATE.c.seq == found.newest_seq))

@@ -175,6 +175,8 @@ class LinePage(LineSummary):
     log_problem: str = ""
     """Why the log cannot be read; then plates and figures are as of `log_read_at`."""
     log_read_at: str | None = None
+    log_notes: tuple[str, ...] = ()
+    """What plates and figures may lack although the log can be read, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,13 +204,14 @@ def line_page(
         not_ready=tuple(station.get("not_ready", ())),
         provenance=station.get("provenance"),
         recipe=_recipe(station),
-        held=_seen_held(live),
+        held=seen_held(live),
         processes=tuple(_processes(live)),
         calls=_by_urgency(chain(_calls(live), _calls_of_log(wrong_log))),
         plates=tuple(_plate(plate) for plate in log.plates),
         figures=_figures(live),
         log_problem=log.problem,
         log_read_at=_text(log.read_at) if log.problem and log.read_at else None,
+        log_notes=log.notes,
     )
 
 
@@ -362,9 +365,11 @@ def _calls_of_log(wrong: WrongLog | None) -> Iterator[CallView]:
         yield CallView(level="attention", part="wrong_log", since_at=at, count=count)
 
 
-def _seen_held(live: Live) -> str:
+def seen_held(live: Live) -> str:
+    """What an acknowledgement speaks of: the plate that the light holds, or `NOTHING`."""
     lamp = None if live.is_stale else live.lamp
-    return str(lamp["result_id"]) if lamp and lamp["state"] in _HELD else NOTHING
+    held_id = lamp["result_id"] if lamp and lamp["state"] in _HELD else ""
+    return str(held_id or NOTHING)
 
 
 def _by_urgency(calls: Iterator[CallView]) -> tuple[CallView, ...]:

@@ -154,8 +154,7 @@ def rows_of(
     """Each line once, the most urgent first; `now` in seconds since 1970."""
     known = {line.station_id: line for line in plant.lines}
     rows = [_own(own), *(_other(heard, known) for heard in others)]
-    named = {row.name for row in rows} | {own.station_id}
-    named |= {heard.summary.station_id for heard in others if heard.summary is not None}
+    named = {own.station_id, *(heard.station_id for heard in others)}
     is_old = plant.asked_at is None or now - plant.asked_at > _PLANT_OLD_S
     rows += [_of_plant(line, is_old, now) for name, line in known.items() if name not in named]
     return sorted(rows, key=_urgency)
@@ -177,7 +176,7 @@ def _other(heard: Heard, known: dict[str, PlantLine]) -> LineRow:
     row = LineRow(name=heard.name, url=heard.url)
     if heard.summary is not None and not heard.is_down:
         return _of_summary(row, heard.summary)
-    plate = known.get(heard.summary.station_id if heard.summary else heard.name)
+    plate = known.get(heard.station_id)
     since_at = _text(heard.heard_at)
     silence = {"is_down": True, "down_since_at": since_at, "since_at": since_at, "why": heard.why}
     return row.model_copy(

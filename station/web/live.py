@@ -31,6 +31,8 @@ STALE_S = 1.5
 """Who has not been asked for so long: what is known of them is old."""
 _LOG_S = 0.2
 """A log that takes longer to read is shown as it was read last: it holds up nobody's news."""
+LOG_OLD_S = 2.0
+"""One that is read for so long: what was read last is old."""
 WAITS_S = 2.0
 """A plate that left the camera so long ago and has no durable verdict: that is said."""
 _TOOK_IT = "timed out"
@@ -96,6 +98,7 @@ class Poller:
         self._look = LogLook(configuration)
         self._log_thread = ThreadPoolExecutor(1, "live-log")
         self._looking: Future[LineLog] | None = None
+        self._looking_since_s = 0.0
         self._ears = {name: _Ear(name) for name in SOCKETS}
         self._standing: Mapping[str, _Value] = {}
         self._listeners: list[Callable[[Live], None]] = []
@@ -155,10 +158,14 @@ class Poller:
     def _log(self, journal: Json | None, lamp: Json | None, station: Json | None) -> LineLog:
         """As it is now, or as it was read last while that takes long."""
         if self._looking is None:
+            self._looking_since_s = time.monotonic()
             self._looking = self._log_thread.submit(self._look.look, journal, lamp, station)
         done, _ = wait([self._looking], _LOG_S)
         if not done:
-            return self._live.log
+            # A disk that hangs lets no deadline within the question fire.
+            is_old = time.monotonic() - self._looking_since_s > LOG_OLD_S
+            problem = f"the log has given no answer for more than {LOG_OLD_S:g} s"
+            return replace(self._live.log, problem=problem) if is_old else self._live.log
         self._looking = None
         return done.pop().result()
 

@@ -46,6 +46,13 @@ class Heard:
     heard_s: float = 0.0
     """The same on CLOCK_MONOTONIC; from the beginning on, where it never answered."""
     why: Why = ""
+    given_id: str = ""
+    """Of the configuration."""
+
+    @property
+    def station_id(self) -> str:
+        """As it says; before its first answer as the configuration does, or what that calls it."""
+        return self.summary.station_id if self.summary else self.given_id or self.name
 
     @property
     def is_down(self) -> bool:
@@ -61,7 +68,10 @@ class OtherStations:
         self._stations = stations
         now_s = time.monotonic()
         self._heard = {
-            one.name: Heard(one.name, one.url.rstrip("/"), heard_s=now_s) for one in stations
+            one.name: Heard(
+                one.name, one.url.rstrip("/"), heard_s=now_s, given_id=one.station_id or ""
+            )
+            for one in stations
         }
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -98,8 +108,13 @@ class OtherStations:
         except (httpx.HTTPError, TimeoutError, ValidationError) as error:
             self._note(station, _why(error), repr(error))
             return
-        heard = Heard(station.name, station.url.rstrip("/"), summary, time.time(), time.monotonic())
-        self._heard[station.name] = heard
+        self._heard[station.name] = replace(
+            self._heard[station.name],
+            summary=summary,
+            heard_at=time.time(),
+            heard_s=time.monotonic(),
+            why="",
+        )
 
     def _note(self, station: OtherStation, why: Why, error: str) -> None:
         known = self._heard[station.name]

@@ -115,6 +115,15 @@ class Formatter:
     def locale(self) -> Locale:
         return _locale(self.language)
 
+    @property
+    def tag(self) -> str:
+        """The same for scripts (BCP 47)."""
+        return _LOCALES[self.language].replace("_", "-")
+
+    @property
+    def today(self) -> Day:
+        return datetime.now(self.zone).date()
+
     def number(self, value: Figure, digits: int = 0) -> str:
         """With so many digits after the decimal sign."""
         if value is None or not math.isfinite(value):
@@ -136,6 +145,12 @@ class Formatter:
     def time(self, at: Moment | None) -> str:
         """Time of day with seconds."""
         return NOTHING if at is None else dates.format_time(self._local(at), "HH:mm:ss")
+
+    def when(self, at: Moment | None) -> str:
+        """Time of day; with its day where that is not today."""
+        if at is None:
+            return NOTHING
+        return self.time(at) if self._local(at).date() == self.today else self.moment(at)
 
     def date(self, at: Moment | Day | None) -> str:
         """Day; the month's name where a number could be read as the day."""

@@ -2,6 +2,9 @@
 const root = document.querySelector("[data-camera]");
 const EVERY_MS = 500;
 const STALE_S = 2;
+const ANSWER_MS = 3000; // a page's process that hangs sends no error
+const NO_NEWS = "engineer.picture_stale";
+let pictureAt = root?.dataset.at ?? ""; // when the last one came, as the station's clock showed it
 
 function figure(element, value) {
   if (value === null || value === undefined) return "–";
@@ -52,11 +55,10 @@ function drawHistogram(picture) {
 }
 
 function show(page) {
-  const said = root.querySelector("[data-say]");
   const picture = page.picture;
   const isOld = picture === null || picture.age_s > STALE_S;
-  said.hidden = !isOld;
-  root.querySelector("[data-picture]").classList.toggle("old", isOld);
+  if (picture !== null) pictureAt = picture.at;
+  tell(isOld ? page.why || NO_NEWS : "");
   for (const element of root.querySelectorAll("[data-top]")) {
     element.textContent = figure(element, page[element.dataset.top]);
   }
@@ -69,21 +71,31 @@ function show(page) {
   drawHistogram(picture);
 }
 
-function away() {
-  const said = root.querySelector("[data-say]");
-  said.textContent = root.dataset.stale;
-  said.hidden = false;
-  root.querySelector("[data-picture]").classList.add("old");
+// Why all that is shown is old, by the key of its words, and since when; empty where it is not.
+function tell(why) {
+  root.classList.toggle("old", why !== "");
+  root.querySelector("[data-old]").hidden = why === "";
+  for (const words of root.querySelectorAll("[data-say]")) words.hidden = words.dataset.say !== why;
+  root.querySelector("[data-last]").hidden = pictureAt === "";
+  if (pictureAt !== "") root.querySelector("[data-last] time").textContent = moment(pictureAt);
+}
+
+function moment(at) {
+  const days = new Intl.DateTimeFormat(root.dataset.locale, { dateStyle: "medium", timeZone: "UTC" });
+  return `${days.format(new Date(at.slice(0, 10)))} ${at.slice(11, 19)}`;
 }
 
 async function turn() {
-  if (!document.hidden) {
+  if (document.hidden) {
+    tell(NO_NEWS); // until it is looked at, and somebody has answered
+  } else {
     try {
-      const answer = await fetch("/engineer/camera.json", { headers: { accept: "application/json" } });
+      const signal = AbortSignal.timeout(ANSWER_MS);
+      const answer = await fetch("/engineer/camera.json", { headers: { accept: "application/json" }, signal });
       if (answer.ok) show(await answer.json());
-      else away();
+      else tell(NO_NEWS);
     } catch {
-      away();
+      tell(NO_NEWS);
     }
   }
   setTimeout(turn, EVERY_MS);
@@ -112,3 +124,30 @@ document.body.addEventListener("htmx:responseError", (event) => {
 document.body.addEventListener("htmx:sendError", () => {
   sayAboveForm(document.getElementById("recipe-form")?.dataset.unsent ?? "");
 });
+
+// The health page asks anew every 3 s. What nobody renews is old: a server that hangs sends no error.
+const OLD_MS = 7000;
+let health = document.getElementById("health");
+let healthMs = 0; // when it came; of the first one, when it was asked for
+
+function lookAtHealth() {
+  const shown = document.getElementById("health");
+  if (shown === null) return location.reload(); // a sign-in came in its place
+  if (shown !== health) healthMs = performance.now();
+  health = shown;
+  if (performance.now() - healthMs > OLD_MS && !health.classList.contains("old")) tellOld();
+}
+
+function tellOld() {
+  health.classList.add("old");
+  health.querySelector("[data-old]").hidden = false;
+  for (const tag of health.querySelectorAll(".tag.pass")) {
+    tag.className = "tag undecided";
+    tag.textContent = health.dataset.unknown;
+  }
+}
+
+if (health) {
+  setInterval(lookAtHealth, 500);
+  document.addEventListener("visibilitychange", lookAtHealth);
+}

@@ -10,16 +10,18 @@ const DRIFT = 2e-4; // of two clocks, at most; what is later than that waited on
 const line = document.querySelector("[data-live]");
 const staleWords = document.getElementById("stale");
 const language = document.documentElement.lang;
+const days = new Intl.DateTimeFormat(line.dataset.locale, { dateStyle: "medium", timeZone: "UTC" });
 const units = line.dataset.units.split("|");
 const soundBox = document.getElementById("sound");
 const sounds = soundBox && sound(soundBox);
 
-let heardMs = performance.now(); // when what is shown was true
-let clock = line.dataset.clock; // the same as the station's clock showed it
+const openedMs = performance.now();
+let heardMs = line.classList.contains("stale") ? -Infinity : openedMs; // when what is shown was true
+let moment = line.dataset.moment; // the same as the station's clock showed it
 let atS = Date.parse(line.dataset.at) / 1000;
-let atHeardMs = heardMs;
+let atHeardMs = openedMs;
 let leastMs = Infinity; // between the station's clock and this one, with no delay on the way
-let lastMs = heardMs;
+let lastMs = openedMs;
 let life = "";
 
 function listen() {
@@ -60,10 +62,10 @@ function hear(beat) {
   leastMs = Math.min(leastMs + (nowMs - lastMs) * DRIFT, nowMs - beat.ms);
   lastMs = nowMs;
   heardMs = leastMs + beat.ms;
-  clock = beat.clock;
+  moment = `${days.format(new Date(beat.day))} ${beat.clock}`;
   atS = beat.at;
   atHeardMs = heardMs;
-  document.getElementById("as-of").textContent = clock;
+  document.getElementById("as-of").textContent = moment;
   const lease = line.querySelector("[data-lease]");
   if (lease && beat.lease_s !== null) {
     const left = beat.lease_s.toLocaleString(language, { minimumFractionDigits: 1 });
@@ -96,7 +98,7 @@ function look() {
   const isOld = performance.now() - heardMs > OLD_MS;
   if (isOld === line.classList.contains("stale")) return;
   line.classList.toggle("stale", isOld);
-  staleWords.textContent = isOld ? staleWords.dataset.text.replace("{at}", clock) : "";
+  staleWords.textContent = isOld ? staleWords.dataset.text.replace("{at}", moment) : "";
   tellSound();
 }
 

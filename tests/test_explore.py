@@ -46,7 +46,7 @@ from models.training.explore.full import (  # noqa: E402
 from models.training.explore.log import LOG_FILE, RANDOM, REFERENCE, SEARCH, Log, LogError, merit  # noqa: E402
 from models.training.explore.network import Blur, build, prepare_for_export  # noqa: E402
 from models.training.explore.publish import read_report, write_report  # noqa: E402
-from models.training.explore.report import netscore, pareto  # noqa: E402
+from models.training.explore.report import netscore, pareto, report  # noqa: E402
 from models.training.explore.searching import Plan, explore  # noqa: E402
 from models.training.explore.sizes import sizes_of  # noqa: E402
 from models.training.explore.space import (  # noqa: E402
@@ -518,7 +518,7 @@ def test_exploration_goes_on_after_a_kill_and_ends_in_a_report(tmp_path: Path) -
         for name in ("own", "other")
         for role in ("explored", "random search", "hand-made")
     }
-    assert [row.ahead for row in made.found if row.role == "hand-made"] == [0, 0]
+    assert [row.ahead.value for row in made.found if row.role == "hand-made"] == [0, 0]
     assert "three-way" not in write_report(out)[0].read_text()
     assert (out / "pareto.svg").read_text().count("<g") > 10
 
@@ -541,7 +541,7 @@ def _logged(tmp_path: Path, count: int = 6) -> tuple[Path, DataSet]:
                 "zero_cost": {n: random.normal() for n in ("naswot", "synflow", "gradient")},
             }
         )  # fmt: skip
-        area = 0.9 - 0.01 * number + (0.05 if arm == SEARCH else 0)
+        area = 0.8 - 0.01 * number + (0.15 if arm == SEARCH else 0)
         log.append({"kind": "training", "id": number, "place": number, "auroc": area})
     return out, data
 
@@ -595,11 +595,13 @@ def test_report_compares_with_random_search_and_the_hand_made_network(tmp_path: 
         full.append(part, row)
     made = read_report(out)
     assert made.against_random == "ahead"
+    assert made.over_random
+    assert made.over_random.low > 0
     by_role = {row.role: row for row in made.found}
     assert by_role["explored"].auroc == 1
-    assert by_role["explored"].ahead == 1
+    assert by_role["explored"].ahead.value == 1
     assert by_role["hand-made"].auroc == 0
-    assert "+100.00 points" in made.against_hand
+    assert "+100.00 [+100.00, +100.00] points" in made.against_hand
     text = CliRunner().invoke(app, ["explore", "report", "--out", str(out)])
     assert text.exit_code == 0, text.output
     assert "**ahead**" in text.stdout
@@ -608,6 +610,60 @@ def test_report_compares_with_random_search_and_the_hand_made_network(tmp_path: 
     )
     assert row["best"][0]["trainings"] == 6
     assert (out / "pareto.svg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("lead", "verdict"), [(1e-6, "tie"), (-1e-6, "tie"), (0.3, "ahead"), (-0.3, "behind")]
+)
+def test_search_is_ahead_of_random_search_by_more_than_chance_only(
+    tmp_path: Path, lead: float, verdict: str
+) -> None:
+    """The same merits in both arms but for the search's lead."""
+    log = Log.open(tmp_path, {"set": "own"})
+    for number in range(32):
+        arm = (SEARCH, RANDOM)[number % 2]
+        row = {"spec": to_row(HAND_MADE), "violations": {}, "latency": {"ratio": 1.0},
+               "zero_cost": dict.fromkeys(("naswot", "synflow", "gradient"), 1.0),
+               "mflops": 70.0, "parameters": 700_000}  # fmt: skip
+        log.append({"kind": "candidate", "id": number, "arm": arm, **row})
+        area = 0.6 + 0.01 * (number // 2) + (lead if arm == SEARCH else 0)
+        log.append({"kind": "training", "id": number, "place": number, "auroc": area})
+    made = report(log, Full(tmp_path, {}), [])
+    assert made.over_random
+    assert made.over_random.value == pytest.approx(lead)
+    assert made.over_random.low <= made.over_random.value <= made.over_random.high
+    assert made.against_random == verdict
+
+
+def test_speed_and_accuracy_over_the_hand_made_network_are_means_of_the_same_sets(
+    tmp_path: Path,
+) -> None:
+    out, own = _logged(tmp_path)
+    other = DataSet(_write_set(tmp_path / "other"), "raw")
+    log = Log.read(out)
+    from models.training.data import data_sha256, read_folder
+
+    while parts := next_parts(log, full := Full.read(out), own, [other]):
+        for part in parts:
+            sha256 = data_sha256(read_folder(part.data.folder))
+            is_hand = log.candidates[part.id].spec == HAND_MADE
+            ratio = 1.0 if is_hand else 0.5 if part.data == own else 0.9
+            truth = (np.arange(8) % 2).tolist()
+            level = [0.5] * 8
+            full.append(
+                part,
+                {
+                    OUT_OF_FOLD: {"auroc": 0.9, "out_of_fold": [0.4, 0.4, 0.2, 0.8] * 6},
+                    FINAL: {"data_sha256": sha256,
+                            "scores": [level if is_hand or part.data == own else truth] * 3},
+                    LATENCY: {"latency": {"ratio": ratio, "processor": "p"}},
+                }[part.what],
+            )  # fmt: skip
+    made = read_report(out)
+    assert made.over_hand
+    assert made.over_hand.value == pytest.approx(0.25)
+    assert made.over_hand.low == pytest.approx(0.25)
+    assert "30 % faster than the hand-made network (means of 2 sets)" in made.against_hand
 
 
 def test_report_of_a_set_that_changed_is_refused(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ from models.training.explore.log import LOG_FILE, RANDOM, REFERENCE, SEARCH, Log
 from models.training.explore.network import Blur, build, prepare_for_export  # noqa: E402
 from models.training.explore.publish import read_report, write_report  # noqa: E402
 from models.training.explore.report import netscore, pareto, report  # noqa: E402
-from models.training.explore.searching import Plan, explore  # noqa: E402
+from models.training.explore.searching import Plan, _Exploration, explore  # noqa: E402
 from models.training.explore.sizes import sizes_of  # noqa: E402
 from models.training.explore.space import (  # noqa: E402
     HAND_MADE,
@@ -509,7 +509,7 @@ def test_exploration_goes_on_after_a_kill_and_ends_in_a_report(tmp_path: Path) -
     assert log.read_bytes().startswith(before)
 
     known = Log.read(out)
-    assert len(known.candidates) >= 8
+    assert len(known.scored()) >= 8
     assert {len(known.trained(arm)) for arm in (SEARCH, RANDOM)} == {2}
     assert len({row["id"] for row in _lines(out) if row["kind"] == "training"}) == 5
     made = read_report(out)
@@ -664,6 +664,22 @@ def test_speed_and_accuracy_over_the_hand_made_network_are_means_of_the_same_set
     assert made.over_hand.value == pytest.approx(0.25)
     assert made.over_hand.low == pytest.approx(0.25)
     assert "30 % faster than the hand-made network (means of 2 sets)" in made.against_hand
+
+
+def test_refused_networks_and_references_are_no_scored_candidates(tmp_path: Path) -> None:
+    out, own = _logged(tmp_path, 1)
+    log = Log.read(out)
+    spec = {"arm": RANDOM, "spec": to_row(TINY)}
+    refused = {"violations": {"FLOPs < 100 M": "too slow"}, "latency": {"ratio": 9.0}}
+    log.append({"kind": "candidate", "id": 3, **spec, **refused})
+    search = _Exploration(_plan(own.folder, out), log, 0.0, str)
+    assert [candidate.id for candidate in log.scored()] == [1, 2]
+    assert not search.is_done()
+    for number in (4, 5):
+        found = {"violations": {}, "latency": {"ratio": 1.0}, "zero_cost": {"naswot": 1.0}}
+        log.append({"kind": "candidate", "id": number, **spec, **found})
+    assert search.is_done()
+    search.close()
 
 
 def test_report_of_a_set_that_changed_is_refused(tmp_path: Path) -> None:

@@ -41,7 +41,10 @@ def explore_(
         int | None, typer.Option(min=1, help="Trainings at once. [one a core]")
     ] = None,
     trainings: Annotated[int, typer.Option(min=1, help="Short trainings of each arm.")] = 32,
-    candidates: Annotated[int, typer.Option(min=2, help="Networks to measure at least.")] = 200,
+    candidates: Annotated[
+        int,
+        typer.Option(min=2, help="Networks to time and score at least; refused ones don't count."),
+    ] = 200,
     epochs: Annotated[int, typer.Option(min=1, help="Of a short training.")] = 10,
     folds: Annotated[int, typer.Option(min=2, help="Of a short training.")] = 2,
     seed: Annotated[int, typer.Option(min=0)] = 1,

@@ -50,7 +50,7 @@ class Plan:
     trainings: int = 32
     """Of each arm."""
     candidates: int = 200
-    """Measured at least."""
+    """Timed and scored at zero cost at least; refused ones and references do not count."""
     is_eager: bool = False
     """No CUDA graphs."""
 
@@ -123,7 +123,7 @@ class _Exploration:
 
     def is_done(self) -> bool:
         spent = all(len(self._log.trained(arm)) >= self._plan.trainings for arm in ARMS)
-        return spent and len(self._log.candidates) >= self._plan.candidates
+        return spent and len(self._log.scored()) >= self._plan.candidates
 
     def _measure_references(self) -> None:
         known = {candidate.spec for candidate in self._log.of(REFERENCE)}
@@ -142,7 +142,7 @@ class _Exploration:
         if self._started(RANDOM) < plan.trainings:
             wanted = plan.workers + 2 - waiting - coming
         else:
-            short = plan.candidates - len(log.candidates) - len(self._measuring)
+            short = plan.candidates - len(log.scored()) - len(self._measuring)
             wanted = min(short, 2 * os.cpu_count()) - coming if short > 0 else 0  # type: ignore[operator]
         for _ in range(wanted):
             self._measure(RANDOM, proposing.random_spec(plan.seed, self._drawn))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Executor, Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,12 @@ from models.training.explore.log import LOG_FILE, RANDOM, REFERENCE, SEARCH, Log
 from models.training.explore.network import Blur, build, prepare_for_export  # noqa: E402
 from models.training.explore.publish import read_report, write_report  # noqa: E402
 from models.training.explore.report import netscore, pareto, report  # noqa: E402
-from models.training.explore.searching import Plan, _Exploration, explore  # noqa: E402
+from models.training.explore.searching import (  # noqa: E402
+    Plan,
+    _Exploration,
+    explore,
+    measure,
+)
 from models.training.explore.sizes import sizes_of  # noqa: E402
 from models.training.explore.space import (  # noqa: E402
     HAND_MADE,
@@ -510,6 +516,8 @@ def test_exploration_goes_on_after_a_kill_and_ends_in_a_report(tmp_path: Path) -
 
     known = Log.read(out)
     assert len(known.scored()) >= 8
+    draws = [candidate.row["draw"] for candidate in known.of(RANDOM)]
+    assert sorted(draws) == [*range(len(draws))]
     assert {len(known.trained(arm)) for arm in (SEARCH, RANDOM)} == {2}
     assert len({row["id"] for row in _lines(out) if row["kind"] == "training"}) == 5
     made = read_report(out)
@@ -680,6 +688,37 @@ def test_refused_networks_and_references_are_no_scored_candidates(tmp_path: Path
         log.append({"kind": "candidate", "id": number, **spec, **found})
     assert search.is_done()
     search.close()
+
+
+def test_random_search_goes_on_with_the_draws_that_are_missing(tmp_path: Path) -> None:
+    """Of draws 0 to 4, three ended before a kill; two of the lines are of an older log."""
+    out, own = _logged(tmp_path, 0)
+    log = Log.read(out)
+    for number, (place, more) in enumerate([(1, {}), (4, {"draw": 4}), (0, {})], 1):
+        spec = to_row(proposing.random_spec(1, place))
+        row = {"spec": spec, "violations": {"FLOPs < 100 M": "too slow"}, **more}
+        log.append({"kind": "candidate", "id": number, "arm": RANDOM, **row})
+
+    search = _Exploration(_plan(own.folder, out), Log.read(out), 0.0, str)
+    search._cheap = Now()  # type: ignore[assignment]
+    search._feed_cheap()
+    search._harvest()
+    search.close()
+    rows = [row for row in _lines(out) if row.get("arm") == RANDOM][3:]
+    assert [row["draw"] for row in rows] == [2, 3, 5]
+    assert [row["spec"] for row in rows] == [
+        to_row(proposing.random_spec(1, place)) for place in (2, 3, 5)
+    ]
+
+
+class Now(Executor):
+    """Every network is refused at once; nothing is proposed."""
+
+    def submit(self, function: Any, /, *words: Any, **more: Any) -> Future[Any]:
+        job: Future[Any] = Future()
+        refused = {"spec": words[0], "violations": {"FLOPs < 100 M": "too slow"}}
+        job.set_result(refused if function is measure else [])
+        return job
 
 
 def test_report_of_a_set_that_changed_is_refused(tmp_path: Path) -> None:

@@ -34,8 +34,10 @@ from station.product import limits_of, named_model
 from station.qms import DATABASE, StoreError
 from station.recipes import RecipeError
 from station.record import Reason, Verdict, utc_now
+from station.reviews import effective_verdict
 
 PLAN, PLATES, PICTURES = "plan.json", "plates.jsonl", "pictures"
+REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 _OF_SCORES = {
     Reason.MODEL,
     Reason.UNSURE,
@@ -90,7 +92,8 @@ class Plan(Part):
     since: str
     until: str
     last_seq: int
-    """The log as it was: what came later is not looked at, reviews too."""
+    """The log as it was: no later result is looked at. Reviews are those that stand once all plates
+    are replayed."""
     sample_seed: str
     """Drawn before anybody saw a flip: by it a sample of them is chosen."""
     began_at: str
@@ -210,9 +213,11 @@ def open_plan(
     since: str,
     until: str | None,
 ) -> Plan:
-    """A new plan in `folder`, or the one that is there if it is of the same comparison. Raises
-    `CompareError`."""
+    """A new plan in `folder`, or the one that is there if it is of the same comparison. One that
+    was finished is not gone on with, unless its `until` is given: the time since is compared, too.
+    Raises `CompareError`."""
     path, models = folder / PLAN, (sides[0].model, sides[1].model)
+    directory = configuration.value.journal.directory
     try:
         there = Plan.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -224,10 +229,14 @@ def open_plan(
         if not is_same or until not in (None, there.until):
             raise CompareError(
                 f"{folder}: holds another comparison ({there.a.id} at {there.a.threshold:g}, "
-                f"{there.b.id} at {there.b.threshold:g}, since {there.since}); give another --out"
+                f"{there.b.id} at {there.b.threshold:g}, since {there.since}, until "
+                f"{there.until}); give another --out"
             )
-        return there
-    with Reader(configuration.value.journal.directory) as reader:
+        finished = "" if until else _finished(folder, directory)
+        if not finished:
+            return there
+        _set_aside(folder, folder / finished[:12])
+    with Reader(directory) as reader:
         last_seq = reader.last_seq()
     plan = Plan(
         station_id=configuration.value.station.id,
@@ -242,6 +251,24 @@ def open_plan(
     (folder / PICTURES).mkdir(parents=True, exist_ok=True)
     path.write_bytes(plan.model_dump_json(indent=1).encode() + b"\n")
     return plan
+
+
+def _finished(folder: Path, directory: Path) -> str:
+    """The sha256 of the folder's report, if the log has its row; else empty."""
+    try:
+        sha256 = hashlib.sha256((folder / REPORT_JSON).read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return ""
+    return sha256 if sha256 in read_register(directory).known else ""
+
+
+def _set_aside(folder: Path, to: Path) -> None:
+    """What a row names is kept. The report goes first: a run without one is not finished, and goes
+    on."""
+    to.mkdir(exist_ok=True)
+    for name in (REPORT_JSON, REPORT_HTML, PICTURES, PLATES, PLAN):
+        if (folder / name).exists():
+            (folder / name).rename(to / name)
 
 
 def count_plates(directory: Path, plan: Plan) -> int:
@@ -278,7 +305,21 @@ def replay(
                 file.flush()
             found.append(plate)
             on_plate()
-    return found
+        return _reviewed(reader, found)
+
+
+def _reviewed(reader: Reader, plates: Sequence[Replayed]) -> list[Replayed]:
+    """The plates with what people say of them now, whenever they were replayed."""
+    reviews = reader.reviews_of([plate.result_id for plate in plates])
+
+    def verdict(plate: Replayed) -> Verdict | None:
+        if plate.result_id not in reviews:
+            return None
+        result = reader.of_result(plate.result_id)[0]
+        judged = effective_verdict([result, *reviews[plate.result_id]])
+        return judged.verdict if judged.review and not judged.pending else None
+
+    return [plate.model_copy(update={"reviewed": verdict(plate)}) for plate in plates]
 
 
 def _read_plates(path: Path) -> dict[str, Replayed]:
@@ -335,8 +376,6 @@ class _Judges:
 def _replay_one(
     reader: Reader, body: Json, recipes: _Recipes, judges: _Judges, pictures: Path
 ) -> Replayed:
-    review = body["review"]
-    is_judged = review is not None and review["verdict"] and not review["pending"]
     plate = Replayed(
         result_id=body["result_id"],
         part_id=body.get("part_id"),
@@ -345,7 +384,6 @@ def _replay_one(
         recipe_sha256=body["recipe_sha256"],
         recorded=Recorded.model_validate({key: body[key] for key in Recorded.model_fields}),
         is_drawn=bool(body.get("is_audit_sample")),
-        reviewed=Verdict(review["verdict"]) if is_judged else None,
     )
     recipe = recipes.get(plate.recipe_sha256)
     if is_of_the_strip(plate.recorded.reason):

@@ -19,6 +19,8 @@ from scipy import stats
 
 from station.compare import (
     PICTURES,
+    REPORT_HTML,
+    REPORT_JSON,
     Part,
     Plan,
     Replayed,
@@ -31,7 +33,6 @@ from station.comparisons import COMPARED, MOST_FLIPS
 from station.quality import number_in_lot, proportion
 from station.record import ChangeBody, Verdict, score_text
 
-REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 _MOST_PICTURES = 300
 """Flips of which the page shows pictures; those to sign come first."""
 

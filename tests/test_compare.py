@@ -302,6 +302,17 @@ def test_failed_plates_whose_pictures_went_say_nothing_of_all() -> None:
     assert failed.to_pass_of_all is None
 
 
+def test_drawn_plates_whose_pictures_went_say_nothing_of_all() -> None:
+    """Pictures are removed by age, not by chance: those left are no sample of the time."""
+    plates = [plate(n, "PP", is_drawn=True) for n in range(9)]
+    plates += [plate(n, "PP", unplayed="preview only") for n in range(10, 30)]
+    assert figures(plates).strata[-1].to_pass_of_all is not None
+    gone = plate(9, "PP", is_drawn=True, unplayed="picture removed by a rule")
+    passed = figures([*plates, gone]).strata[-1]
+    assert passed.replayed == 9
+    assert passed.to_pass_of_all is passed.from_pass_of_all is None
+
+
 # --- a real station's plates ----------------------------------------------------------------------
 
 

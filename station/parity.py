@@ -21,6 +21,7 @@ from station.offline import Inspection, PictureInspector
 from station.precision import load_classifier
 from station.qms import IMAGES
 from station.recipes import DIFFERS, EQUAL, NOTHING
+from station.record import Verdict
 from station.strip import Pixels
 from station.tables import PLATE
 from station.verdict import OF_SCORES
@@ -152,6 +153,12 @@ def _difference(body: Json, found: Inspection, model_sha256: str) -> str:
     if scores.tobytes() != recorded.tobytes():
         changed = int((scores.view("<u4") != recorded.view("<u4")).sum())
         return f"{changed} of {len(scores)} tile scores have other bits"
-    if {str(found.verdict), body["verdict"]} == {"PASS", "FAIL"}:
-        return f"the verdict is {found.verdict}, was {body['verdict']}"
+    # The same scores may be judged otherwise: by another threshold or doubt of the card, say.
+    said, now = _judgement(body["verdict"], body["reason"]), _judgement(found.verdict, found.reason)
+    if body["verdict"] != Verdict.UNDECIDED and found.reason in OF_SCORES and said != now:
+        return f"the verdict is {now}, was {said}"
     return ""
+
+
+def _judgement(verdict: str, reason: str | None) -> str:
+    return f"{verdict} ({reason})" if reason else str(verdict)

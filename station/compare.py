@@ -21,11 +21,10 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from drivers.camera.picture import PictureError, read_grey_picture
 from models.card import ModelError
 from models.classifier import Classifier
 from station.comparisons import Comparisons, Side, register
-from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe
+from station.config import ConfigError, Configuration, Loaded, Recipe
 from station.images import Pixels, encode_preview
 from station.ipc import Json
 from station.log_reader import Filter, Reader
@@ -35,6 +34,7 @@ from station.qms import DATABASE, StoreError
 from station.recipes import RecipeError
 from station.record import Reason, Verdict, utc_now
 from station.reviews import effective_verdict
+from station.stored_tiles import NotStored, RecipeBook, evidence_picture
 
 PLAN, PLATES, PICTURES = "plan.json", "plates.jsonl", "pictures"
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
@@ -288,13 +288,13 @@ def replay(
     """Every plate of the plan's time, in the log's order; what an earlier run did stays. Raises
     `CompareError`, `StoreError`."""
     done = _read_plates(folder / PLATES)
-    recipes = _Recipes(configuration.value)
     judges = _Judges(configuration.value.camera.pixel_pitch_mm, sides)
     found = []
     with (
         Reader(configuration.value.journal.directory) as reader,
         (folder / PLATES).open("a", encoding="utf-8") as file,
     ):
+        recipes = RecipeBook(configuration.value, reader)
         for body in reader.results(Filter(plan.since, plan.until)):
             if body["seq"] > plan.last_seq:
                 break
@@ -338,23 +338,6 @@ def _read_plates(path: Path) -> dict[str, Replayed]:
     return {plate.result_id: plate for plate in plates}
 
 
-class _Recipes:
-    """Recipes that judged here, by their sha256, as far as their files are still here."""
-
-    def __init__(self, settings: Configuration) -> None:
-        self._known: dict[str, Loaded[Recipe]] = {}
-        sources = [settings.station.recipe, *map(str, sorted(settings.recipe_dir.glob("*.toml")))]
-        for source in sources:
-            try:
-                recipe = load_recipe(source)
-            except ConfigError:
-                continue
-            self._known[recipe.sha256] = recipe
-
-    def get(self, sha256: str) -> Loaded[Recipe] | None:
-        return self._known.get(sha256)
-
-
 class _Judges:
     """An inspector for each recipe and model."""
 
@@ -374,7 +357,7 @@ class _Judges:
 
 
 def _replay_one(
-    reader: Reader, body: Json, recipes: _Recipes, judges: _Judges, pictures: Path
+    reader: Reader, body: Json, recipes: RecipeBook, judges: _Judges, pictures: Path
 ) -> Replayed:
     plate = Replayed(
         result_id=body["result_id"],
@@ -385,15 +368,16 @@ def _replay_one(
         recorded=Recorded.model_validate({key: body[key] for key in Recorded.model_fields}),
         is_drawn=bool(body.get("is_audit_sample")),
     )
-    recipe = recipes.get(plate.recipe_sha256)
     if is_of_the_strip(plate.recorded.reason):
         return plate.model_copy(update={"unplayed": f"undecided: {plate.recorded.reason}"})
-    if recipe is None:
+    try:
+        recipe = recipes.of(plate.recipe_sha256)
+    except NotStored:
         return plate.model_copy(update={"unplayed": f"recipe {plate.recipe} is not here"})
     try:
-        pixels = _stored(reader, body)
+        pixels = evidence_picture(reader, body)
         found = [judges.inspect(recipe, side, pixels) for side in (0, 1)]
-    except (_NotStored, ConfigError, ValueError) as error:
+    except (NotStored, ConfigError, ValueError) as error:
         return plate.model_copy(update={"unplayed": str(error)})
     update: Json = {"a": _outcome(found[0]), "b": _outcome(found[1])}
     update |= _held_against(plate.recorded, body, judges.sides[0].model, found[0])
@@ -402,30 +386,6 @@ def _replay_one(
         names = _write_pictures(pictures, plate, pixels)
         plate = plate.model_copy(update={"pictures": names})
     return plate
-
-
-class _NotStored(Exception):
-    """Why there are no pixels to judge."""
-
-
-def _stored(reader: Reader, body: Json) -> Pixels:
-    """The plate's pixels, if they are those of its record. Raises `_NotStored`."""
-    images = {image["role"]: image for image in body["images"]}
-    image = images.get("evidence")
-    if image is None:
-        raise _NotStored("preview only" if images else "no picture was kept")
-    if reader.is_removed(body["result_id"], image["path"]):
-        raise _NotStored("picture removed by a rule")
-    path = reader.images / image["path"]
-    try:
-        if hashlib.sha256(path.read_bytes()).hexdigest() != image["sha256"]:
-            raise _NotStored("picture is not the recorded one")
-        pixels = read_grey_picture(path)
-    except (OSError, PictureError) as error:
-        raise _NotStored("picture cannot be read") from error
-    if hashlib.sha256(pixels.tobytes()).hexdigest() != body["pixels_sha256"]:
-        raise _NotStored("picture is not the recorded one")
-    return pixels
 
 
 def is_of_the_strip(reason: Reason | None) -> bool:

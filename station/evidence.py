@@ -512,10 +512,7 @@ def _cut(
     result: Json,
     wanted: Collection[Place],
 ) -> dict[Place, Pixels]:
-    kept = next((one for one in result["images"] if one["role"] == "evidence"), None)
-    if kept is not None and reader.is_removed(result["result_id"], kept["path"]):
-        raise NotStored("its picture was removed by a rule of retention")
-    picture = evidence_picture(reader.images, result)
+    picture = evidence_picture(reader, result)
     recipe = book.of(result["recipe_sha256"])
     pitch_mm = configuration.camera.pixel_pitch_mm
     return cut_stored(result, picture, recipe, pitch_mm, wanted)

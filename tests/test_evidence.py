@@ -305,7 +305,7 @@ def test_a_changed_picture_is_named_and_left_out(reviewed: Rig) -> None:
     finally:
         path.write_bytes(data)
     (left,) = [one for one in told["left_out"] if one["result_id"] == body["result_id"]]
-    assert "is not what was recorded" in left["why"]
+    assert left["why"] == "picture is not the recorded one"
     assert body["result_id"] not in (out / "provenance.csv").read_text()
 
 

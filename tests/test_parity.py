@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import base64
+import hashlib
+from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
 from station.offline import Inspection
-from station.parity import _difference
+from station.parity import _difference, whole_plate
 from station.record import Reason, Verdict
 from station.verdict import TileScore
 
@@ -53,3 +56,28 @@ def test_the_same_scores_with_another_verdict_differ(
     was: tuple[Verdict, Reason | None], now: tuple[Verdict, Reason | None], problem: str
 ) -> None:
     assert _difference(record(*was), inspection(*now), "a" * 64) == problem
+
+
+def test_a_whole_plate_is_the_recorded_file_and_pixels(tmp_path: Path) -> None:
+    pixels = np.arange(64 * 48, dtype=np.uint8).reshape(64, 48)
+    data = cv2.imencode(".png", pixels)[1].tobytes()
+    (tmp_path / "1.png").write_bytes(data)
+    image = {"role": "evidence", "path": "1.png", "sha256": hashlib.sha256(data).hexdigest()}
+    sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
+    body = {"result_id": "s-00000001", "images": [image], "pixels_sha256": sha256}
+    found = whole_plate(tmp_path, body)
+    assert found is not None
+    assert np.array_equal(found, pixels)
+    assert whole_plate(tmp_path, {**body, "pixels_sha256": "0" * 64}) is None
+    assert whole_plate(tmp_path, {**body, "images": [{**image, "sha256": "0" * 64}]}) is None
+    assert whole_plate(tmp_path, {**body, "images": [{**image, "role": "preview"}]}) is None
+    assert whole_plate(tmp_path, {**body, "images": [{**image, "path": "2.png"}]}) is None
+
+    class Removed:
+        images = tmp_path
+
+        def is_removed(self, result_id: str, path: str) -> bool:
+            return (result_id, path) == ("s-00000001", "1.png")
+
+    reader: Any = Removed()
+    assert whole_plate(tmp_path, body, reader) is None, "a tombstone, and the file still there"

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from models.classifier import Classifier
 from station.cli.model import app
 
 torch = pytest.importorskip("torch", reason="needs package torch (the `train` extra)")
@@ -28,7 +29,7 @@ pytest.importorskip("optuna", reason="needs package optuna (the `train` extra)")
 from torch import Tensor, nn  # noqa: E402
 
 from models.training.count import count_mflops, count_parameters  # noqa: E402
-from models.training.data import DataError  # noqa: E402
+from models.training.data import DataError, load_tiles, read_folder, select  # noqa: E402
 from models.training.explore import costs, proposing  # noqa: E402
 from models.training.explore.constraints import PREDICATES, violations  # noqa: E402
 from models.training.explore.emit import source  # noqa: E402
@@ -65,9 +66,11 @@ from models.training.explore.space import (  # noqa: E402
     mutate,
     to_row,
 )
-from models.training.export import to_onnx  # noqa: E402
+from models.training.export import ExportError, export, to_onnx  # noqa: E402
+from models.training.fit import predict  # noqa: E402
 from models.training.lightdefectnet import ConvNorm, LightDefectNet  # noqa: E402
 from models.training.onnx_graph import graph_of  # noqa: E402
+from models.training.train import load_network  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -775,6 +778,50 @@ def test_emitted_file_is_the_network(tmp_path: Path) -> None:
         with torch.no_grad():
             assert torch.equal(network(tiles), other(tiles))
             assert torch.equal(network.cell_weights(), other.cell_weights())
+
+
+def test_found_network_becomes_a_model_that_tests_itself(tmp_path: Path) -> None:
+    """From the log by its spec through train and export, by the commands."""
+    out, data = _logged(tmp_path)
+    spec, run, model = tmp_path / "found.json", tmp_path / "run", tmp_path / "found-1"
+
+    def command(*words: object, status: int = 0) -> str:
+        result = CliRunner().invoke(app, [*map(str, words)])
+        assert result.exit_code == status, result.output
+        return result.output
+
+    command("explore", "emit", "--out", out, "--to", spec, "--candidate", 1)
+    train = ("train", "--data", data.folder, "--network", "explored", "--epochs", 1, "--seeds", 1)
+    recipe = ("--recipe", "fine, from nothing")
+    command(*train, *recipe, "--spec", spec, "--out", run)
+    assert from_row(json.loads((run / "summary.json").read_text())["spec"]) == from_row(
+        json.loads(spec.read_text())
+    )
+    command("export", "--run", run, "--data", data.folder, "--out", model)
+    classifier = Classifier.load(model)
+    classifier.self_test()
+    assert classifier.card.name == "LightDefectNet, explored"
+    tiles = load_tiles(select(read_folder(data.folder), "test"))
+    expected = predict(load_network(run), tiles)
+    assert classifier.scores(tiles) == pytest.approx(expected, abs=1e-4)
+
+    # Another spec in the same folder is another run; and what lacks something is said.
+    command("explore", "emit", "--out", out, "--to", tmp_path / "2.json", "--candidate", 2)
+    other = ("--spec", tmp_path / "2.json")
+    assert "other data or settings" in command(*train, *recipe, *other, "--out", run, status=1)
+    assert "go together" in command(*train, "--out", tmp_path / "none", status=1)
+    begun = ("--recipe", "fine, pre-trained", "--spec", spec, "--out", tmp_path / "none")
+    assert "name that run with --init" in command(*train, *begun, status=1)
+    again = (*begun[:-1], tmp_path / "again", "--init", run)
+    command(*train, *again)
+    spec.write_text('{"stem_kernel": 3}')
+    assert "found.json: not a spec" in command(*train, "--spec", spec, status=2)
+
+
+def test_what_breaks_a_constraint_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="no LightDefectNet"):
+        export(build(PROTOTYPE), {}, np.zeros((2, 1, 224, 224), np.uint8), tmp_path / "p")
+    assert not (tmp_path / "p").exists()
 
 
 def test_emit_names_what_it_cannot_write(tmp_path: Path) -> None:

@@ -21,11 +21,10 @@ import cv2
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from drivers.camera.picture import PictureError, read_grey_picture
 from models.card import ModelError
 from models.classifier import Classifier
 from station.comparisons import Comparisons, Side, register
-from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe
+from station.config import ConfigError, Configuration, Loaded, Recipe
 from station.images import Pixels, encode_preview
 from station.ipc import Json
 from station.log_reader import Filter, Reader
@@ -34,8 +33,11 @@ from station.product import limits_of, named_model
 from station.qms import DATABASE, StoreError
 from station.recipes import RecipeError
 from station.record import Reason, Verdict, utc_now
+from station.reviews import effective_verdict
+from station.stored_tiles import NotStored, RecipeBook, evidence_picture
 
 PLAN, PLATES, PICTURES = "plan.json", "plates.jsonl", "pictures"
+REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 _OF_SCORES = {
     Reason.MODEL,
     Reason.UNSURE,
@@ -90,7 +92,8 @@ class Plan(Part):
     since: str
     until: str
     last_seq: int
-    """The log as it was: what came later is not looked at, reviews too."""
+    """The log as it was: no later result is looked at. Reviews are those that stand once all plates
+    are replayed."""
     sample_seed: str
     """Drawn before anybody saw a flip: by it a sample of them is chosen."""
     began_at: str
@@ -210,9 +213,11 @@ def open_plan(
     since: str,
     until: str | None,
 ) -> Plan:
-    """A new plan in `folder`, or the one that is there if it is of the same comparison. Raises
-    `CompareError`."""
+    """A new plan in `folder`, or the one that is there if it is of the same comparison. One that
+    was finished is not gone on with, unless its `until` is given: the time since is compared, too.
+    Raises `CompareError`."""
     path, models = folder / PLAN, (sides[0].model, sides[1].model)
+    directory = configuration.value.journal.directory
     try:
         there = Plan.model_validate_json(path.read_bytes())
     except FileNotFoundError:
@@ -224,10 +229,14 @@ def open_plan(
         if not is_same or until not in (None, there.until):
             raise CompareError(
                 f"{folder}: holds another comparison ({there.a.id} at {there.a.threshold:g}, "
-                f"{there.b.id} at {there.b.threshold:g}, since {there.since}); give another --out"
+                f"{there.b.id} at {there.b.threshold:g}, since {there.since}, until "
+                f"{there.until}); give another --out"
             )
-        return there
-    with Reader(configuration.value.journal.directory) as reader:
+        finished = "" if until else _finished(folder, directory)
+        if not finished:
+            return there
+        _set_aside(folder, folder / finished[:12])
+    with Reader(directory) as reader:
         last_seq = reader.last_seq()
     plan = Plan(
         station_id=configuration.value.station.id,
@@ -242,6 +251,24 @@ def open_plan(
     (folder / PICTURES).mkdir(parents=True, exist_ok=True)
     path.write_bytes(plan.model_dump_json(indent=1).encode() + b"\n")
     return plan
+
+
+def _finished(folder: Path, directory: Path) -> str:
+    """The sha256 of the folder's report, if the log has its row; else empty."""
+    try:
+        sha256 = hashlib.sha256((folder / REPORT_JSON).read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return ""
+    return sha256 if sha256 in read_register(directory).known else ""
+
+
+def _set_aside(folder: Path, to: Path) -> None:
+    """What a row names is kept. The report goes first: a run without one is not finished, and goes
+    on."""
+    to.mkdir(exist_ok=True)
+    for name in (REPORT_JSON, REPORT_HTML, PICTURES, PLATES, PLAN):
+        if (folder / name).exists():
+            (folder / name).rename(to / name)
 
 
 def count_plates(directory: Path, plan: Plan) -> int:
@@ -261,13 +288,13 @@ def replay(
     """Every plate of the plan's time, in the log's order; what an earlier run did stays. Raises
     `CompareError`, `StoreError`."""
     done = _read_plates(folder / PLATES)
-    recipes = _Recipes(configuration.value)
     judges = _Judges(configuration.value.camera.pixel_pitch_mm, sides)
     found = []
     with (
         Reader(configuration.value.journal.directory) as reader,
         (folder / PLATES).open("a", encoding="utf-8") as file,
     ):
+        recipes = RecipeBook(configuration.value, reader)
         for body in reader.results(Filter(plan.since, plan.until)):
             if body["seq"] > plan.last_seq:
                 break
@@ -278,7 +305,21 @@ def replay(
                 file.flush()
             found.append(plate)
             on_plate()
-    return found
+        return _reviewed(reader, found)
+
+
+def _reviewed(reader: Reader, plates: Sequence[Replayed]) -> list[Replayed]:
+    """The plates with what people say of them now, whenever they were replayed."""
+    reviews = reader.reviews_of([plate.result_id for plate in plates])
+
+    def verdict(plate: Replayed) -> Verdict | None:
+        if plate.result_id not in reviews:
+            return None
+        result = reader.of_result(plate.result_id)[0]
+        judged = effective_verdict([result, *reviews[plate.result_id]])
+        return judged.verdict if judged.review and not judged.pending else None
+
+    return [plate.model_copy(update={"reviewed": verdict(plate)}) for plate in plates]
 
 
 def _read_plates(path: Path) -> dict[str, Replayed]:
@@ -295,23 +336,6 @@ def _read_plates(path: Path) -> dict[str, Replayed]:
     except ValidationError as error:
         raise CompareError(f"{path}: cannot be understood: give another --out") from error
     return {plate.result_id: plate for plate in plates}
-
-
-class _Recipes:
-    """Recipes that judged here, by their sha256, as far as their files are still here."""
-
-    def __init__(self, settings: Configuration) -> None:
-        self._known: dict[str, Loaded[Recipe]] = {}
-        sources = [settings.station.recipe, *map(str, sorted(settings.recipe_dir.glob("*.toml")))]
-        for source in sources:
-            try:
-                recipe = load_recipe(source)
-            except ConfigError:
-                continue
-            self._known[recipe.sha256] = recipe
-
-    def get(self, sha256: str) -> Loaded[Recipe] | None:
-        return self._known.get(sha256)
 
 
 class _Judges:
@@ -333,10 +357,8 @@ class _Judges:
 
 
 def _replay_one(
-    reader: Reader, body: Json, recipes: _Recipes, judges: _Judges, pictures: Path
+    reader: Reader, body: Json, recipes: RecipeBook, judges: _Judges, pictures: Path
 ) -> Replayed:
-    review = body["review"]
-    is_judged = review is not None and review["verdict"] and not review["pending"]
     plate = Replayed(
         result_id=body["result_id"],
         part_id=body.get("part_id"),
@@ -345,17 +367,17 @@ def _replay_one(
         recipe_sha256=body["recipe_sha256"],
         recorded=Recorded.model_validate({key: body[key] for key in Recorded.model_fields}),
         is_drawn=bool(body.get("is_audit_sample")),
-        reviewed=Verdict(review["verdict"]) if is_judged else None,
     )
-    recipe = recipes.get(plate.recipe_sha256)
     if is_of_the_strip(plate.recorded.reason):
         return plate.model_copy(update={"unplayed": f"undecided: {plate.recorded.reason}"})
-    if recipe is None:
+    try:
+        recipe = recipes.of(plate.recipe_sha256)
+    except NotStored:
         return plate.model_copy(update={"unplayed": f"recipe {plate.recipe} is not here"})
     try:
-        pixels = _stored(reader, body)
+        pixels = evidence_picture(reader, body)
         found = [judges.inspect(recipe, side, pixels) for side in (0, 1)]
-    except (_NotStored, ConfigError, ValueError) as error:
+    except (NotStored, ConfigError, ValueError) as error:
         return plate.model_copy(update={"unplayed": str(error)})
     update: Json = {"a": _outcome(found[0]), "b": _outcome(found[1])}
     update |= _held_against(plate.recorded, body, judges.sides[0].model, found[0])
@@ -364,30 +386,6 @@ def _replay_one(
         names = _write_pictures(pictures, plate, pixels)
         plate = plate.model_copy(update={"pictures": names})
     return plate
-
-
-class _NotStored(Exception):
-    """Why there are no pixels to judge."""
-
-
-def _stored(reader: Reader, body: Json) -> Pixels:
-    """The plate's pixels, if they are those of its record. Raises `_NotStored`."""
-    images = {image["role"]: image for image in body["images"]}
-    image = images.get("evidence")
-    if image is None:
-        raise _NotStored("preview only" if images else "no picture was kept")
-    if reader.is_removed(body["result_id"], image["path"]):
-        raise _NotStored("picture removed by a rule")
-    path = reader.images / image["path"]
-    try:
-        if hashlib.sha256(path.read_bytes()).hexdigest() != image["sha256"]:
-            raise _NotStored("picture is not the recorded one")
-        pixels = read_grey_picture(path)
-    except (OSError, PictureError) as error:
-        raise _NotStored("picture cannot be read") from error
-    if hashlib.sha256(pixels.tobytes()).hexdigest() != body["pixels_sha256"]:
-        raise _NotStored("picture is not the recorded one")
-    return pixels
 
 
 def is_of_the_strip(reason: Reason | None) -> bool:

@@ -19,6 +19,8 @@ from scipy import stats
 
 from station.compare import (
     PICTURES,
+    REPORT_HTML,
+    REPORT_JSON,
     Part,
     Plan,
     Replayed,
@@ -31,7 +33,6 @@ from station.comparisons import COMPARED, MOST_FLIPS
 from station.quality import number_in_lot, proportion
 from station.record import ChangeBody, Verdict, score_text
 
-REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 _MOST_PICTURES = 300
 """Flips of which the page shows pictures; those to sign come first."""
 
@@ -163,8 +164,7 @@ def _strata(plates: Sequence[Replayed]) -> list[Stratum]:
             for plate in plates
             if plate.recorded.verdict is verdict and not is_of_the_strip(plate.recorded.reason)
         ]
-        is_all = all(not plate.unplayed for plate in some)
-        found.append(_stratum(str(verdict), "all are kept whole", some, some, is_random=is_all))
+        found.append(_stratum(str(verdict), "all are kept whole", some, some, is_random=True))
     passed = [plate for plate in plates if plate.recorded.verdict is Verdict.PASS]
     for sha256 in dict.fromkeys(plate.recipe_sha256 for plate in passed):
         some = [plate for plate in passed if plate.recipe_sha256 == sha256]
@@ -186,6 +186,8 @@ def _stratum(
     is_random: bool,
 ) -> Stratum:
     played = [plate for plate in drawn if not plate.unplayed]
+    # What was removed by a rule was no random part of what was kept.
+    is_random = is_random and len(played) == len(drawn)
     to_pass = sum(plate.is_to_sign for plate in played)
     from_pass = sum(plate.flip.startswith("PASS") for plate in played)
     lots = [

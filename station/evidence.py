@@ -17,12 +17,14 @@ import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import or_, select
 
 from models.training.data import data_sha256, read_folder
@@ -59,6 +61,7 @@ PROVENANCE = "provenance.csv"
 UNNAMED = "unnamed"
 """Kind of a defect that nobody named."""
 _PAGE_ROWS = 500
+_MAY_TEST = or_(PLATE.c.reviewer.is_not(None), PLATE.c.is_audit_sample)
 _LEAST_SHARE = 0.5
 """Of a mark, or of the tile where that is smaller: what a tile shows less of, it does not show."""
 _SALT = "vqi test part"
@@ -142,7 +145,7 @@ class Collected:
     left_out: list[Json] = field(default_factory=list)
     """Plates, each with why."""
     near_duplicates: list[Json] = field(default_factory=list)
-    """Training tiles that look like a test tile of another part."""
+    """Training tiles that look like a test tile of another part, which may be of another time."""
     parts: Counter[str] = field(default_factory=Counter)
 
     def as_json(self) -> Json:
@@ -295,8 +298,7 @@ def read_parts(reader: Reader, test_share: float) -> Parts:
     """Of every plate that was ever judged or drawn, whatever is collected now: what tested once
     tests for ever."""
     parts = Parts(test_share)
-    wanted = or_(PLATE.c.reviewer.is_not(None), PLATE.c.is_audit_sample)
-    for page in _pages(reader, wanted):
+    for page in _pages(reader, _MAY_TEST):
         bodies = reader.bodies_at([line.seq for line in page if line.part_id is None])
         for line in page:
             result = bodies.get(line.seq, {"part_id": line.part_id})
@@ -438,25 +440,23 @@ def _write(
     made: Collected,
 ) -> None:
     book = RecipeBook(configuration, reader)
+    tested = _read_tested(configuration, reader, book, parts)
     tables = _Tables(folder)
-    tested: list[tuple[str, Hash]] = []
     groups: dict[str, set[str]] = {"train": set(), "test": set()}
     try:
         for plate, wanted in chosen:
             split, group = parts.split(plate.keys), parts.group(plate.keys)
             rows = reader.of_result(plate.result_id)
             try:
-                cut = _cut(configuration, reader, book, rows[0], wanted)
+                cut = _cut(configuration, reader, book, rows[0], {tile.place for tile in wanted})
             except NotStored as why:
                 made.left_out.append({"result_id": plate.result_id, "why": str(why)})
                 continue
             said = _said(reader, rows)
             for tile in wanted:
-                pixels, name = cut[tile.place], _name(plate, tile)
+                pixels, name = cut[tile.place], _name(plate.result_id, tile.place)
                 if split == "train" and _is_known(pixels, tested, name, made):
                     continue
-                if split == "test":
-                    tested.append((name, picture_hash(pixels)))
                 groups[split].add(group)
                 tables.add(pixels, name, split, group, tile, said)
                 made.tiles[f"{split} {'defective' if tile.label else 'good'}"] += 1
@@ -469,9 +469,40 @@ def _write(
     made.parts = Counter({split: len(found) for split, found in groups.items()})
 
 
-def _name(plate: Evidence, tile: Labelled) -> str:
-    x, y = tile.place
-    return f"tiles/{plate.result_id}_{x:05d}_{y:05d}.png"
+@dataclass(frozen=True, slots=True)
+class _Tested:
+    """All tiles of all plates that test, and whose pictures are here."""
+
+    names: list[str]
+    hashes: NDArray[np.uint8]
+    """uint8 (tiles, 32)."""
+
+
+def _read_tested(
+    configuration: Configuration, reader: Reader, book: RecipeBook, parts: Parts
+) -> _Tested:
+    """Whatever is collected now: another collect, and the audit, test on other plates and tiles."""
+    names: list[str] = []
+    hashes: list[Hash] = []
+    for page in _pages(reader, _MAY_TEST):
+        bodies = reader.bodies_at([line.seq for line in page])
+        for line in page:
+            result = bodies[line.seq]
+            if parts.split(keys_of(result)) != "test":
+                continue
+            places = {(tile.x_px, tile.y_px) for tile in scored_tiles(result)}
+            try:
+                cut = _cut(configuration, reader, book, result, places) if places else {}
+            except NotStored:
+                continue  # nothing can be tested on it either
+            names += [_name(line.result_id, place) for place in cut]
+            hashes += [picture_hash(pixels) for pixels in cut.values()]
+    return _Tested(names, np.array(hashes, np.uint8).reshape(len(hashes), -1))
+
+
+def _name(result_id: str, place: Place) -> str:
+    x, y = place
+    return f"tiles/{result_id}_{x:05d}_{y:05d}.png"
 
 
 def _cut(
@@ -479,25 +510,20 @@ def _cut(
     reader: Reader,
     book: RecipeBook,
     result: Json,
-    wanted: Iterable[Labelled],
+    wanted: Collection[Place],
 ) -> dict[Place, Pixels]:
-    kept = next((one for one in result["images"] if one["role"] == "evidence"), None)
-    if kept is not None and reader.is_removed(result["result_id"], kept["path"]):
-        raise NotStored("its picture was removed by a rule of retention")
-    picture = evidence_picture(reader.images, result)
+    picture = evidence_picture(reader, result)
     recipe = book.of(result["recipe_sha256"])
     pitch_mm = configuration.camera.pixel_pitch_mm
-    return cut_stored(result, picture, recipe, pitch_mm, {tile.place for tile in wanted})
+    return cut_stored(result, picture, recipe, pitch_mm, wanted)
 
 
-def _is_known(
-    pixels: Pixels, tested: Sequence[tuple[str, Hash]], name: str, made: Collected
-) -> bool:
+def _is_known(pixels: Pixels, tested: _Tested, name: str, made: Collected) -> bool:
     """Whether a training tile looks like a test tile; it is then named, and not taken."""
-    place, bits = nearest(picture_hash(pixels), [hash_ for _, hash_ in tested])
+    place, bits = nearest(picture_hash(pixels), tested.hashes)
     if bits > NEAR_BITS:
         return False
-    made.near_duplicates.append({"file": name, "like": tested[place][0], "bits": bits})
+    made.near_duplicates.append({"file": name, "like": tested.names[place], "bits": bits})
     return True
 
 

@@ -5,12 +5,10 @@ the very bits that stand in the plate's record."""
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from sqlalchemy import select
 
@@ -21,7 +19,8 @@ from station.offline import Inspection, PictureInspector
 from station.precision import load_classifier
 from station.qms import IMAGES
 from station.recipes import DIFFERS, EQUAL, NOTHING
-from station.strip import Pixels
+from station.record import Verdict
+from station.stored_tiles import NotStored, Pixels, evidence_picture, proved_picture
 from station.tables import PLATE
 from station.verdict import OF_SCORES
 
@@ -96,7 +95,7 @@ def check_parity(configuration: Loaded[Configuration], recipe: Loaded[Recipe]) -
             # picture may be cut otherwise when it stands alone.
             is_of_scores = body["reason"] in OF_SCORES and body["tiles"]
             if is_of_scores and body["runtime"] == classifier.runtime:
-                picture = whole_plate(directory / IMAGES, body)
+                picture = whole_plate(directory / IMAGES, body, reader)
             if picture is None:
                 passed_over += 1
                 continue
@@ -126,18 +125,13 @@ def _records(reader: Reader, recipe: Loaded[Recipe]) -> Iterator[Json]:
             yield body
 
 
-def whole_plate(images: Path, body: Json) -> Pixels | None:
+def whole_plate(images: Path, body: Json, reader: Reader | None = None) -> Pixels | None:
     """The plate's pixels as they were scored; None where they were not kept, or are gone or
-    damaged, which `vqi log verify` looks for."""
-    kept = next((one for one in body["images"] if one["role"] == "evidence"), None)
+    damaged, which `vqi log verify` looks for. Without `reader` nobody asks for removals."""
     try:
-        data = (images / kept["path"]).read_bytes() if kept else b""
-    except OSError:
+        return evidence_picture(reader, body) if reader else proved_picture(images, body)
+    except NotStored:
         return None
-    if kept is None or hashlib.sha256(data).hexdigest() != kept["sha256"]:
-        return None
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE)
-    return None if picture is None else np.ascontiguousarray(picture, np.uint8)
 
 
 def _difference(body: Json, found: Inspection, model_sha256: str) -> str:
@@ -152,6 +146,12 @@ def _difference(body: Json, found: Inspection, model_sha256: str) -> str:
     if scores.tobytes() != recorded.tobytes():
         changed = int((scores.view("<u4") != recorded.view("<u4")).sum())
         return f"{changed} of {len(scores)} tile scores have other bits"
-    if {str(found.verdict), body["verdict"]} == {"PASS", "FAIL"}:
-        return f"the verdict is {found.verdict}, was {body['verdict']}"
+    # The same scores may be judged otherwise: by another threshold or doubt of the card, say.
+    said, now = _judgement(body["verdict"], body["reason"]), _judgement(found.verdict, found.reason)
+    if body["verdict"] != Verdict.UNDECIDED and found.reason in OF_SCORES and said != now:
+        return f"the verdict is {now}, was {said}"
     return ""
+
+
+def _judgement(verdict: str, reason: str | None) -> str:
+    return f"{verdict} ({reason})" if reason else str(verdict)

@@ -75,6 +75,8 @@ class Comparison:
     recipe_id: str
     recipe_version: int
     recipe_sha256: str
+    shadows: set[str] = field(default_factory=set)
+    """`started_at` of those that its rows are of."""
     judged: int = 0
     """Plates that the judging model scored by this recipe version while this one was in the
     shadow."""
@@ -101,7 +103,7 @@ class Comparison:
         return self.cpu_s / self.wall_s if self.wall_s else None
 
     def as_json(self) -> Json:
-        plain = ("pairs", "flips", "took_ms", "cpu_ms")
+        plain = ("shadows", "pairs", "flips", "took_ms", "cpu_ms")
         fields = {key: value for key, value in asdict(self).items() if key not in plain}
         agreement = self.agreement
         return {
@@ -149,6 +151,7 @@ def _of(row: ShadowBody, found: dict[tuple[Any, ...], Comparison]) -> Comparison
 def _add(reader: Reader, to: Comparison, row: ShadowBody) -> None:
     ids = json.dumps([plate.result_id for plate in row.plates])
     results = {line.result_id: line for line in reader.ask(_RESULTS.bindparams(ids=ids))}
+    to.shadows.add(row.started_at)
     to.cpu_s, to.wall_s = to.cpu_s + row.cpu_s, to.wall_s + row.wall_s
     for plate in row.plates:
         to.shadowed += 1
@@ -193,14 +196,18 @@ def _count_judged(
         for line in reader.ask(_JUDGED.bindparams(first=first, last=last)):
             key = (line.recipe_id, line.recipe_version, line.model_id)
             same = [each for each in found.values() if _key(each, shadow.sha256) == key]
-            if not same:
+            # Its rows name the limits and the runtime that it judged with: those of its precision.
+            own = [each for each in same if shadow.started_at in each.shadows]
+            limits = shadow.threshold, shadow.unsure_above
+            own = own or [each for each in same if (each.threshold, each.unsure_above) == limits]
+            if not own:
                 none = Comparison(
-                    shadow.model_id, shadow.sha256, shadow.threshold, shadow.unsure_above,
+                    shadow.model_id, shadow.sha256, *limits,
                     "", line.model_id, "", None, line.recipe_id, line.recipe_version, "",
                 )  # fmt: skip
-                found[(shadow.sha256, *key)] = none
-                same = [none]
-            for each in same:
+                found[(shadow.sha256, *limits, *key)] = none
+                own = [none]
+            for each in own:
                 each.judged += line.plates
 
 

@@ -28,7 +28,7 @@ Place = tuple[int, int]
 
 
 class NotStored(ValueError):
-    """A plate cannot be had again; the message says why."""
+    """A plate cannot be had again; the message says why, the same for all plates of one cause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,27 +50,38 @@ def scored_tiles(result: Mapping[str, Any]) -> list[ScoredTile]:
     ]
 
 
-def evidence_picture(images: Path, result: Mapping[str, Any]) -> Pixels:
-    """The whole plate, uint8 (scan lines, scan line pixels). Raises `NotStored`."""
-    kept = next((one for one in result.get("images") or () if one["role"] == "evidence"), None)
-    if kept is None:
-        raise NotStored(
-            "only a preview was kept" if result.get("images") else "no picture was kept"
-        )
+def evidence_picture(reader: Reader, result: Mapping[str, Any]) -> Pixels:
+    """The whole plate, uint8 (scan lines, scan line pixels): the very file and pixels of its
+    record, and no rule has removed them. Raises `NotStored`."""
+    kept = _evidence(result)
+    if reader.is_removed(result["result_id"], kept["path"]):
+        raise NotStored("picture removed by a rule")
+    return proved_picture(reader.images, result)
+
+
+def proved_picture(images: Path, result: Mapping[str, Any]) -> Pixels:
+    """The same for whoever has no log to ask for removals."""
+    kept = _evidence(result)
     try:
         data = (images / kept["path"]).read_bytes()
     except OSError as error:
-        raise NotStored(f"picture {kept['path']}: {error.strerror}") from error
-    sha256 = hashlib.sha256(data).hexdigest()
-    if sha256 != kept["sha256"]:
-        raise NotStored(
-            f"picture {kept['path']} is not what was recorded (sha256 {sha256[:12]}, recorded "
-            f"{kept['sha256'][:12]}); see `vqi log verify`"
-        )
+        raise NotStored("picture cannot be read") from error
+    if hashlib.sha256(data).hexdigest() != kept["sha256"]:
+        raise NotStored("picture is not the recorded one")
     picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if picture is None or picture.ndim != 2 or picture.dtype != np.uint8:
-        raise NotStored(f"picture {kept['path']} is no grey picture of 8 bits")
-    return np.asarray(picture, np.uint8)
+        raise NotStored("picture is no grey picture of 8 bits")
+    if hashlib.sha256(picture.tobytes()).hexdigest() != result.get("pixels_sha256"):
+        raise NotStored("picture is not the recorded one")
+    return np.ascontiguousarray(picture, np.uint8)
+
+
+def _evidence(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    images = result.get("images") or ()
+    for kept in images:
+        if kept["role"] == "evidence":
+            return dict(kept)
+    raise NotStored("preview only" if images else "no picture was kept")
 
 
 def picture_of(images: Path, result: Mapping[str, Any]) -> tuple[str, Path | None]:
@@ -88,13 +99,19 @@ class RecipeBook:
     def __init__(self, configuration: Configuration, reader: Reader) -> None:
         self._configuration = configuration
         self._versions = register(reader.recipe_changes()).versions
-        self._loaded: dict[str, Loaded[Recipe]] = {}
+        self._loaded: dict[str, Loaded[Recipe] | NotStored] = {}
 
     def of(self, sha256: str) -> Loaded[Recipe]:
         """Raises `NotStored` if no file of this sha256 is at hand."""
         if sha256 not in self._loaded:
-            self._loaded[sha256] = self._load(sha256)
-        return self._loaded[sha256]
+            try:
+                self._loaded[sha256] = self._load(sha256)
+            except NotStored as error:
+                self._loaded[sha256] = error
+        found = self._loaded[sha256]
+        if isinstance(found, NotStored):
+            raise found
+        return found
 
     def _load(self, sha256: str) -> Loaded[Recipe]:
         named = [version for version in self._versions.values() if version.sha256 == sha256]

@@ -32,7 +32,7 @@ from station.compare import (
     read_register,
     replay,
 )
-from station.compare_report import build_report, compared_change, figures
+from station.compare_report import build_report, compared_change, figures, write_report
 from station.comparisons import (
     COMPARED,
     LEAST_SAMPLE,
@@ -302,6 +302,17 @@ def test_failed_plates_whose_pictures_went_say_nothing_of_all() -> None:
     assert failed.to_pass_of_all is None
 
 
+def test_drawn_plates_whose_pictures_went_say_nothing_of_all() -> None:
+    """Pictures are removed by age, not by chance: those left are no sample of the time."""
+    plates = [plate(n, "PP", is_drawn=True) for n in range(9)]
+    plates += [plate(n, "PP", unplayed="preview only") for n in range(10, 30)]
+    assert figures(plates).strata[-1].to_pass_of_all is not None
+    gone = plate(9, "PP", is_drawn=True, unplayed="picture removed by a rule")
+    passed = figures([*plates, gone]).strata[-1]
+    assert passed.replayed == 9
+    assert passed.to_pass_of_all is passed.from_pass_of_all is None
+
+
 # --- a real station's plates ----------------------------------------------------------------------
 
 
@@ -409,6 +420,41 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(lived: Rig, tmp_path: Path)
     assert (tmp_path / PLATES).read_text() == "".join(lines)
     with pytest.raises(Exception, match="another comparison"):
         open_plan(tmp_path, loaded, (pair[1], pair[0]), SINCE, None)
+
+
+def test_reviews_are_those_that_stand_in_the_end(lived: Rig, tmp_path: Path) -> None:
+    """One that was written while the run was stopped, too."""
+    loaded, pair = sides(lived)
+    plan = open_plan(tmp_path, loaded, pair, SINCE, None)
+    flips = [plate for plate in replay(loaded, tmp_path, plan, pair) if plate.is_to_sign]
+    one = next(plate for plate in flips if plate.reviewed is None)
+    review_as_defective(lived, one.result_id)
+    assert open_plan(tmp_path, loaded, pair, SINCE, None) == plan, "no report: not finished"
+    again = {plate.result_id: plate for plate in replay(loaded, tmp_path, plan, pair)}
+    assert again[one.result_id].reviewed is Verdict.FAIL
+
+
+def test_a_finished_comparison_is_made_again_and_the_old_one_kept(
+    lived: Rig, tmp_path: Path
+) -> None:
+    loaded, pair = sides(lived)
+    plan = open_plan(tmp_path, loaded, pair, SINCE, None)
+    report = build_report(plan, replay(loaded, tmp_path, plan, pair), tmp_path)
+    page = write_report(report, tmp_path)
+    assert open_plan(tmp_path, loaded, pair, SINCE, None) == plan, "its row was not written"
+    with journal_at_hand(loaded.source, loaded.value) as journal:
+        assert journal.submit([compared_change(report, page, "eve")])["ok"]
+    assert open_plan(tmp_path, loaded, pair, SINCE, plan.until) == plan
+    again = open_plan(tmp_path, loaded, pair, SINCE, None)
+    assert again.until > plan.until
+    assert again.last_seq > plan.last_seq
+    assert again.sample_seed != plan.sample_seed
+    kept = tmp_path / report.sha256[:12]
+    assert hashlib.sha256((kept / "report.json").read_bytes()).hexdigest() == report.sha256
+    assert (kept / "report.html").read_bytes() == page
+    assert {path.name for path in (kept / PICTURES).iterdir()} == set(report.pictures_sha256)
+    assert not (tmp_path / PLATES).exists()
+    assert build_report(again, replay(loaded, tmp_path, again, pair), tmp_path).flips
 
 
 def test_damaged_pictures_are_counted_and_never_judged(lived: Rig, tmp_path: Path) -> None:

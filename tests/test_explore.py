@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Executor, Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from models.classifier import Classifier
 from station.cli.model import app
 
 torch = pytest.importorskip("torch", reason="needs package torch (the `train` extra)")
@@ -27,7 +29,7 @@ pytest.importorskip("optuna", reason="needs package optuna (the `train` extra)")
 from torch import Tensor, nn  # noqa: E402
 
 from models.training.count import count_mflops, count_parameters  # noqa: E402
-from models.training.data import DataError  # noqa: E402
+from models.training.data import DataError, load_tiles, read_folder, select  # noqa: E402
 from models.training.explore import costs, proposing  # noqa: E402
 from models.training.explore.constraints import PREDICATES, violations  # noqa: E402
 from models.training.explore.emit import source  # noqa: E402
@@ -46,8 +48,13 @@ from models.training.explore.full import (  # noqa: E402
 from models.training.explore.log import LOG_FILE, RANDOM, REFERENCE, SEARCH, Log, LogError, merit  # noqa: E402
 from models.training.explore.network import Blur, build, prepare_for_export  # noqa: E402
 from models.training.explore.publish import read_report, write_report  # noqa: E402
-from models.training.explore.report import netscore, pareto  # noqa: E402
-from models.training.explore.searching import Plan, explore  # noqa: E402
+from models.training.explore.report import netscore, pareto, report  # noqa: E402
+from models.training.explore.searching import (  # noqa: E402
+    Plan,
+    _Exploration,
+    explore,
+    measure,
+)
 from models.training.explore.sizes import sizes_of  # noqa: E402
 from models.training.explore.space import (  # noqa: E402
     HAND_MADE,
@@ -59,9 +66,11 @@ from models.training.explore.space import (  # noqa: E402
     mutate,
     to_row,
 )
-from models.training.export import to_onnx  # noqa: E402
+from models.training.export import ExportError, export, to_onnx  # noqa: E402
+from models.training.fit import predict  # noqa: E402
 from models.training.lightdefectnet import ConvNorm, LightDefectNet  # noqa: E402
 from models.training.onnx_graph import graph_of  # noqa: E402
+from models.training.train import load_network  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -509,7 +518,9 @@ def test_exploration_goes_on_after_a_kill_and_ends_in_a_report(tmp_path: Path) -
     assert log.read_bytes().startswith(before)
 
     known = Log.read(out)
-    assert len(known.candidates) >= 8
+    assert len(known.scored()) >= 8
+    draws = [candidate.row["draw"] for candidate in known.of(RANDOM)]
+    assert sorted(draws) == [*range(len(draws))]
     assert {len(known.trained(arm)) for arm in (SEARCH, RANDOM)} == {2}
     assert len({row["id"] for row in _lines(out) if row["kind"] == "training"}) == 5
     made = read_report(out)
@@ -518,7 +529,7 @@ def test_exploration_goes_on_after_a_kill_and_ends_in_a_report(tmp_path: Path) -
         for name in ("own", "other")
         for role in ("explored", "random search", "hand-made")
     }
-    assert [row.ahead for row in made.found if row.role == "hand-made"] == [0, 0]
+    assert [row.ahead.value for row in made.found if row.role == "hand-made"] == [0, 0]
     assert "three-way" not in write_report(out)[0].read_text()
     assert (out / "pareto.svg").read_text().count("<g") > 10
 
@@ -541,7 +552,7 @@ def _logged(tmp_path: Path, count: int = 6) -> tuple[Path, DataSet]:
                 "zero_cost": {n: random.normal() for n in ("naswot", "synflow", "gradient")},
             }
         )  # fmt: skip
-        area = 0.9 - 0.01 * number + (0.05 if arm == SEARCH else 0)
+        area = 0.8 - 0.01 * number + (0.15 if arm == SEARCH else 0)
         log.append({"kind": "training", "id": number, "place": number, "auroc": area})
     return out, data
 
@@ -595,11 +606,13 @@ def test_report_compares_with_random_search_and_the_hand_made_network(tmp_path: 
         full.append(part, row)
     made = read_report(out)
     assert made.against_random == "ahead"
+    assert made.over_random
+    assert made.over_random.low > 0
     by_role = {row.role: row for row in made.found}
     assert by_role["explored"].auroc == 1
-    assert by_role["explored"].ahead == 1
+    assert by_role["explored"].ahead.value == 1
     assert by_role["hand-made"].auroc == 0
-    assert "+100.00 points" in made.against_hand
+    assert "+100.00 [+100.00, +100.00] points" in made.against_hand
     text = CliRunner().invoke(app, ["explore", "report", "--out", str(out)])
     assert text.exit_code == 0, text.output
     assert "**ahead**" in text.stdout
@@ -608,6 +621,107 @@ def test_report_compares_with_random_search_and_the_hand_made_network(tmp_path: 
     )
     assert row["best"][0]["trainings"] == 6
     assert (out / "pareto.svg").is_file()
+
+
+@pytest.mark.parametrize(
+    ("lead", "verdict"), [(1e-6, "tie"), (-1e-6, "tie"), (0.3, "ahead"), (-0.3, "behind")]
+)
+def test_search_is_ahead_of_random_search_by_more_than_chance_only(
+    tmp_path: Path, lead: float, verdict: str
+) -> None:
+    """The same merits in both arms but for the search's lead."""
+    log = Log.open(tmp_path, {"set": "own"})
+    for number in range(32):
+        arm = (SEARCH, RANDOM)[number % 2]
+        row = {"spec": to_row(HAND_MADE), "violations": {}, "latency": {"ratio": 1.0},
+               "zero_cost": dict.fromkeys(("naswot", "synflow", "gradient"), 1.0),
+               "mflops": 70.0, "parameters": 700_000}  # fmt: skip
+        log.append({"kind": "candidate", "id": number, "arm": arm, **row})
+        area = 0.6 + 0.01 * (number // 2) + (lead if arm == SEARCH else 0)
+        log.append({"kind": "training", "id": number, "place": number, "auroc": area})
+    made = report(log, Full(tmp_path, {}), [])
+    assert made.over_random
+    assert made.over_random.value == pytest.approx(lead)
+    assert made.over_random.low <= made.over_random.value <= made.over_random.high
+    assert made.against_random == verdict
+
+
+def test_speed_and_accuracy_over_the_hand_made_network_are_means_of_the_same_sets(
+    tmp_path: Path,
+) -> None:
+    out, own = _logged(tmp_path)
+    other = DataSet(_write_set(tmp_path / "other"), "raw")
+    log = Log.read(out)
+    from models.training.data import data_sha256, read_folder
+
+    while parts := next_parts(log, full := Full.read(out), own, [other]):
+        for part in parts:
+            sha256 = data_sha256(read_folder(part.data.folder))
+            is_hand = log.candidates[part.id].spec == HAND_MADE
+            ratio = 1.0 if is_hand else 0.5 if part.data == own else 0.9
+            truth = (np.arange(8) % 2).tolist()
+            level = [0.5] * 8
+            full.append(
+                part,
+                {
+                    OUT_OF_FOLD: {"auroc": 0.9, "out_of_fold": [0.4, 0.4, 0.2, 0.8] * 6},
+                    FINAL: {"data_sha256": sha256,
+                            "scores": [level if is_hand or part.data == own else truth] * 3},
+                    LATENCY: {"latency": {"ratio": ratio, "processor": "p"}},
+                }[part.what],
+            )  # fmt: skip
+    made = read_report(out)
+    assert made.over_hand
+    assert made.over_hand.value == pytest.approx(0.25)
+    assert made.over_hand.low == pytest.approx(0.25)
+    assert "30 % faster than the hand-made network (means of 2 sets)" in made.against_hand
+
+
+def test_refused_networks_and_references_are_no_scored_candidates(tmp_path: Path) -> None:
+    out, own = _logged(tmp_path, 1)
+    log = Log.read(out)
+    spec = {"arm": RANDOM, "spec": to_row(TINY)}
+    refused = {"violations": {"FLOPs < 100 M": "too slow"}, "latency": {"ratio": 9.0}}
+    log.append({"kind": "candidate", "id": 3, **spec, **refused})
+    search = _Exploration(_plan(own.folder, out), log, 0.0, str)
+    assert [candidate.id for candidate in log.scored()] == [1, 2]
+    assert not search.is_done()
+    for number in (4, 5):
+        found = {"violations": {}, "latency": {"ratio": 1.0}, "zero_cost": {"naswot": 1.0}}
+        log.append({"kind": "candidate", "id": number, **spec, **found})
+    assert search.is_done()
+    search.close()
+
+
+def test_random_search_goes_on_with_the_draws_that_are_missing(tmp_path: Path) -> None:
+    """Of draws 0 to 4, three ended before a kill; two of the lines are of an older log."""
+    out, own = _logged(tmp_path, 0)
+    log = Log.read(out)
+    for number, (place, more) in enumerate([(1, {}), (4, {"draw": 4}), (0, {})], 1):
+        spec = to_row(proposing.random_spec(1, place))
+        row = {"spec": spec, "violations": {"FLOPs < 100 M": "too slow"}, **more}
+        log.append({"kind": "candidate", "id": number, "arm": RANDOM, **row})
+
+    search = _Exploration(_plan(own.folder, out), Log.read(out), 0.0, str)
+    search._cheap = Now()  # type: ignore[assignment]
+    search._feed_cheap()
+    search._harvest()
+    search.close()
+    rows = [row for row in _lines(out) if row.get("arm") == RANDOM][3:]
+    assert [row["draw"] for row in rows] == [2, 3, 5]
+    assert [row["spec"] for row in rows] == [
+        to_row(proposing.random_spec(1, place)) for place in (2, 3, 5)
+    ]
+
+
+class Now(Executor):
+    """Every network is refused at once; nothing is proposed."""
+
+    def submit(self, function: Any, /, *words: Any, **more: Any) -> Future[Any]:
+        job: Future[Any] = Future()
+        refused = {"spec": words[0], "violations": {"FLOPs < 100 M": "too slow"}}
+        job.set_result(refused if function is measure else [])
+        return job
 
 
 def test_report_of_a_set_that_changed_is_refused(tmp_path: Path) -> None:
@@ -664,6 +778,50 @@ def test_emitted_file_is_the_network(tmp_path: Path) -> None:
         with torch.no_grad():
             assert torch.equal(network(tiles), other(tiles))
             assert torch.equal(network.cell_weights(), other.cell_weights())
+
+
+def test_found_network_becomes_a_model_that_tests_itself(tmp_path: Path) -> None:
+    """From the log by its spec through train and export, by the commands."""
+    out, data = _logged(tmp_path)
+    spec, run, model = tmp_path / "found.json", tmp_path / "run", tmp_path / "found-1"
+
+    def command(*words: object, status: int = 0) -> str:
+        result = CliRunner().invoke(app, [*map(str, words)])
+        assert result.exit_code == status, result.output
+        return result.output
+
+    command("explore", "emit", "--out", out, "--to", spec, "--candidate", 1)
+    train = ("train", "--data", data.folder, "--network", "explored", "--epochs", 1, "--seeds", 1)
+    recipe = ("--recipe", "fine, from nothing")
+    command(*train, *recipe, "--spec", spec, "--out", run)
+    assert from_row(json.loads((run / "summary.json").read_text())["spec"]) == from_row(
+        json.loads(spec.read_text())
+    )
+    command("export", "--run", run, "--data", data.folder, "--out", model)
+    classifier = Classifier.load(model)
+    classifier.self_test()
+    assert classifier.card.name == "LightDefectNet, explored"
+    tiles = load_tiles(select(read_folder(data.folder), "test"))
+    expected = predict(load_network(run), tiles)
+    assert classifier.scores(tiles) == pytest.approx(expected, abs=1e-4)
+
+    # Another spec in the same folder is another run; and what lacks something is said.
+    command("explore", "emit", "--out", out, "--to", tmp_path / "2.json", "--candidate", 2)
+    other = ("--spec", tmp_path / "2.json")
+    assert "other data or settings" in command(*train, *recipe, *other, "--out", run, status=1)
+    assert "go together" in command(*train, "--out", tmp_path / "none", status=1)
+    begun = ("--recipe", "fine, pre-trained", "--spec", spec, "--out", tmp_path / "none")
+    assert "name that run with --init" in command(*train, *begun, status=1)
+    again = (*begun[:-1], tmp_path / "again", "--init", run)
+    command(*train, *again)
+    spec.write_text('{"stem_kernel": 3}')
+    assert "found.json: not a spec" in command(*train, "--spec", spec, status=2)
+
+
+def test_what_breaks_a_constraint_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="no LightDefectNet"):
+        export(build(PROTOTYPE), {}, np.zeros((2, 1, 224, 224), np.uint8), tmp_path / "p")
+    assert not (tmp_path / "p").exists()
 
 
 def test_emit_names_what_it_cannot_write(tmp_path: Path) -> None:

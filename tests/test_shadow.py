@@ -415,6 +415,33 @@ def test_a_recipe_version_by_which_nothing_was_shadowed_is_listed(tmp_path: Path
     assert (found.agreement.interval.low, found.agreement.interval.high) == (0.0, 1.0)
 
 
+def test_plates_are_counted_for_the_limits_that_shadowed_them(tmp_path: Path) -> None:
+    """At the card's threshold, then at another, then unsure, which scored none; then the first."""
+    limits: tuple[dict[str, Any], ...] = (
+        {},
+        {"threshold": 0.7},
+        {"threshold": 0.7, "unsure_above": 0.6},
+        {},
+    )
+    counts, number = (3, 4, 5, 6), 0
+    with Store(tmp_path) as store:
+        for minute, (given, count) in enumerate(zip(limits, counts, strict=True)):
+            at = f"2026-01-01T00:0{minute}:00.000000Z"
+            first = start_row(**given).model_copy(update={"written_at": at})
+            plates = [judged(number + n, Verdict.PASS, 0.1) for n in range(1, count + 1)]
+            told = row(at, result_id("s", number + 1)).model_copy(update=given)
+            known = register([first.as_json()]).active
+            assert known is not None
+            end = stopped_change("s", known, "Eve", "seen")
+            is_scored = "unsure_above" not in given
+            store.append([first, *plates, *([told] if is_scored else []), end])
+            number += count
+    with Reader(tmp_path) as reader:
+        found = comparisons(reader)
+    named = [(f.threshold, f.unsure_above, f.judged, f.shadowed) for f in found]
+    assert named == [(0.5, None, 9, 2), (0.7, None, 4, 1), (0.7, 0.6, 5, 0)]
+
+
 def test_every_flip_has_a_place_and_fail_to_pass_the_first() -> None:
     assert RISK[0] == (Verdict.FAIL, Verdict.PASS)
     assert set(RISK) == {(one, other) for one in Verdict for other in Verdict if one is not other}

@@ -527,7 +527,7 @@ def test_a_large_set_of_few_groups_has_four_folds(folder: Path) -> None:
 @pytest.mark.parametrize("network", ["mnasnet", "lightdefectnet-without-vac", "hand"])
 def test_only_our_network_can_be_exported(network: str, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(json.dumps({"network": network}))
-    with pytest.raises(ExportError, match=f"a run of {network}; only lightdefectnet can be"):
+    with pytest.raises(ExportError, match=f"a run of {network}; only lightdefectnet and explored"):
         read_network(tmp_path)
 
 

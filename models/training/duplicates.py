@@ -45,10 +45,10 @@ def differing_bits(one: NDArray[np.uint8], others: NDArray[np.uint8]) -> NDArray
     return found
 
 
-def nearest(one: Hash, others: Sequence[Hash]) -> tuple[int, int]:
+def nearest(one: Hash, others: Sequence[Hash] | NDArray[np.uint8]) -> tuple[int, int]:
     """Place and differing bits of the most similar hash; -1 and more than `BITS` without any."""
-    if not others:
+    if not len(others):
         return -1, BITS + 1
-    bits = differing_bits(one[None], np.stack(others))[0]
+    bits = differing_bits(one[None], np.asarray(others))[0]
     place = int(np.argmin(bits))
     return place, int(bits[place])

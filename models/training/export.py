@@ -28,9 +28,12 @@ from models.card import (
 )
 from models.training.count import count_mflops, count_parameters
 from models.training.data import load_tiles, read_folder, read_splits, select
+from models.training.explore.constraints import violations
+from models.training.explore.network import Explored
+from models.training.explore.network import prepare_for_export as prepare_explored
 from models.training.fit import predict
 from models.training.lightdefectnet import LightDefectNet, prepare_for_export
-from models.training.networks import OURS
+from models.training.networks import EXPLORED, OURS
 from models.training.onnx_graph import graph_of
 from models.training.patches import PATCHES, PatchNetwork, prepare_patches
 from models.training.train import code_revisions_of, load_network, read_summary
@@ -43,14 +46,21 @@ class ExportError(Exception):
     """The run cannot be exported, or the graph does not compute what the network computes."""
 
 
-Network = LightDefectNet | PatchNetwork
+Network = LightDefectNet | Explored | PatchNetwork
+_NAMES = {
+    OURS: "LightDefectNet",
+    EXPLORED: "LightDefectNet, explored",
+    PATCHES: "LightDefectNet's good patches",
+}
 
 
 def read_network(run: Path) -> tuple[Network, dict[str, Any]]:
     """Network and summary of a finished run. Raises `DataError`, `ExportError`."""
     summary = read_summary(run)
-    if summary["network"] not in (OURS, PATCHES):
-        raise ExportError(f"{run}: a run of {summary['network']}; only {OURS} can be exported")
+    if summary["network"] not in _NAMES:
+        raise ExportError(
+            f"{run}: a run of {summary['network']}; only {OURS} and {EXPLORED} can be exported"
+        )
     network = load_network(run)
     assert isinstance(network, Network)
     return network, summary
@@ -68,6 +78,8 @@ def golden_candidates(data: Path, network: Network) -> NDArray[np.uint8]:
 def _prepared(network: Network) -> nn.Module:
     if isinstance(network, PatchNetwork):
         return prepare_patches(network)
+    if isinstance(network, Explored):
+        return prepare_explored(network)
     return prepare_for_export(network)
 
 
@@ -108,6 +120,8 @@ def export(
             f"{folder}: its name becomes the model's id; lower-case letters, digits, '.', '_', '-'"
         )
     model = to_onnx(network)
+    if isinstance(network, Explored) and (broken := violations(model)):
+        raise ExportError(f"its spec is no LightDefectNet: {'; '.join(broken.values())}")
     scores = check_against_torch(network, model, tiles)
     chosen = spread(scores, GOLDEN_TILES)
     golden = golden_archive(tiles[chosen])
@@ -116,7 +130,7 @@ def export(
     (folder / GOLDEN_FILE).write_bytes(golden)
     card = ModelCard(
         id=folder.name,
-        name="LightDefectNet" if summary["network"] == OURS else "LightDefectNet's good patches",
+        name=_NAMES[summary["network"]],
         created_at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         sha256=sha256_of(model),
         parameters=count_parameters(model),

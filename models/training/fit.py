@@ -64,6 +64,8 @@ class Fit:
     """Epochs that are trained of it."""
     init: str = ""
     """File of weights to begin with; empty for random ones."""
+    spec: str = ""
+    """Of an explored network, JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,8 @@ def run_fit(
     for later in ("is_long", "is_norm_frozen"):
         if not identity["recipe"][later]:
             del identity["recipe"][later]  # finished runs of before it came are still read
+    if not fit.spec:
+        del identity["spec"]
     if fit.init:
         identity["init"] = _sha256(Path(fit.init))
     if (folder / RESULT_FILE).is_file():
@@ -162,7 +166,7 @@ def _sha256(weights: Path) -> str:
 
 
 def _begin(fit: Fit, folder: Path, identity: dict[str, Any]) -> _State:
-    network = build(fit.network, fit.recipe.front_end, fit.seed)
+    network = build(fit.network, fit.recipe.front_end, fit.seed, fit.spec)
     if fit.init:
         load_weights(network, Path(fit.init))
     network = network.to(training_device(), memory_format=torch.channels_last)

@@ -3,19 +3,25 @@ float32 (n, heads, 2)."""
 
 from __future__ import annotations
 
+import json
+
 import torch
 from torch import Tensor, nn
 
 from models.training.ablations import ABLATIONS
 from models.training.baselines import BASELINES
 from models.training.baselines import build as build_baseline
+from models.training.explore import network as explored
+from models.training.explore.space import from_row
 from models.training.front_end import FRONT_ENDS
 from models.training.lightdefectnet import LightDefectNet
 from models.training.patches import PATCHES, PatchNetwork
 
 OURS = "lightdefectnet"
+EXPLORED = "explored"
+"""What its spec says: a point of `explore.space`."""
 HAND = "hand"
-NETWORKS = (OURS, *BASELINES, *ABLATIONS)
+NETWORKS = (OURS, EXPLORED, *BASELINES, *ABLATIONS)
 
 
 class Baseline(nn.Module):
@@ -31,8 +37,11 @@ class Baseline(nn.Module):
         return logits.view(-1, 1, 2)
 
 
-def build(name: str, front_end: str, seed: int) -> nn.Module:
-    """A network with weights that only `seed` decides. Raises KeyError for an unknown name."""
+def build(name: str, front_end: str, seed: int, spec: str = "") -> nn.Module:
+    """A network with weights that only `seed` decides; `spec`, JSON, is an explored one's. Raises
+    KeyError for an unknown name, ValueError for what is no spec."""
+    if name == EXPLORED:
+        return explored.build(from_row(json.loads(spec)), front_end, seed)
     torch.manual_seed(seed)
     if name in BASELINES:
         return Baseline(name, front_end)

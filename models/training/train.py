@@ -42,6 +42,7 @@ from models.training.data import (
     select,
 )
 from models.training.evaluate import auroc
+from models.training.explore.space import Spec, from_row, name_of, to_row
 from models.training.fit import (
     RESULT_FILE,
     Fit,
@@ -52,7 +53,7 @@ from models.training.fit import (
     training_device,
 )
 from models.training.hand import HandModel, fit_hand
-from models.training.networks import HAND, NETWORKS, OURS, build
+from models.training.networks import EXPLORED, HAND, NETWORKS, OURS, build
 
 SUMMARY_FILE = "summary.json"
 LEARNED_FILE = "learned.txt"
@@ -118,6 +119,8 @@ class Plan:
     """None: by the number of tiles."""
     init: Path | None = None
     """File of weights to begin with, instead of the shipped ones."""
+    spec: Spec | None = None
+    """Of an explored network."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +158,12 @@ def recipes_for(network: str, name: str | None = None) -> tuple[TrainingRecipe, 
         return ()
     if network not in NETWORKS:
         raise DataError(f"no network {network!r}; there are {', '.join((*NETWORKS, HAND))}")
-    chosen_from, others = (
-        (BASELINE_RECIPES, ()) if network in BASELINES else (RECIPES, FROM_NOTHING)
-    )
+    chosen_from: tuple[TrainingRecipe, ...] = RECIPES
+    others: tuple[TrainingRecipe, ...] = FROM_NOTHING
+    if network in BASELINES:
+        chosen_from, others = BASELINE_RECIPES, ()
+    elif network == EXPLORED:  # no weights are shipped that it could begin with
+        chosen_from, others = FROM_NOTHING, RECIPES
     if name is None:
         return chosen_from
     by_name = (*chosen_from, *others, *(FROM_NOTHING_LONG.values() if others else ()))
@@ -178,6 +184,13 @@ def train(plan: Plan, command: str, progress: Progress) -> dict[str, Any]:
     samples = read_folder(plan.data)
     if plan.network == HAND:
         return _train_hand(plan, samples, command)
+    if (plan.network == EXPLORED) != (plan.spec is not None):
+        raise DataError(f"a spec and the network {EXPLORED} go together: give both or neither")
+    if plan.spec and not plan.init and any(recipe.is_pretrained for recipe in plan.recipes):
+        raise DataError(
+            f"no weights of {EXPLORED} are shipped to begin with: train it from nothing first, and "
+            "name that run with --init"
+        )
     if plan.init and not any(recipe.is_pretrained for recipe in plan.recipes):
         raise DataError("--init: none of the recipes begins with weights; name one that does")
     sha256 = data_sha256(known)
@@ -269,7 +282,8 @@ def load_network(run: Path, seed: int | None = None) -> nn.Module:
     seed = summary["seeds"][0] if seed is None else seed
     file = summary["weights"][summary["seeds"].index(seed)]
     saved = torch.load(run / file, weights_only=True)
-    network = build(summary["network"], summary["recipe"]["front_end"], seed)
+    spec = name_of(from_row(summary["spec"])) if "spec" in summary else ""
+    network = build(summary["network"], summary["recipe"]["front_end"], seed, spec)
     network.load_state_dict(saved["weights"])
     return network.eval()
 
@@ -307,7 +321,8 @@ class _Work:
         init = ""
         if recipe.is_pretrained:
             init = str(self.plan.init or pretrained_weights(recipe.front_end))
-        fit = Fit(name, self.plan.network, recipe, seed, self.epochs(recipe), stop, init)
+        spec = name_of(self.plan.spec) if self.plan.spec else ""
+        fit = Fit(name, self.plan.network, recipe, seed, self.epochs(recipe), stop, init, spec)
         out = set(map(int, held))
         seen = tuple(i for i in range(len(self.known)) if i not in out)
         return _Part(fit, seen, tuple(sorted(out)))
@@ -542,6 +557,7 @@ def _summary(
     known = work.known
     return {
         "network": work.plan.network,
+        **({"spec": to_row(work.plan.spec)} if work.plan.spec else {}),
         "data": str(work.plan.data),
         "data_sha256": data_sha256(samples),
         "good": int((work.labels == 0).sum()),

@@ -174,8 +174,16 @@ def train_(
         typer.Option(help="Folder of the run; a killed run continues there. [var/runs/...]"),
     ] = None,
     network: Annotated[
-        str, typer.Option(help="lightdefectnet, hand, or a baseline that `benchmark` lists.")
+        str,
+        typer.Option(
+            help="lightdefectnet, explored (with --spec), hand, or a baseline that `benchmark` "
+            "lists."
+        ),
     ] = "lightdefectnet",
+    spec: Annotated[
+        Path | None,
+        typer.Option(help="Of an explored network: what `explore emit --to FILE.json` writes."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Trainings of the chosen recipe.")] = 3,
     recipe: Annotated[
         str | None, typer.Option(help="Name of a training recipe, instead of choosing one.")
@@ -203,9 +211,14 @@ def train_(
     go_to_background(background, memory_mb)
     with needs_train_extra():
         from models.training.data import DataError
+        from models.training.explore.space import read_spec
         from models.training.few_shot import train_few
         from models.training.train import Plan, recipes_for, train
 
+        try:
+            found = None if spec is None else read_spec(spec)
+        except (ValueError, OSError) as error:
+            fail(f"--spec {error}", 2)
         try:
             run = out or _default_run(data, network)
             begin = None if init is None else _beginning(init, data, run)
@@ -217,6 +230,7 @@ def train_(
                 recipes=_recipes(recipes_for(network, recipe), init, begin),
                 epochs=epochs,
                 init=begin,
+                spec=found,
             )
             with TrainingBar() as bar:
                 summary = (train_few if is_few else train)(plan, command_line(), bar)
@@ -417,7 +431,9 @@ def pod_(
 
 @app.command("export")
 def export_(
-    run: Annotated[Path, typer.Option(help="Folder of a training run of lightdefectnet.")],
+    run: Annotated[
+        Path, typer.Option(help="Folder of a training run of lightdefectnet, or explored.")
+    ],
     data: DataOption,
     out: Annotated[Path, typer.Option(help="Folder to write; its name is the model's id.")],
     recipe: Annotated[

@@ -19,6 +19,8 @@ from station.cli.common import ConfigOption, JsonOption, fail, load_or_exit, pri
 from station.cli.log_options import Since, Until
 from station.cli.log_upkeep import Who
 from station.compare import (
+    REPORT_HTML,
+    REPORT_JSON,
     CompareError,
     Contestant,
     Plan,
@@ -29,14 +31,7 @@ from station.compare import (
     read_register,
     replay,
 )
-from station.compare_report import (
-    REPORT_HTML,
-    REPORT_JSON,
-    Report,
-    build_report,
-    compared_change,
-    write_report,
-)
+from station.compare_report import Report, build_report, compared_change, write_report
 from station.comparisons import Comparison, ComparisonError, Opinion, signed_change
 from station.config import Configuration, Loaded
 from station.ipc import Json
@@ -79,7 +74,7 @@ def compare(
     threshold_b: Annotated[float | None, ThresholdOption] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the report; a run that was stopped goes on there."),
+        typer.Option(help="Folder of the report; there a stopped run goes on."),
     ] = None,
     is_json: JsonOption = False,
 ) -> None:

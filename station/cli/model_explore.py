@@ -41,7 +41,10 @@ def explore_(
         int | None, typer.Option(min=1, help="Trainings at once. [one a core]")
     ] = None,
     trainings: Annotated[int, typer.Option(min=1, help="Short trainings of each arm.")] = 32,
-    candidates: Annotated[int, typer.Option(min=2, help="Networks to measure at least.")] = 200,
+    candidates: Annotated[
+        int,
+        typer.Option(min=2, help="Networks to time and score at least; refused ones don't count."),
+    ] = 200,
     epochs: Annotated[int, typer.Option(min=1, help="Of a short training.")] = 10,
     folds: Annotated[int, typer.Option(min=2, help="Of a short training.")] = 2,
     seed: Annotated[int, typer.Option(min=0)] = 1,
@@ -114,24 +117,27 @@ def report_(
 
 @explore_app.command("emit")
 def emit_(
-    to: Annotated[Path, typer.Option(help="Python file to write.")],
+    to: Annotated[
+        Path, typer.Option(help="Python file to write; or .json: the spec, for `train --spec`.")
+    ],
     out: OutOption = _OUT,
     candidate: Annotated[
         int | None, typer.Option(min=0, help="Its number in the log. [the winner]")
     ] = None,
     name: Annotated[str, typer.Option(help="Of the class.")] = "ExploredNet",
 ) -> None:
-    """Write a found network as one readable file, its layers spelled out."""
+    """Write a found network as one readable file, its layers spelled out; or its spec."""
     if not name.isidentifier():
         fail(f"--name {name}: a Python name wanted", 2)
     if to.exists():
         fail(f"{to}: exists already; name another file", 2)
     with needs_train_extra():
         from models.training.explore.log import LogError
-        from models.training.explore.whole import source_of
+        from models.training.explore.whole import source_of, spec_of
 
         try:
-            text = source_of(out, candidate, name)
+            is_spec = to.suffix == ".json"
+            text = spec_of(out, candidate) if is_spec else source_of(out, candidate, name)
             to.write_text(text)
         except (LogError, OSError, ValueError) as error:
             fail(str(error))

@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--folds", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--trainings", type=int, default=32, help="of each arm")
-    parser.add_argument("--candidates", type=int, default=200, help="measured at least")
+    parser.add_argument("--candidates", type=int, default=200, help="timed and scored at least")
     parser.add_argument("--eager", dest="is_eager", action="store_true", help="no CUDA graphs")
     given = vars(parser.parse_args())
     others, minutes = given.pop("other"), given.pop("minutes")

@@ -116,6 +116,11 @@ class Log:
     def of(self, arm: str) -> list[Candidate]:
         return [candidate for candidate in self.candidates if candidate.arm == arm]
 
+    def scored(self) -> list[Candidate]:
+        """Of both arms, what has a time and zero-cost scores: no refused one has."""
+        own = [candidate for candidate in self.candidates if candidate.arm in ARMS]
+        return [each for each in own if {"latency", "zero_cost"} <= each.row.keys()]
+
     def trained(self, arm: str) -> list[Candidate]:
         """In the order in which their trainings ended."""
         found = [candidate for candidate in self.of(arm) if candidate.training]

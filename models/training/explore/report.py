@@ -55,6 +55,18 @@ class BestOf:
 
 
 @dataclass(frozen=True, slots=True)
+class Difference:
+    """Of two figures, with its 95 % interval by resampling."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """A network on one set, by its final trainings."""
 
@@ -67,10 +79,8 @@ class Found:
     auroc_low: float
     auroc_high: float
     accuracy: float
-    ahead: float
-    """AUROC over the hand-made network's, with its interval by drawing parts."""
-    ahead_low: float
-    ahead_high: float
+    ahead: Difference
+    """AUROC over the hand-made network's, by drawing parts."""
     netscore: float
     """20 log10(a^2 / sqrt(p m)), a in %, p in millions of parameters, m in billions of MACs (Wong,
     2018)."""
@@ -92,11 +102,17 @@ class Report:
     """Rank correlation of each cheap score with the AUROC of the short trainings (Spearman)."""
     zero_cost_trainings: int
     best: tuple[BestOf, ...]
+    over_random: Difference | None
+    """The search's best merit over random search's, of as many trainings, by drawing both arms'
+    trainings again; None before both have any."""
     against_random: str
-    """ahead, tie or behind: the search's best against the interval of random search's."""
+    """ahead, tie or behind: whether that interval lies above or below zero."""
     pareto: tuple[int, ...]
     found: tuple[Found, ...]
     """Empty until the finalists are trained."""
+    over_hand: Difference | None
+    """AUROC of the explored network over the hand-made one's, mean of the sets that are done, by
+    drawing each set's parts."""
     against_hand: str
     """In words, over the sets that are done; empty until then."""
 
@@ -109,8 +125,13 @@ def report(log: Log, full: Full, sets: Sequence[DataSet]) -> Report:
     if not log.run:
         raise LogError(f"{log.path}: no exploration there; begin one with --data and --out")
     trained = [c for c in log.candidates if c.training]
-    best = tuple(_best_of(log, arm) for arm in ARMS if log.trained(arm))
-    found = tuple(_found(log, full, sets)) if len(best) == len(ARMS) else ()
+    arms = {arm: chosen for arm, chosen in _equal_budget(log).items() if chosen}
+    drawn = {arm: _drawn_bests(chosen) for arm, chosen in arms.items()}
+    over_random = None
+    if len(arms) == len(ARMS):
+        top = {arm: max(c.merit for c in chosen) for arm, chosen in arms.items()}
+        over_random = _difference(top[SEARCH] - top[RANDOM], drawn[SEARCH] - drawn[RANDOM])
+    found, over_hand = _found(log, full, sets) if over_random else ((), None)
     return Report(
         run=log.run,
         measured={
@@ -122,11 +143,13 @@ def report(log: Log, full: Full, sets: Sequence[DataSet]) -> Report:
         },
         zero_cost=_correlations(trained),
         zero_cost_trainings=len(trained),
-        best=best,
-        against_random=_against_random(best),
+        best=tuple(_best_of(arm, chosen, drawn[arm]) for arm, chosen in arms.items()),
+        over_random=over_random,
+        against_random=_against_random(over_random),
         pareto=tuple(candidate.id for candidate in pareto(trained)),
         found=found,
-        against_hand=_against_hand(found),
+        over_hand=over_hand,
+        against_hand=_against_hand(found, over_hand),
     )
 
 
@@ -139,25 +162,38 @@ def pareto(trained: Sequence[Candidate]) -> list[Candidate]:
     return front
 
 
-def _best_of(log: Log, arm: str) -> BestOf:
-    counts = [len(log.trained(each)) for each in ARMS if log.trained(each)]
-    chosen = log.trained(arm)[: min(counts)]
+def _equal_budget(log: Log) -> dict[str, list[Candidate]]:
+    """Each arm's first trainings, as many as the other has spent."""
+    arms = {arm: log.trained(arm) for arm in ARMS}
+    budget = min((len(each) for each in arms.values() if each), default=0)
+    return {arm: trained[:budget] for arm, trained in arms.items()}
+
+
+def _drawn_bests(chosen: Sequence[Candidate]) -> NDArray[np.float64]:
+    """Best merit of n drawn again from these n, many times. No draw beats the best there is, so one
+    arm's draws say nothing of the other's best: only their differences do."""
     merits = np.array([candidate.merit for candidate in chosen])
-    random = np.random.default_rng(_SEED)
-    drawn = random.choice(merits, (_RESAMPLES, len(merits))).max(axis=1)
+    random = np.random.default_rng([_SEED, ARMS.index(chosen[0].arm)])
+    return np.asarray(random.choice(merits, (_RESAMPLES, len(merits))).max(axis=1))
+
+
+def _best_of(arm: str, chosen: Sequence[Candidate], drawn: NDArray[np.float64]) -> BestOf:
     low, high = np.percentile(drawn, [2.5, 97.5])
-    top = chosen[int(merits.argmax())]
-    return BestOf(arm, len(chosen), top.id, float(merits.max()), float(low), float(high))
+    top = max(chosen, key=lambda candidate: candidate.merit)
+    return BestOf(arm, len(chosen), top.id, top.merit, float(low), float(high))
 
 
-def _against_random(best: Sequence[BestOf]) -> str:
-    arms = {each.arm: each for each in best}
-    if set(arms) != set(ARMS):
+def _difference(value: float, drawn: NDArray[np.float64]) -> Difference:
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return Difference(float(value), float(low), float(high))
+
+
+def _against_random(over: Difference | None) -> str:
+    if over is None:
         return "not known yet"
-    own, drawn = arms[SEARCH], arms[RANDOM]
-    if own.merit > drawn.high:
+    if over.low > 0:
         return "ahead"
-    return "behind" if own.merit < drawn.low else "tie"
+    return "behind" if over.high < 0 else "tie"
 
 
 def _correlations(trained: Sequence[Candidate]) -> dict[str, float]:
@@ -177,36 +213,48 @@ def _correlations(trained: Sequence[Candidate]) -> dict[str, float]:
     }
 
 
-def _found(log: Log, full: Full, sets: Sequence[DataSet]) -> list[Found]:
-    """Rows of the sets whose trainings are all done."""
+def _found(
+    log: Log, full: Full, sets: Sequence[DataSet]
+) -> tuple[tuple[Found, ...], Difference | None]:
+    """Rows of the sets whose trainings are all done, and the explored network's mean over the
+    hand-made one."""
     won = winner(log, full, sets[0].name) if sets else None
     if won is None:
-        return []
+        return (), None
     _, drawn, hand = finalists(log)
-    rows = []
-    for data in sets:
+    rows: list[Found] = []
+    explored: list[NDArray[np.float64]] = []
+    for place, data in enumerate(sets):
         roles = {HAND: hand, DRAWN: drawn, EXPLORED: won}
         keys = [(c.id, data.name, what) for c in roles.values() for what in (OUT_OF_FOLD, FINAL)]
         if all(key in full.rows for key in keys):
             samples = read_folder(data.folder)
-            rows += [_on_set(role, c, hand, full, data, samples) for role, c in roles.items()]
-    return rows
+            for role, candidate in roles.items():
+                random = np.random.default_rng([_SEED, place])
+                row, differences = _on_set(role, candidate, hand, full, data, samples, random)
+                rows.append(row)
+                explored += [differences] if role == EXPLORED else []
+    if not explored:
+        return (), None
+    mean = float(np.mean([row.ahead.value for row in rows if row.role == EXPLORED]))
+    return tuple(rows), _difference(mean, np.mean(explored, axis=0))
 
 
 def _on_set(
     role: str, candidate: Candidate, hand: Candidate, full: Full, data: DataSet,
-    samples: list[Sample],
-) -> Found:  # fmt: skip
+    samples: list[Sample], random: np.random.Generator,
+) -> tuple[Found, NDArray[np.float64]]:  # fmt: skip
+    """And its differences from the hand-made network, over parts that were drawn."""
     tested = [sample for sample in samples if sample.split == "test"]
     labels, groups = labels_of(tested), [sample.group for sample in tested]
     own, other = (_scores(full, c, data, samples) for c in (candidate, hand))
     threshold = _threshold(full, candidate, data, samples)
     judged = evaluate(labels, own, [threshold] * len(own), groups)
-    ahead, low, high = _ahead(labels, own, other, groups)
+    ahead, differences = _ahead(labels, own, other, groups, random)
     timed = full.rows.get((candidate.id, data.name, LATENCY)) or {
         "latency": candidate.row["latency"]
     }
-    return Found(
+    found = Found(
         role=role,
         id=candidate.id,
         data=data.name,
@@ -216,9 +264,7 @@ def _on_set(
         auroc_low=judged.auroc.low,
         auroc_high=judged.auroc.high,
         accuracy=judged.accuracy.value,
-        ahead=ahead,
-        ahead_low=low,
-        ahead_high=high,
+        ahead=_difference(ahead, differences),
         netscore=netscore(
             judged.accuracy.value, candidate.row["parameters"], candidate.row["mflops"]
         ),
@@ -227,6 +273,7 @@ def _on_set(
         latency_ratio=timed["latency"]["ratio"],
         latency_by=timed["latency"]["processor"],
     )
+    return found, differences
 
 
 def netscore(accuracy: float, parameters: int, mflops: float) -> float:
@@ -257,8 +304,10 @@ def _ahead(
     own: Sequence[NDArray[np.float32]],
     other: Sequence[NDArray[np.float32]],
     groups: Sequence[str],
-) -> tuple[float, float, float]:
-    """Mean difference of the seeds' AUROC, with a 95 % interval by drawing parts for both."""
+    random: np.random.Generator,
+) -> tuple[float, NDArray[np.float64]]:
+    """Difference of the seeds' mean AUROC, and what it is where parts are drawn for both; NaN in a
+    draw of one class only."""
 
     def difference(drawn: NDArray[np.int64]) -> float:
         some = labels[drawn]
@@ -269,25 +318,25 @@ def _ahead(
             - np.mean([auroc(some, b[drawn]) for b in other])
         )
 
-    parts, random = members_of(groups), np.random.default_rng(_SEED)
+    parts = members_of(groups)
     values = [
         difference(np.concatenate([parts[i] for i in random.integers(len(parts), size=len(parts))]))
         for _ in range(_RESAMPLES // 4)
     ]
-    low, high = np.nanpercentile(values, [2.5, 97.5])
-    return difference(np.arange(len(labels))), float(low), float(high)
+    return difference(np.arange(len(labels))), np.array(values)
 
 
-def _against_hand(found: Sequence[Found]) -> str:
-    explored = [row for row in found if row.role == EXPLORED]
-    if not explored:
+def _against_hand(found: Sequence[Found], over: Difference | None) -> str:
+    """Accuracy and speed, both as means of the same sets."""
+    if over is None:
         return ""
-    points = 100 * float(np.mean([row.ahead for row in explored]))
-    faster = 100 * (1 - explored[0].latency_ratio)
+    explored = [row for row in found if row.role == EXPLORED]
+    faster = 100 * (1 - float(np.mean([row.latency_ratio for row in explored])))
     sets = f"{len(explored)} set" + ("s" if len(explored) > 1 else "")
     return (
-        f"{points:+.2f} points of AUROC (mean of {sets}) and {abs(faster):.0f} % "
-        f"{'faster' if faster >= 0 else 'slower'} than the hand-made network"
+        f"{100 * over.value:+.2f} [{100 * over.low:+.2f}, {100 * over.high:+.2f}] points of AUROC "
+        f"and {abs(faster):.0f} % {'faster' if faster >= 0 else 'slower'} than the hand-made "
+        f"network (means of {sets})"
     )
 
 
@@ -308,7 +357,9 @@ def markdown(made: Report) -> str:
             f"| {b.arm} | {b.trainings} | {b.merit:.4f} | [{b.low:.4f}, {b.high:.4f}] | {b.id} |"
             for b in made.best
         ]
-        lines += ["", f"Against random search at equal budget: **{made.against_random}**.", ""]
+        over = f" (best over best {made.over_random})" if made.over_random else ""
+        against = f"Against random search at equal budget: **{made.against_random}**{over}."
+        lines += ["", against, ""]
     if made.zero_cost:
         scores = ", ".join(f"{name} {value:+.2f}" for name, value in made.zero_cost.items())
         lines += [
@@ -328,7 +379,7 @@ def markdown(made: Report) -> str:
         ]
         lines += [
             f"| {f.data}, {f.front_end} | {f.role} ({f.id}) | {f.auroc:.4f} [{f.auroc_low:.3f}, "
-            f"{f.auroc_high:.3f}] | {f.ahead:+.4f} [{f.ahead_low:+.3f}, {f.ahead_high:+.3f}] | "
+            f"{f.auroc_high:.3f}] | {f.ahead} | "
             f"{f.accuracy:.4f} | {f.out_of_fold:.4f} | {f.parameters:,} | {f.mflops:.1f} | "
             f"{f.latency_ratio:.3f} | {f.netscore:.1f} |"
             for f in made.found

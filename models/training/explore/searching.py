@@ -7,11 +7,12 @@ processes. Everything that was finished is a line of the log; a killed explorati
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class Plan:
     trainings: int = 32
     """Of each arm."""
     candidates: int = 200
-    """Measured at least."""
+    """Timed and scored at zero cost at least; refused ones and references do not count."""
     is_eager: bool = False
     """No CUDA graphs."""
 
@@ -79,6 +80,27 @@ def _identity(plan: Plan, samples: list[Sample]) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """Whose candidate it is."""
+
+    arm: str
+    draw: int | None = None
+    """Of random search: the number that decides the network."""
+
+
+def _draws_left(log: Log, seed: int) -> Iterator[tuple[int, Spec]]:
+    """Numbers and networks of random search that the log lacks, the lowest first: workers end in
+    another order than they began in, and a killed one leaves a gap."""
+    known = log.of(RANDOM)
+    numbers = {candidate.row["draw"] for candidate in known if "draw" in candidate.row}
+    # Logs of before draws had numbers: by the network itself.
+    others = {candidate.spec for candidate in known if "draw" not in candidate.row}
+    for number in itertools.count():
+        if number not in numbers and (spec := proposing.random_spec(seed, number)) not in others:
+            yield number, spec
+
+
 class _Exploration:
     def __init__(self, plan: Plan, log: Log, deadline: float, say: Callable[[str], object]) -> None:
         self._plan, self._log, self._deadline, self._say = plan, log, deadline, say
@@ -94,12 +116,12 @@ class _Exploration:
         self._dear = ProcessPoolExecutor(
             plan.workers, context, _begin_worker, (plan.data, training, False, None)
         )
-        self._measuring: dict[Future[dict[str, Any]], str] = {}
+        self._measuring: dict[Future[dict[str, Any]], _Origin] = {}
         self._proposing: Future[list[dict[str, Any]]] | None = None
         self._training: dict[Future[dict[str, Any] | None], Candidate] = {}
         self._chosen: list[Candidate] = []
         self._is_round_over = False
-        self._drawn = len(log.of(RANDOM))
+        self._draws = _draws_left(log, plan.seed)
         self._trainings_done = sum(c.training is not None for c in log.candidates)
 
     def run(self) -> None:
@@ -123,31 +145,33 @@ class _Exploration:
 
     def is_done(self) -> bool:
         spent = all(len(self._log.trained(arm)) >= self._plan.trainings for arm in ARMS)
-        return spent and len(self._log.candidates) >= self._plan.candidates
+        return spent and len(self._log.scored()) >= self._plan.candidates
 
     def _measure_references(self) -> None:
         known = {candidate.spec for candidate in self._log.of(REFERENCE)}
         for spec in (HAND_MADE, PROTOTYPE):
             if spec not in known:
-                self._measure(REFERENCE, spec)
+                self._measure(_Origin(REFERENCE), spec)
 
-    def _measure(self, arm: str, spec: Spec) -> None:
+    def _measure(self, origin: _Origin, spec: Spec) -> None:
         job = self._cheap.submit(measure, to_row(spec), self._plan.front_end)
-        self._measuring[job] = arm
+        self._measuring[job] = origin
+
+    def _coming(self, arm: str) -> int:
+        return sum(origin.arm == arm for origin in self._measuring.values())
 
     def _feed_cheap(self) -> None:
         plan, log = self._plan, self._log
         waiting = len(self._untrained(RANDOM))
-        coming = sum(arm == RANDOM for arm in self._measuring.values())
+        coming = self._coming(RANDOM)
         if self._started(RANDOM) < plan.trainings:
             wanted = plan.workers + 2 - waiting - coming
         else:
-            short = plan.candidates - len(log.candidates) - len(self._measuring)
+            short = plan.candidates - len(log.scored()) - len(self._measuring)
             wanted = min(short, 2 * os.cpu_count()) - coming if short > 0 else 0  # type: ignore[operator]
-        for _ in range(wanted):
-            self._measure(RANDOM, proposing.random_spec(plan.seed, self._drawn))
-            self._drawn += 1
-        is_busy = self._proposing or SEARCH in self._measuring.values()
+        for draw, spec in itertools.islice(self._draws, max(0, wanted)):
+            self._measure(_Origin(RANDOM, draw), spec)
+        is_busy = self._proposing or self._coming(SEARCH)
         enough = len(self._chosen) > plan.workers // 2
         if not is_busy and not enough and self._started(SEARCH) < plan.trainings:
             self._proposing = self._cheap.submit(
@@ -205,23 +229,24 @@ class _Exploration:
     def _harvest(self) -> None:
         if self._proposing and self._proposing.done():
             for row in self._proposing.result():
-                self._measure(SEARCH, from_row(row))
+                self._measure(_Origin(SEARCH), from_row(row))
             self._proposing = None
         for job in [job for job in self._measuring if job.done()]:
-            arm = self._measuring.pop(job)
+            origin = self._measuring.pop(job)
             if not job.cancelled():
-                self._write_candidate(arm, job.result())
-            self._is_round_over |= arm == SEARCH and SEARCH not in self._measuring.values()
+                self._write_candidate(origin, job.result())
+            self._is_round_over |= origin.arm == SEARCH and not self._coming(SEARCH)
         for training in [job for job in self._training if job.done()]:
             candidate = self._training.pop(training)
             if not training.cancelled():
                 self._write_training(candidate, training.result())
 
-    def _write_candidate(self, arm: str, row: dict[str, Any]) -> None:
+    def _write_candidate(self, origin: _Origin, row: dict[str, Any]) -> None:
         number = len(self._log.candidates)
-        self._log.append({"kind": "candidate", "id": number, "arm": arm, **row})
+        draw = {} if origin.draw is None else {"draw": origin.draw}
+        self._log.append({"kind": "candidate", "id": number, "arm": origin.arm, **draw, **row})
         if row["violations"]:
-            self._say(f"{number} {arm}: refused, {'; '.join(row['violations'].values())}")
+            self._say(f"{number} {origin.arm}: refused, {'; '.join(row['violations'].values())}")
 
     def _write_training(self, candidate: Candidate, row: dict[str, Any] | None) -> None:
         if row is None:

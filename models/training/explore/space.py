@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -144,6 +145,17 @@ def from_row(row: Mapping[str, Any]) -> Spec:
         if value not in SPACE[name]:
             raise ValueError(f"not a spec: {name} is {value!r}; one of {SPACE[name]} wanted")
     return Spec(**row)
+
+
+def read_spec(path: Path) -> Spec:
+    """Of a file of JSON, as `vqi model explore emit` writes it. Raises ValueError, OSError."""
+    try:
+        row = json.loads(path.read_bytes())
+        if not isinstance(row, dict):
+            raise ValueError("not a spec: an object of choices wanted")
+        return from_row(row)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def name_of(spec: Spec) -> str:

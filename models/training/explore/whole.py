@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from models.training.explore.full import DataSet, Full, train_finalists, winner
-from models.training.explore.log import Log, LogError
+from models.training.explore.log import Candidate, Log, LogError
 from models.training.explore.searching import Plan, explore
+from models.training.explore.space import to_row
 from models.training.front_end import FRONT_ENDS
 
 
@@ -45,6 +47,19 @@ def source_of(out: Path, number: int | None, name: str) -> str:
     """A candidate, the winner where none is named, as a Python file. Raises `LogError`."""
     from models.training.explore.emit import source
 
+    log, candidate = _chosen(out, number)
+    sizes = f"{candidate.row['parameters']:,} parameters, {candidate.row['mflops']:.1f} MFLOPs"
+    title = f"Candidate {candidate.id} of a design exploration on {log.run['set']}: {sizes}."
+    return source(candidate.spec, name, title, log.run["front_end"])
+
+
+def spec_of(out: Path, number: int | None) -> str:
+    """Its spec, JSON, to be trained by `vqi model train --network explored`. Raises `LogError`."""
+    _, candidate = _chosen(out, number)
+    return json.dumps(to_row(candidate.spec), indent=1) + "\n"
+
+
+def _chosen(out: Path, number: int | None) -> tuple[Log, Candidate]:
     log = Log.read(out)
     if not log.run:
         raise LogError(f"{log.path}: no exploration there; begin one with --data and --out")
@@ -59,6 +74,4 @@ def source_of(out: Path, number: int | None, name: str) -> str:
     if not candidate.is_admissible:
         broken = "; ".join(candidate.row["violations"].values())
         raise LogError(f"{log.path}: candidate {number} is no LightDefectNet: {broken}")
-    sizes = f"{candidate.row['parameters']:,} parameters, {candidate.row['mflops']:.1f} MFLOPs"
-    title = f"Candidate {number} of a design exploration on {log.run['set']}: {sizes}."
-    return source(candidate.spec, name, title, log.run["front_end"])
+    return log, candidate

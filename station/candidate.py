@@ -103,7 +103,7 @@ def measure_audit(
     directory = configuration.value.journal.directory
     with Reader(directory) as reader:
         for body, said in _audited(reader):
-            picture = whole_plate(directory / IMAGES, body)
+            picture = whole_plate(directory / IMAGES, body, reader)
             if picture is None or body["recipe_id"] != wanted.value.id:
                 figures.passed_over += 1
                 continue

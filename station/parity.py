@@ -19,7 +19,7 @@ from station.offline import Inspection, PictureInspector
 from station.precision import load_classifier
 from station.qms import IMAGES
 from station.recipes import DIFFERS, EQUAL, NOTHING
-from station.record import Verdict
+from station.record import Reason
 from station.stored_tiles import NotStored, Pixels, evidence_picture, proved_picture
 from station.tables import PLATE
 from station.verdict import OF_SCORES
@@ -28,6 +28,8 @@ MOST_PLATES = 8
 """Scored again, the last ones."""
 _LOOK_AT = 500
 """Records that are looked through for whole plates: of those that pass, few are kept whole."""
+_OF_SCORES_ALONE = frozenset({None, Reason.UNSURE})
+"""Of a verdict that rests on scores and limits, and on nothing that is beside them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +150,7 @@ def _difference(body: Json, found: Inspection, model_sha256: str) -> str:
         return f"{changed} of {len(scores)} tile scores have other bits"
     # The same scores may be judged otherwise: by another threshold or doubt of the card, say.
     said, now = _judgement(body["verdict"], body["reason"]), _judgement(found.verdict, found.reason)
-    if body["verdict"] != Verdict.UNDECIDED and found.reason in OF_SCORES and said != now:
+    if {body["reason"], found.reason} <= _OF_SCORES_ALONE and said != now:
         return f"the verdict is {now}, was {said}"
     return ""
 

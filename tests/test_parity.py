@@ -48,6 +48,13 @@ def inspection(verdict: Verdict, reason: Reason | None) -> Inspection:
             (Verdict.UNDECIDED, Reason.UNSURE),
             "the verdict is UNDECIDED (unsure), was FAIL",
         ),
+        (
+            (Verdict.UNDECIDED, Reason.UNSURE),
+            (Verdict.PASS, None),
+            "the verdict is PASS, was UNDECIDED (unsure)",
+        ),
+        # What the line knew beside the picture.
+        ((Verdict.UNDECIDED, Reason.OBSCURED), (Verdict.PASS, None), ""),
         # Of the picture alone, cut as it stands: no word on the model.
         ((Verdict.PASS, None), (Verdict.UNDECIDED, Reason.OUTLINE), ""),
     ],

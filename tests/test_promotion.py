@@ -564,7 +564,7 @@ def test_only_plates_that_were_scored_whole_are_scored_again(
     body = {
         "runtime": classifier.runtime,
         "model_sha256": classifier.model_sha256,
-        "verdict": "UNDECIDED",
+        "verdict": str(found.verdict),
     }
 
     def record(reason: str | None, seen: int) -> Json:
@@ -578,7 +578,7 @@ def test_only_plates_that_were_scored_whole_are_scored_again(
     whole = len(found.tiles)
     partial = ["belt stopped", "incomplete", "overrun", "outline", "uncovered", "model", "deadline"]
     bodies = [record(reason, 1) for reason in partial]
-    bodies += [record(reason, whole) for reason in (None, "unsure", "obscured", "unlit")]
+    bodies += [record(reason, whole) for reason in (None, "obscured", "unlit")]
     monkeypatch.setattr(parity, "_records", lambda *_: iter(bodies))
     monkeypatch.setattr(parity, "whole_plate", lambda *_: picture)
     monkeypatch.setattr(parity, "Reader", lambda _: contextlib.nullcontext())

@@ -103,3 +103,7 @@ def test_an_export_leaves_out_what_waits_and_says_so(rig: WebRig, bob: PageClien
         store.append([judged])
     (line,) = bob.get("/plates.jsonl").text.splitlines()
     assert json.loads(line)["score"] == _SCORE
+    changes = {"takes_back": True, "supersedes": 5, "nonce": "nonce-of-back"}
+    with Store(rig.station.journal) as store:
+        store.append([judged.model_copy(update=changes)])
+    assert bob.get("/plates.jsonl").content == b""

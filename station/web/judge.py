@@ -71,6 +71,8 @@ class ReviewForm(BaseModel):
     """The row that was seen last."""
     nonce: str = Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")
     """Chosen once for this review: sent again, it is one row."""
+    takes_back: bool = False
+    """The review that was seen last counts no more, and nobody has judged the plate."""
     secret: str = Field("", max_length=200)
     """Password or PIN, where reviews are signed."""
     then: Literal["plate", "open"] = "plate"
@@ -147,6 +149,7 @@ def _body(web: Web, person: Person, result_id: str, form: ReviewForm) -> ReviewB
             disposition=form.disposition,
             supersedes=form.supersedes,
             nonce=form.nonce,
+            takes_back=form.takes_back,
         )
     except ValidationError as error:
         raise PageError(422, "errors.invalid", what=error.errors()[0]["msg"]) from error

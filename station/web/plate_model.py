@@ -88,6 +88,8 @@ class PlateReview(BaseModel):
     note: str = ""
     disposition: str = ""
     is_pending: bool = False
+    takes_back: bool = False
+    """The review before: no person's judgement holds then, and `verdict` says nothing."""
 
 
 class OtherPlate(BaseModel):

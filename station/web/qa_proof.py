@@ -11,7 +11,7 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
@@ -38,6 +38,7 @@ from station.web.qa_choice import Clock, Word
 from station.web.qa_exports import NoFields
 from station.web.qa_jobs import Job, Kind, State, jobs_of
 from station.web.qa_pages import csv_file
+from station.web.turns import Turns
 
 router = WebRouter()
 _CHECKPOINTS = 24
@@ -51,6 +52,7 @@ _LAST_CHECKPOINTS = text(
 _STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 _one_document = threading.Lock()
 """Certificates and reports are made one at a time: the machine is the line's."""
+_turns = Turns()
 
 
 # --- verification -------------------------------------------------------------------------------
@@ -274,7 +276,7 @@ def certificate_file(web: Web, person: Person, result_id: str) -> Response:
 
 def _certificate(web: Web, person: Person, result_id: str, suffix: str) -> bytes:
     with (
-        _one_at_a_time(),
+        _turns.of(_one_document),
         web.reader(_DOCUMENT_LIMIT_S) as reader,
         tempfile.TemporaryDirectory() as folder,
     ):
@@ -294,20 +296,6 @@ def _certificate(web: Web, person: Person, result_id: str, suffix: str) -> bytes
 def _plain(text_: str) -> str:
     """For a header."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", text_)[:100]
-
-
-def _one_at_a_time() -> Any:
-    """Waits for its turn for as long as a document may take."""
-    if not _one_document.acquire(timeout=_DOCUMENT_LIMIT_S):
-        raise PageError(503, "errors.busy", retry_s=5)
-    return _Turn()
-
-
-class _Turn:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *exc: object) -> None:
-        _one_document.release()
 
 
 def document(content: bytes) -> Response:
@@ -376,7 +364,11 @@ def _report_row(span: Span, clock: Clock) -> ReportRow:
 def shift_report(web: Web, query: Annotated[ReportQuery, Query()]) -> Response:
     """A shift on a sheet of paper, as `vqi log report` writes it, as of now."""
     span = _span_of(web, query.shift)
-    with _one_at_a_time(), web.reader(_DOCUMENT_LIMIT_S) as reader, _source(reader) as source:
+    with (
+        _turns.of(_one_document),
+        web.reader(_DOCUMENT_LIMIT_S) as reader,
+        _source(reader) as source,
+    ):
         if note := reader.lag_note:
             raise PageError(503, "qa.report_lags", why=note, retry_s=5)
         return document(report(reader, source, web.station_id, span).encode())

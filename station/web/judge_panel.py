@@ -209,7 +209,7 @@ def recipe_of(web: Web) -> ReviewRecipe | None:
 
 def is_signed(web: Web) -> bool:
     """Whether each review wants the reviewer's password or PIN again."""
-    return bool(getattr(web.settings, "sign_reviews", False))
+    return web.settings.sign_reviews
 
 
 def is_same(name: str, person: Person) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from station import open_plates
-from station.config import ConfigError, ReviewRecipe
+from station.config import ConfigError, Loaded, Recipe, ReviewRecipe
 from station.log_reader import Reader
 from station.qms import StoreError
 from station.recipes import active_recipe
@@ -201,8 +201,14 @@ def _why_not(result: Json, recipe: ReviewRecipe | None, person: Person) -> str:
 
 def recipe_of(web: Web) -> ReviewRecipe | None:
     """As the journal process reads it for each review; None where it cannot be read."""
+    loaded = loaded_recipe(web)
+    return None if loaded is None else loaded.value.review
+
+
+def loaded_recipe(web: Web) -> Loaded[Recipe] | None:
+    """The active one; None where it cannot be read."""
     try:
-        return active_recipe(web.configuration.value).value.review
+        return active_recipe(web.configuration.value)
     except ConfigError:
         return None
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from station.record import Verdict
 from station.web.judge_panel import Panel
 from station.web.plate_place import PitchSource
 from station.web.stored_pictures import Trouble
@@ -146,8 +147,18 @@ class Sample(BaseModel):
     url: str
 
 
+class LimitSample(BaseModel):
+    """A plate that the station shows to itself before it judges others."""
+
+    file: str
+    expected: Verdict
+    """The verdict that it must get."""
+    picture_url: str
+
+
 class Samples(BaseModel):
-    """What was let pass and what was not, of one kind of defect."""
+    """The active recipe's limit samples; and what was let pass and what was not, of one kind of
+    defect."""
 
     result_id: str
     kind: str
@@ -155,6 +166,9 @@ class Samples(BaseModel):
     """Kinds that the recipe knows."""
     accepted: list[Sample]
     rejected: list[Sample]
+    limits: list[LimitSample] = []
+    has_limits: bool = False
+    """The recipe names limit samples; its list cannot be had where none are shown."""
 
 
 class PlateStage(BaseModel):

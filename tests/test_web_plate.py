@@ -419,7 +419,11 @@ def test_the_page_tells_all_without_script(client: PageClient) -> None:
 
 def test_the_networks_own_card_says_what_it_sees(client: PageClient) -> None:
     views = client.get(f"/plates/{FAILED}.json").json()["views"]
-    assert [view["is_available"] for view in views] == [True, True, False]
+    assert [(view["name"], view["is_available"]) for view in views] == [
+        ("recorded", True),
+        ("contrast", True),
+    ]
+    assert views[0]["why"] == "plate.flat_field_none"
     tile = decoded(client.get(f"/plates/{FAILED}/tiles/evidence/contrast/0/1/0").content)
     assert abs(float(np.median(tile)) - 128) < 20, "as bright as around"
     scores = client.get(f"/plates/{FAILED}/tile-scores").json()

@@ -319,11 +319,10 @@ def _views(web: Web, found: PlateRows) -> list[PlateView]:
     why_flat = "plate.flat_field_corrected" if is_corrected else "plate.flat_field_none"
     front_end = front_end_of(web, found.result)
     return [
-        PlateView(name="recorded", is_available=True),
+        PlateView(name="recorded", is_available=True, why=why_flat),
         PlateView(
             name="contrast",
             is_available=front_end is not None,
             why="" if front_end else "plate.contrast_unknown",
         ),
-        PlateView(name="flat_field", is_available=False, why=why_flat),
     ]

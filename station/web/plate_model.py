@@ -72,10 +72,11 @@ class PlateView(BaseModel):
     """A way to look at the picture."""
 
     name: str
-    """`recorded`, `flat_field`, `contrast`."""
+    """`recorded`, `contrast`."""
     is_available: bool
     why: str = ""
-    """A text of the catalogue: why not."""
+    """A text of the catalogue: why not; of the recorded one, whether the flat field is out of
+    it."""
 
 
 class PlateReview(BaseModel):

@@ -13,6 +13,7 @@ from web_rig import PageClient, WebRig, web_rig
 from station.qms import Store
 from station.record import ReviewBody, Verdict
 from station.roles import Role
+from station.web.line_log import LogLook
 
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 _SCORE = 0.98765432
@@ -71,6 +72,15 @@ def test_the_list_of_samples_shows_small_pictures_that_tell_nothing(
     told = [one.get(address) for one in (bob, rig.client_of(Role.REVIEWER, "ada"))]
     assert [one.status_code for one in told] == [200, 200]
     assert told[0].headers["etag"] != told[1].headers["etag"]
+
+
+def test_the_line_view_says_what_the_light_said_and_does_not_mark_who_was_drawn(
+    rig: WebRig,
+) -> None:
+    found = LogLook(rig.web.configuration.value).look({"rows": 4}, None, None)
+    (plate,) = found.plates
+    assert (plate.verdict, plate.reviewed_verdict, plate.defects) == ("PASS", None, 0)
+    assert plate.has_picture
 
 
 def test_the_search_says_which_plate_it_is_to_all_and_the_rest_to_who_judged_it(

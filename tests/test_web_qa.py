@@ -385,6 +385,13 @@ def test_every_table_is_csv_that_no_spreadsheet_runs(rig: WebRig, viewer: PageCl
             for name, value in row.items():
                 if isinstance(value, float):
                     assert float(cells[name]) == value
+    asked = "?" + urlencode({"serial": STORABLE[7]})
+    for path, query, rows in (("certificates", asked, "attempts"), ("reports", "", "reports")):
+        told = got(viewer, f"/{path}.json{query}")[rows]
+        found = csv_rows(viewer.get(f"/{path}.csv{query}"))
+        assert found
+        assert [list(row) for row in found] == [list(row) for row in told]
+        assert f"/{path}.csv" in viewer.get(f"/{path}{query}").text
     samples = csv_rows(viewer.get("/quality/samples.csv"))
     assert [row["part_id"] for row in samples] == [for_spreadsheet(STORABLE[n]) for n in (4, 40)]
 
@@ -531,7 +538,7 @@ def test_what_a_verification_found_stands_until_another_comes_to_its_end(tmp_pat
         found |= {
             "anchors": 0,
             "notes": [],
-            "anchor_states": [],
+            "anchor_states": [{"where": "=file", "anchors": 2, "row": 3, "at": None}],
             "pictures": False,
             "first_bad_row": None,
         }
@@ -547,6 +554,9 @@ def test_what_a_verification_found_stands_until_another_comes_to_its_end(tmp_pat
         assert page["last"]["id"] == done.id
         assert page["last_problem"]["said"] == "no memory"
         assert page["is_last_of_this_log"] is True
+        (anchors,) = csv_rows(rig.client().get("/proof/anchors.csv"))
+        assert anchors == {"where": "'=file", "anchors": "2", "row": "3", "at": ""}
+        assert 'href="/proof/anchors.csv"' in rig.client().get("/proof").text
         assert "no memory" in rig.client().get("/proof").text
         parts = {call["part"] for call in got(rig.client(), "/index.json")["calls"]}
         assert "wrong_log" not in parts

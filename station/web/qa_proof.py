@@ -158,6 +158,13 @@ def checkpoints_csv(web: Web) -> Response:
     return csv_file(rows, web, "checkpoints")
 
 
+@router.data("/proof/anchors.csv", media_type="text/csv")
+def anchors_csv(web: Web) -> Response:
+    """Where anchors lie, as the last verification found them, as a table."""
+    last = jobs_of(web).verified
+    return csv_file(last.result["anchor_states"] if last else [], web, "anchors")
+
+
 def _checkpoints(reader: Reader) -> list[CheckpointRow]:
     rows = reader.ask(_LAST_CHECKPOINTS.bindparams(count=_CHECKPOINTS))
     return [_checkpoint(row.seq, CheckpointBody.model_validate_json(row.body)) for row in rows]
@@ -260,6 +267,13 @@ def certificates(web: Web, query: Annotated[CertificateQuery, Query()]) -> Certi
     return CertificatesPage(serial=query.serial, attempts=rows)
 
 
+@router.data("/certificates.csv", media_type="text/csv")
+def certificates_csv(web: Web, query: Annotated[CertificateQuery, Query()]) -> Response:
+    """The attempts of a serial as a table."""
+    rows = [row.model_dump() for row in certificates(web, query).attempts]
+    return csv_file(rows, web, "certificates")
+
+
 @router.data("/plates/{result_id}/certificate.html", media_type="text/html")
 def certificate_page(web: Web, person: Person, result_id: str) -> Response:
     """Everything the log says of a plate, with the proof, for people."""
@@ -348,6 +362,12 @@ def reports(web: Web) -> ReportsPage:
     found = spans(clock.shifts, today - timedelta(days=_REPORT_DAYS), today)
     rows = [_report_row(span, clock) for span in reversed(found) if span.since <= clock.now]
     return ReportsPage(has_shifts=True, reports=rows)
+
+
+@router.data("/reports.csv", media_type="text/csv")
+def reports_csv(web: Web) -> Response:
+    """Shifts of the last days as a table."""
+    return csv_file([row.model_dump() for row in reports(web).reports], web, "shifts")
 
 
 def _report_row(span: Span, clock: Clock) -> ReportRow:

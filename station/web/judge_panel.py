@@ -18,7 +18,7 @@ from station.reviews import Judgement, effective_verdict, last_judged, taking_ba
 from station.reviews import person as one_spelling
 from station.roles import Person, Role
 from station.unsettled import State
-from station.web.blind import is_blind_of
+from station.web.blind import is_blind_of, is_drawn
 from station.web.context import Web
 
 Json = dict[str, Any]
@@ -152,7 +152,7 @@ def panel_of(
         "may_judge": not why_not,
         "why_not": why_not,
         "needs_secret": is_signed(web),
-        "is_sample": _is_sample(result),
+        "is_sample": is_drawn(result),
         "notes": reader.notes,
     }
     rule = recipe or ReviewRecipe()
@@ -183,10 +183,6 @@ def _seen(
         **_attempts(reader, result, person),
         "judged": next((row for row in past if row.seq == judged and row.by), None),
     }
-
-
-def _is_sample(result: Json) -> bool:
-    return bool(result.get("is_audit_sample")) and result["verdict"] == Verdict.PASS
 
 
 def _why_not(result: Json, recipe: ReviewRecipe | None, person: Person) -> str:
@@ -394,7 +390,7 @@ def _not_judged(result: Json) -> Verdict:
     """For programs that do not know `takes_back`, and where four eyes are asked before a plate
     passes: what no rate counts as a judgement. No rate asks about a PASS that was not drawn, and
     UNDECIDED would have somebody look for a plate that has left."""
-    is_counted = _is_sample(result) or result["verdict"] != Verdict.PASS
+    is_counted = is_drawn(result) or result["verdict"] != Verdict.PASS
     return Verdict.UNDECIDED if is_counted else Verdict.PASS
 
 

@@ -59,8 +59,8 @@ class Look:
 
     # --- neighbours -------------------------------------------------------------------------------
 
-    def other(self, line: Any, this: str) -> OtherPlate:
-        """Another plate by its line of `plate`; `this` is the one that is looked at."""
+    def other(self, line: Any) -> OtherPlate:
+        """Another plate by its line of `plate`."""
         rows = plate_rows(self.reader, line.result_id)
         verdict = self.verdict_seen(line, rows)
         return OtherPlate(
@@ -70,7 +70,6 @@ class Look:
             attempt=line.attempt,
             part_id=line.part_id,
             picture_url="" if rows is None else _small_url(rows),
-            is_this=line.result_id == this,
         )
 
     # --- the same place ---------------------------------------------------------------------------

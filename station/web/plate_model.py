@@ -105,7 +105,6 @@ class OtherPlate(BaseModel):
     part_id: str | None = None
     picture_url: str = ""
     """A small picture; empty without one."""
-    is_this: bool = False
 
 
 class PlaceCrop(BaseModel):
@@ -243,7 +242,6 @@ class PlatePage(BaseModel):
     reviews: list[PlateReview] = []
     supersedes: int
     """The row that a review of now supersedes."""
-    attempts: list[OtherPlate] = []
     before: list[OtherPlate] = []
     """The plates before, the nearest last."""
     after: list[OtherPlate] = []

@@ -149,11 +149,12 @@ def _of_result(station_id: str, seq: int, body: Mapping[str, Any]) -> Lines:
 def _of_review(seq: int, body: Mapping[str, Any]) -> Lines:
     if body.get("is_pending"):  # what stood before stands until a second person agrees
         return Lines()
+    is_judged = not body.get("takes_back")  # else nobody's judgement stands
     review = {
         "seq": seq,
         "result_id": str(body["result_id"]),
-        "verdict": str(body["verdict"]),
-        "reviewer": str(body["reviewer"]),
+        "verdict": str(body["verdict"]) if is_judged else None,
+        "reviewer": str(body["reviewer"]) if is_judged else None,
     }
     place = {name: review[name] for name in ("seq", "result_id")}
     kinds = [

@@ -33,11 +33,11 @@ _MOST_FINDINGS = 1000
 
 @dataclass(slots=True)
 class _Reviewed:
-    """Of a plate: what its last review says, by the rows."""
+    """Of a plate: what its last review says, by the rows; nothing where that takes one back."""
 
     seq: int
-    verdict: str
-    reviewer: str
+    verdict: str | None
+    reviewer: str | None
 
 
 @dataclass(slots=True)

@@ -163,8 +163,10 @@ def labelled_tiles(rows: Sequence[Mapping[str, Any]]) -> tuple[Labelled, ...]:
     if result is None:
         raise NotStored("it has no result")
     judged = effective_verdict(rows)
-    if judged.review is None:
+    if judged.pending is not None and judged.review is None:
         raise NotStored("its review waits for a second person")
+    if judged.review is None:
+        raise NotStored("what a person said of it was taken back")
     if result["verdict"] == Verdict.UNDECIDED:
         raise NotStored(f"the station did not decide ({result['reason']})")
     if judged.verdict is Verdict.UNDECIDED:

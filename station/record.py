@@ -407,6 +407,9 @@ class ReviewBody(Body):
     rows of versions that did not ask."""
     nonce: str = ""
     """Chosen by who sends it: sent again, it is one row."""
+    takes_back: bool = False
+    """The review that it supersedes counts no more, and no person's judgement holds: the station's
+    own verdict does. `verdict` is what programs that do not know this field make of it."""
     four_eyes: tuple[Verdict, ...] = ()
     """A plate that ever was one of these passes only by two people. This and what follows is filled
     in by the journal process."""
@@ -429,6 +432,7 @@ _SILENT_OF_REVIEW = (
     "disposition",
     "supersedes",
     "nonce",
+    "takes_back",
     "four_eyes",
     "is_pending",
     "account",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ _GIVEN = (
     "places",
     "disposition",
     "supersedes",
+    "takes_back",
 )
 """What the reviewer says; the rest is when, and what the journal process fills in."""
 
@@ -68,8 +69,14 @@ def effective_verdict(rows: Sequence[Row]) -> Judgement:
     judged = Judgement(own, ever=frozenset({own}))
     for row in rows:
         if row["kind"] == "review":
-            judged = _after(judged, row)
+            judged = _after(judged, row) if not row.get("takes_back") else _nobody(own, judged, row)
     return judged
+
+
+def _nobody(own: Verdict, before: Judgement, review: Row) -> Judgement:
+    """No person's judgement holds any more; what was said stays said."""
+    four_eyes = before.four_eyes.union(map(Verdict, review.get("four_eyes", ())))
+    return Judgement(own, ever=before.ever, four_eyes=four_eyes)
 
 
 def _after(before: Judgement, review: Row) -> Judgement:
@@ -124,6 +131,22 @@ def _problem(review: ReviewBody, recipe: ReviewRecipe) -> str:
     return name_problem("reviewer", review.reviewer) or words_problem("note", review.note)
 
 
+def taking_back_problem(rows: Sequence[Row], asks: Collection[Verdict]) -> str:
+    """Why the last review may not be taken back as if nobody had judged the result, by a recipe
+    that asks four eyes for these verdicts; empty if it may."""
+    result = _result(rows)
+    reviews = [place for place, row in enumerate(rows) if row["kind"] == "review"]
+    if result is None or not reviews:
+        return "nobody has judged it: there is nothing to take back"
+    if effective_verdict(rows[: reviews[-1]]).review is not None:
+        return "somebody had judged it before: say again what that was"
+    stands = effective_verdict(rows)
+    said = (stands.ever & stands.four_eyes.union(asks)) - {Verdict.PASS}
+    if Verdict(result["verdict"]) is Verdict.PASS and said:
+        return f"a person said {' or '.join(sorted(said))}: it passes only by two people"
+    return ""
+
+
 def place(rows: Sequence[Row], review: ReviewBody) -> tuple[int | None, ReviewBody]:
     """The number of the row that this review is already, None if it is new, and the review as it is
     written after these rows of its result. Raises `ReviewRefused` if it may not be."""
@@ -169,6 +192,10 @@ def _objection(rows: Sequence[Row], review: ReviewBody) -> str:
         return "a defect is named twice"
     if numbers and max(numbers) >= known:
         return f"{review.result_id} has {known} defects, numbered from 0; {max(numbers)} is none"
+    if review.takes_back:
+        if numbers or review.places or review.disposition:
+            return "who takes a review back says nothing else of the plate"
+        return taking_back_problem(rows, review.four_eyes)
     return _place_objection(result, review)
 
 
@@ -203,6 +230,8 @@ def inconsistency(before: Sequence[Row], row: Row) -> str:
         return ""
     if row["supersedes"] != last_judged(before):
         return f"supersedes row {row['supersedes']}, which is not the last of {row['result_id']}"
+    if row.get("takes_back") and (problem := taking_back_problem(before, row.get("four_eyes", ()))):
+        return f"takes back what it may not: {problem}"
     is_waiting = effective_verdict([*before, row]).pending is not None
     if is_waiting != row.get("is_pending", False):
         return "says otherwise whether a second person is needed"

@@ -27,6 +27,7 @@ from station.journal import JournalClient
 from station.log_reader import Filter, Reader
 from station.log_verify import verify
 from station.qms import DATABASE, ContradictionError, Store
+from station.questions import Selection, open_samples_select
 from station.record import Body, NamedDefectBody, PictureClass, ReviewBody, Verdict, result_id
 from station.retention import class_of
 from station.reviews import (
@@ -36,6 +37,7 @@ from station.reviews import (
     effective_verdict,
     last_judged,
 )
+from station.unsettled import State
 
 Json = dict[str, Any]
 PLATE = result_id("s", 1)
@@ -250,6 +252,74 @@ def test_the_tables_know_a_review_once_it_holds(tmp_path: Path) -> None:
             log.close()
             assert found == [(expected,)]
             assert kinds == [("dent" if expected else None,)]
+
+
+def taken_back(number: int, verdict: Verdict = UNDECIDED, **changes: Any) -> ReviewBody:
+    return review(
+        verdict=verdict, supersedes=number, nonce=f"back-{number:04}", takes_back=True, **changes
+    )
+
+
+def test_a_review_that_is_taken_back_leaves_the_stations_verdict(tmp_path: Path) -> None:
+    with Store(tmp_path) as store:
+        drawn = result(1, PASS, is_audit_sample=True)
+        store.append([opened(1), drawn, review(verdict=FAIL, supersedes=2)])
+        assert store.unsettled() == {State.OPEN: 1, State.REWORK: 0}
+        assert store.append([taken_back(3), taken_back(3)]) == [4, 4]
+        assert store.unsettled() == {State.OPEN: 0, State.REWORK: 0}
+        stands = effective_verdict([{"seq": 0, **row} for row in store.of_result(PLATE)])
+        assert (stands.verdict, stands.review, stands.ever) == (PASS, None, {PASS, FAIL})
+    with Reader(tmp_path) as reader:
+        (sample,) = reader.ask(open_samples_select(Selection(), 9))
+        assert (sample.reviewed_verdict, sample.reviewer, sample.review_seq) == (None, None, 4)
+        assert verify(reader).findings == []
+
+
+@pytest.mark.parametrize(
+    ("own", "before", "changes", "said"),
+    [
+        (PASS, [], {}, "there is nothing to take back"),
+        (PASS, [PASS, FAIL], {}, "somebody had judged it before"),
+        (PASS, [FAIL], {"four_eyes": [FAIL]}, "passes only by two people"),
+        (FAIL, [FAIL], {"disposition": "scrap"}, "says nothing else of the plate"),
+    ],
+)
+def test_what_may_not_be_taken_back(
+    own: Verdict, before: list[Verdict], changes: Json, said: str, tmp_path: Path
+) -> None:
+    with Store(tmp_path) as store:
+        store.append([result(1, own)])
+        for number, verdict in enumerate(before, start=1):
+            store.append([review(verdict=verdict, supersedes=number, nonce=f"nonce-{number:04}")])
+        with pytest.raises(ContradictionError, match=said):
+            store.append([taken_back(len(before) + 1, **changes)])
+
+
+def test_a_row_that_has_only_the_note_is_a_review_like_any_other(tmp_path: Path) -> None:
+    noted = review(
+        verdict=UNDECIDED,
+        note="takes back row 2: nobody has judged it",
+        supersedes=2,
+        nonce="a" * 8,
+    )
+    with Store(tmp_path) as store:
+        store.append([result(1, PASS, is_audit_sample=True), review(verdict=FAIL), noted])
+        assert "takes_back" not in store.of_result(PLATE)[-1]
+        assert store.unsettled() == {State.OPEN: 1, State.REWORK: 0}
+    with Reader(tmp_path) as reader:
+        assert not reader.ask(open_samples_select(Selection(), 9))
+        assert verify(reader).findings == []
+
+
+def test_who_checks_the_log_sees_a_pass_that_one_person_gave_by_taking_back(
+    tmp_path: Path,
+) -> None:
+    with Store(tmp_path) as store:
+        store.append([result(1, PASS), review(verdict=FAIL, four_eyes=[FAIL])])
+        store.append([Forged.model_validate(taken_back(2).as_json())])
+    with Reader(tmp_path) as reader:
+        (finding,) = verify(reader).findings
+        assert "row 3: a review that cannot be: it takes back what it may not" in finding
 
 
 def test_a_nonce_is_for_one_review(tmp_path: Path) -> None:

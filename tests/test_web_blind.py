@@ -13,6 +13,7 @@ from web_rig import PageClient, WebRig, web_rig
 from station.qms import Store
 from station.record import ReviewBody, Verdict
 from station.roles import Role
+from station.web.line_log import LogLook
 
 _PARAMETER = re.compile(r"\{(\w+)(?::\w+)?\}")
 _SCORE = 0.98765432
@@ -73,6 +74,15 @@ def test_the_list_of_samples_shows_small_pictures_that_tell_nothing(
     assert told[0].headers["etag"] != told[1].headers["etag"]
 
 
+def test_the_line_view_says_what_the_light_said_and_does_not_mark_who_was_drawn(
+    rig: WebRig,
+) -> None:
+    found = LogLook(rig.web.configuration.value).look({"rows": 4}, None, None)
+    (plate,) = found.plates
+    assert (plate.verdict, plate.reviewed_verdict, plate.defects) == ("PASS", None, 0)
+    assert plate.has_picture
+
+
 def test_the_search_says_which_plate_it_is_to_all_and_the_rest_to_who_judged_it(
     rig: WebRig, bob: PageClient
 ) -> None:
@@ -103,3 +113,7 @@ def test_an_export_leaves_out_what_waits_and_says_so(rig: WebRig, bob: PageClien
         store.append([judged])
     (line,) = bob.get("/plates.jsonl").text.splitlines()
     assert json.loads(line)["score"] == _SCORE
+    changes = {"takes_back": True, "supersedes": 5, "nonce": "nonce-of-back"}
+    with Store(rig.station.journal) as store:
+        store.append([judged.model_copy(update=changes)])
+    assert bob.get("/plates.jsonl").content == b""

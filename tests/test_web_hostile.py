@@ -1,5 +1,6 @@
-"""Five hundred payloads against every route of the page: nothing outside is read, nothing smuggled
-runs, nothing is written, no request is answered by a failure, and the page goes on."""
+"""Five hundred payloads against every route of the page (all pairs in the long run, some of each
+kind in the short one): nothing outside is read, nothing smuggled runs, nothing is written, no
+request is answered by a failure, and the page goes on."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import resource
 import socket
 import struct
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -28,6 +30,8 @@ from station.roles import Role
 from station.web.pages import Declared
 
 SPAWN = ("begin_export", "begin_verify", "doctor_archive")
+_PARTS = 12
+"""Of the long run, each a test of its own: all pairs are 80,000 requests."""
 RUNS_LONG = os.environ.get("VQI_LONG") == "1"
 
 
@@ -52,33 +56,52 @@ def newest_row(rig: WebRig) -> int:
         return reader.last_seq()
 
 
-def _attacks(rig: WebRig, those: Sequence[Text], share: int) -> Iterator[tuple[Slot, str]]:
-    """Each text against each `share`-th route, another slot of it each time; in the end every text
-    met every share of the routes and every slot met texts of every kind."""
-    # What starts a process of its own is attacked like the others once, in the short form.
-    places = [
-        slots_of(one) for one in rig.web.routes if share < 5 or one.view.__name__ not in SPAWN
-    ]
+def _attacks(
+    routes: Sequence[Declared], those: Sequence[Text], parts: int, part: int = 0
+) -> Iterator[tuple[Slot, str]]:
+    """One of so many parts of all pairs of a text and a route: each text meets every `parts`-th
+    route, and each route every `parts`-th text, in another slot of it each time. All parts together
+    are all pairs."""
+    places = [slots_of(one) for one in routes]
     for number, one in enumerate(those):
         for place, slots in enumerate(places):
-            if (number + place) % share == 0:
-                yield slots[number // share % len(slots)], one.text
+            if (number + place) % parts == part:
+                yield slots[number // parts % len(slots)], one.text
 
 
 def test_there_are_five_hundred() -> None:
     assert sum(counted().values()) >= 500
 
 
-def test_some_texts_of_each_kind_against_every_route(rig: WebRig, attacker: Attacker) -> None:
+def test_all_parts_are_every_text_against_every_route(rig: WebRig) -> None:
+    routes, those = rig.web.routes, texts()
+    met = Counter(
+        (slot.route.view.__name__, slot.route.path, text)
+        for part in range(_PARTS)
+        for slot, text in _attacks(routes, those, _PARTS, part)
+    )
+    wanted = Counter((one.view.__name__, one.path, text.text) for one in routes for text in those)
+    assert met == wanted
+
+
+def test_every_route_meets_texts_and_a_text_of_each_kind_routes(
+    rig: WebRig, attacker: Attacker
+) -> None:
+    """A quarter of the kinds against each route; the long run has the rest."""
     kinds = {one.kind: one for one in texts()}
-    hits = [attacker.attack(slot, text) for slot, text in _attacks(rig, list(kinds.values()), 4)]
+    attacks = _attacks(rig.web.routes, list(kinds.values()), 4)
+    hits = [attacker.attack(slot, text) for slot, text in attacks]
     assert not any(hits), [one for one in hits if one]
 
 
 @pytest.mark.long
-def test_every_text_against_every_route(rig: WebRig, attacker: Attacker) -> None:
+@pytest.mark.parametrize("part", range(_PARTS))
+def test_every_text_against_every_route(rig: WebRig, attacker: Attacker, part: int) -> None:
+    """But for those that start a process of their own: the short run has them."""
+    routes = [one for one in rig.web.routes if one.view.__name__ not in SPAWN]
     with running_journal(rig.station):
-        hits = [attacker.attack(slot, text) for slot, text in _attacks(rig, texts(), 12)]
+        attacks = _attacks(routes, texts(), _PARTS, part)
+        hits = [attacker.attack(slot, text) for slot, text in attacks]
     found = [one for one in hits if one]
     assert not found, (len(found), found[:20])
 

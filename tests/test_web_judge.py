@@ -97,7 +97,7 @@ def said(seen: Json, verdict: str = "FAIL", **changes: Any) -> Json:
 
 def touch(client: PageClient, plate: str, offer: Json, seen: Json) -> httpx.Response:
     """The button of an offer, as the script sends it."""
-    names = ("verdict", "disposition", "reason", "note")
+    names = ("verdict", "disposition", "reason", "note", "takes_back")
     return client.send_json(
         f"/plates/{plate}/review.json", said(seen, **{name: offer[name] for name in names})
     )
@@ -135,7 +135,7 @@ def test_the_common_case_is_one_touch_and_its_undo_a_further_row(
     back = touch(ada, plate, seen["undo"], seen).json()
     seen = panel(ada, plate)
     assert (seen["state"], seen["disposition"]) == ("open", "")
-    assert [row["superseded_by"] for row in seen["history"]] == [done["seq"], back["seq"], None]
+    assert [row["superseded_by"] for row in seen["history"]] == [None, back["seq"], None]
     taken_back = reviews(rig, plate)[1]
     assert taken_back["note"] == f"takes back row {done['seq']}: nobody has judged it"
     assert (taken_back["verdict"], taken_back["reason"]) == ("UNDECIDED", "other")
@@ -549,7 +549,7 @@ def quality(client: PageClient) -> Json:
     [(PASS, 0, "audit_open"), (PASS, 1, "audit_open"), (FAIL, 0, ""), (FAIL, 1, "")],
 )
 def test_a_judgement_that_is_taken_back_counts_as_none(
-    rig: WebRig, ada: PageClient, verdict: Verdict, place: int, after: str
+    rig: WebRig, ada: PageClient, bob: PageClient, verdict: Verdict, place: int, after: str
 ) -> None:
     before = quality(ada)
     plate = new_plate(rig, verdict, is_audit_sample=verdict is PASS)
@@ -562,9 +562,32 @@ def test_a_judgement_that_is_taken_back_counts_as_none(
     seen = panel(ada, plate)
     assert touch(ada, plate, seen["undo"], seen).status_code == 200
     assert quality(ada) == before | ({after: before[after] + 1} if after else {})
+    is_sample = verdict is PASS
+    now = panel(ada, plate)
+    assert (now["verdict"], now["state"]) == (verdict, None if is_sample else "open")
+    assert [one["superseded_by"] is None for one in now["history"]] == [True, False, True]
+    listed = [one["confirmed"] for one in all_open(ada) if one["result_id"] == plate]
+    assert listed == ([] if is_sample else ["FAIL"])
+    assert panel(bob, plate)["is_blind"] is is_sample
+    samples = [one["result_id"] for one in bob.get("/samples.json").json()["samples"]]
+    assert (plate in samples) is is_sample
+    seen = panel(ada, plate)
+    assert touch(ada, plate, seen["undo"], seen).json()["verdict"] == offer["verdict"]
+    assert panel(bob, plate)["is_blind"] is False
+
+
+def test_a_sample_that_four_eyes_are_asked_for_does_not_pass_by_an_undo(
+    rig: WebRig, ada: PageClient
+) -> None:
+    plate = new_plate(rig, PASS, is_audit_sample=True)
+    with four_eyes(rig):
+        seen = panel(ada, plate)
+        touch(ada, plate, seen["offers"][1], seen)
+        seen = panel(ada, plate)
+        forced = seen["undo"] | {"takes_back": True}
+        assert touch(ada, plate, forced, seen).status_code == 409
+        assert touch(ada, plate, seen["undo"], seen).json()["verdict"] == "UNDECIDED"
     assert panel(ada, plate)["state"] == "open"
-    (listed,) = [one for one in all_open(ada) if one["result_id"] == plate]
-    assert listed["confirmed"] == ("FAIL" if verdict is FAIL else "UNDECIDED")
 
 
 def all_open(client: PageClient) -> list[Json]:

@@ -30,6 +30,8 @@ from models.card import read_card
 from models.registry import shipped_model
 from station.config import load_configuration
 from station.images import Draft, ImageFolder, Pixels
+from station.limit_samples import Sample as LimitSample
+from station.limit_samples import write_list
 from station.qms import IMAGES, Store
 from station.record import ImageBody, ReviewBody, TombstoneBody, Verdict, current_boot_id
 from station.web.picture_tiles import (
@@ -417,7 +419,11 @@ def test_the_page_tells_all_without_script(client: PageClient) -> None:
 
 def test_the_networks_own_card_says_what_it_sees(client: PageClient) -> None:
     views = client.get(f"/plates/{FAILED}.json").json()["views"]
-    assert [view["is_available"] for view in views] == [True, True, False]
+    assert [(view["name"], view["is_available"]) for view in views] == [
+        ("recorded", True),
+        ("contrast", True),
+    ]
+    assert views[0]["why"] == "plate.flat_field_none"
     tile = decoded(client.get(f"/plates/{FAILED}/tiles/evidence/contrast/0/1/0").content)
     assert abs(float(np.median(tile)) - 128) < 20, "as bright as around"
     scores = client.get(f"/plates/{FAILED}/tile-scores").json()
@@ -513,6 +519,46 @@ def test_samples_are_judged_plates_of_that_kind(rig: WebRig, client: PageClient)
             assert client.get(f"/plates/{FAILED}/samples.json").json()["kinds"] == kinds
         finally:
             recipe.write_text(text)
+
+
+def test_the_recipes_limit_samples_are_beside_the_plate(
+    rig: WebRig, client: PageClient, tmp_path: Path
+) -> None:
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    listed = []
+    for number, expected in ((1, Verdict.PASS), (2, Verdict.FAIL)):
+        image = stored(tmp_path / "images", plate_pixels(number, expected is Verdict.FAIL))
+        file = folder / f"{expected}.png"
+        file.write_bytes((tmp_path / "images" / image.path).read_bytes())
+        listed.append(LimitSample(file, expected, image.sha256))
+    sha256 = write_list(folder, listed)
+    address, recipe = f"/plates/{FAILED}/samples", rig.station.folder / "recipe.toml"
+    assert "names no limit samples" in client.get(address).text
+    text = recipe.read_text()
+    recipe.write_text(f'{text}[limit_samples]\nfolder = "{folder}"\nsha256 = "{sha256}"\n')
+    try:
+        shown = client.get(f"{address}.json").json()["limits"]
+        assert [one["expected"] for one in shown] == ["PASS", "FAIL"]
+        assert "FAIL.png" in client.get(address).text
+        for one in shown:
+            picture = client.get(one["picture_url"])
+            assert Image.open(BytesIO(picture.content), formats=("JPEG",)).size == (240, 160)
+        wrong = shown[1]["picture_url"]
+        for name in ("0" * 64, "..%2fsamples.csv", listed[0].sha256.upper()):
+            assert client.get(f"/limit-samples/{name}/thumbnail.jpg").status_code == 404
+        listed[1].path.write_bytes(listed[0].path.read_bytes())
+        assert client.get(wrong).status_code == 409
+        listed[1].path.unlink()
+        listed[1].path.symlink_to(listed[0].path)
+        assert client.get(wrong).status_code == 422
+        (folder / "samples.csv").write_text("file,expected,sha256\n")
+        assert client.get(f"{address}.json").json()["limits"] == []
+        assert "cannot be read" in client.get(address).text
+        assert client.get(wrong).status_code == 404
+    finally:
+        recipe.write_text(text)
+    assert client.get(wrong).status_code == 404
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,12 @@ from station.qms import DATABASE, Store
 from station.record import Body, Provenance, Verdict, result_id
 from station.roles import Person, Role
 from station.schema import TRIGGERS
+from station.web import qa_proof
+from station.web.errors import PageError
 from station.web.qa_choice import Choice, Clock, Range
 from station.web.qa_figures import Kept
 from station.web.qa_jobs import Job, Jobs, Kind, State, jobs_of
+from station.web.turns import Turns
 
 Json = dict[str, Any]
 SHIFTS = '[journal.shifts]\ntimezone = "Europe/Berlin"\nearly = "06:00"\nlate = "14:00"\n'
@@ -382,6 +385,13 @@ def test_every_table_is_csv_that_no_spreadsheet_runs(rig: WebRig, viewer: PageCl
             for name, value in row.items():
                 if isinstance(value, float):
                     assert float(cells[name]) == value
+    asked = "?" + urlencode({"serial": STORABLE[7]})
+    for path, query, rows in (("certificates", asked, "attempts"), ("reports", "", "reports")):
+        told = got(viewer, f"/{path}.json{query}")[rows]
+        found = csv_rows(viewer.get(f"/{path}.csv{query}"))
+        assert found
+        assert [list(row) for row in found] == [list(row) for row in told]
+        assert f"/{path}.csv" in viewer.get(f"/{path}{query}").text
     samples = csv_rows(viewer.get("/quality/samples.csv"))
     assert [row["part_id"] for row in samples] == [for_spreadsheet(STORABLE[n]) for n in (4, 40)]
 
@@ -528,7 +538,7 @@ def test_what_a_verification_found_stands_until_another_comes_to_its_end(tmp_pat
         found |= {
             "anchors": 0,
             "notes": [],
-            "anchor_states": [],
+            "anchor_states": [{"where": "=file", "anchors": 2, "row": 3, "at": None}],
             "pictures": False,
             "first_bad_row": None,
         }
@@ -544,6 +554,9 @@ def test_what_a_verification_found_stands_until_another_comes_to_its_end(tmp_pat
         assert page["last"]["id"] == done.id
         assert page["last_problem"]["said"] == "no memory"
         assert page["is_last_of_this_log"] is True
+        (anchors,) = csv_rows(rig.client().get("/proof/anchors.csv"))
+        assert anchors == {"where": "'=file", "anchors": "2", "row": "3", "at": ""}
+        assert 'href="/proof/anchors.csv"' in rig.client().get("/proof").text
         assert "no memory" in rig.client().get("/proof").text
         parts = {call["part"] for call in got(rig.client(), "/index.json")["calls"]}
         assert "wrong_log" not in parts
@@ -574,6 +587,45 @@ def test_figures_wait_for_their_own_kind_only_and_are_bounded_by_bytes() -> None
     for number in (1, 2, 3, 1, 3):
         kept.get(number, lambda number=number: made.append(number) or bytes(1200))  # type: ignore[misc]
     assert made == [1, 2, 3, 1]
+
+
+def test_documents_that_wait_leave_threads_for_other_pages(
+    rig: WebRig, viewer: PageClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many requests as there are threads, while one document takes long."""
+    monkeypatch.setattr(qa_proof._turns, "_patience_s", 60.0)
+    address = "/reports/shift?shift=2026-02-01+early"
+    with ThreadPoolExecutor(40) as crowd:
+        with qa_proof._one_document:
+            asked = [crowd.submit(viewer.get, address) for _ in range(40)]
+            wait_until(lambda: sum(one.done() for one in asked) == 36, 30.0, "who found no room")
+            refused = [one.result() for one in asked if one.done()]
+            assert {one.status_code for one in refused} == {503}
+            assert {one.headers["retry-after"] for one in refused} == {"5"}
+            assert viewer.get("/plates").status_code == 200
+        statuses = [one.result(60.0).status_code for one in asked]
+    assert (statuses.count(200), statuses.count(503)) == (4, 36)
+
+
+def test_who_finds_a_turn_taken_waits_where_there_is_room() -> None:
+    turns, lock, order = Turns(patience_s=30.0), threading.Lock(), list[int]()
+
+    def take(number: int) -> None:
+        with turns.of(lock):
+            order.append(number)
+
+    with ThreadPoolExecutor(4) as waiting:
+        with lock:
+            asked = [waiting.submit(take, number) for number in range(4)]
+            wait_until(lambda: turns._room._value == 0, 30.0, "four who wait")
+            with pytest.raises(PageError) as refused, turns.of(lock):
+                pass
+            assert (refused.value.status, refused.value.retry_s) == (503, 5)
+        for one in asked:
+            one.result(30.0)
+    assert sorted(order) == [0, 1, 2, 3]
+    with pytest.raises(PageError), lock, Turns(patience_s=0.01).of(lock):
+        pass
 
 
 def test_a_job_whose_process_fails_says_why_and_ends(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def is_blind_of(rows: Sequence[Json], who: Person) -> bool:
     """The same of all rows about a plate. One that did not pass is hidden from nobody: the light
     has said it, and somebody has to take it off the belt."""
     result = next((row for row in rows if row["kind"] == "result"), None)
-    if result is None or not _is_drawn(result):
+    if result is None or not is_drawn(result):
         return False
     reviewers = {person(row["reviewer"]) for row in rows if row["kind"] == "review"}
     return effective_verdict(rows).review is None and person(who.name) not in reviewers
@@ -38,11 +38,11 @@ def is_blind_of(rows: Sequence[Json], who: Person) -> bool:
 def for_person(reader: Reader, results: Sequence[Json], who: Person) -> list[Json]:
     """Whole results with their `review` as they leave for a person: of a plate that is kept from
     them only which one it is, with `is_blind`."""
-    drawn = [row["result_id"] for row in results if _is_drawn(row)]
+    drawn = [row["result_id"] for row in results if is_drawn(row)]
     reviews = reader.reviews_of(drawn) if drawn else {}
     found = []
     for row in results:
-        is_kept = _is_drawn(row) and is_blind_of(
+        is_kept = is_drawn(row) and is_blind_of(
             [{**row, "kind": "result"}, *reviews.get(row["result_id"], ())], who
         )
         found.append(_identity(row) if is_kept else row)
@@ -54,5 +54,6 @@ def _identity(row: Json) -> Json:
     return said | {"review": None, "is_blind": True}
 
 
-def _is_drawn(result: Json) -> bool:
+def is_drawn(result: Json) -> bool:
+    """Whether a result is a sample of the audit that passed: what is judged blind."""
     return bool(result.get("is_audit_sample")) and result["verdict"] == Verdict.PASS

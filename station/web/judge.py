@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from station.ingress import name_problem
-from station.log_reader import Reader
 from station.record import (
     Disposition,
     MarkedPlaceBody,
@@ -18,13 +17,13 @@ from station.record import (
 from station.reviews import ReviewRefused, effective_verdict, sent_before
 from station.roles import Person, Role
 from station.web.context import Web
-from station.web.errors import PageError, conflict, not_found
+from station.web.errors import PageError, conflict
 from station.web.judge_panel import MOST_DEFECTS, Panel, is_signed, panel_of
 from station.web.pages import WebRouter
+from station.web.plate_log import found_plate
 
 Json = dict[str, Any]
 router = WebRouter()
-_LONGEST_ID = 64
 
 
 class JudgePage(BaseModel):
@@ -38,16 +37,8 @@ def judge(web: Web, person: Person, result_id: str, judged: int | None = None) -
     """What was said of a plate, and what may be said now. `judged` is the row of a review that was
     just committed."""
     with web.reader() as reader:
-        rows = plate_rows(reader, result_id)
+        rows = found_plate(reader, result_id).all
         return JudgePage(judge=panel_of(web, reader, rows, person, judged))
-
-
-def plate_rows(reader: Reader, result_id: str) -> list[Json]:
-    """All rows about a plate, the result first. Raises `PageError` 404 without a result."""
-    rows = reader.of_result(result_id) if len(result_id) <= _LONGEST_ID else []
-    if not rows or rows[0]["kind"] != "result":
-        raise not_found("judge.no_such")
-    return rows
 
 
 # --- judging --------------------------------------------------------------------------------------
@@ -71,6 +62,8 @@ class ReviewForm(BaseModel):
     """The row that was seen last."""
     nonce: str = Field(pattern=r"^[A-Za-z0-9_-]{8,64}$")
     """Chosen once for this review: sent again, it is one row."""
+    takes_back: bool = False
+    """The review that was seen last counts no more, and nobody has judged the plate."""
     secret: str = Field("", max_length=200)
     """Password or PIN, where reviews are signed."""
     then: Literal["plate", "open"] = "plate"
@@ -106,7 +99,7 @@ class Committed(BaseModel):
 def review(web: Web, person: Person, result_id: str, form: ReviewForm) -> Committed:
     """Judge a plate: answers once the review is committed, and says it clearly where it is not."""
     with web.reader() as reader:
-        plate_rows(reader, result_id)
+        found_plate(reader, result_id)
     if is_signed(web):
         web.people.confirm(person, form.secret)
     seq = _submitted(web, person, _body(web, person, result_id, form))
@@ -123,7 +116,7 @@ def _stands(web: Web, result_id: str, seq: int) -> Json:
     """After a commit, which nothing that goes wrong here takes back."""
     try:
         with web.reader() as reader:
-            stands = effective_verdict(plate_rows(reader, result_id))
+            stands = effective_verdict(found_plate(reader, result_id).all)
     except PageError:
         return {"verdict": None, "is_pending": False}
     is_pending = stands.pending is not None and stands.pending["seq"] == seq
@@ -147,6 +140,7 @@ def _body(web: Web, person: Person, result_id: str, form: ReviewForm) -> ReviewB
             disposition=form.disposition,
             supersedes=form.supersedes,
             nonce=form.nonce,
+            takes_back=form.takes_back,
         )
     except ValidationError as error:
         raise PageError(422, "errors.invalid", what=error.errors()[0]["msg"]) from error

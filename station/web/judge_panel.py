@@ -9,16 +9,16 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from station import open_plates
-from station.config import ConfigError, ReviewRecipe
+from station.config import ConfigError, Loaded, Recipe, ReviewRecipe
 from station.log_reader import Reader
 from station.qms import StoreError
 from station.recipes import active_recipe
 from station.record import Disposition, NamedDefectBody, Reason, Verdict
-from station.reviews import Judgement, effective_verdict, last_judged
+from station.reviews import Judgement, effective_verdict, last_judged, taking_back_problem
 from station.reviews import person as one_spelling
 from station.roles import Person, Role
 from station.unsettled import State
-from station.web.blind import is_blind_of
+from station.web.blind import is_blind_of, is_drawn
 from station.web.context import Web
 
 Json = dict[str, Any]
@@ -49,6 +49,8 @@ class Offer(BaseModel):
     reasons: list[OfferedReason] = []
     """Among which the second touch chooses."""
     note: str = ""
+    takes_back: bool = False
+    """Nobody has judged the plate then."""
     is_danger: bool = False
 
 
@@ -75,6 +77,8 @@ class HistoryRow(BaseModel):
     note: str = ""
     disposition: str = ""
     defects: list[NamedDefectBody] = []
+    takes_back: bool = False
+    """The review before; then `verdict` says nothing."""
     is_waiting: bool = False
     """For a second person."""
     superseded_by: int | None = None
@@ -148,7 +152,7 @@ def panel_of(
         "may_judge": not why_not,
         "why_not": why_not,
         "needs_secret": is_signed(web),
-        "is_sample": _is_sample(result),
+        "is_sample": is_drawn(result),
         "notes": reader.notes,
     }
     rule = recipe or ReviewRecipe()
@@ -181,10 +185,6 @@ def _seen(
     }
 
 
-def _is_sample(result: Json) -> bool:
-    return bool(result.get("is_audit_sample")) and result["verdict"] == Verdict.PASS
-
-
 def _why_not(result: Json, recipe: ReviewRecipe | None, person: Person) -> str:
     if result.get("reason") == Reason.GAP:
         return "gap"
@@ -197,15 +197,21 @@ def _why_not(result: Json, recipe: ReviewRecipe | None, person: Person) -> str:
 
 def recipe_of(web: Web) -> ReviewRecipe | None:
     """As the journal process reads it for each review; None where it cannot be read."""
+    loaded = loaded_recipe(web)
+    return None if loaded is None else loaded.value.review
+
+
+def loaded_recipe(web: Web) -> Loaded[Recipe] | None:
+    """The active one; None where it cannot be read."""
     try:
-        return active_recipe(web.configuration.value).value.review
+        return active_recipe(web.configuration.value)
     except ConfigError:
         return None
 
 
 def is_signed(web: Web) -> bool:
     """Whether each review wants the reviewer's password or PIN again."""
-    return bool(getattr(web.settings, "sign_reviews", False))
+    return web.settings.sign_reviews
 
 
 def is_same(name: str, person: Person) -> bool:
@@ -370,7 +376,9 @@ def undo_of(rows: Sequence[Json], recipe: ReviewRecipe) -> Offer | None:
     note = f"{_TAKES_BACK}{reviews[-1]['seq']}"
     if before.review is None:
         offer = _offer("undo", "z", _not_judged(rows[0]), "", recipe, _other_reason(recipe))
-        return offer.model_copy(update={"note": f"{note}: nobody has judged it"})
+        may_be_none = not taking_back_problem(rows, recipe.four_eyes)
+        told = {"note": f"{note}: nobody has judged it", "takes_back": may_be_none}
+        return offer.model_copy(update=told)
     said: Mapping[str, Any] = before.review
     reason = said.get("reason", "")
     reason = reason if reason in recipe.reasons else confirming_reason(recipe)
@@ -379,9 +387,10 @@ def undo_of(rows: Sequence[Json], recipe: ReviewRecipe) -> Offer | None:
 
 
 def _not_judged(result: Json) -> Verdict:
-    """What no rate counts as a judgement. No rate asks about a PASS that was not drawn, and
+    """For programs that do not know `takes_back`, and where four eyes are asked before a plate
+    passes: what no rate counts as a judgement. No rate asks about a PASS that was not drawn, and
     UNDECIDED would have somebody look for a plate that has left."""
-    is_counted = _is_sample(result) or result["verdict"] != Verdict.PASS
+    is_counted = is_drawn(result) or result["verdict"] != Verdict.PASS
     return Verdict.UNDECIDED if is_counted else Verdict.PASS
 
 
@@ -391,7 +400,8 @@ def _other_reason(recipe: ReviewRecipe) -> str:
 
 
 def verdict_to_confirm(rows: Sequence[Json], stands: Judgement) -> Verdict:
-    """That stands; the station's own where a review was taken back and nobody judged since."""
+    """That stands; the station's own where a review was taken back by a row that had to say
+    UNDECIDED, and nobody judged since."""
     is_taken_back = str((stands.review or {}).get("note", "")).startswith(_TAKES_BACK)
     if is_taken_back and stands.verdict is Verdict.UNDECIDED:
         return Verdict(rows[0]["verdict"])
@@ -437,5 +447,6 @@ def _history_row(row: Json, by: str, recipe: ReviewRecipe) -> HistoryRow:
         reason=reason,
         reason_text=recipe.reasons.get(reason, "") if by else "",
         defects=row.get("defects") or [] if by else [],
+        takes_back=bool(row.get("takes_back")),
         **said,
     )

@@ -197,14 +197,8 @@ def _strip_plate(row: Any) -> StripPlate:
         reviewed_verdict=row.reviewed_verdict,
         reason=row.reason,
         defects=row.defects,
-        has_picture=bool(row.has_picture) and not _is_waiting_sample(row),
+        has_picture=bool(row.has_picture),
     )
-
-
-def _is_waiting_sample(row: Any) -> bool:
-    """Whether it may have to be judged blind: its small picture is kept from who has to."""
-    is_drawn = row.is_audit_sample and row.verdict == Verdict.PASS
-    return bool(is_drawn) and row.reviewed_verdict is None
 
 
 def _shown(ask: Callable[[Any], Sequence[Any]], result_id: str) -> ShownPlate | None:

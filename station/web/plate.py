@@ -21,7 +21,6 @@ from station.web.plate_log import (
     ARRAYS,
     PlateRows,
     around,
-    attempts,
     found_plate,
     on_its_way,
     seen_plate,
@@ -175,14 +174,11 @@ def _judged(found: PlateRows) -> Json:
 
 
 def _beside(look: Look, found: PlateRows) -> Json:
-    """The plates before and after, and the other results of its serial."""
-    result = found.result
-    before, after = around(look.reader, result, _AROUND)
-    same_part = attempts(look.reader, result.get("part_id"))
-    this = result["result_id"]
+    """The plates before and after."""
+    before, after = around(look.reader, found.result, _AROUND)
     return {
-        name: [look.other(line, this) for line in lines]
-        for name, lines in (("before", before), ("after", after), ("attempts", same_part))
+        name: [look.other(line) for line in lines]
+        for name, lines in (("before", before), ("after", after))
     }
 
 
@@ -319,11 +315,10 @@ def _views(web: Web, found: PlateRows) -> list[PlateView]:
     why_flat = "plate.flat_field_corrected" if is_corrected else "plate.flat_field_none"
     front_end = front_end_of(web, found.result)
     return [
-        PlateView(name="recorded", is_available=True),
+        PlateView(name="recorded", is_available=True, why=why_flat),
         PlateView(
             name="contrast",
             is_available=front_end is not None,
             why="" if front_end else "plate.contrast_unknown",
         ),
-        PlateView(name="flat_field", is_available=False, why=why_flat),
     ]

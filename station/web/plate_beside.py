@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from station.limit_samples import samples_folder
 from station.log_reader import Reader
 from station.record import ImageBody, Verdict
 from station.reviews import effective_verdict
 from station.roles import Person
 from station.web.blind import is_blind_of
 from station.web.context import Web
-from station.web.judge_panel import recipe_of
+from station.web.judge_panel import loaded_recipe
+from station.web.plate_limits import limit_samples
 from station.web.plate_log import PlateRows, around, judged_defects, plate_rows
 from station.web.plate_model import OtherPlate, PlaceCrop, SamePlace, Sample, Samples
 from station.web.plate_pictures import ROLES, crop_url, plate_url
@@ -57,8 +59,8 @@ class Look:
 
     # --- neighbours -------------------------------------------------------------------------------
 
-    def other(self, line: Any, this: str) -> OtherPlate:
-        """Another plate by its line of `plate`; `this` is the one that is looked at."""
+    def other(self, line: Any) -> OtherPlate:
+        """Another plate by its line of `plate`."""
         rows = plate_rows(self.reader, line.result_id)
         verdict = self.verdict_seen(line, rows)
         return OtherPlate(
@@ -68,7 +70,6 @@ class Look:
             attempt=line.attempt,
             part_id=line.part_id,
             picture_url="" if rows is None else _small_url(rows),
-            is_this=line.result_id == this,
         )
 
     # --- the same place ---------------------------------------------------------------------------
@@ -148,8 +149,8 @@ class Look:
 
     def samples(self, result_id: str, kind: str) -> Samples:
         """Of a kind that the active recipe knows; none of another."""
-        recipe = recipe_of(self.web)
-        kinds = [] if recipe is None else list(recipe.kinds)
+        recipe = loaded_recipe(self.web)
+        kinds = [] if recipe is None else list(recipe.value.review.kinds)
         asked = kind if kind in kinds else ""
         return Samples(
             result_id=result_id,
@@ -157,6 +158,8 @@ class Look:
             kinds=kinds,
             accepted=self._judged(asked, Verdict.PASS, result_id) if asked else [],
             rejected=self._judged(asked, Verdict.FAIL, result_id) if asked else [],
+            limits=[] if recipe is None else limit_samples(recipe),
+            has_limits=recipe is not None and samples_folder(recipe) is not None,
         )
 
     def _judged(self, kind: str, verdict: Verdict, but: str) -> list[Sample]:

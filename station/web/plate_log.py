@@ -21,7 +21,6 @@ from station.tiling import TILE_PX
 from station.web.blind import is_blind, is_blind_of
 from station.web.errors import PageError, not_found
 
-_MOST_ATTEMPTS = 20
 _REVIEWS_LOOKED_AT = 1000
 """Of a kind that is rarer there are no samples."""
 # CROSS JOIN keeps SQLite from beginning with all defects.
@@ -35,7 +34,7 @@ _JUDGED_DEFECTS = text("""
     WHERE defect.kind = :kind AND plate.reviewed_verdict = :verdict
     ORDER BY plate.written_at DESC, plate.seq DESC, defect.number LIMIT :count
 """)
-LONGEST_ID = 64
+_LONGEST_ID = 64
 ARRAYS = ("tile_grid", "tile_scores")
 """Left out where a row is shown, as `vqi log show` does."""
 
@@ -92,7 +91,7 @@ def plate_rows(reader: Reader, result_id: str) -> PlateRows | None:
 
 def on_its_way(reader: Reader, result_id: str) -> str | None:
     """When the leading edge of a plate without a result was seen; None of any other."""
-    rows = reader.of_result(result_id) if len(result_id) <= LONGEST_ID else []
+    rows = reader.of_result(result_id) if len(result_id) <= _LONGEST_ID else []
     if not rows or rows[0]["kind"] == "result":
         return None
     return next((str(row["written_at"]) for row in rows if row["kind"] == "opened"), None)
@@ -100,7 +99,7 @@ def on_its_way(reader: Reader, result_id: str) -> str | None:
 
 def found_plate(reader: Reader, result_id: str) -> PlateRows:
     """Raises `PageError` 404: there is no such plate, or it has no result yet."""
-    found = plate_rows(reader, result_id) if len(result_id) <= LONGEST_ID else None
+    found = plate_rows(reader, result_id) if len(result_id) <= _LONGEST_ID else None
     if found is None:
         raise not_found("plate.no_such")
     return found
@@ -116,7 +115,7 @@ def seen_plate(reader: Reader, result_id: str, person: Person) -> PlateRows:
 
 def not_blind(reader: Reader, result_id: str, person: Person) -> None:
     """Raises `PageError` 403 where a plate's verdict is kept from this person."""
-    if len(result_id) <= LONGEST_ID and is_blind(reader, result_id, person):
+    if len(result_id) <= _LONGEST_ID and is_blind(reader, result_id, person):
         raise PageError(403, "plate.blind_hidden")
 
 
@@ -129,14 +128,6 @@ def around(reader: Reader, result: Mapping[str, Any], count: int) -> tuple[list[
     before = reader.ask(earlier.order_by(desc(PLATE.c.seq)).limit(count))
     after = reader.ask(later.order_by(PLATE.c.seq).limit(count))
     return list(before)[::-1], list(after)
-
-
-def attempts(reader: Reader, part_id: str | None) -> Sequence[Any]:
-    """Lines of `plate` of one serial, the newest first."""
-    if part_id is None:
-        return ()
-    wanted = select(PLATE).where(PLATE.c.part_id == part_id)
-    return reader.ask(wanted.order_by(desc(PLATE.c.seq)).limit(_MOST_ATTEMPTS))
 
 
 def judged_defects(reader: Reader, kind: str, verdict: Verdict, count: int) -> Sequence[Any]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from station.record import Verdict
 from station.web.judge_panel import Panel
 from station.web.plate_place import PitchSource
 from station.web.stored_pictures import Trouble
@@ -71,10 +72,11 @@ class PlateView(BaseModel):
     """A way to look at the picture."""
 
     name: str
-    """`recorded`, `flat_field`, `contrast`."""
+    """`recorded`, `contrast`."""
     is_available: bool
     why: str = ""
-    """A text of the catalogue: why not."""
+    """A text of the catalogue: why not; of the recorded one, whether the flat field is out of
+    it."""
 
 
 class PlateReview(BaseModel):
@@ -88,6 +90,8 @@ class PlateReview(BaseModel):
     note: str = ""
     disposition: str = ""
     is_pending: bool = False
+    takes_back: bool = False
+    """The review before: no person's judgement holds then, and `verdict` says nothing."""
 
 
 class OtherPlate(BaseModel):
@@ -101,7 +105,6 @@ class OtherPlate(BaseModel):
     part_id: str | None = None
     picture_url: str = ""
     """A small picture; empty without one."""
-    is_this: bool = False
 
 
 class PlaceCrop(BaseModel):
@@ -144,8 +147,18 @@ class Sample(BaseModel):
     url: str
 
 
+class LimitSample(BaseModel):
+    """A plate that the station shows to itself before it judges others."""
+
+    file: str
+    expected: Verdict
+    """The verdict that it must get."""
+    picture_url: str
+
+
 class Samples(BaseModel):
-    """What was let pass and what was not, of one kind of defect."""
+    """The active recipe's limit samples; and what was let pass and what was not, of one kind of
+    defect."""
 
     result_id: str
     kind: str
@@ -153,6 +166,9 @@ class Samples(BaseModel):
     """Kinds that the recipe knows."""
     accepted: list[Sample]
     rejected: list[Sample]
+    limits: list[LimitSample] = []
+    has_limits: bool = False
+    """The recipe names limit samples; its list cannot be had where none are shown."""
 
 
 class PlateStage(BaseModel):
@@ -226,7 +242,6 @@ class PlatePage(BaseModel):
     reviews: list[PlateReview] = []
     supersedes: int
     """The row that a review of now supersedes."""
-    attempts: list[OtherPlate] = []
     before: list[OtherPlate] = []
     """The plates before, the nearest last."""
     after: list[OtherPlate] = []

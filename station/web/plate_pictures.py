@@ -62,7 +62,7 @@ _STATUS = {
 _MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg"}
 _OVERVIEW_PX = 1024
 _MOST_SHOWN_PX = 512
-_THUMBNAIL_PX = 240
+THUMBNAIL_PX = 240
 """Twice what is shown, for screens with small pixels."""
 _CHUNK_BYTES = 2**18
 _RECENT_S = 5.0
@@ -163,7 +163,7 @@ def thumbnail(request: Request, web: Web, person: Person, result_id: str) -> Res
     kept = [role for role in named if found.tombstone(found.images[role]) is None]
     role = next(iter(kept or named), "")
     image = _image(found, role)
-    make = partial(tiles_of(web).thumbnail, image, _THUMBNAIL_PX)
+    make = partial(tiles_of(web).thumbnail, image, THUMBNAIL_PX)
     etag = f"{image.sha256}-thumbnail"
     return _answer(request, web, found, role, etag, make, "image/jpeg")
 
@@ -289,14 +289,21 @@ def _answer(
     make: Callable[[], bytes],
     media_type: str = "image/png",
 ) -> Response:
-    if (unchanged := _unchanged(request, etag)) is not None:
-        return unchanged
-
     def checked() -> bytes:
         shown_picture(web, found, role).close()
         return make()
 
-    return Response(_served(checked), media_type=media_type, headers=_headers(etag))
+    return answer(request, etag, checked, media_type)
+
+
+def answer(
+    request: Request, etag: str, make: Callable[[], bytes], media_type: str = "image/png"
+) -> Response:
+    """What `make` gives, of what never changes; 304 for a browser that has it. Raises `PageError`
+    for what `make` raises of a picture."""
+    if (unchanged := _unchanged(request, etag)) is not None:
+        return unchanged
+    return Response(_served(make), media_type=media_type, headers=_headers(etag))
 
 
 def _served(make: Callable[[], T]) -> T:
@@ -371,15 +378,25 @@ def plate_url(result_id: str) -> str:
 
 def tiles_of(web: Web) -> PictureTiles:
     """One for a process and log."""
-    settings = web.configuration.value
-    cache = os.environ.get("CACHE_DIRECTORY") or str(settings.station.runtime_dir / "web-cache")
-    return _tiles(settings.journal.directory / IMAGES, Path(cache))
+    return _tiles(web.configuration.value.journal.directory / IMAGES, *cache_of(web))
 
 
 @lru_cache(maxsize=4)
-def _tiles(images: Path, cache: Path) -> PictureTiles:
-    most_bytes = min(CACHE_BYTES, int(_CACHE_SHARE * _disk_bytes(cache)))
+def _tiles(images: Path, cache: Path, most_bytes: int) -> PictureTiles:
     return PictureTiles(StoredPictures(images), cache, most_bytes)
+
+
+def cache_of(web: Web) -> tuple[Path, int]:
+    """Folder of what is made of pictures, and how many bytes it may have."""
+    settings = web.configuration.value
+    given = os.environ.get("CACHE_DIRECTORY") or str(settings.station.runtime_dir / "web-cache")
+    cache = Path(given)
+    return cache, _most_bytes(cache)
+
+
+@lru_cache(maxsize=4)
+def _most_bytes(cache: Path) -> int:
+    return min(CACHE_BYTES, int(_CACHE_SHARE * _disk_bytes(cache)))
 
 
 def _disk_bytes(folder: Path) -> int:

@@ -41,13 +41,14 @@ from station.tables import HOURLY, PLATE
 from station.web.context import Web
 from station.web.errors import PageError
 from station.web.stored_pictures import Bounded
+from station.web.turns import Turns
 
 T = TypeVar("T")
 _KEPT_BYTES = 32 * 2**20
 """As they would be written down; in memory they take a few times as much."""
-_SIMULATION_LIMIT_S = 10.0
 _one_simulation = threading.Lock()
 """The machine is the line's."""
+_turns = Turns()
 _REVIEWS = text("SELECT count(*) FROM row WHERE kind = 'review'")
 
 
@@ -57,20 +58,22 @@ def _size_bytes(value: Any) -> int:
 
 class Kept(Generic[T]):
     """Answers by what they depend on, none of them None; those not asked for longest go. Whoever
-    asks for one that is being made waits for it, and for no other."""
+    asks for one that is being made waits for it, and for no other, where there is room."""
 
     def __init__(self, most_bytes: int = _KEPT_BYTES) -> None:
         self._found: Bounded[Hashable, T] = Bounded(most_bytes, _size_bytes)
         self._lock = threading.Lock()
         self._making: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
+        self._turns = Turns()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Raises `PageError` 503 where too many wait, or too long."""
         found = self._found.get(key)
         if found is not None:
             return found
         with self._lock:
             making = self._making.setdefault(key, threading.Lock())
-        with making:
+        with self._turns.of(making):
             found = self._found.get(key)
             if found is None:
                 found = make()
@@ -178,12 +181,8 @@ def _chart(kind: Any, groups: tuple[Group, ...], with_false_alarms: bool) -> Cha
 
 def _simulated(kind: Any, groups: tuple[Group, ...], with_false_alarms: bool) -> Chart:
     """One at a time. Raises `PageError` 503 where others come first for too long."""
-    if not _one_simulation.acquire(timeout=_SIMULATION_LIMIT_S):
-        raise PageError(503, "errors.busy", retry_s=5)
-    try:
+    with _turns.of(_one_simulation):
         return chart(kind, groups, with_false_alarms)
-    finally:
-        _one_simulation.release()
 
 
 def chart_rows(found: Chart) -> list[Json]:

@@ -11,7 +11,7 @@ import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import Query
 from pydantic import BaseModel, ConfigDict, Field
@@ -38,6 +38,7 @@ from station.web.qa_choice import Clock, Word
 from station.web.qa_exports import NoFields
 from station.web.qa_jobs import Job, Kind, State, jobs_of
 from station.web.qa_pages import csv_file
+from station.web.turns import Turns
 
 router = WebRouter()
 _CHECKPOINTS = 24
@@ -51,6 +52,7 @@ _LAST_CHECKPOINTS = text(
 _STYLE = re.compile(r"<style>(.*?)</style>", re.DOTALL)
 _one_document = threading.Lock()
 """Certificates and reports are made one at a time: the machine is the line's."""
+_turns = Turns()
 
 
 # --- verification -------------------------------------------------------------------------------
@@ -156,6 +158,13 @@ def checkpoints_csv(web: Web) -> Response:
     return csv_file(rows, web, "checkpoints")
 
 
+@router.data("/proof/anchors.csv", media_type="text/csv")
+def anchors_csv(web: Web) -> Response:
+    """Where anchors lie, as the last verification found them, as a table."""
+    last = jobs_of(web).verified
+    return csv_file(last.result["anchor_states"] if last else [], web, "anchors")
+
+
 def _checkpoints(reader: Reader) -> list[CheckpointRow]:
     rows = reader.ask(_LAST_CHECKPOINTS.bindparams(count=_CHECKPOINTS))
     return [_checkpoint(row.seq, CheckpointBody.model_validate_json(row.body)) for row in rows]
@@ -258,6 +267,13 @@ def certificates(web: Web, query: Annotated[CertificateQuery, Query()]) -> Certi
     return CertificatesPage(serial=query.serial, attempts=rows)
 
 
+@router.data("/certificates.csv", media_type="text/csv")
+def certificates_csv(web: Web, query: Annotated[CertificateQuery, Query()]) -> Response:
+    """The attempts of a serial as a table."""
+    rows = [row.model_dump() for row in certificates(web, query).attempts]
+    return csv_file(rows, web, "certificates")
+
+
 @router.data("/plates/{result_id}/certificate.html", media_type="text/html")
 def certificate_page(web: Web, person: Person, result_id: str) -> Response:
     """Everything the log says of a plate, with the proof, for people."""
@@ -274,7 +290,7 @@ def certificate_file(web: Web, person: Person, result_id: str) -> Response:
 
 def _certificate(web: Web, person: Person, result_id: str, suffix: str) -> bytes:
     with (
-        _one_at_a_time(),
+        _turns.of(_one_document),
         web.reader(_DOCUMENT_LIMIT_S) as reader,
         tempfile.TemporaryDirectory() as folder,
     ):
@@ -294,20 +310,6 @@ def _certificate(web: Web, person: Person, result_id: str, suffix: str) -> bytes
 def _plain(text_: str) -> str:
     """For a header."""
     return re.sub(r"[^A-Za-z0-9_.-]", "_", text_)[:100]
-
-
-def _one_at_a_time() -> Any:
-    """Waits for its turn for as long as a document may take."""
-    if not _one_document.acquire(timeout=_DOCUMENT_LIMIT_S):
-        raise PageError(503, "errors.busy", retry_s=5)
-    return _Turn()
-
-
-class _Turn:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *exc: object) -> None:
-        _one_document.release()
 
 
 def document(content: bytes) -> Response:
@@ -362,6 +364,12 @@ def reports(web: Web) -> ReportsPage:
     return ReportsPage(has_shifts=True, reports=rows)
 
 
+@router.data("/reports.csv", media_type="text/csv")
+def reports_csv(web: Web) -> Response:
+    """Shifts of the last days as a table."""
+    return csv_file([row.model_dump() for row in reports(web).reports], web, "shifts")
+
+
 def _report_row(span: Span, clock: Clock) -> ReportRow:
     return ReportRow(
         title=span.title,
@@ -376,7 +384,11 @@ def _report_row(span: Span, clock: Clock) -> ReportRow:
 def shift_report(web: Web, query: Annotated[ReportQuery, Query()]) -> Response:
     """A shift on a sheet of paper, as `vqi log report` writes it, as of now."""
     span = _span_of(web, query.shift)
-    with _one_at_a_time(), web.reader(_DOCUMENT_LIMIT_S) as reader, _source(reader) as source:
+    with (
+        _turns.of(_one_document),
+        web.reader(_DOCUMENT_LIMIT_S) as reader,
+        _source(reader) as source,
+    ):
         if note := reader.lag_note:
             raise PageError(503, "qa.report_lags", why=note, retry_s=5)
         return document(report(reader, source, web.station_id, span).encode())

@@ -34,6 +34,8 @@ _MOST_PREVIEW_PIXELS = 2**22
 _BAND_BYTES = 128 * 2**20
 """Decoded bands that are remembered: what a screen of 4096 scan line pixels needs, ten times."""
 _MOST_BANDS = 2**16
+_SAMPLE_BAND_BYTES = 2**20
+"""Each band is needed once, to make the picture small."""
 _REMEMBERED_FILES = 512
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _GREY_8 = struct.pack(">BBBBB", 8, 0, 0, 0, 0)
@@ -113,16 +115,16 @@ class BandIndex:
 class StoredPictures:
     """The pictures of one log's folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, band_bytes: int = _BAND_BYTES) -> None:
         self.folder = folder
         self._checked: Bounded[tuple[object, ...], str] = Bounded(_REMEMBERED_FILES, lambda _: 1)
         self._indexes: Bounded[str, BandIndex] = Bounded(_REMEMBERED_FILES, lambda _: 1)
-        self._bands: Bounded[tuple[str, int], Pixels] = Bounded(_BAND_BYTES, lambda b: b.nbytes)
+        self._bands: Bounded[tuple[str, int], Pixels] = Bounded(band_bytes, lambda b: b.nbytes)
         self._previews: Bounded[str, Pixels] = Bounded(_BAND_BYTES // 8, lambda p: p.nbytes)
 
     def open(self, image: ImageBody) -> BinaryIO:
         """The picture's file, whose bytes are those that were recorded. Raises `PictureError`."""
-        file = _open_beneath(self.folder, image.path)
+        file = self._found(image)
         try:
             found = self._sha256_of(file)
         except OSError as error:
@@ -136,6 +138,9 @@ class StoredPictures:
                 found,
             )
         return file
+
+    def _found(self, image: ImageBody) -> BinaryIO:
+        return _open_beneath(self.folder, image.path)
 
     def _sha256_of(self, file: BinaryIO) -> str:
         """Of a file that is open; once for each state that it was in."""
@@ -188,6 +193,29 @@ class StoredPictures:
         return known
 
 
+class SamplePictures(StoredPictures):
+    """Evidence pictures that lie in one folder under other names: a recipe's limit samples."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, _SAMPLE_BAND_BYTES)
+        self._names: dict[str, str] = {}
+
+    def image(self, sha256: str, name: str) -> ImageBody:
+        """The picture with this content under this name. Raises `PictureError`."""
+        self._names[sha256] = name
+        said = {"role": "evidence", "path": f"{sha256[:2]}/{sha256}.png", "sha256": sha256}
+        unread = ImageBody.model_validate({**said, "bytes": 0, "width_px": 0, "height_px": 0})
+        with self.open(unread) as file:
+            columns, rows = _size_of(file)
+        return unread.model_copy(update={"width_px": columns, "height_px": rows})
+
+    def _found(self, image: ImageBody) -> BinaryIO:
+        name = self._names[image.sha256]
+        if "/" in name:
+            raise PictureError(Trouble.UNREADABLE, f"{name[:100]!r} is no file's name")
+        return _open_at(self.folder, name)
+
+
 class PixelSource:
     """Pixels of a picture, read in parts."""
 
@@ -233,11 +261,16 @@ def _open_beneath(folder: Path, name: str) -> BinaryIO:
     """A regular file in a folder's folder, no symbolic link on the way (openat(2), O_NOFOLLOW)."""
     if not re.fullmatch(PICTURE_NAME, name):
         raise PictureError(Trouble.UNREADABLE, f"{name[:100]!r} is no picture's name")
+    return _open_at(folder / name[:2], name[3:])
+
+
+def _open_at(folder: Path, name: str) -> BinaryIO:
+    """A regular file in a folder, neither a symbolic link. Raises `PictureError`."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        parent = os.open(folder / name[:2], flags | os.O_DIRECTORY)
+        parent = os.open(folder, flags | os.O_DIRECTORY)
         try:
-            descriptor = os.open(name[3:], flags, dir_fd=parent)
+            descriptor = os.open(name, flags, dir_fd=parent)
         finally:
             os.close(parent)
     except FileNotFoundError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -10,22 +11,50 @@ from typing import Any
 
 from test_qms import opened, result
 
+from station.comparisons import COMPARED
 from station.qms import Store
-from station.record import ActuationBody, Body, ReviewBody, Verdict, result_id, rfc3339
+from station.record import ActuationBody, Body, ChangeBody, ReviewBody, Verdict, result_id, rfc3339
 
 STATION = "test-1"
 PLATES = 160
 LAST_MONTH_SERIAL = "LGP-LASTMONTH-42"
+COMPARISON_SHA256 = "c" * 64
 _KINDS = ("scratch", "scratch", "scratch", "dots", "dots", "inclusion", "stain")
 
 
 def write_history(directory: Path, seed: int = 7, recipe_id: str = "small") -> None:
     """Plates of the last 45 days, the newest yesterday; every seventh failed, and half of those
-    were judged by a person. One of last month bears `LAST_MONTH_SERIAL`."""
+    were judged by a person. One of last month bears `LAST_MONTH_SERIAL`; a comparison of models
+    waits for two signatures."""
     chance = random.Random(seed)
     store = Store(directory)
     store.append([row for n in range(1, PLATES + 1) for row in _plate(chance, n, recipe_id)])
+    store.append([_comparison()])
     store.close()
+
+
+def _comparison() -> ChangeBody:
+    """Of another model with the one that judged: it passes two plates that failed."""
+    flips = [result_id(STATION, number) for number in (PLATES // 7 * 7 - 7, PLATES // 7 * 7)]
+    since = datetime.now(UTC) - timedelta(days=45)
+    detail = {
+        "report_sha256": COMPARISON_SHA256,
+        "a_id": "m",
+        "a_sha256": "a" * 64,
+        "a_threshold": "0.5",
+        "b_id": "candidate",
+        "b_sha256": "b" * 64,
+        "b_threshold": "0.5",
+        "since": rfc3339(since),
+        "until": rfc3339(since + timedelta(days=44)),
+        "plates": str(PLATES),
+        "flips": json.dumps({"FAIL -> PASS": len(flips)}),
+        "to_sign": json.dumps(flips),
+        "confirmed": "[]",
+        "differing": "0",
+        "sample_seed": "5" * 32,
+    }
+    return ChangeBody(station_id=STATION, what=COMPARED, who="eve", detail=detail)
 
 
 def _plate(chance: random.Random, number: int, recipe_id: str) -> Iterator[Body]:

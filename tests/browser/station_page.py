@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from history import STATION, write_history
+from history import COMPARISON_SHA256, STATION, write_history
 from people_rig import PEOPLE, add_people, come_for_the_first_time
 from station_rig import Rig, vqi, wait_until
 
@@ -200,12 +200,14 @@ _PARAMETER = re.compile(r"\{(\w+)(:\w+)?\}")
 
 def page_paths(shown: StationPage) -> list[str]:
     """One address of every page that there is, with parameters that name something."""
-    fail = shown.newest("FAIL")
-    good = {"result_id": fail, "name": "small@1"}
+    return filled_paths(shown.routes(), shown.newest("FAIL"), "small@1")
 
-    def filled(path: str) -> str:
-        return _PARAMETER.sub(lambda match: good.get(match[1], "1"), path)
 
-    pages = [one for one in shown.routes() if one.kind == "page" and not one.is_json]
+def filled_paths(routes: Sequence[Declared], plate: str, recipe: str) -> list[str]:
+    """The same of a log that has this plate and `write_history`'s comparison. Raises KeyError for a
+    parameter of which nobody said what it names."""
+    good = {"result_id": plate, "name": recipe, "sha256": COMPARISON_SHA256}
+    pages = [one for one in routes if one.kind == "page" and not one.is_json]
     # Parts of a page that its script fetches are looked at within it.
-    return [filled(one.path) for one in pages if "/_" not in one.template]
+    whole = [one.path for one in pages if "/_" not in one.template]
+    return [_PARAMETER.sub(lambda match: good[match[1]], path) for path in whole]

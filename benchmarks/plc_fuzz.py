@@ -23,6 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from plc_fuzz import Fuzz
+from ports import free_port
 from pymodbus.client import ModbusTcpClient
 
 from drivers.plc.register_map import INPUT_REGISTERS, OUTPUT_REGISTERS
@@ -109,8 +110,7 @@ def figures_of(pid: int) -> tuple[int, int]:
 
 
 def run(frames: int, seed: int, folder: Path) -> dict[str, object]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     config = folder / "station.toml"
     config.write_text(_CONFIG.format(folder=folder, port=port))
     command = [sys.executable, "-m", "station.cli", "serve", "lamp", "--config", str(config)]

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
+from ports import free_port
 from pty_recorder import PtyRecorder
 from pymodbus import FramerType
 from pymodbus.constants import ExcCodes
@@ -169,8 +170,7 @@ class ModbusBoard(Device):
 
     def serve_tcp(self, framer: FramerType = FramerType.SOCKET) -> int:
         """The port it listens at."""
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port: int = free.getsockname()[1]
+        port = free_port()
         self._is_tcp_framed = framer is FramerType.SOCKET
         self._start(
             lambda: ModbusTcpServer(framer=framer, address=("127.0.0.1", port), **self._at())

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
 import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any, Self
 
+from ports import free_port
 from pymodbus.constants import ExcCodes
 from pymodbus.server import ModbusSerialServer, ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
@@ -49,8 +49,7 @@ class ModbusPeer:
 
     def start(self) -> None:
         if self._serial_port is None and not self.port:
-            with socket.create_server(("127.0.0.1", 0)) as free:
-                self.port = free.getsockname()[1]
+            self.port = free_port()
         self._server: Any = self._run(self._serve())
 
     def stop(self) -> None:

@@ -3,7 +3,6 @@ module: everything that goes over their wires, with times of one clock."""
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from modbus_peer import PULSE_OFFSET, ModbusPeer
 from plc_peer import PollingPlc
+from ports import free_port
 from producer_rig import PITCH_MM, SignedLine
 from pty_recorder import PtyRecorder
 from station_rig import Rig
@@ -70,8 +70,7 @@ def plc_line(
     light = {"type": "serial_tower", "port": str(folder / "tower")}
     features = {**_ENCODER, "SimBeltSpeed": BELT_MM_S * speed}
     line = SignedLine(folder, light=light, features=features)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        plc_port = free.getsockname()[1]
+    plc_port = free_port()
     with ModbusPeer() as module, PtyRecorder(folder / "tower") as tower:
         line.rig.tables += _TABLES.format(
             plc_port=plc_port,

@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import pytest
 from modbus_peer import PULSE_OFFSET, ModbusPeer
 from plc_peer import PollingPlc
+from ports import free_port
 from pydantic import TypeAdapter
 
 from drivers.io.settings import SimulatedIoSettings
@@ -114,12 +114,6 @@ class Site:
     def pulses(self) -> list[int]:
         """When the accept coil went on, CLOCK_MONOTONIC ns."""
         return [at_ns for at_ns, coil, is_on in self.module.history if coil == 0 and is_on]
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from modbus_peer import PULSE_OFFSET, ModbusPeer
 from plc_fuzz import Fuzz
+from ports import free_port
 from pydantic import TypeAdapter, ValidationError
 from pymodbus.client import ModbusTcpClient
 from test_stacklight import FakeChip
@@ -350,12 +351,6 @@ def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
         "io_modbus": _io_modbus_bench,
         "io_gpio": _io_gpio_bench,
     }[request.param]()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
 
 
 def open_server() -> ModbusServerLink:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 from hostile_texts import STORABLE
+from ports import free_port
 from test_qms import result
 
 from station.export import Wish, export_to
@@ -115,9 +116,7 @@ def datasette(log: Path) -> Iterator[str]:
     program = Path(sys.executable).with_name("datasette")
     if not program.exists():
         pytest.skip("no datasette here")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [program, log / SNAPSHOT, "--metadata", METADATA, "--port", str(port),
          "--setting", "sql_time_limit_ms", "5000"],

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 from pymodbus.client import ModbusTcpClient
 from station_rig import Rig, vqi, wait_until
-from test_plc import free_port
 from test_qms import result
 
 from drivers.plc import PlcInputs

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from typing import Any
 import httpx
 from history import COMPARISON_SHA256, STATION, write_history
 from people_rig import PEOPLE, add_people, come_for_the_first_time
+from ports import free_port
 from station_rig import Rig, vqi, wait_until
 
 from station.config import load_configuration
@@ -101,14 +101,8 @@ def small_rig(folder: Path) -> Rig:
         fail_hold_s=None,
         station={"id": STATION},
         recipe_lines="[keep]\npass_whole_share = 0.5\n",
-        tables=_TABLES.format(folder=folder, port=_free_port()),
+        tables=_TABLES.format(folder=folder, port=free_port()),
     )
-
-
-def _free_port() -> int:
-    """One that the page gets again where it is started again."""
-    with socket.create_server(("127.0.0.1", 0)) as any_socket:
-        return int(any_socket.getsockname()[1])
 
 
 @contextmanager

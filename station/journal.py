@@ -16,6 +16,7 @@ import select
 import selectors
 import signal
 import sqlite3
+import subprocess
 import threading
 import time
 from collections import deque
@@ -35,6 +36,7 @@ from station.audit import UNREVEALED
 from station.clock import Clock
 from station.config import EX_CONFIG, ConfigError, Configuration
 from station.counters import Histogram
+from station.idle import start_idle
 from station.images import Draft, ImageFolder, Pictures, Pixels, SyncFailed
 from station.ipc import (
     SOCKETS,
@@ -62,7 +64,6 @@ from station.qms import (
     Store,
     StoreError,
     StoreRefused,
-    publish_snapshot,
 )
 from station.recipes import (
     ACTIVATED,
@@ -880,7 +881,7 @@ class _Journal:
     # --- what is left behind --------------------------------------------------------------------
 
     def _renew_snapshot(self) -> None:
-        """Copy the log for other readers, on a thread of its own and through a reader."""
+        """Have the log copied for other readers; a thread waits for the process that does it."""
         is_busy = self._snapshot is not None and self._snapshot.is_alive()
         if is_busy or time.monotonic() < self._snapshot_due or self._is_stopping:
             return
@@ -890,15 +891,24 @@ class _Journal:
 
     def _publish(self) -> None:
         started = time.monotonic()
-        try:
-            publish_snapshot(self._directory)
-            self._snapshot_problem = ""
-        except Exception as error:  # noqa: BLE001  the log itself is not affected
-            self._snapshot_problem = str(error)
-            _LOG.warning("the snapshot could not be renewed", error=str(error))
+        self._snapshot_problem = self._copied()
+        if self._snapshot_problem:  # the log itself is not affected
+            _LOG.warning("the snapshot could not be renewed", error=self._snapshot_problem)
         # A long log is copied less often, so that copying stays a small part of the work.
         pause_s = _SNAPSHOT_PAUSES * (time.monotonic() - started)
         self._snapshot_due = max(self._snapshot_due, time.monotonic() + pause_s)
+
+    def _copied(self) -> str:
+        """Why the log could not be copied; empty if it was."""
+        files = [str(self._directory / name) for name in (DATABASE, SNAPSHOT)]
+        try:
+            copying = start_idle(
+                *("-m", "station.snapshot", *files), is_awaited=True, stderr=subprocess.PIPE
+            )
+            _, said = copying.communicate()
+        except OSError as error:
+            return str(error)
+        return "" if copying.returncode == 0 else said.strip() or f"status {copying.returncode}"
 
     def _write_last_tick(self) -> None:
         if self._last_tick_at is None:

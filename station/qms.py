@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -741,30 +740,3 @@ def _content(fields: Json) -> Json:
     """What a row says, without when it was written and what the journal filled in."""
     filled = ("written_at", "images", "pixels_sha256", *FILLED_IN)
     return {key: value for key, value in fields.items() if key not in filled}
-
-
-def publish_snapshot(directory: Path) -> None:
-    """Copy the log through a reading connection; write, sync, rename, sync the folder."""
-    temporary, final = directory / f"{SNAPSHOT}.new", directory / SNAPSHOT
-    temporary.unlink(missing_ok=True)
-    source = sqlite3.connect(f"file:{directory / DATABASE}?mode=ro", uri=True)
-    copy = sqlite3.connect(temporary)
-    try:
-        # In one step: between two, a commit would make it begin again, on a live log for ever.
-        source.backup(copy, pages=-1)
-        copy.execute("PRAGMA journal_mode = DELETE")
-    finally:
-        copy.close()
-        source.close()
-    temporary.chmod(0o644)
-    _sync(temporary)
-    temporary.rename(final)
-    _sync(directory)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

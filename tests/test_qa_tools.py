@@ -24,8 +24,9 @@ from test_qms import result
 
 from station.export import Wish, export_to
 from station.export_source import Chosen, Source
-from station.qms import DATABASE, SNAPSHOT, Store, publish_snapshot
+from station.qms import DATABASE, SNAPSHOT, Store
 from station.record import ReviewBody, Verdict, result_id
+from station.snapshot import publish
 
 CHECKOUT = Path(__file__).parents[1]
 METADATA = CHECKOUT / "deploy" / "datasette" / "metadata.json"
@@ -50,7 +51,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
         said = ReviewBody(station_id="s", result_id=result_id("s", 1), verdict=Verdict.PASS,
                           reviewer="kim", reason="dust")  # fmt: skip
         store.append([said])
-    publish_snapshot(folder)
+    publish(folder / DATABASE, folder / SNAPSHOT)
     return folder
 
 

@@ -18,12 +18,12 @@ from station.log_reader import Filter, Reader
 from station.log_verify import verify, verify_tail
 from station.qms import (
     DATABASE,
+    SNAPSHOT,
     WAL_KEPT_BYTES,
     ContradictionError,
     Store,
     StoreError,
     StoreRefused,
-    publish_snapshot,
 )
 from station.record import (
     AcceptBody,
@@ -38,6 +38,7 @@ from station.record import (
     Verdict,
     result_id,
 )
+from station.snapshot import publish
 
 
 def opened(number: int, ordinal: int | None = None) -> OpenedBody:
@@ -272,7 +273,7 @@ def test_a_newer_schema_is_refused(directory: Path) -> None:
 
 def test_the_snapshot_says_what_the_live_file_says(directory: Path, tmp_path: Path) -> None:
     with Store(directory) as store:
-        publish_snapshot(store.directory)
+        publish(store.directory / DATABASE, store.directory / SNAPSHOT)
         with Reader(directory) as live:
             assert live.source == "live"
             rows = [tuple(row) for row in live.rows()]
@@ -483,7 +484,7 @@ def test_a_snapshot_is_finished_while_rows_are_written(long_log: Path, tmp_path:
         writer.start()
         try:
             for _ in range(3):
-                publish_snapshot(folder)
+                publish(folder / DATABASE, folder / SNAPSHOT)
         finally:
             is_done.set()
             writer.join()

@@ -21,7 +21,7 @@ from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 from test_qms import opened, result
 
 from station.log_reader import Filter, Reader
-from station.qms import DATABASE, SNAPSHOT, Store, StoreError, publish_snapshot
+from station.qms import DATABASE, SNAPSHOT, Store, StoreError
 from station.questions import (
     Questions,
     Selection,
@@ -33,6 +33,7 @@ from station.questions import (
     reviewed_select,
 )
 from station.record import Body, ReviewBody, Verdict, result_id
+from station.snapshot import publish
 from station.tables import DEFECT
 
 PLATES = 1200
@@ -295,7 +296,7 @@ def test_rows_are_json(log: Path) -> None:
 
 
 def test_the_snapshot_answers_as_the_live_file(log: Path, tmp_path: Path) -> None:
-    publish_snapshot(log)
+    publish(log / DATABASE, log / SNAPSHOT)
     shutil.copy(log / SNAPSHOT, tmp_path)
     with Reader(log) as live, Reader(tmp_path) as snapshot:
         assert snapshot.source == "snapshot"

@@ -15,9 +15,10 @@ from test_qms import acted, change, opened, result, review
 from station import derived, qms
 from station.log_reader import Filter, Reader
 from station.log_verify import verify
-from station.qms import DATABASE, Store, canonical, chain, publish_snapshot, sha256_text
+from station.qms import DATABASE, Store, canonical, chain, sha256_text
 from station.record import Body, DefectBody, Verdict
 from station.schema import FIRST, STEPS
+from station.snapshot import publish
 
 DEFECTS = [
     DefectBody(x_px=1, y_px=2, w_px=3, h_px=4, x_mm=0.5, y_mm=1.5, score=0.75),
@@ -218,7 +219,7 @@ def test_a_later_programs_steps_are_left_alone(tmp_path: Path) -> None:
 def test_views_are_in_the_log_and_in_its_snapshot(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         store.append(plates(1, 10))
-        publish_snapshot(tmp_path)
+        publish(tmp_path / DATABASE, tmp_path / qms.SNAPSHOT)
     for name in (DATABASE, qms.SNAPSHOT):
         log = sqlite3.connect(tmp_path / name)
         log.row_factory = sqlite3.Row

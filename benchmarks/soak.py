@@ -4,19 +4,22 @@
 
 The station runs at half of the highest rate that it carries here, on small plates, while QA's
 queries, scrapes, backups and the renewal of the snapshot go on. Every few seconds each process is
-looked at; at the end each series has a slope with a 95 % interval. A series is flat if that
-interval holds 0, or the slope lies below a stated floor. The minutes of all pieces at one rate add
-up in --folder: a soak that was ended goes on where it was, each piece with its seed, commit, host
-and result in ledger.jsonl. A piece that was killed has none and does not count, nor does one of a
-program that has changed since. Plots are beside it as SVG.
+looked at; what it holds is the least of each minute, since what comes and goes every half minute
+is met by some looks and not by others. At the end each series has a slope with a 95 % interval. A
+series is flat if that interval holds 0, or the slope lies below a stated floor. The minutes of all
+pieces at one rate add up in --folder: a soak that was ended goes on where it was, each piece with
+its seed, commit, host and result in ledger.jsonl. A piece that was killed has none and does not
+count, nor does one of a program that has changed since. Plots are beside it as SVG.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -49,6 +52,7 @@ from loaded_station import (
 from prometheus_client.parser import text_string_to_metric_families
 
 from station.chart import line_chart
+from station.qms import DATABASE, WAL_KEPT_BYTES
 
 Json = dict[str, Any]
 _EVERY_S = 5.0
@@ -58,6 +62,7 @@ _WARM_UP_S = 600.0
 """Of each piece at most, and a fifth of it: caches and pools fill."""
 _DEFECTIVE_SHARE = 0.1
 """So that pictures of hours fit on the disk."""
+_FILL_LIMIT_S = 300.0
 _T_95 = 1.96
 _ENDED, _STOPPED = "to its end", "told to stop"
 
@@ -124,6 +129,7 @@ def soak(bench: Bench, rate_hz: float, options: argparse.Namespace) -> None:
     row: Json = {"piece": piece, "seed": options.seed, **state(), "host": host(),
                  "rate_hz": rate_hz, "boot_id": boot_id()}  # fmt: skip
     with running(bench) as station, loads(bench):
+        fill_wal(bench)
         before = lives(station, PROCESSES)
         try:
             sample(bench, samples, row, time.monotonic() + left_s)
@@ -138,6 +144,18 @@ def soak(bench: Bench, rate_hz: float, options: argparse.Namespace) -> None:
     row |= {key: last.get(key) for key in ("plates", "undecided", "gaps", "lost_frames")}
     row |= {"camera_restarts": last.get("camera_restarts"), "findings": verified(bench)}
     append_line(ledger, row)
+
+
+def fill_wal(bench: Bench) -> None:
+    """As after its first long read: the write-ahead file then stays as long as one is kept."""
+    log, deadline = bench.journal / DATABASE, time.monotonic() + _FILL_LIMIT_S
+    with contextlib.closing(sqlite3.connect(f"file:{log}?mode=ro", uri=True)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT 1 FROM row LIMIT 1").fetchone()
+        while log.with_name(f"{log.name}-wal").stat().st_size <= WAL_KEPT_BYTES:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no {WAL_KEPT_BYTES} bytes came in {_FILL_LIMIT_S:g} s")
+            time.sleep(0.5)
 
 
 def sample(bench: Bench, path: Path, row: Json, until_s: float) -> None:
@@ -269,12 +287,17 @@ def longest_min(samples: list[Json]) -> float:
 
 
 def sampled_series(samples: list[Json]) -> dict[str, Series]:
-    names = {key for row in samples for key in row if " " in key}
+    """The least of each minute."""
+    least: dict[str, dict[tuple[int, int], float]] = {}
+    for row in samples:
+        minute = (row["piece"], (row["at_ns"] - row["began_ns"]) // (60 * 10**9))
+        for name in (key for key in row if " " in key):
+            of_it = least.setdefault(name, {})
+            of_it[minute] = min(row[name], of_it.get(minute, math.inf))
     return {
-        name: _series([(row["piece"], (row["at_ns"] - row["began_ns"]) / 3600e9, row[name])
-                       for row in samples if name in row])
-        for name in names
-    }  # fmt: skip
+        name: _series([(piece, minute / 60, value) for (piece, minute), value in found.items()])
+        for name, found in least.items()
+    }
 
 
 def latency_series(bench: Bench, samples: list[Json]) -> dict[str, Series]:

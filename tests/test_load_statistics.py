@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from interference import block_order, ratio
 from leave_green import figures, is_proven
 from loaded_station import Bench, Floats, append_line, counting, read_lines
-from soak import Series, exit_status, is_whole, judged, minutes_of, samples_of, slope_per_h
+from soak import (
+    Series,
+    exit_status,
+    is_whole,
+    judged,
+    minutes_of,
+    sampled_series,
+    samples_of,
+    slope_per_h,
+)
 from station_rig import wait_until
 from test_campaign import commit, git
 
@@ -174,6 +183,17 @@ def test_a_soak_that_was_ended_early_has_not_shown_it(
 ) -> None:
     result = {"minutes": minutes, "is_flat": is_flat, "is_whole": is_whole}
     assert exit_status(result, 90.0) == status
+
+
+def test_what_a_process_holds_is_the_least_of_each_minute() -> None:
+    """Copying takes some MB for a second: looks that happen to meet it are no growth."""
+    rows = [
+        {"piece": 1, "began_ns": 0, "at_ns": at_s * 10**9, "rss journal": 100.0 + peak}
+        for at_s, peak in ((0, 0), (30, 12), (59, 1), (60, 12), (90, 2), (150, 3))
+    ]
+    series = sampled_series(rows)["rss journal"]
+    assert series.values.tolist() == [100.0, 102.0, 103.0]
+    assert series.hours.tolist() == pytest.approx([0, 1 / 60, 2 / 60])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

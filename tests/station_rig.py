@@ -68,8 +68,8 @@ class Rig:
         threshold = "" if self.threshold is None else f"threshold = {self.threshold}\n"
         recipe = self.folder / "recipe.toml"
         text = _RECIPE + threshold + self.recipe_lines
-        # What is not about promotion may take any model.
-        text += "" if "[promotion]" in text else "[promotion]\nevidence = []\n"
+        if "[promotion]" not in text:  # what is not about promotion may take any model
+            text = text.replace("[model]", "[promotion]\nevidence = []\n[model]", 1)
         recipe.write_text(text)
         camera = {
             "type": "simulated",

@@ -83,9 +83,21 @@ function put(name, html) {
     if (known && known.outerHTML === item.outerHTML) item.replaceWith(known);
   }
   const focused = region.contains(document.activeElement) && document.activeElement.getAttribute("href");
+  const left = region.querySelector(".strip")?.scrollLeft ?? 0;
   region.replaceChildren(fresh.content);
   tellHeld();
-  if (focused) region.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
+  const strip = region.querySelector(".strip");
+  if (strip) strip.scrollLeft = left;
+  const again = focused && region.querySelector(`[href="${CSS.escape(focused)}"]`);
+  if (!again) return;
+  again.focus({ preventScroll: true }); // the page stays where it is; a plate is kept in its strip
+  if (strip?.contains(again)) keepIn(strip, again);
+}
+
+function keepIn(strip, plate) {
+  const seen = strip.getBoundingClientRect();
+  const box = plate.getBoundingClientRect();
+  strip.scrollLeft += Math.max(0, box.right - seen.right) || Math.min(0, box.left - seen.left);
 }
 
 // Who acknowledges says which plate was seen.

@@ -76,29 +76,30 @@ function hear(beat) {
 function put(name, html) {
   const region = line.querySelector(`[data-region="${CSS.escape(name)}"]`);
   if (!region) return;
+  // Before known items are moved, which takes the focus from them.
+  const focused = region.contains(document.activeElement) && document.activeElement.getAttribute("href");
   const fresh = document.createElement("template");
   fresh.innerHTML = html;
   for (const item of fresh.content.querySelectorAll("[data-key]")) {
     const known = region.querySelector(`[data-key="${CSS.escape(item.dataset.key)}"]`);
     if (known && known.outerHTML === item.outerHTML) item.replaceWith(known);
   }
-  const focused = region.contains(document.activeElement) && document.activeElement.getAttribute("href");
   const left = region.querySelector(".strip")?.scrollLeft ?? 0;
   region.replaceChildren(fresh.content);
   tellHeld();
   const strip = region.querySelector(".strip");
   if (strip) strip.scrollLeft = left;
-  const again = focused && region.querySelector(`[href="${CSS.escape(focused)}"]`);
-  if (!again) return;
-  again.focus({ preventScroll: true }); // the page stays where it is; a plate is kept in its strip
-  if (strip?.contains(again)) keepIn(strip, again);
+  if (focused) region.querySelector(`[href="${CSS.escape(focused)}"]`)?.focus({ preventScroll: true });
 }
 
-function keepIn(strip, plate) {
+// A browser leaves a plate that is seen in part where it is.
+line.addEventListener("focusin", ({ target }) => {
+  const strip = target.closest(".strip");
+  if (!strip) return;
   const seen = strip.getBoundingClientRect();
-  const box = plate.getBoundingClientRect();
+  const box = target.getBoundingClientRect();
   strip.scrollLeft += Math.max(0, box.right - seen.right) || Math.min(0, box.left - seen.left);
-}
+});
 
 // Who acknowledges says which plate was seen.
 function tellHeld() {

@@ -74,6 +74,26 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(
     assert not faults
 
 
+def test_the_focus_stays_on_its_plate_when_another_comes(shown: StationPage, browser: Any) -> None:
+    with screen(browser, shown.url, TOUCH) as one:
+        sign_in(one, "ada")
+        one.open("/")
+        one.page.locator(".strip a").nth(4).focus()
+        focused = one.page.evaluate("document.activeElement.getAttribute('href')")
+        newest = one.page.locator(".strip a").first.get_attribute("href")
+        one.page.wait_for_function(
+            "newest => document.querySelector('.strip a').getAttribute('href') !== newest",
+            arg=newest,
+        )
+        assert one.page.evaluate("document.activeElement.getAttribute('href')") == focused
+        card, strip = (
+            one.page.locator(name).first.bounding_box()
+            for name in (f'.strip [href="{focused}"]', ".strip")
+        )
+        assert strip["x"] - 1 <= card["x"]
+        assert card["x"] + card["width"] <= strip["x"] + strip["width"] + 1
+
+
 def test_a_gloved_finger_hits_what_it_means(
     shown: StationPage, browser: Any, paths: list[str]
 ) -> None:

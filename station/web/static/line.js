@@ -76,15 +76,15 @@ function hear(beat) {
 function put(name, html) {
   const region = line.querySelector(`[data-region="${CSS.escape(name)}"]`);
   if (!region) return;
-  // Before known items are moved, which takes the focus from them.
+  // Before known items are moved, which takes the focus and the scrolling from them.
   const focused = region.contains(document.activeElement) && document.activeElement.getAttribute("href");
+  const left = region.querySelector(".strip")?.scrollLeft ?? 0;
   const fresh = document.createElement("template");
   fresh.innerHTML = html;
   for (const item of fresh.content.querySelectorAll("[data-key]")) {
     const known = region.querySelector(`[data-key="${CSS.escape(item.dataset.key)}"]`);
     if (known && known.outerHTML === item.outerHTML) item.replaceWith(known);
   }
-  const left = region.querySelector(".strip")?.scrollLeft ?? 0;
   region.replaceChildren(fresh.content);
   tellHeld();
   const strip = region.querySelector(".strip");

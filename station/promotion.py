@@ -174,9 +174,13 @@ def _of(rows: Iterable[Row], what: str) -> list[Row]:
     return [row["detail"] for row in rows if row["what"] == what]
 
 
-def _gate(kind: Evidence, wanted: Judging, rows: Sequence[Row]) -> Shown:
+def _figures(kind: Evidence, wanted: Judging, rows: Sequence[Row]) -> list[Row]:
     said = [one for one in map(_measured, rows) if one.get("set") == kind]
-    said = [one for one in said if _is_of(one, wanted) and _is_of_product(one, wanted)]
+    return [one for one in said if _is_of(one, wanted) and _is_of_product(one, wanted)]
+
+
+def _gate(kind: Evidence, wanted: Judging, rows: Sequence[Row]) -> Shown:
+    said = _figures(kind, wanted, rows)
     if not said:
         return Shown(kind, f"nothing measured yet: `vqi model gate {wanted.name}`")
     return Shown(kind, str(said[-1].get("problem", "")), str(said[-1].get("words", "")))
@@ -186,7 +190,7 @@ def _beside(kind: Evidence, active: Judging, wanted: Judging, rows: Sequence[Row
     """Figures that say nothing without those of the model that judges now."""
     beside = [one for one in rows if _is_of(one["detail"], active, "judging_")]
     found = _gate(kind, wanted, beside)
-    if not found.problem or beside == rows or not _gate(kind, wanted, rows).words:
+    if _figures(kind, wanted, beside) or not _figures(kind, wanted, rows):
         return found
     return replace(found, problem=f"{found.problem} (beside {active.name}, which judges now)")
 

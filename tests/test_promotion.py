@@ -156,6 +156,13 @@ def test_all_that_is_asked_for_is_shown_by_rows_of_this_model_at_this_threshold(
             assert len(missing([*left, changed])) == (0 if is_still_shown else 1), others
 
 
+def test_figures_beside_another_judge_say_beside_whom_they_are_wanted() -> None:
+    elsewhere = gated("audit", judging_model_sha256=B)
+    assert "(beside r@1, which judges now)" in missing([elsewhere])["audit"]
+    refused = gated("audit", problem="it lets one escape")
+    assert missing([*SHOWN, elsewhere, refused])["audit"] == "it lets one escape"
+
+
 def test_unless_the_version_in_force_says_otherwise_everything_is_to_be_shown() -> None:
     assert PromotionRecipe().evidence == ALL
     assert load_recipe("shipped:demo-lgp").value.promotion == PromotionRecipe()
@@ -657,7 +664,7 @@ def test_a_planted_bad_model_is_refused_at_each_gate(rig: Rig, models: tuple[Pat
         assert "escape, which the judging model does not" in gated.output
         assert re.search(r"is PASS [0-9.]+, not FAIL", gated.output)
         version = Desk.at(configuration).known.of("small@3")
-        with pytest.raises(AssertionError, match=r"small@3: limit_samples.*small@3: audit"):
+        with pytest.raises(AssertionError, match=r"small@3: limit_samples.*escape, which"):
             submitted(rig, approved_change("test-1", version, "bob", ""))
 
         good = here(model, rig, "promote", str(models[0]), *said, "--plates", "200", "--json")

@@ -230,7 +230,8 @@ def _compared(active: Judging, wanted: Judging, rows: Sequence[Row]) -> Shown:
     for earlier in of_pair[:-1]:
         if earlier.escapes:
             words = f"{earlier.escapes[0]}: called an escape in {earlier.sha256[:12]}"
-            return Shown("compare", words)
+            advice = "another person may withdraw it: `vqi model sign-flip`"
+            return Shown("compare", f"{words}; {advice}")
     return _compared_last(of_pair[-1], active.asks.compare_plates, wanted.recipe_id)
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 from station import packing
 from station.backup import BackupError, copy_picture
 from station.config import shipped_path
-from station.export import file_sha256, sync, write_durably
+from station.durable import sync
+from station.export import file_sha256, write_durably
 from station.export_rows import Context
 from station.export_source import Chosen, Head, Source
 from station.qms import IMAGES, Json

@@ -22,6 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from station.durable import sync
 from station.lock import take_lock
 from station.log_reader import Reader
 from station.log_verify import Verification, verify
@@ -174,7 +175,7 @@ def _copy_database(journal: Path, incoming: Path) -> None:
     finally:
         copy.close()
         source.close()
-    _sync(target)
+    sync(target)
 
 
 def _copy_key(journal: Path, incoming: Path) -> None:
@@ -231,7 +232,7 @@ def _copy_pictures(journal: Path, directory: Path, since: int) -> tuple[list[str
         folders.add(target.parent)
         copied.append(path)
     for folder in folders:
-        _sync(folder)
+        sync(folder)
     return copied, ""
 
 
@@ -306,14 +307,14 @@ def _write_manifest(incoming: Path, found: Verification, copied: list[str]) -> N
     }
     path = incoming / MANIFEST
     path.write_text(json.dumps(manifest, indent=1) + "\n")
-    _sync(path)
+    sync(path)
 
 
 def _publish(directory: Path) -> str:
     name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
-    _sync(directory / _INCOMING)
+    sync(directory / _INCOMING)
     (directory / _INCOMING).rename(directory / name)
-    _sync(directory)
+    sync(directory)
     return name
 
 
@@ -355,11 +356,3 @@ def _unneeded(newest: Path, since: int, until: int) -> list[str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
+from station.durable import sync
 from station.export_rows import ASK_FOR_LESS, Context, ExportError
 from station.export_source import Chosen, Head, Source
 from station.log_reader import Reader
@@ -197,14 +198,6 @@ def _put(temporary: Path, path: Path, manifest: Json) -> None:
     temporary.rename(path)
     sync(path.parent)
     write_durably(manifest_path(path), json.dumps(manifest, indent=1) + "\n")
-
-
-def sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- is it still what the log says? ---------------------------------------------------------------

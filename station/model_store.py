@@ -39,6 +39,7 @@ from models.card import (
 from models.graph import GraphRefused, check_self_contained
 from models.registry import find_model, list_models, shipped_model
 from station.config import Configuration
+from station.durable import sync
 from station.ingress import name_problem
 from station.lock import take_lock
 from station.model_signatures import (
@@ -322,7 +323,7 @@ class ModelStore:
                 if read_folder(folder).files != bundle.files:
                     raise ModelError(f"{folder}: changed while it was tried")
                 folder.rename(self.path / bundle.id)
-                _sync(self.path)
+                sync(self.path)
             return True
 
     def sign(self, id: str, signature: Signature) -> None:
@@ -349,7 +350,7 @@ class ModelStore:
             return False
         with self._coming(merged) as folder:
             (folder / SIGNATURES_FILE).rename(self.path / known.id / SIGNATURES_FILE)
-            _sync(self.path / known.id)
+            sync(self.path / known.id)
         return True
 
     @contextlib.contextmanager
@@ -362,7 +363,7 @@ class ModelStore:
         try:
             for name, data in bundle.files.items():
                 _write_new(folder / name, data)
-            _sync(folder)
+            sync(folder)
             yield folder
         finally:
             shutil.rmtree(outer, ignore_errors=True)
@@ -388,14 +389,6 @@ def _write_new(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def try_bundle(bundle: Bundle, check: Callable[[Path], T]) -> T:

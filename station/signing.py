@@ -26,6 +26,7 @@ from station.commissioned import (
 )
 from station.commissioning_report import REPORT_HTML, REPORT_JSON, Report, html
 from station.config import Configuration, Loaded
+from station.durable import sync
 from station.ipc import NotPermitted, PeerGone
 from station.journal import JournalClient
 from station.lock import STATION_LOCK, take_lock
@@ -190,7 +191,7 @@ def sign(source: str, settings: Configuration, file: CommissioningFile, path: Pa
             _write_durably(temporary, file.as_bytes())
             number = _submit(source, settings, file)
             temporary.replace(path)
-            _sync_folder(path.parent)
+            sync(path.parent)
     except OSError as error:
         raise SigningError(f"{path}: cannot be written: {error.strerror}") from error
     return number
@@ -250,11 +251,3 @@ def _write_durably(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,10 +9,11 @@ which runs for months.
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import sys
 from pathlib import Path
+
+from station.durable import sync
 
 
 def publish(log: Path, snapshot: Path) -> None:
@@ -28,17 +29,9 @@ def publish(log: Path, snapshot: Path) -> None:
         source.backup(copy, pages=-1)
         copy.execute("PRAGMA journal_mode = DELETE")
     temporary.chmod(0o644)
-    _sync(temporary)
+    sync(temporary)
     temporary.rename(snapshot)
-    _sync(snapshot.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(snapshot.parent)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def plates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = root / "recipe.toml"
     rig = Rig(root)
     rig.write()
-    path.write_text(path.read_text().replace("[model]", DOTS + "[model]"))
+    path.write_text(path.read_text().replace("[plate]\n", "[plate]\n" + DOTS))
     source = PlateSource(load_recipe(str(path)).value, 0.1, 768)
     with TileFolder(root) as folder:
         for number in range(2 * (GOOD + 1)):
@@ -86,7 +86,7 @@ def test_a_product_is_rendered_with_the_dots_of_its_recipe(tmp_path: Path) -> No
     def tile(dots: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
         path = tmp_path / "recipe.toml"
         Rig(tmp_path).write()
-        path.write_text(path.read_text().replace("[model]", dots + "[model]"))
+        path.write_text(path.read_text().replace("[plate]\n", "[plate]\n" + dots))
         source = PlateSource(load_recipe(str(path)).value, 0.1, 768)
         return source.plate(np.random.default_rng(1), False, 0.0, 1.0)[0].pixels
 

@@ -89,6 +89,7 @@ from station.record import (
     utc_now,
 )
 from station.release import program_version
+from station.snapshot import unfinished
 from station.systemd import exit_with_starter, notify
 
 _LOG = get_logger("journal")
@@ -104,6 +105,9 @@ _TICK_FILE_EVERY_S = 0.5
 _REFUSED_PAUSE_S = 1.0
 """Before the derived tables are tried again."""
 _SNAPSHOT_PAUSES = 20
+_SNAPSHOT_LIMIT_S = 3600.0
+_LAST_SNAPSHOT_LIMIT_S = 6.0
+"""At the end, well within what the unit has to stop; where it is too short the old copy stays."""
 _MIN_FREE_FILES = 20
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -347,6 +351,7 @@ class _Journal:
         self._snapshot_due = time.monotonic()
         self._snapshot: threading.Thread | None = None
         self._snapshot_problem = ""
+        self._copying: subprocess.Popen[str] | None = None
         self._catch_up_due = 0.0
 
     def run(self) -> int:
@@ -378,14 +383,16 @@ class _Journal:
         return 0
 
     def _close(self) -> None:
-        if self._snapshot is not None:
-            self._snapshot.join()
+        while self._snapshot is not None and self._snapshot.is_alive():
+            if self._copying is not None:
+                self._copying.kill()  # what it copies is not the end of the log
+            self._snapshot.join(0.05)
         self._upkeep.close()
         for client in list(self._clients):
             self._drop(client)
         self._encoders.shutdown()
         self._write_last_tick()
-        self._publish()
+        self._publish(_LAST_SNAPSHOT_LIMIT_S)
         self._store.close()
         self._listener.close()
 
@@ -889,26 +896,37 @@ class _Journal:
         self._snapshot = threading.Thread(target=self._publish, name="snapshot", daemon=True)
         self._snapshot.start()
 
-    def _publish(self) -> None:
+    def _publish(self, limit_s: float = _SNAPSHOT_LIMIT_S) -> None:
         started = time.monotonic()
-        self._snapshot_problem = self._copied()
+        self._snapshot_problem = self._copied(limit_s)
         if self._snapshot_problem:  # the log itself is not affected
             _LOG.warning("the snapshot could not be renewed", error=self._snapshot_problem)
         # A long log is copied less often, so that copying stays a small part of the work.
         pause_s = _SNAPSHOT_PAUSES * (time.monotonic() - started)
         self._snapshot_due = max(self._snapshot_due, time.monotonic() + pause_s)
 
-    def _copied(self) -> str:
+    def _copied(self, limit_s: float) -> str:
         """Why the log could not be copied; empty if it was."""
-        files = [str(self._directory / name) for name in (DATABASE, SNAPSHOT)]
+        files = [self._directory / name for name in (DATABASE, SNAPSHOT)]
         try:
-            copying = start_idle(
-                *("-m", "station.snapshot", *files), is_awaited=True, stderr=subprocess.PIPE
+            self._copying = start_idle(
+                *("-m", "station.snapshot", *map(str, files)),
+                is_awaited=True,
+                stderr=subprocess.PIPE,
             )
-            _, said = copying.communicate()
         except OSError as error:
             return str(error)
-        return "" if copying.returncode == 0 else said.strip() or f"status {copying.returncode}"
+        try:
+            _, said = self._copying.communicate(timeout=limit_s)
+        except subprocess.TimeoutExpired:
+            self._copying.kill()
+            _, said = self._copying.communicate()
+            said = said or f"copying the log took over {limit_s:g} s"
+        if self._copying.returncode == 0:
+            return ""
+        with contextlib.suppress(OSError):
+            unfinished(files[1]).unlink(missing_ok=True)
+        return said.strip() or f"status {self._copying.returncode}"
 
     def _write_last_tick(self) -> None:
         if self._last_tick_at is None:

@@ -16,10 +16,15 @@ from pathlib import Path
 from station.durable import sync
 
 
+def unfinished(snapshot: Path) -> Path:
+    """Where a copy lies while it is made."""
+    return snapshot.with_name(f"{snapshot.name}.new")
+
+
 def publish(log: Path, snapshot: Path) -> None:
     """Copy the log through a reading connection; write, sync, rename, sync the folder. Raises
     OSError, sqlite3.Error."""
-    temporary = snapshot.with_name(f"{snapshot.name}.new")
+    temporary = unfinished(snapshot)
     temporary.unlink(missing_ok=True)
     with (
         contextlib.closing(sqlite3.connect(f"file:{log}?mode=ro", uri=True)) as source,

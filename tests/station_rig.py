@@ -231,6 +231,11 @@ def children(pid: int) -> dict[str, int]:
     return found
 
 
+def copiers(journal_pid: int) -> list[int]:
+    """The processes that copy the log for other tools, one or none."""
+    return [child for child in _child_pids(journal_pid) if "station.snapshot" in _command(child)]
+
+
 def _child_pids(pid: int) -> list[int]:
     try:
         tasks = list(Path(f"/proc/{pid}/task").iterdir())

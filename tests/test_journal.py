@@ -17,14 +17,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from station_rig import Rig, start_vqi, vqi, wait_until
+from station_rig import Rig, copiers, start_vqi, vqi, wait_until
 from test_qms import change, opened, result
 
 from station.ipc import Json, PeerGone
 from station.journal import JournalClient, journal_path
 from station.log_reader import Filter, Reader
 from station.log_verify import verify
-from station.qms import DATABASE, Store
+from station.qms import DATABASE, SNAPSHOT, Store
 from station.record import Verdict
 
 
@@ -283,6 +283,38 @@ def test_a_stop_writes_what_waits_and_publishes(
         rows = len(list(reader.results(Filter())))
         assert verify(reader).findings == []
     assert rows > 0
+
+
+def test_a_copy_that_fails_is_said_and_rows_go_on(rig: Rig) -> None:
+    rig.journal.mkdir()
+    in_the_way = rig.journal / f"{SNAPSHOT}.new"
+    in_the_way.mkdir()
+    process = start(rig)
+    try:
+        with contextlib.closing(connect(rig)) as client:
+            wait_until(lambda: client.status()["snapshot_problem"], 10.0, "what is wrong")
+            assert str(in_the_way) in client.status()["snapshot_problem"]
+            assert client.submit([opened(1)])["ok"]
+            in_the_way.rmdir()
+            wait_until(lambda: not client.status()["snapshot_problem"], 20.0, "a copy")
+            assert client.status()["snapshot_age_s"] is not None
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_copy_that_hangs_does_not_hold_up_the_end(
+    rig: Rig, process: subprocess.Popen[bytes], client: JournalClient
+) -> None:
+    assert client.submit([opened(1)])["ok"]
+    wait_until(lambda: copiers(process.pid) != [], 30.0, "a copy on its way")
+    for pid in copiers(process.pid):
+        os.kill(pid, signal.SIGSTOP)
+    process.terminate()
+    assert process.wait(14.0) == 0, "its unit kills it after 15 s"
+    assert not (rig.journal / f"{SNAPSHOT}.new").exists()
+    with contextlib.closing(sqlite3.connect(rig.journal / SNAPSHOT)) as copy:
+        assert copy.execute("SELECT count(*) FROM row").fetchone()[0] > 0
 
 
 def test_tables_that_take_no_line_are_said_and_rows_go_on(rig: Rig) -> None:

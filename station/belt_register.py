@@ -7,12 +7,15 @@ any moment is never further from where it is taken to be. A plate whose point li
 for the frame that says that it is reached.
 
 A plate is at its point once: a belt that turns and comes again finds it done.
+
+A pulse is begun where it fits before the next plate at the speed of then. A belt that goes faster
+afterwards takes the next plate there sooner: `is_next_here` says when it may be.
 """
 
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -20,6 +23,8 @@ SLACK_S = 0.02
 """Travel in this time may be added to half a frame height: writing and reading take time, too."""
 _WIRE_S = 0.01
 """Of it, what is left to the command's way to the output where a plate is beyond its point."""
+_STOP_RATIO = 0.5
+"""A frame that took twice as long as its speed before says may have met a stop."""
 MAX_PLATES = 256
 """Plates between camera and accept point, at most; the oldest is forgotten."""
 
@@ -54,6 +59,8 @@ class Decision:
     """Scan lines that the belt is taken to be beyond the point."""
     spare_s: float = math.inf
     """A pulse that begins so much later would still be on when the next plate arrives."""
+    begin: float = -math.inf
+    """Place of the belt at which the plate's leading edge was at the accept point."""
 
 
 @dataclass(slots=True)
@@ -86,6 +93,10 @@ class BeltRegister:
         self._place: Place | None = None
         self._speed: float | None = None
         """Scan lines a second, by the last two frames that followed one another in time."""
+        self._may_have_stopped = False
+        """Between them; the speed is the one of before."""
+        self._begins: deque[float] = deque(maxlen=MAX_PLATES)
+        """Of plates that were seen, whatever became of them: see `_Entry.begin`."""
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._lost: list[Decision] = []
         """About plates that passed and are forgotten."""
@@ -122,10 +133,18 @@ class BeltRegister:
         seconds = (place.at_ns - last.at_ns) / 1e9
         # Across a stop the mean says nothing; the belt goes on as it went before, or nearly so.
         if seconds <= self._max_age_s:
-            self._speed = (place.scan_lines - last.scan_lines) / seconds
+            self._take_speed((place.scan_lines - last.scan_lines) / seconds)
+
+    def _take_speed(self, speed: float) -> None:
+        """Only a second frame in turn tells a slower belt from one that stood for a moment."""
+        is_slower = self._speed is not None and 0 <= speed < _STOP_RATIO * self._speed
+        self._may_have_stopped = is_slower and not self._may_have_stopped
+        if not self._may_have_stopped:
+            self._speed = speed
 
     def enter(self, result_id: str, leading_edge: float) -> None:
         """A plate's leading edge was seen, at this place of the belt."""
+        self._begins.append(leading_edge + self._distance)
         self._entries[result_id] = _Entry(result_id, leading_edge + self._distance)
         if len(self._entries) > MAX_PLATES:
             _, oldest = self._entries.popitem(last=False)
@@ -216,7 +235,7 @@ class BeltRegister:
         if not why and spare_s <= 0:
             why = "the next plate would reach the accept point within the pulse"
         fate = Fate.WITHHELD if why else Fate.ACCEPT
-        return Decision(entry.result_id, fate, why, off_by, spare_s)
+        return Decision(entry.result_id, fate, why, off_by, spare_s, entry.begin)
 
     def _doubt(self, off_by: float, now_ns: int) -> str:
         """Why it is not known that a plate is at its point; empty if it is."""
@@ -230,14 +249,32 @@ class BeltRegister:
             return "the belt runs backwards"
         return ""
 
+    def is_next_here(self, begin: float, now_ns: int) -> bool:
+        """Whether a plate behind the one that began at `begin` may be at the accept point."""
+        return self.next_here_s(begin, now_ns) <= 0
+
+    def next_here_s(self, begin: float, now_ns: int) -> float:
+        """In how long that may be, if the belt goes on as it does; 0 while its place is unknown."""
+        place = self.place_at(now_ns)
+        if place is None:
+            return 0.0
+        free = self._next_begin(begin) - place - self._reach
+        if free <= 0 or not self._speed or self._speed < 0:
+            return 0.0 if free <= 0 else math.inf
+        return free / self._speed
+
+    def _next_begin(self, begin: float) -> float:
+        assert self._place is not None
+        # Of a plate that the camera has not seen, only this is known.
+        unseen = self._place.scan_lines + self._distance
+        return min([other for other in self._begins if other > begin] + [unseen])
+
     def _spare_s(self, entry: _Entry, off_by: float) -> float:
         """How much later a pulse may begin and still end before the next plate arrives, wherever
-        the belt may be; negative if it may not begin at all."""
-        assert self._place is not None
-        begins = [e.begin for e in self._entries.values() if e.begin > entry.begin]
-        # Of a plate that the camera has not seen, only this is known.
-        begins.append(self._place.scan_lines + self._distance)
-        free = min(begins) - entry.point - off_by - self._reach
+        the belt may be; not above 0 if it may not begin at all."""
+        free = self._next_begin(entry.begin) - entry.point - off_by - self._reach
+        if free <= 0:
+            return -self._pulse_s
         return free / self._speed - self._pulse_s if self._speed else math.inf
 
 

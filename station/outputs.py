@@ -35,6 +35,8 @@ TESTED_WORDS = ("busy", "error", "attention")
 _MOST_EVENTS = 1000
 """That nobody takes; the oldest is forgotten."""
 _TURN_S = 0.05
+HUNG_NS = 1_000_000_000
+"""A thread that did nothing for so long hangs: no device's call and no pause takes longer."""
 _REOPEN_S = 0.5
 _ENDED = "ended: a plate came, or plates may come"
 
@@ -169,6 +171,8 @@ class Outputs:
         self._accept = Accept(accept, pitch_mm, self._events) if accept else None
         self._is_greeted = False
         """The present station was told what was wrong before it came."""
+        self._looked_ns = self._awake_ns = time.monotonic_ns()
+        """When somebody looked after the threads last, and since when without a pause."""
         self._resend_ns = 0
         """When what the station did not take is tried again."""
 
@@ -212,6 +216,18 @@ class Outputs:
             self._events.forget_acknowledgements()
         if self._accept is not None:
             self._accept.revoke()
+
+    def is_hung(self, now_ns: int) -> bool:
+        """One of the threads takes nothing back any more: this process must be replaced."""
+        # While this process stood still as a whole, no thread of it could do anything.
+        if now_ns - self._looked_ns > HUNG_NS // 2:
+            self._awake_ns = now_ns
+        self._looked_ns = now_ns
+        turned_ns = [part.turned_ns for part in (self._plc, self._accept) if part is not None]
+        return any(
+            at_ns is not None and now_ns - max(at_ns, self._awake_ns) > HUNG_NS
+            for at_ns in turned_ns
+        )
 
     def keep(self, now_ns: int) -> None:
         """Look after what is lost."""
@@ -410,6 +426,11 @@ class Plc:
             if self._told != self._counts():
                 self.tell_problem()
 
+    @property
+    def turned_ns(self) -> int | None:
+        """When the link's thread did something last; None where there is none."""
+        return None if self._link is None else self._link.turned_ns
+
     def status(self) -> Json:
         with self._lock:
             outputs = self._handshake.look(time.monotonic_ns())
@@ -504,7 +525,10 @@ class Accept:
         self._register: BeltRegister | None = None
         self._expires_ns = 0
         self._off_ns: int | None = None
-        """When this thread has to end a pulse; None where the device does, or none is on."""
+        """When the pulse is over that is on, or that is begun just now; None where none is. Also
+        of a device that ends it: the station's word may end before, and its clock is rounded up."""
+        self._pulsed = Decision("", Fate.ACCEPT)
+        """Whose pulse it is."""
         self._counts = dict.fromkeys(Fate, 0)
         self._is_tested = False
         """A person wants to see it on."""
@@ -512,6 +536,7 @@ class Accept:
         """What is on is on because a person wants to see it."""
         self._changed = threading.Condition()
         """Guards everything above but the device, which is the thread's own."""
+        self._turned_ns = time.monotonic_ns()
         self._is_closing = False
         self._thread: threading.Thread | None = None
 
@@ -536,8 +561,15 @@ class Accept:
             with contextlib.suppress(RuntimeError):
                 self._start()
 
+    @property
+    def turned_ns(self) -> int | None:
+        """When the thread did something last; None where there is none."""
+        is_running = self._thread is not None and self._thread.is_alive()
+        return self._turned_ns if is_running else None
+
     def _start(self) -> None:
         """Raises RuntimeError."""
+        self._turned_ns = time.monotonic_ns()
         thread = threading.Thread(target=self._run, name="accept", daemon=True)
         thread.start()
         self._thread = thread
@@ -680,6 +712,7 @@ class Accept:
                 self._fail(repr(error))
 
     def _turn(self) -> None:
+        self._turned_ns = time.monotonic_ns()
         with self._changed:
             decided_ns = time.monotonic_ns()
             decisions, is_over = self._due(decided_ns)
@@ -698,7 +731,7 @@ class Accept:
     def _fail(self, problem: str) -> None:
         """Whatever it was: nothing is known of the belt, and the device is opened anew."""
         with self._changed:
-            self._register, self._off_ns, self._is_test_on = None, None, False
+            self._register = None
         self._lose(problem)
         self._keep_device()
         with self._changed:
@@ -706,11 +739,16 @@ class Accept:
                 self._changed.wait(_REOPEN_S)
 
     def _due(self, now_ns: int) -> tuple[list[Decision], bool]:
-        """Plates at their point, and whether a pulse is over that the device does not end."""
+        """Plates at their point, and whether the pulse that is on is over."""
         is_dead = now_ns >= self._expires_ns
         is_over = self._off_ns is not None and (is_dead or now_ns >= self._off_ns)
         if self._register is None:
-            return [], is_over
+            return [], is_over or self._off_ns is not None
+        if self._off_ns is not None and not (is_over or self._is_test_on):
+            is_over = self._register.is_next_here(self._pulsed.begin, now_ns)
+            if is_over:
+                name = self._pulsed.result_id
+                _log.warning("accept of %s ends early: the belt went faster, a plate comes", name)
         if is_dead:
             register, self._register = self._register, None
             return register.forget(), is_over
@@ -721,7 +759,11 @@ class Accept:
         if self._register is not None:
             next_ns = self._register.next_due_ns(now_ns)
             due_ns += [] if next_ns is None else [next_ns]
-        due_ns += [] if self._off_ns is None else [self._off_ns]
+        if self._off_ns is not None:
+            due_ns.append(self._off_ns)
+            if self._register is not None:
+                next_s = self._register.next_here_s(self._pulsed.begin, now_ns)
+                due_ns.append(now_ns + int(min(next_s, _TURN_S) * 1e9))
         return max(0.0, (min(due_ns) - now_ns) / 1e9)
 
     def _carry_out(self, decision: Decision, decided_ns: int) -> None:
@@ -736,16 +778,15 @@ class Accept:
         if why:
             self._say(_withheld(decision, why), None, 0, None)
             return
+        self._pulsed, self._is_test_on = decision, False
+        self._off_ns = commanded_ns + int(seconds * 1e9)
         try:
             is_confirmed = self._device.pulse(ACCEPT_OUTPUT, seconds)
         except DeviceError as error:
             self._lose(str(error))
             self._say(_withheld(decision, str(error)), None, commanded_ns, None)
             return
-        shown_ns = time.monotonic_ns()
-        self._off_ns, self._is_test_on = None, False
-        if not self._device.times_pulses:
-            self._off_ns = commanded_ns + int(seconds * 1e9)
+        shown_ns = self._turned_ns = time.monotonic_ns()
         late_s = (shown_ns - decided_ns) / 1e9
         if late_s > decision.spare_s:
             self._end_pulse()
@@ -788,13 +829,13 @@ class Accept:
         return ""
 
     def _end_pulse(self) -> None:
+        if self._device is not None:
+            try:
+                self._device.write({ACCEPT_OUTPUT: False})
+            except DeviceError as error:
+                self._lose(str(error))
         self._off_ns, self._is_test_on = None, False
-        if self._device is None:
-            return
-        try:
-            self._device.write({ACCEPT_OUTPUT: False})
-        except DeviceError as error:
-            self._lose(str(error))
+        self._turned_ns = time.monotonic_ns()
 
     def _keep_device(self) -> None:
         if self._device is not None or time.monotonic_ns() < self._reopen_ns:
@@ -803,6 +844,7 @@ class Accept:
             self._open()
         except DeviceError as error:
             self._lose(str(error))
+        self._turned_ns = time.monotonic_ns()
 
     def _lose(self, problem: str) -> None:
         """It may be on: it is opened again at once, and switched off."""
@@ -810,6 +852,8 @@ class Accept:
         if self._device is not None:
             self._device.close()
             self._device = None
+        self._off_ns, self._is_test_on = None, False
+        self._turned_ns = time.monotonic_ns()
         pause_s = 0.0 if is_new else _REOPEN_S
         self._reopen_ns = time.monotonic_ns() + int(pause_s * 1e9)
         self._say_problem(problem)

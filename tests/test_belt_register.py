@@ -28,10 +28,14 @@ class Run:
     latency_s: float = 0.005
     wake_s: float = 0.002
     height: int = HEIGHT
+    gap: int = GAP
     decisions: list[tuple[float, Decision]] = field(default_factory=list)
+    pulses: list[tuple[str, float, float]] = field(default_factory=list)
+    """Name, when accept went on, and off."""
+    _on: tuple[float, Decision] | None = None
 
     def plate(self, number: int) -> tuple[int, int]:
-        begin = 200 + number * (PLATE + GAP)
+        begin = 200 + number * (PLATE + self.gap)
         return begin, begin + PLATE
 
     def go(self) -> None:
@@ -55,8 +59,7 @@ class Run:
         now = 0.0
         for at_s, what, values in [*events, (self.belt.seconds, "end", ())]:
             while True:
-                due = register.next_due_ns(ns(now))
-                wake = min(at_s, now + 0.05 if due is None else max(due / 1e9, now) + self.wake_s)
+                wake = min(at_s, self._next_ask(register, now))
                 now = wake
                 if wake >= at_s:
                     break
@@ -69,8 +72,26 @@ class Run:
                 getattr(register, what)(*values)
             self._ask(register, now)
 
+    def _next_ask(self, register: BeltRegister, now: float) -> float:
+        due = register.next_due_ns(ns(now))
+        wakes = [now + 0.05 if due is None else max(due / 1e9, now) + self.wake_s]
+        if self._on is not None:
+            began, decision = self._on
+            next_s = register.next_here_s(decision.begin, ns(now))
+            left_s = min(next_s, began + PULSE_S - now)
+            wakes.append(now + max(0.0, left_s) + self.wake_s)
+        return min(wakes)
+
     def _ask(self, register: BeltRegister, now: float) -> None:
-        self.decisions += [(now, said) for said in register.due(ns(now))]
+        if self._on is not None:
+            began, decision = self._on
+            if now >= began + PULSE_S or register.is_next_here(decision.begin, ns(now)):
+                self.pulses.append((decision.result_id, began, now))
+                self._on = None
+        for said in register.due(ns(now)):
+            self.decisions.append((now, said))
+            if said.fate is Fate.ACCEPT:
+                self._on = now, said
 
     def error(self, at_s: float, name: str) -> float:
         """Scan lines that the belt truly was beyond the plate's accept point."""
@@ -96,16 +117,22 @@ def steady(speed: float = SPEED, seconds: float = 5.0) -> Belt:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 2**32), st.floats(100, 9000), st.floats(0, 0.3), st.floats(0.001, 0.015))
+@given(
+    st.integers(0, 2**32),
+    st.floats(100, 9000),
+    st.floats(0, 0.3),
+    st.floats(0.001, 0.015),
+    st.integers(100, GAP),
+)
 def test_a_plate_is_accepted_at_its_point_or_not_at_all(
-    seed: int, speed: float, jitter: float, latency_s: float
+    seed: int, speed: float, jitter: float, latency_s: float, gap: int
 ) -> None:
     """Whatever the belt does: half a frame height and 20 ms of travel, no plate that did not pass,
-    none twice."""
+    none twice, and off when the next one comes."""
     rng = random.Random(seed)
     belt = restless_belt(rng, speed, 20_000 / speed, jitter)
     verdicts = {str(n): (rng.random() < 0.7, rng.choice([0.05, 0.3, 2.0])) for n in range(12)}
-    run = Run(belt, verdicts, latency_s)
+    run = Run(belt, verdicts, latency_s, gap=gap)
     run.go()
     names = [decision.result_id for _, decision in run.decisions]
     assert len(names) == len(set(names)), "one decision for a plate"
@@ -113,6 +140,12 @@ def test_a_plate_is_accepted_at_its_point_or_not_at_all(
         assert verdicts[name][0], "only what passed"
         limit = HEIGHT / 2 + SLACK_S * belt.top_speed(at_s - 1.0, at_s)
         assert abs(run.error(at_s, name)) <= limit
+    for name, on_s, off_s in run.pulses:
+        if str(int(name) + 1) not in verdicts:
+            continue
+        limit = HEIGHT / 2 + SLACK_S * belt.top_speed(on_s - 1.0, off_s)
+        next_begin = run.plate(int(name) + 1)[0] + DISTANCE
+        assert belt.place(off_s) <= next_begin + limit
 
 
 def test_on_a_steady_belt_every_pass_is_accepted_to_the_scan_line() -> None:
@@ -226,6 +259,61 @@ def test_the_next_plate_too_close_withholds_it() -> None:
         decisions += register.due(at_ns)
     fates = {decision.result_id: decision.fate for decision in decisions}
     assert fates == {"near": Fate.WITHHELD, "next": Fate.ACCEPT, "free": Fate.ACCEPT}
+
+
+def passed_plate(pulse_s: float = 0.2) -> BeltRegister:
+    """Its accept point is 1064."""
+    register = BeltRegister(1000, HEIGHT, pulse_s, MAX_AGE_S)
+    register.enter("a", 0)
+    register.close("a", 64)
+    register.decide("a", True, "", 0)
+    return register
+
+
+def test_a_stop_between_two_frames_makes_no_belt_slow() -> None:
+    """By the mean across it, the next plate would come after 1.1 s; it comes after 0.06 s."""
+    register = passed_plate()
+    register.enter("b", 264)
+    for place, at_s in ((936, 0.0), (1000, 0.02), (1064, 0.44)):
+        register.move(Place(place, ns(at_s)))
+    (decision,) = register.due(ns(0.44))
+    assert decision.fate is Fate.WITHHELD
+    assert decision.why == "the next plate would reach the accept point within the pulse"
+
+
+def test_a_belt_that_stands_accepts_no_plate_that_another_one_touches() -> None:
+    register = passed_plate()
+    register.enter("b", 84)
+    for number in range(3):
+        register.move(Place(1064, ns(0.02 * number)))
+    (decision,) = register.due(ns(0.04))
+    assert decision.fate is Fate.WITHHELD
+
+
+def test_a_belt_that_goes_faster_takes_the_next_plate_there_sooner() -> None:
+    register = passed_plate()
+    register.enter("b", 364)
+    register.move(Place(1000, 0))
+    register.move(Place(1064, ns(0.2)))
+    (decision,) = register.due(ns(0.2))
+    assert decision.fate is Fate.ACCEPT
+    assert not register.is_next_here(decision.begin, ns(0.2))
+    register.move(Place(1128, ns(0.22)))
+    assert not register.is_next_here(decision.begin, ns(0.22))
+    assert 0 < register.next_here_s(decision.begin, ns(0.22)) < (1364 - 1128) / 3200
+    for number in range(1, 4):
+        register.move(Place(1128 + 64 * number, ns(0.22 + 0.02 * number)))
+    assert register.is_next_here(decision.begin, ns(0.28)), "44 scan lines before it is there"
+
+
+def test_a_plate_without_an_end_takes_the_place_behind_one_that_passed() -> None:
+    register = passed_plate()
+    register.enter("endless", 164)
+    assert register.decide("endless", False, "", 0) is None
+    register.move(Place(1044, 0))
+    register.move(Place(1064, ns(0.02)))
+    (decision,) = register.due(ns(0.02))
+    assert decision.fate is Fate.WITHHELD
 
 
 def test_it_is_bounded() -> None:

@@ -8,12 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from campaign import freeze
 from modbus_peer import PULSE_OFFSET, ModbusPeer
 from plc_peer import PollingPlc
 from ports import free_port
@@ -30,7 +32,7 @@ from station.belt_register import Decision, Fate, Place
 from station.config import AcceptSettings, Configuration, load_configuration
 from station.ipc import Json
 from station.lamp import LampClient
-from station.outputs import Accept, BeltNews, Events, Outputs, PlateResult, Plc
+from station.outputs import HUNG_NS, Accept, BeltNews, Events, Outputs, PlateResult, Plc
 from station.record import Provenance, Verdict
 
 PRODUCTION, SIMULATED = Provenance.PRODUCTION, Provenance.SIMULATED
@@ -362,6 +364,29 @@ def test_a_hung_lamp_process_gives_no_answer_and_ready_is_over_when_it_wakes(sit
 PLATE = (("t-1", False, 200), ("t-1", True, 500))
 
 
+@pytest.mark.alone
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_lamp_process_one_of_whose_threads_hangs_ends(site: Site, number: int) -> None:
+    """Accept's or the PLC's: nobody would take back what it said last, whatever the main thread
+    does; the next process switches it off first."""
+    process = site.start()
+    with site.client() as client:
+        Speaker(client).say()
+        threads = [int(task.name) for task in Path(f"/proc/{process.pid}/task").iterdir()]
+        workers = sorted(set(threads) - {process.pid})
+        assert len(workers) == 2
+        command = [sys.executable, "-S", "-E", freeze.__file__, str(workers[number]), "10"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as tracer:
+            assert tracer.stdout is not None
+            if not (began_ns := tracer.stdout.readline()):
+                pytest.skip(f"threads cannot be held here: {os.strerror(tracer.wait())}")
+            status = Path(f"/proc/{process.pid}/status")
+            eventually(lambda: "State:\tZ" in status.read_text(), "its end")
+            assert (time.monotonic_ns() - int(began_ns)) / 1e9 < LEAVES_WITHIN_S
+            tracer.kill()
+        assert process.wait(5) == 1
+
+
 @pytest.mark.alone  # its leases end while three tests share two cores
 def test_a_plate_that_passed_gets_one_pulse_at_its_point(site: Site) -> None:
     """How near to it: benchmarks/reject_position.py."""
@@ -651,11 +676,13 @@ def site_settings(folder: Path) -> Configuration:
     return load_configuration(str(config)).value
 
 
-def accept_and_events() -> tuple[Accept, Events]:
+def accept_and_events(pulse_ms: int = 100) -> tuple[Accept, Events]:
     """Its thread does not run; its device is there."""
     device = SimulatedIoSettings(type="simulated", outputs=("accept",))
     events = Events(lambda: None)
-    accept = Accept(AcceptSettings(distance_mm=100.0, pulse_ms=100, device=device), 0.1, events)
+    accept = Accept(
+        AcceptSettings(distance_mm=100.0, pulse_ms=pulse_ms, device=device), 0.1, events
+    )
     accept._open()
     return accept, events
 
@@ -691,6 +718,56 @@ def on_by_hand(accept: Accept) -> SimulatedIo:
     assert isinstance(device, SimulatedIo)
     assert device.lit["accept"]
     return device
+
+
+def on_for_a_plate(accept: Accept, speed: int) -> tuple[SimulatedIo, int]:
+    """A belt at `speed`, scan lines a second, and a plate at its point; another one is 400 behind.
+    The output, and when the last frame came."""
+    now_ns = time.monotonic_ns()
+    edges = (("t-1", False, 0), ("t-1", True, 100), ("t-2", False, 500), ("t-2", True, 900))
+    before = Place(1100 - speed // 10, now_ns - 10**8)
+    accept.belt(BeltNews(64, True, (before,), edges))
+    accept.renew(now_ns + 10**9)
+    accept.result(PlateResult("t-1", 1, Verdict.PASS, PRODUCTION, False), now_ns)
+    accept.belt(BeltNews(64, False, (Place(1100, now_ns),), ()))
+    accept._turn()
+    device = accept._device
+    assert isinstance(device, SimulatedIo)
+    assert device.lit["accept"]
+    return device, now_ns
+
+
+def test_a_pulse_ends_with_the_stations_word_also_where_the_device_times_it() -> None:
+    accept, events = accept_and_events(pulse_ms=5000)
+    device, _ = on_for_a_plate(accept, 50)
+    assert device.times_pulses
+    assert [command for command, _ in told(events)] == ["accept"]
+    accept._turn()
+    assert device.lit["accept"]
+    accept.revoke()
+    accept._turn()
+    assert not device.lit["accept"]
+
+
+def test_a_pulse_ends_before_the_next_plate_where_the_belt_goes_faster() -> None:
+    accept, _ = accept_and_events(pulse_ms=3000)
+    device, at_ns = on_for_a_plate(accept, 100)
+    for place in (1164, 1228, 1292, 1356, 1420):
+        at_ns += 20_000_000
+        accept.belt(BeltNews(64, False, (Place(place, at_ns),), ()))
+        if place == 1164:
+            accept._turn()
+            assert device.lit["accept"], "there is room"
+    accept._turn()
+    assert not device.lit["accept"]
+
+
+def test_a_pulse_ends_where_the_belt_is_lost() -> None:
+    accept, _ = accept_and_events(pulse_ms=3000)
+    device, _ = on_for_a_plate(accept, 100)
+    accept.belt(BeltNews(64, True, (), ()))
+    accept._turn()
+    assert not device.lit["accept"]
 
 
 def test_accept_tried_out_is_off_before_a_plate_can_be_there() -> None:
@@ -755,6 +832,58 @@ def test_accepts_thread_survives_what_nobody_thought_of() -> None:
     assert problems[-1] == ""
     assert accept._thread is not None
     assert accept._thread.is_alive()
+    accept.close()
+
+
+class HangingIo(SimulatedIo):
+    """Like a driver that waits without a limit."""
+
+    def __init__(self) -> None:
+        super().__init__(SimulatedIoSettings(type="simulated", outputs=("accept",)))
+        self.goes_on = threading.Event()
+
+    def write(self, levels: Mapping[str, bool]) -> bool:
+        self.goes_on.wait()
+        return super().write(levels)
+
+
+def is_hung_after(outputs: Outputs, seconds: float) -> bool:
+    """Looked after all the while, as the lamp's loop does."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if outputs.is_hung(time.monotonic_ns()):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_accepts_thread_that_hangs_is_seen_and_one_that_waits_is_not(tmp_path: Path) -> None:
+    outputs = Outputs(site_settings(tmp_path), lambda: None)
+    accept, device = outputs._accept, HangingIo()
+    assert accept is not None
+    accept._device = device
+    accept._start()
+    assert not is_hung_after(outputs, HUNG_NS / 1e9 + 0.3), "it has nothing to do"
+    with accept._changed:
+        accept._off_ns = 0
+    assert is_hung_after(outputs, 5.0)
+    device.goes_on.set()
+    eventually(lambda: not outputs.is_hung(time.monotonic_ns()), "its end")
+    accept.close()
+
+
+def test_a_process_that_stood_still_as_a_whole_has_no_thread_that_hangs(tmp_path: Path) -> None:
+    outputs = Outputs(site_settings(tmp_path), lambda: None)
+    accept, device = outputs._accept, HangingIo()
+    assert accept is not None
+    accept._device = device
+    accept._start()
+    with accept._changed:
+        accept._off_ns = 0
+    time.sleep(HUNG_NS / 1e9 + 0.3)
+    assert not outputs.is_hung(time.monotonic_ns())
+    assert is_hung_after(outputs, 5.0), "now it is looked after"
+    device.goes_on.set()
     accept.close()
 
 

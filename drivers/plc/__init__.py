@@ -90,6 +90,9 @@ class PlcLink(ABC):
     keeps_last_word: bool = False
     """True if the other side goes on showing what it was told last when nobody writes any more: the
     PLC must watch the heartbeat."""
+    turned_ns: int | None = None
+    """CLOCK_MONOTONIC at which its thread did something last, 0.5 s ago at most or nearly so; None
+    where it does not run."""
 
     @abstractmethod
     def start(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
+import time
 from abc import abstractmethod
 
 from drivers.errors import DeviceError
@@ -35,6 +36,7 @@ class CyclicLink(PlcLink):
         self._handed_out = handed_out
         thread = threading.Thread(target=self._run, name="plc", daemon=True)
         thread.start()
+        self.turned_ns = time.monotonic_ns()
         self._thread = thread
 
     def say_nobody(self) -> None:
@@ -56,7 +58,7 @@ class CyclicLink(PlcLink):
             self._thread.join(timeout=2.0)
             if self._thread.is_alive():
                 return  # the device is still its own
-            self._thread = None
+            self._thread, self.turned_ns = None, None
         with contextlib.suppress(DeviceError):
             if self._is_open:
                 self._tell(NOBODY)
@@ -87,15 +89,18 @@ class CyclicLink(PlcLink):
         """Raises `DeviceError`."""
         if not self._is_open:
             self._open()
+            self.turned_ns = time.monotonic_ns()
         said = self._read_outputs()
         # Before it is heard: what a predecessor left there ends, also where inputs cannot be read.
         self._tell(said)
+        self.turned_ns = time.monotonic_ns()
         self._handed_out(said)
         self._take_inputs(self._hear())
 
     def _run(self) -> None:
         pause_s = 0.0
         while not self._closing.wait(pause_s):
+            self.turned_ns = time.monotonic_ns()
             try:
                 self._cycle()
             except DeviceError as error:

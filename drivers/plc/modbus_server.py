@@ -148,6 +148,7 @@ class ModbusServerLink(PlcLink):
 
     def _run(self) -> None:
         while not self._is_closing:
+            self.turned_ns = time.monotonic_ns()
             for key, _ in self._selector.select(_TURN_S):
                 if key.fileobj is self._listener:
                     self._accept()

@@ -899,7 +899,8 @@ class _Journal:
     def _publish(self, limit_s: float = _SNAPSHOT_LIMIT_S) -> None:
         started = time.monotonic()
         self._snapshot_problem = self._copied(limit_s)
-        if self._snapshot_problem:  # the log itself is not affected
+        is_cut = self._is_stopping and limit_s == _SNAPSHOT_LIMIT_S
+        if self._snapshot_problem and not is_cut:  # the log itself is not affected
             _LOG.warning("the snapshot could not be renewed", error=self._snapshot_problem)
         # A long log is copied less often, so that copying stays a small part of the work.
         pause_s = _SNAPSHOT_PAUSES * (time.monotonic() - started)

@@ -137,9 +137,7 @@ def hold(tid: int, pid: int, life: Life) -> Strike:
     return Strike(int(told), now_ns())
 
 
-for _name in ("station", "journal", "camera"):
+for _name in ("station", "journal", "camera", "lamp"):
     for _part in ("main thread", "worker"):
         _made = _freeze(_name, _part)
         KINDS[_made.name] = _made
-_made = _freeze("lamp", "main thread")
-KINDS[_made.name] = _made

@@ -31,3 +31,9 @@ class ModbusLink(Settings):
         if (self.port is None) == (self.host is None):
             raise ValueError("give either port (RTU) or host (TCP)")
         return self
+
+    def place(self, table: str, address: int) -> str:
+        """A coil or register of the device, for people; equal texts are the same one."""
+        host = getattr(self.host, "ipv4_mapped", None) or self.host
+        link = self.port or f"{host} port {self.tcp_port}"
+        return f"{table} {address} of device {self.device_id} at {link}"

@@ -1,5 +1,6 @@
 """The base of every driver's settings, and their numbers."""
 
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -22,3 +23,20 @@ Number = Annotated[float, BeforeValidator(_refuse_text)]
 """Never text that looks like a number, never true or false."""
 Count = Annotated[int, BeforeValidator(_refuse_text)]
 """The same, whole."""
+
+
+def shared_wire(wires: Iterable[tuple[str, str]]) -> str:
+    """Which two keys are one wire, for people; empty if each has its own. `wires`: key and place of
+    each; equal places are the same wire. What was said last is on it, and its read-back confirms
+    both."""
+    taken: dict[str, str] = {}
+    for key, place in wires:
+        first = taken.setdefault(place, key)
+        if first != key:
+            return f"{first} and {key} are both {place}; give each its own"
+    return ""
+
+
+def gpio_line(chip: str, offset: int) -> str:
+    """For people; equal texts are the same line."""
+    return f"line {offset} of {chip}"

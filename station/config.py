@@ -30,7 +30,7 @@ from drivers.camera.settings import CameraSettings
 from drivers.io.settings import DigitalIoSettings, ModbusIoSettings, output_names
 from drivers.plc.settings import IoPlcSettings, PlcSettings
 from drivers.scanner.settings import ScannerSettings
-from drivers.settings import Count, Number, Settings
+from drivers.settings import Count, Number, Settings, shared_wire
 from drivers.stacklight import LightState
 from drivers.stacklight.profiles import (
     DEFAULT_PROFILE,
@@ -848,6 +848,21 @@ class Configuration(Settings):
     metrics: MetricsSettings | None = None
     plant: PlantSettings | None = None
     web: WebSettings | None = None
+
+    @model_validator(mode="after")
+    def _each_wire_has_one_word(self) -> Configuration:
+        """Where two devices switch one coil, each confirms it, and none sees the other."""
+        driven = [("light.device", self.light.device.wires)]
+        if self.plc is not None:
+            driven.append(("plc", self.plc.wires))
+        if self.accept is not None:
+            driven.append(("accept.device", self.accept.device.wires))
+        problem = shared_wire(
+            (f"{part}.{key}", place) for part, wires in driven for key, place in wires
+        )
+        if problem:
+            raise ValueError(problem)
+        return self
 
     @model_validator(mode="after")
     def _serials_come_from_somewhere(self) -> Configuration:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
-from station_rig import Rig, vqi
+from station_rig import Rig, _table, vqi
 
 from drivers.camera.settings import GenicamCameraSettings, LabelSettings
 from drivers.io.settings import GpioIoLine, GpioIoSettings, ModbusIoSettings
@@ -253,6 +253,103 @@ def test_a_mistake_is_one_line_with_file_key_and_what_is_right(tmp_path: Path, n
     assert message.startswith(f"{path}: ")
     for part in expected:
         assert part in message, message
+
+
+Wires = dict[str, Any]
+_TCP: Wires = {"host": "10.0.0.5", "tcp_port": 1502}
+_RTU: Wires = {"port": "/dev/ttyRS485", "device_id": 3}
+_LINES: Wires = {"red": {"offset": 0}, "yellow": {"offset": 1}, "green": {"offset": 2}}
+
+
+def relays(**place: Any) -> Wires:
+    elements = {"red": 0, "yellow": 1, "green": 2}
+    return {"type": "modbus_relay", "blink_hz": 2.0, "addresses": elements, **place}
+
+
+def accept_at(coil: int, **place: Any) -> Wires:
+    return {"type": "modbus", "outputs": {"accept": coil}, **place}
+
+
+def words_at(coils: dict[str, int], **place: Any) -> Wires:
+    return {"type": "modbus", "outputs": {"heartbeat": 15, **coils}, **place}
+
+
+def wired(folder: Path, light: Wires, accept: Wires, words: Wires) -> str:
+    tables = _table("accept", {"distance_mm": 5.0, "pulse_ms": 100, "device": accept})
+    tables += _table("plc", {"type": "io", "device": words})
+    return str(Rig(folder, light={"device": light}, tables=tables).write())
+
+
+_NO_WIRE: Wires = {"type": "simulated"}
+_NO_ACCEPT: Wires = {"type": "simulated", "outputs": ["accept"]}
+ONE_WIRE: dict[str, tuple[Wires, Wires, Wires, str]] = {
+    "words of one device": (
+        *(_NO_WIRE, _NO_ACCEPT, words_at({"result_valid": 0, "ok": 1, "ng": 1}, **_TCP)),
+        "plc.device: outputs.ok and outputs.ng are both coil 1 of device 1 at 10.0.0.5 port 1502",
+    ),
+    "light and accept": (
+        *(relays(**_TCP), accept_at(2, **_TCP), _NO_WIRE),
+        "light.device.addresses.green and accept.device.outputs.accept are both coil 2 of device 1 "
+        "at 10.0.0.5 port 1502; give each its own",
+    ),
+    "another way to write the address": (
+        *(relays(**_TCP), accept_at(2, **{**_TCP, "host": "::ffff:10.0.0.5"}), _NO_WIRE),
+        "are both coil 2 of device 1 at 10.0.0.5 port 1502",
+    ),
+    "light and a word": (
+        *(relays(**_RTU), _NO_ACCEPT, words_at({"ok": 0}, **_RTU)),
+        "light.device.addresses.red and plc.device.outputs.ok are both coil 0 of device 3 at "
+        "/dev/ttyRS485",
+    ),
+    "a word and accept": (
+        *(_NO_WIRE, accept_at(4, **_TCP), words_at({"ok": 4}, **_TCP)),
+        "plc.device.outputs.ok and accept.device.outputs.accept are both coil 4",
+    ),
+    "a pulse of accept": (
+        _NO_WIRE,
+        accept_at(8, pulse_offset=504, **_TCP),
+        words_at({"ok": 512, "heartbeat": 513}, **_TCP),
+        "plc.device.outputs.ok and accept.device.outputs.accept are both coil 512",
+    ),
+    "a pulse of the light": (
+        *(relays(pass_pulse_s=1.5, **_TCP), accept_at(514, **_TCP), _NO_WIRE),
+        "light.device.addresses.green and accept.device.outputs.accept are both coil 514",
+    ),
+    "elements of one light": (
+        {"type": "gpio", "chip": "/dev/c", "lines": {**_LINES, "green": {"offset": 1}}},
+        *(_NO_ACCEPT, _NO_WIRE),
+        "light.device.lines.yellow and light.device.lines.green are both line 1 of /dev/c",
+    ),
+    "an input and an output": (
+        _NO_WIRE,
+        {"type": "gpio", "chip": "/dev/c", "outputs": {"accept": {"offset": 7}}},
+        {"type": "gpio", "chip": "/dev/c", "inputs": {"ack": {"offset": 7}}},
+        "plc.device.inputs.ack and accept.device.outputs.accept are both line 7 of /dev/c",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ONE_WIRE)
+def test_no_two_words_are_on_one_wire(tmp_path: Path, name: str) -> None:
+    """NG would switch on the coil of OK, and each is confirmed by its read-back."""
+    *parts, problem = ONE_WIRE[name]
+    with pytest.raises(ConfigError) as caught:
+        load_configuration(wired(tmp_path, *parts))
+    assert problem in str(caught.value)
+
+
+def test_wires_of_their_own_are_not_mixed_up(tmp_path: Path) -> None:
+    light, words = relays(pass_pulse_s=1.5, **_TCP), words_at({"ok": 3}, pulse_offset=512, **_TCP)
+    others = ({**_TCP, "device_id": 2}, {**_TCP, "tcp_port": 502}, {**_TCP, "host": "10.0.0.6"})
+    for accept in (accept_at(4, pulse_offset=512, **_TCP), *(accept_at(2, **at) for at in others)):
+        load_configuration(wired(tmp_path, light, accept, words))
+    register_board = relays(command="register", **_TCP)
+    load_configuration(wired(tmp_path, register_board, accept_at(2, **_TCP), words))
+    chips: list[Wires] = [{"type": "gpio", "chip": f"/dev/c{n}"} for n in range(2)]
+    accept = chips[0] | {"outputs": {"accept": {"offset": 2}}}
+    words = chips[1] | {"inputs": {"ack": {"offset": 2}}}
+    load_configuration(wired(tmp_path, chips[0] | {"lines": _LINES}, accept_at(2, **_TCP), words))
+    load_configuration(wired(tmp_path, chips[1] | {"lines": _LINES}, accept, _NO_WIRE))
 
 
 def test_several_mistakes_are_told_at_once(tmp_path: Path) -> None:

@@ -235,8 +235,17 @@ def test_mistakes_in_settings_are_named() -> None:
     with pytest.raises(ValidationError, match="either port"):
         modbus_settings(1, port="/dev/ttyS0")
     line = GpioIoLine(offset=3)
-    with pytest.raises(ValidationError, match="line 3 has two names"):
+    with pytest.raises(ValidationError, match="outputs.a and inputs.b are both line 3 of c;"):
         GpioIoSettings(type="gpio", chip="c", outputs={"a": line}, inputs={"b": line})
+
+
+def test_no_two_outputs_of_a_module_are_one_coil() -> None:
+    """What was written last would be on it, and the read-back would confirm both."""
+    with pytest.raises(ValidationError, match=r"outputs.a and outputs.b are both coil 1 of "):
+        modbus_settings(1, outputs={"a": 1, "b": 1})
+    with pytest.raises(ValidationError, match=r"outputs.a and outputs.b are both coil 8 of "):
+        modbus_settings(1, outputs={"a": 0, "b": 8}, pulse_offset=8)
+    modbus_settings(1, outputs={"a": 0, "b": 7}, pulse_offset=8, inputs={"x": 0})
 
 
 @pytest.mark.gpio_sim

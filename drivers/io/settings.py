@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from drivers.modbus_link import ModbusLink
-from drivers.settings import Count, Settings
+from drivers.settings import Count, Settings, gpio_line, shared_wire
 
 Name = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
 _MOST_APART = 64
@@ -21,6 +21,11 @@ class SimulatedIoSettings(Settings):
     type: Literal["simulated"]
     outputs: tuple[Name, ...] = ()
     inputs: tuple[Name, ...] = ()
+
+    @property
+    def wires(self) -> list[tuple[str, str]]:
+        """Key and place of each wire that is driven here; none is."""
+        return []
 
 
 class GpioIoLine(Settings):
@@ -39,12 +44,19 @@ class GpioIoSettings(Settings):
     outputs: dict[Name, GpioIoLine] = Field(default_factory=dict)
     inputs: dict[Name, GpioIoLine] = Field(default_factory=dict)
 
+    @property
+    def wires(self) -> list[tuple[str, str]]:
+        """Inputs too: a line is an output or an input."""
+        return [
+            (f"{kind}.{name}", gpio_line(self.chip, line.offset))
+            for kind, lines in (("outputs", self.outputs), ("inputs", self.inputs))
+            for name, line in lines.items()
+        ]
+
     @model_validator(mode="after")
     def _each_line_has_one_use(self) -> GpioIoSettings:
-        offsets = [line.offset for line in (*self.outputs.values(), *self.inputs.values())]
-        twice = sorted({offset for offset in offsets if offsets.count(offset) > 1})
-        if twice:
-            raise ValueError(f"line {twice[0]} has two names; give each its own line")
+        if problem := shared_wire(self.wires):
+            raise ValueError(problem)
         return self
 
 
@@ -65,6 +77,21 @@ class ModbusIoSettings(ModbusLink):
         description="FC05 to coil address + this switches on for a time: 512 on Waveshare boards.",
     )
     pulse_unit_ms: Count = Field(100, ge=1, le=1000, description="Unit of that time.")
+
+    @property
+    def wires(self) -> list[tuple[str, str]]:
+        """Every coil that is written, those that time pulses too."""
+        return [
+            (f"outputs.{name}", self.place("coil", coil + offset))
+            for name, coil in self.outputs.items()
+            for offset in (0, self.pulse_offset or 0)
+        ]
+
+    @model_validator(mode="after")
+    def _each_coil_has_one_use(self) -> ModbusIoSettings:
+        if problem := shared_wire(self.wires):
+            raise ValueError(problem)
+        return self
 
     @model_validator(mode="after")
     def _is_read_in_one_request(self) -> ModbusIoSettings:

@@ -20,6 +20,11 @@ class _PlcSettings(Settings):
         description="The PLC's heartbeat must change within this time; left out: not watched.",
     )
 
+    @property
+    def wires(self) -> list[tuple[str, str]]:
+        """Key and place of each coil or line that other devices could name too."""
+        return []
+
 
 class _RegisterSettings(_PlcSettings):
     has_serials: bool = Field(
@@ -57,6 +62,10 @@ class IoPlcSettings(_PlcSettings):
     type: Literal["io"]
     device: DigitalIoSettings
     cycle_ms: Count = Field(20, ge=5, le=100)
+
+    @property
+    def wires(self) -> list[tuple[str, str]]:
+        return [(f"device.{key}", place) for key, place in self.device.wires]
 
     @model_validator(mode="after")
     def _wires_have_known_names(self) -> IoPlcSettings:

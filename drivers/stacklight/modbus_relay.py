@@ -22,10 +22,14 @@ from drivers.modbus import (
     WriteSingleRegisterRequest,
 )
 from drivers.stacklight import LightState
-from drivers.stacklight.settings import Element, LightPattern, ModbusRelaySettings
+from drivers.stacklight.settings import (
+    PULSE_COIL,
+    Element,
+    LightPattern,
+    ModbusRelaySettings,
+)
 from drivers.stacklight.switched import Modes, SwitchedLight
 
-_PULSE = 0x0200
 _REGISTER_ON, _REGISTER_OFF, _REGISTER_PULSE = 0x0100, 0x0200, 0x0600
 
 
@@ -83,7 +87,7 @@ class ModbusRelay(SwitchedLight):
         pulse_s = self._settings.pass_pulse_s if is_lit and self._is_pulsed(element) else None
         if self._settings.command == "coil":
             if pulse_s is not None:
-                return WriteCoilValue(_PULSE | address, round(pulse_s * 10), device_id)
+                return WriteCoilValue(PULSE_COIL | address, round(pulse_s * 10), device_id)
             return WriteSingleCoilRequest(address=address, bits=[is_lit], dev_id=device_id)
         value = _REGISTER_ON if is_lit else _REGISTER_OFF
         if pulse_s is not None:

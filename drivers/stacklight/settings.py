@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from drivers.modbus_link import ModbusLink
-from drivers.settings import Count, Number, Settings
+from drivers.settings import Count, Number, Settings, gpio_line
 
 Element = Literal["red", "yellow", "green", "blue", "white", "buzzer"]
 """A place on the tower."""
@@ -56,6 +56,11 @@ class LightDeviceSettings(Settings):
     def is_latching(self) -> bool:
         """True if it keeps what it shows when this machine dies."""
         return True
+
+    @property
+    def wires(self) -> list[tuple[str, str]]:
+        """Key and place of each coil, register or line that other devices could name too."""
+        return []
 
     @property
     def nature(self) -> str:
@@ -243,6 +248,9 @@ class SerialTowerSettings(LightDeviceSettings):
 
 # --- Modbus relays --------------------------------------------------------------------------------
 
+PULSE_COIL = 0x0200
+"""FC05 to this + coil switches the coil on for a time."""
+
 
 class ModbusRelaySettings(ModbusLink, LightDeviceSettings):
     """Relays behind Modbus RTU (`port`) or TCP (`host`)."""
@@ -277,6 +285,15 @@ class ModbusRelaySettings(ModbusLink, LightDeviceSettings):
     @property
     def lapses_by_itself(self) -> bool:
         return self.pass_pulse_s is not None
+
+    @property
+    def wires(self) -> list[tuple[str, str]]:
+        is_pulsed = self.command == "coil" and self.pass_pulse_s is not None
+        return [
+            (f"addresses.{element}", self.place(self.command, place))
+            for element, address in self.addresses.items()
+            for place in (address, PULSE_COIL | address if is_pulsed else address)
+        ]
 
     @model_validator(mode="after")
     def _places_of_their_own(self) -> ModbusRelaySettings:
@@ -348,6 +365,11 @@ class GpioStackLightSettings(LightDeviceSettings):
     @property
     def abilities(self) -> Abilities | None:
         return dict.fromkeys(self.lines, FLASHING)
+
+    @property
+    def wires(self) -> list[tuple[str, str]]:
+        lines = self.lines.items()
+        return [(f"lines.{element}", gpio_line(self.chip, line.offset)) for element, line in lines]
 
 
 StackLightSettings = Annotated[

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from drivers.errors import DeviceError
 from drivers.stacklight import LightState, open_stack_light
 from station.config import EX_CONFIG, ConfigError, Configuration, load_configuration
-from station.lock import LAMP_LOCK, take_lock
+from station.lock import LAMP_LOCK, WAIT_S, take_lock
 from station.outputs import switch_off
 
 _REMEMBERED = "lamp.json"
@@ -29,11 +29,9 @@ def main() -> int:
         settings = _settings()
     except (ConfigError, KeyError) as error:
         return _end(str(error), EX_CONFIG)
-    lock = take_lock(settings.station.runtime_dir / LAMP_LOCK)
-    if lock is None:
+    problems = put_out_unheld(settings, WAIT_S)
+    if problems is None:
         return _end("a lamp process lives and holds the devices; tell that one", 1)
-    problems = put_out(settings)
-    os.close(lock)
     return _end("; ".join(problems), 1) if problems else 0
 
 
@@ -72,6 +70,29 @@ def remembered(runtime_dir: Path) -> Configuration | None:
         return Configuration.model_validate_json((runtime_dir / _REMEMBERED).read_bytes())
     except (OSError, ValidationError):
         return None
+
+
+def put_out_unheld(settings: Configuration, wait_s: float) -> list[str] | None:
+    """As `put_out`, unless a lamp process holds the devices after `wait_s`: None then.
+
+    A lock that cannot be opened, on a disk that became read-only say, keeps no green alight: if a
+    lamp process lives all the same, FAULT is the safe side. One that this user may not open is
+    another user's, who keeps the light.
+    """
+    path = settings.station.runtime_dir / LAMP_LOCK
+    try:
+        lock = take_lock(path, wait_s)
+    except PermissionError as error:
+        return [f"{path}: {error.strerror}"]
+    except OSError as error:
+        unknown = f"{path}: {error.strerror}; put out without knowing whether a lamp process lives"
+        return [unknown, *put_out(settings)]
+    if lock is None:
+        return None
+    try:
+        return put_out(settings)
+    finally:
+        os.close(lock)
 
 
 def put_out(settings: Configuration) -> list[str]:

@@ -23,9 +23,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from station.config import EX_CONFIG, ConfigError, Configuration, load_configuration
-from station.fault import put_out, remembered
+from station.fault import put_out_unheld, remembered
 from station.ipc import Json
-from station.lock import LAMP_LOCK, take_lock
 from station.systemd import LIFELINE_VARIABLE, pauses_after
 
 _STOP_LIMIT_S = 15.0
@@ -229,17 +228,9 @@ class Supervisor:
         the next one needs a while to start, or cannot. Why it may not show; empty if it does."""
         if self._settings is None:
             return ""
-        folder = self._settings.station.runtime_dir
-        try:
-            lock = take_lock(folder / LAMP_LOCK, wait_s=0.0)
-        except OSError as error:
-            return str(error)
-        if lock is None:  # another run's lamp process keeps the light
-            return ""
-        try:
-            return "; ".join(put_out(remembered(folder) or self._settings))
-        finally:
-            os.close(lock)
+        settings = remembered(self._settings.station.runtime_dir) or self._settings
+        problems = put_out_unheld(settings, wait_s=0.0)
+        return "; ".join(problems or [])  # None: another run's lamp process keeps the light
 
     def _put_out_or_say(self) -> None:
         problem = self._put_out()

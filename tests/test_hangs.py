@@ -24,6 +24,7 @@ from test_station import verify_log, write_belt
 from station.control import control_path
 from station.journal import journal_path
 from station.lamp import lamp_path
+from station.lock import LAMP_LOCK
 from station.qms import DATABASE
 from station.supervisor import LAMP, Supervisor
 
@@ -289,6 +290,17 @@ def test_a_configuration_that_is_being_edited_keeps_no_green_alight(
 ) -> None:
     tower, run = green_run
     (rig.folder / "station.toml").write_text("[light")
+    os.kill(children(run.pid)["lamp"], signal.SIGKILL)
+    wait_until(lambda: tower.elements() == {"red": "blink"}, 5.0, "FAULT")
+
+
+def test_a_lock_that_cannot_be_opened_keeps_no_green_alight(
+    rig: Rig, green_run: tuple[PtyRecorder, subprocess.Popen[bytes]]
+) -> None:
+    tower, run = green_run
+    lock = rig.runtime / LAMP_LOCK
+    lock.unlink()
+    lock.mkdir()
     os.kill(children(run.pid)["lamp"], signal.SIGKILL)
     wait_until(lambda: tower.elements() == {"red": "blink"}, 5.0, "FAULT")
 

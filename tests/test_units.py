@@ -29,6 +29,7 @@ from drivers.stacklight import LightState
 from station.config import WebSettings, load_configuration
 from station.idle import _FIRST_TO_GO
 from station.lamp import LampClient
+from station.lock import LAMP_LOCK
 from station.page_door import ACCOUNT, door_of
 from station.supervisor import JOURNAL, LAMP, METRICS, SHADOW, STATION, WEB, Role
 from station.systemd import LONGEST_PAUSE_S, STEADY_S, UnitLife, pauses_after
@@ -375,6 +376,22 @@ def test_the_stop_command_writes_fault_however_the_lamp_process_ended(
         assert (done.returncode, done.stderr) == (0, "")
         tower.wait_for(lambda: tower.elements() == {"red": "blink"})
         assert not module.lit()[0]
+
+
+def test_the_stop_command_writes_fault_where_the_lock_cannot_be_opened(tmp_path: Path) -> None:
+    """As on a disk that became read-only, for root too."""
+    stop = settings_of("vqi-lamp")["ExecStopPost"][0].removeprefix("-/opt/vqi/current/bin/python ")
+    with PtyRecorder() as tower:
+        light = {"device": {"type": "serial_tower", "port": str(tower.device)}}
+        config = str(Rig(tmp_path, light=light).write())
+        (tmp_path / "run" / LAMP_LOCK).mkdir(parents=True)
+        os.write(tower.slave, b"\x14")
+        tower.wait_for(lambda: tower.elements().get("green") == "on")
+        done = stop_command(stop, config)
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert f"{LAMP_LOCK}: Is a directory" in done.stderr
+        tower.wait_for(lambda: tower.elements() == {"red": "blink"})
 
 
 # --- starting again -------------------------------------------------------------------------------

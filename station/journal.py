@@ -893,8 +893,14 @@ class _Journal:
         if is_busy or time.monotonic() < self._snapshot_due or self._is_stopping:
             return
         self._snapshot_due = time.monotonic() + self._settings.snapshot_interval_s
-        self._snapshot = threading.Thread(target=self._publish, name="snapshot", daemon=True)
-        self._snapshot.start()
+        snapshot = threading.Thread(target=self._publish, name="snapshot", daemon=True)
+        try:
+            snapshot.start()
+        except RuntimeError as error:  # the process table is full; the log itself is not affected
+            self._snapshot_problem = str(error)
+            _LOG.warning("the snapshot could not be renewed", error=self._snapshot_problem)
+        else:
+            self._snapshot = snapshot
 
     def _publish(self, limit_s: float = _SNAPSHOT_LIMIT_S) -> None:
         started = time.monotonic()

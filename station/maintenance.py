@@ -132,7 +132,8 @@ class _Child:
 
     @property
     def is_running(self) -> bool:
-        return self.thread is not None
+        """Until what it said has been taken."""
+        return self.thread is not None or self.answer is not None
 
     def start(
         self,
@@ -142,16 +143,22 @@ class _Child:
         wake: Callable[[], None],
         is_awaited: bool = False,
     ) -> None:
-        self.thread = threading.Thread(
+        thread = threading.Thread(
             target=self._run, args=(arguments, given, limit_s, wake, is_awaited), daemon=True
         )
-        self.thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # the process table is full
+            self.answer = (-1, "", str(error))
+        else:
+            self.thread = thread
 
     def take(self) -> tuple[int, str, str] | None:
         """What it said, once it has ended."""
-        if self.thread is None or self.answer is None:
+        if self.answer is None:
             return None
-        self.thread.join()
+        if self.thread is not None:
+            self.thread.join()
         answer, self.answer, self.thread, self.process = self.answer, None, None, None
         return answer
 
@@ -179,10 +186,10 @@ class _Child:
                 self.process = start_idle(*arguments, is_awaited=is_awaited, **pipes)
             out, said = self.process.communicate(given, timeout=limit_s)
             self.answer = (self.process.returncode, out, said)
-        except (OSError, subprocess.TimeoutExpired) as error:
+        except Exception as error:  # noqa: BLE001  without an answer none would ever follow it
             if self.process is not None:
                 self.process.kill()
-            self.answer = (-1, "", str(error))
+            self.answer = (-1, "", str(error) or repr(error))
         wake()
 
 

@@ -30,7 +30,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from station_rig import Rig, start_vqi, wait_until
 from test_clock import LIMIT_S, FakeClock
 from test_journal import connect, plate_memory, start
-from test_qms import change, result
+from test_lamp import no_more_processes
+from test_qms import change, opened, result
 from typer.testing import CliRunner
 
 from station.backup import generations, make_backup
@@ -344,6 +345,40 @@ def test_a_child_that_is_stopped_before_it_began_is_never_started(tmp_path: Path
     assert not stopping.is_alive()
     assert child.process is None
     assert not mark.exists()
+
+
+def test_a_child_whose_words_cannot_be_read_is_one_that_failed() -> None:
+    """Unanswered it would run for ever, and no other would follow it."""
+    child = _Child()
+    words = "import sys; sys.stdout.buffer.write(b'\\xff')"
+    child.start(["-c", words], "", 30.0, lambda: None)
+    wait_until(lambda: child.answer is not None, 20.0, "an answer")
+    answer = child.take()
+    assert answer is not None
+    assert answer[:2] == (-1, "")
+    assert "0xff" in answer[2]
+    assert not child.is_running
+
+
+def test_a_full_process_table_ends_neither_the_journal_nor_its_upkeep(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.write()
+    process = start(rig)
+    try:
+        with contextlib.closing(connect(rig)) as client:
+            with no_more_processes(process.pid):
+                client.ask("prune")
+                wait_until(
+                    lambda: "new thread" in client.status()["snapshot_problem"], 10.0, "a word"
+                )
+                wait_until(lambda: not client.status()["retention"]["is_sweeping"], 5.0, "its end")
+                assert client.submit([opened(1)])["ok"]
+                assert process.poll() is None
+            swept(client)
+            wait_until(lambda: client.status()["snapshot_problem"] == "", 10.0, "a snapshot")
+    finally:
+        process.terminate()
+        assert process.wait(20.0) == 0
 
 
 def test_what_works_for_a_journal_that_is_killed_dies_with_it() -> None:

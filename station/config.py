@@ -3,6 +3,7 @@ product's inspection), as in OPC 40100-1. Both are TOML; unknown keys are errors
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import tomllib
@@ -55,6 +56,31 @@ ReviewWord = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,31
 
 class ConfigError(Exception):
     """A file is wrong: names file, key, what is wrong, and what would be right."""
+
+    def __init__(self, message: str, status: int = EX_CONFIG) -> None:
+        """`status`: the program's exit status."""
+        super().__init__(message)
+        self.status = status
+
+
+_WRONG_PATH = {
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EINVAL,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EPERM,
+}
+
+
+def exit_status_of(error: OSError) -> int:
+    """Of a program that cannot use a file or folder of its configuration: 78 where path or rights
+    are wrong, which no later start finds otherwise. Anything else may pass (a full, read-only or
+    failing disk, no memory, too many files): 1, and the program is started again."""
+    return EX_CONFIG if error.errno in _WRONG_PATH else 1
 
 
 class PlateRecipe(Settings):
@@ -937,7 +963,9 @@ def _load(source: str, model: type[T], what: str) -> Loaded[T]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise ConfigError(f"{source}: this {what} cannot be read: {error.strerror}") from error
+        raise ConfigError(
+            f"{source}: this {what} cannot be read: {error.strerror}", exit_status_of(error)
+        ) from error
     return _parse(data, source, model)
 
 

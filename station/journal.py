@@ -34,7 +34,7 @@ from pydantic import TypeAdapter, ValidationError
 from station import comparisons, drift_log, model_store, page_door, promotion, reviews, shadows
 from station.audit import UNREVEALED
 from station.clock import Clock
-from station.config import EX_CONFIG, ConfigError, Configuration
+from station.config import ConfigError, Configuration, exit_status_of
 from station.counters import Histogram
 from station.idle import start_idle
 from station.images import Draft, ImageFolder, Pictures, Pixels, SyncFailed
@@ -251,20 +251,21 @@ class JournalClient:
 
 
 def serve(configuration: Configuration) -> int:
-    """Run until told to stop. Exit status 0, 1 after a failed write, 78 if another one runs."""
+    """Run until told to stop. Exit status 0; 1 after a failed write, or if another one runs; 78 if
+    the folder cannot be used as configured."""
     exit_with_starter()
     directory = configuration.journal.directory
     try:
         lock = take_lock(directory / _LOCK)
     except OSError as error:
         _LOG.error(f"journal.directory {directory} cannot be used: {error.strerror}")
-        return EX_CONFIG
+        return exit_status_of(error)
     if lock is None:
         _LOG.error(
             f"journal.directory {directory}: another station's journal process writes this log; "
             "give each station a folder of its own"
         )
-        return EX_CONFIG
+        return 1
     try:
         return _Journal(configuration).run()
     except (StoreError, SyncFailed, OSError) as error:

@@ -11,7 +11,7 @@ import weakref
 from dataclasses import dataclass
 
 from models.classifier import Classifier
-from station.config import ConfigError, Configuration, Loaded, Recipe
+from station.config import ConfigError, Configuration, Loaded, Recipe, exit_status_of
 from station.machine import test_on_this_machine
 from station.model_signatures import SignedModel, UnsignedModel
 from station.model_store import ModelStore, judge_folder
@@ -113,7 +113,8 @@ def load_judge(configuration: Loaded[Configuration], recipe: Loaded[Recipe]) -> 
         scores = test_on_this_machine(classifier, folder)
     except OSError as error:
         raise ConfigError(
-            f"{configuration.source}: journal.directory: {folder} cannot be used: {error.strerror}"
+            f"{configuration.source}: journal.directory: {folder} cannot be used: {error.strerror}",
+            exit_status_of(error),
         ) from error
     vouched = _vouched(configuration.value, recipe, classifier)
     return LoadedJudge(Judge.of(recipe, classifier), chosen.why, scores, vouched)

@@ -24,7 +24,7 @@ from typing import Self
 
 from drivers.errors import DeviceError
 from drivers.stacklight import LightState, StackLight, open_stack_light
-from station.config import EX_CONFIG, Configuration
+from station.config import Configuration, exit_status_of
 from station.fault import remember
 from station.ipc import Channel, Json, Listener, NotAMessage, PeerGone, connect
 from station.lease import (
@@ -257,8 +257,8 @@ def serve(configuration: Configuration, is_restart: bool = False) -> int:
     the last thing it writes. With `is_restart` a device that cannot be opened is looked for again
     and again: the station records plates meanwhile. Each new state is a line on stdout.
 
-    Exit status: 0 told to stop; 1 the device cannot be opened, or the starter is dead; 78 another
-    lamp process runs here, or the runtime folder cannot be used.
+    Exit status: 0 told to stop; 1 the device cannot be opened, the starter is dead, somebody else has
+    the light, or the runtime folder cannot be used now; 78 it cannot be used as configured.
     """
     runtime_dir = configuration.station.runtime_dir
     # On a busy machine the imports have taken their time; waiting for a predecessor begins now.
@@ -267,10 +267,11 @@ def serve(configuration: Configuration, is_restart: bool = False) -> int:
         lock = take_lock(runtime_dir / LAMP_LOCK)
     except OSError as error:
         _log.error("station.runtime_dir %s cannot be used: %s", runtime_dir, error.strerror)
-        return EX_CONFIG
+        return exit_status_of(error)
     if lock is None:
-        _log.error("another lamp process holds %s; stop that one", runtime_dir / LAMP_LOCK)
-        return EX_CONFIG
+        path = runtime_dir / LAMP_LOCK
+        _log.error("another lamp process, or `vqi light`, holds %s; stop that one", path)
+        return 1
     try:
         remember(configuration)
     except OSError as error:

@@ -41,7 +41,14 @@ from station.acquisition import CameraProcess, Tick
 from station.actuation import Actuated, Actuation, Committed, Meaning
 from station.audit import AuditDraw
 from station.commissioned import read_commissioned
-from station.config import DEFAULT_RECORD_GB, ConfigError, Configuration, Loaded, Recipe
+from station.config import (
+    DEFAULT_RECORD_GB,
+    ConfigError,
+    Configuration,
+    Loaded,
+    Recipe,
+    exit_status_of,
+)
 from station.control import SAYINGS, ControlServer
 from station.counters import StageTimes
 from station.drift import Drift
@@ -315,17 +322,18 @@ class Station:
         return 0
 
     def _take_lock(self) -> int:
-        """One station in a runtime folder. Raises `ConfigError`."""
+        """One station in a runtime folder. Raises `ConfigError`, `StationError`."""
         path = self._settings.station.runtime_dir / STATION_LOCK
         try:
             lock = take_lock(path)
         except OSError as error:
             raise ConfigError(
                 f"{self._configuration.source}: station.runtime_dir: {path} cannot be used: "
-                f"{error.strerror}"
+                f"{error.strerror}",
+                exit_status_of(error),
             ) from error
         if lock is None:
-            raise ConfigError(
+            raise StationError(
                 f"{self._configuration.source}: station.runtime_dir: another station runs in "
                 f"{path.parent}; stop it, or give this one a folder of its own"
             )

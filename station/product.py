@@ -31,7 +31,9 @@ def load_product(
     try:
         recipe = choose(configuration.value)
     except ConfigError as error:
-        raise ConfigError(f"{configuration.source}: station.recipe: {error}") from error
+        raise ConfigError(
+            f"{configuration.source}: station.recipe: {error}", error.status
+        ) from error
     return fitting(configuration, recipe)
 
 

@@ -53,7 +53,7 @@ class Role:
 
 
 LAMP = Role("lamp", watchdog_s=1.0, start_limit_s=15.0, is_replaced_at_once=True, nice=-15)
-"""A second run's lamp waits for the lock first and must come to say so: exit 78, not a kill. The
+"""A second run's lamp waits for the lock first and must come to say so: exit 1, not a kill. The
 light was put out before it is started, so that nothing shows meanwhile."""
 JOURNAL = Role("journal", watchdog_s=10.0, nice=-5)
 STATION = Role("station", watchdog_s=10.0)

@@ -88,9 +88,12 @@ def pauses_after(life_s: float, planned_s: float, is_replaced_at_once: bool) -> 
     The first start again does not wait, each further one twice as long, up to 5 s; a steady life
     begins anew.
     """
-    is_failing = life_s < (LEAST_LIFE_S if is_replaced_at_once else STEADY_S)
-    pause_s = planned_s if is_failing else 0.0
+    pause_s = planned_s if _is_failing(life_s, is_replaced_at_once) else 0.0
     return Pauses(pause_s, min(max(2 * pause_s, _FIRST_PAUSE_S), LONGEST_PAUSE_S))
+
+
+def _is_failing(life_s: float, is_replaced_at_once: bool) -> bool:
+    return life_s < (LEAST_LIFE_S if is_replaced_at_once else STEADY_S)
 
 
 class UnitLife:
@@ -103,6 +106,9 @@ class UnitLife:
 
     def __init__(self, file: Path, is_replaced_at_once: bool) -> None:
         self._file = file
+        self._is_replaced_at_once = is_replaced_at_once
+        self._is_remembered = False
+        self._began_s = time.monotonic()
         before = _read(file)
         self.is_restart = before is not None
         """Started again after a failure."""
@@ -122,8 +128,17 @@ class UnitLife:
             )
             time.sleep(self.pauses.pause_s)
             notify("STATUS=")
+        self._began_s = time.monotonic()
         with contextlib.suppress(OSError):
             _write(self._file, self.pauses.next_s)
+            self._is_remembered = True
+
+    def fail(self) -> None:
+        """It ended in a failure. One that no file could remember keeps no later start waiting: this
+        life waits at its end, unless it was long enough for a start without a pause."""
+        life_s = time.monotonic() - self._began_s
+        if not self._is_remembered and _is_failing(life_s, self._is_replaced_at_once):
+            time.sleep(LONGEST_PAUSE_S)
 
     def end(self) -> None:
         """It ended as it should, or a person must mend the configuration: nothing to wait for."""

@@ -207,9 +207,14 @@ def test_a_second_run_of_the_same_station_is_refused_and_harms_nothing(rig: Rig)
                 assert vqi("control", "halt", "--config", config).returncode == 0
             rows = len(rig.rows("change"))
             done = vqi("run", "--config", config, "--plates", "1")
-            assert done.returncode == 78, (state, done.stderr)
+            assert done.returncode == 1, (state, done.stderr)
             assert rig.status()["state"] == state
             assert len(rig.rows("change")) == rows
+        for process in ("lamp", "journal", "station"):
+            done = vqi("serve", process, "--config", config)
+            assert done.returncode == 1, (process, done.stderr)
+            assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert rig.status()["state"] == "HALTED"
 
 
 def test_an_unplugged_tower_stops_neither_lamp_process_nor_plates(rig: Rig) -> None:

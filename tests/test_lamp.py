@@ -221,7 +221,7 @@ def test_a_device_that_is_not_there_is_one_clear_line(site: Site) -> None:
 def test_a_second_lamp_process_is_refused(site: Site, lamp: subprocess.Popen[str]) -> None:
     second = site.start()
     _, errors = second.communicate(timeout=15)
-    assert second.returncode == 78
+    assert second.returncode == 1, "a unit tries again: the other may end"
     assert errors.count("\n") == 1
     assert "lamp.lock" in errors
     assert lamp.poll() is None

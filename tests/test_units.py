@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import SourceFileLoader
@@ -22,11 +24,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from modbus_peer import ModbusPeer
 from pty_recorder import PtyRecorder
-from station_rig import Rig
+from station_rig import Rig, start_vqi, vqi
 
 from drivers.plc.settings import ModbusServerSettings
 from drivers.stacklight import LightState
-from station.config import WebSettings, load_configuration
+from station.config import ConfigError, WebSettings, load_configuration
 from station.idle import _FIRST_TO_GO
 from station.lamp import LampClient
 from station.lock import LAMP_LOCK
@@ -462,6 +464,79 @@ def test_a_lamp_unit_that_failed_comes_up_without_its_device(tmp_path: Path) -> 
             tower.wait_for(lambda: tower.elements() == {"red": "blink"})
             process.terminate()
             assert process.wait(10.0) == 0
+
+
+def test_a_lamp_unit_comes_up_once_a_person_has_done_with_the_light(tmp_path: Path) -> None:
+    with PtyRecorder(tmp_path / "tower") as tower:
+        light = {"device": {"type": "serial_tower", "port": str(tmp_path / "tower")}}
+        config = str(Rig(tmp_path, light=light).write())
+        trying = start_vqi("light", "show", "fail", "--seconds", "600", "--config", config)
+        try:
+            tower.wait_for(lambda: tower.elements() == {"red": "on"}, 20.0)
+            with as_unit(tmp_path, "serve", "lamp", "--config", config) as (process, _):
+                assert process.wait(20.0) == 1
+        finally:
+            trying.terminate()
+            trying.wait(10.0)
+        with as_unit(tmp_path, "serve", "lamp", "--config", config) as (process, manager):
+            told_before_ready(manager)
+            process.terminate()
+            assert process.wait(10.0) == 0
+
+
+def remount(folder: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("process", ["lamp", "journal", "station"])
+def test_a_disk_that_became_read_only_is_no_bad_configuration(
+    tmp_path: Path, small_disk: Path, process: str
+) -> None:
+    """No edit mends it, and a unit is started again after any other status than 78."""
+    rig = Rig(tmp_path, station={"runtime_dir": str(small_disk / "run")})
+    if process == "journal":
+        rig.journal_folder = small_disk / "journal"
+    config = str(rig.write())
+    remount(small_disk, "ro")
+    try:
+        done = vqi("serve", process, "--config", config)
+    finally:
+        remount(small_disk, "rw")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1), done.stderr
+    assert "cannot be used: Read-only file system" in done.stderr
+
+
+def test_a_failure_that_no_file_remembers_waits_at_its_end(
+    tmp_path: Path, small_disk: Path
+) -> None:
+    """Else the service manager would start it again and again without a pause."""
+    config = str(Rig(tmp_path, station={"runtime_dir": str(small_disk / "run")}).write())
+    remount(small_disk, "ro")
+    try:
+        began_s = time.monotonic()
+        with as_unit(tmp_path, "serve", "lamp", "--config", config) as (process, _):
+            assert process.wait(30.0) == 1
+        assert time.monotonic() - began_s > LONGEST_PAUSE_S
+    finally:
+        remount(small_disk, "rw")
+    with as_unit(tmp_path, "serve", "lamp", "--config", config) as (process, manager):
+        told_before_ready(manager)
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(errno.ENOTDIR, 78), (errno.EACCES, 78), (errno.EROFS, 1), (errno.ENFILE, 1), (errno.EIO, 1)],
+)
+def test_only_a_wrong_path_or_wrong_rights_are_a_bad_configuration(
+    monkeypatch: pytest.MonkeyPatch, number: int, status: int
+) -> None:
+    def fail(path: Path) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(ConfigError, match=os.strerror(number)) as caught:
+        load_configuration("station.toml")
+    assert caught.value.status == status
 
 
 # --- the installer --------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from station.config import EX_CONFIG, ConfigError, Configuration, Loaded, load_configuration
+from station.config import ConfigError, Configuration, Loaded, load_configuration
 from station.visible import visible
 
 ConfigOption = Annotated[
@@ -41,18 +41,18 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object a row 
 
 
 def load_or_exit(source: str) -> Loaded[Configuration]:
-    """The configuration, or its mistake on stderr and exit status 78."""
+    """The configuration, or its mistake on stderr and its exit status."""
     with exit_on_config_error():
         return load_configuration(source)
 
 
 @contextlib.contextmanager
 def exit_on_config_error() -> Iterator[None]:
-    """Turns a `ConfigError` into its message and exit status 78."""
+    """Turns a `ConfigError` into its message and exit status."""
     try:
         yield
     except ConfigError as error:
-        fail(str(error), EX_CONFIG)
+        fail(str(error), error.status)
 
 
 def command_line() -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -18,19 +19,31 @@ from station.cli.common import (
     fail,
     load_or_exit,
 )
-from station.config import DEFAULT_RECORD_GB, EX_CONFIG, ConfigError, Configuration, Loaded
+from station.config import (
+    DEFAULT_RECORD_GB,
+    EX_CONFIG,
+    ConfigError,
+    Configuration,
+    Loaded,
+    exit_status_of,
+)
 from station.lock import SHADOW_LOCK, take_lock
 from station.logs import set_up_logging
 from station.outlet import Outlet, write_json_line
 from station.supervisor import JOURNAL, LAMP, METRICS, SHADOW, STATION, WEB, Role
-from station.systemd import UnitLife, exit_with_starter, is_unit
+from station.systemd import LONGEST_PAUSE_S, UnitLife, exit_with_starter, is_unit
 
 app = typer.Typer(no_args_is_help=True)
 
 
 def _begin(process: str, config: str) -> Loaded[Configuration]:
-    """The configuration, or exit status 78; from here on this process logs."""
-    loaded = load_or_exit(config)
+    """The configuration, or its exit status; from here on this process logs."""
+    try:
+        loaded = load_or_exit(config)
+    except typer.Exit as end:
+        if end.exit_code != EX_CONFIG and is_unit():
+            time.sleep(LONGEST_PAUSE_S)  # it is not known yet where failures are remembered
+        raise
     set_up_logging(process, loaded.value.station.id)
     return loaded
 
@@ -54,6 +67,8 @@ def _unit_life(role: Role, settings: Configuration) -> Iterator[bool]:
     except typer.Exit as end:
         if end.exit_code in (0, EX_CONFIG):
             life.end()
+        else:
+            life.fail()
         raise
 
 
@@ -110,9 +125,13 @@ def shadow(config: ConfigOption) -> None:
 
         exit_with_starter()
         folder = loaded.value.station.runtime_dir
-        lock = take_lock(folder / SHADOW_LOCK)
+        try:
+            lock = take_lock(folder / SHADOW_LOCK)
+        except OSError as error:
+            problem = f"station.runtime_dir: {folder} cannot be used: {error.strerror}"
+            fail(problem, exit_status_of(error))
         if lock is None:
-            fail(f"{folder}: another shadow process runs there", EX_CONFIG)
+            fail(f"{folder}: another shadow process runs there")
         life = Life()
         wanted = wait_for_shadow(folder, life)
         if wanted is None:
@@ -158,7 +177,7 @@ def station(
                 status = Station(loaded, recipe, options, events.emit).run()
             except (ConfigError, ModelError) as error:
                 _start_again_if_recipe(loaded.value, error, events)
-                fail(str(error), EX_CONFIG)
+                fail(str(error), getattr(error, "status", EX_CONFIG))
             except (StationError, OutboxError, DeviceError, OSError) as error:
                 _start_again_if_recipe(loaded.value, error, events)
                 fail(str(error))

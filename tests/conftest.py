@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Generator, Iterator
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
@@ -98,6 +102,20 @@ def _own_simulators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))
         yield
+
+
+@pytest.fixture(scope="module")
+def installer() -> Iterator[ModuleType]:
+    """`deploy/install` as a module."""
+    loader = SourceFileLoader("vqi_install", str(Path(__file__).parents[1] / "deploy" / "install"))
+    spec = spec_from_loader(loader.name, loader)
+    assert spec is not None
+    module = module_from_spec(spec)
+    # Its bytes stay out of the folder that releases are made of.
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    loader.exec_module(module)
+    yield module
+    sys.dont_write_bytecode = before
 
 
 @pytest.fixture(scope="session")

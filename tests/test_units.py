@@ -14,8 +14,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
 
@@ -540,19 +538,6 @@ def test_only_a_wrong_path_or_wrong_rights_are_a_bad_configuration(
 
 
 # --- the installer --------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def installer() -> Iterator[ModuleType]:
-    loader = SourceFileLoader("vqi_install", str(DEPLOY / "install"))
-    spec = spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    # Its bytes stay out of the folder that releases are made of.
-    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    loader.exec_module(module)
-    yield module
-    sys.dont_write_bytecode = before
 
 
 def test_the_self_test_runs_in_the_stations_sandbox(installer: ModuleType, tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
-"""A log that this version wrote is read, checked and continued by the versions before it: a
-roll-back goes on with what the upgrade wrote."""
+"""A roll-back goes on with what the upgrade wrote: the versions before read, check and continue its
+log. Of what it placed outside of its environment nothing stays."""
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from station_rig import Rig, vqi
@@ -73,3 +76,123 @@ def test_the_versions_before_the_last_changes_go_on_with_our_log(tmp_path: Path)
     assert [row["who"] for row in rig.rows("change") if row["what"] == "ack"] == [
         "an older version"
     ] * 3
+
+
+# --- what a release places outside of its environment ---------------------------------------------
+
+UNITS = "systemd/system"
+OLDER = {"systemd/vqi-older.timer": "[Timer]\nOnBootSec=1\n"}
+NEWER = {
+    "systemd/vqi-newer.service": "[Service]\nExecStart=/opt/vqi/current/bin/vqi serve newer\n",
+    "systemd/vqi-newer.service.d/20-own.conf": "[Service]\nType=exec\n",
+    "systemd/vqi-station.service.d/30-newer.conf": "[Service]\nTasksMax=16\n",
+    "udev/71-newer.rules": "# of the newer release\n",
+}
+PERSONS = (
+    f"{UNITS}/vqi-station.service.d/90-local.conf",
+    f"{UNITS}/vqi-local.service",
+    "udev/rules.d/99-site.rules",
+)
+
+
+@dataclass
+class Machine:
+    """Folders as of a machine, and a systemd that does nothing."""
+
+    installer: ModuleType
+    folder: Path
+    broken: Path | None = None
+    """The release that does not come up."""
+    stopped: list[str] = field(default_factory=list)
+
+    @property
+    def units(self) -> Path:
+        return self.folder / "etc" / UNITS
+
+    def run(self, *command: str | Path, check: bool = True) -> str:
+        words = [str(word) for word in command]
+        if words[:2] == ["systemctl", "stop"]:
+            assert all((self.units / name).is_file() for name in words[2:]), "systemd knows them"
+            self.stopped += words[2:]
+        return ""
+
+    def wait_operational(self, release: Path) -> None:
+        if release == self.broken:
+            raise self.installer.Failure("it did not come up")
+
+    def release(self, name: str, own: dict[str, str]) -> Path:
+        release: Path = self.installer.RELEASES / name
+        shutil.copytree(CHECKOUT / "deploy", release / "deploy")
+        for path, text in own.items():
+            to = release / "deploy" / path
+            to.parent.mkdir(exist_ok=True)
+            to.write_text(text)
+        (release / self.installer.COMPLETE).touch()
+        return release
+
+    def placed(self) -> dict[Path, bytes]:
+        files = (path for path in (self.folder / "etc").rglob("*") if path.is_file())
+        return {path: path.read_bytes() for path in files}
+
+
+@pytest.fixture
+def machine(installer: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine(installer, tmp_path)
+    (tmp_path / "station.toml").write_text("")
+    places = [(name, tmp_path / to.relative_to("/")) for name, to in installer.PLACES]
+    others = {
+        "PLACES": tuple(places),
+        "UNITS": machine.units,
+        "RUN_TIME_CODE": machine.units / "vqi-station.service.d/run-time-code.conf",
+        "CONFIG": tmp_path / "station.toml",
+        "RELEASES": tmp_path / "releases",
+        "CURRENT": tmp_path / "current",
+        "PREVIOUS": tmp_path / "previous",
+        "COMMAND": tmp_path / "bin/vqi",
+        "ENDING_SIGNALS": (),
+        "run": machine.run,
+        "wait_operational": machine.wait_operational,
+    }
+    for name, value in others.items():
+        monkeypatch.setattr(installer, name, value)
+    for name in PERSONS:
+        path = tmp_path / "etc" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("# a person's\n")
+    return machine
+
+
+@pytest.mark.parametrize("how", ["by hand", "it does not come up", "the power went"])
+def test_a_roll_back_takes_away_what_only_the_newer_release_brought(
+    machine: Machine, how: str
+) -> None:
+    older, newer = machine.release("older", OLDER), machine.release("newer", NEWER)
+    installer = machine.installer
+    installer.take_over(older)
+    before = machine.placed()
+    if how == "by hand":
+        installer.take_over(newer)
+        assert len(machine.placed()) == len(before) - len(OLDER) + len(NEWER)
+        installer.take_over(older)
+    elif how == "the power went":
+        installer.place(newer)
+        installer.take_over(older)
+    else:
+        machine.broken = newer
+        with pytest.raises(installer.Failure, match="rolled back: older"):
+            installer.take_over(newer)
+    assert machine.placed() == before
+    assert machine.stopped == ["vqi-older.timer", "vqi-newer.service"]
+
+
+def test_what_a_person_changed_of_a_release_stays_and_is_named(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older, newer = machine.release("older", OLDER), machine.release("newer", NEWER)
+    machine.installer.take_over(newer)
+    changed = machine.units / "vqi-station.service.d/30-newer.conf"
+    changed.write_text("[Service]\nTasksMax=99\n")
+    machine.installer.take_over(older)
+    assert changed.read_text() == "[Service]\nTasksMax=99\n"
+    assert f"{changed} stays" in capsys.readouterr().out
+    assert not (machine.units / "vqi-newer.service").exists()

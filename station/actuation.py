@@ -41,7 +41,8 @@ class Actuated:
 
     result_id: str
     command: str
-    """The light state commanded, or `withheld_late`, `withheld`."""
+    """The light state commanded, or `withheld_late`, `withheld`; `unknown` where the station died
+    before it wrote that down."""
     commanded_ns: int
     is_confirmed: bool | None = None
     shown_ns: int | None = None

@@ -83,8 +83,9 @@ class LineSide:
         self._said: Word | None = None
         self._awaited: dict[str, None] = {}
         """Plates that passed, and of which the lamp process will say what accept was told."""
-        self._orphans: dict[str, None] = {}
-        """Those whose lamp process is gone; one that lived on may still say it."""
+        self._orphans: dict[str, bool] = {}
+        """Those whose lamp process is gone, one that lived on may still say it; and whether it may
+        have been told of the plate."""
         self._answered: deque[str] = deque(maxlen=_MOST_ANSWERED)
         """Those that were given up."""
         self._heard_since_ns: int | None = None
@@ -132,7 +133,7 @@ class LineSide:
         result_id = self._results.pop(0).body.result_id
         if result_id in self._awaited:
             del self._awaited[result_id]
-            self._orphans[result_id] = None
+            self._orphans[result_id] = False
 
     def forget_lamp(self) -> None:
         """The lamp process is another one: it knows nothing."""
@@ -150,7 +151,7 @@ class LineSide:
 
     def inherit(self, result_ids: Iterable[str]) -> None:
         """Plates that passed, and of which the log does not know what accept was told."""
-        self._orphans.update(dict.fromkeys(result_ids))
+        self._orphans.update(dict.fromkeys(result_ids, True))
 
     def is_news(self, result_id: str) -> bool:
         """The lamp process says what accept was told; False where that was given up, and is written
@@ -159,13 +160,14 @@ class LineSide:
         self._orphans.pop(result_id, None)
         return result_id not in self._answered
 
-    def without_answer(self, now_ns: int) -> list[str]:
-        """Plates of which nobody will say any more what accept was told; each is given once."""
+    def without_answer(self, now_ns: int) -> dict[str, bool]:
+        """Plates of which nobody will say any more what accept was told, each given once; and
+        whether a lamp process may have been told of them."""
         since_ns = self._heard_since_ns
         is_soon = since_ns is None or now_ns < since_ns + _NO_ANSWER_S * 1e9
         if self.has_accept and is_soon:
-            return []
-        given_up, self._orphans = list(self._orphans), {}
+            return {}
+        given_up, self._orphans = self._orphans, {}
         self._answered += given_up
         return given_up
 

@@ -147,6 +147,8 @@ _DROPS_READY = {"lamp", "accept", "late", "disk", "recipe", "parity", "samples_d
 """Problems that keep no plate from being judged, but must keep the next one from coming."""
 _LATE = "a plate passed, but was past its accept point first; acknowledge it"
 _UNCLAIMED = "a serial was read that no plate took; see `vqi log serials`, acknowledge it"
+_LIGHT_UNKNOWN = "the station died: whether the light was told is not known"
+_ACCEPT_UNKNOWN = "the lamp process, or the station, ended before it said what became of the plate"
 _PATIENCE_S = 5.0
 _SPOILS_LIMITS = {"dirt", "light", "exposure", "length"}
 """Attentions under which no limits of drift are learned."""
@@ -481,9 +483,7 @@ class Station:
         """Write what the last life left open, and that a new one begins."""
         self._joined_since = hello["last_tick_at"]
         for result_id in hello["without_actuation"]:
-            self._write_actuation(
-                Actuated(result_id, "withheld", 0, detail="the station died before")
-            )
+            self._write_actuation(Actuated(result_id, "unknown", 0, detail=_LIGHT_UNKNOWN))
         self._line_side.inherit(hello["without_accept"])
         if hello["held"] is not None:
             self._hold_again(ResultBody.of_log(hello["held"]))
@@ -1264,17 +1264,17 @@ class Station:
 
     def _settle_accepts(self) -> None:
         """One row for each plate that passed, also where nobody knows what became of it."""
-        for result_id in self._line_side.without_answer(time.monotonic_ns()):
+        given_up = self._line_side.without_answer(time.monotonic_ns())
+        for result_id, was_sent in given_up.items():
             self._write_accept(
                 AcceptBody(
                     station_id=self._settings.station.id,
                     result_id=result_id,
-                    command="withheld",
+                    command="unknown" if was_sent else "withheld",
                     is_confirmed=None,
                     commanded_ns=None,
                     shown_ns=None,
-                    detail="the lamp process, or the station, ended before it said what became of "
-                    "the plate",
+                    detail=_ACCEPT_UNKNOWN if was_sent else "no lamp process was told of it",
                 )
             )
 
@@ -1662,7 +1662,7 @@ class Station:
         }
         figures |= self._plc_counts
         if self._line_side.has_accept:
-            names = ("accept", "withheld_late", "withheld")
+            names = ("accept", "withheld_late", "withheld", "unknown")
             figures["accept"] = {name: statistics.accepts[name] for name in names}
         if self._recorder is not None:
             figures["recording"] = asdict(self._recorder.counts)

@@ -303,7 +303,8 @@ class ActuationBody(Body):
     kind: Literal["actuation"] = "actuation"
     result_id: str
     command: str
-    """The light state commanded, or `withheld_late`, `withheld`."""
+    """The light state commanded, or `withheld_late`, `withheld`; `unknown` where the station died
+    before it wrote that down."""
     is_confirmed: bool | None
     """True read back, False sent without read-back, None not sent or not answered."""
     commanded_ns: int
@@ -330,8 +331,9 @@ class AcceptBody(Body):
 
     kind: Literal["accept"] = "accept"
     result_id: str
-    command: Literal["accept", "withheld_late", "withheld"]
-    """`withheld_late`: the plate was past its accept point before its verdict."""
+    command: Literal["accept", "withheld_late", "withheld", "unknown"]
+    """`withheld_late`: the plate was past its accept point before its verdict. `unknown`: the lamp
+    process or the station ended before it said what became of the plate."""
     is_confirmed: bool | None
     """True read back, False sent without read-back, None not sent or not taken."""
     commanded_ns: int | None

@@ -253,7 +253,7 @@ class StationProcess:
         journal = self.journal
         self._spoil_all()
         for result_id in journal.verdicts.keys() - journal.actuated.keys():
-            self._write(Actuated(result_id, "withheld", 0))
+            self._write(Actuated(result_id, "unknown", 0))
         for result_id in sorted(journal.opened - journal.verdicts.keys(), key=int):
             self.submit_result(int(result_id), Verdict.UNDECIDED)
         lamp = self.world.lamp

@@ -25,10 +25,17 @@ from station.control import control_path
 from station.journal import journal_path
 from station.lamp import lamp_path
 from station.lock import LAMP_LOCK
-from station.qms import DATABASE
+from station.qms import DATABASE, Store
+from station.record import ResultBody
 from station.supervisor import LAMP, Supervisor
 
 pytestmark = pytest.mark.alone
+_ACCEPT = """
+[accept]
+distance_mm = 30.0
+pulse_ms = 100
+device = { type = "simulated", outputs = ["accept"] }
+"""
 
 
 @pytest.fixture
@@ -174,6 +181,25 @@ def test_a_held_fail_outlives_a_kill(rig: Rig) -> None:
         assert rig.status()["light"] in ("fail", "undecided"), "a later pass does not hide it"
     results = [row["result_id"] for row in rig.rows("result")]
     assert sorted(row["result_id"] for row in rig.rows("actuation")) == sorted(results)
+
+
+def test_what_the_outputs_were_told_of_a_dead_stations_plate_is_unknown(rig: Rig) -> None:
+    """The log as a station leaves it that dies between a pass and the rows of light and accept:
+    green may have shown, and a pulse may have gone out."""
+    rig.tables = _ACCEPT
+    assert rig.run("--plates", "6").status == 0
+    passed = next(row for row in rig.rows("result") if row["verdict"] == "PASS")
+    name = {"result_id": "test-1-00000100", "sequence": 100}
+    with Store(rig.journal) as store:
+        store.append([ResultBody.of_log({**passed, **name})])
+    again = rig.run("--seconds", "8")
+    assert again.status == 0, again.stderr
+    for kind in ("actuation", "accept"):
+        (row,) = (row for row in rig.rows(kind) if row["result_id"] == name["result_id"])
+        assert (row["command"], row["is_confirmed"], row["shown_ns"]) == ("unknown", None, None)
+    counted = again.summary["accept"]["unknown"]
+    assert counted == sum(row["command"] == "unknown" for row in rig.rows("accept"))
+    verify_log(rig)
 
 
 def test_an_unread_stdout_keeps_nobody_from_replacing_the_lamp(rig: Rig) -> None:

@@ -13,6 +13,9 @@ from types import ModuleType
 import pytest
 from station_rig import Rig, vqi
 
+from station.qms import Store
+from station.record import AcceptBody, ActuationBody, ResultBody
+
 CHECKOUT = Path(__file__).parents[1]
 _FORMAT = ("station/record.py", "station/qms.py")
 """What decides how a row is written and read."""
@@ -51,9 +54,21 @@ def older_versions() -> list[str]:
     return [f"{commit}^" for commit in changes]
 
 
+def write_of_a_station_that_died(rig: Rig) -> None:
+    """A plate of which nobody saw what light and accept were told, as the next start settles it."""
+    name = {"station_id": "test-1", "result_id": "test-1-00000100"}
+    told = {"command": "unknown", "is_confirmed": None, "commanded_ns": 0, "shown_ns": None}
+    result = ResultBody.of_log({**rig.rows("result")[-1], **name, "sequence": 100})
+    with Store(rig.journal) as store:
+        store.append([result])
+        store.append([ActuationBody.model_validate(name | told)])
+        store.append([AcceptBody.model_validate(name | told)])
+
+
 def test_the_versions_before_the_last_changes_go_on_with_our_log(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     assert rig.run("--plates", "4").status == 0
+    write_of_a_station_that_died(rig)
     rows = len(rig.rows("result")) + len(rig.rows("opened"))
     assert rows >= 8
     for number, version in enumerate(older_versions()):

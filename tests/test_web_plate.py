@@ -33,7 +33,14 @@ from station.images import Draft, ImageFolder, Pixels
 from station.limit_samples import Sample as LimitSample
 from station.limit_samples import write_list
 from station.qms import IMAGES, Store
-from station.record import ImageBody, ReviewBody, TombstoneBody, Verdict, current_boot_id
+from station.record import (
+    ActuationBody,
+    ImageBody,
+    ReviewBody,
+    TombstoneBody,
+    Verdict,
+    current_boot_id,
+)
 from station.web.picture_tiles import (
     CONTRAST_PER_LEVEL,
     BusyError,
@@ -445,6 +452,35 @@ def test_a_plate_without_picture_or_numbers_has_its_page(rig: WebRig, client: Pa
         assert "No picture was kept" in page
     assert client.get("/plates/s-00000951/tile-scores").json()["score"] == ["NaN", "NaN"]
     assert client.get("/plates/s-00000951.json").json()["score"] == "NaN"
+
+
+_NOT_KNOWN = {
+    "en": "not known: the station ended",
+    "de": "nicht bekannt: die Station endete",
+    "zh": "未知：检测站在写入记录前中断",
+}
+
+
+def test_what_the_light_was_told_is_not_known_where_the_station_died(
+    rig: WebRig, client: PageClient
+) -> None:
+    plate = result(960, Verdict.UNDECIDED)
+    row = ActuationBody(
+        station_id="s",
+        result_id=plate.result_id,
+        command="unknown",
+        is_confirmed=None,
+        commanded_ns=0,
+        shown_ns=None,
+    )
+    with Store(rig.station.journal) as store:
+        store.append([plate, row])
+    for language, told in _NOT_KNOWN.items():
+        answer = client.get(f"/plates/{plate.result_id}", headers={"accept-language": language})
+        assert told in answer.text
+    said = client.get(f"/plates/{plate.result_id}.json").json()
+    assert said["light"] == "unknown"
+    assert "commanded" not in [stage["name"] for stage in said["stages"]]
 
 
 def test_a_pixels_size_is_known_assumed_or_measured() -> None:

@@ -225,7 +225,8 @@ def _stages(found: PlateRows) -> list[PlateStage]:
         if told.get(f"{name}_us") is not None:
             said[name] = decided + 1000 * told[f"{name}_us"]
     said["decided"] = decided
-    said |= {name: told.get(f"{name}_ns") for name in ("commanded", "shown")}
+    # 0: of a light that was not told, or of which that is not known
+    said |= {name: told.get(f"{name}_ns") or None for name in ("commanded", "shown")}
     known = sorted((at, name) for name, at in said.items() if at is not None)
     return [PlateStage(name=name, ms=(at - end) / 1e6) for at, name in known]
 

@@ -228,7 +228,7 @@ class PlatePage(BaseModel):
     runtime: str
     camera_serial: str
     light: str | None = None
-    """What the lamp was told."""
+    """What the lamp was told; `unknown` where the station died before it wrote that down."""
     is_light_confirmed: bool | None = None
     stages: list[PlateStage] = []
     defects: list[PlateDefect] = []

@@ -350,6 +350,8 @@ def test_the_readme_lists_every_feature() -> None:
         ("EncoderDivider", 0),
         ("PixelFormat", "RGB8"),
         ("SimLostFrames", "seven"),
+        ("SimBeltStops", "1500"),
+        ("SimBeltStops", "1500+300, 1700+10"),
         ("SimSource", "/nowhere"),
         ("DeviceModelName", "mine"),
         ("SensorWidth", 1),
@@ -664,6 +666,37 @@ def test_an_encoder_line_trigger_sees_no_jitter_in_the_picture(producer: Path) -
     assert np.array_equal(numbers, np.arange(800))
     steps_ns = np.diff([frame.timestamp_ns for frame in frames])
     assert steps_ns.max() - steps_ns.min() > 0.01 * steps_ns.mean()
+
+
+def test_a_belt_stands_still_in_its_stops(producer: Path) -> None:
+    """20 scan lines a millisecond, which come later by the stops before them."""
+    taken: list[Taken] = []
+    with on_rows(producer, numbered_rows(30_000), **encoder(Height=100)) as peer:
+        epoch_ns = time.monotonic_ns()
+        peer.set(SimBeltEpoch=epoch_ns, SimBeltStops="400+150, 800+60")
+        peer.start()
+        while not taken or taken[-1].timestamp_ns < epoch_ns + 1_000_000_000:
+            taken += peer.take(1)
+    assert np.array_equal(
+        np.concatenate([row_numbers(frame.pixels) for frame in taken]),
+        np.arange(len(taken) * 100) + taken[0].chunks["EncoderValue"],
+    )
+    for frame in taken:
+        at_ms = (frame.chunks["EncoderValue"] + 99) / 20
+        at_ms += 150 if at_ms > 400 else 0
+        at_ms += 60 if at_ms > 800 else 0
+        assert (frame.timestamp_ns - epoch_ns) / 1e6 == pytest.approx(at_ms, abs=0.1)
+    assert np.diff([frame.timestamp_ns for frame in taken]).max() > 150_000_000, "it was watched"
+
+
+def test_a_camera_that_is_opened_later_finds_the_stops_as_past(producer: Path) -> None:
+    epoch_ns = time.monotonic_ns() - 2_000_000_000
+    features = encoder(Height=100, SimBeltEpoch=epoch_ns, SimBeltStops="100+400, 600+1000")
+    with on_rows(producer, numbered_rows(30_000), **features) as peer:
+        peer.start()
+        frame = peer.take(1)[0]
+    at_ms = (frame.chunks["EncoderValue"] + 99) / 20 + 1400
+    assert (frame.timestamp_ns - epoch_ns) / 1e6 == pytest.approx(at_ms, abs=0.1)
 
 
 def test_high_resolution_counts_four_times(producer: Path) -> None:
@@ -1229,7 +1262,7 @@ CASES = {
     ),
     "encoder": (
         *("TriggerMode=1", "TriggerSource=2", "EncoderDivider=3", "SimBeltSpeed=3000"),
-        *("SimBeltJitter=20",),
+        *("SimBeltJitter=20", "SimBeltStops=1+20, 40+30"),
     ),
     "frame start": ("TriggerSelector=1", "TriggerMode=1", "SimBeltSpeed=30000"),
     "frame active": ("TriggerSelector=2", "TriggerMode=1", "SimBeltSpeed=30000"),

@@ -59,9 +59,35 @@ static double wander_s(const Belt *belt, double s)
     return belt->jitter * (0.6 * (1 - cos(slow * s)) / slow + 0.4 * (1 - cos(fast * s)) / fast);
 }
 
+/* How long the belt stood still in its stops until a moment. */
+static int64_t stood_ns(const Belt *belt, int64_t ns)
+{
+    int64_t stood = 0, age = ns - belt->began_ns;
+    for (int i = 0; i < belt->stop_count && belt->stops[i].from_ns < age; i++) {
+        int64_t inside = age - belt->stops[i].from_ns, whole = belt->stops[i].for_ns;
+        stood += inside < whole ? inside : whole;
+    }
+    return stood;
+}
+
+/* When a moment comes that lies behind `since_ns`, with the stops until then. */
+static int64_t after_stops(const Belt *belt, int64_t ns)
+{
+    for (int i = 0; i < belt->stop_count; i++) {
+        int64_t from = belt->began_ns + belt->stops[i].from_ns;
+        int64_t until = from + belt->stops[i].for_ns;
+        from = from > belt->since_ns ? from : belt->since_ns;
+        if (ns <= from)
+            break;
+        ns += until > from ? until - from : 0;
+    }
+    return ns;
+}
+
 static double belt_row(const Belt *belt, int64_t ns)
 {
-    double s = (double)(ns - belt->since_ns) * 1e-9;
+    int64_t stood = stood_ns(belt, ns) - stood_ns(belt, belt->since_ns);
+    double s = (double)(ns - belt->since_ns - stood) * 1e-9;
     return belt->row + belt->rows_per_s * (s + wander_s(belt, s));
 }
 
@@ -73,7 +99,9 @@ static int64_t belt_time(const Belt *belt, double row)
     double even_s = (row - belt->row) / belt->rows_per_s, s = even_s;
     for (int i = 0; belt->jitter > 0 && i < 40; i++)
         s = even_s - wander_s(belt, s);
-    return s > LONGEST_S ? NEVER : belt->since_ns + llround(fmax(s, -LONGEST_S) * 1e9);
+    if (s > LONGEST_S)
+        return NEVER;
+    return after_stops(belt, belt->since_ns + llround(fmax(s, -LONGEST_S) * 1e9));
 }
 
 static void set_belt(Camera *camera, int64_t now)
@@ -83,6 +111,8 @@ static void set_belt(Camera *camera, int64_t now)
     bool is_from_epoch = epoch > 0 && !camera->is_acquiring;
     belt->row = is_from_epoch ? 0 : belt_row(belt, now);
     belt->since_ns = is_from_epoch ? epoch : now;
+    if (!camera->is_acquiring)
+        belt->began_ns = belt->since_ns;
     belt->jitter = REAL_OF(camera, SimBeltJitter) / 100;
     belt->rows_per_s = REAL_OF(camera, SimBeltSpeed) / camera->scene.pixel_pitch_mm;
     belt->rows_per_s *= way == STOPPED ? 0 : way == REVERSE ? -1 : 1;
@@ -682,13 +712,53 @@ static void follow(Camera *camera, FeatureId id, int64_t now)
         REAL_OF(camera, Gain) = round(REAL_OF(camera, Gain) * 10) / 10;
     set_clock(camera);
     bool moves_belt = id == F_SimBeltSpeed || id == F_SimBeltJitter || id == F_SimBeltDirection ||
-                      id == F_SimBeltEpoch || id == F_SimSource;
+                      id == F_SimBeltEpoch || id == F_SimBeltStops || id == F_SimSource;
     if (moves_belt)
         set_belt(camera, now);
     camera->is_sensor_set = false;
 }
 
 static bool is_frame_list(const char *text) { return text[strspn(text, "0123456789, ")] == 0; }
+
+/* "1500+300, 4000+120": when the belt stands still, and for how long. False if it is no such list,
+ * or they do not follow one another. */
+static bool read_stops(Belt *belt, const char *text)
+{
+    static const char DIGITS[] = "0123456789";
+    static const int64_t LATEST_MS = 100000000000; /* far from where ns would overflow */
+    BeltStop stops[MOST_STOPS] = {0};
+    int count = 0;
+    for (int64_t free_ms = 0; *text;) {
+        char *end;
+        int64_t from_ms = strtoll(text, &end, 10);
+        if (count == MOST_STOPS || !strspn(text, DIGITS) || *end != '+' || !strspn(end + 1, DIGITS))
+            return false;
+        int64_t for_ms = strtoll(end + 1, &end, 10);
+        if (from_ms < free_ms || from_ms > LATEST_MS || for_ms > LATEST_MS)
+            return false;
+        stops[count++] = (BeltStop){from_ms * 1000000, for_ms * 1000000};
+        free_ms = from_ms + for_ms;
+        text = end + strspn(end, ", ");
+    }
+    memcpy(belt->stops, stops, sizeof stops);
+    belt->stop_count = count;
+    return true;
+}
+
+/* Whether a text means something to its feature, which then goes by it. */
+static bool take_text(Camera *camera, FeatureId id, char *why, size_t why_bytes)
+{
+    const char *text = camera->texts[id], *name = features[id].name;
+    if (id == F_SimSource) {
+        int length = snprintf(why, why_bytes, "%s: ", name);
+        return use_source(camera, why + length, why_bytes - (size_t)length);
+    }
+    bool is_stops = id == F_SimBeltStops;
+    const char *wanted = is_stops ? "stops, one after another, are wanted, like 1500+300, 4000+120"
+                                  : "a list of frame numbers is wanted, like 3, 17";
+    snprintf(why, why_bytes, "%s: %s", name, wanted);
+    return is_stops ? read_stops(&camera->belt, text) : is_frame_list(text);
+}
 
 static void refresh(Camera *camera, FeatureId id)
 {
@@ -762,13 +832,10 @@ static GC_ERROR write_text(Camera *camera, FeatureId id, const void *bytes, size
     memcpy(before, text, TEXT_BYTES);
     memset(text, 0, TEXT_BYTES);
     memcpy(text, bytes, count < TEXT_BYTES ? count : TEXT_BYTES - 1);
-    if (id == F_SimSource ? use_source(camera, why, sizeof why) : is_frame_list(text))
+    if (take_text(camera, id, why, sizeof why))
         return GC_ERR_SUCCESS;
     memcpy(text, before, TEXT_BYTES);
-    if (id == F_SimSource)
-        return fail(GC_ERR_INVALID_VALUE, "SimSource: %s", why);
-    return fail(GC_ERR_INVALID_VALUE, "%s: a list of frame numbers is wanted, like 3, 17",
-                features[id].name);
+    return fail(GC_ERR_INVALID_VALUE, "%s", why);
 }
 
 static GC_ERROR write_register(Camera *camera, FeatureId id, const void *bytes, size_t count)

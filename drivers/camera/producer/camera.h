@@ -7,10 +7,19 @@
 #include "scene.h"
 #include "stream.h"
 
+/* A time in which the belt stands still, from when it began to run. */
+typedef struct {
+    int64_t from_ns, for_ns;
+} BeltStop;
+
+enum { MOST_STOPS = TEXT_BYTES / 4 /* a stop takes at least "0+1," */ };
+
 /* Where the belt is: `row` at `since_ns`, and how it moves from there. */
 typedef struct {
-    int64_t since_ns;
+    int64_t since_ns, began_ns;
     double row, rows_per_s, jitter;
+    BeltStop stops[MOST_STOPS]; /* ascending, disjoint */
+    int stop_count;
 } Belt;
 
 /* A frame in the making. */

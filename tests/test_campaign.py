@@ -5,19 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
 import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from campaign.belt import Belt
+from campaign.belt import Belt, Stop, write_uneven_source
 from campaign.ledger import ROOT, Ledger, State, is_harmless
-from campaign.life import ACCEPT_MM, campaign_belt
+from campaign.life import ACCEPT_MM, belt_features, campaign_belt, restless_belt
 from campaign.observer import Observer, Seen
+from campaign.panel import COILS, PULSE_MS, Wires, _Module
+
+from drivers.camera import open_camera
+from drivers.camera.producer.build import build_producer
+from drivers.camera.settings import GenicamCameraSettings
+from drivers.errors import DriverMissing
 
 Json = dict[str, Any]
 SHORT_KINDS = (
@@ -82,7 +92,12 @@ def test_power_cuts_and_killed_system_calls_lose_nothing(tmp_path: Path) -> None
 @pytest.mark.usefixtures("needs_root")
 @pytest.mark.parametrize(
     "wrong",
-    ["no fsync of the folder", "acknowledged before the commit", "lamp without a lease"],
+    [
+        "no fsync of the folder",
+        "acknowledged before the commit",
+        "lamp without a lease",
+        "accept ignores the next plate",
+    ],
 )
 def test_a_wrong_station_is_caught(tmp_path: Path, wrong: str) -> None:
     done = campaign(tmp_path / "ledger.jsonl", "--controls", wrong)
@@ -161,9 +176,10 @@ _GREEN, _DARK = "14", "24"
 class Scene:
     """Files as a station would leave them, plate after plate of a belt that began just before."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stops: tuple[Stop, ...] = ()) -> None:
         self.folder = folder
-        self.belt = Belt(campaign_belt(), time.monotonic_ns() - 60_000_000_000, 8)
+        epoch_ns = time.monotonic_ns() - 60_000_000_000
+        self.belt = Belt(campaign_belt(), epoch_ns, 8, stops=stops)
         (folder / "images").mkdir()
         self._log = sqlite3.connect(folder / "journal.db", isolation_level=None)
         self._log.execute(
@@ -208,10 +224,16 @@ class Scene:
         with (self.folder / "tower").open("a") as file:
             file.write(f"{on_ns} {_GREEN}\n{off_ns} {_DARK}\n")
 
-    def accept(self, plate: int) -> None:
-        at_ns = self.belt.trailing_ns(plate) + int(ACCEPT_MM / self.belt.mm_s * 1e9)
+    def accept(self, plate: int, for_ms: int = PULSE_MS) -> int:
+        """From when a plate's trailing edge is at the accept point; when that is."""
+        at_ns = self.belt.at_ns(self.belt.lap.end(plate) + self.belt.rows(ACCEPT_MM))
+        self.wire("accept", at_ns, for_ms)
+        return at_ns
+
+    def wire(self, name: str, on_ns: int, for_ms: int) -> None:
         with (self.folder / "panel").open("a") as file:
-            file.write(f"{at_ns} 8 1\n{at_ns + 100_000_000} 8 0\n")
+            coil = COILS[name]
+            file.write(f"{on_ns} {coil} 1\n{on_ns + for_ms * 1_000_000} {coil} 0\n")
 
     def healthy(self, plates: range) -> None:
         for plate in plates:
@@ -330,7 +352,151 @@ def test_a_plate_let_through_that_did_not_pass(scene: Scene) -> None:
     assert scene.found() == {"wrong_rejects": 2}
 
 
+def in_turn(scene: Scene, *defective: bool) -> int:
+    """The first of plates, 333 ms apart, of which these are defective; those before are healthy."""
+    first = next(
+        plate
+        for plate in range(20, 40)
+        if all(scene.belt.is_defective(plate + i) is bad for i, bad in enumerate(defective))
+    )
+    scene.healthy(range(10, first))
+    return first
+
+
+def before_a_defective_plate(scene: Scene) -> int:
+    good = in_turn(scene, False, True)
+    scene.plate(good)
+    scene.plate(good + 1)
+    return good
+
+
+def test_a_pulse_that_stays_over_the_next_plate(scene: Scene) -> None:
+    good = before_a_defective_plate(scene)
+    at_ns = scene.accept(good, for_ms=400)
+    said = scene.observer.judge(scene.belt.epoch_ns).all
+    assert said == [f"wrong_rejects: accept at {at_ns}: plate {good + 1} is FAIL"]
+
+
+def test_a_pulse_that_stays_over_a_plate_that_passed_but_not_before_it_did(scene: Scene) -> None:
+    good = in_turn(scene, False, False)
+    scene.plate(good)
+    scene.accept(good, for_ms=400)
+    assert scene.found() == {"wrong_rejects": 1}, "the next has no record yet"
+    scene.plate(good + 1)
+    assert scene.found() == {}
+
+
+@pytest.mark.parametrize("for_ms", [PULSE_MS, 330, 360])
+def test_a_pulse_that_ends_in_the_gap(scene: Scene, for_ms: int) -> None:
+    """360 ms: 8 mm into the plate, less than a station may be mistaken about the belt."""
+    scene.accept(before_a_defective_plate(scene), for_ms)
+    assert scene.found() == {}
+
+
+def test_a_pulse_ends_in_the_gap_where_the_belt_stood_still_meanwhile(tmp_path: Path) -> None:
+    places = [tmp_path / name for name in ("runs", "stops")]
+    for place in places:
+        place.mkdir()
+    runs = Scene(places[0])
+    good = before_a_defective_plate(runs)
+    at_ms = (runs.accept(good, for_ms=600) - runs.belt.epoch_ns) // 1_000_000
+    assert runs.found() == {"wrong_rejects": 1}
+    stops = Scene(places[1], (Stop(at_ms + 50, 300),))
+    stops.accept(before_a_defective_plate(stops), for_ms=600)
+    assert stops.found() == {}
+
+
+@pytest.mark.parametrize(("beside_ms", "count"), [(40, 0), (150, 1)])
+def test_a_pulse_beside_an_error(scene: Scene, beside_ms: int, count: int) -> None:
+    """It ends with the station's word, though a module times it."""
+    good = scene.good(10)
+    scene.healthy(range(10, good))
+    scene.plate(good)
+    error_ns = scene.accept(good) + (PULSE_MS - beside_ms) * 1_000_000
+    scene.wire("error", error_ns, 1000)
+    assert scene.found().get("wrong_rejects", 0) == count
+
+
+def test_the_module_times_a_pulse_by_its_own_clock(tmp_path: Path) -> None:
+    """However late its process comes to it."""
+    module = _Module(tmp_path / "panel")
+    module.set(COILS["accept"], True, 0.05)
+    time.sleep(0.15)
+    module.set(COILS["accept"], True, 0.05)
+    time.sleep(0.15)
+    module.end_pulses()
+    wires = Wires(tmp_path / "panel")
+    wires.read()
+    lengths_ns = [(on.until_ns or 0) - on.since_ns for on in wires.on("accept", 0)]
+    assert lengths_ns == pytest.approx([50_000_000, 50_000_000], abs=5_000_000)
+
+
 def test_ready_while_nothing_is_judged(scene: Scene) -> None:
     scene.healthy(range(10, 12))
     (scene.folder / "panel").write_text(f"{scene.decided_ns(11)} 0 1\n")
     assert scene.found()["false_greens"] == 1
+
+
+# --- the belt -------------------------------------------------------------------------------------
+
+
+def test_a_belt_has_short_stops_and_gaps_into_which_no_pulse_fits() -> None:
+    too_short = 0
+    for seed in range(40):
+        belt = restless_belt(0, random.Random(seed))
+        lap, pulse_rows = belt.lap, PULSE_MS / 1000 * belt.rows_s
+        gaps = [lap.start(plate + 1) - lap.end(plate) for plate in range(1, 9)]
+        assert min(gaps) >= belt.rows(10.0)
+        assert max(gaps) >= 1.5 * pulse_rows
+        too_short += sum(gap < pulse_rows / 2 for gap in gaps)
+        assert all(100 <= stop.for_ms <= 450 for stop in belt.stops)
+        ends = [stop.from_ms + stop.for_ms for stop in belt.stops]
+        assert all(end < stop.from_ms for end, stop in zip(ends, belt.stops[1:], strict=False))
+        assert len(belt_features(belt, Path("source"))["SimBeltStops"]) < 1024
+        for row in range(0, 1_200_000, 9973):
+            assert belt.row_at(belt.at_ns(row)) == pytest.approx(row, abs=0.01)
+    assert too_short > 40
+
+
+def test_the_belt_is_where_the_camera_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    try:
+        producer = build_producer(tmp_path / "producer")
+    except DriverMissing as error:
+        pytest.skip(str(error))
+    belt = restless_belt(0, random.Random(1))
+    write_uneven_source(tmp_path / "source", belt)
+    stop = belt.stops[1]
+    belt = replace(belt, epoch_ns=time.monotonic_ns() + (1500 - stop.from_ms) * 1_000_000)
+    camera = GenicamCameraSettings(
+        type="genicam",
+        producer=producer,
+        serial="VQI-LS-1",
+        features=belt_features(belt, tmp_path / "source"),
+    )
+    frames = _frames(camera, belt.epoch_ns + (stop.from_ms + stop.for_ms + 500) * 1_000_000)
+    for row, plates, last_ns in frames:
+        last_row = row + campaign_belt().frame_height - 1
+        assert last_ns == pytest.approx(belt.at_ns(last_row), abs=50_000_000)
+        assert plates == belt.lap.plates_before(row)
+    assert len({plates for _, plates, _ in frames}) > 2, "plates were seen"
+    times = [last_ns for _, _, last_ns in frames]
+    waits_ms = [(after - before) // 1_000_000 for before, after in pairwise(times)]
+    assert max(waits_ms) >= stop.for_ms, "and the stop"
+
+
+def _frames(settings: GenicamCameraSettings, until_ns: int) -> list[tuple[int, int, int]]:
+    """Of each the first scan line, the plates before it, and when the last was in memory."""
+    frames = []
+    with open_camera(settings) as camera:
+        into = np.zeros(camera.info.max_frame_bytes, np.uint8)
+        camera.start()
+        while time.monotonic_ns() < until_ns:
+            frame = camera.grab(into, 1.0)
+            assert frame is not None
+            assert frame.encoder_value is not None
+            assert frame.plate_counter is not None
+            frames.append((frame.encoder_value, frame.plate_counter, frame.timestamp_ns))
+    return frames

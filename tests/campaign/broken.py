@@ -205,6 +205,26 @@ def reject_keyed_to_fail() -> None:
     Accept.result = careless  # type: ignore[method-assign]
 
 
+_FAR = 1e9
+"""Scan lines."""
+
+
+@control(
+    *("accept ignores the next plate", "wrong_rejects"),
+    *("wall clock steps", "halt and resume", "kill -9 lamp", "SIGTERM station"),
+)
+def accept_ignores_the_next() -> None:
+    """A pulse is given, and goes on, whatever comes behind its plate."""
+    from station.belt_register import BeltRegister
+
+    enter = BeltRegister.enter
+
+    def far_away(self: BeltRegister, result_id: str, leading_edge: float) -> None:
+        enter(self, result_id, leading_edge + _FAR)
+
+    BeltRegister.enter = far_away  # type: ignore[method-assign]
+
+
 # --- starting it ----------------------------------------------------------------------------------
 
 

@@ -35,6 +35,9 @@ class Kind:
     is_death: bool = False
     """A process dies or hangs: counts for the time in which the lamp leaves green."""
     camera: str = "producer"
+    is_like_a_stop: bool = False
+    """No frame comes and nothing else is wrong. Where an encoder triggers the scan lines, a belt
+    that stands still looks so: it is struck where the camera runs free."""
 
     @property
     def family(self) -> str:

@@ -120,7 +120,10 @@ def _freeze(name: str, part: str) -> Kind:
             raise NotThere(f"the {name} process has one thread")
         return hold(pid if part == "main thread" else draw.choice(workers), pid, life)
 
-    return Kind(f"deadlock: {name}'s {part}", inject, is_death=True)
+    # It may be the one that makes the frames.
+    is_like_a_stop = (name, part) == ("camera", "worker")
+    title = f"deadlock: {name}'s {part}"
+    return Kind(title, inject, is_death=True, is_like_a_stop=is_like_a_stop)
 
 
 def hold(tid: int, pid: int, life: Life) -> Strike:

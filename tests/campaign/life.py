@@ -12,14 +12,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from producer_rig import SignedLine, belt_settings
 from station_rig import Rig, children
 
-from campaign.belt import Belt
+from campaign.belt import Belt, short_stops, uneven_lap, write_uneven_source
 from campaign.clock import Clock
 from campaign.disk import Disk
 from campaign.panel import Panel
@@ -33,8 +33,9 @@ LINE_RATE_HZ, FRAME_HEIGHT = 3000.0, 96
 """Of three stations on two cores."""
 FRAME_S = FRAME_HEIGHT / LINE_RATE_HZ
 SPECIMEN = {"gap_mm": 100.0, "contrast_scale": 3.0, "defective_share": 0.25}
-ACCEPT_MM = 90.0
-"""From the camera to where plates are accepted."""
+ACCEPT_MM = 120.0
+"""From the camera to where plates are accepted: twice as far as the belt runs in a pulse, for of a
+plate that the camera has not seen the station knows no more."""
 _DISK_MB = 96
 _MODEL = "lightdefectnet-v3"
 _EX_CONFIG = 78
@@ -55,6 +56,8 @@ class Life:
     """A deliberately wrong station of `broken.py` in its place."""
     schedule: Callable[[Belt], tuple[Json, Json]] = field(default=lambda belt: ({}, {}))
     """Faults of the camera, once it is known when the belt began: frames by kind, its settings."""
+    has_stops: bool = True
+    """The producer's belt stops now and then, and its encoder triggers the scan lines."""
 
     def __post_init__(self) -> None:
         self.draw = random.Random(self.seed)
@@ -86,16 +89,13 @@ class Life:
         self.config = self.rig.write()
 
     def _producer(self, light: Json, epoch_ns: int) -> tuple[Rig, Belt]:
-        belt = Belt(campaign_belt(), epoch_ns, _REPEATS)
-        features = {
-            "ChunkModeActive": True,
-            "Height": FRAME_HEIGHT,
-            "AcquisitionLineRate": LINE_RATE_HZ,
-            "SimBeltSpeed": LINE_RATE_HZ / 10,
-            "SimBeltEpoch": epoch_ns,
-            # No two pictures alike: a lost one must not be hidden by its twin.
-            "SimNoise": 1.0,
-        }
+        belt = restless_belt(epoch_ns, self.draw)
+        if not self.has_stops:
+            belt = replace(belt, stops=())
+        source = self.line / "uneven.source"
+        write_uneven_source(source, belt)
+        # Noise, for no two pictures may be alike: a lost one must not be hidden by its twin.
+        features = {**belt_features(belt, source), "SimNoise": 1.0}
         journal = self.disk.folder / "journal"
         line = _CampaignLine(self.line, features, SPECIMEN, light, journal)
         line.rig.station = _STATION
@@ -208,9 +208,38 @@ class Life:
 
 
 def campaign_belt() -> SimulatedCameraSettings:
-    """The belt under every life's camera."""
+    """What every life's camera sees, and how."""
     changes = {"line_rate_hz": LINE_RATE_HZ, "frame_height": FRAME_HEIGHT}
     return belt_settings(SPECIMEN).model_copy(update=changes)
+
+
+def restless_belt(epoch_ns: int, draw: random.Random) -> Belt:
+    """The belt under the producer: with gaps into which no pulse fits, and stops."""
+    settings = campaign_belt()
+    belt = Belt(settings, epoch_ns, _REPEATS, uneven_lap(settings, _REPEATS, draw))
+    return replace(belt, stops=short_stops(belt, ACCEPT_MM, draw))
+
+
+def belt_features(belt: Belt, source: Path) -> Json:
+    """What tells the producer of it."""
+    pitch_mm = belt.settings.pixel_pitch_mm
+    features = {
+        "ChunkModeActive": True,
+        "Height": FRAME_HEIGHT,
+        "AcquisitionLineRate": LINE_RATE_HZ,
+        "SimSource": str(source),
+        "SimBeltSpeed": LINE_RATE_HZ * pitch_mm,
+        "SimBeltEpoch": belt.epoch_ns,
+    }
+    if belt.stops:  # which only an encoder can see
+        features |= {
+            "TriggerSource[LineStart]": "Encoder0",
+            "TriggerMode[LineStart]": "On",
+            "EncoderDivider": 2,
+            "SimEncoderResolution": 2 / pitch_mm,
+            "SimBeltStops": ", ".join(f"{stop.from_ms}+{stop.for_ms}" for stop in belt.stops),
+        }
+    return features
 
 
 class NotThere(Exception):

@@ -25,8 +25,13 @@ LEASE_LIMIT_NS = 2_000_000_000
 """I2: whatever happened, green is gone so long after the fault or the next leading edge."""
 _OK_SLACK_NS = 500_000_000
 """From a verdict to its commit and the link's next cycle, OK still speaks of the plate before."""
-_SILENT_LIMIT_NS = 3_500_000_000
-"""READY and OK are gone if no plate was judged for so long: the lease, and two plates."""
+_SILENT_LIMIT_NS = 4_000_000_000
+"""READY and OK are gone if no plate was judged for so long: the lease, two plates and a stop."""
+_FIRM_S = 0.02
+"""A station may take the belt to be half a frame height and its travel in this time from where it
+is (docs/plc.md, "Where the belt is"); within that a plate is not held to be at the accept point."""
+_CANCEL_LIMIT_NS = 100_000_000
+"""Accept ends with what ERROR says: a turn of its thread, 50 ms, and as long for a busy machine."""
 _ANSWER_LIMIT_NS = 5_000_000_000
 """A plate's result may follow those of later plates for so long after its trailing edge."""
 _GAP = "gap"
@@ -165,8 +170,9 @@ class Observer:
     def __init__(self, journal: Path, seen: Seen, belt: Belt, accept_mm: float) -> None:
         self.log, self.lamp, self.belt = LogWatch(journal), Wire(seen.tower), belt
         self.wires = Wires(seen.panel)
-        self._accept_ns = int(accept_mm / belt.mm_s * 1e9)
+        self._accept_rows = belt.rows(accept_mm)
         """From the camera to the accept point."""
+        self._firm_rows = belt.settings.frame_height / 2 + _FIRM_S * belt.rows_s
         self._stdout, self._told = seen.stdout, 0
         self.results: dict[str, Json] = {}
         self._decided: list[tuple[int, Json]] = []
@@ -232,7 +238,7 @@ class Observer:
             lost=self.log.forgotten() + self.log.broken + self._unkept_promises(),
             duplicated=self._twice + self._covered_twice(),
             dangling=self._dangling,
-            wrong_rejects=self._wrong_accepts(since_ns),
+            wrong_rejects=self._wrong_accepts(since_ns) + self._accepts_beside_error(since_ns),
             unrecorded=self._unrecorded() + self._unanswered(is_over),
         )
         self.log.broken, self._twice, self._dangling = [], [], []
@@ -337,25 +343,38 @@ class Observer:
         return found
 
     def _wrong_accepts(self, since_ns: int) -> list[str]:
-        """Plates that were let through and are not recorded as passed."""
+        """Plates that were let through and are not recorded as passed. A pulse that is not over is
+        looked at again."""
         found = []
         for on in self.wires.on("accept", since_ns):
-            plate = self._plate_at_accept(on.since_ns)
-            name = self._plates.get(plate)
-            verdict = self.results[name]["verdict"] if name else "without a record"
-            if verdict != "PASS":
-                found.append(f"accept at {on.since_ns}: plate {plate} is {verdict}")
+            last = self._plate_at_accept(on.until_ns or on.since_ns)
+            for plate in range(self._plate_at_accept(on.since_ns), last + 1):
+                name = self._plates.get(plate)
+                verdict = self.results[name]["verdict"] if name else "without a record"
+                if verdict != "PASS":
+                    found.append(f"accept at {on.since_ns}: plate {plate} is {verdict}")
             off_ns = on.until_ns or time.monotonic_ns()
             if off_ns - on.since_ns > LEASE_LIMIT_NS:
                 found.append(f"accept at {on.since_ns} stayed {(off_ns - on.since_ns) / 1e9:.2f} s")
         return found
 
     def _plate_at_accept(self, at_ns: int) -> int:
-        """The plate whose trailing edge is nearest to the accept point."""
-        under_camera_ns = at_ns - self._accept_ns
-        last = self.belt.carried(under_camera_ns)
-        near = range(max(1, last - 1), last + 2)
-        return min(near, key=lambda plate: abs(self.belt.trailing_ns(plate) - under_camera_ns))
+        """The plate that is at the accept point, or was there last."""
+        row = self.belt.row_at(at_ns) - self._accept_rows
+        return self.belt.lap.plates_before(row - self._firm_rows)
+
+    def _accepts_beside_error(self, since_ns: int) -> list[str]:
+        """A pulse that goes on though nobody answers for it any more."""
+        found = []
+        for on in self.wires.on("accept", since_ns):
+            if on.until_ns is None or self._blind_in(on.since_ns, on.until_ns):
+                continue
+            for error in self.wires.on("error", since_ns):
+                began_ns = max(on.since_ns, error.since_ns)
+                ended_ns = min(on.until_ns, error.until_ns or on.until_ns)
+                if ended_ns - began_ns > _CANCEL_LIMIT_NS:
+                    found.append(f"accept at {on.since_ns} stayed beside ERROR at {error.since_ns}")
+        return found
 
     # --- rows -----------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ from typing import Any
 
 COILS = {"ready": 0, "result_valid": 1, "ok": 2, "ng": 3, "error": 4, "heartbeat": 5, "accept": 8}
 PULSE_OFFSET, _PULSE_UNIT_S = 512, 0.1
-PULSE_MS = 100
+PULSE_MS = 200
 _COUNT = 16
 
 Json = dict[str, Any]
@@ -130,6 +130,7 @@ class _Module:
 
     def set(self, coil: int, is_on: bool, for_s: float | None = None) -> None:
         with self._lock:
+            self._end_pulses()
             self._off_at.pop(coil, None)
             if for_s is not None:
                 self._off_at[coil] = time.monotonic() + for_s
@@ -137,10 +138,14 @@ class _Module:
 
     def end_pulses(self) -> None:
         with self._lock:
-            for coil, at in list(self._off_at.items()):
-                if time.monotonic() >= at:
-                    del self._off_at[coil]
-                    self._switch(coil, False)
+            self._end_pulses()
+
+    def _end_pulses(self) -> None:
+        """A module has a clock of its own: how late this process is counts for nothing."""
+        for coil, at in list(self._off_at.items()):
+            if time.monotonic() >= at:
+                del self._off_at[coil]
+                self._switch(coil, False, int(at * 1e9))
 
     def lose_power(self) -> None:
         for coil in range(_COUNT):
@@ -156,10 +161,11 @@ class _Module:
         bits = sum(level << place for place, level in enumerate(levels))
         return bits.to_bytes((count + 7) // 8, "little")
 
-    def _switch(self, coil: int, is_on: bool) -> None:
+    def _switch(self, coil: int, is_on: bool, at_ns: int | None = None) -> None:
         if 0 <= coil < _COUNT and self._levels[coil] != is_on:
             self._levels[coil] = is_on
-            os.write(self._log, f"{time.monotonic_ns()} {coil} {int(is_on)}\n".encode())
+            at_ns = at_ns or time.monotonic_ns()
+            os.write(self._log, f"{at_ns} {coil} {int(is_on)}\n".encode())
 
     def answer(self, pdu: bytes) -> bytes:
         """One request of the Modbus application protocol."""

@@ -54,7 +54,14 @@ class Worker:
 
     def _life(self) -> Life:
         camera, seed, names = (self._order[key] for key in ("camera", "seed", "plan"))
-        return Life(self._folder, camera, seed, self._order["broken"], self._schedule(names))
+        return Life(
+            self._folder,
+            camera,
+            seed,
+            self._order["broken"],
+            self._schedule(names),
+            has_stops=not any(KINDS[name].is_like_a_stop for name, _ in names),
+        )
 
     def _schedule(self, plan: list[tuple[str, int]]) -> Callable[[Belt], tuple[Json, Json]]:
         names = [name for name, _ in plan if name in kinds_camera.KNOBS]

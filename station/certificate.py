@@ -103,14 +103,16 @@ def make_certificates(
 
 def rows_of_certificate(reader: Reader, result_id: str, until: int) -> tuple[list[Row], list[Row]]:
     """All rows about a result up to a row, and those elsewhere in the log that explain them: what
-    they leave to their context, holds that cover it without naming it, and their releases."""
+    they leave to their context, holds that cover it without naming it, and the releases of all
+    its holds."""
     about = _rows(reader.query(_ABOUT, {"id": result_id, "until": until}))
-    results = [row.content for row in about if row.kind == "result"]
-    elsewhere = _rows(reader.query(_HOLDS, {"until": until})) if results else []
-    held = {
+    result = next((row.content for row in about if row.kind == "result"), None)
+    elsewhere = _rows(reader.query(_HOLDS, {"until": until}))
+    # A release names its hold alone, also where that names the result.
+    held = {row.content["hold_id"] for row in about if row.kind == "hold"} | {
         row.content["hold_id"]
         for row in elsewhere
-        if row.kind == "hold" and _is_held(results[0], row.content)
+        if result is not None and row.kind == "hold" and _is_held(result, row.content)
     }
     named = {row.content[packing.KIND] for row in about if packing.KIND in row.content}
     contexts = _rows(reader.query(_ROWS, {"seqs": json.dumps(sorted(named))}))

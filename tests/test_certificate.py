@@ -21,7 +21,7 @@ from log_maker import LogMaker
 from station.certificate import CertificateError, canonical_bytes, make_certificates
 from station.log_reader import Reader
 from station.qms import IMAGES
-from station.record import Verdict
+from station.record import HoldBody, ReleaseBody, Verdict
 from station.signed_note import make_key
 
 SCRIPT = Path(__file__).parents[1] / "deploy" / "check-certificate"
@@ -113,6 +113,27 @@ def test_every_plate_of_a_log_has_its_certificate(log: LogMaker, tmp_path: Path)
             (made,) = make_certificates(reader, f"s-{number:08d}", None, tmp_path)
             lines = check(made.file.read_bytes(), log.directory / "proof.pub")
             assert lines[0] == f"PROVEN. {made.says}"
+
+
+def test_a_hold_that_names_the_plate_comes_with_its_release(tmp_path: Path) -> None:
+    maker = LogMaker(tmp_path / "log", seed=6)
+    name = maker.plate(Verdict.FAIL)
+    for hold_id in ("claim-1", "claim-2"):
+        maker.write(
+            HoldBody(**maker.said(), hold_id=hold_id, result_id=name, who="qa", why="claim")
+        )
+    maker.write(ReleaseBody(**maker.said(), hold_id="claim-1", who="qa", why="over"))
+    maker.write(HoldBody(**maker.said(), hold_id="other", part_id="none", who="qa", why="claim"))
+    maker.write(ReleaseBody(**maker.said(), hold_id="other", who="qa", why="over"))
+    maker.checkpoint()
+    maker.close()
+    with Reader(maker.directory) as reader:
+        (made,) = make_certificates(reader, name, None, tmp_path / "made")
+    done = checked(made.file, maker.directory / "proof.pub")
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = [line.split(": ", 1)[1] for line in done.stdout.splitlines() if "hold_id" in line]
+    assert told == ["hold hold_id claim-1", "hold hold_id claim-2", "release hold_id claim-1"]
+    assert "over" in made.page.read_text()
 
 
 def test_a_serial_has_a_certificate_for_each_attempt(log: LogMaker, tmp_path: Path) -> None:

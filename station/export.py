@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from station.durable import sync
-from station.export_rows import ASK_FOR_LESS, Context, ExportError
+from station.export_rows import ASK_FOR_LESS, SINCE_ADDED, Context, ExportError
 from station.export_source import Chosen, Head, Source
 from station.log_reader import Reader
 from station.qms import Json, StoreError
@@ -289,7 +289,8 @@ def _compare_row(place: str, told: Json | None, said: Json | None, found: _Findi
     elif told is None:
         found.add(f"{place}: is missing; the log has {said['result_id']}")
     else:
-        names = [*said, *(name for name in told if name not in said)]
+        expected = [name for name in said if name in told or name not in SINCE_ADDED]
+        names = [*expected, *(name for name in told if name not in said)]
         for name in names:
             if not _is_same(told.get(name), said.get(name)):
                 found.add(

@@ -64,10 +64,11 @@ COLUMNS = (
     Column("camera_serial"),
     Column("images", width=20, says="files, named by their sha256"),
     Column("pixels_sha256"),
-    Column("review_verdict", says="of the last review"),
+    Column("review_verdict", says="of the review that holds"),
     Column("reviewer"),
     Column("review_reason", width=24),
     Column("reviewed_at", "time", width=26),
+    Column("review_pending", "yes", says="a review waits for a second person"),
     Column("station_id"),
     Column("sequence", "integer", says="plate number of the station"),
     Column("lot"),
@@ -104,6 +105,8 @@ COLUMNS = (
     Column("body_sha256", says="of the row's text in the log"),
     Column("chain_sha256", says="of the chain up to this row"),
 )
+SINCE_ADDED = frozenset({"review_pending"})
+"""Columns that exports of earlier programs do not have."""
 DEFECT_COLUMNS = (
     Column("seq", "integer", says="row of the log"),
     Column("result_id", width=24),
@@ -133,6 +136,7 @@ def flat(row: Json) -> Json:
         "reviewer": review.get("reviewer"),
         "review_reason": review.get("reason"),
         "reviewed_at": review.get("written_at"),
+        "review_pending": bool(review.get("pending")),
         "serials": "; ".join(row.get("serials", ())),
         "first_frame_id": frames[0],
         "last_frame_id": frames[1],

@@ -396,13 +396,14 @@ def by_result(rows: Iterable[tuple[int, Json]]) -> dict[str, list[Json]]:
 
 
 def judged(rows: list[Json]) -> Json | None:
-    """What the reviews of a result come to: the last review's fields, `verdict` None and `reviewer`
-    empty while no review holds, and `pending` True while the last waits for a second person."""
+    """What the reviews of a result come to: the fields of the one that holds, `verdict` None and
+    `reviewer` empty while none does, and `pending` True while the last waits for a second person:
+    what that one says holds for nothing yet."""
     if len(rows) == 1:
         return None
     judged = effective_verdict(rows)
     return {
-        **rows[-1],
+        **(judged.review or {}),
         "verdict": None if judged.review is None else str(judged.verdict),
         "reviewer": ", ".join(judged.reviewers),
         "pending": judged.pending is not None,

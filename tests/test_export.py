@@ -29,11 +29,14 @@ from station.export import (
     Wish,
     check_export,
     export_to,
+    file_sha256,
     manifest_path,
 )
 from station.export_rows import COLUMNS, ExportError, for_spreadsheet, visible
 from station.export_source import Chosen, Source
 from station.images import ImageFolder
+from station.log_reader import Reader
+from station.log_verify import verify
 from station.qms import DATABASE, IMAGES, Store, StoreError
 from station.record import ResultBody, ReviewBody, Verdict, result_id
 
@@ -108,6 +111,78 @@ def csv_rows(path: Path) -> list[Json]:
     csv.field_size_limit(sys.maxsize)
     with path.open(encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file))
+
+
+# --- reviews --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def half_judged(tmp_path: Path) -> Path:
+    """FAILs: 1 nobody judged; 2 ada holds, and bela alone would let pass; 3 ada alone would let
+    pass; 4 ada's review was taken back; 5 two people let pass."""
+    four = {"four_eyes": (Verdict.FAIL,)}
+    with Store(tmp_path / "half-judged") as store:
+        last = store.append([result(n, Verdict.FAIL, written_at=LATE) for n in range(1, 6)])
+
+        def review(number: int, verdict: Verdict, name: str, **more: Any) -> None:
+            body = ReviewBody(
+                station_id="s", result_id=result_id("s", number), verdict=verdict, reviewer=name,
+                reason=f"reason of {name}", note=f"note of {name}", account=f"account of {name}",
+                written_at=f"2026-07-02T09:00:00.00000{len(name)}Z",
+                nonce=f"nonce-{name}-{last[number - 1]}", supersedes=last[number - 1], **more,
+            )  # fmt: skip
+            [last[number - 1]] = store.append([body])
+
+        review(2, Verdict.FAIL, "ada", **four)
+        review(2, Verdict.PASS, "bela", is_pending=True, **four)
+        review(3, Verdict.PASS, "ada", is_pending=True, **four)
+        review(4, Verdict.PASS, "ada")
+        review(4, Verdict.FAIL, "ada", takes_back=True)
+        review(5, Verdict.PASS, "ada", is_pending=True, **four)
+        review(5, Verdict.PASS, "bela", **four)
+    return tmp_path / "half-judged"
+
+
+def test_a_review_is_told_whole_or_not_at_all(half_judged: Path, tmp_path: Path) -> None:
+    """Nobody's reason, time, note or row stands beside another person's name."""
+    rows = csv_rows(exported(half_judged, tmp_path, "csv"))
+    names = ("review_verdict", "reviewer", "review_reason", "reviewed_at", "review_pending")
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        ("", "", "", "", "false"),
+        ("NotOK", "ada", "reason of ada", "2026-07-02T11:00:00.000003+02:00", "true"),
+        ("", "", "", "", "true"),
+        ("", "", "", "", "false"),
+        ("OK", "ada, bela", "reason of bela", "2026-07-02T11:00:00.000004+02:00", "false"),
+    ]
+    lines = exported(half_judged, tmp_path, "jsonl").read_text().splitlines()
+    reviews = [json.loads(line)["review"] for line in lines]
+    names = ("verdict", "reviewer", "reason", "note", "account", "pending")
+    ada = ("FAIL", "ada", "reason of ada", "note of ada", "account of ada", True)
+    assert [tuple(review.get(name) for name in names) for review in reviews[1:4]] == [
+        ada,
+        (None, "", None, None, None, True),
+        (None, "", None, None, None, False),
+    ]
+    with Reader(half_judged) as reader:
+        assert verify(reader).findings == []
+        second = reader.of_result(result_id("s", 2))
+    assert reviews[1]["seq"] == second[1]["seq"]
+    for format_ in FORMATS:
+        assert findings(half_judged, exported(half_judged, tmp_path, format_)) == []
+
+
+def test_an_export_without_the_column_of_today_is_still_checked(log: Path, tmp_path: Path) -> None:
+    path = exported(log, tmp_path, "csv")
+    rows = [{k: v for k, v in row.items() if k != "review_pending"} for row in csv_rows(path)]
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]), quoting=csv.QUOTE_ALL)
+        table.writeheader()
+        table.writerows(rows)
+    manifest = json.loads(manifest_path(path).read_text())
+    manifest_path(path).write_text(json.dumps({**manifest, "sha256": file_sha256(path)}))
+    assert findings(log, path) == []
+    path.write_bytes(path.read_bytes().replace(b'"NotOK"', b'"OK"', 1))
+    assert any("verdict is 'OK', in the log 'NotOK'" in one for one in findings(log, path))
 
 
 # --- the manifest -------------------------------------------------------------------------------
@@ -473,7 +548,7 @@ def test_every_column_says_something(log: Path, tmp_path: Path) -> None:
     with Source(log / DATABASE) as source:
         rows = list(source.results(Chosen(), source.head().seq))
     known = set(ResultBody.model_fields) | set(rows[0]) | {
-        "review_verdict", "reviewer", "review_reason", "reviewed_at",
+        "review_verdict", "reviewer", "review_reason", "reviewed_at", "review_pending",
         "defect_count", "first_frame_id", "last_frame_id",
     }  # fmt: skip
     assert {column.name for column in COLUMNS} <= known

@@ -44,13 +44,14 @@ _COLUMNS = {
     "rows": "seq IN (SELECT value FROM json_each(:rows))",
 }
 """Of the table `plate`, which is made of the rows."""
-_WAITING = """NOT (coalesce({drawn}, 0) AND verdict = 'PASS' AND coalesce((
+NO_REVIEW_HOLDS = """coalesce((
     SELECT coalesce(said.body ->> '$.takes_back', 0) FROM row AS said
     WHERE said.result_id = {table}.result_id AND said.kind = 'review'
     AND said.seq <= :last AND NOT coalesce(said.body ->> '$.is_pending', 0)
     ORDER BY said.seq DESC LIMIT 1
-), 1))"""
-"""Nobody has judged it, or the last that was said takes the judgement back."""
+), 1)"""
+"""By row `last` nobody has judged it, or the last that was said takes the judgement back."""
+_WAITING = f"NOT (coalesce({{drawn}}, 0) AND verdict = 'PASS' AND {NO_REVIEW_HOLDS})"
 _COLUMNS["without_open_samples"] = _WAITING.format(drawn="is_audit_sample", table="plate")
 _IN_CONTEXT = """coalesce(body ->> '$.{0}', (
     SELECT told.body ->> '$.constants.{0}' FROM row AS told

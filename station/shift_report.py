@@ -7,8 +7,8 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from itertools import pairwise
 from pathlib import Path
@@ -19,16 +19,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from station import open_plates
 from station.anchors import Anchor
+from station.answers import yields
 from station.charts import Group, chart
 from station.config import ShiftSettings
 from station.export_rows import visible
-from station.export_source import Source
+from station.export_source import NO_REVIEW_HOLDS, Source
 from station.heat_map import heat_map
 from station.log_reader import Reader
 from station.qms import Json
-from station.quality import Rate, extent_mm, pareto, proportion, size_class, zone
+from station.quality import extent_mm, pareto, proportion, size_class, zone
 from station.questions import Questions, Selection, defects_select
-from station.record import rfc3339
+from station.record import Provenance, Reason, rfc3339
 from station.release import program_version
 from station.report_drawings import control_chart, pareto_bars, plate_map
 from station.shifts import begun_on
@@ -42,6 +43,7 @@ _MOST_PICTURES = 6
 _PICTURE_PX = 300
 _KEPT_AWAY = timedelta(days=7)
 """A report that nobody could make for longer is not made any more."""
+_COUNTED_BY = ("hour", "verdict", "reason", "provenance", "recipe", "recipe_version")
 _IN_TIME = "kind = :kind AND written_at >= :since AND written_at < :until AND seq <= :last"
 
 
@@ -107,22 +109,22 @@ def report(reader: Reader, source: Source, station_id: str, span: Span) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"shown": visible, "share": _share, "local": facts.local}
+    environment.filters |= {"shown": visible, "local": facts.local}
     made_at = rfc3339(datetime.now(UTC))
     return environment.get_template("shift_report.html").render(
         station_id=station_id,
         span=span,
         made_by=program_version(),
         made_at=made_at,
+        share=_share,
         anchor=Anchor(station_id, *facts.head, at=made_at).printed(),
         **facts.all(),
     )
 
 
-def _share(rate: Rate) -> str:
-    low, high = rate.interval.low, rate.interval.high
-    value = "unknown" if rate.value is None else f"{rate.value:.2%}"
-    return f"{value} (95 %: {low:.2%} to {high:.2%})"
+def _share(value: float | None, low: float, high: float) -> str:
+    said = "unknown" if value is None else f"{value:.2%}"
+    return f"{said} (95 %: {low:.2%} to {high:.2%})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,48 +150,47 @@ class _Facts:
         return datetime.fromisoformat(at).astimezone(self._span.zone).isoformat(" ", "seconds")
 
     def all(self) -> Json:
+        counts = self._ask.counts(self._selection, *_COUNTED_BY)
+        plates = [row for row in counts if row.reason != Reason.GAP]
         return {
-            **self._plates(),
-            **self._defects(),
+            "gaps": sum(row.plates for row in counts if row.reason == Reason.GAP),
+            "parts": [self._part(name, plates) for name in _provenances(plates)],
             **self._rows(),
             **self._open(),
             "pictures": list(self._pictures()),
         }
 
-    def _plates(self) -> Json:
-        """Counts, and the share that did not pass hour by hour."""
-        keys = ("hour", "verdict", "reason", "provenance", "recipe", "recipe_version", "attempt")
-        counts = self._ask.counts(self._selection, *keys)
+    def _part(self, provenance: str, plates: Sequence[Any]) -> Json:
+        """Plates of one provenance: counts, and the share that did not pass hour by hour."""
+        counts = [row for row in plates if row.provenance == provenance]
+        selection = replace(self._selection, provenance=provenance)
         total = _sums(counts, lambda row: row.verdict)
-        first = _sums(counts, lambda row: row.verdict if (row.attempt or 1) == 1 else None)
-        plates = sum(total.values())
         hours = _sums(counts, lambda row: row.hour)
         bad = _sums(counts, lambda row: row.hour if row.verdict != "PASS" else None)
         groups = [Group(self._hour(hour), size, bad[hour]) for hour, size in sorted(hours.items())]
         found = chart("p", groups) if groups else None
         reasons = _sums(counts, lambda row: row.reason or None)
         return {
-            "plates": plates,
+            "provenance": provenance,
+            "is_production": provenance == Provenance.PRODUCTION,
+            "plates": total.total(),
             "verdicts": total,
-            "yield_": proportion(total["PASS"], plates),
-            "first_pass": proportion(first["PASS"], sum(first.values())),
-            "not_production": sum(
-                n for name, n in _sums(counts, lambda row: row.provenance).items()
-                if name != "production"
-            ),
+            "yield_": proportion(total["PASS"], total.total()),
+            "first_passes": list(yields(self._reader, selection)),
             "recipes": _sums(counts, lambda row: f"{row.recipe} version {row.recipe_version}"),
             "reasons": pareto(reasons)[:_MOST_PARETO],
             "reasons_drawn": pareto_bars(pareto(reasons)[:_MOST_PARETO]) if reasons else "",
             "chart": found,
             "chart_drawn": control_chart(found) if found else "",
-        }  # fmt: skip
+            **self._defects(selection),
+        }
 
     def _hour(self, hour: str) -> str:
         return datetime.fromisoformat(f"{hour}:00Z").astimezone(self._span.zone).strftime("%H:%M")
 
-    def _defects(self) -> Json:
+    def _defects(self, selection: Selection) -> Json:
         columns = (DEFECT.c.x_mm, DEFECT.c.y_mm, DEFECT.c.w_mm, DEFECT.c.h_mm)
-        rows = self._reader.ask(defects_select(self._selection, *columns))
+        rows = self._reader.ask(defects_select(selection, *columns))
         size_mm = extent_mm((row.x_mm, row.y_mm) for row in rows if row.x_mm is not None)
         zones = Counter(zone(row.x_mm, row.y_mm, size_mm) for row in rows)
         sizes = Counter(size_class(row.w_mm, row.h_mm) for row in rows)
@@ -231,17 +232,16 @@ class _Facts:
         return Some(rows, count - len(rows))
 
     def _open(self) -> Json:
-        """Plates without a result, and results that nobody has judged, as of the head."""
+        """Plates without a result, and plates that no review holds of, as of the head."""
         undone = self._source.one(
             f"SELECT count(*) FROM row AS begun WHERE {_IN_TIME} AND NOT EXISTS (SELECT 1 FROM row "
             "WHERE result_id = begun.result_id AND kind = 'result' AND seq <= :last)",
             {"kind": "opened", **self._limits()},
         )[0]
         unreviewed = self._source.one(
-            f"SELECT count(*) FROM row AS judged WHERE {_IN_TIME} AND verdict <> 'PASS' "
-            "AND NOT EXISTS (SELECT 1 FROM row WHERE result_id = judged.result_id "
-            "AND kind = 'review' AND seq <= :last)",
-            {"kind": "result", **self._limits()},
+            f"SELECT count(*) FROM row AS made WHERE {_IN_TIME} AND verdict <> 'PASS' "
+            f"AND reason IS NOT :gap AND {NO_REVIEW_HOLDS.format(table='made')}",
+            {"kind": "result", "gap": Reason.GAP, **self._limits()},
         )[0]
         not_removed = open_plates.count_between(self._reader, **self._times)
         return {"open_plates": undone, "unreviewed": unreviewed, "not_removed": not_removed}
@@ -254,11 +254,17 @@ class _Facts:
             {"kind": "result", **self._limits()},
         )
         for row in found:
-            body = json.loads(row[0])
+            body = self._reader.whole(row[0])
             kept = smallest(body["images"])
             data = thumbnail(self._reader.images / kept["path"], _PICTURE_PX) if kept else None
             if data is not None:
                 yield {**body, "jpeg": base64.b64encode(data).decode()}
+
+
+def _provenances(plates: Sequence[Any]) -> list[str]:
+    """Production first; it is told of also where there was no plate at all."""
+    found = {row.provenance for row in plates} or {str(Provenance.PRODUCTION)}
+    return sorted(found, key=lambda name: (name != Provenance.PRODUCTION, name))
 
 
 def _cell_mm(size_mm: tuple[float, float]) -> float:

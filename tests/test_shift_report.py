@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime, timedelta
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hostile_texts import STORABLE
@@ -23,12 +24,14 @@ from station_rig import Rig, vqi
 from test_qms import change, opened, result
 from typer.testing import CliRunner
 
+from station.answers import yields
 from station.cli.log import app
 from station.config import ShiftSettings
 from station.export_source import Source
 from station.images import ImageFolder
 from station.log_reader import Reader
 from station.qms import DATABASE, IMAGES, Store
+from station.questions import Selection
 from station.record import AttentionBody, DowntimeBody, ReviewBody, Verdict, result_id, rfc3339
 from station.shift_report import Span, due, report, spans
 from station.shifts import shift_of
@@ -47,7 +50,8 @@ def at(hour: int, minute: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shift of eight hours with 8 passed, 2 failed (one reviewed), 1 undecided, 1 open plate."""
+    """A shift of eight hours with 8 passed, 2 failed (one reviewed), 1 undecided, 1 open plate, and
+    a gap, all simulated."""
     folder = tmp_path_factory.mktemp("log")
     picture = io.BytesIO()
     Image.new("L", (400, 200), 90).save(picture, "JPEG")
@@ -62,7 +66,9 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
         store.append([opened(n).model_copy(update={"written_at": at(5)}) for n in range(1, 13)])
         store.append([result(n, written_at=at(3 + n)) for n in range(1, 9)])
         store.append([result(n, Verdict.FAIL, written_at=at(9), **failed) for n in (9, 10)])
-        store.append([result(11, Verdict.UNDECIDED, written_at=at(10), detail=BAD)])
+        unsure = {"reason": "unsure", "detail": BAD}
+        store.append([result(11, Verdict.UNDECIDED, written_at=at(10), **unsure)])
+        store.append([result(21, Verdict.UNDECIDED, written_at=at(10), reason="gap")])
         store.append([result(20, Verdict.FAIL, written_at=at(12))])
         review = ReviewBody(station_id="s", written_at=at(11), result_id=result_id("s", 9),
                             verdict=Verdict.FAIL, reviewer="kim", reason="scratch")  # fmt: skip
@@ -107,13 +113,69 @@ def test_its_figures_are_the_logs(log: Path) -> None:
     ):
         assert f"<td>{what}</td><td>{count}</td>" in page
     assert "6 defects on plates that did not pass" in page
-    assert "11 of 11 plates were simulated" in page
+    assert "<h2>11 simulated plates</h2>" in page
+    assert "These plates were not of production" in page
+    assert "<td>Gaps: frames were lost, and what passed then was not seen</td><td>1</td>" in page
     assert page.count("data:image/jpeg;base64,") == 2
     assert "stopped &lt;script&gt;" in page
     with Source(log / "journal.db") as source:
         head = source.head()
     chain = " ".join(re.findall(".{8}", head.chain_sha256))
     assert f"vqi-anchor s row {head.seq} chain {chain} time " in page
+
+
+def test_plates_of_production_are_counted_apart_and_as_the_questions_count_them(
+    tmp_path: Path,
+) -> None:
+    made = {"provenance": "production", "is_simulated": False, "written_at": at(5)}
+    with Store(tmp_path) as store:
+        store.append([result(n, part_id=f"p{n}", **made) for n in range(1, 7)])
+        store.append([result(7, Verdict.FAIL, part_id="p7", **made)])
+        store.append([result(8, part_id="p7", **made)])
+        store.append([result(9, **made), result(10, Verdict.UNDECIDED, reason="gap", **made)])
+        store.append([result(n, Verdict.FAIL, written_at=at(6)) for n in range(20, 24)])
+    page = page_of(tmp_path)
+    big = re.findall(r"<b>(\d+)</b><span>([^<]+)</span>", page)
+    assert big == [
+        *(("9", "plates"), ("8", "PASS"), ("1", "FAIL"), ("0", "UNDECIDED, suspect")),
+        *(("4", "plates"), ("0", "PASS"), ("4", "FAIL"), ("0", "UNDECIDED, suspect")),
+    ]
+    assert page.count("p-chart") == 2
+    told = re.findall(
+        r"<td>First-pass yield, recipe r version 1, ([^<]+)</td><td>([^<]+)</td>", page
+    )
+    selection = Selection(since=at(4), until=at(12))
+    with Reader(tmp_path) as reader:
+        asked = sorted(yields(reader, selection), key=lambda row: row["provenance"])
+    assert [(row["provenance"], row["attempt"], row["plates"]) for row in asked] == [
+        ("production", 1, 7), ("production", None, 1), ("simulated", None, 4),
+    ]  # fmt: skip
+    assert [text.rsplit(", ", 1)[1] for _, text in told] == [
+        f"{row['pass']} of {row['plates']}" for row in asked
+    ]
+    assert told[0] == ("first attempts", "85.71% (95 %: 42.13% to 99.64%), 6 of 7")
+
+
+def test_a_plate_is_reviewed_once_a_review_holds(tmp_path: Path) -> None:
+    """One that waits for a second person, or that was taken back, does not; a gap has none."""
+
+    def review(number: int, verdict: Verdict, **more: Any) -> ReviewBody:
+        return ReviewBody(station_id="s", written_at=at(6), result_id=result_id("s", number),
+                          verdict=verdict, reviewer="kim", reason="dirt", **more)  # fmt: skip
+
+    with Store(tmp_path) as store:
+        numbers = store.append([result(n, Verdict.FAIL, written_at=at(5)) for n in range(1, 5)])
+        store.append([result(5, Verdict.UNDECIDED, reason="gap", written_at=at(5))])
+        store.append([review(1, Verdict.FAIL)])
+        store.append([review(2, Verdict.PASS, is_pending=True, four_eyes=(Verdict.FAIL,))])
+        taken = {"supersedes": numbers[2], "nonce": "nonce-of-3a"}
+        (first,) = store.append([review(3, Verdict.PASS, **taken)])
+        back = {"supersedes": first, "nonce": "nonce-of-3b", "takes_back": True}
+        store.append([review(3, Verdict.FAIL, **back)])
+    assert "<td>FAIL or UNDECIDED that nobody has reviewed</td><td>3</td>" in page_of(tmp_path)
+    with Store(tmp_path) as store:
+        store.append([review(n, Verdict.FAIL) for n in (2, 3, 4)])
+    assert "<td>FAIL or UNDECIDED that nobody has reviewed</td><td>0</td>" in page_of(tmp_path)
 
 
 def test_an_empty_shift_has_a_report_too(log: Path) -> None:

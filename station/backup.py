@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import filecmp
 import hashlib
 import json
 import os
@@ -32,6 +33,9 @@ from station.signed_note import PUBLIC_KEY
 Json = dict[str, Any]
 MARKER = "vqi-backup.json"
 MANIFEST = "manifest.json"
+FOLDERS = ("models", "precision")
+"""Of the log's own, as they lie there: what a station may need to start. Recipes are in its rows.
+"""
 _INCOMING = "incoming"
 _PAGES_A_STEP = 512
 _PAUSE_S = 0.002
@@ -131,6 +135,7 @@ def _make(journal: Path, directory: Path, keep: int, read_all: bool, began: floa
         incoming.mkdir(exist_ok=True)
         _copy_database(journal, incoming)
         _copy_key(journal, incoming)
+        _copy_folders(journal, directory)
         since = _seen(incoming / DATABASE, before)
         copied, gone = _copy_pictures(journal, directory, since)
         if not gone:
@@ -184,6 +189,32 @@ def _copy_key(journal: Path, incoming: Path) -> None:
         shutil.copyfile(journal / PUBLIC_KEY, incoming / PUBLIC_KEY)
 
 
+def _copy_folders(journal: Path, directory: Path) -> None:
+    """What the generation before has too is a second name of its file."""
+    incoming, names = directory / _INCOMING, generations(directory)
+    before = directory / names[-1] if names else None
+    for name in FOLDERS:
+        shutil.rmtree(incoming / name, ignore_errors=True)
+        for source in sorted((journal / name).rglob("*")):
+            place = source.relative_to(journal)
+            if source.is_symlink() or not source.is_file() or _is_passing(place):
+                continue
+            target = incoming / place
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _see_room(incoming, source.stat().st_size)
+            with contextlib.suppress(OSError):
+                if before and filecmp.cmp(source, before / place, shallow=False):
+                    os.link(before / place, target)
+                    continue
+            shutil.copyfile(source, target)
+            sync(target)
+
+
+def _is_passing(place: Path) -> bool:
+    """A lock, or a model that is just coming in."""
+    return any(part.startswith(".") for part in place.parts)
+
+
 def _see_room(folder: Path, size: int) -> None:
     status = os.statvfs(folder)
     if status.f_bavail * status.f_frsize < size + _RESERVE:
@@ -200,7 +231,7 @@ def _seen(copy: Path, before: Json | None) -> int:
     return seq if found and found[0] == link else 0
 
 
-def _live_pictures(copy: Path, since: int) -> Iterator[tuple[str, str, int]]:
+def live_pictures(copy: Path, since: int) -> Iterator[tuple[str, str, int]]:
     """Path, sha256 and size of what rows after `since` name and no tombstone removed."""
     query = """
         SELECT image.value ->> 'path', image.value ->> 'sha256', image.value ->> 'bytes'
@@ -217,7 +248,7 @@ def _copy_pictures(journal: Path, directory: Path, since: int) -> tuple[list[str
     """What is new, and the first that is gone from the log's own folder."""
     copied: list[str] = []
     folders = set()
-    for path, sha256, size in _live_pictures(directory / _INCOMING / DATABASE, since):
+    for path, sha256, size in live_pictures(directory / _INCOMING / DATABASE, since):
         target = directory / IMAGES / path
         if target.exists() and target.stat().st_size == size:
             continue
@@ -278,7 +309,7 @@ def _sampled(directory: Path, known: set[str]) -> list[str]:
     """Findings among a random sample of the pictures that were not copied now."""
     sample: list[tuple[str, str]] = []
     for number, (path, sha256, _) in enumerate(
-        one for one in _live_pictures(directory / _INCOMING / DATABASE, 0) if one[0] not in known
+        one for one in live_pictures(directory / _INCOMING / DATABASE, 0) if one[0] not in known
     ):
         if len(sample) < _SAMPLE:
             sample.append((path, sha256))

@@ -59,6 +59,7 @@ _PERSONAL: Final = (
 _WORDS: Final = {
     "review": ("reason", "note"),
     "hold": ("why",),
+    "restored": ("why",),
     "release": ("why",),
     "clock": ("why",),
 }

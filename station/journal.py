@@ -49,7 +49,7 @@ from station.ipc import (
     connect,
     user_name,
 )
-from station.lock import take_lock
+from station.lock import JOURNAL_LOCK, take_lock
 from station.log_lines import get_logger
 from station.maintenance import Upkeep
 from station.model_store import model_register
@@ -94,7 +94,6 @@ from station.systemd import exit_with_starter, notify
 
 _LOG = get_logger("journal")
 _BODIES: TypeAdapter[AnyBody] = TypeAdapter(AnyBody)
-_LOCK = "lock"
 _LAST_TICK = "last-tick"
 _ENCODERS = 2
 _OPS_OF_PAGE = ("status", "submit")
@@ -256,7 +255,7 @@ def serve(configuration: Configuration) -> int:
     exit_with_starter()
     directory = configuration.journal.directory
     try:
-        lock = take_lock(directory / _LOCK)
+        lock = take_lock(directory / JOURNAL_LOCK)
     except OSError as error:
         _LOG.error(f"journal.directory {directory} cannot be used: {error.strerror}")
         return exit_status_of(error)

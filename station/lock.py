@@ -7,6 +7,8 @@ import os
 import time
 from pathlib import Path
 
+JOURNAL_LOCK = "lock"
+"""In the log's folder: held by the one process that writes it."""
 STATION_LOCK = "station.lock"
 """Held by the one station of a runtime folder."""
 LAMP_LOCK = "lamp.lock"

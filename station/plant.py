@@ -167,6 +167,11 @@ class Hub:
             values = {"station": station_id, "seq": seq}
             return self.connection.execute(query, values).scalar()
 
+    def rows_after(self, station_id: str, seq: int) -> Iterator[Sequence[StoredRow]]:
+        """The rows of a station after one of them, in order."""
+        with self.asking() as connection:
+            yield from pages(connection, station_id, seq)
+
     @contextlib.contextmanager
     def asking(self) -> Iterator[Connection]:
         """The connection, in a transaction, for whoever asks."""
@@ -347,13 +352,15 @@ class Hub:
         return cursor
 
 
-def pages(connection: Connection, station_id: str) -> Iterator[Sequence[StoredRow]]:
-    """All rows of a station, in order."""
+def pages(
+    connection: Connection, station_id: str, after: int = -1
+) -> Iterator[Sequence[StoredRow]]:
+    """All rows of a station, or those after one, in order."""
     query = text(
         "SELECT seq, kind, body, body_sha256, chain_sha256 FROM row "
         "WHERE station_id = :station AND seq > :after ORDER BY seq LIMIT :count"
     )
-    values: dict[str, Any] = {"station": station_id, "after": -1, "count": _PAGE_ROWS}
+    values: dict[str, Any] = {"station": station_id, "after": after, "count": _PAGE_ROWS}
     while page := connection.execute(query, values).all():
         yield [StoredRow(*row) for row in page]
         values["after"] = page[-1].seq

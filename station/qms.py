@@ -262,6 +262,20 @@ class Store:
         self._derived = head[0] if is_up_to_date else self._derived
         return numbers
 
+    def go_on_with(self, rows: Sequence[Any]) -> None:
+        """Rows of this very log that were kept elsewhere, as they were hashed; the derived tables
+        lag behind them. Raises `StoreError` if they do not follow the last one here."""
+        changed = first_changed(rows, self._chain)
+        if changed is not None:
+            raise StoreError(f"{self.path}: row {changed} does not continue it; nothing was added")
+        try:
+            with self._transaction():
+                self._raw.executemany(_INSERT, [tuple(row) for row in rows])
+        except (SQLAlchemyError, sqlite3.Error) as error:
+            raise self._failure(error) from error
+        self._forget_contexts()
+        self._seq, self._chain = int(rows[-1].seq), str(rows[-1].chain_sha256)
+
     @property
     def lag(self) -> int:
         """Rows that the derived tables do not know yet: those of a log that a program without these

@@ -641,6 +641,24 @@ class BackupBody(Body):
     took_s: float = 0.0
 
 
+class RestoredBody(Body):
+    """The log was lost, and goes on from a copy. Written by `vqi log restore` alone: no process
+    takes it from another."""
+
+    kind: Literal["restored"] = "restored"
+    generation: str
+    """Folder of the copy."""
+    copy_rows: int
+    copy_chain_sha256: str
+    """Of its last row."""
+    plant_rows: int
+    """Rows after those, as the plant's database had them. What was written later is lost."""
+    sequence: int
+    """Plates up to this number may have had an id in rows that are lost; the next is above it."""
+    who: str
+    why: str
+
+
 class AuditSeedBody(Body):
     """The hash of the seed that draws the audit sample from here on, until a row reveals it."""
 

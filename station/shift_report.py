@@ -213,6 +213,7 @@ class _Facts:
             "downtimes": self._some("downtime"),
             "attentions": self._some("attention"),
             "changes": self._some("change"),
+            "restored": self._some("restored"),
             "disk": self._some("disk"),
             "clock": self._some("clock"),
             "removed": [

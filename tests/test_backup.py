@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+from station_rig import Rig, vqi
 from test_qms import change, opened, result
 from test_retention import at
 
 from station.backup import BackupError, generations, make_backup, read_manifest
+from station.config import load_configuration, load_recipe
 from station.images import ImageFolder
+from station.lock import JOURNAL_LOCK, take_lock
 from station.log_reader import Reader
 from station.log_verify import verify
 from station.qms import DATABASE, IMAGES, Store
+from station.recipes import activation_of, active_recipe, approved_change, proposed_change, register
 from station.record import PictureClass, RetentionBody, TombstoneBody, Verdict, result_id
+from station.signed_note import PUBLIC_KEY, make_key
 
 
 @pytest.fixture
@@ -70,9 +78,7 @@ def stored(to: Path) -> set[str]:
     return {path.name for path in (to / IMAGES).glob("*/*")}
 
 
-def test_a_copy_is_whole_takes_only_what_is_new_and_can_be_gone_on_with(
-    log: Path, tmp_path: Path
-) -> None:
+def test_a_copy_is_whole_and_takes_only_what_is_new(log: Path, tmp_path: Path) -> None:
     to = tmp_path / "backups"
     first = make_backup(log, to, 3, is_new=True, read_all=False)
     assert (first.pictures, first.copied) == (4, 4)
@@ -85,16 +91,144 @@ def test_a_copy_is_whole_takes_only_what_is_new_and_can_be_gone_on_with(
     for name in generations(to):
         assert findings(to / name) == []
 
-    # What docs/maintenance.md says of a restore.
-    shutil.rmtree(log)
-    log.mkdir()
-    shutil.copy(to / second.generation / DATABASE, log)
-    shutil.copytree(to / IMAGES, log / IMAGES)
+
+def test_a_restored_log_is_whole_and_gives_no_plate_number_twice(tmp_path: Path) -> None:
+    """As docs/maintenance.md says."""
+    bound = f'sha256 = "{"0" * 64}"\n'
+    rig = Rig(tmp_path, station={"id": "s"}, threshold=0.5, recipe_lines=bound)
+    config, log, to = str(rig.write()), rig.journal, tmp_path / "backups"
+    recipe = (tmp_path / "recipe.toml").read_text()
+    loaded = load_recipe(str(tmp_path / "recipe.toml"))
+    proposed = proposed_change("s", loaded, recipe, "ada", "first")
+    (version,) = register([proposed.as_json()]).versions.values()
+    approved = approved_change("s", version, "bela", "looked at")
     with Store(log) as store:
-        assert store.head() == (second.head_seq, second.head_chain_sha256)
-        add(log, store, 6)
+        store.append([proposed, approved, activation_of("s", version)])
+        for number in range(1, 4):
+            add(log, store, number)
+    make_key(tmp_path / "key", log / PUBLIC_KEY)
+    model = log / "models" / "m-1" / "model.onnx"
+    model.parent.mkdir(parents=True)
+    model.write_bytes(b"bytes of a model")
+    (log / "models" / ".lock").touch()
+    backup(log, to)
+    made = backup(log, to)
+    first, second = (to / name / "models/m-1/model.onnx" for name in generations(to))
+    assert first.stat().st_ino == second.stat().st_ino
+    with Store(log) as store:
+        add(log, store, 4)  # lost
+        add(log, store, 5)
+
+    command = ("log", "restore", str(to / made), "--config", config, "--why", "the disk failed")
+    refused = vqi(*command)
+    assert refused.returncode == 1
+    assert "a log lies there" in refused.stderr
+    log.rename(tmp_path / "damaged")
+    done = vqi(*command, "--who", "kim", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["pictures"], told["missing_pictures"], told["plant_rows"]) == (3, 0, 0)
+    assert sorted(path.name for path in log.iterdir()) == [
+        "images", "journal.db", "lock", "models", PUBLIC_KEY, "recipes",
+    ]  # fmt: skip
+    assert (log / "models/m-1/model.onnx").read_bytes() == b"bytes of a model"
+    assert not (log / "models/.lock").exists()
+    name = f"{loaded.value.id}@{loaded.value.version}.toml"
+    assert (log / "recipes" / name).read_text() == recipe
+    active = active_recipe(load_configuration(config).value)
+    assert (active.source, active.sha256) == (str(log / "recipes" / name), loaded.sha256)
+    assert findings(log) == []
+    with Store(log) as store:
+        row = store.last_body("restored")
+        assert row is not None
+        assert (row["generation"], row["who"], row["why"]) == (made, "kim", "the disk failed")
+        assert row["copy_rows"] == read_manifest(to, made)["head_seq"] == store.head()[0] - 1
+        assert store.last_sequence() == row["sequence"] >= 5
+        assert store.lag == 0
+        add(log, store, store.last_sequence() + 1)
     assert findings(log) == []
     assert make_backup(log, to, 3, is_new=False, read_all=False).copied == 1
+
+
+def test_a_station_goes_on_after_a_restore_with_ids_of_its_own(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    config, to = str(rig.write()), tmp_path / "backups"
+
+    def made_plates(folder: Path) -> set[str]:
+        done = vqi("run", "--config", config, "--plates", "3", "--json")
+        assert done.returncode == 0, done.stderr
+        with Reader(folder) as reader:
+            return {str(body["result_id"]) for body in reader.bodies("opened")}
+
+    kept = made_plates(rig.journal)
+    copy = to / backup(rig.journal, to)
+    lost = made_plates(rig.journal) - kept
+    rig.journal.rename(tmp_path / "damaged")
+    done = vqi("log", "restore", str(copy), "--config", config, "--why", "lost")
+    assert done.returncode == 0, done.stderr
+    new = made_plates(rig.journal) - kept
+    assert (len(kept), len(lost), len(new), lost & new) == (3, 3, 3, set())
+    assert findings(rig.journal) == []
+
+
+@pytest.mark.parametrize(
+    ("call", "place"),
+    [
+        ("pwrite64", "restoring/journal.db"),
+        ("link", "images/{}.png"),
+        ("rename", "restoring/journal.db"),
+    ],
+)
+def test_a_restore_that_is_killed_leaves_no_log_and_is_begun_again(
+    log: Path, tmp_path: Path, call: str, place: str
+) -> None:
+    rig = Rig(tmp_path, station={"id": "s"}, journal_folder=tmp_path / "restored")
+    config, made = str(rig.write()), tmp_path / "backups" / backup(log, tmp_path / "backups")
+    picture = next((log / IMAGES).glob("*/*.png")).relative_to(log / IMAGES).with_suffix("")
+    path = rig.journal / place.format(picture)
+    traced = "link,linkat" if call == "link" else call
+    arguments = ("log", "restore", str(made), "--config", config, "--why", "lost")
+    killed = subprocess.run(
+        [
+            *("strace", "-f", "-qq", "-P", str(path)),
+            *("-e", f"trace={traced}", "-e", f"inject={traced}:signal=SIGKILL:when=1"),
+            *(sys.executable, "-P", "-m", "station.cli", *arguments),
+        ],
+        capture_output=True,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (rig.journal / DATABASE).exists()
+    assert vqi(*arguments).returncode == 0
+    assert findings(rig.journal) == []
+    assert not (rig.journal / "restoring").exists()
+
+
+def test_what_cannot_be_restored_leaves_no_log(log: Path, tmp_path: Path) -> None:
+    rig = Rig(tmp_path, station={"id": "s"})
+    rig.journal_folder = tmp_path / "restored"
+    config, to = str(rig.write()), tmp_path / "backups"
+    made = to / backup(log, to)
+    command = ("log", "restore", str(made), "--config", config, "--why", "lost")
+
+    other = load_configuration(config).value
+    lock = take_lock(other.journal.directory / JOURNAL_LOCK)
+    assert "its journal process runs" in vqi(*command).stderr
+    assert lock is not None
+    os.close(lock)
+    (picture,) = list((to / IMAGES).glob("*/*"))[:1]
+    picture.unlink()
+    told = json.loads(vqi(*command, "--last-sequence", "77", "--json").stdout)
+    assert (told["sequence"], told["missing_pictures"]) == (77, 1)
+    with sqlite3.connect(made / DATABASE) as raw:
+        raw.execute("DROP TRIGGER row_no_update")
+        raw.execute("UPDATE row SET body = replace(body, 'FAIL', 'PASS') WHERE kind = 'result'")
+    raw.close()
+    shutil.rmtree(rig.journal_folder)
+    done = vqi(*command)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert str(made) in done.stderr
+    assert not list(rig.journal_folder.glob("journal.db*"))
 
 
 def test_a_log_that_is_written_meanwhile_neither_waits_nor_spoils_the_copy(

@@ -33,6 +33,7 @@ from station.record import (
     HoldBody,
     Identity,
     ImageBody,
+    RestoredBody,
     ReviewBody,
     SerialBody,
     Verdict,
@@ -81,8 +82,12 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
         reason="as Max said",
     )
     hold = HoldBody(station_id="s", hold_id="h-1", lot="LOT-4711", who="Kim", why=PEOPLES_WORDS)
+    restored = RestoredBody(
+        station_id="s", generation="g", copy_rows=9, copy_chain_sha256="ab" * 32, plant_rows=0,
+        sequence=9, who="Kim", why=PEOPLES_WORDS,
+    )  # fmt: skip
     with Store(rig.journal) as store:
-        store.append([change, plate, review, hold, signed_on, stray])
+        store.append([change, plate, review, hold, signed_on, stray, restored])
     picture = rig.journal / "images" / PICTURE_PATH
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_bytes(PICTURE)

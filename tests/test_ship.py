@@ -25,9 +25,12 @@ from station_rig import Rig, vqi
 from test_qms import change, opened, result
 from typer.testing import CliRunner
 
+from station.backup import make_backup
 from station.cli.log import app as log_app
 from station.cli.plant import app as plant_app
 from station.config import ConfigError, PlantSettings, load_configuration
+from station.log_reader import Reader
+from station.log_verify import verify
 from station.packing import Contexts
 from station.plant import Batch, ChainError, Hub, PlantError, StoredRow, prepare
 from station.plant_verify import anchors, verify_station
@@ -149,6 +152,49 @@ def test_a_log_arrives_as_it_was_hashed_and_with_the_stations_own_tables(
     assert shipment(plant, journal).send_all().rows == 0
     assert_all_arrived(plant, journal)
     assert_same_tables(plant, journal, "s")
+
+
+def test_a_restored_log_takes_back_what_the_plant_has_and_goes_on(
+    plant: Plant, tmp_path: Path
+) -> None:
+    tables = f'[plant]\ndsn = "{plant.settings().dsn}"\n'
+    rig = Rig(tmp_path, station={"id": "s"}, tables=tables)
+    config, journal = str(rig.write()), write(rig.journal, *plates(1, 6))
+    made = make_backup(journal, tmp_path / "backups", 3, is_new=True, read_all=False)
+    write(journal, *plates(7, 9))
+    shipment(plant, journal).send_all()
+    sent = stored(journal)
+    write(journal, *plates(10, 10))
+    journal.rename(tmp_path / "damaged")
+
+    copy = str(tmp_path / "backups" / made.generation)
+    command = ("log", "restore", copy, "--config", config, "--why", "lost", "--json")
+    done = vqi(*command)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["copy_rows"], told["plant_rows"]) == (12, 6)
+    assert stored(journal)[:-1] == sent
+    with Store(journal) as store:
+        assert store.last_sequence() == told["sequence"] >= 10
+        store.append(plates(told["sequence"] + 1, told["sequence"] + 2))
+    shipment(plant, journal).send_all()
+    assert_all_arrived(plant, journal)
+    assert_same_tables(plant, journal, "s")
+    with Reader(journal) as reader:
+        assert verify(reader).findings == []
+
+    # What the plant refuses as a fork, and what it cannot be asked about, is not put in place.
+    shutil.rmtree(journal)
+    other = write(tmp_path / "other", *plates(1, 5), change("another end"))
+    fork = make_backup(other, tmp_path / "of-other", 3, is_new=True, read_all=False)
+    forked = vqi(*command[:2], str(tmp_path / "of-other" / fork.generation), *command[3:])
+    assert "is not the one that the plant has" in forked.stderr
+    Rig(tmp_path, station={"id": "s"}, tables=tables.replace(plant.name, "nowhere")).write()
+    unreachable = vqi(*command)
+    for refused in (forked, unreachable):
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    assert not list(journal.glob(f"{DATABASE}*"))
+    assert vqi(*command, "--without-plant").returncode == 0
 
 
 def assert_same_tables(plant: Plant, journal: Path, station_id: str) -> None:

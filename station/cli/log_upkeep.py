@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import getpass
+import os
 import secrets
 import sys
 import time
@@ -109,6 +110,45 @@ def _tell(configuration: Configuration, row: BackupBody) -> None:
         client.close()
     if problem:
         print(f"vqi: the log does not know of it: {problem}", file=sys.stderr)  # noqa: T201
+
+
+def restore(
+    generation: Annotated[Path, typer.Argument(help="A copy: a folder in the folder of backups.")],
+    config: ConfigOption,
+    who: Who,
+    why: Why,
+    last_sequence: Annotated[
+        int | None,
+        typer.Option(min=0, help="Highest plate number known; else it is bounded by the time."),
+    ] = None,
+    is_without_plant: Annotated[
+        bool,
+        typer.Option("--without-plant", help="Though the plant's database may have later rows."),
+    ] = False,
+    is_json: JsonOption = False,
+) -> None:
+    """Put a backup's copy in the place of a log that was lost, with all of the station stopped."""
+    from station.cli.log_ship import plant_hub
+    from station.plant import PlantError
+    from station.restore import RestoreError
+    from station.restore import restore as put_in_place
+
+    configuration = load_or_exit(config).value
+    is_asked = configuration.plant is not None and not is_without_plant
+    dsn = os.environ.get("VQI_PLANT_DSN")
+    with plant_hub(config, dsn) if is_asked else contextlib.nullcontext() as hub:
+        try:
+            made = put_in_place(configuration, generation, hub, last_sequence, who, why)
+        except (RestoreError, PlantError) as error:
+            fail(str(error))
+    if is_json:
+        print_json(asdict(made))
+    else:
+        typer.echo(
+            f"{made.directory}: {made.copy_rows} rows of the copy, {made.plant_rows} of the plant; "
+            f"plates go on after number {made.sequence}; {made.pictures} pictures, "
+            f"{made.missing_pictures} of them not there"
+        )
 
 
 # --- prune --------------------------------------------------------------------------------------

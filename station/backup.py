@@ -14,12 +14,13 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ FOLDERS = ("models", "precision")
 """Of the log's own, as they lie there: what a station may need to start. Recipes are in its rows.
 """
 _INCOMING = "incoming"
+_GENERATION = re.compile(r"\d{8}T\d{6}\.\d{6}Z")
+_NAMED_BY = "%Y%m%dT%H%M%S.%fZ"
 _PAGES_A_STEP = 512
 _PAUSE_S = 0.002
 _SAMPLE = 200
@@ -88,8 +91,10 @@ def make_backup(journal: Path, directory: Path, keep: int, is_new: bool, read_al
 
 
 def generations(directory: Path) -> list[str]:
-    """Names of the good copies in a folder of backups, oldest first."""
-    return sorted(path.parent.name for path in directory.glob(f"*/{MANIFEST}"))
+    """Names of the verified copies in a folder of backups, oldest first. A folder that a person
+    gave another name is that person's."""
+    names = sorted(path.parent.name for path in directory.glob(f"*/{MANIFEST}"))
+    return [name for name in names if _GENERATION.fullmatch(name)]
 
 
 def read_manifest(directory: Path, generation: str) -> Json:
@@ -145,7 +150,7 @@ def _make(journal: Path, directory: Path, keep: int, read_all: bool, began: floa
     found = _verified(directory, copied, read_all)
     _write_manifest(incoming, found, copied)
     name = _publish(directory)
-    _forget(directory, keep)
+    _forget(directory, keep, name)
     return Backup(
         directory=str(directory.absolute()),
         generation=name,
@@ -342,20 +347,31 @@ def _write_manifest(incoming: Path, found: Verification, copied: list[str]) -> N
 
 
 def _publish(directory: Path) -> str:
-    name = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+    name = _next_name(directory)
     sync(directory / _INCOMING)
     (directory / _INCOMING).rename(directory / name)
     sync(directory)
     return name
 
 
+def _next_name(directory: Path) -> str:
+    """After every other one, also where the clock was set back: their order is that of the log."""
+    at = datetime.now(UTC)
+    for name in generations(directory)[-1:]:
+        newest = datetime.strptime(name, _NAMED_BY).replace(tzinfo=UTC)
+        at = max(at, newest + timedelta(microseconds=1))
+    return at.strftime(_NAMED_BY)
+
+
 # --- what is old --------------------------------------------------------------------------------
 
 
-def _forget(directory: Path, keep: int) -> None:
-    """Generations beyond `keep`, and the pictures that no kept one needs."""
+def _forget(directory: Path, keep: int, published: str) -> None:
+    """Generations beyond `keep`, never the one just published, and the pictures that no kept one
+    needs."""
     names = generations(directory)
-    dropped, kept = names[:-keep], names[-keep:]
+    kept = [name for name in names if name in names[-keep:] or name == published]
+    dropped = [name for name in names if name not in kept]
     if not dropped:
         return
     since = min(read_manifest(directory, name)["head_seq"] for name in dropped)

@@ -282,6 +282,26 @@ def test_pictures_that_were_removed_stay_until_no_kept_copy_needs_them(
         assert findings(to / name) == []
 
 
+def test_a_clock_that_was_set_back_costs_no_copy(log: Path, tmp_path: Path) -> None:
+    to = tmp_path / "backups"
+    backup(log, to, keep=2)
+    ahead = "20991231T235959.999999Z"
+    (to / backup(log, to, keep=2)).rename(to / ahead)
+    (to / "20991231-kept-by-hand").mkdir()
+    (to / "20991231-kept-by-hand" / "manifest.json").write_text("{}")
+    for number in range(5, 8):
+        with Store(log) as store:
+            add(log, store, number)
+            rows = store.head()[0]
+        before = generations(to)[-1]
+        made = make_backup(log, to, 2, is_new=False, read_all=False)
+        assert made.copied == 1
+        assert generations(to) == [before, made.generation]
+        assert read_manifest(to, made.generation)["head_seq"] == rows
+        assert findings(to / made.generation) == []
+    assert (to / "20991231-kept-by-hand").is_dir()
+
+
 def test_a_picture_that_is_not_what_was_recorded_is_never_taken(log: Path, tmp_path: Path) -> None:
     to = tmp_path / "backups"
     name = backup(log, to)

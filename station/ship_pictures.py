@@ -17,6 +17,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 
 from station.config import ConfigError, PlantSettings
+from station.durable import sync
 from station.log_lines import get_logger
 from station.log_reader import Reader
 from station.plant import Hub
@@ -45,20 +46,31 @@ class Shelf(ABC):
     def put(self, path: str, data: bytes, sha256: str) -> None:
         """Keep a picture, and see that it arrived. Raises `PicturesError`."""
 
+    @abstractmethod
+    def make_durable(self) -> None:
+        """No power cut takes back what was found here or put here. Raises `PicturesError`."""
+
 
 class FolderShelf(Shelf):
     """A folder, of this machine or mounted from another."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._unsynced: set[Path] = set()
+        """Folders with names that a power cut may take back: also of pictures that are there, for
+        whoever put them may have died before their name was durable."""
 
     def has(self, path: str, size: int) -> bool:
+        target = self._folder / path
         try:
-            return (self._folder / path).stat().st_size == size
+            is_there = target.stat().st_size == size
         except FileNotFoundError:
             return False
         except OSError as error:
             raise self._error(error) from error
+        if is_there:
+            self._unsynced.add(target.parent)
+        return is_there
 
     def put(self, path: str, data: bytes, sha256: str) -> None:
         target = self._folder / path
@@ -75,6 +87,18 @@ class FolderShelf(Shelf):
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
+        self._unsynced.add(target.parent)
+
+    def make_durable(self) -> None:
+        if not self._unsynced:
+            return
+        try:
+            for folder in self._unsynced:
+                sync(folder)
+            sync(self._folder)
+        except OSError as error:
+            raise self._error(error) from error
+        self._unsynced.clear()
 
     def _refuse_absent(self) -> None:
         """A folder that is not mounted would be made on the station's own disk."""
@@ -120,6 +144,9 @@ class S3Shelf(Shelf):
                 return
             self._client.delete_object(**given)
         raise PicturesError(f"s3://{self._bucket}/{given['Key']}: it did not arrive as it was sent")
+
+    def make_durable(self) -> None:
+        """What the store has acknowledged is durable."""
 
     def _head(self, path: str) -> dict[str, Any] | None:
         from botocore.exceptions import ClientError
@@ -192,8 +219,9 @@ class Pictures:
         return self._position < last
 
     def note(self) -> None:
-        """Tell the plant how far they have come."""
+        """Tell the plant how far they have come. Raises `PicturesError`, `PlantError`."""
         if self._position > self._noted:
+            self._shelf.make_durable()
             self._hub.note_pictures(self._station_id, self._position)
             self._noted = self._position
 

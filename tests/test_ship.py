@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import itertools
 import json
+import os
 import shutil
 import socket
 import sqlite3
@@ -646,6 +648,37 @@ def test_pictures_arrive_once_and_whole(plant: Plant, tmp_path: Path) -> None:
     plant.sql("INSERT INTO picture_position (station_id, seq) VALUES ('s', 0)")
     assert to_store.send_all().pictures == 1
     assert (store / images[0].path).read_bytes() == b"one"
+
+
+def test_a_picture_counts_as_there_once_no_power_cut_takes_its_name_back(
+    plant: Plant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, store = tmp_path / "journal", tmp_path / "store"
+    store.mkdir()
+    images = with_pictures(journal, b"one", b"two")
+    folders = {store, *((store / image.path).parent for image in images)}
+    broken, synced, to_disk = store, list[Path](), os.fsync
+
+    def fsync(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        if path == broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        to_disk(descriptor)
+        synced.append(path)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    to_store = shipment(plant, journal, images=str(store))
+    with pytest.raises(PicturesError, match="Input/output error"):
+        to_store.send_all()
+    noted = "SELECT max(seq) FROM picture_position"
+    assert plant.rows(noted) == [(None,)]
+    assert all((store / image.path).exists() for image in images)
+    broken = tmp_path
+    synced.clear()
+    # What another life put there need not be durable, either.
+    assert to_store.send_all().pictures == 0
+    assert set(synced) == folders
+    assert plant.rows(noted) == [(len(stored(journal)),)]
 
 
 def tombstone(number: int, image: ImageBody) -> TombstoneBody:

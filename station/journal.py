@@ -398,7 +398,7 @@ class _Journal:
 
     def _catch_up(self) -> None:
         """A batch of what an older program wrote, while no row waits."""
-        if not self._store.lag or self._waiting or time.monotonic() < self._catch_up_due:
+        if self._store.lag <= 0 or self._waiting or time.monotonic() < self._catch_up_due:
             return
         try:
             self._store.catch_up()

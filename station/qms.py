@@ -218,6 +218,9 @@ class Store:
             self._seq, self._chain = self._read_head()
             self._check_tail()
             self._derived = self._scalar("SELECT seq FROM derived") or 0
+            if self.lag < 0:
+                said = f"table derived says row {self._derived}, the last one is {self._seq}"
+                self._derive_anew(_WrongLineError(f"{self.path}: {said}"))
             self._see_to_unsettled()
             self._unsettled = unsettled.counts(self._raw)
             with contextlib.suppress(_WrongLineError):

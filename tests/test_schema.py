@@ -253,7 +253,13 @@ WRONG_LINE = """
 
 
 @pytest.mark.parametrize(
-    "statement", [WRONG_LINE, "UPDATE derived SET seq = 3", "DELETE FROM derived"]
+    "statement",
+    [
+        WRONG_LINE,
+        "UPDATE derived SET seq = 3",
+        "UPDATE derived SET seq = 9999",
+        "DELETE FROM derived",
+    ],
 )
 def test_tables_that_were_changed_are_made_anew(tmp_path: Path, statement: str) -> None:
     with Store(tmp_path / "log") as store:
@@ -264,6 +270,20 @@ def test_tables_that_were_changed_are_made_anew(tmp_path: Path, statement: str) 
         assert store.lag == 0
         assert "made anew" in store.derived_problem
     assert_are_whole(tmp_path / "log", plates(1, 8), tmp_path / "new")
+
+
+def test_tables_that_claim_more_rows_than_there_are_are_made_anew(tmp_path: Path) -> None:
+    with Store(tmp_path / "log") as store:
+        store.append(plates(1, 4))
+        rows = store.head()[0]
+    edit(tmp_path / "log", f"UPDATE derived SET seq = {rows + 1}")
+    with Store(tmp_path / "log") as store:
+        assert f"table derived says row {rows + 1}, the last one is {rows}" in store.derived_problem
+        store.append(plates(5, 8))
+        assert store.lag == 0
+    assert_are_whole(tmp_path / "log", plates(1, 8), tmp_path / "new")
+    with Store(tmp_path / "log") as store:
+        assert store.derived_problem == ""
 
 
 def test_a_wrong_line_does_not_stop_a_log_that_is_written(tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 A folder of backups holds `images/`, content-named and common to all, and a folder for each
 generation with `journal.db` and `manifest.json`. A generation has its name only once its chain was
 recomputed and its pictures were read, so a backup that is killed leaves the last good one.
+
+A picture that the log names and no longer has, or has changed, ends one try, so that a person may
+put it right; the next one makes a generation that names it as damaged, for rows must not wait for a
+picture that will never be there again.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ import re
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -37,6 +41,11 @@ MANIFEST = "manifest.json"
 FOLDERS = ("models", "precision")
 """Of the log's own, as they lie there: what a station may need to start. Recipes are in its rows.
 """
+_DAMAGED = "damaged.json"
+"""Paths of the pictures that the last try did not find as they were recorded."""
+_MOST_NAMED = 1000
+"""Damaged pictures that a file names."""
+_CODES_BAD_DISK = {errno.EIO, errno.EBADMSG, errno.EUCLEAN}
 _INCOMING = "incoming"
 _GENERATION = re.compile(r"\d{8}T\d{6}\.\d{6}Z")
 _NAMED_BY = "%Y%m%dT%H%M%S.%fZ"
@@ -54,6 +63,10 @@ class BackupError(Exception):
     """No backup was made; the message says why and what to do. The last good one is as it was."""
 
 
+class DamagedPicture(BackupError):
+    """A picture of the log is not what was recorded."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backup:
     """A generation that was made and verified."""
@@ -65,6 +78,8 @@ class Backup:
     pictures: int
     copied: int
     took_s: float
+    problem: str
+    """Which pictures it lacks; empty if it is whole."""
 
 
 def make_backup(journal: Path, directory: Path, keep: int, is_new: bool, read_all: bool) -> Backup:
@@ -102,6 +117,11 @@ def read_manifest(directory: Path, generation: str) -> Json:
     return manifest
 
 
+def is_whole(manifest: Json) -> bool:
+    """Whether the generation has every picture that its log says is there."""
+    return not manifest.get("damaged")
+
+
 def _begin(journal: Path, directory: Path, is_new: bool) -> None:
     """The marker keeps a folder over which no disk is mounted, and another station's, from being
     taken for this one's."""
@@ -135,20 +155,29 @@ def _first_link(journal: Path) -> str:
 def _make(journal: Path, directory: Path, keep: int, read_all: bool, began: float) -> Backup:
     incoming = directory / _INCOMING
     shutil.rmtree(incoming, ignore_errors=True)
-    before = _newest(directory)
+    before, met_before = _newest_whole(directory), _met_before(directory)
+    copied, met = list[str](), set(met_before)
     for _ in range(_ROUNDS):
         incoming.mkdir(exist_ok=True)
         _copy_database(journal, incoming)
         _copy_key(journal, incoming)
         _copy_folders(journal, directory)
         since = _seen(incoming / DATABASE, before)
-        copied, gone = _copy_pictures(journal, directory, since)
-        if not gone:
+        damaged = _copy_pictures(journal, directory, since, copied)
+        # What a rule removed has its tombstone before it goes: in the next copy of the log.
+        if damaged.keys() <= met:
             break
+        met |= damaged.keys()
     else:
-        raise BackupError(f"{journal}: pictures go faster than they are copied: {gone}")
-    found = _verified(directory, copied, read_all)
-    _write_manifest(incoming, found, copied)
+        raise BackupError(f"{journal}: pictures go faster than they are copied: {min(damaged)}")
+    _remember(directory, damaged)
+    problem = _damage_text(list(damaged.values()))
+    if damaged and met_before.isdisjoint(damaged):
+        raise BackupError(
+            f"{problem}; put back what was recorded, else the next try makes a copy without"
+        )
+    found = _verified(directory, copied, damaged, read_all)
+    _write_manifest(incoming, found, copied, damaged)
     name = _publish(directory)
     _forget(directory, keep, name)
     return Backup(
@@ -156,15 +185,42 @@ def _make(journal: Path, directory: Path, keep: int, read_all: bool, began: floa
         generation=name,
         head_seq=found.rows,
         head_chain_sha256=found.head,
-        pictures=found.images - found.tombstones,
+        pictures=found.images - found.tombstones - len(damaged),
         copied=len(copied),
         took_s=round(time.monotonic() - began, 3),
+        problem=problem,
     )
 
 
-def _newest(directory: Path) -> Json | None:
-    names = generations(directory)
-    return read_manifest(directory, names[-1]) if names else None
+def _newest_whole(directory: Path) -> Json | None:
+    """A later one lacks pictures, which may have been put back."""
+    manifests = (read_manifest(directory, name) for name in reversed(generations(directory)))
+    return next(filter(is_whole, manifests), None)
+
+
+def _met_before(directory: Path) -> set[str]:
+    try:
+        return set(json.loads((directory / _DAMAGED).read_text()))
+    except FileNotFoundError:
+        return set()
+
+
+def _remember(directory: Path, damaged: dict[str, str]) -> None:
+    if not damaged:
+        (directory / _DAMAGED).unlink(missing_ok=True)
+        return
+    temporary = directory / _INCOMING / _DAMAGED
+    temporary.write_text(json.dumps(list(damaged)[:_MOST_NAMED]) + "\n")
+    sync(temporary)
+    temporary.rename(directory / _DAMAGED)
+
+
+def _damage_text(damages: list[str]) -> str:
+    """Empty if there are none."""
+    if not damages:
+        return ""
+    others = f", and {len(damages) - 1} more pictures" if damages[1:] else ""
+    return f"{damages[0]}{others}; see `vqi log verify`"
 
 
 def _copy_database(journal: Path, incoming: Path) -> None:
@@ -249,9 +305,9 @@ def live_pictures(copy: Path, since: int) -> Iterator[tuple[str, str, int]]:
         yield from log.execute(query, (since,))
 
 
-def _copy_pictures(journal: Path, directory: Path, since: int) -> tuple[list[str], str]:
-    """What is new, and the first that is gone from the log's own folder."""
-    copied: list[str] = []
+def _copy_pictures(journal: Path, directory: Path, since: int, copied: list[str]) -> dict[str, str]:
+    """Take what is new, and add it to `copied`; what is not there as it was recorded, and why."""
+    damaged: dict[str, str] = {}
     folders = set()
     for path, sha256, size in live_pictures(directory / _INCOMING / DATABASE, since):
         target = directory / IMAGES / path
@@ -259,44 +315,65 @@ def _copy_pictures(journal: Path, directory: Path, since: int) -> tuple[list[str
             continue
         _see_room(directory, size)
         target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = directory / _INCOMING / target.name
         try:
-            temporary = directory / _INCOMING / target.name
             copy_picture(journal / IMAGES / path, temporary, sha256)
-            temporary.rename(target)
         except FileNotFoundError:
-            return copied, path
+            damaged[path] = f"{journal / IMAGES / path}: is missing"
+            continue
+        except DamagedPicture as error:
+            damaged[path] = str(error)
+            continue
+        temporary.rename(target)
         folders.add(target.parent)
         copied.append(path)
     for folder in folders:
         sync(folder)
-    return copied, ""
+    return damaged
 
 
 def copy_picture(source: Path, target: Path, sha256: str) -> None:
-    """A second name where both lie on one disk, else a copy that was read back."""
+    """A second name where both lie on one disk, else a copy that was read back. Raises
+    `DamagedPicture`; FileNotFoundError if there is none."""
     target.unlink(missing_ok=True)
+    data = _read_recorded(source, sha256)
     try:
         os.link(source, target)
+        return
     except FileNotFoundError:
         raise
     except OSError:
-        with source.open("rb") as given, target.open("wb") as taken:
-            shutil.copyfileobj(given, taken, 2**20)
+        with target.open("wb") as taken:
+            taken.write(data)
             taken.flush()
             os.fsync(taken.fileno())
     if _sha256(target) != sha256:
-        raise BackupError(f"{source}: is not the picture that was recorded; see `vqi log verify`")
+        raise BackupError(f"{target}: what was read back is not what was written")
 
 
-def _verified(directory: Path, copied: list[str], read_all: bool) -> Verification:
+def _read_recorded(source: Path, sha256: str) -> bytes:
+    try:
+        data = source.read_bytes()
+    except OSError as error:
+        if error.errno in _CODES_BAD_DISK:
+            raise DamagedPicture(f"{source}: cannot be read: {error.strerror}") from error
+        raise
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise DamagedPicture(f"{source}: is not the picture that was recorded")
+    return data
+
+
+def _verified(
+    directory: Path, copied: list[str], damaged: dict[str, str], read_all: bool
+) -> Verification:
     """The copy's chain, and its pictures: the new ones were read when they were copied, of the
     others all or a sample."""
     incoming = directory / _INCOMING
     with Reader(incoming) as reader:
-        found = verify(reader, with_images=read_all)
-    if not read_all:
-        found.images = _count_images(incoming / DATABASE)
-        found.findings += _sampled(directory, set(copied))
+        found = verify(reader, with_images=False)
+    found.images = _count_images(incoming / DATABASE)
+    known = {*damaged, *(() if read_all else copied)}
+    found.findings += _read_again(directory, known, read_all)
     if found.findings:
         raise BackupError(
             f"{directory}: the copy is not good: {found.findings[0]}; see `vqi log verify`"
@@ -310,25 +387,31 @@ def _count_images(copy: Path) -> int:
         return log.execute(query).fetchone()[0] or 0
 
 
-def _sampled(directory: Path, known: set[str]) -> list[str]:
-    """Findings among a random sample of the pictures that were not copied now."""
-    sample: list[tuple[str, str]] = []
-    for number, (path, sha256, _) in enumerate(
-        one for one in live_pictures(directory / _INCOMING / DATABASE, 0) if one[0] not in known
-    ):
-        if len(sample) < _SAMPLE:
-            sample.append((path, sha256))
-        elif (place := random.randrange(number + 1)) < _SAMPLE:
-            sample[place] = path, sha256
+def _read_again(directory: Path, known: set[str], read_all: bool) -> list[str]:
+    """Findings among the pictures that are not known, or a random sample of them."""
     found = []
-    for path, sha256 in sample:
+    others = live_pictures(directory / _INCOMING / DATABASE, 0)
+    unknown = (one for one in others if one[0] not in known)
+    for path, sha256, _ in unknown if read_all else _sample(unknown):
         target = directory / IMAGES / path
         if not target.exists() or _sha256(target) != sha256:
             found.append(f"{target} is not the picture that was recorded")
     return found
 
 
-def _write_manifest(incoming: Path, found: Verification, copied: list[str]) -> None:
+def _sample(pictures: Iterable[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
+    sample: list[tuple[str, str, int]] = []
+    for number, one in enumerate(pictures):
+        if len(sample) < _SAMPLE:
+            sample.append(one)
+        elif (place := random.randrange(number + 1)) < _SAMPLE:
+            sample[place] = one
+    return sample
+
+
+def _write_manifest(
+    incoming: Path, found: Verification, copied: list[str], damaged: dict[str, str]
+) -> None:
     database = incoming / DATABASE
     manifest = {
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -338,8 +421,10 @@ def _write_manifest(incoming: Path, found: Verification, copied: list[str]) -> N
         "results": found.results,
         "head_seq": found.rows,
         "head_chain_sha256": found.head,
-        "pictures": found.images - found.tombstones,
+        "pictures": found.images - found.tombstones - len(damaged),
         "copied": len(copied),
+        "damaged": dict(list(damaged.items())[:_MOST_NAMED]),
+        "damaged_pictures": len(damaged),
     }
     path = incoming / MANIFEST
     path.write_text(json.dumps(manifest, indent=1) + "\n")
@@ -368,10 +453,14 @@ def _next_name(directory: Path) -> str:
 
 def _forget(directory: Path, keep: int, published: str) -> None:
     """Generations beyond `keep`, never the one just published, and the pictures that no kept one
-    needs."""
+    needs. Those that lack pictures push no whole one out: they count by themselves, and go once a
+    later one is whole."""
     names = generations(directory)
-    kept = [name for name in names if name in names[-keep:] or name == published]
-    dropped = [name for name in names if name not in kept]
+    whole = [name for name in names if is_whole(read_manifest(directory, name))]
+    lacking = [name for name in names if not whole or name > whole[-1]]
+    wanted = {*whole[-keep:], *lacking[-keep:], published}
+    kept = [name for name in names if name in wanted]
+    dropped = [name for name in names if name not in wanted]
     if not dropped:
         return
     since = min(read_manifest(directory, name)["head_seq"] for name in dropped)

@@ -214,6 +214,8 @@ class _Backup:
     problem: str = ""
     tried_s: float | None = None
     generation: str = ""
+    is_lacking: bool = False
+    """The newest copy was made, and lacks pictures."""
     unsaid: BackupBody | None = None
     """A row that the disk had no room for yet."""
     child: _Child = field(default_factory=_Child)
@@ -420,7 +422,7 @@ class Upkeep:
                 self._hold_ids.add(row.hold_id)
             elif isinstance(row, ReleaseBody):
                 self._holds.pop(row.hold_id, None)
-            elif isinstance(row, BackupBody) and row.is_ok:
+            elif isinstance(row, BackupBody) and row.generation:
                 self._on_copied(row)
             for image in getattr(row, "images", ()):
                 self._new_paths[image.path] = seq
@@ -432,8 +434,13 @@ class Upkeep:
     def _on_copied(self, row: BackupBody) -> None:
         """A copy elsewhere, by hand, says nothing of the one that is wanted."""
         known = self._backup
-        if row.directory == self._backups_at:
-            known.ok_at, known.generation, known.problem = row.written_at, row.generation, ""
+        if row.directory != self._backups_at:
+            return
+        known.generation, known.is_lacking, known.problem = row.generation, not row.is_ok, ""
+        if row.is_ok:
+            known.ok_at = row.written_at
+        else:
+            known.problem = f"the backup in {row.directory} lacks pictures: {row.problem}"
 
     def sweep_now(self) -> int:
         """Look for what may go at once; the number of sweeps after which it has been done."""
@@ -719,11 +726,13 @@ class Upkeep:
     def _on_backup(self, status: int, out: str, said: str) -> None:
         """What it came to counts also while its row finds no room."""
         with contextlib.suppress(ValueError, TypeError):
-            self._backup.unsaid = BackupBody(**self._said(), is_ok=True, **json.loads(out))
-            self._on_copied(self._backup.unsaid)
+            made = json.loads(out)
+            row = BackupBody(**self._said(), is_ok=not made.get("problem"), **made)
+            self._backup.unsaid = row
+            self._on_copied(row)
             return
         problem = said.strip().removeprefix("vqi: ")[-300:] or f"it ended with status {status}"
-        if not self._backup.problem:
+        if not self._backup.problem or self._backup.is_lacking:
             self._backup.unsaid = BackupBody(
                 **self._said(),
                 directory=self._backups_at,
@@ -732,6 +741,7 @@ class Upkeep:
                 problem=problem,
             )
         self._backup.problem = f"no backup to {self._backups_at}: {problem}"
+        self._backup.is_lacking = False
 
     def _backup_due(self) -> float:
         """In monotonic time."""
@@ -740,7 +750,9 @@ class Upkeep:
         age_s, tried_s = self._backup_age_s(), self._backup.tried_s
         if age_s is not None and not self._backup.problem:
             return time.monotonic() + 3600 * wanted.every_h - age_s
-        return 0.0 if tried_s is None else tried_s + min(_RETRY_BACKUP_S, 3600 * wanted.every_h)
+        every_s = 3600 * wanted.every_h
+        wait_s = every_s if self._backup.is_lacking else min(_RETRY_BACKUP_S, every_s)
+        return 0.0 if tried_s is None else tried_s + wait_s
 
     def _backup_age_s(self) -> float | None:
         """Since the last good one; by labels, for it may be of another boot. None without one, and

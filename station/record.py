@@ -631,6 +631,7 @@ class BackupBody(Body):
     generation: str
     """Folder of this copy; empty where there is none."""
     is_ok: bool
+    """False also for a copy that lacks pictures which the log has lost; `problem` says which."""
     problem: str = ""
     head_seq: int = 0
     head_chain_sha256: str = ""

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -318,6 +319,90 @@ def test_a_picture_that_is_not_what_was_recorded_is_never_taken(log: Path, tmp_p
     copy.write_bytes(b"rotten")
     with pytest.raises(BackupError, match="is not the picture that was recorded"):
         backup(log, to, read_all=True)
+
+
+def lose(path: Path) -> None:
+    path.unlink()
+
+
+def change_content(path: Path) -> None:
+    path.write_bytes(b"something else")
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [(lose, "is missing"), (change_content, "is not the picture that was recorded")],
+)
+def test_a_picture_that_is_lost_for_good_does_not_end_all_backups(
+    log: Path, tmp_path: Path, harm: Callable[[Path], None], said: str
+) -> None:
+    to = tmp_path / "backups"
+    whole = [backup(log, to, keep=2) for _ in range(2)]
+    with Store(log) as store:
+        lost = add(log, store, 5)
+        add(log, store, 6)
+    harm(lost)
+    with pytest.raises(BackupError, match=rf"{lost}: {said}; see .*the next try makes a copy"):
+        backup(log, to, keep=2)
+    assert generations(to) == whole
+    for number in range(7, 10):
+        with Store(log) as store:
+            add(log, store, number)
+            rows = store.head()[0]
+        made = make_backup(log, to, 2, is_new=False, read_all=number == 9)
+        assert (made.head_seq, made.pictures) == (rows, number - 1)
+        assert f"{lost}: {said}" in made.problem
+        manifest = read_manifest(to, made.generation)
+        assert list(manifest["damaged"]) == [f"{lost.parent.name}/{lost.name}"]
+        (finding,) = findings(to / made.generation)
+        assert lost.name in finding
+    assert generations(to)[:2] == whole, "one that lacks a picture pushes no whole one out"
+    assert len(generations(to)) == 4
+
+    lost.write_bytes(b"picture 5")
+    again = make_backup(log, to, 2, is_new=False, read_all=True)
+    assert (again.problem, again.pictures, again.copied) == ("", 9, 1)
+    assert generations(to) == [whole[1], again.generation]
+    assert findings(to / again.generation) == []
+    assert {path.name for path in to.iterdir()} == {
+        *(whole[1], again.generation),
+        *(IMAGES, "lock", "vqi-backup.json"),
+    }
+
+
+def test_another_damaged_picture_than_before_calls_a_person_first(
+    log: Path, tmp_path: Path
+) -> None:
+    to = tmp_path / "backups"
+    backup(log, to)
+    with Store(log) as store:
+        first = add(log, store, 5)
+        first.unlink()
+        with pytest.raises(BackupError, match=first.name):
+            backup(log, to)
+        remove(log, store, 5, first)  # it was a rule's, after all
+        second = add(log, store, 6)
+        second.unlink()
+        with pytest.raises(BackupError, match=second.name):
+            backup(log, to)
+    assert len(generations(to)) == 1
+
+
+def test_a_picture_that_the_disk_cannot_read_is_damaged(log: Path, tmp_path: Path) -> None:
+    to = tmp_path / "backups"
+    backup(log, to, keep=1)
+    with Store(log) as store:
+        new = add(log, store, 5)
+    command = [
+        *("strace", "-f", "-qq", "-o", "/dev/null", "-P", str(new)),
+        *("-e", "trace=read", "-e", "inject=read:error=EIO"),
+        *(sys.executable, "-P", "-c", _MAKE, str(log), str(to)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"{new}: cannot be read: Input/output error" in done.stderr
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    newest = read_manifest(to, generations(to)[-1])
+    assert list(newest["damaged"]) == [f"{new.parent.name}/{new.name}"]
 
 
 def test_a_folder_is_only_taken_for_backups_if_it_is_that_logs(log: Path, tmp_path: Path) -> None:

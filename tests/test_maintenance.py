@@ -314,6 +314,33 @@ def test_a_backup_whose_row_finds_no_room_is_made_once_and_said_later(tmp_path: 
     assert [row["generation"] for row in rig.rows("backup")] == ["g1"]
 
 
+def test_a_backup_that_lacks_pictures_calls_a_person_and_is_no_good_one(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, tables=f'[retention]\nbackup = {{ directory = "{tmp_path}/to" }}\n')
+    rig.write()
+    clock = FakeClock()
+    with Store(rig.journal) as store:
+        store.append([backup_row(tmp_path / "to", "2026-01-01T00:00:00.000000Z")])
+    with upkeep_of(rig, clock) as upkeep:
+        good = upkeep.status()["backup"]["last_ok_at"]
+        made = {"directory": f"{tmp_path}/to", "generation": "g1", "problem": "a.png: is missing"}
+        upkeep._backup.tried_s = time.monotonic()
+        upkeep._backup.child = said(1, json.dumps(made))
+        upkeep._take_backup()
+        found = upkeep.status()["backup"]
+        assert (found["generation"], found["last_ok_at"]) == ("g1", good)
+        (text,) = upkeep.attentions()
+        assert text == f"the backup in {tmp_path}/to lacks pictures: a.png: is missing"
+        assert upkeep._backup_due() > time.monotonic() + 23 * 3600, "the next one, not a retry"
+        upkeep._backup.child = said(1, "")
+        upkeep._take_backup()
+        assert upkeep._backup_due() < time.monotonic() + 3601, "none was made: a retry"
+        upkeep._backup.child = said(0, json.dumps(made | {"generation": "g3", "problem": ""}))
+        upkeep._take_backup()
+        assert upkeep.attentions() == []
+    rows = [(row["generation"], row["is_ok"]) for row in rig.rows("backup")]
+    assert rows == [("g", True), ("g1", False), ("", False), ("g3", True)]
+
+
 def said(status: int, out: str) -> _Child:
     """A process that has ended."""
     child = _Child(thread=threading.Thread(target=lambda: None), answer=(status, out, ""))

@@ -76,7 +76,8 @@ def backup(
     is_timer: Annotated[bool, typer.Option("--timer", hidden=True)] = False,
     is_json: JsonOption = False,
 ) -> None:
-    """Copy the log and its new pictures beside the running station, and verify the copy."""
+    """Copy the log and its new pictures beside the running station, and verify the copy. Exit
+    status 1 if there is none, or if it lacks pictures."""
     from station.backup import BackupError, make_backup
 
     folder = journal_folder(config, journal)
@@ -86,7 +87,8 @@ def backup(
         fail(str(error))
     if config is not None and not is_timer:
         configuration = load_or_exit(config).value
-        _tell(configuration, BackupBody(**_said(configuration), is_ok=True, **asdict(made)))
+        said = {**_said(configuration), **asdict(made)}
+        _tell(configuration, BackupBody(is_ok=not made.problem, **said))
     if is_json:
         print_json(asdict(made))
     else:
@@ -94,6 +96,8 @@ def backup(
             f"{to / made.generation}: {made.head_seq} rows, {made.pictures} pictures, "
             f"{made.copied} of them new; verified in {made.took_s:.1f} s"
         )
+    if made.problem:
+        fail(f"the copy lacks pictures: {made.problem}")
 
 
 def _tell(configuration: Configuration, row: BackupBody) -> None:

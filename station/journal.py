@@ -24,8 +24,10 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 from types import FrameType
+from weakref import WeakKeyDictionary
 
 import cv2
 import numpy as np
@@ -111,6 +113,15 @@ _MIN_FREE_FILES = 20
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
+class InOrder(StrEnum):
+    """How a submission belongs to those before it, for a client that does not wait for answers:
+    once one is refused, the journal refuses all that follow, until one resumes."""
+
+    FOLLOWS = "follows"
+    RESUMES = "resumes"
+    """Sent when everything before was answered: the first that was refused."""
+
+
 def journal_path(runtime_dir: Path) -> Path:
     return runtime_dir / SOCKETS["journal"]
 
@@ -177,11 +188,15 @@ class JournalClient:
         return packet.body
 
     def send_submit(
-        self, rows: Sequence[Body], pixels: Json | None = None, descriptor: int | None = None
+        self,
+        rows: Sequence[Body],
+        pixels: Json | None = None,
+        descriptor: int | None = None,
+        in_order: InOrder | None = None,
     ) -> int:
         """Submit without waiting; the number that the answer's `id` will have. Raises
         BlockingIOError if the journal is behind."""
-        return self._send(rows, pixels, descriptor, timeout_s=0)
+        return self._send(rows, pixels, descriptor, timeout_s=0, in_order=in_order)
 
     def send_arriving(
         self, result_id: str, pixels: Json, descriptor: int, is_complete: bool
@@ -232,12 +247,14 @@ class JournalClient:
         pixels: Json | None,
         descriptor: int | None,
         timeout_s: float,
+        in_order: InOrder | None = None,
     ) -> int:
         message = {
             "op": "submit",
             "id": self._number + 1,
             "rows": [row.as_json() for row in rows],
             "pixels": pixels if descriptor is not None else None,
+            "in_order": in_order,
         }
         has_pixels = descriptor is not None and pixels is not None
         descriptors = (descriptor,) if has_pixels and descriptor is not None else ()
@@ -285,6 +302,7 @@ class _Waiting:
     since: float
     received_ns: int = field(default_factory=time.monotonic_ns)
     is_of_page: bool = False
+    is_in_order: bool = False
     durable_ns: int | None = None
     """When its pictures were."""
     pictures: Json = field(default_factory=dict)
@@ -344,6 +362,9 @@ class _Journal:
         self._shadows = shadows.register(self._store.shadow_changes())
         self._waiting: deque[_Waiting] = deque()
         self._clients: set[Channel] = set()
+        self._refused: WeakKeyDictionary[Channel, str] = WeakKeyDictionary()
+        """Why a client's submissions in order are refused until it resumes; held as long as one of
+        them waits here."""
         self._drafts: dict[tuple[Channel, str], Draft] = {}
         """Pictures of plates that arrive."""
         self._sync_failure: SyncFailed | None = None
@@ -615,10 +636,13 @@ class _Journal:
     # --- rows -----------------------------------------------------------------------------------
 
     def _submit(self, client: Channel, body: Json, descriptors: tuple[int, ...]) -> None:
-        is_of_page = client in self._of_page
-        refusal = self._refusal() or (self._page_refusal() if is_of_page else None)
+        is_of_page, in_order = client in self._of_page, body.get("in_order")
+        if in_order == InOrder.RESUMES:
+            self._refused.pop(client, None)
+        refusal = self._refused.get(client) if in_order else None
+        refusal = refusal or self._refusal() or (self._page_refusal() if is_of_page else None)
         if refusal is not None:
-            self._refuse(client, body["id"], refusal)
+            self._refuse(client, body["id"], refusal, bool(in_order))
             return
         try:
             rows: list[Body] = [_BODIES.validate_python(row) for row in body["rows"]]
@@ -637,7 +661,7 @@ class _Journal:
             encoded = self._encoders.submit(draft.finish, wanted["rows"], keep)
             encoded.add_done_callback(lambda _: os.eventfd_write(self._wake, 1))
         item = _Waiting(client, body["id"], rows, encoded, time.monotonic())
-        item.is_of_page = is_of_page
+        item.is_of_page, item.is_in_order = is_of_page, bool(in_order)
         self._waiting.append(item)
 
     def _page_refusal(self) -> str | None:
@@ -793,8 +817,10 @@ class _Journal:
             self._sync_failure = problem
             os.eventfd_write(self._wake, 1)
 
-    def _refuse(self, client: Channel, number: int, error: str) -> None:
+    def _refuse(self, client: Channel, number: int, error: str, is_in_order: bool) -> None:
         """Nothing was written; the client keeps the rows and sends them again."""
+        if is_in_order:
+            self._refused.setdefault(client, error)
         self._answer(client, {"ok": False, "id": number, "error": error, "is_full": True})
 
     def _commit_all(self) -> None:
@@ -842,7 +868,7 @@ class _Journal:
             raise problem
         _LOG.error("pictures could not be made", error=repr(problem))
         if isinstance(problem, OSError | MemoryError):
-            self._refuse(item.client, item.number, _what_is_missing(problem))
+            self._refuse_item(item, _what_is_missing(problem))
         else:
             error = f"its pictures could not be made: {problem!r}"
             self._answer(item.client, {"ok": False, "id": item.number, "error": error})
@@ -850,6 +876,7 @@ class _Journal:
 
     def _append(self, items: list[_Waiting]) -> None:
         """One transaction for all; one by one if a row contradicts the log."""
+        items = [item for item in items if not self._follows_refused(item)]
         try:
             numbers = iter(self._store.append([row for item in items for row in item.rows]))
         except ContradictionError:
@@ -858,20 +885,32 @@ class _Journal:
             return
         except StoreRefused as error:
             for item in items:
-                self._refuse(item.client, item.number, str(error))
+                self._refuse_item(item, str(error))
             return
         committed_ns = time.monotonic_ns()
         for item in items:
             self._acknowledge(item, [next(numbers) for _ in item.rows], committed_ns)
 
     def _append_alone(self, item: _Waiting) -> None:
+        if self._follows_refused(item):
+            return
         try:
             seqs = self._store.append(item.rows)
             self._acknowledge(item, seqs, time.monotonic_ns())
         except ContradictionError as error:
             self._answer(item.client, {"ok": False, "id": item.number, "error": str(error)})
         except StoreRefused as error:
-            self._refuse(item.client, item.number, str(error))
+            self._refuse_item(item, str(error))
+
+    def _refuse_item(self, item: _Waiting, error: str) -> None:
+        self._refuse(item.client, item.number, error, item.is_in_order)
+
+    def _follows_refused(self, item: _Waiting) -> bool:
+        """True, and it is refused, where one that belongs before it was."""
+        error = self._refused.get(item.client) if item.is_in_order else None
+        if error is not None:
+            self._refuse_item(item, error)
+        return error is not None
 
     def _acknowledge(self, item: _Waiting, seqs: list[int], committed_ns: int) -> None:
         self._upkeep.noted(item.rows)

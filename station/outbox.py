@@ -1,7 +1,8 @@
 """Rows on their way to the journal process: kept until they are acknowledged, in order.
 
 What is not acknowledged when the journal process dies, or is refused because the disk is full, is
-sent again. Used by one thread; never waits.
+sent again, before what comes after it: a result never stands before the row that opened its plate.
+Used by one thread; never waits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from station.ipc import Json, PeerGone
-from station.journal import JournalClient
+from station.journal import InOrder, JournalClient
 from station.record import Body
 
 _RETRY_S = 1.0
@@ -57,6 +58,8 @@ class Outbox:
         self._journal: JournalClient | None = None
         self._gone_at = 0.0
         self._retry_at = 0.0
+        self._is_refused = False
+        """What is on its way follows something that was refused, so it will be, too."""
         self._order = itertools.count()
         self._unsent: list[_Submission] = []
         self._unanswered: dict[int, _Submission] = {}
@@ -122,14 +125,19 @@ class Outbox:
 
     def _send(self) -> None:
         while self._unsent and time.monotonic() >= self._retry_at:
-            first = self._unsent[0]
+            if self._is_refused and self._unanswered:
+                return
+            first, in_order = self._unsent[0], InOrder.FOLLOWS
+            if self._is_refused:
+                in_order = InOrder.RESUMES
             number = self._do(
-                lambda journal, item=first: journal.send_submit(  # type: ignore[misc]
-                    item.rows, item.pixels, item.descriptor
+                lambda journal, item=first, how=in_order: journal.send_submit(  # type: ignore[misc]
+                    item.rows, item.pixels, item.descriptor, how
                 )
             )
             if number is None:
                 return
+            self._is_refused = False
             self._unanswered[number] = self._unsent.pop(0)
 
     def _do(self, action: Callable[[JournalClient], int | None]) -> int | None:
@@ -165,6 +173,7 @@ class Outbox:
         if answer.get("is_full"):
             # Kept until there is room; the plates' buffers are bounded, so more become overruns.
             self._put_back([item])
+            self._is_refused = True
             self._retry_at = time.monotonic() + _RETRY_S
             self._on_problem(answer["error"])
             return
@@ -185,6 +194,7 @@ class Outbox:
         self._gone_at = time.monotonic()
         self._put_back(list(self._unanswered.values()))
         self._unanswered.clear()
+        self._is_refused = False
         self._on_problem("the journal process is gone")
 
     def _put_back(self, items: list[_Submission]) -> None:

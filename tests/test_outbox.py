@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import selectors
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from station.ipc import Json
 from station.log_reader import Filter, Reader
 from station.log_verify import verify
 from station.outbox import Outbox, OutboxError
+from station.qms import DATABASE
 from station.record import result_id
 
 
@@ -107,6 +110,45 @@ def test_a_journal_without_room_is_asked_again_in_order(rig: Rig, desk: Desk) ->
         with Reader(rig.journal) as reader:
             kinds = [row.kind for row in reader.rows() if row.kind in ("opened", "result")]
         assert kinds == ["opened", "result"] * 5
+    finally:
+        process.terminate()
+        process.wait(20.0)
+
+
+def test_rows_keep_their_order_while_another_tool_holds_the_write_lock(
+    rig: Rig, desk: Desk
+) -> None:
+    descriptor, _, wanted = plate_memory()
+    process = start(rig)
+    try:
+        desk.outbox.open(15.0)
+        with contextlib.closing(sqlite3.connect(rig.journal / DATABASE)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            desk.outbox.submit([opened(1)])
+            desk.turn(0.3)
+            # They lie in the socket when the row before them is refused.
+            desk.outbox.submit([result(1)], wanted, descriptor)
+            desk.outbox.submit([acted(1)])
+            while not desk.problems:
+                desk.turn(0.01)
+            other.rollback()
+        # The journal would take these before it is asked again for the first.
+        desk.turn(0.3)
+        desk.outbox.submit([opened(2)])
+        desk.outbox.submit([result(2)])
+        assert all("write lock" in text for text in desk.problems)
+        desk.turn(20.0)
+        assert desk.outbox.is_empty
+        desk.outbox.submit([acted(2)])
+        desk.turn(20.0)
+        with Reader(rig.journal) as reader:
+            of_plates = [(row.kind, row.result_id) for row in reader.rows() if row.result_id]
+            assert verify(reader).findings == []
+        assert of_plates == [
+            (kind, result_id("s", number))
+            for number in (1, 2)
+            for kind in ("opened", "result", "actuation")
+        ]
     finally:
         process.terminate()
         process.wait(20.0)

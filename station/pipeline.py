@@ -562,13 +562,14 @@ class Station:
     def _verify_log(self) -> None:
         """The whole log and its anchors, in a process that gives way to every other one (I12)."""
         log, config = self._settings.journal.directory, self._configuration.source
-        command = [sys.executable, "-P", "-m", "station.cli", "log", "verify", "--no-pictures"]
+        command = [sys.executable, "-P", "-m", "station.cli", "log", "verify"]
         # It goes when this process does: a log that is being read is not closed.
         reader = subprocess.Popen(
             tied(
                 [
                     *("nice", "-n", "19"),
-                    *(*command, "--config", config, "--journal", str(log), "--json"),
+                    *(*command, "--no-pictures", "--no-file"),
+                    *("--config", config, "--journal", str(log), "--json"),
                 ]
             ),
             stdin=subprocess.DEVNULL,

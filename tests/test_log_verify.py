@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from station_rig import vqi
 from test_qms import acted, change, downtime, opened, result, review, tampered, verified
 from test_schema import DEFECTS, write_as_first_release
 
@@ -116,6 +117,20 @@ def without(kind: str, number: int) -> list[Body]:
     rows = [*life(1, 4), *life(5, 8), *life(9, 12)]
     left_out = {"kind": kind, "result_id": f"s-{number:08d}"}
     return [row for row in rows if not left_out.items() <= row.as_json().items()]
+
+
+def test_a_station_that_starts_does_not_read_the_whole_file_at_once(tmp_path: Path) -> None:
+    """Its command leaves out what SQLite would find."""
+    with Store(tmp_path) as store:
+        store.append(life(1, 8))
+    file = tmp_path / DATABASE
+    index = edited_schema(file, "DELETE FROM sqlite_master WHERE name = 'row_ordinal' RETURNING *")
+    with Store(tmp_path) as store:
+        store.append(life(9, 12))
+    edited_schema(file, "INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", index)
+    verify_log = ("log", "verify", "--journal", str(tmp_path))
+    assert "missing from index row_ordinal" in vqi(*verify_log).stdout
+    assert vqi(*verify_log, "--no-file").stdout.startswith("ok: ")
 
 
 @pytest.mark.parametrize("plates", [8, 3400])

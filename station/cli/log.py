@@ -196,6 +196,9 @@ def verify_(
     config: Config = None,
     journal: Journal = None,
     pictures: Annotated[bool, typer.Option(help="Also read every picture.")] = True,
+    file: Annotated[
+        bool, typer.Option(help="Also hold indexes against tables, in one read of the whole file.")
+    ] = True,
     anchor: log_proof.AnchorOption = None,
     public_key: log_proof.PublicKeyOption = None,
     export: log_export.ExportOption = None,
@@ -208,7 +211,7 @@ def verify_(
     if is_plant:
         log_ship.verify_plant(config, station, is_json)
     with open_log(config, journal) as reader:
-        found = verify(reader, pictures, public_key)
+        found = verify(reader, pictures, public_key, with_file=file)
         settings = None if config is None else load_or_exit(config).value
         hold_against_anchors(reader, settings, anchor or [], found)
         if export is not None:

@@ -63,6 +63,7 @@ from station.qms import (
     IMAGES,
     SNAPSHOT,
     ContradictionError,
+    LogLost,
     Store,
     StoreError,
     StoreRefused,
@@ -268,7 +269,7 @@ class JournalClient:
 
 def serve(configuration: Configuration) -> int:
     """Run until told to stop. Exit status 0; 1 after a failed write, or if another one runs; 78 if
-    the folder cannot be used as configured."""
+    the folder cannot be used as configured, or the log that was there is gone."""
     exit_with_starter()
     directory = configuration.journal.directory
     try:
@@ -284,6 +285,9 @@ def serve(configuration: Configuration) -> int:
         return 1
     try:
         return _Journal(configuration).run()
+    except LogLost as error:
+        _LOG.error(str(error))
+        return EX_CONFIG
     except (StoreError, SyncFailed, OSError) as error:
         _LOG.error("cannot write", directory=str(directory), error=str(error))
         return 1

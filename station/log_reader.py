@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import time
 from array import array
@@ -52,6 +53,12 @@ ASK_LIMIT_S = 10.0
 anew (I8)."""
 _LOOK_EVERY_STEPS = 10_000
 """Of SQLite's virtual machine: about a millisecond."""
+_CODES_NOT_PERMITTED = {
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_AUTH,
+}
 _FIRST_SEQ, _LAST_SEQ = -(2**63), 2**63 - 1
 """What SQLite has: a row that somebody put before the first one is read, too."""
 
@@ -111,6 +118,9 @@ class Reader:
         """Raises `StoreError` if there is no log or it cannot be read."""
         self.directory = directory
         self._contexts = Contexts(self.body_of)
+        self.live_problem = ""
+        """What is wrong with the live file, where the snapshot was read; empty where this user
+        merely may not read it."""
         problems = []
         for source, name in (("live", DATABASE), ("snapshot", SNAPSHOT)):
             path = directory / name
@@ -118,6 +128,8 @@ class Reader:
                 self._engine, self._connection = _open_reading(path)
             except SQLAlchemyError as error:
                 problems.append(f"{path}: {error.__cause__ or error}")
+                if source == "live":
+                    self.live_problem = _damage(path, error)
                 continue
             self.source, self.path = source, path
             return
@@ -408,6 +420,19 @@ def judged(rows: list[Json]) -> Json | None:
         "reviewer": ", ".join(judged.reviewers),
         "pending": judged.pending is not None,
     }
+
+
+def _damage(path: Path, error: SQLAlchemyError) -> str:
+    """What is wrong with a log that could not be opened; empty where this user may not. SQLite has
+    to write beside the file, and says the same of both."""
+    if not path.exists():
+        return f"{path}: there is no such file"
+    cause = error.__cause__ or error
+    may_read = os.access(path, os.R_OK) and os.access(path.parent, os.W_OK)
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+    if code in _CODES_NOT_PERMITTED and not may_read:
+        return ""
+    return f"{path}: cannot be read: {cause}"
 
 
 def _open_reading(path: Path) -> tuple[Engine, Connection]:

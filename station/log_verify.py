@@ -95,7 +95,8 @@ def verify(
 ) -> Verification:
     """Recompute every hash, the chain, the derived tables, the checkpoints and the pictures'
     sha256; see that the schema is the one that was made, that plates, results and lamp commands
-    agree, and that no picture was removed but by a rule that held and against no hold.
+    agree, and that no picture was removed but by a rule that held and against no hold. That only
+    the snapshot was read is a finding, unless this user may not read the live file.
     `public_key`: what checkpoints must be signed with; default: the key beside the log.
     `with_file`: also hold the file's indexes against its tables; not of a log beside a line that
     runs, where nobody asked for it: see station/chain_check.py. `at_row` is told how far it is, and
@@ -116,7 +117,7 @@ def verify(
     _settle_removals(reader, seen.removals, found)
     said = [(row_of(text), text) for text in found.findings]
     in_order = sorted([*chained.findings, *seen.findings, *said], key=lambda pair: pair[0])
-    found.findings = schema + [text for _, text in in_order]
+    found.findings = [*_live_file(reader), *schema, *(text for _, text in in_order)]
     found.rows, found.head = chained.rows, chained.head
     _verify_audit(reader, found)
     findings, notes = verify_checkpoints(reader, public_key)
@@ -198,6 +199,12 @@ class _Seen:
         found.holds = len(self.removals.holds)
 
 
+def _live_file(reader: Reader) -> list[str]:
+    if not reader.live_problem:
+        return []
+    return [f"{reader.live_problem}; only its copy {reader.path} was read"]
+
+
 def _schema(reader: Reader) -> list[str]:
     with contextlib.closing(_open(reader.path)) as log:
         return differences(log)
@@ -225,7 +232,7 @@ def row_of(finding: str) -> int:
 def verify_tail(reader: Reader) -> Verification:
     """As `verify`, of the last rows alone and without their pictures: however long the log is, it
     takes as long. The row before them is believed."""
-    found = Verification(findings=_schema(reader))
+    found = Verification(findings=[*_live_file(reader), *_schema(reader)])
     first = max(1, reader.last_seq() - _CHECKED_ROWS)
     rows = reader.rows(first)
     found.head = EMPTY_CHAIN if first == 1 else next(rows).chain_sha256

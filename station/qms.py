@@ -128,6 +128,10 @@ class StoreError(Exception):
     """The log cannot be used; the message says which file, why, and what to do."""
 
 
+class LogLost(StoreError):
+    """There was a log, and a person has to put it back."""
+
+
 class StoreRefused(StoreError):
     """Nothing was written, and it may be tried again: the disk is full, or another tool holds the
     file's write lock."""
@@ -139,6 +143,17 @@ class _WrongLineError(StoreRefused):
 
 class ContradictionError(StoreError):
     """A row of this kind and result is there already and says something else."""
+
+
+def see_that_none_was_lost(directory: Path) -> None:
+    """Raises `LogLost` where a log is to be begun beside the copy of another: a new one would be
+    taken for it, and would soon be copied over what is left of it."""
+    if (directory / SNAPSHOT).exists():
+        raise LogLost(
+            f"{directory / DATABASE} is gone or empty, and {SNAPSHOT} beside it is the copy of the "
+            "log that was there: restore that log, see docs/maintenance.md; or move the whole "
+            "folder away to begin a new one"
+        )
 
 
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -201,12 +216,15 @@ class Store:
     """The only connection that writes or checkpoints. For one thread at a time."""
 
     def __init__(self, directory: Path) -> None:
-        """Open or create the log in `directory` and bring its schema up. Raises `StoreError`."""
+        """Open or create the log in `directory` and bring its schema up. Raises `StoreError`,
+        `LogLost` where one was there."""
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.path = directory / DATABASE
         self.derived_problem = ""
         """What was wrong with the derived tables in this life; empty if nothing was."""
+        if not self.path.exists() or self.path.stat().st_size == 0:
+            see_that_none_was_lost(directory)
         self._engine = _writing_engine(self.path)
         self._packer: Packer | None = None
         self._contexts = Contexts(self._body_of)
@@ -691,6 +709,7 @@ class Store:
                 "use the newer program"
             )
         if version == 0:
+            see_that_none_was_lost(self.directory)
             with self._transaction() as connection:
                 for statement in BEGIN:
                     connection.exec_driver_sql(statement)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import mmap
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -26,6 +27,7 @@ from station.log_reader import Filter, Reader
 from station.log_verify import verify
 from station.qms import DATABASE, SNAPSHOT, Store
 from station.record import Verdict
+from station.snapshot import publish
 
 
 @pytest.fixture
@@ -281,7 +283,8 @@ def test_a_stop_writes_what_waits_and_publishes(
     with Reader(rig.journal) as reader:
         assert reader.source == "snapshot"
         rows = len(list(reader.results(Filter())))
-        assert verify(reader).findings == []
+        (finding,) = verify(reader).findings
+        assert "journal.db: there is no such file; only its copy" in finding
     assert rows > 0
 
 
@@ -315,6 +318,26 @@ def test_a_copy_that_hangs_does_not_hold_up_the_end(
     assert not (rig.journal / f"{SNAPSHOT}.new").exists()
     with contextlib.closing(sqlite3.connect(rig.journal / SNAPSHOT)) as copy:
         assert copy.execute("SELECT count(*) FROM row").fetchone()[0] > 0
+
+
+def test_a_log_that_is_gone_is_not_begun_anew(rig: Rig) -> None:
+    with Store(rig.journal) as store:
+        store.append([opened(1), result(1)])
+    database, snapshot = rig.journal / DATABASE, rig.journal / SNAPSHOT
+    publish(database, snapshot)
+    kept = snapshot.read_bytes()
+    config = str(rig.folder / "station.toml")
+    for lose in (database.unlink, lambda: database.write_bytes(b"")):
+        lose()
+        said = vqi("serve", "journal", "--config", config)
+        assert said.returncode == 78
+        assert said.stderr.count("restore that log, see docs/maintenance.md") == 1
+        assert snapshot.read_bytes() == kept
+    database.unlink()
+    assert "restore that log" in vqi("check", "--config", config).stdout
+    shutil.copy(snapshot, database)  # as docs/maintenance.md says
+    with Store(rig.journal) as store:
+        assert store.head()[0] == 2
 
 
 def test_tables_that_take_no_line_are_said_and_rows_go_on(rig: Rig) -> None:

@@ -8,11 +8,16 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from station_rig import Rig, start_vqi, wait_until
+from station_rig import Rig, start_vqi, vqi, wait_until
+from test_qms import acted, opened, result
+
+from station.qms import DATABASE, SNAPSHOT, Store
+from station.snapshot import publish
 
 NOBODY = 65534
 
@@ -55,6 +60,33 @@ def check_readable(rig: Rig, state: str, sources: set[str]) -> None:
         assert done.stdout.strip()
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can drop to another user")
+def test_a_copy_stands_for_the_log_only_where_the_log_may_not_be_read(folder: Path) -> None:
+    rig = Rig(folder)
+    with Store(rig.journal) as store:
+        store.append([opened(1), result(1), acted(1)])
+        database = rig.journal / DATABASE
+        publish(database, rig.journal / SNAPSHOT)
+    check_readable(rig, "cleanly stopped", {"snapshot"})
+    database.chmod(0o600)
+    check_readable(rig, "another user's", {"snapshot"})
+    database.chmod(0o644)
+    for content, said in (
+        (b"no database " * 1000, "file is not a database"),
+        (b"", "no such table: row"),
+        (None, "there is no such file"),
+    ):
+        if content is None:
+            database.unlink()
+        else:
+            database.write_bytes(content)
+        asked = ("log", "verify", "--journal", str(rig.journal))
+        for done in (as_nobody(*asked), vqi(*asked)):
+            assert done.returncode == 1
+            assert f"{database}: {said}" in done.stdout.replace("cannot be read: ", "")
+            assert "NOT OK: 3 rows" in done.stdout
+
+
 @pytest.mark.long
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can drop to another user")
 def test_the_log_can_be_read_in_every_state(folder: Path) -> None:
@@ -64,6 +96,8 @@ def test_the_log_can_be_read_in_every_state(folder: Path) -> None:
     try:
         wait_until(lambda: rig.status().get("plates", 0) >= 3, 40.0, "plates")
         check_readable(rig, "running", {"live"})
+        seen_at, snapshot = time.time(), rig.journal / SNAPSHOT
+        wait_until(lambda: snapshot.stat().st_mtime > seen_at, 60.0, "a copy that has plates")
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         wait_until(lambda: not rig.status(), 5.0, "end of the station")

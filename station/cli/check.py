@@ -46,7 +46,7 @@ from station.product import (
     load_product,
     model_folder,
 )
-from station.qms import DATABASE, StoreError
+from station.qms import DATABASE, StoreError, see_that_none_was_lost
 from station.record import Provenance
 from station.state import Origin, provenance
 
@@ -275,6 +275,7 @@ def _check_journal(settings: Configuration) -> str:
     if sqlite3.sqlite_version_info < _SQLITE_FIXED:
         version += " (WAL-reset bug: one writer only)"
     if not (directory / DATABASE).exists():
+        see_that_none_was_lost(directory)
         return f"{directory}: empty, {free_mb} MB free, {version}"
     with Reader(directory) as reader:
         report, rows = verify_tail(reader), reader.last_seq()

@@ -494,6 +494,39 @@ def test_padding_beside_scan_lines_is_left_out() -> None:
     assert np.array_equal(frame.pixels, buffer.raw_buffer[: 100 * 248].reshape(100, 248)[:, :240])
 
 
+class WithoutDeliveredHeight(FakeBuffer):
+    """Of a producer that lacks it, and calls a buffer complete that was cut short."""
+
+    def __init__(self, rows: int, size_filled: int) -> None:
+        super().__init__(rows)
+        self.height = rows
+        del self.delivered_image_height
+        self.size_filled = size_filled
+
+
+@pytest.mark.parametrize(
+    ("size_filled", "rows"),
+    [
+        (240 * 50, 50),
+        (240 * 50 + 239, 50),
+        (240 * 120, 120),
+        (240 * 120 + 40, 120),  # and chunks
+        (0, 120),  # many do not say
+    ],
+)
+def test_only_what_was_filled_is_taken(size_filled: int, rows: int) -> None:
+    (frame,) = handed_over(WithoutDeliveredHeight(120, size_filled))
+    assert frame.height == rows
+    assert frame.is_incomplete == (rows < 120)
+
+
+def test_the_last_scan_lines_padding_need_not_be_filled() -> None:
+    buffer = WithoutDeliveredHeight(100, 99 * 248 + 240)
+    buffer.padding_x = 8
+    (frame,) = handed_over(buffer)
+    assert frame.height == 100
+
+
 def losing(node_map: object) -> str:
     """What is said of a silent camera with these features, which must be lost within a second."""
     with genicam(features={"Width": 240, "Height": 120}) as camera:

@@ -353,9 +353,13 @@ def _is_on(nodes: Any, trigger: str) -> bool:
 
 
 def _copy_scan_lines(buffer: Any, width: int, row_bytes: int, into: Pixels) -> Pixels:
-    height, stride = _delivered_height(buffer), row_bytes + _padding(buffer)
-    raw = np.frombuffer(buffer.raw_buffer, np.uint8)[int(buffer.image_offset) :]
+    padding, offset = _padding(buffer), int(buffer.image_offset)
+    height, stride = _delivered_height(buffer), row_bytes + padding
+    raw = np.frombuffer(buffer.raw_buffer, np.uint8)[offset:]
     rows = min(height, len(raw) // stride, len(into) // row_bytes)
+    filled = _filled_bytes(buffer)
+    if filled is not None:  # padding behind the last scan line need not have come
+        rows = min(rows, max(0, filled - offset + padding) // stride)
     pixels = into[: rows * row_bytes].reshape(rows, row_bytes)
     np.copyto(pixels, raw[: rows * stride].reshape(rows, stride)[:, :row_bytes])
     return pixels
@@ -383,6 +387,15 @@ def _delivered_height(buffer: Any) -> int:
         return int(buffer.delivered_image_height)
     except Exception:  # noqa: BLE001  optional in GenTL; the full height then
         return int(buffer.height)
+
+
+def _filled_bytes(buffer: Any) -> int | None:
+    """How much was written into the buffer; None where the producer does not say. What lies behind
+    it is of an older frame."""
+    try:
+        return int(buffer.size_filled) or None
+    except Exception:  # noqa: BLE001  optional in GenTL
+        return None
 
 
 def _timestamp_ns(buffer: Any) -> int | None:

@@ -17,6 +17,7 @@ from camera_peers import PEERS, Peer
 from pydantic import TypeAdapter
 
 from drivers.camera import Camera, EndOfSource, Frame, open_camera
+from drivers.camera import genicam as genicam_driver
 from drivers.camera.recorder import Bounds, StripRecorder
 from drivers.camera.settings import CameraSettings
 from drivers.errors import DeviceLost, DeviceNotFound, DeviceRefused
@@ -492,6 +493,68 @@ def test_padding_beside_scan_lines_is_left_out() -> None:
     (frame,) = handed_over(buffer)
     assert frame.pixels.shape == (100, 240)
     assert np.array_equal(frame.pixels, buffer.raw_buffer[: 100 * 248].reshape(100, 248)[:, :240])
+
+
+class EncoderNodes:
+    """A camera's features with a frame's chunks, its encoder triggering scan lines of 2 counts."""
+
+    def __init__(self, least: int, most: int) -> None:
+        selectors = SimpleNamespace(selecting_features=[SimpleNamespace(value="")])
+        self.count = SimpleNamespace(value=0, min=least, max=most)
+        self._nodes = {
+            "ChunkModeActive": SimpleNamespace(value=True),
+            "TriggerSource": SimpleNamespace(value="Encoder0", node=selectors),
+            "TriggerMode": SimpleNamespace(value="On", node=selectors),
+            "EncoderDivider": SimpleNamespace(value=2),
+            "ChunkEncoderValue": self.count,
+        }
+
+    def has_node(self, name: str) -> bool:
+        return name in self._nodes
+
+    def get_node(self, name: str) -> SimpleNamespace:
+        return self._nodes[name]
+
+
+def scan_lines_counted(least: int, most: int, counts: list[int]) -> list[int | None]:
+    """What the driver makes of a camera's counts, frame by frame."""
+    nodes = EncoderNodes(least, most)
+    chunks = genicam_driver._Chunks(nodes)
+    acquirer = SimpleNamespace(_update_chunk_data=lambda **_: None)
+    found = []
+    for value in counts:
+        nodes.count.value = value
+        found.append(chunks.read(acquirer, FakeBuffer(120))[0])
+    return found
+
+
+LONG = (-(2**63), 2**63 - 1)
+
+
+@pytest.mark.parametrize(
+    ("range_", "counts", "last"),
+    [
+        ((0, 2**32 - 1), [2**32 - 300, 2**32 - 100, 100, 300], 2**32 + 300),
+        ((0, 2**32 - 1), [100, 2**32 - 100], -100),  # the belt turned back
+        ((-(2**31), 2**31 - 1), [2**31 - 100, 100 - 2**31, 300 - 2**31], 2**31 + 300),
+        ((0, 2**16 - 1), [2**16 - 1000, 1000, 2**15, 2**16 - 900, 900], 2**17 + 900),
+        (LONG, [2**32 - 100, 100], 2**32 + 100),  # 32 bits behind a wider register
+        (LONG, [2**32 - 100, 2**32 + 100], 2**32 + 100),
+        ((0, 2**32 - 1), [2**31, 0, 200], 200),  # set back
+        ((0, 2**32 - 1), [900, 0, 200], 200),
+    ],
+)
+def test_an_encoder_counts_past_the_end_of_its_counter(
+    range_: tuple[int, int], counts: list[int], last: int
+) -> None:
+    assert scan_lines_counted(*range_, counts)[-1] == last // 2
+
+
+def test_an_encoder_whose_range_is_not_told_is_one_of_32_bits() -> None:
+    nodes = EncoderNodes(0, 0)
+    del nodes.count.min
+    counter = genicam_driver._Counter(nodes.count)
+    assert [counter.counted(value) for value in (2**32 - 1, 1)] == [2**32 - 1, 2**32 + 1]
 
 
 class WithoutDeliveredHeight(FakeBuffer):

@@ -41,6 +41,9 @@ _CLOCK_DRIFT = 100e-6
 """A camera's quartz and this host's go apart by no more than this."""
 _WRAP_16 = 0xFFFF
 """GigE Vision 1.x counts its blocks from 1 to this and begins again at 1."""
+_MOST_VALUES = 2**32
+_FARTHEST_COUNTS = 2**24
+"""Between two frames no encoder moves so far: minutes at its fastest."""
 
 
 class GenicamCamera(Camera):
@@ -321,6 +324,30 @@ class _DeviceClock:
         return device_ns + offset_ns
 
 
+class _Counter:
+    """A counter that goes on past its end.
+
+    It begins again after 32 bits at the latest, signed or not, though a camera may show it as one
+    of 64; one that was set back to 0 is left as it is.
+    """
+
+    def __init__(self, node: Any) -> None:
+        self._values = _MOST_VALUES
+        with contextlib.suppress(Exception):  # a camera need not say how far it counts
+            self._values = min(_MOST_VALUES, int(node.max) - int(node.min) + 1)
+        self._last: int | None = None
+        self._passed = 0
+
+    def counted(self, number: int) -> int:
+        if self._last is not None:
+            step = number - self._last
+            ends = self._values if step < 0 else -self._values
+            if abs(step + ends) <= min(_FARTHEST_COUNTS, self._values // 4):
+                self._passed += ends
+        self._last = number
+        return number + self._passed
+
+
 class _Chunks:
     """What the camera sends with a frame, where it does: encoder and plate counter (SFNC)."""
 
@@ -331,6 +358,7 @@ class _Chunks:
         is_by_encoder = _is_on(nodes, "LineStart") and source.startswith("Encoder")
         divider = read_feature(nodes, "EncoderDivider") if is_by_encoder else None
         self._counts_a_scan_line = None if divider is None else int(divider)
+        self._counter: _Counter | None = None
 
     def read(self, acquirer: Any, buffer: Any) -> tuple[int | None, int | None]:
         """Scan lines that the encoder has counted, and plates, at the frame's first scan line.
@@ -344,7 +372,9 @@ class _Chunks:
         plates = read_feature(self._nodes, "ChunkCounterValue")
         scan_lines = None
         if counts is not None and self._counts_a_scan_line:
-            scan_lines = int(counts) // self._counts_a_scan_line
+            # Only now: without a frame there is nothing that its range could be asked of.
+            self._counter = self._counter or _Counter(self._nodes.get_node("ChunkEncoderValue"))
+            scan_lines = self._counter.counted(int(counts)) // self._counts_a_scan_line
         return scan_lines, None if plates is None else int(plates)
 
 

@@ -377,6 +377,7 @@ class FakeBuffer:
     pixel_format = 0x01080001  # PFNC: Mono8
     image_offset = 0
     width, height = 240, 120
+    has_chunks = False
 
     def __init__(self, rows: int, is_complete: bool = True) -> None:
         self.raw_buffer = np.arange(240 * 120, dtype=np.uint32).astype(np.uint8)
@@ -390,7 +391,7 @@ class FakeBuffer:
         return self._is_complete
 
     def is_containing_chunk_data(self) -> bool:
-        return False
+        return self.has_chunks
 
     def queue_buffer(self, buffer: FakeBuffer) -> None:
         assert buffer is self
@@ -524,7 +525,9 @@ def scan_lines_counted(least: int, most: int, counts: list[int]) -> list[int | N
     found = []
     for value in counts:
         nodes.count.value = value
-        found.append(chunks.read(acquirer, FakeBuffer(120))[0])
+        buffer = FakeBuffer(120)
+        buffer.has_chunks = True
+        found.append(chunks.read(acquirer, buffer)[0])
     return found
 
 

@@ -9,8 +9,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from station_rig import Rig, check_conservation, children, linescan_camera, vqi, wait_until
+from station_rig import (
+    FRAME_HEIGHT,
+    Rig,
+    check_conservation,
+    children,
+    linescan_camera,
+    vqi,
+    wait_until,
+)
 
 from drivers.camera import open_camera
 from station.config import load_configuration
@@ -54,6 +63,20 @@ def test_the_same_pixels_give_the_same_scores_whatever_camera_brings_them(
     start = next(row for row in rigs[1].rows("change") if row["what"] == "start")
     assert start["detail"]["camera_serial"] == "VQI-LS-1"
     assert len(start["detail"]["camera_features_sha256"]) == 64
+
+
+def test_a_frame_that_is_incomplete_says_nothing_of_encoder_and_plates(tmp_path: Path) -> None:
+    """What it says comes last, and is missing with its last scan lines."""
+    rig = Rig(tmp_path, camera=linescan_camera(SimIncompleteFrames="5", SimShortFrames="7"))
+    with open_camera(load_configuration(str(rig.write())).value.camera) as camera:
+        camera.start()
+        into = np.empty(camera.info.max_frame_bytes, np.uint8)
+        frames = [camera.grab(into, 5.0) for _ in range(9)]
+    told = [(one.height, one.is_incomplete, one.encoder_value) for one in frames if one]
+    whole = [(FRAME_HEIGHT, False, number * FRAME_HEIGHT) for number in range(9)]
+    whole[5], whole[7] = (FRAME_HEIGHT // 2, True, None), (FRAME_HEIGHT // 2, True, whole[7][2])
+    assert told == whole
+    assert [one.plate_counter for one in frames if one][4:7] == [0, None, 0]
 
 
 def test_a_stall_of_the_inspection_loses_nothing(tmp_path: Path, belt: dict[str, Any]) -> None:

@@ -365,7 +365,7 @@ class _Chunks:
 
         Counts of an encoder that does not trigger the scan lines say nothing of missing ones.
         """
-        if not self._is_active:
+        if not self._is_active or not _has_chunks(buffer):
             return None, None
         acquirer._update_chunk_data(buffer=buffer, is_manual=True)
         counts = read_feature(self._nodes, "ChunkEncoderValue")
@@ -376,6 +376,17 @@ class _Chunks:
             self._counter = self._counter or _Counter(self._nodes.get_node("ChunkEncoderValue"))
             scan_lines = self._counter.counted(int(counts)) // self._counts_a_scan_line
         return scan_lines, None if plates is None else int(plates)
+
+
+def _has_chunks(buffer: Any) -> bool:
+    """They come behind the pixels; where they did not, the features still read as in a frame
+    before, or as 0."""
+    if not buffer.is_complete():
+        return False
+    try:
+        return bool(buffer.is_containing_chunk_data())
+    except Exception:  # noqa: BLE001  optional in GenTL; harvesters then counts them
+        return True
 
 
 def _is_on(nodes: Any, trigger: str) -> bool:

@@ -1,10 +1,13 @@
 """A register that shifts with the belt: which plate is at the accept point, and when. Pure.
 
-Places are scan lines of belt travel. A frame says where the belt was when its last scan line was
-in memory; between frames the place is extrapolated with the speed of the frames before, but no
-further than half a frame height and what the belt travels in 20 ms: a belt that stops or turns at
-any moment is never further from where it is taken to be. A plate whose point lies beyond that waits
-for the frame that says that it is reached.
+Places are scan lines of belt travel: the belt's encoder counts or triggers them, so that none is
+added while the belt stands still; of scan lines that come by themselves nothing here would be true,
+and a station with such a camera refuses accept (station/product.py). A frame says where the belt
+was when its last scan line was in memory; between frames the place is extrapolated with the speed
+of the frames before, but no further than half a frame height and what the belt travels in 20 ms: a
+belt that stops at any moment is never further from where it is taken to be, nor is one that turns,
+where the encoder counts that. A plate whose point lies beyond that waits for the frame that says
+that it is reached.
 
 A plate is at its point once: a belt that turns and comes again finds it done.
 

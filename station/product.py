@@ -123,12 +123,20 @@ def geometry_of(recipe: Loaded[Recipe], pixel_pitch_mm: float, scan_line_px: int
 
 
 def check_strip(configuration: Loaded[Configuration], camera: CameraInfo) -> None:
-    """Raises `ConfigError` for a camera that shows parts of the belt only."""
+    """Raises `ConfigError` for a camera that shows parts of the belt only, or does not know where
+    the belt is while that matters."""
     if camera.is_frame_triggered:
         raise ConfigError(
             f"{configuration.source}: camera.features: TriggerMode[FrameStart] or [FrameActive] is "
             "On; plates are cut from a strip without gaps, so let frames follow one another and "
             "trigger scan lines at most (TriggerMode[LineStart])"
+        )
+    if configuration.value.accept is not None and not camera.counts_belt_travel:
+        raise ConfigError(
+            f"{configuration.source}: accept: camera {camera.serial} takes scan lines also while "
+            "the belt stands still, so that nobody knows which plate is at the accept point; let "
+            "the belt's encoder trigger them (camera.features: TriggerSource[LineStart], and "
+            'TriggerMode[LineStart] = "On"), or leave accept out'
         )
 
 

@@ -118,3 +118,33 @@ def test_a_camera_that_shows_parts_of_the_belt_is_refused(tmp_path: Path, trigge
         assert done.returncode == 78, done.stderr
         assert "camera.features" in done.stderr
         assert "strip without gaps" in done.stderr
+
+
+_ACCEPT = """
+[accept]
+distance_mm = 90.0
+pulse_ms = 40
+device = { type = "simulated", outputs = ["accept"] }
+"""
+
+
+def test_accept_wants_a_camera_that_sees_the_belt_stand_still(tmp_path: Path) -> None:
+    free = linescan_camera(**{"TriggerMode[LineStart]": "Off", "AcquisitionLineRate": 4000.0})
+    rig = Rig(tmp_path, camera=free, tables=_ACCEPT)
+    for command in (("run", "--json"), ("check",)):
+        done = vqi(*command, "--config", str(rig.write()))
+        assert done.returncode == 78, done.stderr
+        assert "accept: camera VQI-LS-1 takes scan lines also while" in done.stderr
+        assert "TriggerMode[LineStart]" in done.stderr
+    rig.tables = ""
+    assert vqi("check", "--config", str(rig.write())).returncode == 0
+
+
+def test_where_scan_lines_are_triggered_they_are_the_belts_travel(tmp_path: Path) -> None:
+    """Also without the encoder's count."""
+    camera, specimen = linescan_camera(ChunkModeActive=False), {"defective_share": 0.0}
+    rig = Rig(tmp_path, camera=camera, specimen=specimen, tables=_ACCEPT)
+    result = rig.run("--plates", "4")
+    assert result.status == 0, result.stderr
+    assert all(row["encoder_value"] is None for row in rig.rows("result"))
+    assert any("beyond its point" in row["detail"] for row in rig.rows("accept"))

@@ -135,6 +135,12 @@ class CameraInfo:
     """Of those that the camera rounded: what was asked for."""
 
     @property
+    def counts_belt_travel(self) -> bool:
+        """Whether no scan line comes while the belt stands still. A simulated or recorded belt is
+        nothing but its scan lines."""
+        return self.is_scan_line_triggered or self.driver != "genicam"
+
+    @property
     def features_sha256(self) -> str:
         """Of the features as the camera read them back, by name: equal sets, equal hash."""
         text = json.dumps(self.features, sort_keys=True, ensure_ascii=False)

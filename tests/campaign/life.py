@@ -80,7 +80,9 @@ class Life:
         os.environ["XDG_RUNTIME_DIR"] = str(self.folder)
         make = self._producer if self.camera == _PRODUCER else self._simulated
         self.rig, self.belt = make(light, epoch_ns)
-        self.rig.tables += self.panel.tables(ACCEPT_MM)
+        is_simulated = self.camera == SIMULATED
+        sees_stops = is_simulated or "TriggerMode[LineStart]" in self.rig.camera["features"]
+        self.rig.tables += self.panel.tables(ACCEPT_MM if sees_stops else None)
         self.rig.recipe_lines = f'folder = "{self.model}"\n'
         # Last: the moments of its faults count from here.
         self.frames, knobs = self.schedule(self.belt)

@@ -102,15 +102,19 @@ class Panel:
         self._process.kill()
         self._process.communicate()
 
-    def tables(self, distance_mm: float) -> str:
-        """Of a station's configuration."""
+    def tables(self, distance_mm: float | None) -> str:
+        """Of a station's configuration; without an accept point it has no accept output."""
         where = f'type = "modbus", host = "127.0.0.1", tcp_port = {self.port}'
         names = [name for name in COILS if name != "accept"]
         outputs = ", ".join(f"{name} = {COILS[name]}" for name in names)
         pulse = f"pulse_offset = {PULSE_OFFSET}, pulse_unit_ms = {int(_PULSE_UNIT_S * 1000)}"
-        return (
+        plc = (
             '[plc]\ntype = "io"\ncycle_ms = 100\n'
             f"device = {{ {where}, outputs = {{ {outputs} }} }}\n"
+        )
+        if distance_mm is None:
+            return plc
+        return plc + (
             f"[accept]\ndistance_mm = {distance_mm}\npulse_ms = {PULSE_MS}\n"
             f"device = {{ {where}, outputs = {{ accept = {COILS['accept']} }}, {pulse} }}\n"
         )

@@ -1,11 +1,13 @@
 """The acquire thread: frames in, plates and tile rows out.
 
-Nothing here waits for the inspection, the journal or the lamp. A camera process that dies is
-replaced; what passed meanwhile is a gap.
+Nothing here waits for the journal or the lamp, nor for the inspection: a plate that finds no free
+buffer is overrun. Only a source that waits for its reader (a recording) lets a plate wait for one,
+5 s at most. A camera process that dies is replaced; what passed meanwhile is a gap.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -38,6 +40,9 @@ from station.strip import (
 _REOPEN_PAUSE_S = 0.5
 _PLACE_EVERY_NS = 8_000_000
 """The belt's place is told no more often than this: it goes on well known in between."""
+_FASTER = 2.0
+"""No belt gets faster than so many times the speed that was seen, within a few frames."""
+_TIMED_S = 0.2
 _HANG_LIMIT_S = 1.5
 _STALL_LIMIT_S = 1.0
 """A camera whose scan lines come by themselves is late with a frame if none came for so long, or
@@ -68,7 +73,7 @@ class PlateLeft:
 
 @dataclass(frozen=True, slots=True)
 class BeltBegan:
-    """A camera was opened: places of the belt begin anew."""
+    """A camera was opened, or its encoder set back: places of the belt begin anew."""
 
     frame_height: int
 
@@ -78,7 +83,7 @@ class BeltMoved:
     """Where the belt was when a frame's last scan line was in memory."""
 
     place: Place
-    has_encoder: bool
+    is_measured: bool
     """Else a belt that stood still is taken to have run."""
 
 
@@ -139,21 +144,47 @@ class FeedCounts:
 class _Travel:
     """Scan lines of belt travel: those of the encoder, or else those that the camera took."""
 
-    def __init__(self) -> None:
-        self.frame_begin = 0
-        """At the first scan line of the last frame."""
-        self._frame_end = 0
+    def __init__(self, frame_height: int) -> None:
+        self.frame_begin = self.frame_end = 0
+        """Places at the first scan line of the last frame, and behind its last one."""
+        self._frame_height = frame_height
         self._frame_id: int | None = None
+        self._at_ns = 0
+        self._timed: Place | None = None
+        self._fastest = 0.0
 
-    def take(self, frame: Frame) -> int:
-        """The place at the end of this frame."""
-        begin = frame.encoder_value
-        if begin is None:
-            lost = 0 if self._frame_id is None else frame.frame_id - self._frame_id - 1
-            begin = self._frame_end + max(0, lost) * frame.height
-        self._frame_id = frame.frame_id
-        self.frame_begin, self._frame_end = begin, begin + frame.height
-        return self._frame_end
+    def take(self, frame: Frame) -> bool:
+        """False if the belt cannot have come here from where the last frame saw it: the count began
+        anew, and places that were told before are of another one."""
+        begin = self._begin(frame)
+        is_reached = abs(begin - self.frame_end) <= self._reach(frame)
+        self._frame_id, self._at_ns = frame.frame_id, frame.timestamp_ns
+        # Not as many as were delivered: the belt went on under those that are missing.
+        self.frame_begin, self.frame_end = begin, begin + self._frame_height
+        self._time(Place(self.frame_end, frame.timestamp_ns), is_reached)
+        return is_reached
+
+    def _begin(self, frame: Frame) -> int:
+        if frame.encoder_value is not None:
+            return frame.encoder_value
+        lost = 0 if self._frame_id is None else frame.frame_id - self._frame_id - 1
+        return self.frame_end + lost * self._frame_height
+
+    def _reach(self, frame: Frame) -> float:
+        """How far it may have run since the last frame, forward or back: one that turns begins the
+        next frame two heights before that one's end."""
+        if self._frame_id is None:
+            return math.inf
+        seconds = max(0, frame.timestamp_ns - self._at_ns) / 1e9
+        return 2 * self._frame_height + _FASTER * self._fastest * seconds
+
+    def _time(self, place: Place, is_reached: bool) -> None:
+        """Over some frames, for those that waited come all at once."""
+        if self._timed is None or not is_reached:
+            self._timed = place
+        elif (seconds := (place.at_ns - self._timed.at_ns) / 1e9) >= _TIMED_S:
+            speed = abs(place.scan_lines - self._timed.scan_lines) / seconds
+            self._fastest, self._timed = max(self._fastest, speed), place
 
 
 class Feed:
@@ -190,7 +221,7 @@ class Feed:
         field = context.flat_field
         self._correction = None if field is None else correction_of(field)
         self._work: PlateWork | None = None
-        self._travel = _Travel() if watches_belt else None
+        self._travel = _Travel(camera.info.frame_height) if watches_belt else None
         self._told_ns = 0
         self._last_frame_id: int | None = None
         self._heard_at = self._last_frame_at = time.monotonic()
@@ -254,7 +285,7 @@ class Feed:
         self._heard_at = self._last_frame_at = time.monotonic()
         self._silence_limit_s = _START_LIMIT_S
         if self._travel is not None:
-            self._travel = _Travel()
+            self._travel = _Travel(self._camera.info.frame_height)
             self._post(BeltBegan(self._camera.info.frame_height))
         try:
             self._camera.start()
@@ -316,11 +347,18 @@ class Feed:
     def _tell_place(self, frame: Frame) -> None:
         if self._travel is None:
             return
-        end = self._travel.take(frame)
+        assert self._camera is not None
+        info = self._camera.info
+        if not self._travel.take(frame):
+            self._told_ns = 0
+            if self._work is not None:  # its edges are of two counts
+                self._work.belt_place = None
+            self._post(BeltBegan(info.frame_height))
         if frame.timestamp_ns - self._told_ns >= _PLACE_EVERY_NS:
             self._told_ns = frame.timestamp_ns
-            place = Place(end, frame.timestamp_ns)
-            self._post(BeltMoved(place, frame.encoder_value is not None))
+            place = Place(self._travel.frame_end, frame.timestamp_ns)
+            is_measured = frame.encoder_value is not None or info.is_scan_line_triggered
+            self._post(BeltMoved(place, is_measured))
 
     def _count(self, frame: Frame) -> None:
         counts = self.counts

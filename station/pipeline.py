@@ -684,9 +684,9 @@ class Station:
                 self._on_scored(work)
             case PlateLeft(result_id, belt_place):
                 self._on_left(result_id, belt_place)
-            case BeltMoved(place, has_encoder):
+            case BeltMoved(place, is_measured):
                 self._line_side.belt_moved(place)
-                self._serials.belt_moved(place, has_encoder)
+                self._serials.belt_moved(place, is_measured)
             case BeltBegan(frame_height):
                 self._line_side.belt_began(frame_height)
                 self._serials.belt_began(frame_height)

@@ -104,8 +104,8 @@ class Serials:
     def belt_began(self, frame_height: int) -> None:
         self._register.begin(frame_height)
 
-    def belt_moved(self, place: Place, has_encoder: bool) -> None:
-        self._register.move(place, has_encoder)
+    def belt_moved(self, place: Place, is_measured: bool) -> None:
+        self._register.move(place, is_measured)
 
     def plate_began(self, result_id: str, scan_line: int | None) -> None:
         self._register.open(result_id, scan_line)

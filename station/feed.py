@@ -38,6 +38,8 @@ from station.strip import (
 )
 
 _REOPEN_PAUSE_S = 0.5
+_ROUNDING = 0.01
+"""A camera that is set anew may read numbers back that differ by so much."""
 _PLACE_EVERY_NS = 8_000_000
 """The belt's place is told no more often than this: it goes on well known in between."""
 _FASTER = 2.0
@@ -522,8 +524,42 @@ def _frame_limit_s(info: CameraInfo) -> float | None:
 def _stranger(found: CameraInfo, known: CameraInfo) -> str:
     """Why a camera that came back is not the one this station began with; empty if it is. The
     producer counts too: provenance was judged by its sha256."""
-    if (found.serial, found.width) != (known.serial, known.width):
+    if found.serial != known.serial:
         return f"camera {found.serial} came back for {known.serial}"
     if found.producer_sha256 != known.producer_sha256:
         return f"the producer {found.producer_path} was changed; start the station again"
+    changes = _changes(found, known)
+    if changes:
+        return (
+            f"camera {found.serial} came back changed: {', '.join(changes)}; start the station "
+            "again, and name in camera.features what it does not keep when its power goes"
+        )
     return ""
+
+
+def _changes(found: CameraInfo, known: CameraInfo) -> list[str]:
+    """What flat field, strip and records say of the camera, and is so no longer: what it was set to
+    by hand is gone with its power. The features of the configuration are not compared: they were
+    set again, and read back as wanted but for a number's rounding."""
+    exact = {
+        "Width": (found.width, known.width),
+        "OffsetX": (found.offset_x_px, known.offset_x_px),
+        "Height": (found.frame_height, known.frame_height),
+        "PixelFormat": (found.pixel_format, known.pixel_format),
+        "frames triggered": (found.is_frame_triggered, known.is_frame_triggered),
+        "scan lines triggered": (found.is_scan_line_triggered, known.is_scan_line_triggered),
+    }
+    rounded: dict[str, tuple[float | None, float | None]] = {}
+    if known.features.get("ExposureAuto", "Off") == "Off":  # else it is the camera's to choose
+        rounded["ExposureTime"] = (found.exposure_us, known.exposure_us)
+    if not known.is_scan_line_triggered:
+        rounded["AcquisitionLineRate"] = (found.line_rate_hz, known.line_rate_hz)
+    changes = [f"{name} {now} for {was}" for name, (now, was) in exact.items() if now != was]
+    for name, (now, was) in rounded.items():
+        if now != was and (now is None or was is None or abs(now - was) > _ROUNDING * abs(was)):
+            changes.append(f"{name} {_shown(now)} for {_shown(was)}")
+    return changes
+
+
+def _shown(value: float | None) -> str:
+    return "none" if value is None else f"{value:g}"

@@ -1,20 +1,39 @@
-"""Where the acquire thread takes the belt to be."""
+"""Where the acquire thread takes the belt to be, and which camera it takes for the one it had."""
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from station_rig import FRAME_HEIGHT, Rig
+from producer_rig import belt_settings, producer_rig
+from station_rig import FRAME_HEIGHT, Rig, children, wait_until
 
-from drivers.camera import Frame
+from drivers.camera import CameraInfo, Frame
+from drivers.camera.producer.source import belt_source
 from drivers.camera.recorder import Bounds, StripRecorder
 from drivers.camera.recording import RecordedFrame, RecordedStrip
-from station.feed import _Travel
+from drivers.errors import DriverMissing
+from station.feed import _stranger, _Travel
 
 HEIGHT, SPEED = 64, 4000.0
+INFO = CameraInfo(
+    driver="genicam",
+    vendor="Acme",
+    model="LS",
+    serial="1",
+    width=768,
+    frame_height=HEIGHT,
+    pixel_format="Mono8",
+    offset_x_px=16,
+    line_rate_hz=SPEED,
+    exposure_us=50.0,
+    producer_sha256="ab",
+)
 
 
 def frame(number: int, rows: int = HEIGHT, encoder: int | None = None, at: int = 0) -> Frame:
@@ -74,6 +93,34 @@ def test_frames_that_come_all_at_once_do_not_make_the_belt_fast() -> None:
     assert places([*running(20), *late[20:], back])[-1] == (False, HEIGHT)
 
 
+CHANGES: dict[str, dict[str, Any]] = {
+    "OffsetX 0 for 16": {"offset_x_px": 0},
+    "Height 32 for 64": {"frame_height": 32},
+    "PixelFormat Mono12 for Mono8": {"pixel_format": "Mono12"},
+    "frames triggered True for False": {"is_frame_triggered": True},
+    "scan lines triggered True for False": {"is_scan_line_triggered": True},
+    "ExposureTime 100 for 50": {"exposure_us": 100.0},
+    "ExposureTime none for 50": {"exposure_us": None},
+    "AcquisitionLineRate 3000 for 4000": {"line_rate_hz": 3000.0},
+    "Width 400 for 768, OffsetX 0 for 16": {"width": 400, "offset_x_px": 0},
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_camera_that_forgot_how_it_was_set_is_a_stranger(what: str) -> None:
+    said = _stranger(replace(INFO, **CHANGES[what]), INFO)
+    assert f"came back changed: {what}; start the station again" in said
+
+
+def test_a_camera_that_only_rounds_is_none() -> None:
+    assert not _stranger(INFO, INFO)
+    assert not _stranger(replace(INFO, exposure_us=50.2, line_rate_hz=3990.0), INFO)
+    triggered = replace(INFO, is_scan_line_triggered=True)
+    assert not _stranger(replace(triggered, line_rate_hz=None), triggered)
+    by_itself = replace(INFO, features={"ExposureAuto": "Continuous"})
+    assert not _stranger(replace(by_itself, exposure_us=90.0), by_itself)
+
+
 # --- the station ----------------------------------------------------------------------------------
 
 _ACCEPT = """
@@ -82,6 +129,28 @@ distance_mm = 90.0
 pulse_ms = 40
 device = { type = "simulated", outputs = ["accept"] }
 """
+
+
+def test_a_camera_that_came_back_changed_is_not_taken(tmp_path: Path) -> None:
+    """Its width is not in the configuration, and another one once it was opened anew."""
+    try:
+        (tmp_path / "line").mkdir()
+        rig = producer_rig(tmp_path / "line", "Acme")
+    except DriverMissing as error:
+        pytest.skip(str(error))
+    del rig.camera["features"]["Width"]
+    source = Path(rig.camera["features"]["SimSource"])
+    narrow = belt_settings({}).model_copy(update={"width": 700})
+    with rig.running() as process:
+        descriptor = belt_source(narrow, 2)
+        other = source.with_name("other.source")
+        other.write_bytes(Path(f"/proc/self/fd/{descriptor}").read_bytes())
+        os.close(descriptor)
+        other.replace(source)
+        os.kill(children(process.pid)["camera"], signal.SIGKILL)
+        what = "Width 700 for 768"
+        wait_until(lambda: what in rig.status()["problems"].get("camera", ""), 20.0, what)
+        assert rig.status()["state"] == "ERROR"
 
 
 def set_back(strip: Path, to: Path, from_frame: int) -> Path:

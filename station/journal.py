@@ -36,7 +36,7 @@ from pydantic import TypeAdapter, ValidationError
 from station import comparisons, drift_log, model_store, page_door, promotion, reviews, shadows
 from station.audit import UNREVEALED
 from station.clock import Clock
-from station.config import ConfigError, Configuration, exit_status_of
+from station.config import EX_CONFIG, ConfigError, Configuration, exit_status_of
 from station.counters import Histogram
 from station.idle import start_idle
 from station.images import Draft, ImageFolder, Pictures, Pixels, SyncFailed

@@ -257,8 +257,8 @@ def serve(configuration: Configuration, is_restart: bool = False) -> int:
     the last thing it writes. With `is_restart` a device that cannot be opened is looked for again
     and again: the station records plates meanwhile. Each new state is a line on stdout.
 
-    Exit status: 0 told to stop; 1 the device cannot be opened, the starter is dead, somebody else has
-    the light, or the runtime folder cannot be used now; 78 it cannot be used as configured.
+    Exit status: 0 told to stop; 1 the device cannot be opened, the starter is dead, somebody else
+    has the light, or the runtime folder cannot be used now; 78 it cannot be used as configured.
     """
     runtime_dir = configuration.station.runtime_dir
     # On a busy machine the imports have taken their time; waiting for a predecessor begins now.

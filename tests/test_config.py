@@ -289,8 +289,10 @@ ONE_WIRE: dict[str, tuple[Wires, Wires, Wires, str]] = {
     ),
     "light and accept": (
         *(relays(**_TCP), accept_at(2, **_TCP), _NO_WIRE),
-        "light.device.addresses.green and accept.device.outputs.accept are both coil 2 of device 1 "
-        "at 10.0.0.5 port 1502; give each its own",
+        (
+            "light.device.addresses.green and accept.device.outputs.accept are both coil 2 of "
+            "device 1 at 10.0.0.5 port 1502; give each its own"
+        ),
     ),
     "another way to write the address": (
         *(relays(**_TCP), accept_at(2, **{**_TCP, "host": "::ffff:10.0.0.5"}), _NO_WIRE),
@@ -298,8 +300,10 @@ ONE_WIRE: dict[str, tuple[Wires, Wires, Wires, str]] = {
     ),
     "light and a word": (
         *(relays(**_RTU), _NO_ACCEPT, words_at({"ok": 0}, **_RTU)),
-        "light.device.addresses.red and plc.device.outputs.ok are both coil 0 of device 3 at "
-        "/dev/ttyRS485",
+        (
+            "light.device.addresses.red and plc.device.outputs.ok are both coil 0 of device 3 at "
+            "/dev/ttyRS485"
+        ),
     ),
     "a word and accept": (
         *(_NO_WIRE, accept_at(4, **_TCP), words_at({"ok": 4}, **_TCP)),

@@ -235,7 +235,7 @@ def test_mistakes_in_settings_are_named() -> None:
     with pytest.raises(ValidationError, match="either port"):
         modbus_settings(1, port="/dev/ttyS0")
     line = GpioIoLine(offset=3)
-    with pytest.raises(ValidationError, match="outputs.a and inputs.b are both line 3 of c;"):
+    with pytest.raises(ValidationError, match=r"outputs\.a and inputs\.b are both line 3 of c;"):
         GpioIoSettings(type="gpio", chip="c", outputs={"a": line}, inputs={"b": line})
 
 

@@ -47,8 +47,8 @@ _FASTER = 2.0
 _TIMED_S = 0.2
 _HANG_LIMIT_S = 1.5
 _STALL_LIMIT_S = 1.0
-"""A camera whose scan lines come by themselves is late with a frame if none came for so long, or
-for three frames' time."""
+"""A camera whose scan lines come by themselves is late with a frame, its first one too, if none
+came for so long, or for three frames' time."""
 _START_LIMIT_S = 10.0
 """A camera makes its buffers when it begins: hundreds of MB for some."""
 
@@ -227,9 +227,10 @@ class Feed:
         self._told_ns = 0
         self._last_frame_id: int | None = None
         self._heard_at = self._last_frame_at = time.monotonic()
+        """Where no frame has come yet: since when the camera could have delivered one."""
         self._silence_limit_s = _START_LIMIT_S
         """Once it has been heard, a tick comes every 250 ms."""
-        self._is_stalled = False
+        self._problem = ""
         runtime_dir = context.configuration.value.station.runtime_dir
         self._live = LiveFrames(runtime_dir, camera.info.width)
         self._ends_between_plates = False
@@ -316,7 +317,7 @@ class Feed:
                 continue
             self._heard_at, self._silence_limit_s = time.monotonic(), _HANG_LIMIT_S
             if isinstance(item, Tick):
-                self._check_stall()
+                self._check_stall(item)
                 self._inspector.tick(item)
             else:
                 self._take(*item)
@@ -326,9 +327,7 @@ class Feed:
         for known in frame.breaks:
             self._break_off(known)
         self._count(frame)
-        if self._is_stalled:
-            self._is_stalled = False
-            self._post(CameraState(""))
+        self._say("")
         # A copy, as delivered: what comes after this may change the pixels where they lie.
         if self._recorder is not None:
             self._recorder.append(frame)
@@ -460,6 +459,12 @@ class Feed:
 
     # --- a camera that is gone or silent --------------------------------------------------------
 
+    def _say(self, problem: str) -> None:
+        """Why the camera does not deliver; empty: it does, or nobody can tell."""
+        if problem != self._problem:
+            self._problem = problem
+            self._post(CameraState(problem))
+
     def _check_silence(self) -> None:
         if self._context.camera.is_patient:  # its belt stands still whenever nobody looks
             return
@@ -468,16 +473,15 @@ class Feed:
         if self._work is not None and silent_s > timeout_s:
             self._break_off(Break("belt_stopped", f"no scan line for {timeout_s:g} s"))
 
-    def _check_stall(self) -> None:
+    def _check_stall(self, tick: Tick) -> None:
         """A camera that ticks but delivers nothing lets plates pass unseen: no pass may stay."""
         assert self._camera is not None
+        if tick.number == 1:  # it has begun; until now it made its buffers
+            self._last_frame_at = time.monotonic()
         limit_s = _frame_limit_s(self._camera.info)
-        if limit_s is None or self._last_frame_id is None or self._is_stalled:
-            return
-        if time.monotonic() - self._last_frame_at > limit_s:
-            self._is_stalled = True
+        if limit_s is not None and time.monotonic() - self._last_frame_at > limit_s:
             text = f"no frame for {limit_s:g} s; check the camera's link and its triggers"
-            self._post(CameraState(text))
+            self._say(text)
 
     def _check_liveness(self) -> None:
         """A camera process ticks also while no plate comes; one that does not hangs."""
@@ -487,7 +491,7 @@ class Feed:
 
     def _lose_camera(self, problem: str) -> None:
         assert self._camera is not None
-        self._post(CameraState(problem))
+        self._say(problem)
         self._camera.close()
         self._camera = None
         self._break_off(Break("lost", problem))
@@ -497,20 +501,21 @@ class Feed:
         try:
             camera = CameraProcess(self._settings, self._context.configuration.value.station.ring_s)
         except DeviceError as error:
-            self._post(CameraState(str(error)))
+            self._say(str(error))
             self._is_stopping.wait(_REOPEN_PAUSE_S)
             return
         problem = _stranger(camera.info, self._context.camera)
         if problem:
             camera.close()
-            self._post(CameraState(problem))
+            self._say(problem)
             self._is_stopping.wait(_REOPEN_PAUSE_S)
             return
         self._camera = camera
         self.counts.camera_restarts += 1
         self._begin()
-        if self._camera is not None:
-            self._post(CameraState(""))
+        if self._camera is not None and _frame_limit_s(camera.info) is None:
+            # Its first frame comes when the belt runs; any other camera has to show one first.
+            self._say("")
 
 
 def _frame_limit_s(info: CameraInfo) -> float | None:

@@ -131,12 +131,14 @@ class Rig:
         return RunResult(done.returncode, rows, summary, done.stderr)
 
     @contextmanager
-    def running(self, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-        """`vqi run` in the background, ready; told to stop at the end."""
+    def running(
+        self, *options: str, state: str = "OPERATIONAL"
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """`vqi run` in the background, once it is in that state; told to stop at the end."""
         config = self.write()
         process = start_vqi("run", "--config", str(config), *options)
         try:
-            wait_until(lambda: self.status().get("state") == "OPERATIONAL", 30.0, "OPERATIONAL")
+            wait_until(lambda: self.status().get("state") == state, 30.0, state)
             yield process
         finally:
             process.terminate()

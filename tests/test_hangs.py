@@ -6,6 +6,7 @@ import contextlib
 import getpass
 import json
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import pytest
 from pty_recorder import PtyRecorder, adafruit_elements
-from station_rig import Rig, check_conservation, children, vqi, wait_until
+from station_rig import Rig, check_conservation, children, linescan_camera, vqi, wait_until
 from test_lamp import no_more_processes
 from test_station import verify_log, write_belt
 
@@ -95,6 +96,48 @@ def test_a_camera_that_ticks_and_delivers_nothing_ends_the_pass(rig: Rig) -> Non
         wait_until(lambda: rig.status()["state"] == "OPERATIONAL", 10.0, "OPERATIONAL")
         assert rig.status()["camera_restarts"] == 0
     check_conservation(rig)
+
+
+def begin_belt_in(rig: Rig, seconds: float) -> None:
+    """A camera that is opened before that delivers no frame."""
+    epoch_ns = time.monotonic_ns() + int(seconds * 1e9)
+    Path(rig.camera["belt_file"]).write_text(json.dumps({"epoch_monotonic_ns": epoch_ns}))
+
+
+def test_a_camera_without_a_first_frame_is_a_fault(rig: Rig) -> None:
+    """Its process ticks and its control channel answers, at a start as after a loss."""
+    begin_belt_in(rig, 3600.0)
+    with rig.running(state="ERROR") as run:
+        assert rig.status()["problems"]["camera"].startswith("no frame")
+        wait_until(lambda: rig.status()["light"] == "fault", 1.0, "FAULT")
+        assert rig.status()["ready"] is False
+        write_belt(rig)
+        os.kill(children(run.pid)["camera"], signal.SIGKILL)
+        wait_until(lambda: rig.status()["state"] == "OPERATIONAL", 10.0, "OPERATIONAL")
+        wait_until(lambda: rig.status()["plates"] > 2, 10.0, "plates")
+        begin_belt_in(rig, 12.0)
+        os.kill(children(run.pid)["camera"], signal.SIGKILL)
+        wait_until(lambda: rig.status()["camera_restarts"] == 2, 10.0, "a new camera process")
+        while not rig.status()["problems"].get("camera", "").startswith("no frame"):
+            assert rig.status()["state"] == "ERROR", "opened, but it has shown nothing yet"
+        wait_until(lambda: rig.status()["state"] == "OPERATIONAL", 15.0, "OPERATIONAL")
+        assert rig.status()["camera_restarts"] == 2
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="the line-scan simulator needs gcc")
+def test_a_belt_that_stands_is_no_fault_of_a_camera_that_it_triggers(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, camera=linescan_camera(SimBeltDirection="Stopped"))
+    with rig.running() as run:
+
+        def is_calm() -> bool:
+            time.sleep(3.0)
+            return rig.status()["state"] == "OPERATIONAL" and rig.status()["frames"] == 0
+
+        assert is_calm(), rig.status()["problems"]
+        os.kill(children(run.pid)["camera"], signal.SIGKILL)
+        wait_until(lambda: rig.status()["camera_restarts"] == 1, 20.0, "a new camera process")
+        wait_until(lambda: rig.status()["state"] == "OPERATIONAL", 2.0, "OPERATIONAL")
+        assert is_calm(), rig.status()["problems"]
 
 
 def test_a_dead_station_takes_a_hung_camera_process_with_it(rig: Rig) -> None:

@@ -973,9 +973,12 @@ class Station:
         self._outbox.submit([body])
 
     def _on_tick(self, tick: Tick) -> None:
-        """A tick came through camera, ring and inspection: on to the journal."""
+        """A tick came through camera, ring and inspection: on to the journal. Not past a thread
+        that hangs: the others let it through, but the plate that it holds gets a record only from
+        this process's successor."""
         self._camera_tick = tick
-        self._outbox.tick(tick.number)
+        if "inspection" not in self._problems:
+            self._outbox.tick(tick.number)
         self._say_health(self._health.camera(CameraHealth(tick.temperature_c)))
 
     def _on_journal_tick(self, answer: Json) -> None:
@@ -1335,7 +1338,7 @@ class Station:
         if self._lamp is None:
             with contextlib.suppress(PeerGone, TimeoutError):
                 self._open_lamp(timeout_s=0.0)
-        if "camera" in self._problems:
+        if "camera" in self._problems and "inspection" not in self._problems:
             # No tick comes while a camera opens; the light shows FAULT, and a restart would only
             # open it anew. The acquire thread's own limit ends a camera that never opens.
             notify("WATCHDOG=1")

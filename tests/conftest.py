@@ -15,6 +15,7 @@ from types import ModuleType
 import hypothesis
 import pytest
 from camera_peers import PEERS
+from campaign.freeze import held
 from own_machine import enter_own_network, enter_own_terminals
 
 REQUIRES_PEERS = os.environ.get("VQI_REQUIRE_PEERS") == "1"
@@ -30,6 +31,7 @@ _MAY_SKIP = (
     "no uinput here",
     "nothing of its own here",
     "cannot cut power here",
+    "cannot hold a thread here",
     "no real images",
     "no control group",
     "no history here",
@@ -141,6 +143,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for test, row in marks.items():
         cells = "".join(f"{row.get(name, '-'):>10}" for name in _CAMERAS)
         terminalreporter.line(f"{test.replace('_', ' '):72.72}{cells}")
+
+
+@pytest.fixture
+def may_hold_threads() -> None:
+    """Skips where this user may not trace its own processes."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        try:
+            with held(process.pid, 60.0):
+                pass
+        except OSError as error:
+            pytest.skip(f"cannot hold a thread here: {error}")
+        finally:
+            process.kill()
 
 
 @pytest.fixture

@@ -253,6 +253,28 @@ def _command(pid: int) -> list[str]:
         return []
 
 
+def threads(pid: int) -> list[int]:
+    return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
+def busiest_worker(pid: int) -> int:
+    """The thread, but the main one, that takes the most processor time just now."""
+    before = _processor_times(pid)
+    time.sleep(0.5)
+    after = _processor_times(pid)
+    return max(after.keys() & before.keys(), key=lambda tid: after[tid] - before[tid])
+
+
+def _processor_times(pid: int) -> dict[int, int]:
+    """In the kernel's ticks, of each thread but the main one."""
+    fields = {
+        tid: Path(f"/proc/{pid}/task/{tid}/stat").read_text().rsplit(")", 1)[1].split()
+        for tid in threads(pid)
+        if tid != pid
+    }
+    return {tid: int(words[11]) + int(words[12]) for tid, words in fields.items()}
+
+
 def check_conservation(rig: Rig) -> None:
     """Plates that the belt carried while watched = records + plates inside downtime rows."""
     results, opened = rig.rows("result"), rig.rows("opened")

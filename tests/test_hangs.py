@@ -17,8 +17,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from campaign.freeze import held
 from pty_recorder import PtyRecorder, adafruit_elements
-from station_rig import Rig, check_conservation, children, linescan_camera, vqi, wait_until
+from station_rig import (
+    Rig,
+    busiest_worker,
+    check_conservation,
+    children,
+    linescan_camera,
+    vqi,
+    wait_until,
+)
 from test_lamp import no_more_processes
 from test_station import verify_log, write_belt
 
@@ -96,6 +105,47 @@ def test_a_camera_that_ticks_and_delivers_nothing_ends_the_pass(rig: Rig) -> Non
         wait_until(lambda: rig.status()["state"] == "OPERATIONAL", 10.0, "OPERATIONAL")
         assert rig.status()["camera_restarts"] == 0
     check_conservation(rig)
+
+
+@contextlib.contextmanager
+def inspect_thread_held(rig: Rig, station: int) -> Iterator[None]:
+    """At a tile, where it holds no lock: one that is held elsewhere is set free and tried again."""
+
+    def is_said() -> bool:
+        deadline = time.monotonic() + 3.5
+        while time.monotonic() < deadline:
+            if "inspection" in rig.status().get("problems", {}):
+                return True
+        return False
+
+    for _ in range(10):
+        with held(busiest_worker(station), 60.0):
+            if is_said():
+                yield
+                return
+    pytest.fail("no inspect thread could be held at a tile")
+
+
+@pytest.mark.usefixtures("may_hold_threads")
+def test_an_inspect_thread_that_hangs_is_replaced_with_its_process(rig: Rig) -> None:
+    """The other one lets every tick of the camera past it."""
+    rig.camera = {"is_paced": False, "bank_plates": 2}  # the threads are never idle
+    with rig.running() as run:
+        wait_until(lambda: rig.status()["plates"] > 5, 20.0, "plates")
+        station = children(run.pid)["station"]
+        with inspect_thread_held(rig, station):
+            wait_until(lambda: rig.status()["light"] == "fault", 1.0, "FAULT")
+            wait_until(lambda: is_gone(station), 14.0, "an end by the watchdog")
+        wait_until(lambda: rig.status().get("state") == "OPERATIONAL", 30.0, "OPERATIONAL")
+        assert children(run.pid)["station"] != station
+        wait_until(lambda: rig.status()["plates"] > 2, 20.0, "plates afterwards")
+    results = rig.rows("result")
+    assert {row["result_id"] for row in rig.rows("opened")} <= {row["result_id"] for row in results}
+    interrupted = [row for row in results if row["reason"] == "interrupted"]
+    assert "the station stopped while the plate was on the belt" in {
+        row["detail"] for row in interrupted
+    }
+    assert {row["verdict"] for row in interrupted} == {"UNDECIDED"}
 
 
 def begin_belt_in(rig: Rig, seconds: float) -> None:

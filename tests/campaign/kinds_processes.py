@@ -5,19 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 from random import Random
 
-from campaign import freeze
+from station_rig import busiest_worker, threads
+
+from campaign.freeze import held
 from campaign.kinds import KINDS, Kind, Strike, kind, now_ns
 from campaign.life import Life, NotThere
 
 PROCESSES = ("supervisor", "lamp", "journal", "station", "camera")
 _HOLD_S = 2.6
 """Longer than any limit after which a hang must have been seen, but a process's watchdog."""
+_REPLACED_S = 15.0
+"""After it hangs the station's watchdog has acted."""
 
 
 def _signal(pid: int, number: signal.Signals) -> None:
@@ -114,11 +115,10 @@ def signal_storm(life: Life, draw: Random) -> Strike:
 def _freeze(name: str, part: str) -> Kind:
     def inject(life: Life, draw: Random) -> Strike:
         pid = life.pid(name)
-        tids = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
-        workers = [tid for tid in tids if tid != pid]
+        workers = [tid for tid in threads(pid) if tid != pid]
         if part == "worker" and not workers:
             raise NotThere(f"the {name} process has one thread")
-        return hold(pid if part == "main thread" else draw.choice(workers), pid, life)
+        return hold(pid if part == "main thread" else draw.choice(workers), pid, life, _HOLD_S)
 
     # It may be the one that makes the frames.
     is_like_a_stop = (name, part) == ("camera", "worker")
@@ -126,21 +126,24 @@ def _freeze(name: str, part: str) -> Kind:
     return Kind(title, inject, is_death=True, is_like_a_stop=is_like_a_stop)
 
 
-def hold(tid: int, pid: int, life: Life) -> Strike:
-    """Freeze a thread until its process is killed, or for `_HOLD_S`."""
-    command = [sys.executable, "-S", "-E", freeze.__file__, str(tid), str(_HOLD_S)]
-    tracer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert tracer.stdout is not None
-    told = tracer.stdout.readline()
-    if not told:
-        raise NotThere(f"thread {tid} cannot be held: {os.strerror(tracer.wait())}")
-    life.wait_gone({"held": pid}, within_s=_HOLD_S)
-    tracer.kill()
-    tracer.communicate()
-    return Strike(int(told), now_ns())
+def hold(tid: int, pid: int, life: Life, within_s: float) -> Strike:
+    """Freeze a thread until its process is killed, or for so long."""
+    try:
+        with held(tid, within_s) as began_ns:
+            life.wait_gone({"held": pid}, within_s)
+    except OSError as error:
+        raise NotThere(str(error)) from error
+    return Strike(began_ns, now_ns())
 
 
 for _name in ("station", "journal", "camera", "lamp"):
     for _part in ("main thread", "worker"):
         _made = _freeze(_name, _part)
         KINDS[_made.name] = _made
+
+
+@kind("deadlock: station's busiest worker until it is replaced", is_death=True)
+def hold_until_replaced(life: Life, draw: Random) -> Strike:
+    """An inspect thread as a rule: the others let every tick past it."""
+    pid = life.pid("station")
+    return hold(busiest_worker(pid), pid, life, _REPLACED_S)

@@ -50,11 +50,16 @@ from station.tied import die_with
 _LOG = get_logger("camera")
 TICK_S = 0.25
 """Liveness travels through the whole station this often, also when no plate comes."""
-_START_TIMEOUT_S = 120.0
+OPEN_LIMIT_S = 120.0
 _SLOTS_WITHOUT_RATE = 32
 _SLOTS_MIN = 8
 _CLOSE_LIMIT_S = 2.0
 """A camera has so long to stop; a driver that hangs, or still opens its camera, is killed."""
+_DEATH_LIMIT_S = 2.0
+"""What was killed is gone within milliseconds, unless a call into the kernel does not return."""
+_LEFT_BEHIND: list[subprocess.Popen[bytes]] = []
+_MOST_LEFT_BEHIND = 3
+"""Each holds the memory of its ring."""
 _ERRORS: dict[str, type[DeviceError]] = {
     kind.__name__: kind
     for kind in (DeviceBusy, DeviceLost, DeviceNotFound, DeviceRefused, DriverMissing)
@@ -84,7 +89,9 @@ class CameraProcess:
     """The station's side: starts the camera process and reads its frames, one thread."""
 
     def __init__(self, settings: CameraSettings, ring_s: float) -> None:
-        """Open the camera in a new process. Raises `DeviceError` with what the driver said."""
+        """Open the camera in a new process, within `OPEN_LIMIT_S`. Raises `DeviceError` with what
+        the driver said."""
+        _refuse_beside_too_many()
         self._channel, theirs = channel_pair()
         self._process = _spawn(theirs)
         try:
@@ -142,25 +149,26 @@ class CameraProcess:
             self._channel.send({"op": "release", "slot": slot})
 
     def close(self) -> None:
-        """End the process: it sees end-of-file; a stuck one is killed. Frees the ring."""
+        """End the process: it sees end-of-file; a stuck one is killed, and left behind if it does
+        not die. Frees the ring."""
         self._channel.close()
         try:
             self._process.wait(timeout=_CLOSE_LIMIT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+            _wait_or_leave(self._process)
         # Frames may still be in use by the caller; the last one frees the ring.
         self._memory = np.empty((0, 0), np.uint8)
 
     def _read_info(self) -> CameraInfo:
         try:
-            body = self._channel.receive(_START_TIMEOUT_S).body
+            body = self._channel.receive(OPEN_LIMIT_S).body
         except PeerGone as error:
             raise DeviceLost(
                 f"the camera process died while opening the camera ({self._exit_text()})"
             ) from error
         except TimeoutError as error:
-            raise DeviceLost(f"the camera did not open within {_START_TIMEOUT_S:g} s") from error
+            raise DeviceLost(f"the camera did not open within {OPEN_LIMIT_S:g} s") from error
         if body["op"] == "error":
             raise _ERRORS.get(body["kind"], DeviceError)(body["message"])
         return CameraInfo(**body["info"])
@@ -206,6 +214,32 @@ def _spawn(theirs: socket.socket) -> subprocess.Popen[bytes]:
         )
     finally:
         theirs.close()
+
+
+def _wait_or_leave(process: subprocess.Popen[bytes]) -> None:
+    """A killed process that a driver holds in the kernel dies when that call returns, or never.
+
+    A successor is tried beside it: the camera may be plugged in anew. To end the station instead
+    would help nobody: its own successor could do no more than open the camera, beside the same
+    process, and log and outputs would lack the station meanwhile.
+    """
+    try:
+        process.wait(timeout=_DEATH_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        if process not in _LEFT_BEHIND:
+            _LEFT_BEHIND.append(process)
+        _LOG.error("a camera process was killed and does not die", pid=process.pid)
+
+
+def _refuse_beside_too_many() -> None:
+    """Raises `DeviceBusy`."""
+    _LEFT_BEHIND[:] = [process for process in _LEFT_BEHIND if process.poll() is None]
+    if len(_LEFT_BEHIND) >= _MOST_LEFT_BEHIND:
+        pids = ", ".join(str(process.pid) for process in _LEFT_BEHIND)
+        raise DeviceBusy(
+            f"the camera's driver hangs in the kernel: killed, but not dead are its processes {pids}; "
+            "unplug the camera, or restart this machine"
+        )
 
 
 def _slot_count(info: CameraInfo, ring_s: float) -> int:

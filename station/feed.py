@@ -17,7 +17,7 @@ from drivers.camera import MONO8, Break, CameraInfo, EndOfSource, Frame
 from drivers.camera.recorder import StripRecorder
 from drivers.camera.settings import CameraSettings
 from drivers.errors import DeviceError
-from station.acquisition import CameraGone, CameraProcess, Tick
+from station.acquisition import OPEN_LIMIT_S, CameraGone, CameraProcess, Tick
 from station.belt_register import Place
 from station.flat_field import correct, correction_of
 from station.inspection import BufferPool, Inspector, PlateWork
@@ -51,6 +51,11 @@ _STALL_LIMIT_S = 1.0
 came for so long, or for three frames' time."""
 _START_LIMIT_S = 10.0
 """A camera makes its buffers when it begins: hundreds of MB for some."""
+_TURN_LIMIT_S = 10.0
+"""A turn of the thread that takes longer hangs; beside it only the opening of a camera may."""
+_STOP_LIMIT_S = 6.0
+"""Longer than a plate of a source that can wait waits for its buffer. A station that ends waits for
+it twice at most: a camera that is being opened keeps no stop from writing what is in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +236,7 @@ class Feed:
         self._silence_limit_s = _START_LIMIT_S
         """Once it has been heard, a tick comes every 250 ms."""
         self._problem = ""
+        self._turn_ends_by = math.inf
         runtime_dir = context.configuration.value.station.runtime_dir
         self._live = LiveFrames(runtime_dir, camera.info.width)
         self._ends_between_plates = False
@@ -245,6 +251,11 @@ class Feed:
     def ring_slots(self) -> int | None:
         camera = self._camera
         return camera.ring_slots if camera else None
+
+    @property
+    def hangs(self) -> bool:
+        """The thread has been at one thing for longer than it may, or has ended long ago."""
+        return time.monotonic() > self._turn_ends_by
 
     def start(self) -> None:
         self._thread.start()
@@ -261,7 +272,7 @@ class Feed:
         """End the acquisition; a plate on the belt becomes UNDECIDED(interrupted)."""
         self._is_stopping.set()
         if self._thread.ident is not None:
-            self._thread.join(timeout=10.0)
+            self._thread.join(timeout=_STOP_LIMIT_S)
         else:  # never started
             self._release()
 
@@ -275,6 +286,7 @@ class Feed:
         except BaseException as error:  # noqa: BLE001  the station decides what to do
             self._post(FeedFailed(error))
         finally:
+            self._turn_ends_by = time.monotonic() + _TURN_LIMIT_S
             self._release()
 
     def _release(self) -> None:
@@ -297,6 +309,7 @@ class Feed:
 
     def _loop(self) -> None:
         while not self._is_stopping.is_set():
+            self._turn_ends_by = time.monotonic() + _TURN_LIMIT_S
             if self._ends_between_plates and self._work is None:
                 return
             if self._camera is None:
@@ -498,6 +511,7 @@ class Feed:
 
     def _reopen(self) -> None:
         """Open the same camera again in a fresh process; another one is refused."""
+        self._turn_ends_by += OPEN_LIMIT_S
         try:
             camera = CameraProcess(self._settings, self._context.configuration.value.station.ring_s)
         except DeviceError as error:

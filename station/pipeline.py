@@ -1338,9 +1338,11 @@ class Station:
         if self._lamp is None:
             with contextlib.suppress(PeerGone, TimeoutError):
                 self._open_lamp(timeout_s=0.0)
-        if "camera" in self._problems and "inspection" not in self._problems:
+        is_opened_again = "camera" in self._problems and "inspection" not in self._problems
+        if is_opened_again and not self._feed.hangs:
             # No tick comes while a camera opens; the light shows FAULT, and a restart would only
-            # open it anew. The acquire thread's own limit ends a camera that never opens.
+            # open it anew. The acquire thread itself ends a camera that never opens, and is not
+            # waited for where it does not turn.
             notify("WATCHDOG=1")
 
     def _check_liveness(self) -> None:

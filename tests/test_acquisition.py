@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from campaign.freeze import held
 from station_rig import shared_memory, wait_until
 
 from drivers.camera import EndOfSource, Frame
@@ -18,7 +19,8 @@ from drivers.camera.settings import (
     ReplayCameraSettings,
     SimulatedCameraSettings,
 )
-from drivers.errors import DeviceError
+from drivers.errors import DeviceBusy, DeviceError
+from station import acquisition
 from station.acquisition import CameraGone, CameraProcess, Tick
 
 HEIGHT = 64
@@ -122,6 +124,28 @@ def test_a_killed_process_is_seen_at_once_and_says_how_it_ended(camera: CameraPr
     with pytest.raises(CameraGone, match="SIGKILL"):
         frames(camera, 1_000_000)
     assert time.monotonic() - killed_at < 1.0
+
+
+@pytest.mark.usefixtures("may_hold_threads")
+def test_a_process_that_does_not_die_is_left_behind_and_not_many_are(
+    camera: CameraProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that a driver holds in the kernel: killed, and no end is told."""
+    monkeypatch.setattr(acquisition, "_MOST_LEFT_BEHIND", 1)
+    frames(camera, 3)
+    with held(camera.pid, 60.0):
+        closed_at = time.monotonic()
+        camera.close()
+        assert time.monotonic() - closed_at < 6.0
+        assert _is_over(camera.pid), "killed"
+        with pytest.raises(DeviceBusy, match=str(camera.pid)):
+            CameraProcess(belt(), ring_s=0.5)
+    successor = CameraProcess(belt(), ring_s=0.5)
+    try:
+        successor.start()
+        frames(successor, 3)
+    finally:
+        successor.close()
 
 
 def test_the_stations_death_ends_the_camera_process(camera: CameraProcess) -> None:

@@ -25,6 +25,7 @@ from station_rig import (
     check_conservation,
     children,
     linescan_camera,
+    threads,
     vqi,
     wait_until,
 )
@@ -188,6 +189,54 @@ def test_a_belt_that_stands_is_no_fault_of_a_camera_that_it_triggers(tmp_path: P
         wait_until(lambda: rig.status()["camera_restarts"] == 1, 20.0, "a new camera process")
         wait_until(lambda: rig.status()["state"] == "OPERATIONAL", 2.0, "OPERATIONAL")
         assert is_calm(), rig.status()["problems"]
+
+
+@pytest.mark.usefixtures("may_hold_threads")
+def test_a_camera_process_that_does_not_die_keeps_no_successor_away(rig: Rig) -> None:
+    """To its parent it is one that a driver holds in the kernel: killed, and no end is told."""
+    with rig.running() as run:
+        wait_until(lambda: rig.status()["plates"] > 2, 20.0, "plates")
+        before = children(run.pid)
+        with held(before["camera"], 60.0):
+            wait_until(lambda: rig.status()["state"] == "ERROR", 4.0, "ERROR")
+            wait_until(lambda: rig.status()["state"] == "OPERATIONAL", 15.0, "OPERATIONAL")
+            assert is_gone(before["camera"]), "killed"
+            after = children(run.pid)
+            assert after["camera"] != before["camera"]
+            assert after["station"] == before["station"]
+            plates = rig.status()["plates"]
+            wait_until(lambda: rig.status()["plates"] > plates + 2, 10.0, "plates afterwards")
+    check_conservation(rig)
+
+
+def thread_that_began(child: int, pid: int) -> int:
+    return next(
+        tid
+        for tid in threads(pid)
+        if str(child) in Path(f"/proc/{pid}/task/{tid}/children").read_text().split()
+    )
+
+
+@pytest.mark.usefixtures("may_hold_threads")
+def test_a_camera_that_is_lost_hides_no_thread_that_hangs(rig: Rig) -> None:
+    """No tick comes while a camera is opened, which may take long; but the thread must turn."""
+    with rig.running() as run:
+        wait_until(lambda: rig.status()["plates"] > 2, 20.0, "plates")
+        before = children(run.pid)
+        begin_belt_in(rig, 3600.0)
+        os.kill(before["camera"], signal.SIGKILL)
+        wait_until(
+            lambda: rig.status()["problems"].get("camera", "").startswith("no frame"),
+            20.0,
+            "a camera that delivers nothing",
+        )
+        write_belt(rig)
+        acquire = thread_that_began(children(run.pid)["camera"], before["station"])
+        with held(acquire, 60.0):
+            wait_until(lambda: is_gone(before["station"]), 25.0, "an end by the watchdog")
+        wait_until(lambda: rig.status().get("state") == "OPERATIONAL", 30.0, "OPERATIONAL")
+        wait_until(lambda: rig.status()["plates"] > 2, 20.0, "plates afterwards")
+        assert children(run.pid)["station"] != before["station"]
 
 
 def test_a_dead_station_takes_a_hung_camera_process_with_it(rig: Rig) -> None:

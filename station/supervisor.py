@@ -31,6 +31,8 @@ _STOP_LIMIT_S = 15.0
 _STOP_LIMITS_S = {"lamp": 2.0, "shadow": 3.0}
 """Of others. Lamp: until its light is put out from here: the stated limit of a pass that nobody
 keeps alive. Shadow: it loses what it has not written yet, which is no plate's record."""
+_DEATH_LIMIT_S = 2.0
+"""What was killed and is not dead by then, the kernel holds: it is left behind."""
 _RETRY_S = 0.5
 """A process that cannot even be started is tried again after so long."""
 _AWAY_S = 0.5
@@ -157,7 +159,8 @@ class Supervisor:
         self._nice = os.getpriority(os.PRIO_PROCESS, 0)
         self._was_operational = False
         self._is_stopping = False
-        self._is_station_told = False
+        self._station_ends_by: float | None = None
+        """It was told to."""
         self._is_shadow_wanted = False
         self._is_restart_wanted = False
         """The station ends, and is to be started again: it takes up another recipe."""
@@ -346,7 +349,9 @@ class Supervisor:
             self._due[name] = time.monotonic()
             self._start_due()
         elif child.role is STATION and (status == 0 or self._is_stopping):
-            self._status = 0 if status == -signal.SIGTERM else status
+            # SIGTERM ends one that had nothing in flight yet.
+            is_in_order = status in (0, -signal.SIGTERM)
+            self._status = 0 if is_in_order else max(status, 1)
         elif not child.role.is_needed:
             self._end_unneeded(child, status)
         elif status == EX_CONFIG or (child.role is STATION and not self._was_operational):
@@ -420,13 +425,18 @@ class Supervisor:
             child.heard_at = now
 
     def _stop_station(self) -> None:
-        """Let the station write what is in flight; its end ends the run."""
+        """Let the station write what is in flight; its end ends the run. A log that takes nothing
+        is not waited for: a next start answers for the plates that are open."""
         station = self._children.get(STATION.name)
         if station is None:
             self._status = 0
-        elif not self._is_station_told:
-            self._is_station_told = True
+        elif self._station_ends_by is None:
+            self._station_ends_by = time.monotonic() + _STOP_LIMIT_S
             station.process.terminate()
+        elif time.monotonic() > self._station_ends_by:
+            self._kill(station)
+            if station.process.returncode is None:
+                self._status = 1
 
     def _stop_all(self) -> None:
         """Station, journal, lamp: each ends before what it reports to. The last word to the light
@@ -452,10 +462,14 @@ class Supervisor:
             if child.role is not LAMP:
                 self._mind_lamp()
         if child.process.poll() is None:
-            self._log(f"the {child.role.name} process does not end; killing it")
-            child.process.kill()
-            child.process.wait()
+            self._kill(child)
         self._release(child)
+
+    def _kill(self, child: _Child) -> None:
+        self._log(f"the {child.role.name} process does not end; killing it")
+        child.process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.process.wait(_DEATH_LIMIT_S)
 
     def _mind_lamp(self) -> None:
         """While another process ends: nobody else would see that the light stays as it is."""

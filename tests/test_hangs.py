@@ -239,6 +239,31 @@ def test_a_camera_that_is_lost_hides_no_thread_that_hangs(rig: Rig) -> None:
         assert children(run.pid)["station"] != before["station"]
 
 
+def test_a_run_ends_without_its_camera_and_with_a_log_that_takes_nothing(rig: Rig) -> None:
+    belt, config = Path(rig.camera["belt_file"]), rig.folder / "station.toml"
+    text = belt.read_text()
+    with rig.running() as run:
+        wait_until(lambda: rig.status()["plates"] > 2, 20.0, "plates")
+        whole = config.read_text()
+        config.write_text(whole.replace("min_free_mb = 0", "min_free_mb = 1000000000"))
+        os.kill(children(run.pid)["journal"], signal.SIGKILL)
+        wait_until(
+            lambda: "MB needed" in rig.status()["problems"].get("journal", ""), 10.0, "a full disk"
+        )
+        belt.write_text("nothing")
+        os.kill(children(run.pid)["camera"], signal.SIGKILL)
+        wait_until(
+            lambda: "no belt here" in rig.status()["problems"].get("camera", ""), 10.0, "no camera"
+        )
+        run.terminate()
+        assert run.wait(25.0) == 1
+    belt.write_text(text)
+    with rig.running():
+        wait_until(lambda: rig.status()["plates"] > 2, 20.0, "plates afterwards")
+    check_conservation(rig)
+    verify_log(rig)
+
+
 def test_a_dead_station_takes_a_hung_camera_process_with_it(rig: Rig) -> None:
     with rig.running() as run:
         wait_until(lambda: rig.status()["plates"] > 2, 20.0, "plates")

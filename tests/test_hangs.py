@@ -169,8 +169,13 @@ def test_a_camera_without_a_first_frame_is_a_fault(rig: Rig) -> None:
         begin_belt_in(rig, 12.0)
         os.kill(children(run.pid)["camera"], signal.SIGKILL)
         wait_until(lambda: rig.status()["camera_restarts"] == 2, 10.0, "a new camera process")
-        while not rig.status()["problems"].get("camera", "").startswith("no frame"):
-            assert rig.status()["state"] == "ERROR", "opened, but it has shown nothing yet"
+
+        def is_silence_said() -> bool:
+            status = rig.status()
+            assert status["state"] == "ERROR", "opened, but it has shown nothing yet"
+            return status["problems"]["camera"].startswith("no frame")
+
+        wait_until(is_silence_said, 10.0, "a word about the silence")
         wait_until(lambda: rig.status()["state"] == "OPERATIONAL", 15.0, "OPERATIONAL")
         assert rig.status()["camera_restarts"] == 2
 

@@ -21,13 +21,14 @@ from station.record import Reason
 from station.tiling import OUTSIDE, Geometry, Rows, TileRow, scored_region, tile_row
 
 Pixels = NDArray[np.uint8]
+Floats = NDArray[np.float64]
 
 _EDGE_STEP_PX = 8
 """Edges are found on means of so many pixels: noise and dots do not move them."""
 _LEADING_EDGE_PX = 40
 """So much of a scan line must be plate: a speck on the belt opens no plate."""
-_FULL_WIDTH = 0.97
-"""A scan line with this share of the plate's width lies between its slanted ends."""
+_END_NOISE_PX = 6
+"""So many scan lines do not say that an end is not straight: of a whole plate's both, up to 3."""
 _TRUTH_REACH_PX = 32
 """A plate is the one the source announced this close to its leading edge."""
 
@@ -642,44 +643,135 @@ class Shape:
     width_px: float
     length_px: float
     skew_deg: float
-    unevenness_px: float
-    """Largest distance of a side from a straight line."""
+    left_px: float
+    """Crossweb, where the left side meets the first scan line."""
+    right_px: float
+
+    @property
+    def slope(self) -> float:
+        """Of the sides, px crossweb for each scan line."""
+        return math.tan(math.radians(self.skew_deg))
+
+    @property
+    def slant_px(self) -> float:
+        """Scan lines from one corner of an end to the other."""
+        return self.width_px * abs(math.sin(math.radians(self.skew_deg)))
 
 
 def measure(plate: Plate) -> Shape:
     """Measure a plate from its outline.
 
-    Sides are known to 8 px only, which says little about a small angle over a short side. The
-    slanted ends say more: a plate askew grows from a corner to its full width over
-    width x sin(angle) scan lines, and shrinks likewise.
+    Sides are known to 8 px only, which says little about a small angle over a short side. The ends
+    say more: there each column is known to the scan line.
     """
-    left, right = (side.astype(np.float64) for side in plate.outline)
+    left, right = _sides(plate)
     lines = np.arange(len(left), dtype=np.float64)
-    inside = left != OUTSIDE
-    middle = inside & (lines >= 0.3 * len(left)) & (lines <= 0.7 * len(left))
+    seen = np.isfinite(left)
+    middle = seen & (lines >= 0.3 * len(left)) & (lines <= 0.7 * len(left))
     if middle.sum() < 2:
-        middle = inside
+        middle = seen
     width = _median((right - left)[middle])
-    full = np.flatnonzero(inside & (right - left >= _FULL_WIDTH * width))
-    ends = (full[0], len(left) - 1 - full[-1]) if len(full) else (0, 0)
-    slant = sum(ends) / 2 / _FULL_WIDTH
-    starts_left = (left + right)[inside][0] < _median((left + right)[middle])
-    angle = math.asin(min(1.0, slant / width)) * (-1 if starts_left else 1)
-    slope = math.tan(angle)
+    columns = _EDGE_STEP_PX * np.arange(1, max(3, width // _EDGE_STEP_PX))
+    early, late = middle & (lines < len(left) / 2), middle & (lines >= len(left) / 2)
+    slope = 0.0
+    if early.any() and late.any():
+        slope = (_median(left[late]) - _median(left[early])) / (0.2 * len(left))
+    # The sides say well enough where the ends' columns are, and those say the angle.
+    for _ in range(2):
+        at_leading = _median((left - lines * slope)[middle]) + columns
+        leading = _lines_before(left, right, at_leading)
+        trailing = _lines_before(left[::-1], right[::-1], at_leading + slope * len(left))
+        slope = (_rise(trailing) - _rise(leading)) / 2 / _EDGE_STEP_PX
+    angle = math.atan(slope)
     straight = lines * slope
-    at_left, at_right = _median((left - straight)[middle]), _median((right - straight)[middle])
-    uneven = np.maximum(np.abs(left - straight - at_left), np.abs(right - straight - at_right))
-    first, last = (math.ceil(end / _FULL_WIDTH) + _EDGE_STEP_PX for end in ends)
-    whole = inside & (lines >= first) & (lines < len(left) - last)
     return Shape(
         width_px=width * math.cos(angle),
-        length_px=(len(left) - slant) / math.cos(angle),
+        length_px=len(left) / math.cos(angle) - width * abs(math.sin(angle)),
         skew_deg=math.degrees(angle),
-        unevenness_px=float(uneven[whole].max(initial=0.0)),
+        left_px=_median((left - straight)[middle]),
+        right_px=_median((right - straight)[middle]),
     )
 
 
-def _median(values: NDArray[np.float64]) -> float:
+def _sides(plate: Plate) -> tuple[Floats, Floats]:
+    """Left and right side of each scan line; no column lies between them where it shows none."""
+    left, right = (side.astype(np.float64) for side in plate.outline)
+    is_belt = left == OUTSIDE
+    left[is_belt], right[is_belt] = np.inf, -np.inf
+    return left, right
+
+
+def _lines_before(left: Floats, right: Floats, columns: Floats) -> Floats:
+    """How many scan lines pass before the plate reaches each of these columns."""
+    reached_left, reached_right = np.minimum.accumulate(left), np.maximum.accumulate(right)
+    by_left = np.searchsorted(-reached_left, -columns, side="left")
+    by_right = np.searchsorted(reached_right, columns, side="right")
+    return np.maximum(by_left, by_right).astype(np.float64)
+
+
+def _rise(lines: Floats) -> float:
+    """Of an end, scan lines from column to column, as most of it has it."""
+    half = len(lines) // 2
+    rises = np.sort(lines[half : 2 * half] - lines[:half])
+    return float(rises[half // 4 : half - half // 4].mean()) / half
+
+
+def _straightness_problem(shape: Shape, plate: Plate, geometry: Geometry) -> str:
+    """How sides or ends leave the rectangle that was measured; empty if they keep to it.
+
+    The scored region follows the outline: what is missing, or dark, is looked at by nobody. So no
+    more may be missing than the edge margin leaves out anyway, or than the plate may be too short
+    by. Of a corner that much may be missing in one direction, whatever it is in the other.
+    """
+    side_limit = max(geometry.margin_px, 2 * _EDGE_STEP_PX)
+    end_limit = max(min(side_limit, geometry.tolerance_px), _END_NOISE_PX)
+    for what, off_px, limit_px in (
+        ("a side deviates", _off_sides(plate, shape, end_limit), side_limit),
+        ("the ends deviate", _off_ends(plate, shape, side_limit), end_limit),
+    ):
+        if off_px > limit_px:
+            return f"{what} by {off_px * geometry.pixel_pitch_mm:.1f} mm from straight"
+    return ""
+
+
+def _off_sides(plate: Plate, shape: Shape, end_px: float) -> float:
+    """Largest distance crossweb of a side from straight, beyond `end_px` scan lines of its ends."""
+    left, right = _sides(plate)
+    lines = np.arange(len(left), dtype=np.float64)
+    end_px = min(end_px, len(lines) / 4)
+    # A plate that lies askew shows one side first, the other that much later.
+    left_start, right_start = (0.0, shape.slant_px) if shape.slope <= 0 else (shape.slant_px, 0.0)
+    off_px = 0.0
+    for side, at_start_px, start in (
+        (left, shape.left_px, left_start),
+        (right, shape.right_px, right_start),
+    ):
+        stop = start + len(lines) - shape.slant_px
+        is_side = (lines >= start + end_px) & (lines < stop - end_px)
+        off = np.abs(side - at_start_px - shape.slope * lines)[is_side]
+        off_px = max(off_px, float(off.max(initial=0.0)))
+    return off_px
+
+
+def _off_ends(plate: Plate, shape: Shape, side_px: float) -> float:
+    """By how many scan lines both ends together are off straight, beyond `side_px` of the sides.
+
+    One angle for both: an end that is broken off slantwise is no skew, for the other does not share
+    it. Where both are, the length tells.
+    """
+    left, right = _sides(plate)
+    beside = min(side_px + _EDGE_STEP_PX, shape.width_px / 4) + abs(shape.slope) * shape.slant_px
+    columns = np.arange(shape.left_px + beside, shape.right_px - beside, _EDGE_STEP_PX)
+    if not len(columns):
+        return math.inf
+    straight = shape.slope * columns
+    at_trailing = columns + shape.slope * len(left)
+    leading = _lines_before(left, right, columns) + straight
+    trailing = _lines_before(left[::-1], right[::-1], at_trailing) - straight
+    return float(np.ptp(leading) + np.ptp(trailing))
+
+
+def _median(values: Floats) -> float:
     """numpy's own imports its masked arrays at the first call: 10 ms while a plate waits."""
     ordered, half = np.sort(values), len(values) // 2
     middle = ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
@@ -688,6 +780,11 @@ def _median(values: NDArray[np.float64]) -> float:
 
 def _shape_problem(shape: Shape, plate: Plate, geometry: Geometry) -> tuple[Reason | None, str]:
     tolerance = geometry.tolerance_px
+    if shape.width_px > geometry.width_px + tolerance:
+        return Reason.NOT_SEPARATED, _size("width", shape.width_px, geometry.width_px, geometry)
+    # First: of what is no rectangle angle and size say nothing.
+    if uneven := _straightness_problem(shape, plate, geometry):
+        return Reason.OUTLINE, uneven
     if abs(shape.skew_deg) > geometry.max_skew_deg:
         return Reason.SKEWED, f"{shape.skew_deg:.2f} deg, {geometry.max_skew_deg} allowed"
     if shape.length_px < geometry.length_px - tolerance:
@@ -696,11 +793,6 @@ def _shape_problem(shape: Shape, plate: Plate, geometry: Geometry) -> tuple[Reas
         return Reason.OVERLONG, _size("length", shape.length_px, geometry.length_px, geometry)
     if shape.width_px < geometry.width_px - tolerance:
         return Reason.NARROW, _size("width", shape.width_px, geometry.width_px, geometry)
-    if shape.width_px > geometry.width_px + tolerance:
-        return Reason.NOT_SEPARATED, _size("width", shape.width_px, geometry.width_px, geometry)
-    if shape.unevenness_px > max(geometry.margin_px, 2 * _EDGE_STEP_PX):
-        deviation_mm = shape.unevenness_px * geometry.pixel_pitch_mm
-        return Reason.OUTLINE, f"a side deviates by {deviation_mm:.1f} mm from straight"
     return _narrow_problem(int(shape.width_px), plate.length_px, geometry)
 
 

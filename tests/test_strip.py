@@ -20,13 +20,16 @@ from station.strip import (
     Event,
     Gap,
     Joined,
+    Plate,
     PlateClosed,
     PlateOpened,
     StripCutter,
     TileRowReady,
     buffer_lines,
+    measure,
+    outline_problem,
 )
-from station.tiling import CHUNK_TILES, OUTSIDE, TILE_PX, Geometry, cut_tiles
+from station.tiling import CHUNK_TILES, OUTSIDE, TILE_PX, Geometry, Rows, cut_tiles
 
 Pixels = NDArray[np.uint8]
 WIDTH = 800
@@ -55,8 +58,24 @@ def belt(lines: int, seed: int = 1) -> Pixels:
     return np.random.default_rng(seed).integers(4, 14, (lines, WIDTH), np.uint8)
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What is missing of a plate's corner, px along the end and along the side."""
+
+    corner: str
+    """"leading" or "trailing", "left" or "right"."""
+    along_end: float
+    along_side: float
+    is_slantwise: bool = False
+
+
 def plate(
-    length: int = 400, width: int = 600, left: int = 100, skew_deg: float = 0.0, seed: int = 0
+    length: int = 400,
+    width: int = 600,
+    left: int = 100,
+    skew_deg: float = 0.0,
+    seed: int = 0,
+    missing: Sequence[Piece] = (),
 ) -> Pixels:
     """A textured plate on belt; its first and last scan lines are plate."""
     slope = np.tan(np.radians(skew_deg))
@@ -65,6 +84,11 @@ def plate(
     along = y - slope * (x - left) - (0 if slope > 0 else -slope * width)
     across = x - left + slope * (y - rows / 2)
     inside = (along >= 0) & (along < length) & (across >= 0) & (across < width)
+    for piece in missing:
+        from_end = along if "leading" in piece.corner else length - 1 - along
+        from_side = across if "left" in piece.corner else width - 1 - across
+        shares = from_end / piece.along_side, from_side / piece.along_end
+        inside &= (np.add(*shares) if piece.is_slantwise else np.maximum(*shares)) >= 1
     texture = np.random.default_rng(seed).integers(80, 160, (rows, WIDTH), np.uint8)
     picture = np.where(inside, texture, belt(rows, seed + 9)).astype(np.uint8)
     shown = inside.sum(axis=1) > 48
@@ -122,6 +146,13 @@ def strip_of(*parts: Pixels) -> Pixels:
     for number, part in enumerate(parts):
         pieces += [part, belt(BELT, 101 + number)]
     return np.concatenate(pieces)
+
+
+def plate_with_outline(left: Rows, right: Rows) -> Plate:
+    empty = np.zeros((0, WIDTH), np.uint8)
+    shown = Plate(empty, 0, 0, 0, None, None, None, left, right, left, right)
+    shown.lines = shown.length_px = len(left)
+    return shown
 
 
 def closing(*parts: Pixels, **plate_keys: Any) -> list[tuple[Reason | None, str]]:
@@ -214,6 +245,94 @@ def test_a_side_that_is_not_straight_is_seen() -> None:
     broken = plate()
     broken[60:110, 100:260] = belt(50)[:, 100:260]
     assert closing(broken)[0][0] is Reason.OUTLINE
+
+
+CORNERS = ("leading left", "leading right", "trailing left", "trailing right")
+OUTLINES = st.fixed_dictionaries(
+    {
+        "length": st.integers(380, 420),
+        "width": st.integers(590, 620),
+        "left": st.integers(60, 120),
+        "skew_deg": st.floats(-1.9, 1.9),
+        "seed": st.integers(0, 3),
+    }
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(outline=OUTLINES)
+def test_a_whole_plate_askew_is_measured(outline: dict[str, Any]) -> None:
+    events = cut(frames_of(strip_of(plate(**outline)), range(0, 10_000, 64)))
+    closed = next(event for event in events if isinstance(event, PlateClosed))
+    assert closed.reason is None, closed.detail
+    shape = measure(closed.plate)
+    assert abs(shape.length_px - outline["length"]) < 4
+    assert outline["width"] - 26 < shape.width_px <= outline["width"]
+    # Against the slope of y in `plate`; a scan line at the end of a side.
+    assert abs(shape.skew_deg + outline["skew_deg"]) < np.degrees(2 / outline["width"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    outline=OUTLINES,
+    corner=st.sampled_from(CORNERS),
+    along_end=st.floats(60, 540),
+    along_side=st.floats(30, 250),
+    is_slantwise=st.booleans(),
+)
+def test_a_plate_without_a_corner_is_not_judged(
+    outline: dict[str, Any], corner: str, along_end: float, along_side: float, is_slantwise: bool
+) -> None:
+    """Nobody looks at what is missing: the scored region follows the outline."""
+    if is_slantwise:  # beyond the edge margin in both directions
+        along_end, along_side = max(along_end, 120), max(along_side, 60)
+    piece = Piece(corner, along_end, along_side, is_slantwise)
+    reason, detail = closing(plate(**outline, missing=[piece]))[0]
+    assert reason in (Reason.OUTLINE, Reason.SHORT, Reason.OVERLONG), (reason, detail)
+
+
+@pytest.mark.parametrize("skew_deg", [0.0, 0.4, -1.5])
+@pytest.mark.parametrize("along_end", [60, 250, 540])
+@pytest.mark.parametrize("is_slantwise", [False, True])
+@pytest.mark.parametrize("corners", list(itertools.combinations(CORNERS, 2)))
+def test_two_missing_corners_do_not_make_up_for_one_another(
+    corners: tuple[str, str], is_slantwise: bool, along_end: int, skew_deg: float
+) -> None:
+    pieces = [Piece(corner, along_end, 60, is_slantwise) for corner in corners]
+    reason, detail = closing(plate(skew_deg=skew_deg, missing=pieces))[0]
+    assert reason in (Reason.OUTLINE, Reason.SHORT, Reason.SKEWED), (reason, detail)
+
+
+@pytest.mark.parametrize("share", [0.03, 0.2, 0.45, 0.9])
+@pytest.mark.parametrize("ends", [(0, 50), (50, 0), (50, 50), (30, 30)])
+@pytest.mark.parametrize("sides", ["left", "right", "both", "diagonal"])
+def test_of_a_wide_plate_a_corner_is_seen_that_would_be_little_skew(
+    sides: str, ends: tuple[int, int], share: float
+) -> None:
+    """Of 360 x 150 mm, 3 mm off at most, 3 or 5 mm of an end are missing."""
+    demo = Geometry.of(recipe(width_mm=360.0, length_mm=150.0), 0.1, 4000)
+    demo = replace(demo, lane_right_px=3900)
+    left, right = np.full(1500, 104, np.int32), np.full(1500, 3696, np.int32)
+    piece = round(share * 3600 / (2 if sides == "both" else 1))
+    leading, trailing = slice(0, ends[0]), slice(1500 - ends[1], 1500)
+    if sides != "right":
+        left[leading] += piece
+    if sides in ("left", "both"):
+        left[trailing] += piece
+    if sides in ("right", "both"):
+        right[leading] -= piece
+    if sides != "left":
+        right[trailing] -= piece
+    assert outline_problem(plate_with_outline(left, right), demo)[0] is Reason.OUTLINE
+
+
+@pytest.mark.parametrize("is_slantwise", [False, True])
+def test_what_the_edge_margin_leaves_out_may_be_missing(is_slantwise: bool) -> None:
+    for size in ((19, 19), (300, 9), (11, 150)):
+        pieces = [Piece(corner, *size, is_slantwise) for corner in CORNERS[:1]]
+        assert closing(plate(skew_deg=0.7, missing=pieces)) == [(None, "")], size
+    chamfers = [Piece(corner, 22, 22, True) for corner in CORNERS]
+    assert closing(plate(skew_deg=0.7, missing=chamfers)) == [(None, "")]
 
 
 def test_a_plate_narrower_than_a_tile_is_padded_only_where_allowed() -> None:

@@ -283,14 +283,13 @@ class StripCutter:
         take_buffer: Callable[[], Pixels | None],
         accounted_ordinal: int | None = None,
         is_height_fixed: bool = True,
-        is_belt_seen: bool = False,
     ) -> None:
         self.geometry = geometry
         self.triggers = TriggerCount(accounted_ordinal)
         self.plate: Plate | None = None
         self._take_buffer = take_buffer
         self._continuity = _Continuity(frame_height, geometry.scan_line_px, is_height_fixed)
-        self._is_synchronised = is_belt_seen or geometry.is_whole
+        self._is_synchronised = geometry.is_whole
         self._belt_lines = 0
         self._scan_line = 0
         self._truths: list[tuple[int, PlateTruth]] = []

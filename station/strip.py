@@ -180,7 +180,7 @@ class _Interruption:
     last_frame_id: int
     lost_frames: int
     scan_lines: float
-    """Unseen; infinite where that is unknown."""
+    """Unseen, or not surely of the plate that was cut off; infinite where that is unknown."""
     had_plate: bool
     triggers: int = 0
     frames_to_settle: int = 2
@@ -299,6 +299,9 @@ class StripCutter:
         self._is_counter_new = False
         self._unseen_lines = 0
         """Plate lines since the last belt, while no plate could be told from another."""
+        self._lines_since_cut_plate = 0.0
+        """Seen and lost, from the leading edge of the plate that was cut off since the last belt,
+        which answers for one plate's worth of them; 0 if there is none."""
         self._gap: _Interruption | None = None
         self._events: list[Event] = []
 
@@ -321,8 +324,7 @@ class StripCutter:
     def stop_plate(self, reason: Reason, detail: str) -> list[Event]:
         """Close the open plate for a reason of its own, e.g. a belt that stands still."""
         if self.plate is not None:
-            self._close(reason, detail)
-            self._is_synchronised = False
+            self._cut_short(reason, detail)
         return self._take_events()
 
     def lose(self, detail: str) -> list[Event]:
@@ -361,6 +363,8 @@ class StripCutter:
             self._is_synchronised = False
         if not self._is_synchronised:
             self._unseen_lines += lines.count
+            if self._lines_since_cut_plate:
+                self._lines_since_cut_plate += was_belt + lines.count
             return
         if self.plate is None:
             self.plate = self._open(lines)
@@ -382,12 +386,19 @@ class StripCutter:
         """The plate is longer than any plate may be; what follows belongs to it or to others."""
         assert self.plate is not None
         if self.plate.is_separated:
-            self._close(Reason.OVERLONG, f"longer than {self.geometry.max_rows} scan lines")
+            self._cut_short(Reason.OVERLONG, f"longer than {self.geometry.max_rows} scan lines")
         else:
             gap_mm = self.geometry.min_gap_px * self.geometry.pixel_pitch_mm
-            self._close(Reason.NOT_SEPARATED, f"less than {gap_mm:g} mm to the next plate")
-        self._is_synchronised = False
+            self._cut_short(Reason.NOT_SEPARATED, f"less than {gap_mm:g} mm to the next plate")
         self._unseen_lines = lines
+        self._lines_since_cut_plate += lines
+
+    def _cut_short(self, reason: Reason, detail: str) -> None:
+        """Close the open plate before belt was seen after it."""
+        assert self.plate is not None
+        self._lines_since_cut_plate = self.plate.lines
+        self._close(reason, detail)
+        self._is_synchronised = False
 
     def _belt(self, lines: _Lines) -> None:
         self._belt_lines += lines.count
@@ -409,11 +420,18 @@ class StripCutter:
 
     def _report_unseen(self, frame_id: int) -> None:
         unseen, self._unseen_lines = self._unseen_lines, 0
-        could_hide_a_plate = unseen >= self.geometry.length_px - self.geometry.tolerance_px
+        since_cut_plate, self._lines_since_cut_plate = self._lines_since_cut_plate, 0.0
+        could_hide_a_plate = unseen >= self._least_plate_lines or (
+            unseen > 0 and since_cut_plate > self.geometry.max_rows
+        )
         # With a counter, the counter says how many they were.
         if could_hide_a_plate and self.triggers.accounted is None and not self.geometry.is_whole:
             detail = f"{unseen} scan lines of plates that could not be told apart"
             self._events.append(Gap(Reason.GAP, detail, (frame_id, frame_id), 0, None, None))
+
+    @property
+    def _least_plate_lines(self) -> float:
+        return self.geometry.length_px - self.geometry.tolerance_px
 
     def _open(self, lines: _Lines) -> Plate:
         frame, capacity = lines.frame, buffer_lines(self.geometry)
@@ -497,16 +515,22 @@ class StripCutter:
     # --- gaps and triggers ----------------------------------------------------------------------
 
     def _interrupt(self, reason: Reason, frame_id: int, lost: _Break) -> None:
-        had_plate = self.plate is not None
-        if had_plate:
-            self._close(reason, lost.text)
+        had_plate, unsure_lines = False, lost.scan_lines
+        if self.plate is not None:
+            had_plate = True
+            if self.plate.lines == self.plate.length_px:
+                # So much of what was seen may be the next plate's already, touching it.
+                unsure_lines += max(0.0, self.plate.length_px - self._least_plate_lines)
+            self._cut_short(reason, lost.text)
         self._is_synchronised = self.geometry.is_whole
         self._belt_lines = self._unseen_lines = 0
+        if self._lines_since_cut_plate:
+            self._lines_since_cut_plate += lost.scan_lines
         self.triggers.interrupt()
         if self._gap is None:
             first = frame_id - lost.lost_frames
             self._gap = _Interruption(
-                reason, lost.text, first, frame_id, lost.lost_frames, lost.scan_lines, had_plate
+                reason, lost.text, first, frame_id, lost.lost_frames, unsure_lines, had_plate
             )
             return
         self._gap.last_frame_id, self._gap.frames_to_settle = frame_id, 2
@@ -548,9 +572,11 @@ class StripCutter:
     def _report_gap(self, gap: _Interruption, has_counter: bool = False) -> None:
         self._gap = None
         # The plate that the gap cut off has a record of its own, which answers for it.
-        could_hide_a_plate = gap.scan_lines >= self.geometry.length_px - self.geometry.tolerance_px
+        could_hide_a_plate = gap.scan_lines >= self._least_plate_lines
         if gap.had_plate and not (gap.triggers if has_counter else could_hide_a_plate):
             return
+        # Its row answers for all until belt is seen.
+        self._lines_since_cut_plate = 0.0
         self._events.append(
             Gap(
                 Reason.GAP,

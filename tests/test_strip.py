@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -492,15 +493,71 @@ def test_a_short_loss_inside_a_plate_is_that_plates_alone() -> None:
     assert not any(isinstance(event, Gap) for event in events)
 
 
-def test_touching_plates_without_a_counter_leave_a_plate_and_a_gap() -> None:
-    train = np.concatenate([plate(seed=1), belt(15), plate(seed=2), belt(15), plate(seed=3)])
-    strip = strip_of(train, plate(seed=4))
+@pytest.mark.parametrize("count", [2, 3])
+def test_touching_plates_without_a_counter_leave_a_plate_and_a_gap(count: int) -> None:
+    parts: list[Pixels] = []
+    for number in range(count):
+        parts += [plate(seed=number), belt(15)]
+    strip = strip_of(np.concatenate(parts[:-1]), plate(seed=4))
     events = cut(frames_of(strip, range(0, len(strip), 64)))
     closed = [event.reason for event in events if isinstance(event, PlateClosed)]
     assert closed == [Reason.NOT_SEPARATED, None]
     gaps = [event for event in events if isinstance(event, Gap)]
     assert len(gaps) == 1
     assert "could not be told apart" in gaps[0].detail
+
+
+def test_a_plate_that_began_unseen_behind_a_cut_one_has_a_gap() -> None:
+    """Too little is lost to hide a plate, and too little is seen to be one; both are of one."""
+    strip = np.concatenate([strip_of(plate(), plate(seed=2), plate(seed=3)), belt(64)])
+    frames = frames_of(strip[: len(strip) // 32 * 32], range(0, len(strip), 32))
+    # The first plate's last scan lines, the gap, and the second's first fifth are lost.
+    events = cut(frames[:14] + frames[19:])
+    told = [event for event in events if isinstance(event, Gap | PlateOpened)]
+    assert [type(event) for event in told] == [PlateOpened, Gap, PlateOpened]
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_without_a_counter_each_plate_that_passed_has_a_row_or_a_gap_of_its_own(
+    data: st.DataObject,
+) -> None:
+    """Rows without a number stand for plates that nobody could count; a plate's own row stands for
+    no other."""
+    parts: list[Pixels] = [belt(data.draw(st.integers(BELT, 300)))]
+    edges: list[int] = []
+    for number in range(4):
+        edges.append(sum(map(len, parts)))
+        gap = data.draw(st.sampled_from([0, 10, 25, 42, BELT, 130, 300]))
+        parts += [plate(length=data.draw(st.integers(375, 425))), belt(gap, seed=number)]
+    strip = np.concatenate([*parts, belt(200)])
+    frame_height = data.draw(st.sampled_from([32, 64]))
+    strip = strip[: len(strip) // frame_height * frame_height]
+    frames = frames_of(strip, range(0, len(strip), frame_height))
+    lost: set[int] = set()
+    for _ in range(data.draw(st.integers(0, 3))):
+        first = data.draw(st.integers(1, len(frames) - 2))
+        lost |= set(range(first, first + data.draw(st.integers(1, 500 // frame_height))))
+    lay = geometry()
+    cutter = StripCutter(lay, frame_height, lambda: np.empty((buffer_lines(lay), WIDTH), np.uint8))
+    rows: list[tuple[int, Event]] = []
+    for frame in frames[: len(frames) - 1]:
+        if frame.frame_id not in lost:
+            at = (frame.encoder_value or 0) + frame_height
+            rows += [(at, event) for event in cutter.feed(frame)]
+    rows += [(len(strip), event) for event in cutter.feed(frames[-1]) + cutter.finish()]
+    owners = [
+        bisect.bisect_right(edges, event.plate.encoder_value or 0) - 1
+        for _, event in rows
+        if isinstance(event, PlateOpened)
+    ]
+    gaps = [at for at, event in rows if isinstance(event, Gap)]
+    assert owners == sorted(set(owners)), "a plate has one row"
+    for number in set(range(4)) - set(owners):
+        # Before the next plate that has a row of its own has ended.
+        later = [edges[owner] for owner in owners if owner > number]
+        until = min(later, default=len(strip)) + frame_height
+        assert any(edges[number] < at <= until for at in gaps), (number, edges, owners, gaps)
 
 
 @settings(max_examples=150, deadline=None)

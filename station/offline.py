@@ -69,8 +69,8 @@ class PictureInspector:
         self._flat_field = flat_field
 
     def inspect(self, picture: Pixels) -> Inspection:
-        """Judge a picture, uint8 (rows, columns). Raises `ConfigError` if the recipe's lane does
-        not fit in it, ValueError if it is too small."""
+        """Judge a picture, uint8 (rows, columns). Raises `ConfigError` if the recipe does not
+        fit it, ValueError if it is too small."""
         if min(picture.shape) < MIN_SIDE_PX:
             rows, columns = picture.shape
             raise ValueError(

@@ -115,11 +115,12 @@ def configured_judging(configuration: Configuration) -> Judging:
 
 
 def geometry_of(recipe: Loaded[Recipe], pixel_pitch_mm: float, scan_line_px: int) -> Geometry:
-    """The recipe in pixels. Raises `ConfigError` if its lane does not fit in the scan line."""
+    """The recipe in pixels. Raises `ConfigError` if its lane does not fit in the scan line, or a
+    plate not in a record."""
     try:
         return Geometry.of(recipe.value, pixel_pitch_mm, scan_line_px)
     except ValueError as error:
-        raise ConfigError(f"{recipe.source}: lane: {error}") from error
+        raise ConfigError(f"{recipe.source}: {error}") from error
 
 
 def check_strip(configuration: Loaded[Configuration], camera: CameraInfo) -> None:

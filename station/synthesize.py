@@ -100,7 +100,7 @@ class PlateSource:
     """Renders plates of a recipe's size and cuts them. Not for several threads."""
 
     def __init__(self, recipe: Recipe, pixel_pitch_mm: float, scan_line_px: int) -> None:
-        """Raises ValueError if the lane does not fit in the scan line."""
+        """Raises ValueError as `Geometry.of`."""
         self.geometry = Geometry.of(recipe, pixel_pitch_mm, scan_line_px)
         self._recipe = recipe
         self._buffer = np.empty((buffer_lines(self.geometry), scan_line_px), np.uint8)

@@ -19,6 +19,10 @@ from station.config import Recipe
 TILE_PX = 224
 CHUNK_TILES = 5
 """Tiles scored at once, in grid order and never across tile rows: results do not depend on load."""
+MOST_PLATE_PX = 65_536
+"""Downweb: records say in 16 bits where a tile lies."""
+MOST_PLATE_TILES = 30_000
+"""Their places and scores are one message to the journal, of `station.ipc.MAX_PACKET_BYTES`."""
 OUTSIDE = -1
 
 Rows = NDArray[np.int32]
@@ -46,7 +50,8 @@ class Geometry:
 
     @classmethod
     def of(cls, recipe: Recipe, pixel_pitch_mm: float, scan_line_px: int) -> Geometry:
-        """Raises ValueError if the lane does not fit in the scan line."""
+        """Raises ValueError, which names the key, if the lane does not fit in the scan line, or a
+        plate not in a record."""
         plate, lane = recipe.plate, recipe.lane
 
         def px(length_mm: float) -> float:
@@ -56,11 +61,15 @@ class Geometry:
         lane_right = scan_line_px if lane.end_mm is None else round(px(lane.end_mm))
         if not lane_left < lane_right <= scan_line_px:
             raise ValueError(
-                f"lane {lane.start_mm} to {lane.end_mm} mm does not fit in a scan line of "
+                f"lane: lane {lane.start_mm} to {lane.end_mm} mm does not fit in a scan line of "
                 f"{scan_line_px} px x {pixel_pitch_mm} mm = {scan_line_px * pixel_pitch_mm:g} mm"
             )
         max_length_mm = plate.max_length_mm or 1.25 * plate.length_mm
         slant_px = px(plate.width_mm) * math.sin(math.radians(plate.max_skew_deg))
+        max_rows = math.ceil(px(max_length_mm) + slant_px)
+        # Of single pictures there is no record, and their size is known.
+        if plate.outline == "level":
+            _check_recordable(max_rows, lane_right - lane_left, recipe.grid.step_px)
         return cls(
             scan_line_px=scan_line_px,
             pixel_pitch_mm=pixel_pitch_mm,
@@ -69,7 +78,7 @@ class Geometry:
             width_px=px(plate.width_mm),
             length_px=px(plate.length_mm),
             tolerance_px=px(plate.tolerance_mm),
-            max_rows=math.ceil(px(max_length_mm) + slant_px),
+            max_rows=max_rows,
             margin_px=math.ceil(px(plate.edge_margin_mm)),
             min_gap_px=max(1, math.ceil(px(plate.min_gap_mm))),
             max_skew_deg=plate.max_skew_deg,
@@ -83,6 +92,21 @@ class Geometry:
     def block_px(self) -> int:
         """Widest span of a chunk of tiles."""
         return (CHUNK_TILES - 1) * self.step_px + TILE_PX
+
+
+def _check_recordable(max_rows: int, lane_px: int, step_px: int) -> None:
+    if max_rows > MOST_PLATE_PX:
+        raise ValueError(
+            f"plate: a plate may have {max_rows} scan lines, a record has room for "
+            f"{MOST_PLATE_PX}; less length_mm or max_length_mm, or a coarser pixel_pitch_mm of the "
+            "camera"
+        )
+    tiles = math.ceil(max_rows / step_px) * math.ceil(lane_px / step_px)
+    if tiles > MOST_PLATE_TILES:
+        raise ValueError(
+            f"grid.step_px: a plate may have {tiles} tiles in steps of {step_px} px, a record has "
+            f"room for {MOST_PLATE_TILES}; a larger step, or less max_length_mm"
+        )
 
 
 def scored_region(left: Rows, right: Rows, margin_px: int) -> tuple[Rows, Rows]:

@@ -387,6 +387,17 @@ RECIPE_MISTAKES: dict[str, tuple[tuple[str, str], str]] = {
         ("[model]", "[lane]\nend_mm = 900.0\n[model]"),
         "lane: lane 0.0 to 900.0 mm does not fit in a scan line of 768 px x 0.1 mm = 76.8 mm",
     ),
+    "plates longer than a record can say": (
+        ("edge_margin_mm = 2.0", "edge_margin_mm = 2.0\nmax_length_mm = 7000.0"),
+        "plate: a plate may have 70021 scan lines, a record has room for 65536; less length_mm or",
+    ),
+    "more tiles than a record can hold": (
+        (
+            "belt_stop_timeout_s = 1.0\n",
+            "max_length_mm = 5000.0\n[grid]\nstep_px = 32\n",
+        ),
+        "grid.step_px: a plate may have 37536 tiles in steps of 32 px, a record has room for 30000",
+    ),
 }
 
 

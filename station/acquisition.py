@@ -237,8 +237,8 @@ def _refuse_beside_too_many() -> None:
     if len(_LEFT_BEHIND) >= _MOST_LEFT_BEHIND:
         pids = ", ".join(str(process.pid) for process in _LEFT_BEHIND)
         raise DeviceBusy(
-            f"the camera's driver hangs in the kernel: killed, but not dead are its processes {pids}; "
-            "unplug the camera, or restart this machine"
+            f"the camera's driver hangs in the kernel: killed, but not dead are its processes "
+            f"{pids}; unplug the camera, or restart this machine"
         )
 
 

@@ -28,6 +28,9 @@ _WIRE_S = 0.01
 """Of it, what is left to the command's way to the output where a plate is beyond its point."""
 _STOP_RATIO = 0.5
 """A frame that took twice as long as its speed before says may have met a stop."""
+_LOST_RATIO = 1.5
+"""Of a frame height: where the belt went further between two frames, some were lost, and a plate
+may have begun in them."""
 MAX_PLATES = 256
 """Plates between camera and accept point, at most; the oldest is forgotten."""
 
@@ -99,7 +102,8 @@ class BeltRegister:
         self._may_have_stopped = False
         """Between them; the speed is the one of before."""
         self._begins: deque[float] = deque(maxlen=MAX_PLATES)
-        """Of plates that were seen, whatever became of them: see `_Entry.begin`."""
+        """Of plates that were seen, whatever became of them, and of what nobody saw: see
+        `_Entry.begin`."""
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._lost: list[Decision] = []
         """About plates that passed and are forgotten."""
@@ -131,7 +135,11 @@ class BeltRegister:
         is_at_camera = any(math.isinf(entry.point) for entry in self._entries.values())
         if self._empty_since is None or is_at_camera:
             self._empty_since = place.scan_lines
-        if last is None or place.at_ns <= last.at_ns:
+        if last is None:
+            return
+        if place.scan_lines - last.scan_lines > _LOST_RATIO * self._frame_height:
+            self._begins.append(last.scan_lines + self._distance)
+        if place.at_ns <= last.at_ns:
             return
         seconds = (place.at_ns - last.at_ns) / 1e9
         # Across a stop the mean says nothing; the belt goes on as it went before, or nearly so.

@@ -316,6 +316,17 @@ def test_a_plate_without_an_end_takes_the_place_behind_one_that_passed() -> None
     assert decision.fate is Fate.WITHHELD
 
 
+def test_frames_that_were_lost_behind_a_plate_may_hold_another_one() -> None:
+    register = passed_plate()
+    register.move(Place(64, 0))
+    register.move(Place(256, ns(0.06)))
+    for number in range(1, 14):
+        register.move(Place(256 + 64 * number, ns(0.06 + 0.02 * number)))
+    (decision,) = register.due(ns(0.32))
+    assert decision.fate is Fate.WITHHELD
+    assert decision.why == "the next plate would reach the accept point within the pulse"
+
+
 def test_it_is_bounded() -> None:
     register = BeltRegister(3000, HEIGHT, 0.1, MAX_AGE_S)
     for number in range(10_000):

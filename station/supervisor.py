@@ -413,7 +413,7 @@ class Supervisor:
         for child in list(self._children.values()):
             self._kill_if_it_hangs(child)
         self._start_due()
-        if self._is_stopping:
+        if self._is_stopping and self._status is None:
             self._stop_station()
 
     def _kill_if_it_hangs(self, child: _Child) -> None:

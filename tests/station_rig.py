@@ -16,6 +16,8 @@ Json = dict[str, Any]
 LINE_RATE_HZ = 4000.0
 FRAME_HEIGHT = 64
 FRAME_S = FRAME_HEIGHT / LINE_RATE_HZ
+_MOST_BUSY = 3
+"""Of a station: acquire and two inspect threads."""
 
 _RECIPE = """
 id = "small"
@@ -257,12 +259,12 @@ def threads(pid: int) -> list[int]:
     return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
-def busiest_worker(pid: int) -> int:
-    """The thread, but the main one, that takes the most processor time just now."""
+def busy_workers(pid: int) -> list[int]:
+    """The threads, but the main one, that took most processor time just now, the busiest first."""
     before = _processor_times(pid)
     time.sleep(0.5)
-    after = _processor_times(pid)
-    return max(after.keys() & before.keys(), key=lambda tid: after[tid] - before[tid])
+    spent = {tid: now - before.get(tid, now) for tid, now in _processor_times(pid).items()}
+    return sorted(spent, key=lambda tid: -spent[tid])[:_MOST_BUSY]
 
 
 def _processor_times(pid: int) -> dict[int, int]:

@@ -8,7 +8,7 @@ import signal
 import time
 from random import Random
 
-from station_rig import busiest_worker, threads
+from station_rig import busy_workers, threads
 
 from campaign.freeze import held
 from campaign.kinds import KINDS, Kind, Strike, kind, now_ns
@@ -142,8 +142,8 @@ for _name in ("station", "journal", "camera", "lamp"):
         KINDS[_made.name] = _made
 
 
-@kind("deadlock: station's busiest worker until it is replaced", is_death=True)
+@kind("deadlock: a busy worker of the station until it is replaced", is_death=True)
 def hold_until_replaced(life: Life, draw: Random) -> Strike:
-    """An inspect thread as a rule: the others let every tick past it."""
+    """An inspect thread, which the other one lets every tick past, or the acquire thread."""
     pid = life.pid("station")
-    return hold(busiest_worker(pid), pid, life, _REPLACED_S)
+    return hold(draw.choice(busy_workers(pid)), pid, life, _REPLACED_S)

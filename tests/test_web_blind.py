@@ -91,7 +91,8 @@ def test_the_search_says_which_plate_it_is_to_all_and_the_rest_to_who_judged_it(
     assert not row.keys() & {"verdict", "score", "defects", "images", "threshold"}
     assert "hidden" in bob.get("/plates").text
     (seen,) = rig.client_of(Role.REVIEWER, "ada").get("/plates.json").json()["rows"]
-    assert (seen["score"], seen["review"]["note"]) == (_SCORE, "said-in-secret")
+    assert (seen["score"], seen["review"]["pending"]) == (_SCORE, True)
+    assert seen["review"]["verdict"] is None, "it holds for nothing yet"
 
 
 def test_an_export_leaves_out_what_waits_and_says_so(rig: WebRig, bob: PageClient) -> None:

@@ -171,6 +171,7 @@ def set_back(strip: Path, to: Path, from_frame: int) -> Path:
     return to
 
 
+@pytest.mark.long
 def test_an_encoder_that_is_set_back_takes_no_plate_to_its_point_again(tmp_path: Path) -> None:
     """What was on its way has lost its place; what comes later is brought to its point as ever."""
     first = Rig(tmp_path / "first", specimen={"defective_share": 0.0})

@@ -183,6 +183,7 @@ def test_a_camera_without_a_first_frame_is_a_fault(rig: Rig) -> None:
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="the line-scan simulator needs gcc")
+@pytest.mark.long
 def test_a_belt_that_stands_is_no_fault_of_a_camera_that_it_triggers(tmp_path: Path) -> None:
     rig = Rig(tmp_path, camera=linescan_camera(SimBeltDirection="Stopped"))
     with rig.running() as run:
@@ -246,6 +247,7 @@ def test_a_camera_that_is_lost_hides_no_thread_that_hangs(rig: Rig) -> None:
         assert children(run.pid)["station"] != before["station"]
 
 
+@pytest.mark.long
 def test_a_run_ends_without_its_camera_and_with_a_log_that_takes_nothing(rig: Rig) -> None:
     belt, config = Path(rig.camera["belt_file"]), rig.folder / "station.toml"
     text = belt.read_text()

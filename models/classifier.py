@@ -91,6 +91,8 @@ class Classifier:
         self.variant = variant
         self.runners = runners
         """A session for each thread."""
+        self.is_self_tested = False
+        """It reproduced its golden scores in this process."""
         self._folder = folder
         self._runtime = runtime_name(self.precision)
 
@@ -182,6 +184,7 @@ class Classifier:
         the gate's record), within the card's tolerance; with `recorded` (`MachineBits.as_dict`),
         bit by bit. Raises `ModelError` that names what differs.
         """
+        self.is_self_tested = False
         golden, source, expected = self.card.golden, "card", self.card.golden.scores
         if self.variant is not None:
             source, expected = "gate's record", self.variant.golden_scores
@@ -202,6 +205,7 @@ class Classifier:
         bits = MachineBits(self.model_sha256, _sha256(scores), self.runtime)
         if recorded is not None:
             self._compare_bits(recorded, bits.as_dict())
+        self.is_self_tested = True
         return GoldenScores(tuple(map(float, scores)), difference, bits)
 
     def _warm_up(self, session: int) -> None:

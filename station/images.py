@@ -25,6 +25,7 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
+from station.durable import sync
 from station.record import PICTURE_NAME, ImageBody
 
 Pixels = NDArray[np.uint8]
@@ -171,7 +172,7 @@ class ImageFolder:
             *(directory / f"{i:02x}" for i in range(256)),
         ):
             folder.mkdir(parents=True, exist_ok=True)
-        _sync_folder(directory)
+        sync(directory)
 
     def write(self, role: str, suffix: str, data: Sequence[bytes], size_px: Size) -> Written:
         """Write a picture, its file's bytes in parts, to a temporary file; any thread. Raises
@@ -204,7 +205,7 @@ class ImageFolder:
         for item in written:
             item.temporary.rename(self.directory / item.body.path)
         for folder in {(self.directory / item.body.path).parent for item in written}:
-            _sync_folder(folder)
+            sync(folder)
 
     def clean(self) -> int:
         """Move what a death left unfinished to quarantine; how many files that were. A picture that
@@ -381,11 +382,3 @@ def _write_durably(path: Path, data: Sequence[bytes]) -> None:
             os.fsync(file.fileno())
         except OSError as error:
             raise SyncFailed(f"{path}: {error.strerror}") from error
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -46,12 +46,11 @@ class Judge:
 
     @classmethod
     def of(cls, recipe: Loaded[Recipe], classifier: Classifier) -> Judge:
-        """By the limits of the recipe, or of the model's card where it says none; `classifier`
-        reproduced its golden scores."""
+        """By the limits of the recipe, or of the model's card where it says none."""
         model = recipe.value.model
         threshold = classifier.threshold_for(model.threshold)
         unsure_above = classifier.unsure_above_for(model.unsure_above)
-        return cls(recipe, classifier, threshold, True, unsure_above)
+        return cls(recipe, classifier, threshold, classifier.is_self_tested, unsure_above)
 
     @property
     def name(self) -> str:

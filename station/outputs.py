@@ -748,7 +748,7 @@ class Accept:
             is_over = self._register.is_next_here(self._pulsed.begin, now_ns)
             if is_over:
                 name = self._pulsed.result_id
-                _log.warning("accept of %s ends early: the belt went faster, a plate comes", name)
+                _log.warning("accept of %s ends early: another plate may be there", name)
         if is_dead:
             register, self._register = self._register, None
             return register.forget(), is_over

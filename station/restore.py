@@ -12,6 +12,8 @@ import math
 import os
 import shutil
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,13 +72,48 @@ def restore(
     number that is known to anybody; None where nobody can say, and then it is bounded by the time
     since. Raises `RestoreError`, `PlantError`."""
     journal = configuration.journal.directory
+    with _only_writer(journal):
+        _refuse(configuration, generation)
+        coming = journal / _COMING
+        shutil.rmtree(coming, ignore_errors=True)
+        coming.mkdir()
+        shutil.copyfile(generation / DATABASE, coming / DATABASE)
+        with Store(coming) as store:
+            copy_rows, copy_chain = store.head()
+            plant_rows = _take_from_plant(store, hub, configuration.station.id)
+            sequence = _last_given(store, last_sequence)
+            body = RestoredBody(
+                station_id=configuration.station.id,
+                generation=generation.name,
+                copy_rows=copy_rows,
+                copy_chain_sha256=copy_chain,
+                plant_rows=plant_rows,
+                sequence=sequence,
+                who=who,
+                why=why,
+            )
+            store.append([body])
+            while store.lag:
+                store.catch_up()
+            _put_recipes(store, RecipeFolder.of(configuration))
+        _put_files(generation, journal)
+        pictures, missing = _put_pictures(coming / DATABASE, generation.parent, journal)
+        sync(coming / DATABASE)
+        (coming / DATABASE).rename(journal / DATABASE)
+        sync(journal)
+        shutil.rmtree(coming)
+        return Restored(str(journal), copy_rows, plant_rows, sequence, pictures, missing)
+
+
+@contextmanager
+def _only_writer(journal: Path) -> Iterator[None]:
+    """Nobody else writes this log meanwhile. Raises `RestoreError`, also for what goes wrong."""
     try:
         lock = take_lock(journal / JOURNAL_LOCK, _LOCK_WAIT_S)
         if lock is None:
             raise RestoreError(f"{journal}: its journal process runs; stop all of the station")
         try:
-            _refuse(configuration, generation)
-            return _restore(configuration, generation, hub, last_sequence, who, why)
+            yield
         finally:
             os.close(lock)
     except OSError as error:
@@ -100,46 +137,6 @@ def _refuse(configuration: Configuration, generation: Path) -> None:
             f"{generation}: is of station {', '.join(begun_by)}, station.id is "
             f"{configuration.station.id}"
         )
-
-
-def _restore(
-    configuration: Configuration,
-    generation: Path,
-    hub: Hub | None,
-    last_sequence: int | None,
-    who: str,
-    why: str,
-) -> Restored:
-    journal = configuration.journal.directory
-    coming = journal / _COMING
-    shutil.rmtree(coming, ignore_errors=True)
-    coming.mkdir()
-    shutil.copyfile(generation / DATABASE, coming / DATABASE)
-    with Store(coming) as store:
-        copy_rows, copy_chain = store.head()
-        plant_rows = _take_from_plant(store, hub, configuration.station.id)
-        sequence = _last_given(store, last_sequence)
-        body = RestoredBody(
-            station_id=configuration.station.id,
-            generation=generation.name,
-            copy_rows=copy_rows,
-            copy_chain_sha256=copy_chain,
-            plant_rows=plant_rows,
-            sequence=sequence,
-            who=who,
-            why=why,
-        )
-        store.append([body])
-        while store.lag:
-            store.catch_up()
-        _put_recipes(store, RecipeFolder.of(configuration))
-    _put_files(generation, journal)
-    pictures, missing = _put_pictures(coming / DATABASE, generation.parent, journal)
-    sync(coming / DATABASE)
-    (coming / DATABASE).rename(journal / DATABASE)
-    sync(journal)
-    shutil.rmtree(coming)
-    return Restored(str(journal), copy_rows, plant_rows, sequence, pictures, missing)
 
 
 def _take_from_plant(store: Store, hub: Hub | None, station_id: str) -> int:

@@ -294,7 +294,8 @@ class _Shadow:
 
         recipe = Recipe.model_validate(said["recipe"])
         loaded = Loaded(recipe, "the station's", said["recipe_sha256"])
-        by = Judge(loaded, self._classifier, self._threshold, True, self._unsure_above)
+        tested = self._classifier.is_self_tested
+        by = Judge(loaded, self._classifier, self._threshold, tested, self._unsure_above)
         work = PlateWork(plate, said["judged"]["result_id"], 0, None, by)
         inspector = Inspector(geometry, 1, report)
         try:

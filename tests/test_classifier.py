@@ -29,6 +29,7 @@ from models.classifier import Classifier, ModelError, processor_name
 from models.graph import GraphRefused, check_self_contained
 from models.registry import find_model, list_models, shipped_weights
 from station.config import ConfigError, load_recipe
+from station.judge import Judge
 from station.product import model_folder
 
 onnx = pytest.importorskip("onnx", reason="needs onnx (the `train` extra) to make models")
@@ -361,6 +362,17 @@ def test_a_recipe_names_an_exported_model_by_its_folder(folder: Path, tmp_path: 
 
 def random_tiles(count: int) -> Tiles:
     return np.random.default_rng(0).integers(0, 256, (count, 1, 224, 224), np.uint8)
+
+
+def test_only_a_passed_self_test_makes_a_judge_that_may_pass_a_plate() -> None:
+    classifier = Classifier.load(find_model("lightdefectnet-v3"))
+    recipe = load_recipe("shipped:demo-lgp")
+    assert not Judge.of(recipe, classifier).is_self_tested
+    classifier.self_test()
+    assert Judge.of(recipe, classifier).is_self_tested
+    with pytest.raises(ModelError):
+        classifier.self_test({**classifier.machine_bits().as_dict(), "scores_sha256": "0" * 64})
+    assert not Judge.of(recipe, classifier).is_self_tested
 
 
 def test_shipped_weights_pass_their_self_test() -> None:

@@ -560,6 +560,7 @@ def test_a_plate_that_the_candidate_doubts_is_none_that_it_passes(
         )
         one = replace(active, unsure_above=unsure, share=1.0)
         classifier = Classifier.load(shipped_model(MODEL))
+        classifier.self_test()
         judgement = _Shadow(loaded.value, one, classifier, parts)._score(
             parts,
             said,

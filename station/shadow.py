@@ -145,6 +145,7 @@ class _Paced(Classifier):
 
     def __init__(self, inner: Classifier, budget: Budget, life: Life) -> None:
         super().__init__(inner._folder, inner.card, inner.runners, inner.variant)
+        self.is_self_tested = inner.is_self_tested  # the same sessions
         self._budget, self._life = budget, life
         self.is_abandoned = False
         """Nobody waits for the plate that is being scored."""

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
 import shutil
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
@@ -26,7 +24,6 @@ from station_rig import (
     children,
     linescan_camera,
     threads,
-    vqi,
     wait_until,
 )
 from test_lamp import no_more_processes
@@ -36,7 +33,7 @@ from station.control import control_path
 from station.journal import journal_path
 from station.lamp import lamp_path
 from station.lock import LAMP_LOCK
-from station.qms import DATABASE, Store
+from station.qms import Store
 from station.record import ResultBody
 from station.supervisor import LAMP, Supervisor
 
@@ -129,6 +126,7 @@ def inspect_thread_held(rig: Rig, station: int) -> Iterator[None]:
     pytest.fail("no inspect thread could be held at a tile")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("may_hold_threads")
 def test_an_inspect_thread_that_hangs_is_replaced_with_its_process(rig: Rig) -> None:
     """The other one lets every tick of the camera past it."""
@@ -225,6 +223,7 @@ def thread_that_began(child: int, pid: int) -> int:
     )
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("may_hold_threads")
 def test_a_camera_that_is_lost_hides_no_thread_that_hangs(rig: Rig) -> None:
     """No tick comes while a camera is opened, which may take long; but the thread must turn."""
@@ -401,24 +400,6 @@ def test_an_unread_stdout_keeps_nobody_from_replacing_the_lamp(rig: Rig) -> None
     check_conservation(rig)
 
 
-def test_a_second_run_of_the_same_station_is_refused_and_harms_nothing(rig: Rig) -> None:
-    with rig.running():
-        config = str(rig.folder / "station.toml")
-        for state in ("OPERATIONAL", "HALTED"):
-            if state == "HALTED":
-                assert vqi("control", "halt", "--config", config).returncode == 0
-            rows = len(rig.rows("change"))
-            done = vqi("run", "--config", config, "--plates", "1")
-            assert done.returncode == 1, (state, done.stderr)
-            assert rig.status()["state"] == state
-            assert len(rig.rows("change")) == rows
-        for process in ("lamp", "journal", "station"):
-            done = vqi("serve", process, "--config", config)
-            assert done.returncode == 1, (process, done.stderr)
-            assert len(done.stderr.splitlines()) == 1, done.stderr
-        assert rig.status()["state"] == "HALTED"
-
-
 def test_an_unplugged_tower_stops_neither_lamp_process_nor_plates(rig: Rig) -> None:
     with PtyRecorder(rig.folder / "tower"):
         rig.light = {"device": {"type": "serial_tower", "port": str(rig.folder / "tower")}}
@@ -510,21 +491,6 @@ def test_a_lock_that_cannot_be_opened_keeps_no_green_alight(
     lock.mkdir()
     os.kill(children(run.pid)["lamp"], signal.SIGKILL)
     wait_until(lambda: tower.elements() == {"red": "blink"}, 5.0, "FAULT")
-
-
-def test_a_start_that_is_refused_puts_out_what_a_killed_one_left(rig: Rig) -> None:
-    """A tower latches, and nobody was there to say FAULT."""
-    with PtyRecorder(rig.folder / "tower") as tower:
-        rig.light = {"device": {"type": "serial_tower", "port": str(rig.folder / "tower")}}
-        config = rig.write()
-        os.write(tower.slave, b"\x14")
-        wait_until(lambda: tower.elements().get("green") == "on", 5.0, "green")
-        rig.recipe_lines = 'folder = "nowhere"\n'
-        rig.write()
-        done = vqi("run", "--config", str(config))
-        assert done.returncode == 78, done.stderr
-        assert "nowhere" in done.stderr
-        wait_until(lambda: tower.elements() == {"red": "blink"}, 5.0, "FAULT")
 
 
 def test_what_a_dead_process_still_said_in_the_same_moment_ends_nobody(rig: Rig) -> None:
@@ -642,50 +608,3 @@ def send_with_descriptor(path: Path, payload: bytes) -> None:
         with contextlib.suppress(OSError):
             socket.send_fds(connection, [payload], [file.fileno()])
             connection.recv(400_000)
-
-
-def test_a_torn_tick_file_is_no_reason_to_stay_down(rig: Rig) -> None:
-    assert rig.run("--plates", "2").status == 0
-    (rig.journal / "last-tick").write_bytes(bytes(27))
-    assert rig.run("--plates", "2").status == 0
-
-
-def test_damaged_machine_scores_are_not_taken_for_a_first_sight(rig: Rig) -> None:
-    assert rig.run("--plates", "1").status == 0
-    for garbage in ("garbage", "[]"):
-        (rig.journal / "machine-scores.json").write_text(garbage)
-        done = rig.run("--plates", "1")
-        assert done.status == 78
-        assert "machine-scores.json: damaged" in done.stderr
-        assert "Traceback" not in done.stderr
-
-
-@pytest.mark.long
-def test_other_bits_need_a_person_who_says_so_and_the_log_says_who(rig: Rig) -> None:
-    assert rig.run("--plates", "1").status == 0
-    path = rig.journal / "machine-scores.json"
-    path.write_text(path.read_text().replace('"runtime": "', '"runtime": "older '))
-    refused = rig.run("--plates", "1")
-    assert refused.status == 78
-    assert "vqi check --accept-scores" in refused.stderr
-    config = str(rig.folder / "station.toml")
-    assert vqi("check", "--config", config, "--accept-scores").returncode == 0
-    assert rig.run("--plates", "1").status == 0
-    starts = [row["detail"] for row in rig.rows("change") if row["what"] == "start"]
-    assert starts[0]["machine_accepted"] == "on first sight"
-    assert f" by {getpass.getuser()}" in starts[-1]["machine_accepted"]
-
-
-def test_a_log_that_was_changed_long_ago_calls_a_person(rig: Rig) -> None:
-    assert rig.run("--plates", "40").status == 0  # far more rows than a start looks at
-    path = rig.journal / DATABASE
-    with sqlite3.connect(path) as hostile:
-        hostile.execute("DROP TRIGGER row_no_update")
-        hostile.execute("UPDATE row SET body = replace(body, 'FAIL', 'PASS') WHERE seq < 20")
-    hostile.close()
-    rig.specimen["gap_mm"] = 300.0
-    with rig.running():
-        wait_until(lambda: "log" in rig.status()["problems"], 20.0, "the finding")
-        assert rig.status()["state"] == "OPERATIONAL"
-        assert "trigger row_no_update is gone" in rig.status()["problems"]["log"]
-        wait_until(lambda: rig.status()["light"] == "attention", 20.0, "ATTENTION")

@@ -504,7 +504,9 @@ def test_no_other_judge_is_taken_up_before_the_starts_own_samples_have_ended(
 def judge_by(asking: tuple[Loaded[Any], Loaded[Any]], folder: Path | None = None) -> Judge:
     loaded, recipe = asking
     shipped = load_classifier(loaded, recipe, 1).classifier
-    return Judge.of(recipe, shipped if folder is None else Classifier.load(folder))
+    classifier = shipped if folder is None else Classifier.load(folder)
+    classifier.self_test()
+    return Judge.of(recipe, classifier)
 
 
 def test_what_was_shown_to_a_judge_that_judges_no_more_is_booked_under_no_other(

@@ -17,11 +17,9 @@ TEST_STAMP = $(VENV)/.test-stamp
 run: $(RUN_STAMP)
 	$(VENV)/bin/vqi run --config $(CONFIG) $(ARGS)
 
-# Many tests wait for a belt, so three files run at a time, with one thread each for sums: more would
-# wait for each other. 5 says that ARGS names no test of that kind.
+# Most tests wait for a belt, so three files run at a time; 5 says that ARGS names none of that kind.
 # The line-scan simulator is built with gcc; `make run` needs no compiler.
 test: APT += gcc libc6-dev openssl strace
-test: export OMP_NUM_THREADS = 1
 test: $(TEST_STAMP) | system
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .

@@ -21,6 +21,8 @@ from own_machine import enter_own_network, enter_own_terminals
 REQUIRES_PEERS = os.environ.get("VQI_REQUIRE_PEERS") == "1"
 RUNS_LONG = os.environ.get("VQI_LONG") == "1"
 REAL_DATA = Path(os.environ.get("VQI_REAL_DATA", "../shared/data"))
+# Files of tests run beside each other: more threads for sums would wait for those of other files.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Beside two other tests an example may take long; pytest has a limit of its own.
 hypothesis.settings.register_profile("station", deadline=None)
 hypothesis.settings.load_profile("station")

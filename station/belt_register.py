@@ -28,9 +28,6 @@ _WIRE_S = 0.01
 """Of it, what is left to the command's way to the output where a plate is beyond its point."""
 _STOP_RATIO = 0.5
 """A frame that took twice as long as its speed before says may have met a stop."""
-_LOST_RATIO = 1.5
-"""Of a frame height: where the belt went further between two frames, some were lost, and a plate
-may have begun in them."""
 MAX_PLATES = 256
 """Plates between camera and accept point, at most; the oldest is forgotten."""
 
@@ -104,6 +101,8 @@ class BeltRegister:
         self._begins: deque[float] = deque(maxlen=MAX_PLATES)
         """Of plates that were seen, whatever became of them, and of what nobody saw: see
         `_Entry.begin`."""
+        self._is_last_unseen = False
+        """Of them; what else nobody saw since lies behind it, and before the next plate."""
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._lost: list[Decision] = []
         """About plates that passed and are forgotten."""
@@ -123,7 +122,8 @@ class BeltRegister:
         unless it is known that none is on its way: the belt went the whole way empty."""
         if self._entries or self._place is None or self._speed is None:
             return 0.0
-        assert self._empty_since is not None
+        if self._empty_since is None:
+            return 0.0
         if self._speed < 0 or self._place.scan_lines - self._empty_since < self._distance:
             return 0.0
         free = self._distance - (self.place_at(now_ns) or 0.0) + self._place.scan_lines
@@ -137,8 +137,6 @@ class BeltRegister:
             self._empty_since = place.scan_lines
         if last is None:
             return
-        if place.scan_lines - last.scan_lines > _LOST_RATIO * self._frame_height:
-            self._begins.append(last.scan_lines + self._distance)
         if place.at_ns <= last.at_ns:
             return
         seconds = (place.at_ns - last.at_ns) / 1e9
@@ -156,10 +154,20 @@ class BeltRegister:
     def enter(self, result_id: str, leading_edge: float) -> None:
         """A plate's leading edge was seen, at this place of the belt."""
         self._begins.append(leading_edge + self._distance)
+        self._is_last_unseen = False
         self._entries[result_id] = _Entry(result_id, leading_edge + self._distance)
         if len(self._entries) > MAX_PLATES:
             _, oldest = self._entries.popitem(last=False)
             self._lost += [_lost(oldest)] if oldest.is_pass else []
+
+    def miss(self, scan_line: float) -> None:
+        """From this place of the belt on, up to the last frame's, plates may have begun that nobody
+        saw."""
+        begin = scan_line + self._distance
+        if not self._is_last_unseen or begin < self._begins[-1]:
+            self._begins.append(begin)
+        self._is_last_unseen = True
+        self._empty_since = None
 
     def close(self, result_id: str, trailing_edge: float) -> None:
         """And its trailing edge."""

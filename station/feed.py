@@ -95,6 +95,13 @@ class BeltMoved:
 
 
 @dataclass(frozen=True, slots=True)
+class PlatesMissed:
+    """From this place of the belt on, up to the last frame, plates may have begun unseen."""
+
+    scan_line: int
+
+
+@dataclass(frozen=True, slots=True)
 class GapSeen:
     sequence: int
     gap: Gap
@@ -126,6 +133,7 @@ Post = Callable[
         | PlateLeft
         | BeltBegan
         | BeltMoved
+        | PlatesMissed
         | GapSeen
         | Joined
         | CameraState
@@ -346,8 +354,13 @@ class Feed:
             self._recorder.append(frame)
         self._live.take(frame, self._said_counts, self._last_frame_at)
         self._flatten(frame)
-        self._tell_place(frame)
+        seen_until = self._tell_place(frame)
         events = self._cutter.feed(frame)
+        if seen_until is not None and self._cutter.may_have_missed_plates:
+            self._post(PlatesMissed(seen_until))
+            if any(isinstance(event, Gap) for event in events):
+                # The counter is believed two frames after it counted.
+                self._post(PlatesMissed(seen_until - 2 * self._camera.info.frame_height))
         self._camera.release(slot)
         self._handle(events)
 
@@ -358,12 +371,14 @@ class Feed:
         if frame.pixels.shape[1] == self._context.geometry.scan_line_px:
             correct(frame.pixels, self._correction)
 
-    def _tell_place(self, frame: Frame) -> None:
+    def _tell_place(self, frame: Frame) -> int | None:
+        """How far the belt was seen before this frame; None if nobody asks."""
         if self._travel is None:
-            return
+            return None
         assert self._camera is not None
-        info = self._camera.info
+        info, seen_until = self._camera.info, self._travel.frame_end
         if not self._travel.take(frame):
+            seen_until = self._travel.frame_begin
             self._told_ns = 0
             if self._work is not None:  # its edges are of two counts
                 self._work.belt_place = None
@@ -373,6 +388,7 @@ class Feed:
             place = Place(self._travel.frame_end, frame.timestamp_ns)
             is_measured = frame.encoder_value is not None or info.is_scan_line_triggered
             self._post(BeltMoved(place, is_measured))
+        return min(seen_until, self._travel.frame_begin)
 
     def _count(self, frame: Frame) -> None:
         counts = self.counts

@@ -103,6 +103,10 @@ class LineSide:
         self._open.add(sequence)
         self._edge(result_id, False, scan_line)
 
+    def plates_missed(self, scan_line: int) -> None:
+        """From there on plates may have begun that nobody saw."""
+        self._edge("", False, scan_line)
+
     def decided(self, sequence: int) -> None:
         """A plate's verdict is on its way to the log."""
         self._newest_decided = max(self._newest_decided, sequence)

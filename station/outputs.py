@@ -90,7 +90,8 @@ class BeltNews:
     """Places before this say nothing of those from here on: a camera was opened."""
     places: tuple[Place, ...]
     plates: tuple[tuple[str, bool, int], ...]
-    """Result id, whether it is the trailing edge, and its place."""
+    """Result id, whether it is the trailing edge, and its place; without an id: from there on
+    plates may have begun that nobody saw."""
 
     def as_json(self) -> Json:
         return {
@@ -616,8 +617,12 @@ class Accept:
             for place in news.places:
                 self._register.move(place)
             for result_id, is_end, scan_line in news.plates:
-                enter = self._register.close if is_end else self._register.enter
-                enter(result_id, scan_line)
+                if not result_id:
+                    self._register.miss(scan_line)
+                elif is_end:
+                    self._register.close(result_id, scan_line)
+                else:
+                    self._register.enter(result_id, scan_line)
                 self._forget_test()
             self._changed.notify()
         for decision in lost:

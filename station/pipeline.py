@@ -64,6 +64,7 @@ from station.feed import (
     GapSeen,
     PlateGrew,
     PlateLeft,
+    PlatesMissed,
     PlateStarted,
 )
 from station.flat_field import FlatField
@@ -687,6 +688,8 @@ class Station:
             case BeltMoved(place, is_measured):
                 self._line_side.belt_moved(place)
                 self._serials.belt_moved(place, is_measured)
+            case PlatesMissed(scan_line):
+                self._line_side.plates_missed(scan_line)
             case BeltBegan(frame_height):
                 self._line_side.belt_began(frame_height)
                 self._serials.belt_began(frame_height)

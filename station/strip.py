@@ -297,6 +297,9 @@ class StripCutter:
         self._joining = 2
         self._joined_triggers = 0
         self._is_counter_new = False
+        self.may_have_missed_plates = False
+        """Since the frame before the last one plates may have begun that were not opened, or the
+        counter said so of plates shortly before."""
         self._unseen_lines = 0
         """Plate lines since the last belt, while no plate could be told from another."""
         self._lines_since_cut_plate = 0.0
@@ -307,6 +310,7 @@ class StripCutter:
 
     def feed(self, frame: Frame) -> list[Event]:
         """Take one frame's scan lines; its pixels may be reused afterwards."""
+        self.may_have_missed_plates = not self._is_synchronised
         lost = self._continuity.break_before(frame)
         if lost is not None:
             self._interrupt(Reason.INCOMPLETE, frame.frame_id, lost)
@@ -360,7 +364,7 @@ class StripCutter:
         was_belt, self._belt_lines = self._belt_lines, 0
         if self.plate is None and self._is_settling:
             # Counted as unseen: its row must not come before the row of those that passed earlier.
-            self._is_synchronised = False
+            self._lose_track()
         if not self._is_synchronised:
             self._unseen_lines += lines.count
             if self._lines_since_cut_plate:
@@ -398,7 +402,12 @@ class StripCutter:
         assert self.plate is not None
         self._lines_since_cut_plate = self.plate.lines
         self._close(reason, detail)
+        self._lose_track()
+
+    def _lose_track(self) -> None:
+        """What is plate from here on, until belt is seen, is of no plate that was opened."""
         self._is_synchronised = False
+        self.may_have_missed_plates = True
 
     def _belt(self, lines: _Lines) -> None:
         self._belt_lines += lines.count
@@ -522,6 +531,7 @@ class StripCutter:
                 # So much of what was seen may be the next plate's already, touching it.
                 unsure_lines += max(0.0, self.plate.length_px - self._least_plate_lines)
             self._cut_short(reason, lost.text)
+        self._lose_track()
         self._is_synchronised = self.geometry.is_whole
         self._belt_lines = self._unseen_lines = 0
         if self._lines_since_cut_plate:
@@ -548,6 +558,7 @@ class StripCutter:
             if not has_counter or self._gap.frames_to_settle == 0:
                 self._report_gap(self._gap, has_counter)
         elif unseen > 0:
+            self.may_have_missed_plates = True
             detail = f"the trigger counted {unseen} plates that were not seen"
             frames = (frame.frame_id, frame.frame_id)
             self._events.append(Gap(Reason.GAP, detail, frames, 0, unseen, self.triggers.accounted))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
+import pytest
 from belt_model import Belt, Leg, restless_belt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from station.belt_register import SLACK_S, BeltRegister, Decision, Fate, Place
+from station.belt_register import MAX_PLATES, SLACK_S, BeltRegister, Decision, Fate, Place
 
 HEIGHT, DISTANCE = 64, 3000
 PULSE_S, MAX_AGE_S = 0.05, 0.5
@@ -316,15 +317,57 @@ def test_a_plate_without_an_end_takes_the_place_behind_one_that_passed() -> None
     assert decision.fate is Fate.WITHHELD
 
 
-def test_frames_that_were_lost_behind_a_plate_may_hold_another_one() -> None:
+def run_to_the_point(register: BeltRegister) -> Decision:
+    for number in range(1, 18):
+        register.move(Place(64 * number, ns(0.02 * number)))
+    (decision,) = register.due(ns(0.34))
+    return decision
+
+
+@pytest.mark.parametrize(
+    ("missed", "fate"),
+    [
+        ([128], Fate.WITHHELD),
+        ([128, 900], Fate.WITHHELD),
+        ([900, 128], Fate.WITHHELD),
+        ([900], Fate.ACCEPT),
+        ([], Fate.ACCEPT),
+    ],
+)
+def test_what_nobody_saw_behind_a_plate_may_be_another_one(missed: list[int], fate: Fate) -> None:
     register = passed_plate()
-    register.move(Place(64, 0))
-    register.move(Place(256, ns(0.06)))
-    for number in range(1, 14):
-        register.move(Place(256 + 64 * number, ns(0.06 + 0.02 * number)))
-    (decision,) = register.due(ns(0.32))
-    assert decision.fate is Fate.WITHHELD
-    assert decision.why == "the next plate would reach the accept point within the pulse"
+    for scan_line in missed:
+        register.miss(scan_line)
+    decision = run_to_the_point(register)
+    assert decision.fate is fate
+    if fate is Fate.WITHHELD:
+        assert decision.why == "the next plate would reach the accept point within the pulse"
+
+
+def test_what_nobody_saw_is_behind_each_plate_before_it() -> None:
+    """Of what was missed without a plate between, the first place is kept; a plate makes it new."""
+    register = passed_plate()
+    register.miss(-200)
+    register.enter("b", -100)
+    register.miss(128)
+    assert run_to_the_point(register).fate is Fate.WITHHELD
+
+
+def test_much_that_nobody_saw_hides_nothing_that_was_seen_or_missed_before() -> None:
+    register = passed_plate()
+    for number in range(2, 2 * MAX_PLATES):
+        register.miss(64 * number)
+    assert run_to_the_point(register).fate is Fate.WITHHELD
+
+
+def test_places_that_are_not_told_are_nothing_that_was_missed() -> None:
+    """A fast camera's every second or third place is told."""
+    register = passed_plate()
+    for number in range(1, 6):
+        register.move(Place(192 * number, ns(0.06 * number)))
+    register.move(Place(1064, ns(0.3325)))
+    (decision,) = register.due(ns(0.3325))
+    assert decision.fate is Fate.ACCEPT
 
 
 def test_it_is_bounded() -> None:

@@ -762,6 +762,16 @@ def test_a_pulse_ends_before_the_next_plate_where_the_belt_goes_faster() -> None
     assert not device.lit["accept"]
 
 
+@pytest.mark.parametrize(("missed", "is_on"), [(110, False), (450, True)])
+def test_a_pulse_ends_where_a_plate_may_come_that_nobody_saw(missed: int, is_on: bool) -> None:
+    accept, _ = accept_and_events(pulse_ms=3000)
+    device, at_ns = on_for_a_plate(accept, 100)
+    places = (Place(1100, at_ns + 1_000_000),)
+    accept.belt(BeltNews(64, False, places, (("", False, missed),)))
+    accept._turn()
+    assert device.lit["accept"] is is_on
+
+
 def test_a_pulse_ends_where_the_belt_is_lost() -> None:
     accept, _ = accept_and_events(pulse_ms=3000)
     device, _ = on_for_a_plate(accept, 100)

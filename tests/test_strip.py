@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -541,11 +542,15 @@ def test_without_a_counter_each_plate_that_passed_has_a_row_or_a_gap_of_its_own(
     lay = geometry()
     cutter = StripCutter(lay, frame_height, lambda: np.empty((buffer_lines(lay), WIDTH), np.uint8))
     rows: list[tuple[int, Event]] = []
-    for frame in frames[: len(frames) - 1]:
-        if frame.frame_id not in lost:
+    missed: list[int] = []
+    seen_until = 0
+    for frame in frames:
+        if frame.frame_id not in lost or frame is frames[-1]:
             at = (frame.encoder_value or 0) + frame_height
             rows += [(at, event) for event in cutter.feed(frame)]
-    rows += [(len(strip), event) for event in cutter.feed(frames[-1]) + cutter.finish()]
+            missed += [seen_until] if cutter.may_have_missed_plates else []
+            seen_until = at
+    rows += [(len(strip), event) for event in cutter.finish()]
     owners = [
         bisect.bisect_right(edges, event.plate.encoder_value or 0) - 1
         for _, event in rows
@@ -558,6 +563,15 @@ def test_without_a_counter_each_plate_that_passed_has_a_row_or_a_gap_of_its_own(
         later = [edges[owner] for owner in owners if owner > number]
         until = min(later, default=len(strip)) + frame_height
         assert any(edges[number] < at <= until for at in gaps), (number, edges, owners, gaps)
+    begins = missed + [
+        event.plate.encoder_value or 0 for _, event in rows if isinstance(event, PlateOpened)
+    ]
+    for _, event in rows:
+        if isinstance(event, PlateClosed) and event.reason is None:
+            begin = event.plate.encoder_value or 0
+            behind = next((edge for edge in edges if edge > begin), math.inf)
+            nearest = min((at for at in begins if at > begin), default=math.inf)
+            assert nearest <= behind, "an accept pulse would be too long"
 
 
 @settings(max_examples=150, deadline=None)
@@ -603,6 +617,47 @@ def test_at_every_moment_the_rows_answer_for_all_ordinals_so_far(data: st.DataOb
                 answered += event.triggers or 0
                 highest = max(highest, event.to_ordinal or 0)
             assert highest - before == answered, event
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("belt_lines", range(BELT, BELT + 64, 7))
+def test_a_plate_whose_leading_edge_nobody_saw_is_not_taken_to_be_farther_away(
+    fault: str, belt_lines: int
+) -> None:
+    edge = BELT + 400 + belt_lines
+    strip = np.concatenate([belt(BELT), plate(), belt(belt_lines), plate(seed=2), belt(200)])
+    lay = geometry()
+    cutter = StripCutter(
+        lay, 64, lambda: np.empty((buffer_lines(lay), WIDTH), np.uint8), is_height_fixed=True
+    )
+    events: list[Event] = []
+    missed, seen_until = [], 0
+    for frame in spoilt(strip, edge // 64, fault):
+        events += cutter.feed(frame)
+        missed += [seen_until] if cutter.may_have_missed_plates else []
+        seen_until = frame.frame_id * 64 + 64
+    opened = [e.plate for e in events if isinstance(e, PlateOpened)]
+    closed = [e for e in events if isinstance(e, PlateClosed)]
+    if closed[0].reason is None:
+        assert opened[0].encoder_value == BELT
+        later = [at for at in missed if at > BELT] + [e.encoder_value or 0 for e in opened[1:]]
+        # A picture that shows no plate where one is hides it until the next frame.
+        assert min(later) <= edge + (64 if fault in ("black", "stuck") else 0)
+
+
+def test_plates_that_are_opened_are_not_missed_and_counted_ones_that_nobody_sees_are() -> None:
+    strip = np.concatenate([belt(256), strip_of(plate()), belt(640)])
+    edges = [256 + BELT, 256 + 2 * BELT + 400 + 200]
+    lay = geometry()
+    cutter = StripCutter(lay, 64, lambda: np.empty((buffer_lines(lay), WIDTH), np.uint8))
+    missed = []
+    for frame in frames_of(strip[: len(strip) // 64 * 64], range(0, len(strip), 64)):
+        at = frame.encoder_value or 0
+        cutter.feed(replace(frame, plate_counter=sum(edge < at for edge in edges)))
+        missed += [at] if cutter.may_have_missed_plates else []
+    first, second = missed
+    assert first == 0, "until the first belt is seen"
+    assert edges[1] < second <= edges[1] + 3 * 64
 
 
 def test_a_counter_that_began_anew_says_that_the_number_is_unknown() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from models.card import ModelError, read_card
 from station import limit_samples
 from station.config import ConfigError, Configuration, Loaded, Recipe, load_recipe, parse_recipe
+from station.ingress import name_problem
 from station.ipc import Json
 from station.log_reader import Reader
 from station.machine import test_on_this_machine
@@ -231,7 +232,10 @@ class Desk:
             raise RecipeError(f"{name}: {'; '.join(lacking)}")
 
     def named(self, name: str, who: str) -> Named:
-        """A version as it is asked for. Raises `RecipeError`."""
+        """A version as a person asks for it. Raises `RecipeError`, also where `who` is no name: no
+        start could write the row."""
+        if problem := name_problem("person", who):
+            raise RecipeError(problem)
         version = self.known.of(name)
         return Named(id=version.id, version=version.version, sha256=version.sha256, who=who)
 

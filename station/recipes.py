@@ -218,8 +218,7 @@ def objection(known: Register, row: Row) -> str:
         return f"a {row['what']} row names id, version and sha256"
     except RecipeError as error:
         return str(error)
-    problem = name_problem("person", row["who"]) or words_problem("reason", _reason(row))
-    if problem:
+    if problem := _unfit_to_say(row):
         return problem
     if row["what"] == PROPOSED:
         return _no_proposal(known, row, name, sha256)
@@ -229,6 +228,11 @@ def objection(known: Register, row: Row) -> str:
     if row["what"] == APPROVED:
         return _no_approval(version, row)
     return _no_rollback(known, version) if is_rollback(row) else _no_activation(version)
+
+
+def _unfit_to_say(row: Row) -> str:
+    """Why its person or its reason is none that the log takes; empty if both are."""
+    return name_problem("person", row["who"]) or words_problem("reason", _reason(row))
 
 
 def is_rollback(row: Row) -> bool:
@@ -614,8 +618,12 @@ def settle_start(
     if switch is not None and _is_to_be_settled(switch, recipe, known):
         if not (switch.is_rollback and recipe.sha256 == known["former"]):
             _must_be_approved(recipe, known)
+        row = activated_change(station_id, switch, {})
+        # Before the file: no start would get past a version whose row is refused.
+        if problem := _unfit_to_say(row.as_json()):
+            raise ConfigError(f"{switch.wanted.name}: {problem}")
         folder.activate(switch.wanted)
-        return activated_change(station_id, switch, {})
+        return row
     active = folder.active
     if (active or known["active"]) and recipe.sha256 != known["active"]:
         raise ConfigError(

@@ -32,6 +32,8 @@ from models.runtimes import Findings
 from station import comparisons, parity
 from station.candidate import AuditFigures
 from station.cli.model import app as app_of_model
+from station.cli.model_promotion import _roll_back
+from station.cli.recipe import _ask_next_start
 from station.cli.recipe import app as app_of_recipe
 from station.comparisons import COMPARED, SIGNED
 from station.config import Evidence, PromotionRecipe, Recipe, load_configuration, load_recipe
@@ -63,6 +65,7 @@ from station.recipes import (
     PROPOSED,
     ROLLBACK,
     Named,
+    RecipeError,
     RecipeFolder,
     Switch,
     activated_change,
@@ -412,6 +415,35 @@ def test_a_death_at_each_step_leaves_one_model_and_the_log_says_which(
         assert "before it was taken up" in rows[-1]["detail"]["problem"]
     assert start(configuration, rows) == expected
     assert len(rows) == count + len(added), "settled once"
+
+
+@pytest.mark.parametrize(
+    ("who", "reason", "said"),
+    [
+        ("eve ", "scratches", "the person begins or ends with a blank"),
+        ("eve\u00a0", "scratches", "the person is no name"),
+        ("eve", "", "a roll-back says why"),
+        ("eve", "scratches ", "the reason begins or ends with a blank"),
+        ("eve", "scratches\nagain", "not seen"),
+    ],
+)
+def test_a_stopped_station_is_asked_for_nothing_that_no_row_could_say(
+    stocked: tuple[Any, list[Json]], who: str, reason: str, said: str
+) -> None:
+    configuration, rows = stocked
+    row = activation_of("test-1", register(rows).of("small@3"))
+    desk = Desk(configuration, register([*rows, row.as_json()]))
+    desk.folder.keep_active(row)
+    with pytest.raises(RecipeError, match=said):
+        _roll_back(desk, who, reason)
+    if who != "eve":
+        with pytest.raises(RecipeError, match=said):
+            _ask_next_start(desk, "small@3", who)
+    assert desk.folder.switch is None
+    assert _roll_back(desk, "eve", "scratches")["state"] == "asked"
+    rows.append(row.as_json())
+    assert start(configuration, rows) == 2
+    assert register(rows).strange == ()
 
 
 def test_what_is_refused_leaves_the_file_that_says_which_one_judges(

@@ -46,6 +46,7 @@ from station.recipes import (
     RecipeError,
     RecipeFolder,
     Register,
+    Switch,
     approved_change,
     give_up,
     next_recipe,
@@ -342,6 +343,30 @@ def test_a_version_that_cannot_start_gives_way_once(stocked: tuple[Any, list[Jso
     assert switch.is_halted, "a halted station stays so"
     assert start(configuration, rows).value.version == 1
     assert rows[-1]["detail"] == {"recipe": "small@3", "problem": "not approved"}
+
+
+@pytest.mark.parametrize(
+    ("who", "reason", "said"),
+    [
+        ("eve ", "scratches", "the person begins or ends with a blank"),
+        ("eve\u00a0", "scratches", "the person is no name"),
+        ("eve", "scratches\nagain", "not seen"),
+    ],
+)
+def test_what_no_row_can_say_gives_way_once(
+    stocked: tuple[Any, list[Json]], who: str, reason: str, said: str
+) -> None:
+    """The log would refuse the row of what judges by then, at this start and at each after it."""
+    configuration, rows = stocked
+    folder = RecipeFolder.of(configuration.value)
+    folder.keep_switch(Switch(wanted=wanted(rows, "small@2", who), reason=reason))
+    recipe = starting_recipe(configuration.value)
+    with pytest.raises(ConfigError, match=said):
+        settle_start(configuration.value, recipe, register(rows).brief())
+    assert folder.active is None
+    assert give_up(configuration.value, said)
+    assert start(configuration, rows).value.version == 1
+    assert rows[-1]["detail"] == {"recipe": "small@2", "problem": said}
 
 
 def test_what_was_changed_by_hand_is_named_and_judges_nothing(

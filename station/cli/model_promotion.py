@@ -40,6 +40,7 @@ from station.cli.recipe import (
 )
 from station.config import ConfigError, Configuration, Loaded, Recipe
 from station.control import send_command
+from station.ingress import words_problem
 from station.ipc import Json, PeerGone
 from station.limit_samples import SamplesError, samples_folder
 from station.model_store import ModelStore
@@ -274,12 +275,14 @@ def _roll_back(desk: Desk, who: str, reason: str) -> Json:
     """Raises `RecipeError`, `SigningError`."""
     name = desk.may_be_gone_back_to()
     row: Json = {"recipe": name, "from": desk.known.judged[-1], "who": who, "reason": reason}
-    settings, version = desk.configuration.value, desk.known.of(name)
+    wanted = desk.named(name, who)
+    if problem := words_problem("reason", reason) or ("" if reason else "a roll-back says why"):
+        raise RecipeError(problem)
+    settings = desk.configuration.value
     began_at = time.monotonic()
     try:
         answer = send_command(settings.station.runtime_dir, "rollback", f"{name} {reason}", who=who)
     except (PeerGone, TimeoutError):
-        wanted = desk.named(name, who)
         with station_stopped(settings):
             try:
                 desk.folder.keep_switch(Switch(wanted=wanted, is_rollback=True, reason=reason))
@@ -288,7 +291,7 @@ def _roll_back(desk: Desk, who: str, reason: str) -> Json:
         return row | {"state": "asked"}
     if not answer["ok"]:
         raise RecipeError(str(answer["error"]))
-    wait_until_active(settings, name, version.sha256)
+    wait_until_active(settings, name, wanted.sha256)
     took_s = round(time.monotonic() - began_at, 2)
     return row | {"state": "active", "took_s": took_s, "parity": _parity(settings, name)}
 

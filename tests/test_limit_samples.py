@@ -18,10 +18,12 @@ from other_models import SHIPPED, leaning_model
 from PIL import Image
 from station_rig import Rig, start_vqi, vqi, wait_until
 from test_recipe_switch import EndedFeed
+from typer.testing import CliRunner
 
 from models.card import sha256_of
 from models.classifier import Classifier
 from station.candidate import measure_samples
+from station.cli.recipe_samples import app as app_of_samples
 from station.config import ConfigError, Loaded, load_configuration, load_recipe
 from station.control import send_command
 from station.inspection import Inspector
@@ -241,6 +243,22 @@ def test_check_says_what_a_model_makes_of_them(rig: Rig) -> None:
     shutil.move(lenient, store / "lenient")
     stored = ("recipe", "samples", "check", "--config", config, "--model", "lenient", "--json")
     assert vqi(*stored).stdout == done.stdout, "by its id in the station's store"
+
+
+def test_another_model_is_checked_at_its_own_limits(rig: Rig) -> None:
+    """By those of the recipe in force it would fail no plate, and pass none."""
+    rig.threshold = 1.0
+    rig.recipe_lines = "unsure_above = 1e-9\n" + rig.recipe_lines
+    config, other = str(rig.write()), leaning_model(rig.folder / "other", 0.01)
+
+    def check(*more: str) -> tuple[int, set[str]]:
+        words = ("check", "--config", config, "--json", *more)
+        done = CliRunner().invoke(app_of_samples, words)
+        return done.exit_code, {json.loads(line)["verdict"] for line in done.stdout.splitlines()}
+
+    assert check() == (1, {"UNDECIDED"})
+    assert check("--model", str(other)) == (0, {"PASS", "FAIL"})
+    assert check("--model", str(other), "--threshold", "1") == (1, {"PASS"})
 
 
 # --- a station's life -----------------------------------------------------------------------------

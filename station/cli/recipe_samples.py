@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -35,6 +36,7 @@ from station.limit_samples import (
 from station.log_reader import Reader
 from station.model_store import ModelStore
 from station.precision import load_classifier
+from station.product import limits_of
 from station.qms import StoreError
 from station.recipe_desk import Desk
 from station.recipes import RecipeError
@@ -121,10 +123,10 @@ def check(
     loaded = load_or_exit(config)
     with exit_on_config_error():
         try:
-            product = _with(Desk.at(loaded).load(recipe), threshold)
+            product = Desk.at(loaded).load(recipe)
             if samples_folder(product) is None:
                 fail(f"{product.source}: no [limit_samples] folder")
-            classifier = _classifier(loaded, product, model)
+            product, classifier = _judging(loaded, product, model, threshold)
             shown = show_offline(product, classifier, loaded.value.camera.pixel_pitch_mm)
         except (RecipeError, ModelError, SamplesError) as error:
             fail(str(error))
@@ -136,19 +138,25 @@ def check(
     raise typer.Exit(0 if all(one.is_right for one in shown) else 1)
 
 
-def _with(recipe: Loaded[Recipe], threshold: float | None) -> Loaded[Recipe]:
-    if threshold is None:
-        return recipe
-    model = recipe.value.model.model_copy(update={"threshold": threshold})
-    return Loaded(recipe.value.model_copy(update={"model": model}), recipe.source, recipe.sha256)
-
-
-def _classifier(
-    loaded: Loaded[Configuration], recipe: Loaded[Recipe], model: str | None
-) -> Classifier:
+def _judging(
+    loaded: Loaded[Configuration],
+    recipe: Loaded[Recipe],
+    model: str | None,
+    threshold: float | None,
+) -> tuple[Loaded[Recipe], Classifier]:
+    """By the recipe's own model, or by another one at that one's own limits. Raises `ConfigError`,
+    `ModelError`."""
     if model is None:
-        return load_classifier(loaded, recipe, 1).classifier
-    return Classifier.load(ModelStore.of(loaded.value).named(model))
+        given = recipe if threshold is None else _with(recipe, threshold=threshold)
+        return given, load_classifier(loaded, given, 1).classifier
+    classifier = Classifier.load(ModelStore.of(loaded.value).named(model))
+    fails_above, unsure_above = limits_of(loaded.value, classifier.card, None, threshold)
+    return _with(recipe, threshold=fails_above, unsure_above=unsure_above), classifier
+
+
+def _with(recipe: Loaded[Recipe], **limits: float | None) -> Loaded[Recipe]:
+    model = recipe.value.model.model_copy(update=limits)
+    return replace(recipe, value=recipe.value.model_copy(update={"model": model}))
 
 
 def _words(one: Shown) -> str:

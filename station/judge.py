@@ -39,6 +39,12 @@ class Judge:
     None where `threshold` alone divides."""
 
     @property
+    def recipe_threshold(self) -> float:
+        """What the recipe says, or its model's card: of fp32, whatever precision judges."""
+        own = self.recipe.value.model.threshold
+        return self.classifier.threshold if own is None else own
+
+    @property
     def seen_above(self) -> float:
         """Tiles with a higher score say where."""
         unsure = self.unsure_above

@@ -220,7 +220,8 @@ def _message(number: int, body: ResultBody, work: PlateWork, context: Context) -
         "judging": {
             "judging_model_id": body.model_id,
             "judging_model_sha256": body.model_sha256,
-            "judging_threshold": body.threshold,
+            # Not of its precision: a promotion asks about what recipes say.
+            "judging_threshold": work.judge.recipe_threshold,
             "recipe_id": body.recipe_id,
             "recipe_version": body.recipe_version,
             "recipe_sha256": body.recipe_sha256,

@@ -734,6 +734,7 @@ class ShadowBody(Body):
     judging_model_id: str
     judging_model_sha256: str
     judging_threshold: float
+    """The recipe's, or its model's card's: of fp32, whatever precision judged."""
     recipe_id: str
     recipe_version: int
     recipe_sha256: str

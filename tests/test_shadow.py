@@ -21,16 +21,18 @@ from station_rig import Rig, check_conservation, children, vqi, wait_until
 from test_qms import result
 from typer.testing import CliRunner
 
-from models.classifier import Classifier
+from models.classifier import Classifier, Variant
 from models.registry import shipped_model
 from station.certificate import rows_of_certificate
 from station.cli.model_shadow import app
 from station.config import load_configuration
+from station.judge import Judge
+from station.lending import _message
 from station.log_reader import Filter, Reader
 from station.log_verify import verify
 from station.offline import cut_picture, plate_of
 from station.processes import process_figures
-from station.product import geometry_of, load_product
+from station.product import configured_judging, geometry_of, load_product
 from station.qms import Store
 from station.quality import proportion
 from station.record import (
@@ -569,6 +571,27 @@ def test_a_plate_that_the_candidate_doubts_is_none_that_it_passes(
         )
         assert judgement is not None
         assert (judgement.verdict, judgement.reason) == (verdict, reason)
+
+
+def test_plates_are_said_to_be_judged_at_the_recipes_threshold_in_any_precision(
+    config: Path,
+) -> None:
+    """A promotion is about the versions' own: a gate may have moved it for the precision."""
+    loaded = load_configuration(str(config))
+    recipe = load_product(loaded)
+    own = configured_judging(loaded.value).threshold
+    classifier = Classifier.load(shipped_model(MODEL), variant=Variant("fp32", own / 2, ()))
+    judge = Judge.of(recipe, classifier)
+    assert judge.threshold == own / 2
+    plate = SimpleNamespace(lines=1, length_px=1, region_lines=1)
+    work: Any = SimpleNamespace(plate=plate, judge=judge)
+    context: Any = SimpleNamespace(geometry=geometry_of(recipe, 0.1, 768))
+    body = result(1, Verdict.PASS, threshold=judge.threshold)
+    assert _message(1, body, work, context)["judging"]["judging_threshold"] == own
+    given = recipe.value.model.model_copy(update={"threshold": 0.25})
+    value = recipe.value.model_copy(update={"model": given})
+    work.judge = Judge.of(replace(recipe, value=value), classifier)
+    assert _message(1, body, work, context)["judging"]["judging_threshold"] == 0.25
 
 
 def test_what_a_promotion_counts_has_the_threshold_to_the_last_bit(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class Plan(Part):
     """The log as it was: no later result is looked at. Reviews are those that stand once all plates
     are replayed."""
     sample_seed: str
-    """Drawn before anybody saw a flip: by it a sample of them is chosen."""
+    """Drawn before the run showed a flip: by it a sample of them is chosen."""
     began_at: str
 
 

@@ -127,6 +127,14 @@ class Comparison:
         return drawn(self.sample_seed, drawable, count)
 
     @property
+    def to_be_seen(self) -> tuple[str, ...]:
+        """Flips that no sample stands for, in order of risk: those that a person judged to be
+        defective, and of the others all, or the sample that is large enough."""
+        drawable = [name for name in self.to_sign if name not in self.confirmed]
+        sample = drawn(self.sample_seed, drawable, LEAST_SAMPLE)
+        return tuple(name for name in self.to_sign if name in self.confirmed or name in sample)
+
+    @property
     def missing(self) -> tuple[str, ...]:
         """Why nothing may rest on it yet; empty if it is complete."""
         found = []

@@ -218,8 +218,10 @@ def _measured(row: Row) -> Row:
 
 
 def _compared(active: Judging, wanted: Judging, rows: Sequence[Row]) -> Shown:
-    """The last comparison on enough plates of this product; what anybody called an escape in an
-    earlier one stands until another person has withdrawn it."""
+    """The last comparison on enough plates of this product. What an earlier one lists is to be
+    looked at, too, signed in whichever of them: else it could be made again until its seed draws a
+    sample that suits. What anybody called an escape there stands until another person has withdrawn
+    it."""
     of_pair = [
         one
         for one in comparisons.register(rows).known.values()
@@ -227,11 +229,15 @@ def _compared(active: Judging, wanted: Judging, rows: Sequence[Row]) -> Shown:
     ]
     if not of_pair:
         return Shown("compare", f"not compared with {active.name}: `vqi model compare`")
+    seen = {name for one in of_pair for name in one.by_result}
     for earlier in of_pair[:-1]:
         if earlier.escapes:
             words = f"{earlier.escapes[0]}: called an escape in {earlier.sha256[:12]}"
             advice = "another person may withdraw it: `vqi model sign-flip`"
             return Shown("compare", f"{words}; {advice}")
+        if unseen := [name for name in earlier.to_be_seen if name not in seen]:
+            words = f"{len(unseen)} flips of {earlier.sha256[:12]}, compared before, not signed yet"
+            return Shown("compare", f"{words}: `vqi model sign-flip`, one by one or by its sample")
     return _compared_last(of_pair[-1], active.asks.compare_plates, wanted.recipe_id)
 
 

@@ -212,6 +212,26 @@ def test_a_stated_sample_stands_for_flips_that_nobody_judged_defective() -> None
     assert "not signed" in missing([*rows, few])["compare"]
 
 
+def test_no_comparison_is_made_again_until_a_sample_suits() -> None:
+    """Each draws a seed of its own; what it drew is looked at, signed in whichever of them."""
+    flips = [f"s-{number}" for number in range(100)]
+    rows = [*SHOWN[:3], *SHOWN[5:], compared(flips, flips[:1])]
+    rows.append(compared(flips, flips[:1], sample_seed=32 * "1", **LATER))
+    first, second = comparisons.register(rows).known.values()
+    assert set(first.sample(59)) != set(second.sample(59))
+    of_second = {"comparison": second.sha256}
+    rows += [signed([*second.sample(59)], sample="59", **of_second), signed(flips[:1], **of_second)]
+    assert comparisons.register(rows).known[second.sha256].is_complete
+    left = len(set(first.sample(59)) - set(second.sample(59)))
+    assert f"{left} flips of {first.sha256[:12]}, compared before" in missing(rows)["compare"]
+    escape = signed([first.sample(59)[-1]], "escape")
+    assert "called an escape" in missing([*rows, escape])["compare"]
+    rows.append(compared(["s-1"], [], a_threshold="0.3", report_sha256=64 * "e"))
+    assert missing([*rows, signed([*first.sample(59)], sample="59")]) == {}, "other limits, no pair"
+    one_by_one = [signed([name], **of_second) for name in first.sample(59)]
+    assert missing([*rows, *one_by_one]) == {}
+
+
 def version(number: int, model: str, asks: str = "", who: str = "ann") -> Json:
     text = f'id = "r"\nversion = {number}\n[model]\nsha256 = "{model}"\nthreshold = 0.5\n{asks}'
     detail = {"id": "r", "version": str(number), "reason": "because", "toml": text}

@@ -72,8 +72,8 @@ class PairedTest(Part):
     plates: int
     only_a: int
     only_b: int
-    p_value: float
-    """Two-sided, binomial; 1 where they never differ."""
+    p_value: float | None
+    """Two-sided, binomial; 1 where they never differ, None where no test is made."""
 
 
 class Figures(Part):
@@ -149,7 +149,7 @@ def figures(plates: Sequence[Replayed]) -> Figures:
         largest_difference=max(differences, default=None),
         unplayed=tuple(unplayed_counts(plates)),
         strata=tuple(_strata(plates)),
-        tests=tuple(_tests(played)),
+        tests=tuple(_tests(plates)),
         recipes=dict(sorted(Counter(plate.recipe for plate in played).items())),
     )
 
@@ -211,16 +211,11 @@ def _share(count: int, of: int) -> Share:
     return Share(count=count, of=of, low=interval.low, high=interval.high)
 
 
-def _tests(played: Sequence[Replayed]) -> list[PairedTest]:
-    drawn = [plate for plate in played if plate.is_drawn]
+def _tests(plates: Sequence[Replayed]) -> list[PairedTest]:
+    played = [plate for plate in plates if not plate.unplayed]
     judged = [plate for plate in played if plate.reviewed in (Verdict.PASS, Verdict.FAIL)]
     return [
-        _paired(
-            "passes, of plates drawn before their verdict",
-            "a random sample of all plates: whether one model passes more than the other",
-            drawn,
-            _passes,
-        ),
+        _drawn_test(plates),
         _paired(
             "right, of plates that people judged",
             "people look at failed plates more often: whether one model agrees with them more",
@@ -234,6 +229,25 @@ def _tests(played: Sequence[Replayed]) -> list[PairedTest]:
             _passes,
         ),
     ]
+
+
+def _drawn_test(plates: Sequence[Replayed]) -> PairedTest:
+    """No test where one of them is gone: passed plates' pictures are removed before failed ones',
+    so that those left are no random sample."""
+    drawn = [
+        plate for plate in plates if plate.is_drawn and not is_of_the_strip(plate.recorded.reason)
+    ]
+    found = _paired(
+        "passes, of plates drawn before their verdict",
+        "a random sample of all plates: whether one model passes more than the other",
+        [plate for plate in drawn if not plate.unplayed],
+        _passes,
+    )
+    if found.plates == len(drawn):
+        return found
+    lost = f"{len(drawn) - found.plates} of {len(drawn)} could not be replayed"
+    says = f"{lost}; the others are no random sample of all plates, and no test is made"
+    return found.model_copy(update={"says": says, "p_value": None})
 
 
 def _passes(plate: Replayed, verdict: Verdict) -> bool:

@@ -313,6 +313,21 @@ def test_drawn_plates_whose_pictures_went_say_nothing_of_all() -> None:
     assert passed.to_pass_of_all is passed.from_pass_of_all is None
 
 
+def test_no_fair_test_is_made_of_drawn_plates_some_of_which_went() -> None:
+    """Pictures of passed plates are removed first: failed ones would weigh more."""
+    plates = [plate(n, "FP" if n < 8 else "PP", is_drawn=True) for n in range(12)]
+    of_the_strip = plate(12, "UU", is_drawn=True, unplayed="undecided: gap")
+    said = of_the_strip.recorded.model_copy(update={"reason": Reason.GAP})
+    plates.append(of_the_strip.model_copy(update={"recorded": said}))
+    fair = figures(plates).tests[0]
+    assert (fair.plates, fair.p_value) == (12, pytest.approx(2 / 2**8)), "no model decides the gap"
+    gone = plate(13, "PP", is_drawn=True, unplayed="picture removed by a rule")
+    fair, _, everything = figures([*plates, gone]).tests
+    assert (fair.plates, fair.only_a, fair.only_b, fair.p_value) == (12, 0, 8, None)
+    assert "1 of 13 could not be replayed" in fair.says
+    assert everything.p_value is not None, "it only describes"
+
+
 # --- a real station's plates ----------------------------------------------------------------------
 
 

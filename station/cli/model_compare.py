@@ -199,7 +199,8 @@ def _say_summary(report: Report, folder: Path, row: int) -> None:
                 f"{one.to_pass.count}{reach}"
             )
     for test in found.tests:
-        say(f"  McNemar, {test.name}: A {test.only_a}, B {test.only_b}, p {test.p_value:.3g}")
+        found_p = test.says if test.p_value is None else f"p {test.p_value:.3g}"
+        say(f"  McNemar, {test.name}: A {test.only_a}, B {test.only_b}, {found_p}")
     say(f"  replay: {', '.join(f'{count} {name}' for name, count in found.agreement.items())}")
     for verdict, why, count in found.unplayed:
         say(f"  not replayed: {count} {verdict}, {why}")

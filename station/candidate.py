@@ -17,7 +17,7 @@ from models.classifier import Classifier
 from models.runtimes import CHUNK_TILES, TILE_PX
 from station.config import Configuration, Loaded, Recipe
 from station.ipc import Json
-from station.limit_samples import load_samples, show_offline
+from station.limit_samples import load_samples, show_samples
 from station.log_reader import Reader
 from station.msa import wilson
 from station.offline import PictureInspector
@@ -162,7 +162,8 @@ def measure_samples(
         wanted = replace(wanted, value=value)
     digest, samples = load_samples(wanted)
     classifier = load_classifier(configuration, wanted, 1).classifier
-    shown = show_offline(wanted, classifier, configuration.value.camera.pixel_pitch_mm)
+    pitch_mm = configuration.value.camera.pixel_pitch_mm
+    shown = show_samples(samples, wanted, classifier, pitch_mm)
     wrong = [one.text for one in shown if not one.is_right]
     problem = f"{'; '.join(wrong[:3])} ({len(wrong)} of {len(shown)})" if wrong else ""
     expected = Counter(one.expected for one in samples)

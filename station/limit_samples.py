@@ -221,9 +221,22 @@ def show_offline(
     `ConfigError`."""
     if samples_folder(recipe) is None:
         return ()
+    samples = load_samples(recipe)[1]
+    return show_samples(samples, recipe, classifier, pixel_pitch_mm, scan_line_px)
+
+
+def show_samples(
+    samples: Sequence[Sample],
+    recipe: Loaded[Recipe],
+    classifier: Classifier,
+    pixel_pitch_mm: float,
+    scan_line_px: int | None = None,
+) -> tuple[Shown, ...]:
+    """As `show_offline`, of a list that was loaded already: what is said of it is said of the very
+    one that was shown. Raises `ConfigError`."""
     inspector = PictureInspector(recipe, classifier, pixel_pitch_mm, threads=1)
     shown = []
-    for sample in load_samples(recipe)[1]:
+    for sample in samples:
         read = _read(sample)
         if "problem" in read:
             shown.append(_not_shown(sample, read["problem"]))
@@ -267,8 +280,8 @@ def run_aside(
     sha256, shown, problem = "", tuple[Shown, ...](), ""
     try:
         if samples_folder(recipe) is not None:
-            sha256 = load_samples(recipe)[0]
-            shown = show_offline(recipe, classifier, pixel_pitch_mm, scan_line_px)
+            sha256, samples = load_samples(recipe)
+            shown = show_samples(samples, recipe, classifier, pixel_pitch_mm, scan_line_px)
     except SamplesError as error:
         problem = str(error)
     except Exception as error:  # noqa: BLE001  it keeps plates from being judged, not a roll-back

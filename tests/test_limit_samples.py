@@ -222,6 +222,26 @@ def test_a_gate_binds_the_pictures_of_whatever_list_it_is_given(rig: Rig) -> Non
         measure_samples(loaded, recipe, other)
 
 
+def test_a_gate_shows_the_very_list_that_it_names(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever lies there by the time the model is loaded."""
+    loaded, recipe = recipe_of(rig)
+    folder = Path(shutil.copytree(rig.folder / "samples", rig.folder / "other"))
+    text = (folder / SAMPLES_FILE).read_text()
+    turned = text.replace("PASS", "GOOD").replace("FAIL", "PASS").replace("GOOD", "FAIL")
+
+    def exchanged(*given: Any) -> Any:
+        (folder / SAMPLES_FILE).write_text(turned)
+        return load_classifier(*given)
+
+    monkeypatch.setattr("station.candidate.load_classifier", exchanged)
+    shown = measure_samples(loaded, recipe, folder)
+    assert (shown["problem"], shown["words"]) == ("", "2 fail and 2 pass as they should")
+    assert shown["samples_sha256"] == sha256_of(text.encode())
+    assert (folder / SAMPLES_FILE).read_text() == turned
+
+
 def test_a_sum_without_a_folder_is_a_mistake(rig: Rig) -> None:
     rig.recipe_lines = f'[limit_samples]\nsha256 = "{"0" * 64}"\n'
     with pytest.raises(ConfigError, match="left out"):

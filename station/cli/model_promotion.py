@@ -105,7 +105,7 @@ def promote(
         classifier.self_test()
         draft = _draft(desk, recipe, folder, classifier.card)
         if threshold is None:
-            value, chosen_by = _choose(desk, draft, folder, plates, false_reject_target, seed)
+            value, chosen_by = _choose(desk, draft, classifier, plates, false_reject_target, seed)
         else:
             value, chosen_by = threshold, f"given by {name}: {reason}"
         bound = draft.model.model_copy(update={"threshold": value})
@@ -150,9 +150,10 @@ def _draft(desk: Desk, recipe_id: str, folder: Path, card: ModelCard) -> Recipe:
 
 
 def _choose(
-    desk: Desk, draft: Recipe, folder: Path, plates: int, target: float, seed: int
+    desk: Desk, draft: Recipe, classifier: Classifier, plates: int, target: float, seed: int
 ) -> tuple[float, str]:
-    """The plate-level threshold, and on what it was chosen. Raises `RecipeError`."""
+    """The plate-level threshold of this very classifier, and on what it was chosen. Raises
+    `RecipeError`."""
     try:
         from station.cli.plates import shown
         from station.plates import TooFewPlates, choose_threshold, score_plates
@@ -168,7 +169,7 @@ def _choose(
         if width is None:
             width = round(draft.plate.width_mm / pitch_mm) + 2 * _BELT_PX
         source = PlateSource(draft, pitch_mm, width)
-        scores = shown(score_plates(source, Classifier.load(folder), plates, seed), plates)
+        scores = shown(score_plates(source, classifier, plates, seed), plates)
         chosen = choose_threshold(scores, target)
     except (ValueError, TooFewPlates, SynthesisError) as error:
         raise RecipeError(f"the threshold cannot be chosen: {error}") from error

@@ -325,6 +325,8 @@ class LimitSamples:
         self._current: Showing | None = None
         self.state: State = "none" if samples_folder(recipe) is None else "due"
         self._cause = "start"
+        self._asked_meanwhile = ""
+        """Cause of another run, asked for while one was under way; empty if none was."""
         self._shift = ""
         self._since = time.monotonic()
         self._last: Run | None = None
@@ -366,17 +368,25 @@ class LimitSamples:
         }
 
     def ask(self, cause: str) -> str:
-        """They are due again; why not, empty if they are."""
+        """They are due again, or once the run that is under way has ended; why not, empty if they
+        are."""
         if self.state == "none":
             return "the recipe names no limit samples ([limit_samples] folder)"
-        if self.state != "running":
+        if self.state == "running":
+            self._asked_meanwhile = cause
+        else:
             self.state, self._cause, self._since = "due", cause, time.monotonic()
+            self._asked_meanwhile = ""
         return ""
 
     def turn(self, shift: str) -> None:
-        """A shift goes on, or has begun."""
+        """A shift goes on, or has begun; a run that was asked for during another is due."""
+        if self.state not in ("passed", "failed"):
+            return
         is_asked = self._recipe.value.limit_samples.at_shift_start
-        if is_asked and self.state in ("passed", "failed") and shift != self._shift:
+        if self._asked_meanwhile:
+            self.ask(self._asked_meanwhile)
+        elif is_asked and shift != self._shift:
             self.ask(f"shift {shift}")
 
     def is_to_begin(self, is_belt_empty: bool) -> bool:
@@ -410,7 +420,9 @@ class LimitSamples:
         with the classifier that judges now. A run that was begun with the former one is dropped."""
         self._recipe, self._shift = recipe, run.shift
         self.state, self._current = "none", None
-        if samples_folder(recipe) is not None:
+        if samples_folder(recipe) is None:
+            self._asked_meanwhile = ""
+        else:
             self.settle(run)
 
     def settle(self, run: Run) -> None:

@@ -539,6 +539,29 @@ def test_no_other_judge_is_taken_up_before_the_starts_own_samples_have_ended(
         assert "ask again" not in station._control_command(op, "eve", "", text)["error"]
 
 
+@pytest.mark.parametrize("comes_to", ["", "it is gone"])
+def test_what_is_asked_for_during_a_run_follows_it(asking: tuple[Any, Any], comes_to: str) -> None:
+    """A sample may be restored after it was read."""
+    station = station_of(asking)
+    station._on_started()
+    samples, shown = station._samples, Shown("a", "", Verdict.FAIL, Verdict.FAIL, None, 0.9)
+
+    def ends(cause: str, problem: str) -> None:
+        assert (samples.state, samples._cause) == ("running", cause)
+        run = Run(cause, station.shift, "", (shown,), problem)
+        station._dispatch(SamplesShown(samples._current, run))
+        station._outbox.waiting.pop()({})
+        assert samples.state == ("failed" if problem else "passed"), "until it is shown again"
+        assert ("limit_samples" in station._problems) is bool(problem)
+        station._turn_samples()
+
+    assert station._control_command("limit_samples", "eve", "", "")["ok"]
+    ends("start", comes_to)
+    ends("asked for by eve", "")
+    assert samples.may_judge
+    assert station._state is StationState.OPERATIONAL, "none follows that nobody asked for"
+
+
 def judge_by(asking: tuple[Loaded[Any], Loaded[Any]], folder: Path | None = None) -> Judge:
     loaded, recipe = asking
     shipped = load_classifier(loaded, recipe, 1).classifier

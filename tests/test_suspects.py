@@ -15,9 +15,18 @@ pytest.importorskip("torch", reason="needs the train extra")
 
 import cv2
 
-from models.training.data import DataError, labels_of, load_tiles, read_folder
+from models.training.data import DataError, labels_of, load_tiles, picture_sha256, read_folder
+from models.training.plate_limits import out_of_fold
 from models.training.suspects import Voter, feature_voters, rank, run_voters, tables_of
-from models.training.train import Plan, recipes_for, train
+from models.training.train import (
+    Plan,
+    learned_by,
+    pictures_seen,
+    read_summary,
+    recipes_for,
+    refuse_seen_folds,
+    train,
+)
 from station.cli.model import app
 
 Json = dict[str, Any]
@@ -30,15 +39,13 @@ class Quiet:
     def advance(self, batches: int = 1) -> None: ...
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dot lattice; every other tile has a scratch; three labels are turned round."""
-    root = tmp_path_factory.mktemp("noisy")
-    rng = np.random.default_rng(5)
+def write_tiles(root: Path, count: int, seed: int) -> None:
+    """A dot lattice; every other tile has a scratch; some labels are turned round."""
+    rng = np.random.default_rng(seed)
     with (root / "labels.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["file", "label", "split", "group"])
-        for n in range(TILES):
+        for n in range(count):
             tile = np.full((224, 224), 110, np.uint8)
             tile[4::12, 4::12] = 190
             if n % 2:
@@ -48,6 +55,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             cv2.imwrite(str(root / f"{n:02}.png"), tile)
             label = (n % 2) ^ (n in PLANTED)
             table.writerow([f"{n:02}.png", label, "train", f"part{n // 2}"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("noisy")
+    write_tiles(root, TILES, 5)
     with (root / "provenance.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["file", "result_id", "reviewers", "reason", "review_row"])
@@ -104,6 +117,55 @@ def test_a_trainings_out_of_fold_scores_vote(folder: Path, tmp_path: Path) -> No
             run_voters(run, read_folder(folder))
     finally:
         path.write_text(text)
+
+
+def test_folds_that_began_with_what_had_learned_from_them_have_no_voice(
+    folder: Path, tmp_path: Path
+) -> None:
+    """A network that saw the held-out tiles before knows their wrong labels by heart."""
+
+    def run_of(data: Path, name: str, *begin: str) -> Path:
+        run = tmp_path / name
+        asked = ["train", "--data", str(data), "--out", str(run), "--seeds", "1", "--epochs", "1"]
+        done = CliRunner().invoke(app, [*asked, "--recipe", "contrast, pre-trained", *begin])
+        assert done.exit_code == 0, done.output
+        return run
+
+    others = tmp_path / "others"
+    others.mkdir()
+    write_tiles(others, 24, 6)
+    before = run_of(others, "before")
+    unseen = run_of(folder, "unseen", "--init", str(before))
+    samples = read_folder(folder)
+    assert read_summary(unseen)["init"]["pictures_seen"] == 0
+    assert len(run_voters(unseen, samples)) == 1
+    known = {picture_sha256(sample) for sample in (*read_folder(others), *samples)}
+    assert learned_by(unseen) == known
+
+    for data in (folder, others):  # what it began with counts, and what that began with
+        again = run_of(data, f"again-{data.name}", "--init", str(unseen))
+        said = f"learned from {len(read_folder(data))} of its pictures, so that none is unseen"
+        with pytest.raises(DataError, match=said):
+            run_voters(again, read_folder(data))
+        with pytest.raises(DataError, match=said):
+            out_of_fold(data, again, read_summary(again))
+
+
+@pytest.mark.parametrize(
+    ("said", "seen"),
+    [
+        ({"command": "vqi model train --data D"}, 0),
+        ({"command": "vqi model train --data D --init models/own"}, None),
+        ({"command": "", "init": {"name": "models/own", "pictures_seen": None}}, None),
+    ],
+)
+def test_a_beginning_of_which_nobody_knows_what_it_learned_from_is_refused(
+    tmp_path: Path, said: Json, seen: int | None
+) -> None:
+    assert pictures_seen(said) == seen
+    if seen is None:
+        with pytest.raises(DataError, match=r"nobody knows .* train again without --init"):
+            refuse_seen_folds(tmp_path, said)
 
 
 def test_the_better_voter_leads_and_one_that_knows_nothing_is_silent() -> None:

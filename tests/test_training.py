@@ -52,6 +52,7 @@ from models.training.train import (  # noqa: E402
     LARGE,
     LEARNED_FILE,
     RECIPES,
+    Beginning,
     Plan,
     _judge,
     calibrate,
@@ -575,10 +576,9 @@ def test_weights_of_another_network_are_not_begun_with(folder: Path, tmp_path: P
     with pytest.raises(DataError, match="another network"):
         load_weights(build("lightdefectnet", "raw", 1), tmp_path / "other.pt")
     begun = replace(PLAIN, name="begun", is_pretrained=True)
+    nothing = Beginning("none", tmp_path / "none.pt", frozenset())
     with pytest.raises(DataError, match="no weights to begin with"):
-        train(
-            plan(folder, tmp_path / "run", recipes=(begun,), init=tmp_path / "none.pt"), "", Quiet()
-        )
+        train(plan(folder, tmp_path / "run", recipes=(begun,), init=nothing), "", Quiet())
 
 
 def test_other_weights_to_begin_with_are_another_run(folder: Path, tmp_path: Path) -> None:

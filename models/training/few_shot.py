@@ -63,17 +63,18 @@ def train_few(plan: Plan, command: str, progress: Progress) -> dict[str, Any]:
         "weights": [f"{_AVERAGE}/weights.pt"],
         "zero_shot_auroc": {name: round(area, 4) for name, area in areas.items()},
     }
-    write_result(plan.run, known, summary)
+    write_result(plan.run, known, summary, plan.init)
     return summary
 
 
 def _front_ends(plan: Plan) -> list[str]:
     """Weights to begin with know one front end."""
-    return [*FRONT_ENDS] if plan.init is None else [front_end_of(plan.init)]
+    return [*FRONT_ENDS] if plan.init is None else [front_end_of(plan.init.weights)]
 
 
 def _as_it_is(front_end: str, plan: Plan, known: list[Any]) -> float:
     """AUROC of the weights to begin with."""
     network = build(OURS, front_end, 1)
-    load_weights(network, plan.init or pretrained_weights(front_end))
+    begin = plan.init.weights if plan.init else pretrained_weights(front_end)
+    load_weights(network, begin)
     return auroc(labels_of(known), predict(network, load_tiles(known)))

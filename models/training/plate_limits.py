@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from models.training.data import DataError, data_sha256, labels_of, read_folder, read_splits
 from models.training.evaluate import Figure, order_statistic, rate
 from models.training.fit import RESULT_FILE
-from models.training.train import LEARNED, cut_folds, fold_name
+from models.training.train import LEARNED, cut_folds, fold_name, refuse_seen_folds
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,7 @@ def out_of_fold(
     Raises `DataError`."""
     if data_sha256(read_folder(data)) != summary["data_sha256"]:
         raise DataError(f"{data}: not what {run} was trained on, or changed since")
+    refuse_seen_folds(run, summary)
     known = read_splits(data, *LEARNED)
     folds = cut_folds(known, summary["seeds"][0])
     if len(folds) == 1:

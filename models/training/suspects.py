@@ -39,6 +39,7 @@ from models.training.train import (
     cut_folds,
     hand_model,
     read_summary,
+    refuse_seen_folds,
 )
 
 Floats = NDArray[np.float64]
@@ -106,10 +107,11 @@ def run_voters(run: Path, samples: Sequence[Sample]) -> list[Voter]:
     """The out-of-fold scores that a run of `vqi model train` left: one voter for each recipe that
     it tried, the mean log odds over the second half of its epochs (the area under the margin of
     Pleiss et al., 2020, but of tiles that are held out). Raises `DataError` for a run of other
-    data or labels."""
+    data or labels, or one that began with what had learned from them."""
     summary, known = read_summary(run), select(samples, *LEARNED)
     if summary["data_sha256"] != data_sha256(samples):
         raise DataError(f"{run}: trained on other pictures, labels or splits; train it again")
+    refuse_seen_folds(run, summary)
     name, labels = f"{run.name}", labels_of(samples)
     if summary["network"] == HAND:
         scores = hand_model(Path(summary["data"])).out_of_fold

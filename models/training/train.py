@@ -28,6 +28,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import nn
 
+from models.card import sha256_of
 from models.registry import shipped_weights
 from models.training.baselines import BASELINES
 from models.training.data import (
@@ -57,7 +58,8 @@ from models.training.networks import EXPLORED, HAND, NETWORKS, OURS, build
 
 SUMMARY_FILE = "summary.json"
 LEARNED_FILE = "learned.txt"
-"""The sha256 of each picture that was trained on: it cannot test the run."""
+"""The sha256 of each picture that was trained on, also before the run, by what it began with: it
+cannot test the run."""
 LEARNED = ("train", "val")
 """Splits that a training looks at; `test` is none of them."""
 FOLDS = 4
@@ -107,6 +109,26 @@ BASELINE_RECIPES = (
 
 
 @dataclass(frozen=True, slots=True)
+class Beginning:
+    """Weights that a training begins with, instead of the shipped ones."""
+
+    name: str
+    """Of the run or model, as it was given."""
+    weights: Path
+    learned: frozenset[str] | None
+    """The sha256 of each picture that they learned from, beyond the shipped ones'; None if nobody
+    knows."""
+
+    def row(self, known: Sequence[Sample]) -> dict[str, Any]:
+        """For the summary of a run on these pictures."""
+        seen = None
+        if self.learned is not None:
+            seen = sum(picture_sha256(sample) in self.learned for sample in known)
+        sha256 = sha256_of(self.weights.read_bytes())
+        return {"name": self.name, "sha256": sha256, "pictures_seen": seen}
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """One run of `train`."""
 
@@ -117,8 +139,7 @@ class Plan:
     recipes: tuple[TrainingRecipe, ...] = RECIPES
     epochs: int | None = None
     """None: by the number of tiles."""
-    init: Path | None = None
-    """File of weights to begin with, instead of the shipped ones."""
+    init: Beginning | None = None
     spec: Spec | None = None
     """Of an explored network."""
 
@@ -199,7 +220,7 @@ def train(plan: Plan, command: str, progress: Progress) -> dict[str, Any]:
     fits = _final_fits(work, choice)
     results = work.run_all(fits, "training")
     summary = _summary(work, samples, choice, candidates, fits, results, command)
-    write_result(plan.run, known, summary)
+    write_result(plan.run, known, summary, plan.init)
     return summary
 
 
@@ -276,6 +297,40 @@ def weights_file(run: Path) -> Path:
     return run / summary["weights"][0]
 
 
+def pictures_seen(summary: dict[str, Any]) -> int | None:
+    """How many of a run's pictures its folds began with knowledge of (--init): what they hold out
+    of these is not unseen. None if nobody knows."""
+    if "init" in summary:
+        seen: int | None = summary["init"]["pictures_seen"]
+        return seen
+    return None if "--init" in summary["command"] else 0  # summaries did not always say it
+
+
+def refuse_seen_folds(run: Path, summary: dict[str, Any]) -> None:
+    """Raises `DataError` for a run whose out-of-fold scores may be of pictures that the weights
+    knew."""
+    seen = pictures_seen(summary)
+    if seen == 0:
+        return
+    name = summary.get("init", {}).get("name", "another model")
+    what = "of which nobody knows what it learned from"
+    if seen is not None:
+        what = f"which had learned from {seen} of its pictures"
+    raise DataError(
+        f"{run}: its folds began with {name}, {what}, so that none is unseen; train again without "
+        "--init, or with --init and a run of other pictures (`vqi model collect --since`)"
+    )
+
+
+def learned_by(run: Path) -> frozenset[str] | None:
+    """The sha256 of each picture that the weights of a finished run learned from; None if nobody
+    knows. Raises `DataError`."""
+    path = run / LEARNED_FILE
+    if pictures_seen(read_summary(run)) is None or not path.is_file():
+        return None
+    return frozenset(path.read_text().split())
+
+
 def load_network(run: Path, seed: int | None = None) -> nn.Module:
     """The trained network of one seed, the first by default, on the CPU. Raises `DataError`."""
     summary = read_summary(run)
@@ -320,7 +375,8 @@ class _Work:
     def part(self, name: str, recipe: TrainingRecipe, seed: int, held: Any, stop: int) -> _Part:
         init = ""
         if recipe.is_pretrained:
-            init = str(self.plan.init or pretrained_weights(recipe.front_end))
+            begin = self.plan.init
+            init = str(begin.weights if begin else pretrained_weights(recipe.front_end))
         spec = name_of(self.plan.spec) if self.plan.spec else ""
         fit = Fit(name, self.plan.network, recipe, seed, self.epochs(recipe), stop, init, spec)
         out = set(map(int, held))
@@ -558,6 +614,7 @@ def _summary(
     return {
         "network": work.plan.network,
         **({"spec": to_row(work.plan.spec)} if work.plan.spec else {}),
+        **({"init": work.plan.init.row(known)} if work.plan.init else {}),
         "data": str(work.plan.data),
         "data_sha256": data_sha256(samples),
         "good": int((work.labels == 0).sum()),
@@ -592,9 +649,13 @@ def _hours(run: Path) -> float:
     return round(sum(result["seconds"] for result in saved) / 3600, 3)
 
 
-def write_result(run: Path, known: Sequence[Sample], summary: dict[str, Any]) -> None:
-    learned = sorted({picture_sha256(sample) for sample in known})
-    _write_whole(run / LEARNED_FILE, "\n".join(learned).encode())
+def write_result(
+    run: Path, known: Sequence[Sample], summary: dict[str, Any], init: Beginning | None = None
+) -> None:
+    learned = {picture_sha256(sample) for sample in known}
+    if init and init.learned:
+        learned |= init.learned
+    _write_whole(run / LEARNED_FILE, "\n".join(sorted(learned)).encode())
     _write_whole(run / SUMMARY_FILE, json.dumps(summary, indent=2).encode())
 
 

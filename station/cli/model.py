@@ -20,7 +20,7 @@ from rich.progress import Progress as Bar
 
 from models.card import ModelError, write_card
 from models.classifier import Classifier
-from models.registry import find_model
+from models.registry import find_model, list_models
 from station.cli import (
     model_compare,
     model_learn,
@@ -63,6 +63,7 @@ from station.synthesize import (
 
 if TYPE_CHECKING:
     from models.training.fit import TrainingRecipe
+    from models.training.train import Beginning
 
 app = typer.Typer(no_args_is_help=True)
 model_promotion.add_to(app)
@@ -227,7 +228,7 @@ def train_(
                 run=run,
                 network=network,
                 seeds=tuple(range(1, seeds + 1)),
-                recipes=_recipes(recipes_for(network, recipe), init, begin),
+                recipes=_recipes(recipes_for(network, recipe), begin),
                 epochs=epochs,
                 init=begin,
                 spec=found,
@@ -242,26 +243,30 @@ def train_(
 
 
 def _recipes(
-    recipes: tuple[TrainingRecipe, ...], init: str | None, begin: Path | None
+    recipes: tuple[TrainingRecipe, ...], begin: Beginning | None
 ) -> tuple[TrainingRecipe, ...]:
     """Of a model that goes on only those that see what it sees; of a run all, as ever."""
     from models.training.unfold import front_end_of
 
-    if init is None or begin is None or begin.is_relative_to(init):
+    if begin is None or begin.weights.is_relative_to(begin.name):
         return recipes
-    front_end = front_end_of(begin)
+    front_end = front_end_of(begin.weights)
     return tuple(each for each in recipes if each.front_end == front_end) or recipes
 
 
-def _beginning(init: str, data: Path, run: Path) -> Path:
-    """File of the weights of a run, or of a model."""
+def _beginning(init: str, data: Path, run: Path) -> Beginning:
+    """The weights of a run, or of a model."""
     from models.training.data import load_tiles, read_splits
-    from models.training.train import LEARNED, SUMMARY_FILE, weights_file
+    from models.training.train import LEARNED, SUMMARY_FILE, Beginning, learned_by, weights_file
     from models.training.unfold import beginning_of
 
     if (Path(init) / SUMMARY_FILE).is_file():
-        return weights_file(Path(init))
-    return beginning_of(find_model(init), load_tiles(read_splits(data, *LEARNED)), run)
+        return Beginning(init, weights_file(Path(init)), learned_by(Path(init)))
+    model = find_model(init)
+    weights = beginning_of(model, load_tiles(read_splits(data, *LEARNED)), run)
+    # An exported model does not list what it learned from.
+    is_shipped = model.resolve() in {folder.resolve() for folder in list_models().values()}
+    return Beginning(init, weights, frozenset() if is_shipped else None)
 
 
 def _default_run(data: Path, network: str) -> Path:
@@ -269,12 +274,19 @@ def _default_run(data: Path, network: str) -> Path:
 
 
 def _training_words(summary: dict[str, Any]) -> str:
+    from models.training.train import pictures_seen
+
     out_of_fold = summary["out_of_fold"]
+    seen = pictures_seen(summary)
+    why = "Chosen on these pictures"
+    if seen != 0:
+        count = "perhaps some" if seen is None else f"{seen}"
+        why = f"What it began with had learned from {count} of these pictures"
     return (
         f"{summary['recipe']['name']}, epoch {summary['epoch']} of {summary['epochs']}; out of fold"
         f" AUROC {out_of_fold['auroc']:.4f}, accuracy {out_of_fold['accuracy']:.4f} of "
         f"{out_of_fold['samples']} pictures; {summary['cpu_hours']} h on {summary['device']}\n"
-        "Chosen on these pictures, so they flatter: `vqi model evaluate` measures on the others."
+        f"{why}, so they flatter: `vqi model evaluate` measures on the others."
     )
 
 

@@ -6,7 +6,7 @@ Everything comes from the two logs and the labels of the sets; nothing is traine
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,19 +39,23 @@ from models.training.train import calibrate
 
 _RESAMPLES = 2000
 _SEED = 0
+_LEAST_REPEATS = 3
+"""Networks whose folds say what a repetition would."""
 EXPLORED, DRAWN, HAND = "explored", "random search", "hand-made"
 
 
 @dataclass(frozen=True, slots=True)
 class BestOf:
-    """The best merit of an arm's first n short trainings, and where that of n others would lie."""
+    """The best merit of an arm's first n short trainings."""
 
     arm: str
     trainings: int
     id: int
     merit: float
-    low: float
-    high: float
+    interval: tuple[float, float] | None
+    """95 % of the best of n drawn again from the n. Its upper end is the best itself: no draw is
+    above it. None of the search: each of its trainings was chosen by the earlier ones, so that n
+    others would be no draw of these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +106,15 @@ class Report:
     """Rank correlation of each cheap score with the AUROC of the short trainings (Spearman)."""
     zero_cost_trainings: int
     best: tuple[BestOf, ...]
-    over_random: Difference | None
-    """The search's best merit over random search's, of as many trainings, by drawing both arms'
-    trainings again; None before both have any."""
+    over_random: float | None
+    """The search's best merit less random search's, of as many trainings; None before both have
+    any."""
+    repeat_limit: float | None
+    """By which two repetitions of one short training differ at most, in 19 of 20 cases; None while
+    too few are trained to say."""
     against_random: str
-    """ahead, tie or behind: whether that interval lies above or below zero."""
+    """ahead or behind: the search's best lies above or below random search's interval by more than
+    `repeat_limit`; else tie."""
     pareto: tuple[int, ...]
     found: tuple[Found, ...]
     """Empty until the finalists are trained."""
@@ -126,12 +134,10 @@ def report(log: Log, full: Full, sets: Sequence[DataSet]) -> Report:
         raise LogError(f"{log.path}: no exploration there; begin one with --data and --out")
     trained = [c for c in log.candidates if c.training]
     arms = {arm: chosen for arm, chosen in _equal_budget(log).items() if chosen}
-    drawn = {arm: _drawn_bests(chosen) for arm, chosen in arms.items()}
-    over_random = None
-    if len(arms) == len(ARMS):
-        top = {arm: max(c.merit for c in chosen) for arm, chosen in arms.items()}
-        over_random = _difference(top[SEARCH] - top[RANDOM], drawn[SEARCH] - drawn[RANDOM])
-    found, over_hand = _found(log, full, sets) if over_random else ((), None)
+    best = {arm: _best_of(arm, chosen) for arm, chosen in arms.items()}
+    repeat_limit = _repeat_limit(trained)
+    has_both = len(best) == len(ARMS)
+    found, over_hand = _found(log, full, sets) if has_both else ((), None)
     return Report(
         run=log.run,
         measured={
@@ -143,9 +149,10 @@ def report(log: Log, full: Full, sets: Sequence[DataSet]) -> Report:
         },
         zero_cost=_correlations(trained),
         zero_cost_trainings=len(trained),
-        best=tuple(_best_of(arm, chosen, drawn[arm]) for arm, chosen in arms.items()),
-        over_random=over_random,
-        against_random=_against_random(over_random),
+        best=tuple(best.values()),
+        over_random=best[SEARCH].merit - best[RANDOM].merit if has_both else None,
+        repeat_limit=repeat_limit,
+        against_random=_against_random(best, repeat_limit),
         pareto=tuple(candidate.id for candidate in pareto(trained)),
         found=found,
         over_hand=over_hand,
@@ -169,18 +176,32 @@ def _equal_budget(log: Log) -> dict[str, list[Candidate]]:
     return {arm: trained[:budget] for arm, trained in arms.items()}
 
 
-def _drawn_bests(chosen: Sequence[Candidate]) -> NDArray[np.float64]:
-    """Best merit of n drawn again from these n, many times. No draw beats the best there is, so one
-    arm's draws say nothing of the other's best: only their differences do."""
-    merits = np.array([candidate.merit for candidate in chosen])
-    random = np.random.default_rng([_SEED, ARMS.index(chosen[0].arm)])
-    return np.asarray(random.choice(merits, (_RESAMPLES, len(merits))).max(axis=1))
-
-
-def _best_of(arm: str, chosen: Sequence[Candidate], drawn: NDArray[np.float64]) -> BestOf:
-    low, high = np.percentile(drawn, [2.5, 97.5])
+def _best_of(arm: str, chosen: Sequence[Candidate]) -> BestOf:
     top = max(chosen, key=lambda candidate: candidate.merit)
-    return BestOf(arm, len(chosen), top.id, top.merit, float(low), float(high))
+    interval = None
+    if arm == RANDOM:
+        merits = np.array([candidate.merit for candidate in chosen])
+        random = np.random.default_rng(_SEED)
+        drawn = random.choice(merits, (_RESAMPLES, len(merits))).max(axis=1)
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        interval = float(low), float(high)
+    return BestOf(arm, len(chosen), top.id, top.merit, interval)
+
+
+def _repeat_limit(trained: Sequence[Candidate]) -> float | None:
+    """From what the folds say apart: what is left of their AUROC without each network's mean and
+    each fold's (the folds differ in difficulty, alike for all) is the noise of one fold's training,
+    and of how a network suits a part of the set. The repeatability limit of ISO 5725: 1.96 standard
+    deviations of a difference of two. Of the better half: what hardly learns is noisier."""
+    ranked = sorted(trained, key=lambda candidate: -candidate.auroc)
+    folds = [c.training["folds"] for c in ranked if c.training and "folds" in c.training]
+    if len(folds) < _LEAST_REPEATS:
+        return None
+    areas = np.array(folds[: max(_LEAST_REPEATS, len(folds) // 2)])
+    left = areas - areas.mean(axis=1, keepdims=True) - areas.mean(axis=0) + areas.mean()
+    networks, parts = areas.shape
+    variance = (left**2).sum() / ((networks - 1) * (parts - 1))
+    return float(1.96 * math.sqrt(2 * variance / parts))
 
 
 def _difference(value: float, drawn: NDArray[np.float64]) -> Difference:
@@ -188,12 +209,14 @@ def _difference(value: float, drawn: NDArray[np.float64]) -> Difference:
     return Difference(float(value), float(low), float(high))
 
 
-def _against_random(over: Difference | None) -> str:
-    if over is None:
+def _against_random(best: Mapping[str, BestOf], repeat_limit: float | None) -> str:
+    if len(best) < len(ARMS) or repeat_limit is None:
         return "not known yet"
-    if over.low > 0:
+    interval = best[RANDOM].interval
+    assert interval
+    if best[SEARCH].merit > interval[1] + repeat_limit:
         return "ahead"
-    return "behind" if over.high < 0 else "tie"
+    return "behind" if best[SEARCH].merit < interval[0] - repeat_limit else "tie"
 
 
 def _correlations(trained: Sequence[Candidate]) -> dict[str, float]:
@@ -340,26 +363,44 @@ def _against_hand(found: Sequence[Found], over: Difference | None) -> str:
     )
 
 
+def _interval_words(best: BestOf) -> str:
+    return "[{:.4f}, {:.4f}]".format(*best.interval) if best.interval else "-"
+
+
+def _random_words(made: Report) -> str:
+    words = f"Against random search at equal budget: **{made.against_random}**"
+    if made.over_random is None:
+        return f"{words}."
+    words += f", best over best {made.over_random:+.4f}"
+    if made.repeat_limit is None:
+        return f"{words}; too few trainings to say what two repetitions of one differ by."
+    return (
+        f"{words}. Ahead or behind is what lies beyond the interval by more than "
+        f"{made.repeat_limit:.4f}, by which two repetitions of one short training differ at "
+        "most in 19 of 20 cases (from the folds of the better half of all trainings)."
+    )
+
+
 def markdown(made: Report) -> str:
     """The report as a page's section."""
     lines = [", ".join(f"{name} {count}" for name, count in made.measured.items()) + ".", ""]
     if made.best:
         lines += [
             (
-                f"Merit = AUROC - {MERIT_OF_LATENCY:g} ln(latency ratio); best of n, and the 95 % "
-                "interval of the best of n others (resampled from the arm's own log):"
+                f"Merit = AUROC - {MERIT_OF_LATENCY:g} ln(latency ratio); best of n. The interval "
+                "is that of the best of n drawn again from random search's own log (95 %): its "
+                "upper end is that best itself, not what n others might find. The search has none: "
+                "each of its trainings was chosen by the earlier ones, so they are no sample."
             ),
             "",
             "| arm | n | best | interval | candidate |",
             "|---|--:|--:|---|--:|",
         ]
         lines += [
-            f"| {b.arm} | {b.trainings} | {b.merit:.4f} | [{b.low:.4f}, {b.high:.4f}] | {b.id} |"
+            f"| {b.arm} | {b.trainings} | {b.merit:.4f} | {_interval_words(b)} | {b.id} |"
             for b in made.best
         ]
-        over = f" (best over best {made.over_random})" if made.over_random else ""
-        against = f"Against random search at equal budget: **{made.against_random}**{over}."
-        lines += ["", against, ""]
+        lines += ["", _random_words(made), ""]
     if made.zero_cost:
         scores = ", ".join(f"{name} {value:+.2f}" for name, value in made.zero_cost.items())
         lines += [

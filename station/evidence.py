@@ -271,7 +271,9 @@ class Parts:
             self._is_test.add(first)
 
     def split(self, keys: Sequence[str]) -> str:
-        return "test" if self._root(keys[0]) in self._is_test else "train"
+        """Of a plate that was added; one that was not tests where the share alone says so."""
+        is_test = self._root(keys[0]) in self._is_test or any(map(self._is_drawn, keys))
+        return "test" if is_test else "train"
 
     def group(self, keys: Sequence[str]) -> str:
         """A name of the part that says nothing to a spreadsheet."""
@@ -345,6 +347,7 @@ def collect(configuration: Configuration, reader: Reader, plan: Plan) -> Collect
     share = share_in_force(reader, plan.test_share)
     made = Collected(plan.out, share, head_seq=reader.last_seq())
     made.head_chain_sha256 = reader.chain_at(made.head_seq) if made.head_seq else ""
+    # After the head: every plate that was judged up to it is of one of these parts.
     parts = read_parts(reader, share)
     judged = list(_judged(reader, plan, made))
     chosen = _chosen(judged, parts, plan, made)
@@ -372,16 +375,23 @@ def _why_nothing(made: Collected) -> str:
 
 def _judged(reader: Reader, plan: Plan, made: Collected) -> Iterator[Evidence]:
     selection = Selection(since=plan.since, until=plan.until, provenance=plan.provenance)
-    wanted = PLATE.c.reviewer.is_not(None) & plate_conditions(selection)
+    is_known = PLATE.c.seq <= made.head_seq
+    wanted = PLATE.c.reviewer.is_not(None) & is_known & plate_conditions(selection)
     for page in _pages(reader, wanted):
         for line in page:
-            rows = reader.of_result(line.result_id)
+            rows = _rows_until(reader, line.result_id, made.head_seq)
+            if not any(row["kind"] == "review" for row in rows):
+                continue  # it was judged since
             try:
                 tiles = labelled_tiles(rows)
             except NotStored as why:
                 made.left_out.append({"result_id": line.result_id, "why": str(why)})
                 continue
             yield Evidence(line.result_id, line.seq, keys_of(rows[0]), tiles)
+
+
+def _rows_until(reader: Reader, result_id: str, last_seq: int) -> list[Json]:
+    return [row for row in reader.of_result(result_id) if row["seq"] <= last_seq]
 
 
 def _chosen(
@@ -448,7 +458,7 @@ def _write(
     try:
         for plate, wanted in chosen:
             split, group = parts.split(plate.keys), parts.group(plate.keys)
-            rows = reader.of_result(plate.result_id)
+            rows = _rows_until(reader, plate.result_id, made.head_seq)
             try:
                 cut = _cut(configuration, reader, book, rows[0], {tile.place for tile in wanted})
             except NotStored as why:

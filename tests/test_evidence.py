@@ -24,11 +24,11 @@ from models.registry import shipped_model
 from models.training.data import data_sha256, load_tiles, read_folder, select
 from models.training.duplicates import NEAR_BITS, nearest, picture_hash
 from station.cli.model import app
-from station.evidence import COLLECTED, Labelled, Parts, keys_of, labelled_tiles
+from station.evidence import COLLECTED, Labelled, Parts, keys_of, labelled_tiles, read_parts
 from station.log_reader import Reader
 from station.log_verify import verify
 from station.record import Verdict
-from station.reviews import ReviewRefused, place
+from station.reviews import ReviewRefused, last_judged, place
 from station.stored_tiles import NotStored
 
 Json = dict[str, Any]
@@ -162,6 +162,16 @@ def test_attempts_of_one_serial_are_one_part_and_doubt_joins_parts() -> None:
     assert parts.split(("serial A",)) == "test"
 
 
+def test_a_part_that_nobody_added_tests_where_the_share_says_so() -> None:
+    """It was judged for the first time while the parts were read."""
+    keys = [(f"serial {number}",) for number in range(40)]
+    known, unknown = Parts(0.3), Parts(0.3)
+    for one in keys:
+        known.add(one, False)
+    assert {known.split(one) for one in keys} == {"test", "train"}
+    assert [unknown.split(one) for one in keys] == [known.split(one) for one in keys]
+
+
 def test_the_hash_knows_a_picture_again_and_no_other() -> None:
     rng = np.random.default_rng(1)
     one, other = (
@@ -195,7 +205,7 @@ def reviewed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         process.wait(30)
 
 
-def _review_all(rig: Rig) -> None:
+def _review_all(rig: Rig, lap: int = 0) -> None:
     from station.journal import JournalClient
 
     client = JournalClient(rig.runtime)
@@ -211,7 +221,8 @@ def _review_all(rig: Rig) -> None:
                         result_id=row["result_id"],
                         verdict=verdict,
                         reason="confirmed",
-                        supersedes=reader.of_result(row["result_id"])[0]["seq"],
+                        supersedes=last_judged(reader.of_result(row["result_id"])),
+                        nonce=f"{row['result_id'][-8:]}{lap:08}",
                         defects=kinds if verdict is FAIL else [],
                     )
                 ]
@@ -329,3 +340,28 @@ def test_a_later_collect_tests_with_no_less(reviewed: Rig) -> None:
     assert done.exit_code == 1
     assert "earlier collect held out 0.25" in done.stderr
     assert not out.exists()
+
+
+def test_what_people_say_while_parts_are_read_is_for_the_next_collect(
+    reviewed: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row says up to where the log was read: nothing later is in the folder."""
+
+    def read_and_review(reader: Reader, test_share: float) -> Parts:
+        parts = read_parts(reader, test_share)
+        _review_all(reviewed, lap=1)
+        return parts
+
+    monkeypatch.setattr("station.evidence.read_parts", read_and_review)
+    out, told = _collect(reviewed, "meanwhile")
+    monkeypatch.undo()
+    head_seq = told["head_seq"]
+    assert max(_review_rows(out)) <= head_seq
+    out, told = _collect(reviewed, "afterwards")
+    assert head_seq < min(_review_rows(out))
+    assert max(_review_rows(out)) <= told["head_seq"]
+
+
+def _review_rows(folder: Path) -> list[int]:
+    with (folder / "provenance.csv").open() as file:
+        return [int(row["review_row"]) for row in csv.DictReader(file)]

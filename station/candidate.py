@@ -16,6 +16,7 @@ from sqlalchemy import select
 from models.classifier import Classifier
 from models.runtimes import CHUNK_TILES, TILE_PX
 from station.config import Configuration, Loaded, Recipe
+from station.evidence import keys_of, read_trained_keys
 from station.ipc import Json
 from station.limit_samples import load_samples, show_samples
 from station.log_reader import Reader
@@ -53,15 +54,20 @@ class AuditFigures:
     """Result of the first plate that only the candidate lets escape."""
     passed_over: int = 0
     """Audited, but not kept whole, or gone since."""
+    may_have_trained: int = 0
+    """Audited, but an earlier attempt of the part may have trained."""
     digest: str = ""
     """sha256 over the results and what people said of each."""
 
     @property
     def problem(self) -> str:
         if not self.defective:
+            left_out = ""
+            if self.may_have_trained:
+                left_out = f" ({self.may_have_trained} of parts that may have trained do not count)"
             return (
-                "no defective audit sample that a person has judged was kept whole: nothing shows "
-                "that it finds any"
+                "no defective audit sample that a person has judged was kept whole"
+                f"{left_out}: nothing shows that it finds any"
             )
         if self.new_escape:
             return (
@@ -80,7 +86,8 @@ class AuditFigures:
 
     def as_detail(self) -> dict[str, str]:
         counts = ("good", "defective", "escapes", "false_rejects", "active_escapes",
-                  "active_false_rejects", "undecided", "passed_over")  # fmt: skip
+                  "active_false_rejects", "undecided", "passed_over",
+                  "may_have_trained")  # fmt: skip
         figures = {name: str(getattr(self, name)) for name in counts}
         said = {"problem": self.problem, "words": self.words, "plates_sha256": self.digest}
         return figures | said
@@ -96,16 +103,20 @@ def _share(what: str, count: int, of: int) -> str:
 def measure_audit(
     configuration: Loaded[Configuration], active: Loaded[Recipe], wanted: Loaded[Recipe]
 ) -> AuditFigures:
-    """Judge audit samples again that people have judged and that were kept whole. Raises
-    `ConfigError`, `ModelError`, `StoreError`."""
+    """Judge audit samples again that people have judged and that were kept whole, but for parts
+    that may have trained. Raises `ConfigError`, `ModelError`, `StoreError`."""
     figures, digest = AuditFigures(), hashlib.sha256()
     inspectors = [_inspector(configuration, recipe) for recipe in (wanted, active)]
     directory = configuration.value.journal.directory
     with Reader(directory) as reader:
+        trained = read_trained_keys(reader)
         for body, said in _audited(reader):
             picture = whole_plate(directory / IMAGES, body, reader)
             if picture is None or body["recipe_id"] != wanted.value.id:
                 figures.passed_over += 1
+                continue
+            if not trained.isdisjoint(keys_of(body)):
+                figures.may_have_trained += 1
                 continue
             digest.update(f"{body['result_id']} {body['pixels_sha256']} {said}\n".encode())
             found, before = (inspector.inspect(picture).verdict for inspector in inspectors)

@@ -302,12 +302,55 @@ def read_parts(reader: Reader, test_share: float) -> Parts:
     """Of every plate that was ever judged or drawn, whatever is collected now: what tested once
     tests for ever."""
     parts = Parts(test_share)
+    for plate in _read_seen(reader):
+        parts.add(plate.keys, plate.is_audit_sample)
+    return parts
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A plate that a person judged, or that was drawn for the audit."""
+
+    seq: int
+    keys: tuple[str, ...]
+    is_audit_sample: bool
+
+
+def _read_seen(reader: Reader) -> Iterator[Seen]:
     for page in _pages(reader, _MAY_TEST):
         bodies = reader.bodies_at([line.seq for line in page if line.part_id is None])
         for line in page:
             result = bodies.get(line.seq, {"part_id": line.part_id})
-            parts.add(keys_of(result), bool(line.is_audit_sample))
-    return parts
+            yield Seen(line.seq, keys_of(result), bool(line.is_audit_sample))
+
+
+def read_trained_keys(reader: Reader) -> frozenset[str]:
+    """`trained_keys` by the log."""
+    rows = (row for row in reader.bodies("change") if row["what"] == COLLECTED)
+    collects = [int(row["detail"]["up_to_row"]) for row in rows]
+    return trained_keys(list(_read_seen(reader)), collects) if collects else frozenset()
+
+
+def trained_keys(plates: Sequence[Seen], collects: Sequence[int]) -> frozenset[str]:
+    """Serials of the parts of which an attempt may have trained before another one was drawn for
+    the audit: a collect, known by the last row that it read, came in between. Which models learned
+    from it the log does not say."""
+    parts = Parts(0.0)
+    for plate in plates:
+        parts.add(plate.keys, False)
+    first: dict[tuple[str, bool], int] = {}
+    for plate in plates:
+        kind = parts.group(plate.keys), plate.is_audit_sample
+        first[kind] = min(plate.seq, first.get(kind, plate.seq))
+
+    def may_have_trained(part: str) -> bool:
+        judged, drawn = first.get((part, False)), first.get((part, True))
+        if judged is None or drawn is None:
+            return False
+        return any(judged <= last < drawn for last in collects)
+
+    spoilt = [plate for plate in plates if may_have_trained(parts.group(plate.keys))]
+    return frozenset(key for plate in spoilt for key in plate.keys)
 
 
 def share_in_force(reader: Reader, asked: float | None) -> float:

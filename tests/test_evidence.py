@@ -23,8 +23,20 @@ from models.classifier import Classifier
 from models.registry import shipped_model
 from models.training.data import data_sha256, load_tiles, read_folder, select
 from models.training.duplicates import NEAR_BITS, nearest, picture_hash
+from station.candidate import measure_audit
 from station.cli.model import app
-from station.evidence import COLLECTED, Labelled, Parts, keys_of, labelled_tiles, read_parts
+from station.config import load_configuration, load_recipe
+from station.evidence import (
+    COLLECTED,
+    Labelled,
+    Parts,
+    Seen,
+    keys_of,
+    labelled_tiles,
+    read_parts,
+    read_trained_keys,
+    trained_keys,
+)
 from station.log_reader import Reader
 from station.log_verify import verify
 from station.record import Verdict
@@ -170,6 +182,21 @@ def test_a_part_that_nobody_added_tests_where_the_share_says_so() -> None:
         known.add(one, False)
     assert {known.split(one) for one in keys} == {"test", "train"}
     assert [unknown.split(one) for one in keys] == [known.split(one) for one in keys]
+
+
+def test_a_part_that_may_have_trained_is_known_where_it_is_drawn_later() -> None:
+    def keys(*plates: tuple[int, str, bool], collects: tuple[int, ...] = (20,)) -> set[str]:
+        seen = [Seen(seq, tuple(names.split()), is_audit) for seq, names, is_audit in plates]
+        return set(trained_keys(seen, collects))
+
+    first, again = (10, "A", False), (30, "A", True)
+    assert keys(first, again) == {"A"}
+    assert keys(first, again, collects=()) == set()
+    assert keys(first, again, collects=(5, 40)) == set(), "before both, and when it tested already"
+    assert keys((10, "A", True), (15, "A", False), (30, "A", True)) == set()
+    assert keys((25, "A", False), again) == set(), "not judged by then"
+    assert keys(first, (30, "B", True)) == set(), "another part"
+    assert keys(first, (12, "A B", False), (30, "B", True)) == {"A", "B"}, "it may be the same"
 
 
 def test_the_hash_knows_a_picture_again_and_no_other() -> None:
@@ -340,6 +367,25 @@ def test_a_later_collect_tests_with_no_less(reviewed: Rig) -> None:
     assert done.exit_code == 1
     assert "earlier collect held out 0.25" in done.stderr
     assert not out.exists()
+
+
+def test_parts_that_may_have_trained_are_no_audit_evidence(
+    reviewed: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve plates without serials: each is a part of its own, and none was drawn later."""
+    configuration = load_configuration(str(reviewed.folder / "station.toml"))
+    recipe = load_recipe(str(reviewed.folder / "recipe.toml"))
+    _collect(reviewed, "before-audit")
+    with Reader(reviewed.journal) as reader:
+        assert read_trained_keys(reader) == frozenset()
+    known = measure_audit(configuration, recipe, recipe)
+    assert known.may_have_trained == 0
+    keys = frozenset(key for row in reviewed.rows("result") for key in keys_of(row))
+    monkeypatch.setattr("station.candidate.read_trained_keys", lambda _: keys)
+    found = measure_audit(configuration, recipe, recipe)
+    assert (found.good, found.defective, found.passed_over) == (0, 0, known.passed_over)
+    assert found.may_have_trained == known.good + known.defective
+    assert found.as_detail()["may_have_trained"] == str(found.may_have_trained)
 
 
 def test_what_people_say_while_parts_are_read_is_for_the_next_collect(

@@ -197,6 +197,8 @@ def test_what_came_last_counts(rows: list[Json], kind: str, words: str) -> None:
 def test_audit_samples_show_something_with_a_defect_among_them_and_no_new_escape() -> None:
     assert "no defective audit sample" in AuditFigures(good=40).problem
     assert AuditFigures(good=40, defective=1, escapes=1, active_escapes=1).problem == ""
+    trained = AuditFigures(good=40, may_have_trained=3).problem
+    assert "(3 of parts that may have trained do not count)" in trained
     one_for_another = AuditFigures(defective=9, escapes=1, active_escapes=1, new_escape="s-7")
     assert "s-7 escape, which the judging model does not" in one_for_another.problem
 

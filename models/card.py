@@ -23,9 +23,9 @@ class ModelError(Exception):
 
 
 class CardPart(BaseModel):
-    """Frozen; unknown keys are errors."""
+    """Frozen; unknown keys are errors, and so are NaN and infinity: nothing differs from them."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class InputCard(CardPart):

@@ -10,11 +10,12 @@ import time
 import weakref
 from dataclasses import dataclass
 
+from models.card import ModelError
 from models.classifier import Classifier
 from station.config import ConfigError, Configuration, Loaded, Recipe, exit_status_of
 from station.machine import test_on_this_machine
 from station.model_signatures import SignedModel, UnsignedModel
-from station.model_store import ModelStore, judge_folder
+from station.model_store import ModelStore, check_bundle, judge_bundle, read_folder
 from station.precision import load_classifier
 from station.product import model_folder
 from station.recipes import name_of
@@ -121,16 +122,20 @@ def load_judge(configuration: Loaded[Configuration], recipe: Loaded[Recipe]) -> 
             f"{configuration.source}: journal.directory: {folder} cannot be used: {error.strerror}",
             exit_status_of(error),
         ) from error
-    vouched = _vouched(configuration.value, recipe, classifier)
-    return LoadedJudge(Judge.of(recipe, classifier), chosen.why, scores, vouched)
+    model = vouched(configuration.value, recipe, classifier)
+    return LoadedJudge(Judge.of(recipe, classifier), chosen.why, scores, model)
 
 
-def _vouched(
+def vouched(
     settings: Configuration, recipe: Loaded[Recipe], classifier: Classifier
 ) -> SignedModel | UnsignedModel:
     """Raises `ConfigError`. Hashes the whole model: not for a thread that somebody waits for."""
     folder = model_folder(recipe, ModelStore.of(settings))
-    found = judge_folder(settings, folder)
-    if isinstance(found, SignedModel) and found.model_sha256 != classifier.model_sha256:
-        return UnsignedModel(f"{folder}: changed since the station loaded it")
-    return found
+    try:
+        bundle = read_folder(folder)
+        found = judge_bundle(settings, bundle)
+        # The card has the sha256 of graph and golden tiles.
+        is_loaded = isinstance(found, UnsignedModel) or check_bundle(bundle) == classifier.card
+    except ModelError as error:
+        return UnsignedModel(str(error))
+    return found if is_loaded else UnsignedModel(f"{folder}: changed since the station loaded it")

@@ -30,6 +30,7 @@ from station.model_store import (
     imported_change,
     model_register,
     named_bundle,
+    read_folder,
     signed_change,
     trusted_keys,
     try_bundle,
@@ -135,10 +136,17 @@ class ModelDesk:
         it. The rows that say so. Raises `ModelRefused`, OSError."""
         station_id = self.configuration.value.station.id
         row = signed_change(station_id, bundle, signature, who)
-        if self.store.find(bundle.id) is None:
+        there = self.store.find(bundle.id)
+        if there is None:
             came_in = self.take_in(bundle, who, "shipped").row
             return (row,) if came_in is None else (came_in, row)
         try:
+            # The row names what was signed; a bill of materials, too, would change the model.
+            if read_folder(there).digest != bundle.digest:
+                raise ModelError(
+                    f"{there} has no {SBOM_FILE}, which is signed, too: sign the archive or folder "
+                    "that it came from, under another id, and import that"
+                )
             self.store.sign(bundle.id, signature)
         except (ModelError, SignatureError) as error:
             raise ModelRefused(f"{bundle.id}: not signed: {error}") from error

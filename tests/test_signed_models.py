@@ -25,10 +25,11 @@ from models.card import CARD_FILE, GOLDEN_FILE, MODEL_FILE, ModelError, sha256_o
 from models.classifier import Classifier
 from models.registry import shipped_model
 from station.cli.model import app
-from station.config import load_configuration
+from station.config import load_configuration, load_recipe
+from station.judge import vouched
 from station.log_reader import Reader
 from station.log_verify import verify
-from station.model_desk import ModelDesk, ModelRefused
+from station.model_desk import ModelDesk, ModelRefused, signed_bundle
 from station.model_signatures import (
     SBOM_FILE,
     SIGNATURES_FILE,
@@ -198,6 +199,39 @@ def test_a_golden_tile_that_was_swapped_before_signing_is_found_by_its_score(
 ) -> None:
     swapped = people.sign(another_golden_tile(renamed(OTHER)))
     assert "golden scores differ by" in refusal(desk, swapped)
+
+
+def test_golden_scores_that_are_no_numbers_are_refused(desk: ModelDesk, people: People) -> None:
+    """Nothing differs from them, whatever the weights are."""
+    bundle = renamed(OTHER)
+    card = json.loads(bundle.files[CARD_FILE])
+    card["golden"]["scores"] = [float("nan")] * len(card["golden"]["scores"])
+    changed = people.sign(bundle.with_file(CARD_FILE, json.dumps(card).encode()))
+    assert "golden.scores.0: Input should be a finite number" in refusal(desk, changed)
+
+
+def test_what_is_signed_is_what_was_loaded(tmp_path: Path, people: People, given: Bundle) -> None:
+    """The same weights, under a card that somebody put back after it was read."""
+    rig = Rig(tmp_path, tables=people.tables)
+    folder = tmp_path / OTHER
+    folder.mkdir()
+    for name, data in given.files.items():
+        (folder / name).write_bytes(data)
+    rig.recipe_lines = f'folder = "{folder}"\n'
+    loaded = load_configuration(str(rig.write()))
+    file = Path(loaded.value.station.recipe)
+    file.write_text(file.read_text().replace(SHIPPED, OTHER))
+    recipe = load_recipe(str(file))
+    signed = (folder / CARD_FILE).read_bytes()
+    card = json.loads(signed)
+    card["threshold"]["value"] = 0.999
+    (folder / CARD_FILE).write_text(json.dumps(card))
+    classifier = Classifier.load(folder)
+    (folder / CARD_FILE).write_bytes(signed)
+    found = vouched(loaded.value, recipe, classifier)
+    assert isinstance(found, UnsignedModel)
+    assert found.why == f"{folder}: changed since the station loaded it"
+    assert isinstance(vouched(loaded.value, recipe, Classifier.load(folder)), SignedModel)
 
 
 def test_files_that_do_not_belong_together_are_refused(desk: ModelDesk, people: People) -> None:
@@ -474,6 +508,19 @@ def test_a_model_never_changes_and_its_signatures_grow(
     assert roles == ["trained", "approved"]
     assert all(path.stat().st_mode & 0o222 == 0 for path in folder.iterdir())
     assert read_folder(folder).digest == first.digest
+
+
+def test_a_model_without_a_bill_is_not_signed_where_it_lies(
+    desk: ModelDesk, people: People
+) -> None:
+    """The bill would change it: the row would name another model than the one in the store."""
+    desk.take_in(renamed(OTHER), "Carla", "a file", allows_unsigned=True)
+    signed, signature, _ = signed_bundle(
+        desk.named(OTHER), "trained", TRAINER, people.keys["trained"]
+    )
+    with pytest.raises(ModelRefused, match=f"has no {SBOM_FILE}, which is signed, too"):
+        desk.sign_stored(signed, signature, TRAINER)
+    assert SIGNATURES_FILE not in desk.named(OTHER).files
 
 
 def test_an_import_that_died_before_its_row_writes_it_the_next_time(

@@ -109,7 +109,7 @@ class Site:
 
     def client(self) -> LampClient:
         client = LampClient(self.folder / "run")
-        client.connect(10.0)
+        client.connect(30.0)
         return client
 
     @property

@@ -194,9 +194,7 @@ class Classifier:
         if not np.isfinite(scores).all():
             raise self._error("the golden tiles score NaN or infinity; restore the model")
         difference = float(np.abs(scores - np.array(expected)).max())
-        if (
-            not difference <= golden.tolerance
-        ):  # a recorded score that is no number compares so, too
+        if not difference <= golden.tolerance:  # also where the recorded ones are no numbers
             raise self._error(
                 f"golden scores differ by {difference:.2g} from the {source}, "
                 f"{golden.tolerance:.2g} allowed; restore the model, or this runtime or processor "

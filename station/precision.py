@@ -28,9 +28,9 @@ _MAX_RECORD_BYTES = 5_000_000
 
 
 class RecordPart(BaseModel):
-    """Frozen; unknown keys are errors."""
+    """Frozen; unknown keys are errors, and so are NaN and infinity: no score is above NaN."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class GateSetRecord(RecordPart):

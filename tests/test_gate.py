@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import re
 import subprocess
@@ -445,6 +446,22 @@ def test_a_damaged_record_is_ignored_and_check_says_so(
     lines = [line for line in done.stdout.splitlines() if "warning: fp32" in line]
     assert len(lines) == 1, done.stdout
     assert "damaged" in lines[0]
+
+
+def test_a_record_whose_threshold_is_no_number_is_damaged(
+    station: Station, passed: GateRecord
+) -> None:
+    """Its sha256 is made anew: nothing but the figure is wrong, and no score is above it."""
+    candidate = passed.candidates[0].model_copy(update={"threshold": math.nan})
+    path = write_record(
+        station.directory, passed.model_copy(update={"candidates": (candidate,)}), {}
+    )
+    text = path.read_text()
+    assert text.count('"threshold": null') == 1
+    path.write_text(text.replace('"threshold": null', '"threshold": NaN'))
+    chosen = load_classifier(station.configuration, station.recipe, 1)
+    assert chosen.classifier.precision == "fp32"
+    assert "damaged" in chosen.why
 
 
 def test_derived_bytes_are_those_that_the_gate_measured(tmp_path: Path, fp32: Classifier) -> None:

@@ -25,6 +25,14 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebRig]:
         yield rig
 
 
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WebRig]:
+    """Twelve plates that nobody has seen to."""
+    with web_rig(tmp_path_factory.mktemp("crowded"), plates=24) as rig:
+        rig.client_of(Role.REVIEWER, "ada")
+        yield rig
+
+
 @pytest.fixture
 def page(rig: WebRig) -> Iterator[Page]:
     """A touch screen of which nothing complains."""
@@ -46,6 +54,11 @@ def reviews(rig: WebRig, plate: str) -> list[dict[str, Any]]:
         return [row for row in reader.of_result(plate) if row["kind"] == "review"]
 
 
+def hears_keys(page: Page) -> None:
+    """The page is there before its script."""
+    page.locator(".judge-keys input").wait_for()
+
+
 def test_keys_judge_and_are_letters_where_somebody_writes(rig: WebRig, page: Page) -> None:
     plate = rig.plates[1]
     with running_journal(rig.station):
@@ -61,8 +74,10 @@ def test_keys_judge_and_are_letters_where_somebody_writes(rig: WebRig, page: Pag
         assert [(row["verdict"], row["note"]) for row in reviews(rig, plate)] == [
             ("PASS", "cold x 1")
         ]
+        hears_keys(page)
         page.keyboard.press("z")
         page.locator(".judge-history li").nth(2).wait_for()
+        hears_keys(page)
         page.keyboard.press("c")
         page.locator(".judge-history li").nth(3).wait_for()
     said = [(row["verdict"], row.get("disposition")) for row in reviews(rig, plate)]
@@ -115,12 +130,59 @@ def test_what_was_not_written_stays_and_is_sent_again(rig: WebRig, page: Page) -
     assert reviews(rig, plate)[0]["note"] == "by the belt"
 
 
-def test_the_open_list_is_left_by_one_touch(rig: WebRig, page: Page) -> None:
-    with running_journal(rig.station):
-        page.goto(f"{rig.url}/open")
+def test_the_open_list_is_left_by_one_touch(crowded: WebRig, page: Page) -> None:
+    with running_journal(crowded.station):
+        page.goto(f"{crowded.url}/open")
         count = page.locator(".judge-cards > .card").count()
         page.locator(".judge-cards button").first.tap()
         page.wait_for_url("**judged=**")
         assert page.locator(".judge-cards > .card").count() == count - 1
         page.locator(".judge-done button").tap()
         page.locator(".judge-done").wait_for()
+
+
+def test_a_refusal_is_said_beside_what_was_touched(crowded: WebRig, page: Page) -> None:
+    page.set_viewport_size({"width": 500, "height": 500})
+    with running_journal(crowded.station):
+        page.goto(f"{crowded.url}/open")
+        card = page.locator(".judge-cards > .card").last
+        plate = card.locator("h2 a").inner_text()
+        version = card.locator("[name=supersedes]").get_attribute("value")
+        meanwhile = crowded.client_of(Role.REVIEWER, "ben").send_form(
+            f"/plates/{plate}/review",
+            act="FAIL|removed|confirmed",
+            supersedes=version,
+            nonce="nonce-of-ben",
+        )
+        assert meanwhile.status_code == 303
+        card.locator(".judge-form button").tap()
+        says = card.locator(".judge-says.is-bad")
+        says.wait_for()
+        assert "ben" in says.inner_text()
+        box = says.bounding_box()
+        assert box is not None
+        assert box["y"] >= 0
+        assert box["y"] + box["height"] <= 500, "off the screen"
+        says.locator("button").tap()
+        page.locator(f'h2 a[href="/plates/{plate}"]').wait_for(state="detached")
+
+
+def test_what_was_judged_is_said_everywhere_on_the_plates_page(crowded: WebRig, page: Page) -> None:
+    plate = crowded.plates[1]
+    shown = page.locator(".plate-judged .plate-large, .plate-strip .is-this .tag")
+    with running_journal(crowded.station):
+        page.goto(f"{crowded.url}/plates/{plate}")
+        hears_keys(page)
+        assert verdicts(shown) == {"fail"}
+        page.locator('.judge-choose summary[data-key="o"]').tap()
+        page.locator(".judge-choose[open] button").first.tap()
+        page.locator(".judge-done").wait_for()
+        assert verdicts(shown) == {"pass"}
+        assert shown.count() > 2, "at its top, among its neighbours, at the same place"
+        hears_keys(page)
+        assert page.evaluate("document.activeElement.className").endswith("judge-done")
+
+
+def verdicts(tags: Page) -> set[str]:
+    found = tags.evaluate_all("all => all.map((one) => one.classList.item(1))")
+    return {str(one) for one in found}

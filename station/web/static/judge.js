@@ -13,10 +13,12 @@ function frame(form) {
   return form.closest("[data-text-sending]") || document.querySelector("[data-text-sending]");
 }
 
+// Of a list each plate has its own place for words: those at its top may be far off the screen.
 function say(form, text, isBad, ...actions) {
-  const place = frame(form).querySelector(".judge-says");
+  const place = (form.closest("li") ?? frame(form)).querySelector(".judge-says");
   place.classList.toggle("is-bad", isBad);
   place.replaceChildren(text, ...actions);
+  if (isBad) place.scrollIntoView({ block: "nearest" });
 }
 
 function button(text, act) {
@@ -81,52 +83,22 @@ function unknown(form, body, text) {
 }
 
 function refused(form, text) {
-  const panel = form.closest(".judge");
-  const texts = frame(form).dataset;
-  const again = panel ? () => show(panel, panel.dataset.address) : () => location.reload();
-  say(form, text, true, button(texts.textReload, again));
+  say(form, text, true, button(frame(form).dataset.textReload, () => location.reload()));
 }
 
-async function done(form, committed) {
-  const panel = form.closest(".judge");
-  if (!panel || committed.address.startsWith("/open")) return location.assign(committed.address);
-  // What was hidden of a sample is shown by another page than this one.
-  if (panel.dataset.blind) return location.assign(`${location.pathname}?judged=${committed.seq}`);
-  await show(panel, committed.address);
-  await renew(".plate-judged");
+// The whole page anew: the verdict stands in more places of it than the panel.
+function done(form, committed) {
+  if (committed.address.startsWith("/open")) return location.assign(committed.address);
+  const address = new URL(location.href);
+  address.searchParams.set("judged", committed.seq);
+  location.replace(address);
 }
 
-// Elsewhere on the plate's page, what it says of the verdict.
-async function renew(place) {
-  const old = document.querySelector(place);
-  if (!old) return;
-  const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
-  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-  const fresh = page.querySelector(place);
-  if (answer.ok && fresh) old.replaceWith(fresh);
-}
-
-async function show(panel, address) {
-  try {
-    const answer = await fetch(address, { headers: { Accept: "text/html" } });
-    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-    const fresh = page.querySelector(".judge");
-    if (answer.ok && fresh) {
-      panel.replaceWith(fresh);
-      prepare(fresh);
-      fresh.querySelector(".judge-done")?.focus();
-      return;
-    }
-  } catch {
-    // The page that says it is led to instead.
-  }
-  location.assign(address);
-}
-
-function prepare(root) {
-  for (const undo of root.querySelectorAll(".judge-undo"))
+function prepare() {
+  for (const undo of document.querySelectorAll(".judge-undo"))
     setTimeout(() => undo.classList.add("is-old"), UNDO_S * 1000);
-  (root.matches?.(".judge") ? [root] : root.querySelectorAll(".judge")).forEach(showKeys);
+  document.querySelectorAll(".judge").forEach(showKeys);
+  document.querySelector(".judge-done")?.focus();
 }
 
 document.addEventListener("submit", (event) => {
@@ -215,4 +187,4 @@ document.addEventListener(
   true,
 );
 
-prepare(document);
+prepare();

@@ -50,8 +50,9 @@ Role = Literal["evidence", "preview"]
 View = Literal["recorded", "contrast"]
 _FURTHEST_PX = 10**6
 PlacePx = Annotated[int, Query(ge=-_FURTHEST_PX, le=_FURTHEST_PX)]
-_IMMUTABLE = "private, max-age=31536000, immutable"
-"""What a result's picture is never changes; a browser need not ask again."""
+_ASKED_AGAIN = "private, no-cache"
+"""A browser keeps a picture, but asks each time: a result's id says nothing of a log that was begun
+anew under the same station's name, nor of pictures that were removed since."""
 _STATUS = {
     Trouble.NOT_KEPT: 404,
     Trouble.MISSING: 404,
@@ -208,18 +209,25 @@ def _found(web: Web, result_id: str, role: Role, person: Person) -> PlateRows:
 
 
 def _image(found: PlateRows, role: str) -> ImageBody:
+    """Raises `PageError` for one that was not kept or is removed."""
     image = found.images.get(role)
     if image is None:
         raise _as_page_error(PictureError(Trouble.NOT_KEPT, ""))
+    if (removed := _removed(found, image)) is not None:
+        raise _as_page_error(removed)
     return image
+
+
+def _removed(found: PlateRows, image: ImageBody) -> PictureError | None:
+    stone = found.tombstone(image)
+    return None if stone is None else PictureError(Trouble.REMOVED, str(stone["why"]))
 
 
 def shown_picture(web: Web, found: PlateRows, role: str) -> BinaryIO:
     """The file of a plate's picture, held against the record. Raises `PictureError`."""
     image = found.images[role]
-    stone = found.tombstone(image)
-    if stone is not None:
-        raise PictureError(Trouble.REMOVED, str(stone["why"]))
+    if (removed := _removed(found, image)) is not None:
+        raise removed
     return tiles_of(web).pictures.open(image)
 
 
@@ -299,8 +307,8 @@ def _answer(
 def answer(
     request: Request, etag: str, make: Callable[[], bytes], media_type: str = "image/png"
 ) -> Response:
-    """What `make` gives, of what never changes; 304 for a browser that has it. Raises `PageError`
-    for what `make` raises of a picture."""
+    """What `make` gives; 304 for a browser that has it. Raises `PageError` for what `make` raises
+    of a picture."""
     if (unchanged := _unchanged(request, etag)) is not None:
         return unchanged
     return Response(_served(make), media_type=media_type, headers=_headers(etag))
@@ -324,7 +332,7 @@ def _as_page_error(error: PictureError) -> PageError:
 
 
 def _headers(etag: str) -> dict[str, str]:
-    return {"etag": f'"{FORMAT}-{etag}"', "cache-control": _IMMUTABLE}
+    return {"etag": f'"{FORMAT}-{etag}"', "cache-control": _ASKED_AGAIN}
 
 
 def _unchanged(request: Request, etag: str) -> Response | None:

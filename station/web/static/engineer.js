@@ -54,6 +54,23 @@ function drawHistogram(picture) {
   });
 }
 
+function showZones(zones) {
+  const rows = zones.map((zone) => {
+    const row = document.createElement("tr");
+    const head = row.appendChild(document.createElement("th"));
+    head.scope = "row";
+    head.textContent = `${zone.start_px}–${zone.end_px}`;
+    for (const [value, digits] of [[zone.score, 5], [zone.rise_px, 1]]) {
+      const cell = row.appendChild(document.createElement("td"));
+      cell.className = "number";
+      cell.dataset.digits = digits;
+      cell.textContent = figure(cell, value);
+    }
+    return row;
+  });
+  root.querySelector("[data-zones]").replaceChildren(...rows);
+}
+
 function show(page) {
   const picture = page.picture;
   const isOld = picture === null || picture.age_s > STALE_S;
@@ -67,6 +84,7 @@ function show(page) {
   for (const element of root.querySelectorAll("[data-figure]")) {
     element.textContent = figure(element, picture[element.dataset.figure]);
   }
+  showZones(picture.zones);
   drawProfile(picture);
   drawHistogram(picture);
 }

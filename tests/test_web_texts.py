@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from station import web
 from station.config import ReviewRecipe, WebSettings
+from station.record import Reason
 from station.verdict import Verdict
 from station.web.texts import (
     LANGUAGES,
@@ -84,6 +85,15 @@ def test_names_that_come_with_the_station_are_translated_and_a_plants_own_are_no
     assert Translator("en").word("as it was judged") == "as it was judged"
     assert german.word("Kantenausbruch, Linie 4") == "Kantenausbruch, Linie 4"
     assert german.word("") == ""
+
+
+def test_every_reason_of_the_log_is_translated_and_a_later_releases_is_shown_as_it_is() -> None:
+    for language in LANGUAGES:
+        texts = Translator(language)
+        assert all(texts.has(f"plate.reason.{re.sub('[ -]', '_', one)}") for one in Reason)
+        assert texts.reason("not separated") == texts("plate.reason.not_separated")
+        assert texts.reason("out-of-lane") == texts("plate.reason.out_of_lane")
+        assert texts.reason("of tomorrow") == "of tomorrow"
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,18 @@ class Translator:
     def word(self, name: str) -> str:
         """A name that comes with the station, as a shipped recipe's reason; one that the plant gave
         as it is."""
-        key = f"words.{_NO_KEY.sub('_', name.lower()).strip('_')}"
+        key = f"words.{_key_of(name)}"
         return self(key) if self.has(key) else name
+
+    def reason(self, name: str) -> str:
+        """Why a plate has its verdict, by the log's word for it; one that this release does not
+        know as it is."""
+        key = f"plate.reason.{_key_of(name)}"
+        return self(key) if self.has(key) else self.word(name)
+
+
+def _key_of(name: str) -> str:
+    return _NO_KEY.sub("_", name.lower()).strip("_")
 
 
 def chosen_language(wishes: Iterable[str], offered: tuple[str, ...]) -> str:

@@ -208,10 +208,14 @@ def read_journal(station_id: str, directory: Path) -> list[Anchor]:
     command.append(f"VQI_LOG={directory.absolute()}")
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_JOURNALCTL_LIMIT_S, check=True
+            command, capture_output=True, text=True, timeout=_JOURNALCTL_LIMIT_S, check=False
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise AnchorError(f"systemd journal: cannot be read: {error}") from error
+    if done.returncode:
+        # Quiet, it says nothing to who may not see its files.
+        why = done.stderr.strip() or "is this user in the group systemd-journal?"
+        raise AnchorError(f"systemd journal: journalctl ended with {done.returncode}: {why}")
     return from_journal(done.stdout.splitlines())
 
 

@@ -32,6 +32,7 @@ from station.anchors import (
     owner_note,
     publish,
     read_file,
+    read_journal,
     tell_journal,
 )
 from station.checkpoint import keys_of
@@ -85,6 +86,20 @@ def test_journald_gets_fields_that_journalctl_gives_back(tmp_path: Path) -> None
     (found,) = from_journal([other, entry])
     assert bare(found) == bare(AN_ANCHOR)
     assert found.where.startswith("systemd journal")
+
+
+@pytest.mark.parametrize(
+    ("stderr", "reason"), [("", "group systemd-journal"), ("Bad file", "ended with 1: Bad file")]
+)
+def test_why_journalctl_gave_nothing_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stderr: str, reason: str
+) -> None:
+    program = tmp_path / "journalctl"
+    program.write_text(f"#!/bin/sh\nprintf '{stderr}' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    with pytest.raises(AnchorError, match=reason):
+        read_journal("s", tmp_path)
 
 
 def test_a_file_is_only_appended_to_and_never_made(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from make_journal import make
 from station_rig import Rig, start_vqi
 from test_qms import acted, opened, result
 
-from station.journal import JournalClient
+from station.journal_client import JournalClient
 from station.log_reader import Reader
 from station.log_verify import verify
 from station.qms import DATABASE, Store

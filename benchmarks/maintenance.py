@@ -25,7 +25,7 @@ from station_rig import Rig, start_vqi
 from test_qms import acted, change, opened, result
 
 from station.images import ImageFolder
-from station.journal import JournalClient
+from station.journal_client import JournalClient
 from station.qms import DATABASE, IMAGES, Store
 from station.record import Body, Verdict
 from station.retention import CATALOGUE, Catalogue

@@ -62,8 +62,6 @@ _B = TypeVar("_B", RetentionBody, ClockBody, DiskBody, CheckpointBody)
 
 OWN_KINDS = ("tombstone", "retention", "disk", "clock", "checkpoint")
 """Rows that only the journal process itself writes."""
-READY_LEVEL = 3
-"""From this level of the disk on, the station is not ready."""
 _HYSTERESIS = 1.1
 _LOOK_EVERY_S = 0.25
 _SWEEP_EVERY_S = 60.0

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from station.ipc import Json, PeerGone
-from station.journal import InOrder, JournalClient
+from station.journal_client import InOrder, JournalClient
 from station.record import Body
 
 _RETRY_S = 1.0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from station.config import Configuration
 from station.ipc import NotAMessage, PacketTooLarge, PeerGone
-from station.journal import JournalClient
+from station.journal_client import JournalClient
 from station.lock import take_lock
 from station.log_lines import get_logger
 from station.log_reader import Reader

@@ -83,7 +83,6 @@ from station.limit_samples import LimitSamples, Run, SamplesShown
 from station.line_side import LineSide, Word
 from station.lock import STATION_LOCK, take_lock
 from station.log_lines import get_logger
-from station.maintenance import READY_LEVEL
 from station.outbox import Outbox
 from station.parity_aside import parity_aside
 from station.plate_features import plate_features
@@ -129,6 +128,7 @@ from station.results import (
     opened_body,
     scored_body,
 )
+from station.retention import READY_LEVEL
 from station.scanner_feed import Scanned, ScannerState
 from station.serials import Serials
 from station.state import Origin, StationState, provenance

@@ -33,6 +33,8 @@ PASSED = (PictureClass.PASS_PREVIEW, PictureClass.PASS_WHOLE, PictureClass.AUDIT
 """Classes of pictures that a nearly full disk may take."""
 PASSES_GO_LEVEL = 2
 """From this level of the disk on, the oldest pictures of passed plates are removed."""
+READY_LEVEL = 3
+"""From this level of the disk on, the station is not ready."""
 FOLDERS = 256
 _MOST = 512
 """Pictures that one plan names at most."""

@@ -26,7 +26,7 @@ from station.acquisition import Tick
 from station.config import ConfigError, Configuration, Loaded, Recipe
 from station.inspection import FailingTile, Inspector, PlateScored, PlateWork
 from station.ipc import Channel, Json, NotAMessage, Packet, PeerGone, connect
-from station.journal import JournalClient
+from station.journal_client import JournalClient
 from station.judge import Judge
 from station.lending import lent_plate
 from station.log_lines import get_logger

@@ -28,7 +28,7 @@ from station.commissioning_report import REPORT_HTML, REPORT_JSON, Report, html
 from station.config import Configuration, Loaded
 from station.durable import sync
 from station.ipc import NotPermitted, PeerGone
-from station.journal import JournalClient
+from station.journal_client import JournalClient
 from station.lock import STATION_LOCK, take_lock
 from station.log_reader import Reader
 from station.product import load_flat_field

@@ -37,7 +37,7 @@ from station.checkpoint import (
     trees_at,
 )
 from station.cli.log import app
-from station.journal import JournalClient
+from station.journal_client import JournalClient
 from station.log_reader import Reader
 from station.log_verify import verify
 from station.merkle import CHUNK, inclusion, is_consistent, is_included

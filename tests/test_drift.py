@@ -47,7 +47,7 @@ from station.drift_log import (
 )
 from station.inspection import Inspector, PlateScored, PlateWork
 from station.ipc import Json
-from station.journal import JournalClient
+from station.journal_client import JournalClient
 from station.judge import Judge
 from station.pipeline import Options, Station
 from station.plate_features import plate_features

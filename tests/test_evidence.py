@@ -233,7 +233,7 @@ def reviewed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 
 
 def _review_all(rig: Rig, lap: int = 0) -> None:
-    from station.journal import JournalClient
+    from station.journal_client import JournalClient
 
     client = JournalClient(rig.runtime)
     client.connect(30.0)

@@ -30,7 +30,7 @@ from test_lamp import no_more_processes
 from test_station import verify_log, write_belt
 
 from station.control import control_path
-from station.journal import journal_path
+from station.journal_client import journal_path
 from station.lamp import lamp_path
 from station.lock import LAMP_LOCK
 from station.qms import Store

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 
 from station.cli import log as log_commands
 from station.doctor import Wanted, examine
-from station.journal import JournalClient
+from station.journal_client import JournalClient
 from station.log_lines import line_formatter
 from station.log_reader import Filter, Reader
 from station.log_verify import verify

@@ -22,7 +22,7 @@ from station_rig import Rig, copiers, start_vqi, vqi, wait_until
 from test_qms import change, opened, result
 
 from station.ipc import Json, PeerGone
-from station.journal import JournalClient, journal_path
+from station.journal_client import JournalClient, journal_path
 from station.log_reader import Filter, Reader
 from station.log_verify import verify
 from station.qms import DATABASE, SNAPSHOT, Store

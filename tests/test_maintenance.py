@@ -38,7 +38,7 @@ from station.backup import generations, make_backup
 from station.cli.log import app
 from station.config import load_configuration
 from station.images import ImageFolder
-from station.journal import JournalClient
+from station.journal_client import JournalClient
 from station.log_reader import Reader
 from station.log_verify import verify
 from station.maintenance import Upkeep, _Child, disk_level

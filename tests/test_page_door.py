@@ -21,7 +21,7 @@ from web_rig import running_journal
 from drivers.stacklight import LightState
 from station.control import ControlServer, control_path, send_command
 from station.ipc import Channel, PeerGone, connect, user_name
-from station.journal import JournalClient, journal_path
+from station.journal_client import JournalClient, journal_path
 from station.lamp import LampClient, lamp_path
 from station.page_door import ACCOUNT, MAX_CLIENTS, MAX_ROWS, door_of, objection, way_in
 from station.recipes import ACTIVATED, APPROVED, PROPOSED, REFUSED

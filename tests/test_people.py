@@ -32,7 +32,7 @@ from station.cli import user
 from station.cli.user import app
 from station.config import Configuration, load_configuration
 from station.ipc import Listener
-from station.journal import JournalClient, journal_path
+from station.journal_client import JournalClient, journal_path
 from station.log_reader import Reader
 from station.passwords import (
     MAX_DIGITS,

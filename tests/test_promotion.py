@@ -38,7 +38,7 @@ from station.cli.recipe import app as app_of_recipe
 from station.comparisons import COMPARED, SIGNED
 from station.config import Evidence, PromotionRecipe, Recipe, load_configuration, load_recipe
 from station.control import send_command
-from station.journal import JournalClient
+from station.journal_client import JournalClient
 from station.log_reader import Filter, Reader
 from station.log_verify import verify
 from station.offline import PictureInspector

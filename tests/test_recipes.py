@@ -25,7 +25,7 @@ from station.config import (
     parse_recipe,
 )
 from station.control import send_command
-from station.journal import JournalClient
+from station.journal_client import JournalClient
 from station.log_reader import Reader
 from station.log_verify import verify
 from station.recipe_desk import Desk, is_claimed_by_one_account

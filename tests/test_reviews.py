@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from station.cli.log import app
 from station.config import ReviewRecipe
-from station.journal import JournalClient
+from station.journal_client import JournalClient
 from station.log_reader import Filter, Reader
 from station.log_verify import verify
 from station.qms import DATABASE, ContradictionError, Store

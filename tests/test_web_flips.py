@@ -12,7 +12,7 @@ from web_rig import WebRig, running_journal, web_rig
 
 from station.comparisons import SIGNED, register
 from station.ipc import connect
-from station.journal import JournalClient, journal_path
+from station.journal_client import JournalClient, journal_path
 from station.log_reader import Reader
 from station.record import ChangeBody
 from station.roles import Role

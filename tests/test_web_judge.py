@@ -22,7 +22,7 @@ from web_rig import STATION, PageClient, WebRig, running_journal, until, web_rig
 
 from station import open_plates
 from station.ipc import Channel, Listener, PeerGone, connect
-from station.journal import JournalClient, journal_path
+from station.journal_client import JournalClient, journal_path
 from station.log_reader import Reader
 from station.log_verify import verify
 from station.qms import DATABASE

@@ -23,7 +23,7 @@ from test_qms import opened, result
 from station.config import load_configuration
 from station.images import Draft, ImageFolder, Pixels
 from station.ipc import PeerGone, connect
-from station.journal import journal_path
+from station.journal_client import journal_path
 from station.qms import IMAGES, Store
 from station.record import ActuationBody, Body, ResultBody, Verdict, rfc3339
 from station.roles import ANONYMOUS, Person, Role

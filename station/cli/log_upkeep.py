@@ -28,7 +28,7 @@ from station.record import BackupBody, Body, HoldBody, PictureClass, ReleaseBody
 from station.retention import Catalogue, Doomed, Order, all_doomed, is_held, pictures_of
 
 if TYPE_CHECKING:
-    from station.journal import JournalClient
+    from station.journal_client import JournalClient
 
 Json = dict[str, Any]
 hold_app = typer.Typer(no_args_is_help=True, help="Keep pictures that a rule would remove.")
@@ -48,7 +48,7 @@ Why = Annotated[str, typer.Option(help="Why; it is kept for ever.")]
 @contextlib.contextmanager
 def journal_process(configuration: Configuration, wait_s: float = 0.0) -> Iterator[JournalClient]:
     """The running journal process, waited for at most so long; only it writes."""
-    from station.journal import JournalClient
+    from station.journal_client import JournalClient
 
     client = JournalClient(configuration.station.runtime_dir)
     try:
@@ -102,7 +102,7 @@ def backup(
 
 def _tell(configuration: Configuration, row: BackupBody) -> None:
     """The log says when it was copied; a backup of a stopped station is as good."""
-    from station.journal import JournalClient
+    from station.journal_client import JournalClient
 
     client = JournalClient(configuration.station.runtime_dir)
     try:

@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 from station.config import Configuration, Loaded, WebSettings
 from station.control import send_command
 from station.ipc import Json, NotAMessage, PeerGone
-from station.journal import JournalClient
+from station.journal_client import JournalClient
 from station.log_lines import get_logger
 from station.log_reader import ASK_LIMIT_S, Reader
 from station.qms import StoreError

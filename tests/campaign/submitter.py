@@ -14,7 +14,7 @@ import numpy as np
 from test_qms import opened, result
 
 from station.ipc import PeerGone
-from station.journal import JournalClient
+from station.journal_client import JournalClient
 from station.record import ActuationBody, Body, Verdict
 
 Json = dict[str, Any]

@@ -23,7 +23,7 @@ from sqlalchemy import (
     inspect,
     text,
 )
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DatabaseError, SQLAlchemyError
 from sqlalchemy.pool import StaticPool
 
 from station.packing import UNREADABLE, Contexts
@@ -107,6 +107,10 @@ class Filter:
         return "".join(f" AND {parts[name]}" for name in given), given
 
 
+class NoTables(StoreError):
+    """An older program wrote this log: it has no tables to ask."""
+
+
 class Reader:
     """Reads the log and can do nothing else to it; also for a user who may only read.
 
@@ -162,28 +166,36 @@ class Reader:
 
     def ask(self, statement: Executable, limit_s: float = ASK_LIMIT_S) -> Sequence[Any]:
         """All rows of one select over the derived tables. Raises `StoreError` if it takes longer
-        than it may, or if this log does not have these tables."""
+        than it may, if the file is damaged, or if this log does not have these tables:
+        `NoTables`."""
         connection = self._connection.connection.driver_connection
         assert isinstance(connection, sqlite3.Connection)
         until = time.monotonic() + limit_s
         connection.set_progress_handler(lambda: time.monotonic() > until, _LOOK_EVERY_STEPS)
         try:
             return self._connection.execute(statement).all()
-        except OperationalError as error:
-            raise StoreError(self._why_not(error, limit_s)) from error
+        except DatabaseError as error:
+            raise self._failure(error, limit_s) from error
         finally:
             connection.set_progress_handler(None, 0)
 
-    def _why_not(self, error: OperationalError, limit_s: float) -> str:
-        if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
-            return f"the question took longer than {limit_s:g} s; ask for less, as with --since"
-        known = inspect(self._connection)
-        if not all(map(known.has_table, (PLATE.name, UNSETTLED.name))):
-            return (
+    def _failure(self, error: DatabaseError, limit_s: float) -> StoreError:
+        code = getattr(error.orig, "sqlite_errorcode", None)
+        if code == sqlite3.SQLITE_INTERRUPT:
+            return StoreError(
+                f"the question took longer than {limit_s:g} s; ask for less, as with --since"
+            )
+        # A damaged file is not searched for its tables: that would fail as well.
+        if code == sqlite3.SQLITE_ERROR and not self._has_tables():
+            return NoTables(
                 f"{self.path} was written by an older program and has no tables to ask; let the "
                 "journal process of this one open it once, or a copy of it"
             )
-        return f"{self.path}: {error.orig}"
+        return StoreError(f"{self.path}: {error.orig}")
+
+    def _has_tables(self) -> bool:
+        known = inspect(self._connection)
+        return all(map(known.has_table, (PLATE.name, UNSETTLED.name)))
 
     def bodies_at(self, numbers: Sequence[int]) -> dict[int, Json]:
         """Bodies of rows by their numbers; for no more than a page."""

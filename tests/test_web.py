@@ -20,7 +20,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 from station_rig import Rig, children, vqi
-from web_rig import WebRig, running_journal, running_web, until, web_rig
+from web_rig import WebRig, damage, running_journal, running_web, until, web_rig
 
 from station.config import ConfigError, WebSettings, load_configuration
 from station.record import ChangeBody, ReviewBody, Verdict
@@ -35,6 +35,7 @@ from station.web.certificates import (
 )
 from station.web.errors import PageError
 from station.web.live import Live
+from station.web.pages import json_path
 from station.web.server import refusal, serve
 
 
@@ -123,6 +124,29 @@ def test_a_page_without_a_log_says_since_when(tmp_path: Path) -> None:
         assert found.value.status == 503
         assert found.value.values["since"] == rig.web.log_seen_at
         assert str(tmp_path) not in str(found.value), "where files lie is in the page's log"
+
+
+def test_every_page_says_that_a_damaged_log_cannot_be_read(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with web_rig(tmp_path, plates=4) as rig:
+        client, of_plate = rig.client(), f"/plates/{rig.plates[1]}"
+        pages = [of_plate, f"{of_plate}/judge", "/plates", "/open", "/samples"]
+        pages += ["/pareto", "/quality", "/proof"]
+        assert {client.get(json_path(page)).status_code for page in pages} == {200}
+        read_at = rig.web.log_seen_at
+        damage(rig.station.journal)
+        for page in pages:
+            answer = client.get(json_path(page))
+            assert (answer.status_code, answer.json()["key"]) == (503, "errors.no_log_since"), page
+        assert rig.web.log_seen_at == read_at, "that it opens is no answer"
+        assert client.get("/plates.csv").status_code == 503
+        shown = client.get(of_plate, headers={"accept-language": "en"})
+        assert "The log cannot be read" in shown.text
+        assert "database disk image is malformed" in caplog.text
+        rig.web.log_seen_at = None
+        begun = client.get(of_plate, headers={"accept-language": "en"})
+        assert "There is no log that can be read" in begun.text
 
 
 def test_no_row_is_sent_in_another_persons_name(rig: WebRig) -> None:

@@ -10,7 +10,7 @@ import secrets
 import signal
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 from test_qms import result
-from web_rig import STATION, PageClient, WebRig, running_journal, until, web_rig
+from web_rig import STATION, PageClient, WebRig, damage, running_journal, until, web_rig
 
 from station import open_plates
 from station.ipc import Channel, Listener, PeerGone, connect
@@ -354,8 +354,8 @@ class SilentJournal:
 class LastAnswer:
     """A journal process that answers one thing, after which its log cannot be read any more."""
 
-    def __init__(self, rig: WebRig, answer: Json) -> None:
-        self._database, self._answer = rig.station.journal / DATABASE, answer
+    def __init__(self, rig: WebRig, answer: Json, spoil: Callable[[Path], None]) -> None:
+        self._journal, self._answer, self._spoil = rig.station.journal, answer, spoil
         self._listener = Listener(journal_path(rig.station.runtime))
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -364,19 +364,26 @@ class LastAnswer:
             while True:
                 with contextlib.closing(self._listener.accept()) as client:
                     asked = client.receive(10.0).body
-                    self._database.rename(self._database.with_name("gone.db"))
+                    self._spoil(self._journal)
                     client.send({**self._answer, "id": asked.get("id")}, timeout_s=5.0)
 
     def close(self) -> None:
         self._listener.close()
 
 
-def test_a_refusal_stays_one_where_the_log_cannot_be_read(tmp_path: Path) -> None:
+def take_away(journal: Path) -> None:
+    (journal / DATABASE).rename(journal / "gone.db")
+
+
+@pytest.mark.parametrize("spoil", [take_away, damage])
+def test_a_refusal_stays_one_where_the_log_cannot_be_read(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
     with web_rig(tmp_path, plates=2) as line:
         ada, plate = line.client_of(Role.REVIEWER, "ada"), line.plates[1]
         refusal = {"ok": False, "error": "it is not Tuesday", "refused": True}
         body = said(panel(ada, plate))
-        with contextlib.closing(LastAnswer(line, refusal)):
+        with contextlib.closing(LastAnswer(line, refusal, spoil)):
             answer = ada.send_json(f"/plates/{plate}/review.json", body)
         assert (answer.status_code, answer.json()["key"]) == (409, "errors.refused")
         assert "it is not Tuesday" in answer.json()["error"]
@@ -385,6 +392,21 @@ def test_a_refusal_stays_one_where_the_log_cannot_be_read(tmp_path: Path) -> Non
         with pytest.raises(PageError) as told:
             judge._found_after_all(line.web, unsure)
         assert (told.value.status, told.value.key) == (503, "judge.unknown")
+
+
+@pytest.mark.parametrize("spoil", [take_away, damage])
+def test_a_review_stays_committed_where_the_log_cannot_be_read(
+    tmp_path: Path, spoil: Callable[[Path], None]
+) -> None:
+    with web_rig(tmp_path, plates=2) as line:
+        ada, plate = line.client_of(Role.REVIEWER, "ada"), line.plates[1]
+        body = said(panel(ada, plate))
+        with contextlib.closing(LastAnswer(line, {"ok": True, "seq": [7]}, spoil)):
+            answer = ada.send_json(f"/plates/{plate}/review.json", body)
+        assert answer.status_code == 200, answer.text
+        done = answer.json()
+        assert (done["seq"], done["verdict"], done["is_pending"]) == (7, None, False)
+        assert ada.get(done["address"]).status_code == 503
 
 
 class Wire:

@@ -22,7 +22,7 @@ import httpx
 import pytest
 from markupsafe import escape
 from station_rig import Rig, children
-from web_rig import PageClient, WebRig, running_web, serving, small_journal, until, web_rig
+from web_rig import PageClient, WebRig, damage, running_web, serving, small_journal, until, web_rig
 
 from drivers.stacklight import LightState
 from station.config import LightSettings, OtherStation, load_configuration
@@ -399,6 +399,31 @@ def test_a_log_that_gives_no_answer_is_old(
         assert "reading" in [call.part for call in page.calls]
     until(lambda: log_after_a_turn().problem == "", "the log again")
     poller.stop()
+
+
+def test_a_damaged_log_is_said_and_its_figures_are_old(
+    rig: WebRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_journal(tmp_path, plates=2)
+    monkeypatch.setattr(line_log, "_QUIET_S", -1.0)
+    poller, heard = poller_of(rig, tmp_path)
+
+    def log_after_a_turn() -> LineLog:
+        poller.turn()
+        return heard[-1].log
+
+    until(lambda: log_after_a_turn().newest_seq > 0, "the log")
+    known = heard[-1].log
+    damage(tmp_path)
+    damaged_at = time.time()
+    until(lambda: "malformed" in log_after_a_turn().problem, "that the log is damaged")
+    poller.stop()
+    page = line_page("a", LIGHT, heard[-1])
+    assert page.log_read_at is not None
+    assert datetime.fromisoformat(page.log_read_at).timestamp() <= damaged_at
+    assert [plate.result_id for plate in page.plates] == [one.result_id for one in known.plates]
+    said = {call.part: call.text for call in page.calls}
+    assert "database disk image is malformed" in said["reading"]
 
 
 def is_in_one_file(connection: sqlite3.Connection) -> bool:

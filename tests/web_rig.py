@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,7 +25,7 @@ from station.config import load_configuration
 from station.images import Draft, ImageFolder, Pixels
 from station.ipc import PeerGone, connect
 from station.journal_client import journal_path
-from station.qms import IMAGES, Store
+from station.qms import DATABASE, IMAGES, Store
 from station.record import ActuationBody, Body, ResultBody, Verdict, rfc3339
 from station.roles import ANONYMOUS, Person, Role
 from station.web.context import Web
@@ -101,6 +102,22 @@ def _shown(row: ResultBody) -> Body:
     said = {"station_id": row.station_id, "written_at": row.written_at, "is_confirmed": True}
     told = {"result_id": row.result_id, "commanded_ns": 1, "shown_ns": 1}
     return ActuationBody.model_validate(said | told | {"command": str(row.verdict).lower()})
+
+
+def damage(journal: Path) -> None:
+    """Spoil a log's file, which no process holds open: it still opens, and of all its tables and
+    indexes only `row` itself can be read."""
+    path = journal / DATABASE
+    with closing(sqlite3.connect(path)) as log:
+        log.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        (page_bytes,) = log.execute("PRAGMA page_size").fetchone()
+        pages = log.execute(
+            "SELECT rootpage FROM sqlite_master WHERE rootpage > 0 AND name <> 'row'"
+        ).fetchall()
+    with path.open("r+b") as file:
+        for (page,) in pages:
+            file.seek((page - 1) * page_bytes)
+            file.write(bytes(page_bytes))
 
 
 # --- people ---------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import Executable
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError
 
 from station.config import Configuration, Loaded, WebSettings
 from station.control import send_command
@@ -64,14 +64,14 @@ class PageReader(Reader):
         """As `Reader.ask`; the request's deadline holds, not `limit_s`."""
         try:
             return self._connection.execute(statement).all()
-        except OperationalError as error:
+        except DatabaseError as error:
             if _is_interrupted(error):
                 raise
-            raise StoreError(self._why_not(error, self._limit_s)) from error
+            raise self._failure(error, self._limit_s) from error
 
 
-def _is_interrupted(error: OperationalError | sqlite3.OperationalError) -> bool:
-    origin = error.orig if isinstance(error, OperationalError) else error
+def _is_interrupted(error: DatabaseError | sqlite3.DatabaseError) -> bool:
+    origin = error.orig if isinstance(error, DatabaseError) else error
     return getattr(origin, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT
 
 
@@ -105,7 +105,7 @@ class Web:
     certificate: Certificate | None = None
     """By which this page is known; None without TLS."""
     log_seen_at: float | None = None
-    """When the log was read last, seconds since 1970."""
+    """When the log last answered all questions of a request, seconds since 1970."""
 
     def __post_init__(self) -> None:
         shifts = self.configuration.value.journal.shifts
@@ -131,18 +131,18 @@ class Web:
 
     @contextlib.contextmanager
     def reader(self, limit_s: float = READ_LIMIT_S) -> Iterator[Reader]:
-        """The log for one request. Raises `PageError` 503: there is no log, or the questions took
-        too long."""
+        """The log for one request. Raises `PageError` 503: there is no log, it is damaged, or the
+        questions took too long."""
         directory = self.configuration.value.journal.directory
         try:
             with PageReader(directory, limit_s) as reader:
-                self.log_seen_at = time.time()
                 yield reader
+                self.log_seen_at = time.time()
         except StoreError as error:
             raise self._no_log(str(error)) from error
         except (OverflowError, UnicodeEncodeError) as error:  # no such number, no such text
             raise not_found() from error
-        except (OperationalError, sqlite3.OperationalError) as error:
+        except (DatabaseError, sqlite3.DatabaseError) as error:
             if _is_interrupted(error):
                 raise PageError(503, "errors.too_long", retry_s=5, seconds=limit_s) from error
             raise self._no_log(str(error)) from error

@@ -10,8 +10,7 @@ from pydantic import BaseModel
 
 from station import open_plates
 from station.config import ConfigError, Loaded, Recipe, ReviewRecipe
-from station.log_reader import Reader
-from station.qms import StoreError
+from station.log_reader import NoTables, Reader
 from station.recipes import active_recipe
 from station.record import Disposition, NamedDefectBody, Reason, Verdict
 from station.reviews import Judgement, effective_verdict, last_judged, taking_back_problem
@@ -226,7 +225,7 @@ def _disposition(stands: Judgement) -> str:
 def _state(reader: Reader, seq: int) -> State | None:
     try:
         return open_plates.state_of(reader, seq)
-    except StoreError:  # a log that no journal process of this release has opened yet
+    except NoTables:  # a log that no journal process of this release has opened yet
         return None
 
 

@@ -8,11 +8,12 @@ import math
 import os
 import re
 import shutil
+import sqlite3
 import struct
 import tracemalloc
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from io import BytesIO
 from pathlib import Path
 from threading import Thread
@@ -32,7 +33,7 @@ from station.config import load_configuration
 from station.images import Draft, ImageFolder, Pixels
 from station.limit_samples import Sample as LimitSample
 from station.limit_samples import write_list
-from station.qms import IMAGES, Store
+from station.qms import DATABASE, IMAGES, Store
 from station.record import (
     ActuationBody,
     ImageBody,
@@ -502,6 +503,23 @@ def test_every_text_of_the_page_is_there(rig: WebRig, client: PageClient, langua
         answer = client.get(f"/plates/{name}", headers={"accept-language": language})
         assert answer.status_code == 200
     assert client.get(f"/plates/{FAILED}/samples?kind=scratch").status_code == 200
+
+
+def test_a_reason_that_this_program_has_no_words_for_is_shown_as_it_is(tmp_path: Path) -> None:
+    """Of a plate that a later program judged."""
+    with web_rig(tmp_path, plates=4) as rig:
+        name = rig.plates[3]
+        with closing(sqlite3.connect(rig.station.journal / DATABASE)) as log:
+            log.execute("DROP TRIGGER row_no_update")
+            log.execute(
+                "UPDATE row SET body = json_set(body, '$.reason', 'lit from <behind>') "
+                "WHERE result_id = ? AND kind = 'result'",
+                (name,),
+            )
+            log.commit()
+        page = rig.client().get(f"/plates/{name}", headers={"accept-language": "en"})
+        assert page.status_code == 200, page.text
+        assert "Reason: lit from &lt;behind&gt;." in page.text
 
 
 def test_what_was_recorded_is_served_byte_for_byte_and_kept(

@@ -42,6 +42,8 @@ from station.roles import Person, Role
 from station.schema import TRIGGERS
 from station.web import qa_proof
 from station.web.errors import PageError
+from station.web.feed import line_as_heard
+from station.web.live import Live
 from station.web.qa_choice import Choice, Clock, Range
 from station.web.qa_figures import Kept
 from station.web.qa_jobs import Job, Jobs, Kind, State, jobs_of
@@ -650,6 +652,36 @@ def test_a_job_whose_process_fails_says_why_and_ends(tmp_path: Path) -> None:
             jobs._finish(silent, process)
         assert jobs.get(silent.id).state is State.FAILED
         assert jobs.get(silent.id).said
+
+
+@pytest.mark.parametrize("deletes", ["shutil.rmtree", "_empty"])
+def test_the_line_view_waits_for_no_export_that_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deletes: str
+) -> None:
+    """Gigabytes take their time: of exports that make room, of one that failed."""
+    has_begun, goes_on = threading.Event(), threading.Event()
+
+    def slow(*_: object, **__: object) -> None:
+        has_begun.set()
+        goes_on.wait(60.0)
+
+    with signed_log(tmp_path) as (rig, _), ThreadPoolExecutor(2) as pool:
+        jobs = jobs_of(rig.web)
+        for number in range(10):
+            old = Job(f"{number:016x}", Kind.EXPORT, {}, "eve", float(number), State.DONE)
+            jobs._jobs[old.id] = old
+        monkeypatch.setattr(f"station.web.qa_jobs.{deletes}", slow)
+        eve = Person("eve", "Eve", Role.ENGINEER)
+        starting = pool.submit(jobs.start, Kind.EXPORT, {}, eve)
+        try:
+            assert has_begun.wait(60.0)
+            assert pool.submit(line_as_heard, rig.web, Live()).result(10.0).station_id == "s"
+            with pytest.raises(PageError, match="runs_already"):
+                jobs.start(Kind.EXPORT, {}, eve)
+        finally:
+            goes_on.set()
+        job = starting.result(30.0)
+        wait_until(lambda: jobs.get(job.id).state is State.FAILED, 60.0, "an end")
 
 
 def test_what_a_source_is_asked_ends_with_its_time(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ class Jobs:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._lock = threading.Lock()
+        """Never held while files are written or deleted: the line view's news waits for it."""
         self._processes: dict[str, subprocess.Popen[str]] = {}
         self._jobs = {job.id: job for job in map(_read, folder.glob(f"*/{_SAID}")) if job}
 
@@ -110,15 +111,15 @@ class Jobs:
         with self._lock:
             if any(one.kind is kind and one.state is State.RUNNING for one in self._jobs.values()):
                 raise conflict(f"qa.runs_already_{kind}")
-            self._make_room(kind)
-            try:
-                self.folder_of(job).mkdir(parents=True)
-                self._write(job)
-            except OSError as error:
-                raise PageError(
-                    503, "qa.no_state", why=f"{self._folder}: {error.strerror}"
-                ) from error
             self._jobs[job.id] = job
+        try:
+            self._make_room(kind)
+            self.folder_of(job).mkdir(parents=True)
+            self._write(job)
+        except OSError as error:
+            with self._lock:
+                del self._jobs[job.id]
+            raise PageError(503, "qa.no_state", why=f"{self._folder}: {error.strerror}") from error
         threading.Thread(
             target=self._run, args=(job,), name=f"{kind} {job.id}", daemon=True
         ).start()
@@ -199,14 +200,16 @@ class Jobs:
         self._settle(job_id, said)
 
     def _settle(self, job_id: str, said: Json) -> None:
+        """Its files first: who sees that a job has ended finds them as they stay."""
+        with self._lock:
+            job = _ended(self._jobs[job_id], said)
+        with contextlib.suppress(OSError):
+            if job.state is not State.DONE:
+                _empty(self.folder_of(job))
+            self._write(job)
         with self._lock:
             self._processes.pop(job_id, None)
-            job = _ended(self._jobs[job_id], said)
             self._jobs[job_id] = job
-            with contextlib.suppress(OSError):
-                if job.state is not State.DONE:
-                    _empty(self.folder_of(job))
-                self._write(job)
 
     # --- what is kept -----------------------------------------------------------------------------
 
@@ -218,17 +221,26 @@ class Jobs:
 
     def _make_room(self, kind: Kind) -> None:
         """For one more."""
-        ended = [job for job in self._jobs.values() if job.kind is kind]
-        ended.sort(key=lambda job: -job.begun_at)
+        ended = [job for job in self.of(kind) if job.state is not State.RUNNING]
         kept_bytes = 0
         # What a verification found stands until another one comes to its end.
         if kind is Kind.VERIFY and (found := [job for job in ended if job.state is State.DONE]):
             ended.remove(found[0])
         for number, job in enumerate(ended, start=1):
-            kept_bytes += sum(one.stat().st_size for one in self.folder_of(job).glob("*"))
+            kept_bytes += _bytes_in(self.folder_of(job))
             if number >= _KEPT or (number > 1 and kept_bytes > _KEPT_BYTES):
+                with self._lock:
+                    self._jobs.pop(job.id, None)
                 shutil.rmtree(self.folder_of(job), ignore_errors=True)
-                del self._jobs[job.id]
+
+
+def _bytes_in(folder: Path) -> int:
+    """Of its files; those of a job that was just given up may go meanwhile."""
+    found = 0
+    for path in folder.glob("*"):
+        with contextlib.suppress(OSError):
+            found += path.stat().st_size
+    return found
 
 
 def _ended(job: Job, said: Json) -> Job:

@@ -314,20 +314,65 @@ def test_sums_that_cannot_be_had_are_old_until_they_can(
         monkeypatch.setattr(line_log, "_SUMS_EVERY_S", every_s)
         return look.look({"rows": number}, lamp(), station())
 
-    def too_long(*_: object) -> float:
+    def too_long(*_: object) -> None:
         raise StoreError("the question took longer than 1 s")
 
     before = at_row(1, 60.0)
     with monkeypatch.context() as slow:
-        slow.setattr(line_log, "_rate", too_long)
+        slow.setattr(line_log, "_yield", too_long)
         for number, every_s in ((2, -1.0), (3, 60.0), (4, 60.0)):
             old = at_row(number, every_s)
             assert old.problem == "the question took longer than 1 s"
-            assert (old.read_at, old.rate_per_minute) == (before.read_at, before.rate_per_minute)
+            assert (old.read_at, old.today) == (before.read_at, before.today)
             assert old.plates == before.plates
     after = at_row(5, -1.0)
     assert after.problem == ""
     assert after.read_at > before.read_at
+
+
+def test_the_rate_is_what_the_station_counts_whatever_its_clock_was_set_to(
+    rig: WebRig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight plates of an hour ago; then the clock was set back by two."""
+    ahead = rfc3339(datetime.fromtimestamp(time.time() + 3600, UTC))
+    small_journal(tmp_path, plates=8, written_at=ahead)
+    settings = rig.web.configuration.value
+    journal = settings.journal.model_copy(update={"directory": tmp_path})
+    monkeypatch.setattr(line_log, "_SUMS_EVERY_S", -1.0)
+    monkeypatch.setattr(line_log, "_QUIET_S", -1.0)
+
+    def rates(*said: Json | None) -> list[float | None]:
+        look = LogLook(settings.model_copy(update={"journal": journal}))
+        return [look.look({"rows": 24}, lamp(), one).rate_per_minute for one in said]
+
+    assert rates(
+        station(uptime_s=5.0, plates=1),
+        station(uptime_s=60.0, plates=3),
+        station(uptime_s=280.0, plates=3),
+        station(uptime_s=380.0, plates=43),
+        None,
+        station(uptime_s=580.0, plates=43),
+    ) == [None, 3.0, 3 * 60 / 280, 40 * 60 / 320, None, 40 * 60 / 300]
+    assert rates(
+        station(uptime_s=4000.0, plates=900),
+        station(uptime_s=4060.0, plates=910),
+        station(pid=2, uptime_s=4070.0, plates=1),
+        station(pid=2, uptime_s=20.0, plates=1),
+        station(pid=2, uptime_s=30.0, plates=None),
+    ) == [None, 10.0, None, 3.0, None], "another life counts anew"
+
+
+def test_a_beat_says_how_old_the_last_verdict_is(rig: WebRig) -> None:
+    """By a clock that nobody can set; nothing where the station does not answer."""
+    feed = Feed(rig.web, {"line": SHOWN})
+
+    def told_of(said: Json | None) -> tuple[object, object]:
+        beat = feed._beat(live(station=said))
+        return beat["verdict_at"], beat["verdict_age_s"]
+
+    last = station(last_verdict_at=NOW_TEXT, verdict_age_s=12.34)
+    assert told_of(last) == (NOW_TEXT, 12.3)
+    assert told_of(station()) == told_of(None) == (None, None)
 
 
 def test_what_an_answer_of_the_log_may_lack_is_said(rig: WebRig, tmp_path: Path) -> None:
@@ -927,6 +972,34 @@ def test_a_page_that_is_old_when_it_is_opened_is_not_shown_as_now(rig: WebRig) -
             for _ in range(5):
                 page.wait_for_timeout(300)
                 assert page.locator("#line.stale").count() == 1
+        finally:
+            browser.close()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+def test_the_last_verdict_is_as_old_as_the_station_says(rig: WebRig) -> None:
+    """Its time has not come yet: the clock was set back. Alone that says no age."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no Chromium here: no playwright")
+    ahead = rfc3339(datetime.fromtimestamp(NOW + 3600, UTC))
+    rig.live.live = live(station=station(last_verdict_at=ahead))
+    beat: Json = {"at": NOW, "day": "2027-01-15", "clock": "09:00:00", "lease_s": None}
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            page = browser.new_page(locale="en-GB")
+            page.goto(rig.url)
+            age = page.locator(".line-figures time[data-age]")
+            until(lambda: age.text_content() == "–", "no age")
+
+            def age_after_beat(verdict_at: str | None, verdict_age_s: float | None) -> str:
+                said = {"verdict_at": verdict_at, "verdict_age_s": verdict_age_s}
+                ms = time.monotonic_ns() // 1_000_000
+                rig.web.hub.publish({}, {"ms": ms, **beat, **said})
+                return str(age.text_content())
+
+            until(lambda: "12\N{NO-BREAK SPACE}s" in age_after_beat(ahead, 12.0), "its age")
+            until(lambda: age_after_beat(None, None) == "–", "no age again")
         finally:
             browser.close()
 

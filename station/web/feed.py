@@ -74,12 +74,16 @@ class Feed:
         """What changes all the time."""
         at = datetime.fromtimestamp(heard.at, self._web.zone)
         lease_s = heard.lamp.get("lease_left_s") if heard.lamp else None
+        station = heard.station or {}
+        verdict_age_s = station.get("verdict_age_s")
         return {
             "ms": heard.heard_ns // 1_000_000,
             "at": round(heard.at, 3),
             "day": f"{at:%Y-%m-%d}",
             "clock": f"{at:%H:%M:%S}",
             "lease_s": None if lease_s is None else round(lease_s, 1),
+            "verdict_at": station.get("last_verdict_at"),
+            "verdict_age_s": None if verdict_age_s is None else round(verdict_age_s, 1),
         }
 
 

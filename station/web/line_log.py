@@ -1,4 +1,5 @@
-"""What the line view reads of the log: the newest plates, the rate, first-pass yield.
+"""What the line view reads of the log: the newest plates and first-pass yield; and the rate, by the
+station's own count.
 
 Read when the journal process has new rows, or figures that age have aged; by one thread, within a
 deadline, from a connection that cannot write.
@@ -7,7 +8,7 @@ deadline, from a connection that cannot write.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -30,7 +31,10 @@ Json = dict[str, Any]
 
 STRIP_PLATES = 12
 RATE_S = 300.0
-"""The rate is that of so long, or of the station's life where that is shorter."""
+"""The rate is that of so long, or of the station's life, or of what was heard of it, where that is
+shorter."""
+_LEAST_RATE_S = 10.0
+"""A shorter time says nothing of the rate."""
 _LIMIT_S = 1.0
 _SUMS_EVERY_S = 2.0
 _QUIET_S = 5.0
@@ -113,6 +117,43 @@ class LineLog:
     """When what the station calls a person for began, by its text."""
 
 
+class Pace:
+    """Plates a minute of late. By the station's own count and the time since it began: the times in
+    the log are those of a clock that can be set."""
+
+    def __init__(self) -> None:
+        self._pid: int | None = None
+        self._is_heard = False
+        self._counts: deque[tuple[float, int]] = deque()
+        """Seconds since the station began, and its plates by then; all but the first one younger
+        than `RATE_S`."""
+
+    def hear(self, station: Json | None) -> None:
+        """What the station says now; None: it does not answer."""
+        plates = station.get("plates") if station else None
+        self._is_heard = plates is not None
+        if station is None or plates is None:
+            return
+        pid, uptime_s = station["pid"], station["uptime_s"]
+        if not self._is_of_this_life(pid, uptime_s):
+            self._pid, self._counts = pid, deque([(0.0, 0)] if uptime_s <= RATE_S else [])
+        self._counts.append((uptime_s, plates))
+        while len(self._counts) > 1 and self._counts[1][0] <= uptime_s - RATE_S:
+            self._counts.popleft()
+
+    def _is_of_this_life(self, pid: int, uptime_s: float) -> bool:
+        return bool(self._counts) and pid == self._pid and uptime_s >= self._counts[-1][0]
+
+    @property
+    def per_minute(self) -> float | None:
+        """None where too little was heard to say."""
+        if not self._is_heard:
+            return None
+        (first_s, before), (last_s, by_then) = self._counts[0], self._counts[-1]
+        span_s = last_s - first_s
+        return None if span_s < _LEAST_RATE_S else (by_then - before) * 60 / span_s
+
+
 class LogLook:
     """Reads again when there is something new. Used by one thread."""
 
@@ -124,11 +165,13 @@ class LogLook:
         self._read_s = self._sums_s = float("-inf")
         self._sums_problem = ""
         """Stands until the sums can be had again, which is not tried with each row."""
+        self._pace = Pace()
 
     def look(self, journal: Json | None, lamp: Json | None, station: Json | None) -> LineLog:
         """As processes say they are now. What cannot be read leaves what was read before."""
         seen = journal and journal["rows"], lamp and lamp["result_id"]
         now_s = time.monotonic()
+        self._pace.hear(station)
         if seen != self._seen or now_s - self._read_s > _QUIET_S:
             self._seen, self._read_s = seen, now_s
             self._last = self._read(now_s, lamp, station)
@@ -181,7 +224,7 @@ class LogLook:
         begun = ask(_BEGUN.bindparams(most=_ATTENTIONS)) if (station or {}).get("calls") else ()
         return replace(
             found,
-            rate_per_minute=_rate(questions, now, station),
+            rate_per_minute=self._pace.per_minute,
             shift=shift and _yield(questions, *shift, provenance),
             today=_yield(questions, _midnight(self._shifts, now), "", provenance),
             begun_at={row.text: row.written_at for row in reversed(begun)},
@@ -210,15 +253,6 @@ def _shown(ask: Callable[[Any], Sequence[Any]], result_id: str) -> ShownPlate | 
     is_ours = bool(told) and told[0].boot_id == current_boot_id() and bool(told[0].commanded_ns)
     at = time.time() - (time.monotonic_ns() - told[0].commanded_ns) / 1e9 if is_ours else None
     return ShownPlate(result_id, plates[0].part_id, plates[0].written_at, at)
-
-
-def _rate(questions: Questions, now: datetime, station: Json | None) -> float:
-    """Plates a minute, of late."""
-    span_s: float = min(RATE_S, max(1.0, (station or {}).get("uptime_s", RATE_S)))
-    since = rfc3339(now - timedelta(seconds=span_s))
-    rows = questions.counts(Selection(since=since), "reason")
-    plates: int = sum(row.plates for row in rows if row.reason != Reason.GAP)
-    return plates * 60 / span_s
 
 
 def _yield(questions: Questions, since: datetime, shift: str, provenance: str | None) -> Yield:

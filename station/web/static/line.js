@@ -6,6 +6,7 @@ const OLD_MS = 1800;
 const LOOK_MS = 200;
 const AGAIN_MS = 2000;
 const DRIFT = 2e-4; // of two clocks, at most; what is later than that waited on the way
+const AHEAD_S = 2; // a time that is still further off: the clock was set back since
 
 const line = document.querySelector("[data-live]");
 const staleWords = document.getElementById("stale");
@@ -20,6 +21,8 @@ let heardMs = line.classList.contains("stale") ? -Infinity : openedMs; // when w
 let moment = line.dataset.moment; // the same as the station's clock showed it
 let atS = Date.parse(line.dataset.at) / 1000;
 let atHeardMs = openedMs;
+let verdictAt = null; // when the last one was, by a clock that can be set;
+let verdictAgeS = 0; // and how old it was at the last beat, which nobody sets
 let leastMs = Infinity; // between the station's clock and this one, with no delay on the way
 let lastMs = openedMs;
 let life = "";
@@ -65,6 +68,8 @@ function hear(beat) {
   moment = `${days.format(new Date(beat.day))} ${beat.clock}`;
   atS = beat.at;
   atHeardMs = heardMs;
+  verdictAgeS = beat.verdict_age_s ?? 0;
+  verdictAt = beat.verdict_age_s == null ? null : beat.verdict_at;
   document.getElementById("as-of").textContent = moment;
   const lease = line.querySelector("[data-lease]");
   if (lease && beat.lease_s !== null) {
@@ -116,10 +121,11 @@ function look() {
 }
 
 function tellAges() {
-  const nowS = atS + (performance.now() - atHeardMs) / 1000;
+  const sinceS = (performance.now() - atHeardMs) / 1000;
   for (const time of line.querySelectorAll("time[data-age]")) {
-    const age = Math.max(0, nowS - Date.parse(time.dateTime) / 1000);
-    time.textContent = line.dataset.ago.replace("{age}", duration(age));
+    const isVerdict = time.dateTime === verdictAt;
+    const age = sinceS + (isVerdict ? verdictAgeS : atS - Date.parse(time.dateTime) / 1000);
+    time.textContent = age < -AHEAD_S ? "–" : line.dataset.ago.replace("{age}", duration(Math.max(0, age)));
   }
 }
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import re
 import selectors
+import shutil
 import tarfile
 from collections.abc import Iterator
 from contextlib import closing
@@ -443,6 +444,74 @@ def test_who_acknowledges_on_the_lamps_page_says_which_plate_was_seen(
     for op, text in (("halt", ""), ("ack", "none")):
         assert ann.send_json("/engineer/command.json", {"op": op}).status_code == 200
         assert told.pop() == (op, text), "who saw nothing acknowledges nothing that is held"
+
+
+def test_the_lamps_page_says_as_of_when_it_is_and_shows_no_light_that_is_old(
+    rig: WebRig, ann: PageClient
+) -> None:
+    said: Json = {
+        "station": {"state": "OPERATIONAL", "light_confirmation": "read back"},
+        "lamp": {"state": "pass", "result_id": "s-4", "device": "tower"},
+        "at": datetime(2026, 3, 6, 13, 2, 7, tzinfo=UTC).timestamp(),
+    }
+    at = Formatter("en", rig.web.zone).moment(said["at"])
+
+    def shown(is_stale: bool) -> str:
+        rig.live.live = Live(**said, is_stale=is_stale)
+        page = ann.get("/engineer/lamp", headers={"accept-language": "en"}).text
+        return page.partition('id="lamp"')[2].partition("</main>")[0]
+
+    try:
+        now, old = shown(is_stale=False), shown(is_stale=True)
+        twin = ann.get("/engineer/lamp.json").json()
+    finally:
+        rig.live.live = Live()
+    texts = catalogue()
+    light, confirmed = texts["line.light.pass"]["en"], texts["engineer.confirmed_read_back"]["en"]
+    assert f"As of {at}" in now
+    assert f"shows {light} (tower)" in now
+    assert confirmed in now
+    assert re.search(r"<p [^>]*data-old hidden>These figures are old", now), "the script's words"
+    assert 'class="old"' in old
+    assert f"data-old>These figures are old: the station was heard last on {at}" in old
+    assert f"shows {light}" not in old
+    assert confirmed not in old
+    assert (twin["is_stale"], twin["state"], twin["shown"]) == (True, "", "")
+
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+def test_the_lamps_page_is_renewed_and_old_where_nobody_renews_it(
+    rig: WebRig, ann: PageClient
+) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no Chromium here: no playwright")
+
+    def held(result_id: str) -> Live:
+        light = {"state": "fail", "result_id": result_id}
+        return Live(station={"state": "OPERATIONAL"}, lamp=light, is_stale=False)
+
+    rig.live.live = held("s-7")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        try:
+            page = browser.new_page()
+            cookie = {"name": "given", "value": ann.cookies["given"], "url": rig.url}
+            page.context.add_cookies([cookie])
+            page.goto(f"{rig.url}/engineer/lamp")
+            page.locator('#lamp a[href="/plates/s-7"]').wait_for()
+            page.locator("#op-halt").focus()
+            rig.live.live = held("s-8")
+            page.locator('#lamp a[href="/plates/s-8"]').wait_for()
+            assert page.evaluate("document.activeElement.id") == "op-halt", "a keyboard's place"
+            page.route("**/engineer/lamp", lambda route: route.abort())
+            page.locator("#lamp [data-old]:visible").wait_for()
+            assert page.locator('#lamp a[href="/plates/s-8"]').count() == 0
+        finally:
+            browser.close()
+            rig.live.live = Live()
 
 
 # --- a station that runs --------------------------------------------------------------------------

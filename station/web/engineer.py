@@ -218,6 +218,9 @@ class TestShown(BaseModel):
 class LampPage(BaseModel):
     """Lamp and outputs by hand: whether that may be now, and if not, why."""
 
+    at: float
+    is_stale: bool
+    """Then nobody knows the state, nor what is shown."""
     state: str
     refusal: str
     """Key of the text that says why nothing may be tried out; empty if it may."""
@@ -636,19 +639,22 @@ def commissioning_report(web: Web) -> Response:
 @router.page("/lamp", template="engineer/lamp.html", role=Role.ENGINEER)
 def lamp(web: Web) -> LampPage:
     """Lamp and outputs by hand; refused while plates run."""
-    station, said = web.live.station or {}, web.live.lamp or {}
+    live = web.live
+    station, said = live.station or {}, live.lamp or {}
     last = station.get("hand_test")
     return LampPage(
-        state=str(station.get("state") or ""),
+        at=live.at,
+        is_stale=live.is_stale,
+        state="" if live.is_stale else str(station.get("state") or ""),
         refusal=_test_refusal(web, station, said),
         is_halted=station.get("state") == StationState.HALTED,
-        shown=str(said.get("state") or ""),
+        shown="" if live.is_stale else str(said.get("state") or ""),
         device=str(said.get("device") or ""),
-        confirmation=str(station.get("light_confirmation") or ""),
+        confirmation="" if live.is_stale else str(station.get("light_confirmation") or ""),
         states=list(map(str, SHOWN)),
         outputs=list(said.get("testable") or []),
         last=TestShown(**last) if last else None,
-        held=seen_held(web.live),
+        held=seen_held(live),
     )
 
 

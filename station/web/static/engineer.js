@@ -143,29 +143,39 @@ document.body.addEventListener("htmx:sendError", () => {
   sayAboveForm(document.getElementById("recipe-form")?.dataset.unsent ?? "");
 });
 
-// The health page asks anew every 3 s. What nobody renews is old: a server that hangs sends no error.
+// The pages of health and of the lamp ask anew every 3 s. What nobody renews is old: a server that
+// hangs sends no error.
 const OLD_MS = 7000;
-let health = document.getElementById("health");
-let healthMs = 0; // when it came; of the first one, when it was asked for
+let renewed = document.querySelector("[data-renewed]");
+let renewedMs = 0; // when it came; of the first one, when it was asked for
 
-function lookAtHealth() {
-  const shown = document.getElementById("health");
+function lookAtRenewed() {
+  const shown = document.getElementById(renewed.id);
   if (shown === null) return location.reload(); // a sign-in came in its place
-  if (shown !== health) healthMs = performance.now();
-  health = shown;
-  if (performance.now() - healthMs > OLD_MS && !health.classList.contains("old")) tellOld();
+  if (shown !== renewed) renewedMs = performance.now();
+  renewed = shown;
+  if (performance.now() - renewedMs > OLD_MS && !renewed.classList.contains("old")) tellOld();
 }
 
 function tellOld() {
-  health.classList.add("old");
-  health.querySelector("[data-old]").hidden = false;
-  for (const tag of health.querySelectorAll(".tag.pass")) {
+  renewed.classList.add("old");
+  renewed.querySelector("[data-old]").hidden = false;
+  for (const tag of renewed.querySelectorAll(".tag.pass")) {
     tag.className = "tag undecided";
-    tag.textContent = health.dataset.unknown;
+    tag.textContent = renewed.dataset.unknown;
+  }
+  for (const words of renewed.querySelectorAll("[data-when-old]")) {
+    words.textContent = words.dataset.whenOld;
   }
 }
 
-if (health) {
-  setInterval(lookAtHealth, 500);
-  document.addEventListener("visibilitychange", lookAtHealth);
+// A button that is being pressed stays until it is let go: it would not be pressed else.
+function letBePressed(event) {
+  if (event.detail.target.querySelector("button:active")) event.detail.shouldSwap = false;
+}
+
+if (renewed) {
+  setInterval(lookAtRenewed, 500);
+  document.addEventListener("visibilitychange", lookAtRenewed);
+  document.body.addEventListener("htmx:beforeSwap", letBePressed);
 }

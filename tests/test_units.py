@@ -537,6 +537,16 @@ def test_only_a_wrong_path_or_wrong_rights_are_a_bad_configuration(
     assert caught.value.status == status
 
 
+def test_what_units_name_as_their_documentation_is_in_a_release() -> None:
+    units = [path for path in DEPLOY.rglob("*") if path.suffix in (".service", ".socket", ".conf")]
+    named = {name for path in units for name in read(path).get("Documentation", [])}
+    assert named
+    for name in named:
+        file = name.removeprefix("file:///opt/vqi/current/")
+        assert file.split("/")[0] in ("deploy", "docs")
+        assert (CHECKOUT / file).is_file()
+
+
 # --- the installer --------------------------------------------------------------------------------
 
 
@@ -545,7 +555,7 @@ def test_the_self_test_runs_in_the_stations_sandbox(installer: ModuleType, tmp_p
         release = tmp_path / name
         shutil.copytree(DEPLOY, release / "deploy")
         unit = tmp_path / "unit"
-        unit.write_text(installer.self_test_unit(release))
+        unit.write_text(installer.self_test_unit(release, {}))
         found, station = read(unit), settings_of("vqi-station")
         for key, values in station.items():
             if key in found and key.startswith(("Protect", "Restrict", "Private", "SystemCall")):
@@ -555,6 +565,26 @@ def test_the_self_test_runs_in_the_stations_sandbox(installer: ModuleType, tmp_p
         assert found["Type"][-1] == "oneshot"
         assert (found["MemoryDenyWriteExecute"][-1] == "no") == is_lifted
         assert set(settings_of("vqi-lamp")["DeviceAllow"]) <= set(found["DeviceAllow"])
+
+
+def test_the_self_test_may_what_the_sites_drop_ins_will_let_the_units(
+    installer: ModuleType, tmp_path: Path
+) -> None:
+    """They are placed after it."""
+    release = tmp_path / "1-abc"
+    shutil.copytree(DEPLOY, release / "deploy")
+    config = {
+        "station": {"recipe_dir": "/data/recipes"},
+        "journal": {"directory": "/data/journal"},
+        "plc": {"type": "modbus_server"},
+        "identity": {"scanner": {"type": "serial", "port": "/dev/serial/by-id/a"}},
+    }
+    unit = tmp_path / "unit"
+    unit.write_text(installer.self_test_unit(release, config))
+    found = read(unit)
+    assert {"-/data/journal", "-/data/recipes"} <= set(found["ReadWritePaths"])
+    assert "CAP_NET_BIND_SERVICE" in found["AmbientCapabilities"]
+    assert "/dev/serial/by-id/a rw" in found["DeviceAllow"]
 
 
 def test_a_failed_part_stops_an_upgrade_but_for_devices_in_use(installer: ModuleType) -> None:
@@ -637,6 +667,7 @@ def test_the_same_content_is_the_same_release(installer: ModuleType) -> None:
     named = {path.relative_to(CHECKOUT) for path in installer.source_files()}
     assert Path("station/shipped/recipes/demo-lgp.toml") in named
     assert Path("deploy/systemd/vqi-lamp.service") in named
+    assert Path("docs/proof.md") in named
     assert not [path for path in named if path.suffix == ".pyc"]
 
 
@@ -653,6 +684,10 @@ def test_folders_elsewhere_and_low_ports_are_opened_for_the_unit_that_needs_them
     assert drop_ins(**usual, plc={"type": "modbus_server", "tcp_port": 1502}) == {}
     assert drop_ins(journal={"directory": "journal"}) == {}
     assert "CAP_NET_BIND_SERVICE" in drop_ins(plc={"type": "modbus_server"})["lamp"]
+    recipes = drop_ins(**usual, station={"recipe_dir": "/data/recipes"})
+    assert recipes == dict.fromkeys(
+        ("journal", "station"), "[Service]\nReadWritePaths=-/data/recipes\n"
+    )
     backup = drop_ins(**usual, retention={"backup": {"directory": "/mnt/backup"}})
     assert backup == {"journal": "[Service]\nReadWritePaths=-/mnt/backup\n"}
     assert set(drop_ins(journal={"directory": "/data/journal"})) == {"journal", "station"}

@@ -300,6 +300,9 @@ def test_the_plant_lists_what_reviews_come_to_as_the_station_does(
     ] == [(18, "PASS", "ada, bela", False), (12, None, "", True), (6, "PASS", "ada", False)]
     assert len(listed("--plant")) == 12
     assert CliRunner().invoke(log_app, ["list", "--plant"]).exit_code == 0
+    refused = CliRunner().invoke(log_app, ["list", "--plant", "--after", "7"])
+    assert refused.exit_code == 2
+    assert "--after" in refused.stderr
 
 
 def four_eyes_review(number: int, reviewer: str, supersedes: int) -> ReviewBody:

@@ -82,6 +82,8 @@ def list_(
     if is_open and (is_plant or selection != Selection()):
         fail("--open lists this station's open plates, and takes no other choice of plates", 2)
     if is_plant:
+        if after is not None:
+            fail("--after goes on in a station's own log; of --plant choose by --since", 2)
         for row in log_ship.plant_results(config, replace(selection, station=station), limit):
             _say(row, is_json)
         return

@@ -46,7 +46,7 @@ from station.web.feed import line_as_heard
 from station.web.live import Live
 from station.web.qa_choice import Choice, Clock, Range
 from station.web.qa_figures import Kept
-from station.web.qa_jobs import Job, Jobs, Kind, State, jobs_of
+from station.web.qa_jobs import Job, Jobs, Kind, State, jobs_of, state_folder
 from station.web.turns import Turns
 
 Json = dict[str, Any]
@@ -476,6 +476,11 @@ def test_a_job_can_be_given_up_and_nothing_of_it_stays(rig: WebRig) -> None:
     said = json.loads((folder / "job.json").read_text())
     (folder / "job.json").write_text(json.dumps(said | {"state": "running"}))
     assert Jobs(folder.parent).get(begun["id"]).state is State.INTERRUPTED
+
+
+def test_what_is_made_lies_where_the_pages_state_does(tmp_path: Path) -> None:
+    with web_rig(tmp_path, plates=0, web_lines=f'state_dir = "{tmp_path}/state"') as rig:
+        assert state_folder(rig.web) == tmp_path / "state" / "qa"
 
 
 def test_who_may_have_what_made(rig: WebRig, viewer: PageClient) -> None:

@@ -68,9 +68,9 @@ class Job:
 
 
 def state_folder(web: Web) -> Path:
-    """Where the page's process keeps what it makes: its unit's folder, or one beside the log's."""
+    """Where the page's process keeps what it makes: its unit's folder, or beside its people."""
     given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    return Path(given or web.configuration.value.journal.directory.parent / "web") / "qa"
+    return Path(given or web.configuration.value.people_dir) / "qa"
 
 
 class Jobs:

@@ -702,7 +702,8 @@ class MetricsSettings(Settings):
         30.0,
         gt=0,
         le=3600,
-        description="A plate seen so long ago without a durable verdict: /health says 503.",
+        description="A plate that left the camera so long ago and has no durable verdict: /health "
+        "says 503.",
     )
 
 

@@ -59,9 +59,10 @@ _BIT_MEANINGS = {
     "undecided": "with ng: it could not be decided",
     "error": "plates are not judged or not recorded, or the station is not there",
     "attention": "plates are judged, but a person is needed",
-    "not_production": "the result is of a simulated, replayed or unsigned camera; never with ok",
+    "not_production": "the result is of a simulated, replayed or unsigned camera, or of a "
+    "model that nobody signed; never with ok",
     "ack": "the result has been read; off again before the next one is shown",
-    "ack_hold": "acknowledges a held FAIL and late plates, when it goes on",
+    "ack_hold": "acknowledges a held FAIL or UNDECIDED, and late plates, when it goes on",
 }
 
 WORDS: tuple[Word, ...] = (

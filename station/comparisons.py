@@ -63,6 +63,9 @@ class Opinions:
     reason: str
     sample: int = 0
     account: str = ""
+    seen: str | None = None
+    """When that was said of the flip which this person was shown, empty for nothing; None where a
+    program did not tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +266,7 @@ def _opinions(row: Row) -> Opinions:
         reason=detail["reason"],
         sample=int(detail.get("sample", "0")),
         account=row.get("account", ""),
+        seen=detail.get("seen"),
     )
 
 
@@ -324,6 +328,12 @@ def _no_signature(known: Comparisons, sha256: str, said: Opinions) -> str:
     if len(said.result_ids) != 1:
         return "one flip at a time, or a sample"
     before = one.by_result.get(said.result_ids[0])
+    stands = before.at if before is not None else ""
+    if before is not None and said.seen not in (None, stands):
+        return (
+            f"{before.who} said meanwhile of {said.result_ids[0]}: {before.opinion}; look at "
+            "it, and why, before you sign"
+        )
     is_withdrawn = before is not None and (before.opinion, said.opinion) == ("escape", "accepted")
     if before is not None and is_withdrawn and is_one_person(before.who, said.who):
         return f"{before.who} called {said.result_ids[0]} an escape; another person may accept it"
@@ -352,13 +362,15 @@ def signed_change(
     who: str,
     reason: str,
     sample: int = 0,
+    seen: str | None = None,
 ) -> ChangeBody:
-    """The row with which a person signs flips."""
+    """The row with which a person signs flips. `seen`: see `Opinions`."""
     detail = {
         "comparison": comparison.sha256,
         "result_ids": json.dumps(list(result_ids)),
         "opinion": opinion,
         "reason": reason,
         **({"sample": str(sample)} if sample else {}),
+        **({"seen": seen} if seen is not None else {}),
     }
     return ChangeBody(station_id=station_id, what=SIGNED, who=who, detail=detail)

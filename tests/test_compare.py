@@ -113,6 +113,18 @@ def test_an_escape_keeps_it_open_until_another_person_takes_it_back() -> None:
     assert only(rows).is_complete
 
 
+def test_an_opinion_is_only_of_what_its_person_was_shown() -> None:
+    rows = [compared(1)]
+    name = only(rows).to_sign
+    unseen = signed_change("s", only(rows), name, "accepted", "bob", "fine", seen="").as_json()
+    assert not objection(register(rows), unseen)
+    rows.append(signed(only(rows), name, "escape"))
+    assert "meanwhile" in objection(register(rows), unseen)
+    at = only(rows).by_result[name[0]].at
+    rows.append(signed_change("s", only(rows), name, "accepted", "bob", "f", seen=at).as_json())
+    assert only(rows).is_complete
+
+
 def test_a_sample_is_what_the_seed_draws_and_large_enough() -> None:
     rows = [compared(200, confirmed=2)]
     one = only(rows)

@@ -19,7 +19,7 @@ from station.comparisons import (
 from station.log_reader import Reader, judged
 from station.roles import Person, Role
 from station.web.context import Web
-from station.web.errors import conflict, not_found
+from station.web.errors import PageError, conflict, not_found
 from station.web.pages import WebRouter
 
 router = WebRouter("/engineer/models")
@@ -94,7 +94,11 @@ class FlipsPage(BaseModel):
     after: int | None
     sample: int
     """Size of the smallest sample that is enough."""
+    is_sample: bool
+    """`flips` are of that one, not of all."""
     may_sign: bool
+    may_sign_sample: bool
+    """At its end: whoever comes there was shown all of it."""
 
 
 class SignForm(BaseModel):
@@ -103,6 +107,8 @@ class SignForm(BaseModel):
     result_id: str = Field("", max_length=100)
     sample: int = Field(0, ge=0, le=_LARGEST)
     opinion: Literal["accepted", "escape"] = "accepted"
+    seen: str = Field("", max_length=40)
+    """When that was said of the plate which the page showed; empty for nothing."""
     reason: str = Field(min_length=1, max_length=1000)
     back: str = ""
 
@@ -114,7 +120,8 @@ class Signed(BaseModel):
     result_ids: list[str]
     opinion: str
     row: int
-    is_complete: bool
+    is_complete: bool | None
+    """None where the log could not be read again just then."""
 
 
 @router.page("", template="engineer/models.html", role=Role.VIEWER)
@@ -136,14 +143,17 @@ def flips(web: Web, person: Person, sha256: str, start: int = 0, sample: bool = 
         start = max(0, min(start, max(0, len(names) - 1)))
         shown = names[start : start + _PAGE]
         rows = [_flip(reader, one, name, name in drawn) for name in shown]
+    is_last, may_sign = start + _PAGE >= len(names), person.may(Role.REVIEWER)
     return FlipsPage(
         comparison=_comparison(one),
         flips=rows,
         start=start,
         before=max(0, start - _PAGE) if start else None,
-        after=start + _PAGE if start + _PAGE < len(names) else None,
+        after=None if is_last else start + _PAGE,
         sample=len(drawn),
-        may_sign=person.may(Role.REVIEWER),
+        is_sample=sample,
+        may_sign=may_sign,
+        may_sign_sample=may_sign and sample and is_last and bool(drawn),
     )
 
 
@@ -164,17 +174,25 @@ def sign_flip(web: Web, person: Person, sha256: str, form: SignForm) -> Signed:
         person.name,
         " ".join(form.reason.split()),
         form.sample,
+        None if form.sample else form.seen,
     )
     (number,) = web.submit([row], person)
-    with web.reader() as reader:
-        one = _known(reader, one.sha256)
     return Signed(
         comparison=one.sha256,
         result_ids=list(names),
         opinion=form.opinion,
         row=number,
-        is_complete=one.is_complete,
+        is_complete=_is_complete(web, one.sha256),
     )
+
+
+def _is_complete(web: Web, sha256: str) -> bool | None:
+    """After a commit, which nothing that goes wrong here takes back."""
+    try:
+        with web.reader() as reader:
+            return _known(reader, sha256).is_complete
+    except PageError:
+        return None
 
 
 def _known(reader: Reader, sha256: str) -> Comparison:

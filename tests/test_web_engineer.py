@@ -103,6 +103,24 @@ def test_every_key_of_a_recipe_has_its_meaning_in_three_languages() -> None:
 # --- recipes --------------------------------------------------------------------------------------
 
 
+def test_a_form_is_of_the_version_that_it_was_opened_on(tmp_path: Path) -> None:
+    """What another person does meanwhile is neither taken back unseen nor built upon."""
+    with web_rig(tmp_path, plates=0) as rig, running_journal(rig.station):
+        ann, bob = (rig.client_of(Role.ENGINEER, name) for name in ("ann", "bob"))
+        shown = ann.get("/engineer/recipes/active/edit.json").json()
+        assert (shown["base"], shown["next_version"]) == (FIRST, 2)
+        form = ann.get("/engineer/recipes/active/edit").text
+        assert f'action="/engineer/recipes/{FIRST}/propose"' in form
+        assert 'name="version" value="2"' in form
+        address = f"/engineer/recipes/{FIRST}/propose.json"
+        hers = proposal(ann, "active", **{"plate.tolerance_mm": "2.5"})
+        his = proposal(bob, "active", **{"plate.edge_margin_mm": "2.5"})
+        assert bob.send_json(address, his).json()["proposed"] == "small@2"
+        refused = ann.send_json(address, hers)
+        assert (refused.status_code, refused.json()["key"]) == (409, "engineer.version_taken")
+        assert ann.send_json(address, {**hers, "version": "3"}).json()["proposed"] == "small@3"
+
+
 def test_a_recipe_goes_from_a_form_to_an_approved_version(
     rig: WebRig, ann: PageClient, bob: PageClient
 ) -> None:

@@ -31,7 +31,7 @@ from station.recipes import (
 )
 from station.roles import Person, Role
 from station.web.context import Web
-from station.web.errors import PageError, not_found
+from station.web.errors import PageError, conflict, not_found
 from station.web.pages import WebRouter
 
 router = WebRouter("/engineer")
@@ -280,10 +280,16 @@ def recipe(web: Web, person: Person, name: str) -> RecipePage:
 
 @router.page("/recipes/{name}/edit", template="engineer/edit.html", role=Role.ENGINEER)
 def edit_recipe(web: Web, name: str) -> EditPage:
-    """A form that makes the next version of this one."""
+    """A form that makes the next version of this one. `active` is the one that is so now: what it
+    is when the form is sent does not matter."""
     desk = _desk(web)
-    draft = _draft(desk, name)
-    return EditPage(base=name, next_version=draft.version, fields=_fields(flat_texts(draft)))
+    base = _load(desk, name)
+    draft = _draft(desk, base)
+    return EditPage(
+        base=name_of(base.value.id, base.value.version),
+        next_version=draft.version,
+        fields=_fields(flat_texts(draft)),
+    )
 
 
 # --- steps ----------------------------------------------------------------------------------------
@@ -298,9 +304,12 @@ def edit_recipe(web: Web, name: str) -> EditPage:
 def propose_recipe(
     web: Web, person: Person, request: Request, name: str, form: ProposalForm
 ) -> EditPage:
-    """Propose the next version of a recipe; another person approves it."""
+    """Propose the next version of a recipe; another person approves it. Refused where the form was
+    of another next version: somebody proposed one meanwhile."""
     desk, reason = _desk(web), " ".join(form.reason.split())
-    draft = _draft(desk, name)
+    draft = _draft(desk, _load(desk, name))
+    if form.keys.get("version", str(draft.version)) != str(draft.version):
+        raise conflict("engineer.version_taken", version=draft.version)
     given = {**form.keys, "id": draft.id, "version": str(draft.version)}
     page = EditPage(base=name, next_version=draft.version, fields=_fields(given), reason=reason)
     try:
@@ -359,9 +368,9 @@ def _desk(web: Web) -> Desk:
         return Desk(web.configuration, register(reader.recipe_changes()))
 
 
-def _draft(desk: Desk, name: str) -> Recipe:
+def _draft(desk: Desk, base: Loaded[Recipe]) -> Recipe:
     try:
-        return desk.draft(_load(desk, name))
+        return desk.draft(base)
     except RecipeError as error:
         raise PageError(409, "errors.refused", why=str(error)) from error
 

@@ -1,13 +1,14 @@
 """Which precision judges here: the fastest that the gate has passed with this model and recipe, on
 this very processor and runtime; fp32 otherwise.
 
-The gate (`vqi model benchmark --config FILE`) writes one record for a recipe and a model. Whoever
-judges plates as the station does (`vqi run`, `inspect --config`, `bench`) loads its classifier
-here.
+The gate (`vqi model benchmark --config FILE`) writes one record for a recipe's file and a model.
+Whoever judges plates as the station does (`vqi run`, `inspect --config`, `bench`) loads its
+classifier here.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 from dataclasses import dataclass
@@ -156,7 +157,7 @@ def _choose(
     if recipe.value.model.unsure_above is not None or card.threshold.unsure_above is not None:
         return None, "fp32: the gate compares no plates that are neither PASS nor FAIL", False
     try:
-        record = read_record(directory, recipe.value.id, card.sha256)
+        record = read_record(directory, recipe.value.id, card.sha256, recipe.sha256)
         if record is None:
             return None, f"fp32: no gate has run here ({RUN_THE_GATE})", False
         stale = _stale(record, recipe, card, settings.camera.pixel_pitch_mm)
@@ -220,13 +221,27 @@ def derived_path(directory: Path, sha256: str) -> Path:
     return directory / f"{sha256}.onnx"
 
 
-def record_path(directory: Path, recipe_id: str, model_sha256: str) -> Path:
-    return directory / f"{recipe_id}-{model_sha256[:16]}.json"
+def record_path(directory: Path, recipe_id: str, model_sha256: str, recipe_sha256: str) -> Path:
+    """A version of a recipe has one of its own: its gate may run while the one before judges."""
+    return directory / f"{recipe_id}-{model_sha256[:16]}-{recipe_sha256[:16]}.json"
 
 
-def read_record(directory: Path, recipe_id: str, model_sha256: str) -> GateRecord | None:
-    """The gate's record; None if no gate has run. Raises `ModelError` if it is damaged."""
-    path = record_path(directory, recipe_id, model_sha256)
+def read_record(
+    directory: Path, recipe_id: str, model_sha256: str, recipe_sha256: str
+) -> GateRecord | None:
+    """The gate's record of this recipe's file; where there is none, the newest of another file of
+    its id; None if no gate has run. Raises `ModelError` if it is damaged."""
+    own = _read(record_path(directory, recipe_id, model_sha256, recipe_sha256))
+    if own is not None:
+        return own
+    # Files of earlier programs do not name the recipe's sha256.
+    pattern = f"{glob.escape(recipe_id)}-{model_sha256[:16]}*.json"
+    others = filter(None, map(_read, sorted(directory.glob(pattern))))
+    return max(others, key=lambda one: (one.recipe_sha256 == recipe_sha256, one.made_at), default=None)
+
+
+def _read(path: Path) -> GateRecord | None:
+    """None if there is none. Raises `ModelError` if it is damaged."""
     try:
         path.stat()
     except FileNotFoundError:
@@ -248,7 +263,9 @@ def write_record(directory: Path, record: GateRecord, derived: dict[str, bytes])
     directory.mkdir(parents=True, exist_ok=True)
     for sha256, model in derived.items():
         _write(derived_path(directory, sha256), model)
-    path = record_path(directory, record.recipe_id, record.model_sha256)
+    path = record_path(
+        directory, record.recipe_id, record.model_sha256, record.recipe_sha256
+    )
     file = _File(sha256=_sha256(record), record=record)
     _write(path, file.model_dump_json(indent=1).encode() + b"\n")
     return path

@@ -407,6 +407,27 @@ def test_a_record_of_something_else_is_ignored(
     assert re.search(why, chosen.why), chosen.why
 
 
+def test_the_gate_of_the_next_version_leaves_the_record_of_the_one_that_judges(
+    station: Station, passed: GateRecord
+) -> None:
+    following = passed.model_copy(update={"recipe_sha256": "f" * 64, "made_at": "2100-01-01"})
+    for record in (passed, following):
+        write_record(station.directory, record, {})
+    assert load_classifier(station.configuration, station.recipe, 1).classifier.precision == "bf16"
+    key = (passed.recipe_id, passed.model_sha256)
+    assert read_record(station.directory, *key, "f" * 64) == following
+    assert read_record(station.directory, *key, "0" * 64) == following, "the newest, not to be used"
+
+
+def test_a_record_under_the_name_of_earlier_programs_holds_for_its_own_recipe(
+    station: Station, passed: GateRecord
+) -> None:
+    path = write_record(station.directory, passed, {})
+    path.rename(path.with_name(f"{passed.recipe_id}-{passed.model_sha256[:16]}.json"))
+    write_record(station.directory, passed.model_copy(update={"recipe_sha256": "f" * 64}), {})
+    assert load_classifier(station.configuration, station.recipe, 1).classifier.precision == "bf16"
+
+
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
@@ -476,8 +497,9 @@ def test_the_whole_gate_writes_a_record_that_holds(station: Station, fp32: Class
     record, path = run_gate(
         station.configuration, station.recipe, fp32, "vqi test", station.plan, lambda: None
     )
-    assert path == record_path(station.directory, "small", fp32.model_sha256)
-    assert read_record(station.directory, "small", fp32.model_sha256) == record
+    key = ("small", fp32.model_sha256, station.recipe.sha256)
+    assert path == record_path(station.directory, *key)
+    assert read_record(station.directory, *key) == record
     assert [each.precision for each in record.candidates] == ["bf16", "fp16", "int8"]
     assert record.pixel_pitch_mm == 0.1
     assert 0 <= record.limit_samples <= station.plan.judged_plates // 4

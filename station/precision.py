@@ -235,9 +235,12 @@ def read_record(
     if own is not None:
         return own
     # Files of earlier programs do not name the recipe's sha256.
-    pattern = f"{glob.escape(recipe_id)}-{model_sha256[:16]}*.json"
-    others = filter(None, map(_read, sorted(directory.glob(pattern))))
-    return max(others, key=lambda one: (one.recipe_sha256 == recipe_sha256, one.made_at), default=None)
+    name = f"{recipe_id}-{model_sha256[:16]}"
+    earlier = _read(directory / f"{name}.json")
+    if earlier is not None and earlier.recipe_sha256 == recipe_sha256:
+        return earlier
+    others = filter(None, map(_read, directory.glob(f"{glob.escape(name)}-*.json")))
+    return max([*others, *([earlier] if earlier else [])], key=lambda one: one.made_at, default=None)
 
 
 def _read(path: Path) -> GateRecord | None:
@@ -263,9 +266,7 @@ def write_record(directory: Path, record: GateRecord, derived: dict[str, bytes])
     directory.mkdir(parents=True, exist_ok=True)
     for sha256, model in derived.items():
         _write(derived_path(directory, sha256), model)
-    path = record_path(
-        directory, record.recipe_id, record.model_sha256, record.recipe_sha256
-    )
+    path = record_path(directory, record.recipe_id, record.model_sha256, record.recipe_sha256)
     file = _File(sha256=_sha256(record), record=record)
     _write(path, file.model_dump_json(indent=1).encode() + b"\n")
     return path

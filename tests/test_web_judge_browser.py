@@ -137,8 +137,10 @@ def test_the_open_list_is_left_by_one_touch(crowded: WebRig, page: Page) -> None
         page.locator(".judge-cards button").first.tap()
         page.wait_for_url("**judged=**")
         assert page.locator(".judge-cards > .card").count() == count - 1
+        judged = page.url
         page.locator(".judge-done button").tap()
-        page.locator(".judge-done").wait_for()
+        page.wait_for_url(lambda url: "judged=" in url and url != judged)
+        assert page.locator(".judge-cards > .card").count() == count
 
 
 def test_a_refusal_is_said_beside_what_was_touched(crowded: WebRig, page: Page) -> None:

@@ -98,7 +98,7 @@ class FlipsPage(BaseModel):
     """`flips` are of that one, not of all."""
     may_sign: bool
     may_sign_sample: bool
-    """At its end: whoever comes there was shown all of it."""
+    """At its end, to which the pages before lead."""
 
 
 class SignForm(BaseModel):

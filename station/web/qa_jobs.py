@@ -202,14 +202,19 @@ class Jobs:
     def _settle(self, job_id: str, said: Json) -> None:
         """Its files first: who sees that a job has ended finds them as they stay."""
         with self._lock:
-            job = _ended(self._jobs[job_id], said)
+            begun = self._jobs.get(job_id)
+            if begun is None:  # given up, and its room taken since
+                self._processes.pop(job_id, None)
+                return
+        job = _ended(begun, said)
         with contextlib.suppress(OSError):
             if job.state is not State.DONE:
                 _empty(self.folder_of(job))
             self._write(job)
         with self._lock:
             self._processes.pop(job_id, None)
-            self._jobs[job_id] = job
+            if job_id in self._jobs:
+                self._jobs[job_id] = job
 
     # --- what is kept -----------------------------------------------------------------------------
 

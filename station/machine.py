@@ -26,7 +26,8 @@ def test_on_this_machine(classifier: Classifier, directory: Path) -> dict[str, s
     Returns the record, for the log's `start` row: a change of it is a chained one. Raises
     `ModelError` that names what differs.
     """
-    known = _read(directory).get(_key(classifier))
+    recorded = _read(directory)
+    known = recorded.get(_key(classifier), recorded.get(_former_key(classifier)))
     if known is None:
         return _record(classifier, directory, {"accepted": "on first sight"})
     try:
@@ -56,6 +57,14 @@ def _record(classifier: Classifier, directory: Path, accepted: dict[str, str]) -
 
 
 def _key(classifier: Classifier) -> str:
+    """Bytes that were derived of the model are others for each version of a recipe."""
+    variant = classifier.variant
+    derived = variant.derived_sha256 if variant is not None else None
+    return _former_key(classifier) + (f" {derived[:16]}" if derived else "")
+
+
+def _former_key(classifier: Classifier) -> str:
+    """As entries were written while a model had one for all that is derived of it."""
     precision = classifier.precision
     return classifier.model_sha256 + ("" if precision == "fp32" else f" {precision}")
 

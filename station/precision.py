@@ -8,7 +8,7 @@ classifier here.
 
 from __future__ import annotations
 
-import glob
+import contextlib
 import hashlib
 import os
 from dataclasses import dataclass
@@ -158,6 +158,8 @@ def _choose(
         return None, "fp32: the gate compares no plates that are neither PASS nor FAIL", False
     try:
         record = read_record(directory, recipe.value.id, card.sha256, recipe.sha256)
+        if record is None:  # one of another version says why this is slower than it was
+            record = _last_of_another_version(directory, recipe.value.id, card.sha256)
         if record is None:
             return None, f"fp32: no gate has run here ({RUN_THE_GATE})", False
         stale = _stale(record, recipe, card, settings.camera.pixel_pitch_mm)
@@ -222,29 +224,42 @@ def derived_path(directory: Path, sha256: str) -> Path:
 
 
 def record_path(directory: Path, recipe_id: str, model_sha256: str, recipe_sha256: str) -> Path:
-    """A version of a recipe has one of its own: its gate may run while the one before judges."""
+    """One for each version of a recipe: what puts the next one through the gate leaves the record
+    of the one that judges."""
     return directory / f"{recipe_id}-{model_sha256[:16]}-{recipe_sha256[:16]}.json"
+
+
+def _former_path(directory: Path, recipe_id: str, model_sha256: str) -> Path:
+    """Where a record lay while all versions of a recipe had one; nothing writes it any more."""
+    return directory / f"{recipe_id}-{model_sha256[:16]}.json"
 
 
 def read_record(
     directory: Path, recipe_id: str, model_sha256: str, recipe_sha256: str
 ) -> GateRecord | None:
-    """The gate's record of this recipe's file; where there is none, the newest of another file of
-    its id; None if no gate has run. Raises `ModelError` if it is damaged."""
-    own = _read(record_path(directory, recipe_id, model_sha256, recipe_sha256))
-    if own is not None:
-        return own
-    # Files of earlier programs do not name the recipe's sha256.
-    name = f"{recipe_id}-{model_sha256[:16]}"
-    earlier = _read(directory / f"{name}.json")
-    if earlier is not None and earlier.recipe_sha256 == recipe_sha256:
-        return earlier
-    others = filter(None, map(_read, directory.glob(f"{glob.escape(name)}-*.json")))
-    return max([*others, *([earlier] if earlier else [])], key=lambda one: one.made_at, default=None)
+    """The gate's record of this very file of the recipe; None if no gate has run with it. Raises
+    `ModelError` if it is damaged."""
+    record = _read(record_path(directory, recipe_id, model_sha256, recipe_sha256))
+    if record is None:
+        former = _read(_former_path(directory, recipe_id, model_sha256))
+        record = former if former and former.recipe_sha256 == recipe_sha256 else None
+    return record
+
+
+def _last_of_another_version(
+    directory: Path, recipe_id: str, model_sha256: str
+) -> GateRecord | None:
+    """The newest record of this model with any file of the recipe; those damaged say nothing."""
+    former = _former_path(directory, recipe_id, model_sha256)
+    found = []
+    for path in (former, *directory.glob(f"{former.stem}-*.json")):
+        with contextlib.suppress(ModelError):
+            found.append(_read(path))
+    return max(filter(None, found), key=lambda record: record.made_at, default=None)
 
 
 def _read(path: Path) -> GateRecord | None:
-    """None if there is none. Raises `ModelError` if it is damaged."""
+    """None where there is none. Raises `ModelError` if it is damaged."""
     try:
         path.stat()
     except FileNotFoundError:

@@ -25,6 +25,7 @@ from models.registry import shipped_weights
 from models.runtimes import (
     Precision,
     PrecisionUnavailable,
+    Runner,
     _compile,
     _front_end,
     _read,
@@ -36,6 +37,7 @@ from models.runtimes import (
     find,
     runtime_name,
 )
+from station import machine
 from station.config import Configuration, Loaded, Recipe, load_configuration, load_recipe
 from station.gate import (
     Candidate,
@@ -407,25 +409,65 @@ def test_a_record_of_something_else_is_ignored(
     assert re.search(why, chosen.why), chosen.why
 
 
-def test_the_gate_of_the_next_version_leaves_the_record_of_the_one_that_judges(
+def test_the_next_version_leaves_the_record_of_the_one_that_judges(
     station: Station, passed: GateRecord
 ) -> None:
-    following = passed.model_copy(update={"recipe_sha256": "f" * 64, "made_at": "2100-01-01"})
-    for record in (passed, following):
-        write_record(station.directory, record, {})
+    first = write_record(station.directory, passed, {})
+    later = {"recipe_sha256": "0" * 64, "made_at": "9999-01-01T00:00:00.000000Z"}
+    second = write_record(station.directory, passed.model_copy(update=later), {})
+    assert second != first
     assert load_classifier(station.configuration, station.recipe, 1).classifier.precision == "bf16"
-    key = (passed.recipe_id, passed.model_sha256)
-    assert read_record(station.directory, *key, "f" * 64) == following
-    assert read_record(station.directory, *key, "0" * 64) == following, "the newest, not to be used"
+    first.unlink()
+    chosen = load_classifier(station.configuration, station.recipe, 1)
+    assert chosen.is_warning
+    assert "recipe's file was 0000" in chosen.why
 
 
-def test_a_record_under_the_name_of_earlier_programs_holds_for_its_own_recipe(
+def test_a_record_by_its_former_name_holds_for_its_own_version_only(
     station: Station, passed: GateRecord
 ) -> None:
-    path = write_record(station.directory, passed, {})
-    path.rename(path.with_name(f"{passed.recipe_id}-{passed.model_sha256[:16]}.json"))
-    write_record(station.directory, passed.model_copy(update={"recipe_sha256": "f" * 64}), {})
+    former = station.directory / f"small-{passed.model_sha256[:16]}.json"
+    write_record(station.directory, passed, {}).rename(former)
     assert load_classifier(station.configuration, station.recipe, 1).classifier.precision == "bf16"
+    before = former.read_bytes()
+    other = passed.model_copy(update={"recipe_sha256": "0" * 64})
+    path = write_record(station.directory, other, {})
+    assert former.read_bytes() == before
+    assert load_classifier(station.configuration, station.recipe, 1).classifier.precision == "bf16"
+    path.rename(former)
+    chosen = load_classifier(station.configuration, station.recipe, 1)
+    assert chosen.classifier.precision == "fp32"
+    assert chosen.is_warning
+    assert "recipe's file was 0000" in chosen.why
+    former.write_text("{}")
+    assert "damaged" in load_classifier(station.configuration, station.recipe, 1).why
+    write_record(station.directory, passed, {})
+    assert load_classifier(station.configuration, station.recipe, 1).classifier.precision == "bf16"
+
+
+def test_what_is_derived_for_the_next_version_leaves_this_machines_scores_of_the_other(
+    tmp_path: Path, fp32: Classifier
+) -> None:
+    def derived(runner: Runner, sha256: str) -> Classifier:
+        golden = tuple(map(float, defect_scores(runner, fp32.golden_tiles())))
+        variant = Variant("int8", 0.5, golden, tmp_path / "x.onnx", sha256)
+        return Classifier(SHIPPED, fp32.card, [runner], variant)
+
+    first = derived(fp32.runners[0], "1" * 64)
+    second = derived(build_runner("bf16", MODEL, "bf16"), "2" * 64)
+    machine.accept_scores(first, tmp_path, "the precision gate")
+    machine.accept_scores(second, tmp_path, "the precision gate")
+    for one in (first, second):
+        kept = machine.test_on_this_machine(one, tmp_path)
+        assert kept["scores_sha256"] == one.machine_bits().scores_sha256
+
+    path = tmp_path / "machine-scores.json"
+    known = json.loads(path.read_text())
+    entry = known[f"{fp32.model_sha256} int8 {'1' * 16}"]
+    path.write_text(json.dumps({f"{fp32.model_sha256} int8": entry}))
+    assert machine.test_on_this_machine(first, tmp_path) == entry, "of before"
+    with pytest.raises(ModelError, match="recorded scores no longer hold"):
+        machine.test_on_this_machine(second, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -497,9 +539,9 @@ def test_the_whole_gate_writes_a_record_that_holds(station: Station, fp32: Class
     record, path = run_gate(
         station.configuration, station.recipe, fp32, "vqi test", station.plan, lambda: None
     )
-    key = ("small", fp32.model_sha256, station.recipe.sha256)
-    assert path == record_path(station.directory, *key)
-    assert read_record(station.directory, *key) == record
+    named = "small", fp32.model_sha256, station.recipe.sha256
+    assert path == record_path(station.directory, *named)
+    assert read_record(station.directory, *named) == record
     assert [each.precision for each in record.candidates] == ["bf16", "fp16", "int8"]
     assert record.pixel_pitch_mm == 0.1
     assert 0 <= record.limit_samples <= station.plan.judged_plates // 4

@@ -25,6 +25,7 @@ from models.card import read_card
 from station.lending import Lending
 from station.live_frames import LivePicture
 from station.log_reader import Reader
+from station.precision import GateRecord, GateSetRecord, write_record
 from station.processes import ask_all
 from station.recipe_desk import Desk
 from station.recipe_form import fields
@@ -322,6 +323,36 @@ def test_what_does_not_answer_or_is_old_is_not_shown_as_good(rig: WebRig) -> Non
         assert not page["is_ready"]
         assert set().union(*levels.values()) == {"unknown"}
         assert rig.client().get("/engineer").status_code == 200
+    finally:
+        rig.live.live = Live()
+
+
+def test_the_gate_shown_is_that_of_the_version_that_judges(rig: WebRig) -> None:
+    gate_set = GateSetRecord(
+        recipe="", seed=1, plates=1, tiles=1, defective=1, sha256="", is_as_on_card=None, auroc=1.0
+    )
+    record = GateRecord(
+        made_at="2026-03-02T06:00:00.000000Z", command="a test", model_id="m",
+        model_sha256="a" * 64, recipe_id="small", recipe_sha256="1" * 64, processor="", limits=(),
+        fp32_runtime="", fp32_ms_per_tile=1.0, fp32_threshold=0.5, gate_set=gate_set,
+        pixel_pitch_mm=0.1, seed=1, choosing_plates=1, judged_plates=1, limit_samples=0,
+        candidates=(),
+    )  # fmt: skip
+    write_record(rig.web.configuration.value.precision_dir, record, {})
+
+    def gate_at(recipe_sha256: str) -> str | None:
+        station = {
+            **{"state": "OPERATIONAL", "ready": True, "problems": {}, "tick_age_s": 0.1},
+            "recipe": {"id": "small", "version": 1, "sha256": recipe_sha256},
+            "model": {"id": "m", "sha256": "a" * 64, "runtime": "", "precision": "fp32"},
+        }
+        rig.live.live = Live(station=station, is_stale=False)
+        shown: str | None = rig.client().get("/engineer.json").json()["model"]["gate_at"]
+        return shown
+
+    try:
+        assert gate_at("1" * 64) == record.made_at
+        assert gate_at("2" * 64) is None
     finally:
         rig.live.live = Live()
 

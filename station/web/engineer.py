@@ -432,7 +432,7 @@ def _model(web: Web, station: Json) -> ModelShown | None:
     with contextlib.suppress(ModelError, OSError):
         directory = web.configuration.value.precision_dir
         record = read_record(directory, recipe["id"], shown.sha256, recipe["sha256"])
-        if record is not None and record.recipe_sha256 == recipe["sha256"]:
+        if record is not None:
             shown.gate_at = record.made_at
             shown.gate_passed = [one.precision for one in record.candidates if one.is_passed]
             shown.gate_refused = [

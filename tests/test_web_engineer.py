@@ -342,7 +342,10 @@ def test_the_gate_shown_is_that_of_the_version_that_judges(rig: WebRig) -> None:
 
     def gate_at(recipe_sha256: str) -> str | None:
         station = {
-            **{"state": "OPERATIONAL", "ready": True, "problems": {}, "tick_age_s": 0.1},
+            "state": "OPERATIONAL",
+            "ready": True,
+            "problems": {},
+            "tick_age_s": 0.1,
             "recipe": {"id": "small", "version": 1, "sha256": recipe_sha256},
             "model": {"id": "m", "sha256": "a" * 64, "runtime": "", "precision": "fp32"},
         }

@@ -417,6 +417,19 @@ def test_a_pulse_beside_an_error(scene: Scene, beside_ms: int, count: int) -> No
     assert scene.found().get("wrong_rejects", 0) == count
 
 
+@pytest.mark.parametrize(("before_its_verdict_ms", "count"), [(10, 0), (-10, 1)])
+def test_a_pulse_that_begins_beside_an_error(
+    scene: Scene, before_its_verdict_ms: int, count: int
+) -> None:
+    """A station that judges may have no link to the PLC; one that died gives no pulse."""
+    good = scene.good(10)
+    scene.healthy(range(10, good))
+    scene.plate(good)
+    scene.accept(good)
+    scene.wire("error", scene.decided_ns(good) - before_its_verdict_ms * 1_000_000, 5000)
+    assert scene.found().get("wrong_rejects", 0) == count
+
+
 def test_the_module_times_a_pulse_by_its_own_clock(tmp_path: Path) -> None:
     """However late its process comes to it."""
     module = _Module(tmp_path / "panel")

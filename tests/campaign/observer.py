@@ -358,18 +358,26 @@ class Observer:
                 found.append(f"accept at {on.since_ns} stayed {(off_ns - on.since_ns) / 1e9:.2f} s")
         return found
 
+    def _is_judging_between(self, from_ns: int, to_ns: int) -> bool:
+        """Whether the station decided by what it saw: one with an ERROR of its own does not."""
+        first = bisect.bisect_right(self._decided, from_ns, key=_when)
+        last = bisect.bisect_left(self._decided, to_ns, key=_when)
+        return any(body["verdict"] != "UNDECIDED" for _, body in self._decided[first:last])
+
     def _plate_at_accept(self, at_ns: int) -> int:
         """The plate that is at the accept point, or was there last."""
         row = self.belt.row_at(at_ns) - self._accept_rows
         return self.belt.lap.plates_before(row - self._firm_rows)
 
     def _accepts_beside_error(self, since_ns: int) -> list[str]:
-        """A pulse that goes on though nobody answers for it any more."""
+        """A pulse that goes on, or begins, though nobody answers for it any more."""
         found = []
         for on in self.wires.on("accept", since_ns):
             if on.until_ns is None or self._blind_in(on.since_ns, on.until_ns):
                 continue
             for error in self.wires.on("error", since_ns):
+                if self._is_judging_between(error.since_ns, on.since_ns):
+                    continue  # what a process left that died, while there was no link to the PLC
                 began_ns = max(on.since_ns, error.since_ns)
                 ended_ns = min(on.until_ns, error.until_ns or on.until_ns)
                 if ended_ns - began_ns > _CANCEL_LIMIT_NS:

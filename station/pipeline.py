@@ -142,7 +142,7 @@ _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
 _NOT_BLOCKING = {
     *("lamp", "log", "recording", "plc", "accept", "late", "pictures", "disk", "upkeep"),
-    *("scanner", "serials", "recipe", "parity", "samples_due"),
+    *("scanner", "serials", "recipe", "parity", "samples_due", "drift"),
 }
 _DROPS_READY = {"lamp", "accept", "late", "disk", "recipe", "parity", "samples_due"}
 """Problems that keep no plate from being judged, but must keep the next one from coming."""

@@ -419,6 +419,8 @@ def test_a_row_of_drift_that_is_refused_ends_no_station(tmp_path: Path) -> None:
     assert parts._drift.status()["state"] == "learning"
     assert "have limits already" in parts._problems["drift"]
     assert any("have limits already" in text for text in parts._attention_texts)
+    assert parts._blocking == [], "plates are judged all the same"
+    assert not any(why.startswith("drift") for why in parts._not_ready)
     # Here some are known: others are not even sent, nor what rests on them.
     parts._outbox._unsent.clear()
     parts._say_drift([first])

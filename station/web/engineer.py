@@ -338,15 +338,14 @@ _ADVICE: Final = frozenset(
     (
         *("camera", "journal", "lamp", "liveness", "inspection", "log", "recording", "plc"),
         *("accept", "late", "pictures", "disk", "upkeep", "scanner", "serials", "recipe"),
-        "parity",
-        *("limit_samples", "samples_due"),
+        *("parity", "limit_samples", "samples_due", "drift"),
     )
 )
 """Parts of the station that can have a problem, for each of which a text says what to do."""
 _JUDGED_ALL_THE_SAME: Final = frozenset(
     (
         *("log", "recording", "plc", "accept", "late", "pictures", "disk", "upkeep"),
-        *("scanner", "serials", "recipe", "parity", "samples_due"),
+        *("scanner", "serials", "recipe", "parity", "samples_due", "drift"),
     )
 )
 

@@ -110,9 +110,9 @@ def measure_audit(
     directory = configuration.value.journal.directory
     with Reader(directory) as reader:
         trained = read_trained_keys(reader)
-        for body, said in _audited(reader):
+        for body, said in _audited(reader, wanted.value.id):
             picture = whole_plate(directory / IMAGES, body, reader)
-            if picture is None or body["recipe_id"] != wanted.value.id:
+            if picture is None:
                 figures.passed_over += 1
                 continue
             if not trained.isdisjoint(keys_of(body)):
@@ -146,11 +146,12 @@ def _inspector(configuration: Loaded[Configuration], recipe: Loaded[Recipe]) -> 
     return PictureInspector(recipe, classifier, configuration.value.camera.pixel_pitch_mm, 1)
 
 
-def _audited(reader: Reader) -> Iterator[tuple[Json, str]]:
-    """Audit samples, the newest first, each with what its last review says."""
+def _audited(reader: Reader, recipe_id: str) -> Iterator[tuple[Json, str]]:
+    """A product's audit samples, the newest first, each with what its last review says."""
     query = (
         select(PLATE.c.seq, PLATE.c.reviewed_verdict)
         .where(PLATE.c.is_audit_sample)
+        .where(PLATE.c.recipe_id == recipe_id)
         .where(PLATE.c.reviewed_verdict.in_([Verdict.PASS.value, Verdict.FAIL.value]))
         .order_by(PLATE.c.written_at.desc())
         .limit(MOST_PLATES)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import json
 import os
 import stat
 import tomllib
@@ -225,7 +226,8 @@ def _one_line(error: Exception) -> str:
 def trusted_entry(who: str, public: bytes, roles: Sequence[Role]) -> str:
     """As it is put into the file of trusted keys."""
     listed = ", ".join(f'"{role}"' for role in roles)
-    return f'[[key]]\nwho = "{who}"\npublic_key = "{_base64(public)}"\nroles = [{listed}]\n'
+    name = json.dumps(who)  # a TOML string too
+    return f'[[key]]\nwho = {name}\npublic_key = "{_base64(public)}"\nroles = [{listed}]\n'
 
 
 # --- what signatures come to ---------------------------------------------------------------------

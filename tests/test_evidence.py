@@ -7,6 +7,7 @@ import base64
 import csv
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -380,6 +381,9 @@ def test_parts_that_may_have_trained_are_no_audit_evidence(
         assert read_trained_keys(reader) == frozenset()
     known = measure_audit(configuration, recipe, recipe)
     assert known.may_have_trained == 0
+    value = recipe.value.model_copy(update={"id": "another"})
+    other = measure_audit(configuration, recipe, replace(recipe, value=value))
+    assert (other.good, other.defective, other.passed_over) == (0, 0, 0), "of another product"
     keys = frozenset(key for row in reviewed.rows("result") for key in keys_of(row))
     monkeypatch.setattr("station.candidate.read_trained_keys", lambda _: keys)
     found = measure_audit(configuration, recipe, recipe)

@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import tarfile
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -633,6 +634,18 @@ def test_rows_that_may_not_follow_are_refused() -> None:
 
 
 # --- the commands --------------------------------------------------------------------------------
+
+
+def test_a_key_is_made_for_a_name_that_may_sign(tmp_path: Path) -> None:
+    key, quoted = tmp_path / "key.pem", 'Anna "Ann" B'
+    words = ["keygen", "--out", str(key), "--role", "trained", "--who"]
+    refused = CliRunner().invoke(app, [*words, "Jürgen"])
+    assert refused.exit_code == 2
+    assert "not printable ASCII" in refused.stderr
+    assert not key.exists()
+    made = command(*words, quoted)
+    (entry,) = tomllib.loads(made["entry"])["key"]
+    assert entry["who"] == quoted
 
 
 def test_a_model_goes_from_one_station_to_another(tmp_path: Path, people: People) -> None:

@@ -16,6 +16,7 @@ from models.card import ModelCard, ModelError, read_card
 from models.runtimes import processor_name
 from station.cli.common import JsonOption, fail, load_or_exit, print_json, say
 from station.config import ConfigError, Configuration, Loaded
+from station.ingress import name_problem
 from station.model_desk import ModelDesk, ModelRefused, signed_bundle
 from station.model_signatures import (
     ROLES,
@@ -88,6 +89,8 @@ def keygen(
 ) -> None:
     """Make a person's key, and print what root puts into the file of trusted keys."""
     roles = _roles(role)
+    if problem := name_problem("--who", who):
+        fail(problem, 2)
     with _refusals():
         public = out.with_name(out.name + ".pub")
         name = make_key(out, public)

@@ -131,7 +131,7 @@ from station.results import (
 from station.retention import READY_LEVEL
 from station.scanner_feed import Scanned, ScannerState
 from station.serials import Serials
-from station.state import Origin, StationState, provenance
+from station.state import JUDGED_ALL_THE_SAME, Origin, StationState, provenance
 from station.strip import Joined, StripCutter, buffer_lines
 from station.systemd import exit_with_starter, notify
 from station.tied import tied
@@ -140,10 +140,8 @@ _LOG = get_logger("station")
 _CONNECT_TIMEOUT_S = 15.0
 _BUSY_LIMIT_S = 2.0
 """An inspect thread that is at one tile row for longer hangs; no tick passes it."""
-_NOT_BLOCKING = {
-    *("lamp", "log", "recording", "plc", "accept", "late", "pictures", "disk", "upkeep"),
-    *("scanner", "serials", "recipe", "parity", "samples_due", "drift"),
-}
+_NOT_BLOCKING = JUDGED_ALL_THE_SAME | {"lamp"}
+"""What a light that cannot be believed shows is no matter of the plates: they are judged, too."""
 _DROPS_READY = {"lamp", "accept", "late", "disk", "recipe", "parity", "samples_due"}
 """Problems that keep no plate from being judged, but must keep the next one from coming."""
 _LATE = "a plate passed, but was past its accept point first; acknowledge it"

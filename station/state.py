@@ -24,6 +24,16 @@ class StationState(StrEnum):
     """It cannot inspect or cannot record; the reason is in the status."""
 
 
+JUDGED_ALL_THE_SAME = frozenset(
+    (
+        *("log", "recording", "plc", "accept", "late", "pictures", "disk", "upkeep"),
+        *("scanner", "serials", "recipe", "parity", "samples_due", "drift"),
+    )
+)
+"""Parts of the station whose problems keep no plate from being judged and recorded: they call a
+person. Any other part's is a fault."""
+
+
 @dataclass(frozen=True, slots=True)
 class Commissioned:
     """What commissioning signed: the one camera whose plates are production."""

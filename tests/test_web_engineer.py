@@ -32,8 +32,10 @@ from station.recipe_form import fields
 from station.recipes import PARITY, Finding, Named, RecipeFolder, activation_of, register
 from station.record import ChangeBody
 from station.roles import Person, Role
+from station.state import JUDGED_ALL_THE_SAME
 from station.web.camera import _Desk
 from station.web.context import Web
+from station.web.engineer import _ADVICE
 from station.web.live import Live
 from station.web.pages import json_path
 from station.web.recipes import _problems, _versions
@@ -325,6 +327,17 @@ def test_what_does_not_answer_or_is_old_is_not_shown_as_good(rig: WebRig) -> Non
         assert rig.client().get("/engineer").status_code == 200
     finally:
         rig.live.live = Live()
+
+
+def test_every_part_that_may_have_a_problem_has_its_name_and_advice() -> None:
+    """Else Health calls it another fault, and says nothing of what to do."""
+    said = {part for file in Path("station").glob("*.py")
+            for part in re.findall(r'_set_problem\(\s*"([a-z_]+)"', file.read_text())}  # fmt: skip
+    assert said > {"drift", "camera"}
+    texts = catalogue()
+    assert said | JUDGED_ALL_THE_SAME <= _ADVICE
+    for part in _ADVICE:
+        assert {f"engineer.part_{part}", f"engineer.advice_{part}"} <= texts.keys(), part
 
 
 def test_the_gate_shown_is_that_of_the_version_that_judges(rig: WebRig) -> None:

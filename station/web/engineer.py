@@ -30,7 +30,7 @@ from station.recipes import RecipeFolder
 from station.record import ChangeBody
 from station.redaction import redact
 from station.roles import Person, Role
-from station.state import NotCommissioned, StationState
+from station.state import JUDGED_ALL_THE_SAME, NotCommissioned, StationState
 from station.web.context import Web
 from station.web.errors import PageError, conflict, not_found
 from station.web.line_view import NOTHING, seen_held
@@ -328,7 +328,7 @@ def _problem(part: str, cause: str) -> CheckShown:
     is_known = part in _ADVICE
     return CheckShown(
         part=part if is_known else "other",
-        level="attention" if part in _JUDGED_ALL_THE_SAME else "bad",
+        level="attention" if part in JUDGED_ALL_THE_SAME else "bad",
         cause=cause,
         advice=f"engineer.advice_{part}" if is_known else "",
     )
@@ -342,12 +342,6 @@ _ADVICE: Final = frozenset(
     )
 )
 """Parts of the station that can have a problem, for each of which a text says what to do."""
-_JUDGED_ALL_THE_SAME: Final = frozenset(
-    (
-        *("log", "recording", "plc", "accept", "late", "pictures", "disk", "upkeep"),
-        *("scanner", "serials", "recipe", "parity", "samples_due", "drift"),
-    )
-)
 
 
 def _looked_at(station: Json, problems: set[str]) -> Iterator[CheckShown]:

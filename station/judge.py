@@ -4,8 +4,6 @@ recipe's next version differs in `[model]` only (station/recipe_switch.py)."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import time
 import weakref
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from dataclasses import dataclass
 from models.card import ModelError
 from models.classifier import Classifier
 from station.config import ConfigError, Configuration, Loaded, Recipe, exit_status_of
+from station.heap import give_back_freed
 from station.machine import test_on_this_machine
 from station.model_signatures import SignedModel, UnsignedModel
 from station.model_store import ModelStore, check_bundle, judge_bundle, read_folder
@@ -105,8 +104,7 @@ def give_back_memory(former: weakref.ref[Classifier]) -> None:
     deadline = time.monotonic() + _IN_USE_LIMIT_S
     while former() is not None and time.monotonic() < deadline:
         time.sleep(_LOOK_EVERY_S)
-    with contextlib.suppress(AttributeError):  # another C library than glibc
-        ctypes.CDLL(None).malloc_trim(0)
+    give_back_freed()
 
 
 def load_judge(configuration: Loaded[Configuration], recipe: Loaded[Recipe]) -> LoadedJudge:

@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from station.clock import Clock, ClockWatch, SystemClock
 from station.config import ConfigError, Configuration, KeepRecipe
+from station.heap import give_back_freed
 from station.idle import start_idle
 from station.images import ImageError, ImageFolder, Quarantine
 from station.ingress import name_problem, words_problem
@@ -627,6 +628,7 @@ class Upkeep:
         if not self._done_in_plan:
             self._counts.sweeps += 1
             self._counts.sweep_ended_s = time.monotonic()
+            self._helpers.submit(give_back_freed)
             self._sweep_due = 0.0 if self._is_asked else time.monotonic() + _SWEEP_EVERY_S
             self._is_awaited, self._is_asked = self._is_asked, False
 

@@ -30,6 +30,7 @@ from typing import Any
 
 from station.durable import sync
 from station.lock import take_lock
+from station.log_copy import copy_log
 from station.log_reader import Reader
 from station.log_verify import Verification, verify
 from station.qms import DATABASE, IMAGES, StoreError
@@ -49,8 +50,6 @@ _CODES_BAD_DISK = {errno.EIO, errno.EBADMSG, errno.EUCLEAN}
 _INCOMING = "incoming"
 _GENERATION = re.compile(r"\d{8}T\d{6}\.\d{6}Z")
 _NAMED_BY = "%Y%m%dT%H%M%S.%fZ"
-_PAGES_A_STEP = 512
-_PAUSE_S = 0.002
 _SAMPLE = 200
 """Pictures of earlier backups that are read again."""
 _RESERVE = 50 * 10**6
@@ -224,24 +223,10 @@ def _damage_text(damages: list[str]) -> str:
 
 
 def _copy_database(journal: Path, incoming: Path) -> None:
-    """Page after page through one reading transaction: a commit meanwhile neither waits nor makes
-    it begin again; the WAL grows by what is committed until the end."""
     target = incoming / DATABASE
     target.unlink(missing_ok=True)
-    source_path = journal / DATABASE
-    _see_room(incoming, source_path.stat().st_size)
-    source = sqlite3.connect(f"{source_path.absolute().as_uri()}?mode=ro", uri=True)
-    source.isolation_level = None
-    copy = sqlite3.connect(target)
-    try:
-        source.execute("BEGIN")
-        source.execute("SELECT 1 FROM row LIMIT 1").fetchone()
-        source.backup(copy, pages=_PAGES_A_STEP, progress=lambda *_: time.sleep(_PAUSE_S))
-        copy.execute("PRAGMA journal_mode = DELETE")
-    finally:
-        copy.close()
-        source.close()
-    sync(target)
+    _see_room(incoming, (journal / DATABASE).stat().st_size)
+    copy_log(journal / DATABASE, target)
 
 
 def _copy_key(journal: Path, incoming: Path) -> None:

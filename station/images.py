@@ -7,6 +7,7 @@ evidence are made band by band while the plate arrives.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -153,7 +154,9 @@ def encode_preview(pixels: Pixels) -> tuple[bytes, int, int]:
 class Written:
     """A picture in a temporary file: its bytes are durable, its name is not."""
 
-    temporary: Path
+    temporary: str
+    """Names of pictures are joined as text: a `Path` interns each, for a table of the interpreter
+    that is built anew, megabytes at once, after some ten thousand."""
     body: ImageBody
 
 
@@ -181,11 +184,11 @@ class ImageFolder:
         for part in data:
             digest.update(part)
         sha256, (width, height) = digest.hexdigest(), size_px
-        temporary = self._temporary / uuid.uuid4().hex
+        temporary = f"{self._temporary}/{uuid.uuid4().hex}"
         try:
             _write_durably(temporary, data)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            _unlink(temporary)
             raise
         body = ImageBody.model_validate(
             {
@@ -203,9 +206,9 @@ class ImageFolder:
         """Their final names. An OSError means that nothing here may be trusted: the process must
         end, a sync is never tried again."""
         for item in written:
-            item.temporary.rename(self.directory / item.body.path)
-        for folder in {(self.directory / item.body.path).parent for item in written}:
-            sync(folder)
+            os.rename(item.temporary, f"{self.directory}/{item.body.path}")
+        for folder in {os.path.dirname(item.body.path) for item in written}:
+            sync(f"{self.directory}/{folder}")
 
     def clean(self) -> int:
         """Move what a death left unfinished to quarantine; how many files that were. A picture that
@@ -368,14 +371,20 @@ class Draft:
 
     def _remove_written(self) -> None:
         for item in self._written.values():
-            item.temporary.unlink(missing_ok=True)
+            _unlink(item.temporary)
         self._written.clear()
 
 
-def _write_durably(path: Path, data: Sequence[bytes]) -> None:
+def _unlink(path: str) -> None:
+    """Remove a file that may be gone."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def _write_durably(path: str, data: Sequence[bytes]) -> None:
     """Raises OSError if there is no room, `SyncFailed`. Only this file is synced: a sync of the
     whole file system would wait for whatever others write."""
-    with path.open("wb") as file:
+    with open(path, "wb") as file:
         file.writelines(data)
         file.flush()
         try:

@@ -106,7 +106,7 @@ def test_however_a_plate_arrives_its_pictures_are_the_same(
             shown = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
             assert np.array_equal(shown, pixels[:rows])
     left = set((folder.directory / "incoming").iterdir())
-    assert left == {item.temporary for item in at_once.written}
+    assert left == {Path(item.temporary) for item in at_once.written}
 
 
 def test_another_plate_than_the_announced_one_is_hashed_anew(tmp_path: Path) -> None:

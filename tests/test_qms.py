@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import sqlite3
 import threading
@@ -38,7 +39,7 @@ from station.record import (
     Verdict,
     result_id,
 )
-from station.snapshot import publish
+from station.snapshot import give_room_back, publish
 
 
 def opened(number: int, ordinal: int | None = None) -> OpenedBody:
@@ -284,6 +285,37 @@ def test_the_snapshot_says_what_the_live_file_says(directory: Path, tmp_path: Pa
         assert snapshot.source == "snapshot"
         assert "snapshot" in snapshot.source_note
         assert [tuple(row) for row in snapshot.rows()] == rows
+
+
+def test_the_snapshot_before_stays_whole_for_whoever_has_it(directory: Path) -> None:
+    log, snapshot, kept = (directory / name for name in (DATABASE, SNAPSHOT, "kept.db"))
+    with Store(directory) as store:
+        publish(log, snapshot)
+        with contextlib.closing(sqlite3.connect(f"file:{snapshot}?mode=ro", uri=True)) as reader:
+            before = reader.execute("SELECT * FROM row ORDER BY seq").fetchall()
+            store.append([change("later")])
+            publish(log, snapshot)
+            reader.execute("PRAGMA cache_size = 0")
+            assert reader.execute("SELECT * FROM row ORDER BY seq").fetchall() == before
+        kept.hardlink_to(snapshot)
+        publish(log, snapshot)
+        assert kept.read_bytes() == snapshot.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("others", "is_emptied"), [(0, True), (1, False)], ids=["nobody has it", "a reader has it"]
+)
+def test_a_copy_without_a_name_is_emptied(tmp_path: Path, others: int, is_emptied: bool) -> None:
+    path = tmp_path / "copy"
+    path.write_bytes(b"1" * 20_000_000)
+    with path.open("rb+") as copy, contextlib.ExitStack() as readers:
+        for _ in range(others):
+            readers.enter_context(path.open("rb"))
+        give_room_back(copy)
+        assert os.fstat(copy.fileno()).st_size == 20_000_000, "it has a name"
+        path.unlink()
+        give_room_back(copy)
+        assert (os.fstat(copy.fileno()).st_size < 20_000_000) is is_emptied
 
 
 def test_reviews_are_rows_of_their_own(directory: Path) -> None:

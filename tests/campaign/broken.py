@@ -68,8 +68,8 @@ def row_before_image() -> None:
 def no_fsync() -> None:
     from station import images
 
-    def write(path: Path, data: Any) -> None:
-        with path.open("wb") as file:
+    def write(path: str, data: Any) -> None:
+        with Path(path).open("wb") as file:
             file.writelines(data)
 
     images._write_durably = write

@@ -450,6 +450,33 @@ def test_ready_while_nothing_is_judged(scene: Scene) -> None:
     assert scene.found()["false_greens"] == 1
 
 
+@pytest.mark.parametrize(
+    ("blind_ms", "off_ms", "count"),
+    [
+        (None, 1_900, 0),
+        (None, 2_100, 1),
+        ((15, 3_000), 3_010, 0),
+        ((15, 3_000), 5_010, 1),
+        ((1_900, 3_000), 3_010, 0),
+        ((2_100, 3_000), 3_010, 1),
+    ],
+)
+def test_ok_over_a_plate_that_did_not_pass(
+    scene: Scene, blind_ms: tuple[int, int] | None, off_ms: int, count: int
+) -> None:
+    belt = scene.belt
+    good = next(n for n in range(10, 40) if not belt.is_defective(n) and belt.is_defective(n + 1))
+    for plate in (good, good + 1):
+        scene.plate(plate)
+    on_ns, failed_ns = scene.decided_ns(good) + 20_000_000, scene.decided_ns(good + 1)
+    scene.wire("ok", on_ns, (failed_ns - on_ns) // 1_000_000 + off_ms)
+    blind = None
+    if blind_ms is not None:
+        blind = (failed_ns + blind_ms[0] * 1_000_000, failed_ns + blind_ms[1] * 1_000_000)
+    found = scene.observer.judge(belt.epoch_ns, blind).counts()
+    assert found["false_greens"] == count
+
+
 # --- the belt -------------------------------------------------------------------------------------
 
 

@@ -64,11 +64,13 @@ def _move(pids: list[int], to: Path) -> None:
 
 
 def _out_of_memory(life: Life, name: str) -> Strike:
-    """The kernel's own killer takes the process, as soon as it wants one page more."""
+    """The kernel's own killer takes the process, as soon as it wants one page more. The limit comes
+    first: it is refused to a group that takes pages faster than they can be taken back."""
     pid = life.pid(name)
     began_ns = now_ns()
-    with group("memory", [pid]) as own:
+    with group("memory", []) as own:
         (own / "memory.limit_in_bytes").write_text("64K")
+        _move([pid], own)
         life.wait_gone({name: pid}, within_s=2.0)
         is_killed = "oom_kill 0" not in (own / "memory.oom_control").read_text()
     return Strike(began_ns, now_ns(), f"{name} {'killed' if is_killed else 'squeezed'}")

@@ -331,16 +331,22 @@ class Observer:
             if body is None or body["verdict"] != "PASS":
                 found.append(f"OK at {on.since_ns} after {body and body['result_id']}")
             off_ns = on.until_ns or time.monotonic_ns()
-            limit_ns = off_ns - LEASE_LIMIT_NS
-            for blind_from_ns, _ in self._blind_in(on.since_ns, off_ns):
-                limit_ns = min(limit_ns, blind_from_ns)
             later = self._decided[bisect.bisect_right(self._decided, on.since_ns, key=_when) :]
             found += [
                 f"OK stayed over {body['result_id']}, {body['verdict']}"
                 for decided_ns, body in later
-                if body["verdict"] != "PASS" and decided_ns < limit_ns
+                if body["verdict"] != "PASS" and off_ns > self._due_ns(decided_ns, off_ns)
             ]
         return found
+
+    def _due_ns(self, decided_ns: int, off_ns: int) -> int:
+        """When a wire that was still on at a verdict has to be off: the lease, and after a
+        blindness that comes meanwhile once more."""
+        due_ns = decided_ns + LEASE_LIMIT_NS
+        for blind_from_ns, blind_until_ns in self._blind_in(decided_ns, off_ns):
+            if blind_from_ns < due_ns:
+                due_ns = max(due_ns, blind_until_ns + LEASE_LIMIT_NS)
+        return due_ns
 
     def _wrong_accepts(self, since_ns: int) -> list[str]:
         """Plates that were let through and are not recorded as passed. A pulse that is not over is
